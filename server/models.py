@@ -1,0 +1,145 @@
+"""Frozen values that the rooms of the server pass to each other. No I/O, no behaviour beyond arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.protocol import Alert, Layout, Optimizer, Outcome, PredictedStep
+
+__all__ = [
+    "Alert",
+    "AlertKind",
+    "AlertLevel",
+    "AlertState",
+    "Cause",
+    "Event",
+    "Finding",
+    "Layout",
+    "Optimizer",
+    "Outcome",
+    "PredictedStep",
+    "RunState",
+    "Sample",
+    "Stage",
+    "Verdict",
+]
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    FINISHED = "finished"
+    CRASHED = "crashed"
+    STALE = "stale"
+
+
+class Stage(StrEnum):
+    """The five stages of an Adam spike (Bai et al.; docs/science.md)."""
+
+    STABLE = "stable"
+    DECOUPLED = "decoupled"
+    UNSTABLE = "unstable"
+    SPIKING = "spiking"
+    RECOVERING = "recovering"
+
+
+class AlertKind(StrEnum):
+    SPIKE_PREDICTED = "spike-predicted"
+    SPIKE = "spike"
+    DIVERGENCE = "divergence"
+    NONFINITE = "nonfinite"
+    LR_JUMP = "lr-jump"
+    BAD_BATCH = "bad-batch"
+    EPS_FLOOR = "eps-floor"
+    CUSTOM_RULE = "custom-rule"
+
+
+class AlertLevel(StrEnum):
+    WATCH = "watch"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class AlertState(StrEnum):
+    OPEN = "open"
+    ACKNOWLEDGED = "acknowledged"
+    RESOLVED = "resolved"
+
+
+class Cause(StrEnum):
+    STALE_SECOND_MOMENT = "stale-second-moment"
+    VANISHED_GRADIENTS = "vanished-gradients"
+    BAD_BATCH = "bad-batch"
+    LEARNING_RATE = "learning-rate"
+    NUMERICAL = "numerical"
+    DIVERGENCE = "divergence"
+    STATE_LOSS = "state-loss"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One record, decoded, as the detectors see it: one writer, in the order of its sequence."""
+
+    step: int
+    time: float
+    """Unix time by the training process's clock."""
+    scalars: Mapping[str, float]
+    attempt: int = 0
+    layout: Layout | None = None
+    block: NDArray[np.float32] | None = None
+    """layers × statistics of `layout`; NaN where not measured."""
+
+    def statistic(self, name: str) -> NDArray[np.float32] | None:
+        """The column of one layer statistic, shape (layers,), or None where this sample has none."""
+        if self.layout is None or self.block is None or name not in self.layout.statistics:
+            return None
+        column: NDArray[np.float32] = self.block[:, self.layout.statistics.index(name)]
+        return column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened at a step: a stage change, a spike, an lr jump, non-finite values, a rollback."""
+
+    step: int
+    kind: str
+    """"stage", "spike", "lr-jump", "nonfinite", "rollback", or an alert kind."""
+    attempt: int = 0
+    detail: Mapping[str, float | int | str | None] = field(default_factory=dict)
+    """For "stage": {"stage": …}; for "spike": {"loss": …, "baseline": …, "peak_step": …}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a detector holds to be true at a step. `alerts.lifecycle` turns findings into alerts."""
+
+    kind: AlertKind
+    level: AlertLevel
+    step: int
+    title: str
+    message: str
+    cause: Cause = Cause.UNKNOWN
+    predicted_step: PredictedStep | None = None
+    layers: tuple[str, ...] = ()
+    layer_shares: tuple[float, ...] = ()
+    evidence: Mapping[str, float | int | str | None] = field(default_factory=dict)
+    advice: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the detectors say after one sample."""
+
+    step: int
+    stage: Stage
+    stability_ratio: float | None
+    """λ_max·η/2, the last one measured."""
+    forecast: PredictedStep | None = None
+    findings: tuple[Finding, ...] = ()
+    """Those that hold now; a kind that is absent no longer holds."""
+    events: tuple[Event, ...] = ()
