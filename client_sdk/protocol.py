@@ -3,8 +3,8 @@
 Owns what a frame looks like; does no I/O and keeps no state. Written out for other languages in `docs/protocol.md`.
 The server imports this module and nothing else of the SDK.
 
-A frame is one msgpack map with the key ``type``. A `Record` is one call of `log` and travels as a msgpack array, so that
-the spool can store it encoded once and a batch can carry the stored bytes unchanged (`msgspec.Raw`).
+A frame is one msgpack map with the key ``type``. A `Record` is one call of `log` and travels as a msgpack array, so
+that the spool can store it encoded once and a batch can carry the stored bytes unchanged (`msgspec.Raw`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """The meaning of the rows and columns of a record's block. Never changes once sent; a new `watch` makes a new one."""
+    """What the rows and columns of a record's block mean. Never changes once sent; a new `watch` makes a new one."""
 
     id: int
     """Unique within the writer, counted from 0."""
@@ -103,7 +103,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
 
     version: int
     run_id: str | None
-    """Chosen by the client so that an offline run has a name before any server knows it; None lets the server choose."""
+    """Chosen by the client, so that an offline run has an id before any server knows it; None: the server chooses."""
     writer: str
     """Unique for each spool, that is for each sequence of records (a UUID)."""
     project: str
@@ -192,6 +192,9 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     """Why, in one sentence with numbers."""
     predicted_step: PredictedStep | None = None
+    """The forecast as of `updated_step`."""
+    first_predicted_step: PredictedStep | None = None
+    """The forecast as it was when the alert opened."""
     layers: tuple[str, ...] = ()
     """Leading layers, most guilty first."""
     layer_shares: tuple[float, ...] = ()

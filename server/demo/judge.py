@@ -1,0 +1,96 @@
+"""Says what happened in the demo, judged from the alerts that the server raised and the losses that it stored. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from server.demo.cases import BAD_BATCH, BAD_STEP, CHAR_TRANSFORMER, TANH_NET
+from server.models import AlertKind, AlertLevel
+
+JUMP: Final = 1e3
+"""A loss this many times above the median before it is a spike beyond dispute: tanh-net jumps by 1e9 and more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The outcome of one run."""
+
+    run: str
+    held: bool
+    """Did what the demo promises happen?"""
+    sentence: str
+
+
+def first_jump(steps: Sequence[int], losses: Sequence[float | None]) -> int | None:
+    """Step of the first loss `JUMP` times the median of the hundred before it, or None. No detector involved."""
+    for i in range(100, len(losses)):
+        loss = losses[i]
+        before = sorted(value for value in losses[i - 100 : i] if value is not None)
+        if loss is None or (before and loss > JUMP * before[len(before) // 2]):
+            return steps[i]
+    return None
+
+
+def judge_tanh_net(
+    alerts: Sequence[Mapping[str, Any]], steps: Sequence[int], losses: Sequence[float | None]
+) -> Judgement:
+    """A spike was predicted before it came, and it came."""
+    came = first_jump(steps, losses)
+    predictions = [a for a in alerts if a["kind"] == AlertKind.SPIKE_PREDICTED and (a["outcome"] or {}).get("step")]
+    if came is None:
+        return Judgement(run=TANH_NET, held=False, sentence="the loss did not spike")
+    early = [a for a in predictions if a["step"] < min(came, a["outcome"]["step"])]
+    if not early:
+        return Judgement(run=TANH_NET, held=False, sentence=f"the spike at step {came} was not predicted")
+    alert = early[0]
+    forecast, outcome = alert["first_predicted_step"], alert["outcome"]
+    return Judgement(
+        run=TANH_NET,
+        held=True,
+        sentence=(
+            f"spike predicted at step {alert['step']} for step {forecast['best']} "
+            f"(between {forecast['low']} and {forecast['high']}); "
+            f"it came at step {outcome['step']}: lead {outcome['step'] - alert['step']} steps"
+        ),
+    )
+
+
+def judge_bad_batch(
+    alerts: Sequence[Mapping[str, Any]], steps: Sequence[int], losses: Sequence[float | None]
+) -> Judgement:
+    """The corrupted batch was named a bad batch, and nothing was predicted."""
+    del steps, losses
+    named = [a for a in alerts if a["kind"] == AlertKind.BAD_BATCH and a["step"] == BAD_STEP]
+    predicted = [a for a in alerts if a["kind"] == AlertKind.SPIKE_PREDICTED]
+    if named and not predicted:
+        sentence = f"named a bad batch at step {named[0]['step']}, not a predicted spike"
+    elif predicted:
+        sentence = f"a spike was predicted at step {predicted[0]['step']}, wrongly"
+    else:
+        kinds = ", ".join(sorted({a["kind"] for a in alerts})) or "nothing"
+        sentence = f"the bad batch of step {BAD_STEP} was not named; raised: {kinds}"
+    return Judgement(run=BAD_BATCH, held=bool(named) and not predicted, sentence=sentence)
+
+
+def judge_char_transformer(
+    alerts: Sequence[Mapping[str, Any]], steps: Sequence[int], losses: Sequence[float | None]
+) -> Judgement:
+    """Nothing above "watch"."""
+    del losses
+    loud = [a for a in alerts if a["level"] != AlertLevel.WATCH]
+    if loud:
+        sentence = f"healthy, yet {loud[0]['kind']} was raised at step {loud[0]['step']}"
+    else:
+        sentence = f'healthy for {steps[-1] if steps else 0} steps, no alert above "watch"'
+    return Judgement(run=CHAR_TRANSFORMER, held=not loud and bool(steps), sentence=sentence)
+
+
+JUDGES: Final[
+    Mapping[str, Callable[[Sequence[Mapping[str, Any]], Sequence[int], Sequence[float | None]], Judgement]]
+] = {
+    TANH_NET: judge_tanh_net,
+    CHAR_TRANSFORMER: judge_char_transformer,
+    BAD_BATCH: judge_bad_batch,
+}

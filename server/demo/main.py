@@ -1,0 +1,212 @@
+"""Runs the demo: the embedded server, three trainings in their own processes, progress, and a summary that is judged.
+
+Everything lives in a temporary directory and ends with the demo: nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import httpx
+from rich.console import Console
+from rich.live import Live
+
+from server.demo.cases import MODULES
+from server.demo.judge import JUDGES, Judgement
+from server.demo.progress import lines
+
+PORT: Final = 8787
+START_DEADLINE: Final = 60.0  # seconds until the server must answer
+SETTLE_DEADLINE: Final = 20.0  # seconds after the last training for the last verdicts
+REFRESH_INTERVAL: Final = 0.5  # seconds between progress lines
+STOP_DEADLINE: Final = 10.0  # seconds for a child to end before it is killed
+
+
+def free_port(first: int) -> int:
+    """The first port from `first` on that nobody listens to on loopback."""
+    for port in range(first, first + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port between {first} and {first + 99}")
+
+
+@contextmanager
+def child(arguments: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block, whatever happens in it; its output goes to `log`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            env=os.environ | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the children in order
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_DEADLINE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class DemoError(Exception):
+    """The demo could not be run; the text says why."""
+
+
+class Api:
+    """The few calls of the HTTP API that the demo needs."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._http = httpx.Client(
+            base_url=f"{url}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=10.0, trust_env=False
+        )
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Run summaries by name."""
+        answer = self._http.get("/runs").raise_for_status().json()
+        return {run["name"]: run for run in answer["runs"]}
+
+    def alerts(self, run_id: str) -> list[dict[str, Any]]:
+        """All alerts of a run in the order in which they opened."""
+        answer: list[dict[str, Any]] = self._http.get("/alerts", params={"run": run_id}).raise_for_status().json()
+        return sorted(answer, key=lambda alert: alert["step"])
+
+    def losses(self, run_id: str) -> tuple[list[int], list[float | None]]:
+        """Every step and its loss."""
+        answer = self._http.get(f"/runs/{run_id}/series", params={"keys": "loss", "points": 10_000})
+        series = answer.raise_for_status().json()["series"]["loss"]
+        return series["step"], series["max"]
+
+
+def wait_for_server(url: str, home: Path, port: int, process: subprocess.Popen[bytes], log: Path) -> str:
+    """The token of the server once it answers. Raises DemoError with the end of its log if it does not."""
+    deadline = time.monotonic() + START_DEADLINE
+    token_file = home / f"server-{port}.token"
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/healthz", timeout=2.0, trust_env=False).status_code == 200:
+                return token_file.read_text(encoding="utf-8").strip()
+        except (httpx.TransportError, FileNotFoundError):
+            pass
+        time.sleep(0.1)
+    raise DemoError(f"the server did not start:\n{tail(log)}")
+
+
+def tail(log: Path, count: int = 15) -> str:
+    """The last lines of a log file."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
+
+
+def follow(api: Api, trainings: dict[str, subprocess.Popen[bytes]], console: Console, work: Path) -> None:
+    """Show a progress line per run until every training ended. Raises DemoError when one fails."""
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        printed = 0.0
+        while any(process.poll() is None for process in trainings.values()):
+            runs = api.runs()
+            if console.is_terminal:
+                live.update("\n".join(lines(runs)), refresh=True)
+            elif time.monotonic() - printed > 10:
+                printed = time.monotonic()
+                console.print("\n".join(lines(runs)), highlight=False)
+            time.sleep(REFRESH_INTERVAL)
+        if console.is_terminal:
+            live.update("\n".join(lines(api.runs())), refresh=True)
+    for name, process in trainings.items():
+        if process.returncode:
+            raise DemoError(f"the training {name} ended with code {process.returncode}:\n{tail(work / f'{name}.log')}")
+
+
+def judge(api: Api) -> list[Judgement]:
+    """What happened, once the server has finished with every run."""
+    deadline = time.monotonic() + SETTLE_DEADLINE
+    while True:
+        runs = api.runs()
+        finished = {name for name, run in runs.items() if run["state"] == "finished"}
+        judgements = [
+            JUDGES[name](api.alerts(runs[name]["id"]), *api.losses(runs[name]["id"]))
+            for name in MODULES
+            if name in runs
+        ]
+        settled = len(finished) == len(MODULES) and all(judgement.held for judgement in judgements)
+        if settled or time.monotonic() > deadline:
+            return judgements
+        time.sleep(REFRESH_INTERVAL)
+
+
+def run_demo(exit_after: bool = False) -> int:
+    """Run the demo. Returns 0 when all three outcomes held, 1 when one did not, 2 when it could not be run."""
+    console = Console()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with tempfile.TemporaryDirectory(prefix="spikewatch-demo-") as directory:
+            return _run_in(Path(directory), console, exit_after)
+    except KeyboardInterrupt:
+        console.print("\nstopped")
+        return 130
+    except (DemoError, OSError, httpx.HTTPError) as error:
+        console.print(f"spikewatch demo: {error}", style="red", markup=False, highlight=False)
+        return 2
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run_in(work: Path, console: Console, exit_after: bool) -> int:
+    port = free_port(PORT)
+    url = f"http://127.0.0.1:{port}"
+    server_log = work / "server.log"
+    with child(
+        ["server.cli", "up", "--port", str(port), "--data", str(work / "data")],
+        {"SPIKEWATCH_HOME": str(work)},
+        server_log,
+    ) as server:
+        token = wait_for_server(url, work, port, server, server_log)
+        console.print(f"\n  Open [bold]{url}/?token={token}[/bold]\n", highlight=False, soft_wrap=True)
+        api = Api(url, token)
+        environment = {
+            "SPIKEWATCH_URL": url,
+            "SPIKEWATCH_TOKEN": token,
+            "SPIKEWATCH_DIR": str(work / "spool"),
+            "OMP_NUM_THREADS": "1",  # three trainings and a server share the machine
+        }
+        trainings: dict[str, subprocess.Popen[bytes]] = {}
+        with _trainings(environment, work, trainings):
+            follow(api, trainings, console, work)
+            judgements = judge(api)
+        console.print()
+        for judgement in judgements:
+            mark = "[green]✓[/green]" if judgement.held else "[red]✗[/red]"
+            console.print(f"  {mark} [bold]{judgement.run}[/bold]: {judgement.sentence}", highlight=False)
+        held = len(judgements) == len(MODULES) and all(judgement.held for judgement in judgements)
+        if not exit_after:
+            console.print(f"\n  The pages stay up at {url} until Ctrl-C.", highlight=False)
+            server.wait()
+    return 0 if held else 1
+
+
+@contextmanager
+def _trainings(environment: dict[str, str], work: Path, started: dict[str, subprocess.Popen[bytes]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, (module, _) in MODULES.items():
+            started[name] = stack.enter_context(child([module], environment, work / f"{name}.log"))
+        yield
