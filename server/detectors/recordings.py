@@ -1,0 +1,133 @@
+"""Recorded runs as streams of samples: the input of `evaluate`.
+
+Reads two formats, both one npz file a run; owns their meaning.
+
+* **Ours** (key `format` = "spikewatch-1"): `step` (n), `time` (n), one array (n) for each scalar under `scalar:NAME`
+  (NaN where absent), `block` (n, layers, statistics) float32, `layers`, `statistics`, `sizes`, `optimizer` (msgpack of
+  `protocol.Optimizer`), optionally `cause` and `fault_steps`. `write_recording` makes it.
+* **Zoo**: the per-step signals of a study of small runs: `loss`, `lr`, `gnorm`, per layer `g2` and `vh`, `lam` and
+  `lgrad` every few steps, `thr` = 2/η.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from server.models import Layout, Optimizer, Sample
+
+FORMAT: Final = "spikewatch-1"
+ZOO_STATISTICS: Final = ("grad_norm", "v_rms", "rms_ratio", "decoupling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One run: its samples, and what is known about it."""
+
+    name: str
+    samples: Sequence[Sample]
+    cause: str
+    """What the run was built to show; "none" for a healthy control, "" when nobody said."""
+    fault_steps: tuple[int, ...] = ()
+    """Steps at which something was done to it."""
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        return np.array([sample.scalars.get("loss", np.nan) for sample in self.samples], dtype=np.float64)
+
+
+def read_recordings(directory: Path) -> Iterator[Recording]:
+    """Every recording in a directory, by name. Raises `ValueError` where there is none or a file is of neither
+    format."""
+    paths = sorted(directory.glob("*.npz"))
+    if not paths:
+        raise ValueError(f"no recordings (*.npz) in {directory}")
+    for path in paths:
+        with np.load(path) as data:
+            arrays = dict(data)
+        if "format" in arrays and str(arrays["format"]) == FORMAT:
+            yield _ours(path.stem, arrays)
+        elif {"loss", "g2", "vh", "thr"} <= arrays.keys():
+            yield _zoo(path.stem, arrays)
+        else:
+            raise ValueError(f"{path} is not a recording")
+
+
+def write_recording(path: Path, samples: Sequence[Sample], cause: str = "", fault_steps: Sequence[int] = ()) -> None:
+    """Keep samples of one layout. Samples without a block get one of NaN."""
+    layout = next((sample.layout for sample in samples if sample.layout is not None), None)
+    names = sorted({name for sample in samples for name in sample.scalars})
+    arrays: dict[str, Any] = {
+        f"scalar:{name}": np.array([sample.scalars.get(name, np.nan) for sample in samples]) for name in names
+    }
+    if layout is not None:
+        empty = np.full((len(layout.layers), len(layout.statistics)), np.nan, dtype=np.float32)
+        arrays["block"] = np.stack([empty if sample.block is None else sample.block for sample in samples])
+        arrays["layers"] = np.array(layout.layers)
+        arrays["statistics"] = np.array(layout.statistics)
+        arrays["sizes"] = np.array(layout.sizes, dtype=np.int64)
+        arrays["optimizer"] = np.frombuffer(msgspec.msgpack.encode(layout.optimizer), dtype=np.uint8)
+    np.savez_compressed(
+        path,
+        format=np.array(FORMAT),
+        step=np.array([sample.step for sample in samples], dtype=np.int64),
+        time=np.array([sample.time for sample in samples]),
+        cause=np.array(cause),
+        fault_steps=np.array(fault_steps, dtype=np.int64),
+        **arrays,
+    )
+
+
+def _ours(name: str, arrays: dict[str, Any]) -> Recording:
+    layout: Layout | None = None
+    if "block" in arrays:
+        layout = Layout(
+            id=0,
+            layers=tuple(str(layer) for layer in arrays["layers"]),
+            statistics=tuple(str(statistic) for statistic in arrays["statistics"]),
+            sizes=tuple(int(size) for size in arrays["sizes"]),
+            optimizer=msgspec.msgpack.decode(arrays["optimizer"].tobytes(), type=Optimizer | None),
+        )
+    scalars = {key.removeprefix("scalar:"): values for key, values in arrays.items() if key.startswith("scalar:")}
+    samples = [
+        Sample(
+            step=int(step),
+            time=float(arrays["time"][i]),
+            scalars={
+                key: float(values[i]) for key, values in scalars.items() if key == "loss" or not np.isnan(values[i])
+            },
+            layout=layout,
+            block=None if layout is None else arrays["block"][i],
+        )
+        for i, step in enumerate(arrays["step"])
+    ]
+    faults = tuple(int(step) for step in arrays.get("fault_steps", ()))
+    return Recording(name=name, samples=samples, cause=str(arrays.get("cause", "")), fault_steps=faults)
+
+
+def _zoo(name: str, arrays: dict[str, Any]) -> Recording:
+    layers = tuple(str(layer) for layer in arrays["names"])
+    sizes = tuple(int(size) for size in arrays["sizes"])
+    optimizer = Optimizer(name="Adam", family="adam", lr=float(arrays["lr"].max()), beta1=0.9)
+    layout = Layout(id=0, layers=layers, statistics=ZOO_STATISTICS, sizes=sizes, optimizer=optimizer)
+    with np.errstate(all="ignore"):
+        columns = (
+            np.sqrt(arrays["g2"]),
+            np.sqrt(arrays["vh"] / arrays["sizes"]),
+            arrays["rms"],
+            arrays["g2"] / arrays["vh"],
+        )
+    block = np.stack(columns, axis=2).astype(np.float32)
+    keys = {"lr": "lr", "gnorm": "grad_norm", "lam": "lambda_max", "lgrad": "lambda_grad", "thr": "stability_limit"}
+    samples = []
+    for i, loss in enumerate(arrays["loss"]):
+        scalars = {ours: float(arrays[theirs][i]) for theirs, ours in keys.items() if not np.isnan(arrays[theirs][i])}
+        scalars["loss"] = float(loss)
+        samples.append(Sample(step=i + 1, time=float(i + 1), scalars=scalars, layout=layout, block=block[i]))
+    return Recording(name=name, samples=samples, cause="")

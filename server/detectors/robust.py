@@ -1,0 +1,128 @@
+"""Small estimators that survive outliers: running median and MAD, a least-squares slope, a bias-corrected mean.
+
+Every class is a `msgspec.Struct`, so that the whole state of a monitor is encoded by one call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+
+RECENT: Final = 10
+"""Steps for which "just now" holds."""
+GAUSSIAN_MAD: Final = 1.4826
+"""Standard deviation of a normal distribution in units of its median absolute deviation."""
+
+
+def median(values: Sequence[float]) -> float:
+    """Median of finite numbers; NaN for none.
+
+    >>> median([3.0, 1.0, 100.0])
+    3.0
+    """
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    if not ordered:
+        return math.nan
+    return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
+
+
+def spread(values: Sequence[float], centre: float) -> float:
+    """Robust standard deviation: 1.4826 × the median absolute deviation from `centre`."""
+    return GAUSSIAN_MAD * median([abs(value - centre) for value in values])
+
+
+class Window(msgspec.Struct):
+    """The last `size` values pushed, oldest first."""
+
+    size: int
+    values: list[float] = []
+
+    def push(self, value: float) -> None:
+        self.values.append(value)
+        if len(self.values) > self.size:
+            del self.values[0]
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A fitted line."""
+
+    slope: float
+    """Per step."""
+    fit: float
+    """Share of the variance explained, 0…1."""
+    value: float
+    """Of the line at the last step."""
+
+
+class Track(msgspec.Struct):
+    """The last `size` (step, value) pairs, and the line through them."""
+
+    size: int
+    steps: list[int] = []
+    values: list[float] = []
+
+    def push(self, step: int, value: float) -> None:
+        self.steps.append(step)
+        self.values.append(value)
+        if len(self.steps) > self.size:
+            del self.steps[0]
+            del self.values[0]
+
+    def z(self, value: float, least: int, floor: float) -> float:
+        """Robust z-score of `value` against the pairs held; the deviation is `floor` at least. 0 for fewer than
+        `least`."""
+        if len(self.values) < least:
+            return 0.0
+        centre = median(self.values)
+        return (value - centre) / max(spread(self.values, centre), floor)
+
+    def age(self, step: int) -> int | None:
+        """Steps since the last pair; None when there is none, or when it is older than two usual pauses (10 at
+        least)."""
+        if not self.steps:
+            return None
+        pauses = [b - a for a, b in pairwise(self.steps[-5:])]
+        age = step - self.steps[-1]
+        return age if age <= max(RECENT, 2 * max(pauses, default=0)) else None
+
+    def line(self, least: int, since: int | None = None) -> Line | None:
+        """Least squares over the pairs at or after step `since`; None for fewer than `least` of them."""
+        first = 0
+        if since is not None:
+            while first < len(self.steps) and self.steps[first] < since:
+                first += 1
+        count = len(self.steps) - first
+        if count < max(least, 2):
+            return None
+        steps = self.steps[first:]
+        values = self.values[first:]
+        mean_x = sum(steps) / count
+        mean_y = sum(values) / count
+        sxx = sum((x - mean_x) ** 2 for x in steps)
+        sxy = sum((x - mean_x) * (y - mean_y) for x, y in zip(steps, values, strict=True))
+        syy = sum((y - mean_y) ** 2 for y in values)
+        if sxx <= 0:
+            return None
+        slope = sxy / sxx
+        return Line(slope, slope * sxy / syy if syy > 0 else 0.0, mean_y + slope * (steps[-1] - mean_x))
+
+
+class Mean(msgspec.Struct):
+    """Exponential moving average, corrected for its start; `None` before the first value."""
+
+    decay: float
+    total: float = 0.0
+    weight: float = 0.0
+
+    def push(self, value: float) -> None:
+        self.total = self.decay * self.total + (1 - self.decay) * value
+        self.weight = self.decay * self.weight + (1 - self.decay)
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.weight if self.weight > 0 else None

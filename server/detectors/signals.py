@@ -1,0 +1,306 @@
+"""From a sample to what the detectors reason about: ratios to the limit, growth, decoupling, leading layers.
+
+Owns the derived signals and the little history they need; decides nothing. A `Reading` is the whole input of every
+detector, so that a new detector costs no second pass over the layers.
+
+Formulas: docs/science.md. Decoupling is Σg²/Σv̂ over all layers; the stability ratio is λ_max/(2/η).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from server.detectors.robust import RECENT, Mean, Track
+from server.models import Optimizer, Sample
+
+GROWTH_STEPS: Final = 12
+"""Measurements in the regression of log‖g‖: long against the noise of one batch, short against the e-folding of a
+spike."""
+TREND_STEPS: Final = 160
+"""Steps that the trend of log λ_max looks back at most."""
+TREND_POINTS: Final = 24
+DECOUPLED: Final = 0.1
+"""Σg²/Σv̂ below which v hears nothing of the gradient: (1−β2)·0.1 of it a step, so v ≈ β2·v."""
+COUPLED: Final = 0.3
+"""Above it the spell of decoupling is over (hysteresis)."""
+TINY: Final = 1e-300
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What is known at one step. None where nothing was measured recently enough to count."""
+
+    step: int
+    loss: float | None
+    """As logged, NaN and infinities included; None where this sample has none."""
+    lr: float | None
+    grad_norm: float | None
+    """Global ‖g‖, finite; from the scalar or from the layers."""
+    nonfinite: int
+    """Gradient coordinates that are NaN or infinite."""
+    has_layers: bool
+    growth: float
+    """Slope of log‖g‖ per step over the last 12 measurements; 0 when unknown."""
+    growth_fit: float
+    grad_ratio: float
+    """‖g‖ over its own moving average (decay 0.98) before this step; 1 when unknown."""
+    grad_z: float
+    """Robust z-score of log‖g‖ against the last 64 steps; 0 when unknown."""
+    decoupling: float | None
+    """Σg²/Σv̂; None without second moments."""
+    decoupling_least: float | None
+    """The least of it in the last 10 steps."""
+    decoupled_steps: int
+    """Length of the present spell of decoupling, 0 outside one."""
+    stability: float | None
+    """λ_max over the limit 2/η, last measured, None when older than twice the usual pause."""
+    stability_peak: float | None
+    """Its maximum in the last 10 steps (or the last measurement)."""
+    stability_growth: float
+    """Slope of log λ_max/limit a step; 0 when unknown."""
+    stability_fit: float
+    above_steps: int
+    """Steps for which every measurement of λ_max has been above the limit; 0 when below."""
+    gradient_stability: float | None
+    """λ_grad over the limit."""
+    gradient_stability_growth: float
+    step_stability: float | None
+    """λ_step over the limit: above 1 the step raised the loss of its own batch."""
+    limit: float | None
+    lambda_max: float | None
+    update_ratio: float | None
+    """Largest ‖Δw‖/‖w‖ of a layer."""
+    eps_fraction: float | None
+    """Mean over layers, weighted by size, of the share with √v̂ < ε."""
+    state_reset: bool
+    """Every layer's v̂ equals this step's g² although training is under way: the optimizer's state was lost."""
+    optimizer: Optimizer | None
+    layers: tuple[str, ...] = ()
+    """Those that lead, most guilty first."""
+    layer_shares: tuple[float, ...] = ()
+
+    @property
+    def beta1(self) -> float:
+        value = self.optimizer.beta1 if self.optimizer is not None else None
+        return 0.9 if value is None else value
+
+    @property
+    def beta2(self) -> float:
+        value = self.optimizer.beta2 if self.optimizer is not None else None
+        return 0.999 if value is None else value
+
+
+class Signals(msgspec.Struct):
+    """History behind a `Reading`. Bounded: a few dozen numbers, and two per layer."""
+
+    count: int = 0
+    layout: int | None = None
+    last_step: int | None = None
+    growth: Track = msgspec.field(default_factory=lambda: Track(GROWTH_STEPS))
+    grads: Track = msgspec.field(default_factory=lambda: Track(64))
+    """log‖g‖."""
+    decouplings: Track = msgspec.field(default_factory=lambda: Track(RECENT))
+    grad_mean: Mean = msgspec.field(default_factory=lambda: Mean(0.98))
+    stabilities: Track = msgspec.field(default_factory=lambda: Track(TREND_POINTS))
+    """log of λ_max over the limit."""
+    gradient_stabilities: Track = msgspec.field(default_factory=lambda: Track(TREND_POINTS))
+    decoupled_since: int | None = None
+    above_since: int | None = None
+    fast: Array = msgspec.field(default_factory=lambda: np.zeros(0))
+    """g² of each layer, mean over about 4 steps."""
+    slow: Array = msgspec.field(default_factory=lambda: np.zeros(0))
+    """The same over about 50 steps."""
+
+    def update(self, sample: Sample) -> Reading:
+        scalars = sample.scalars
+        step = sample.step
+        self.count += 1
+        squares, second = self._layers(sample)
+        grad_norm = _positive(scalars.get("grad_norm"))
+        if grad_norm is None and squares is not None:
+            grad_norm = _positive(math.sqrt(float(squares.sum())))
+        decoupling, reset = _decoupling(squares, second)
+        grad_ratio, grad_z = self._gradient(step, grad_norm)
+        self._decoupled(step, decoupling)
+        lr = _finite(scalars.get("lr"))
+        limit = _positive(scalars.get("stability_limit"))
+        if limit is None and lr is not None and lr > 0:
+            limit = 2.0 / lr
+        lambda_max = _finite(scalars.get("lambda_max"))
+        self._curvature(step, lambda_max, _finite(scalars.get("lambda_grad")), limit)
+        line = self.growth.line(GROWTH_STEPS // 2)
+        stability = _last(self.stabilities, step)
+        peak = max(
+            (v for s, v in zip(self.stabilities.steps, self.stabilities.values, strict=True) if s > step - RECENT),
+            default=None,
+        )
+        trend = self.stabilities.line(4, step - TREND_STEPS)
+        gradient_trend = self.gradient_stabilities.line(3, step - 40)
+        step_lambda = _finite(scalars.get("lambda_step"))
+        least = [v for s, v in zip(self.decouplings.steps, self.decouplings.values, strict=True) if s > step - RECENT]
+        counts = sample.statistic("nonfinite")
+        updates = sample.statistic("update_ratio")
+        names, shares = self._leaders(sample)
+        self.last_step = step
+        return Reading(
+            step=step,
+            loss=scalars.get("loss"),
+            lr=lr,
+            grad_norm=grad_norm,
+            nonfinite=0 if counts is None else int(np.nansum(counts)),
+            has_layers=squares is not None,
+            growth=0.0 if line is None else line.slope,
+            growth_fit=0.0 if line is None else line.fit,
+            grad_ratio=grad_ratio,
+            grad_z=grad_z,
+            decoupling=decoupling,
+            decoupling_least=min(least) if least else None,
+            decoupled_steps=0 if self.decoupled_since is None else step - self.decoupled_since + 1,
+            stability=None if stability is None else _exp(stability),
+            stability_peak=None if stability is None else _exp(stability if peak is None else peak),
+            stability_growth=0.0 if trend is None or stability is None else trend.slope,
+            stability_fit=0.0 if trend is None else trend.fit,
+            above_steps=0 if self.above_since is None or stability is None else step - self.above_since + 1,
+            gradient_stability=_last(self.gradient_stabilities, step),
+            gradient_stability_growth=0.0 if gradient_trend is None else gradient_trend.slope,
+            step_stability=step_lambda / limit if step_lambda is not None and limit is not None else None,
+            limit=limit,
+            lambda_max=lambda_max,
+            update_ratio=_largest(updates),
+            eps_fraction=_weighted(sample, "eps_fraction"),
+            state_reset=reset and self.count > RECENT,
+            optimizer=None if sample.layout is None else sample.layout.optimizer,
+            layers=names,
+            layer_shares=shares,
+        )
+
+    def _layers(self, sample: Sample) -> tuple[Array | None, Array | None]:
+        """Σg² and Σv̂ of each layer. v̂ comes from its own statistic, else from g² over the decoupling."""
+        norms = sample.statistic("grad_norm")
+        if norms is None or sample.layout is None:
+            return None, None
+        with np.errstate(all="ignore"):
+            squares = np.square(norms, dtype=np.float64)
+            if sample.layout.id != self.layout or len(self.fast) != len(squares):
+                self.layout, self.fast, self.slow = sample.layout.id, np.zeros(len(squares)), np.zeros(len(squares))
+            known = np.isfinite(squares)
+            if not known.any():
+                return None, None
+            squares = np.where(known, squares, 0.0)
+            started = self.slow.any()
+            self.fast = np.where(known, 0.75 * self.fast + 0.25 * squares, self.fast) if started else squares.copy()
+            self.slow = np.where(known, 0.98 * self.slow + 0.02 * squares, self.slow) if started else squares.copy()
+            second: Array | None = None
+            rms = sample.statistic("v_rms")
+            ratio = sample.statistic("decoupling")
+            if rms is not None and len(sample.layout.sizes) == len(rms):
+                second = np.square(rms, dtype=np.float64) * np.asarray(sample.layout.sizes, dtype=np.float64)
+            elif ratio is not None:
+                second = squares / np.asarray(ratio, dtype=np.float64)
+            if second is not None:
+                second = np.where(np.isfinite(second) & known, second, 0.0)
+        return squares, second
+
+    def _gradient(self, step: int, grad_norm: float | None) -> tuple[float, float]:
+        """‖g‖ over its moving average, and the robust z-score of its logarithm, both against the past alone."""
+        if grad_norm is None:
+            return 1.0, 0.0
+        log_norm = math.log(grad_norm)
+        mean = self.grad_mean.value
+        ratio = grad_norm / mean if mean is not None and mean > 0 else 1.0
+        z = self.grads.z(log_norm, least=10, floor=0.02)
+        self.grad_mean.push(grad_norm)
+        self.grads.push(step, log_norm)
+        self.growth.push(step, log_norm)
+        return ratio, z
+
+    def _decoupled(self, step: int, decoupling: float | None) -> None:
+        if decoupling is None:
+            return
+        self.decouplings.push(step, decoupling)
+        if decoupling < DECOUPLED and self.decoupled_since is None:
+            self.decoupled_since = step
+        elif decoupling > COUPLED:
+            self.decoupled_since = None
+
+    def _curvature(self, step: int, lambda_max: float | None, lambda_grad: float | None, limit: float | None) -> None:
+        if limit is None:
+            return
+        if lambda_max is not None and lambda_max > 0:
+            self.stabilities.push(step, math.log(lambda_max / limit))
+            if lambda_max <= limit:
+                self.above_since = None
+            elif self.above_since is None:
+                self.above_since = step
+        if lambda_grad is not None:
+            self.gradient_stabilities.push(step, lambda_grad / limit)
+
+    def _leaders(self, sample: Sample) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """The three layers with the largest share of the recent growth of Σg², of its size where nothing grows."""
+        if sample.layout is None or len(self.fast) != len(sample.layout.layers):
+            return (), ()
+        gain = np.maximum(self.fast - self.slow, 0.0)
+        total = float(gain.sum())
+        if not total > 0:
+            gain, total = self.fast, float(self.fast.sum())
+        if not total > 0 or not math.isfinite(total):
+            return (), ()
+        top = np.argsort(-gain, kind="stable")[:3]
+        kept = [int(i) for i in top if gain[i] >= 0.01 * total]
+        return tuple(sample.layout.layers[i] for i in kept), tuple(round(float(gain[i]) / total, 4) for i in kept)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _positive(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) or value <= TINY else float(value)
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))
+
+
+def _last(track: Track, step: int) -> float | None:
+    return None if track.age(step) is None else track.values[-1]
+
+
+def _largest(column: NDArray[np.float32] | None) -> float | None:
+    if column is None:
+        return None
+    finite = column[np.isfinite(column)]
+    return float(finite.max()) if len(finite) else None
+
+
+def _weighted(sample: Sample, name: str) -> float | None:
+    """Mean of a statistic over the layers, weighted by their size where it is known."""
+    column = sample.statistic(name)
+    if column is None or sample.layout is None:
+        return None
+    known = np.isfinite(column)
+    if not known.any():
+        return None
+    if len(sample.layout.sizes) != len(column):
+        return float(column[known].mean())
+    sizes = np.asarray(sample.layout.sizes, dtype=np.float64)[known]
+    return float((column[known] * sizes).sum() / max(float(sizes.sum()), 1.0))
+
+
+def _decoupling(squares: Array | None, second: Array | None) -> tuple[float | None, bool]:
+    """Σg²/Σv̂, and whether v̂ equals g² in every layer (true at the first step of a fresh optimizer state)."""
+    if squares is None or second is None:
+        return None, False
+    known = second > 0
+    total = float(second[known].sum())
+    if not known.any() or not total > 0 or not math.isfinite(total):
+        return None, False
+    reset = bool(np.all(np.abs(squares[known] / second[known] - 1.0) < 1e-3))
+    return max(float(squares[known].sum()) / total, 1e-30), reset

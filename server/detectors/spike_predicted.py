@@ -1,0 +1,207 @@
+"""A spike that has not come yet: Adam's mechanism seen at work, with a date.
+
+Signs (each alone raises false alarms on healthy runs; `docs/science.md` has the counts):
+
+* *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
+* *climb*: v was just decoupled (Σg²/Σv̂ < 0.1), ‖g‖ is above its mean and climbs steadily, with λ_max near the limit
+  where curvature is measured;
+* *crossed*: v has been decoupled deeply for a while and λ_max stays above the limit: nothing holds the growth back;
+* *reset*: v was lost and restarts from a single gradient.
+
+Levels: watch while λ_max nears or crosses the limit with v decoupled and a date in reach; warning when a sign holds;
+critical when λ_grad is above the limit and the gradient grows, or the date is less than 20 steps away. A level holds
+for 20 steps after its last sign. Trade-off: spikes that hang on one batch leave no such trace and are not forecast.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from server.detectors.advice import advice_before_spike
+from server.detectors.causes import CauseTracker, cause_of_build_up, is_stale
+from server.detectors.forecast import crossing_step, forecast
+from server.detectors.signals import Reading
+from server.models import AlertKind, AlertLevel, Cause, Finding, PredictedStep
+
+HOLD: Final = 20
+"""Steps for which a level outlives its last sign."""
+NEAR: Final = 0.9
+"""λ_max over the limit from which a climb is taken for Adam's mechanism."""
+IMMINENT: Final = 20
+SETTLING: Final = 10
+"""First steps of a run, in which everything grows."""
+
+
+class Sign(StrEnum):
+    NONE = "none"
+    APPROACH = "approach"
+    CROSSED = "crossed"
+    CLIMB = "climb"
+    DIRECTIONAL = "directional"
+    RESET = "reset"
+
+
+ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.DIRECTIONAL, Sign.RESET)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What one reading says."""
+
+    sign: Sign
+    predicted: PredictedStep | None
+
+
+class SpikePredictor(msgspec.Struct):
+    seen: int = 0
+    since: int | None = None
+    """Step at which the present build-up was first held to be one."""
+    level: str = ""
+    """The one that holds, "" for none."""
+    sign: str = Sign.NONE.value
+    last_alarm: int | None = None
+    last_watch: int | None = None
+    last_critical: int | None = None
+    predicted: tuple[int, int, int] | None = None
+    """Low, best, high as last dated."""
+
+    @property
+    def warned(self) -> bool:
+        return self.level in (AlertLevel.WARNING, AlertLevel.CRITICAL)
+
+    def update(self, reading: Reading, spiking: bool) -> None:
+        """`spiking`: a spike is under way, so there is nothing to predict."""
+        self.seen += 1
+        if spiking:
+            self._forget()
+            return
+        if self.seen <= SETTLING:
+            return
+        evidence = judge(reading)
+        if evidence.predicted is not None:
+            dated = evidence.predicted
+            self.predicted = (dated.low, dated.best, dated.high)
+        step = reading.step
+        if evidence.sign in ALARMS:
+            self.last_alarm, self.sign = step, evidence.sign.value
+            soon = evidence.predicted is not None and evidence.predicted.best - step < IMMINENT
+            if evidence.sign is Sign.DIRECTIONAL or soon:
+                self.last_critical = step
+        elif evidence.sign is Sign.APPROACH:
+            self.last_watch = step
+            if not _held(self.last_alarm, step):
+                self.sign = evidence.sign.value
+        if _held(self.last_critical, step):
+            self.level = AlertLevel.CRITICAL.value
+        elif _held(self.last_alarm, step):
+            self.level = AlertLevel.WARNING.value
+        elif _held(self.last_watch, step):
+            self.level = AlertLevel.WATCH.value
+        else:
+            self._forget()
+        if self.level and self.since is None:
+            self.since = step
+
+    def _forget(self) -> None:
+        self.level, self.since, self.sign, self.predicted = "", None, Sign.NONE.value, None
+        self.last_alarm = self.last_watch = self.last_critical = None
+
+    def date(self) -> PredictedStep | None:
+        if self.predicted is None or not self.level:
+            return None
+        low, best, high = self.predicted
+        return PredictedStep(low=low, best=best, high=high)
+
+    def finding(self, reading: Reading, tracker: CauseTracker) -> Finding | None:
+        if not self.level:
+            return None
+        cause = Cause.STATE_LOSS if self.sign == Sign.RESET else cause_of_build_up(reading, tracker)
+        predicted = self.date()
+        watch = self.level == AlertLevel.WATCH
+        when = "soon" if predicted is None else f"at step {predicted.best}"
+        return Finding(
+            kind=AlertKind.SPIKE_PREDICTED,
+            level=AlertLevel(self.level),
+            step=reading.step if self.since is None else self.since,
+            title=f"Spike possible {when}" if watch else f"Spike predicted {when}",
+            message=_sentence(self.sign, reading),
+            cause=cause,
+            predicted_step=predicted,
+            layers=reading.layers,
+            layer_shares=reading.layer_shares,
+            evidence={
+                "sign": self.sign,
+                "stability_ratio": reading.stability,
+                "lambda_max": reading.lambda_max,
+                "stability_limit": reading.limit,
+                "lambda_max_growth_per_step": reading.stability_growth,
+                "crossing_step": crossing_step(reading),
+                "lambda_grad_ratio": reading.gradient_stability,
+                "decoupling": reading.decoupling,
+                "decoupled_steps": reading.decoupled_steps,
+                "gradient_growth_per_step": reading.growth,
+                "grad_norm_ratio": reading.grad_ratio,
+            },
+            advice=advice_before_spike(cause, reading),
+        )
+
+
+def judge(reading: Reading) -> Evidence:
+    """The strongest sign in one reading, and its date."""
+    if reading.state_reset:
+        step = reading.step
+        return Evidence(sign=Sign.RESET, predicted=PredictedStep(low=step + 1, best=step + 2, high=step + 20))
+    predicted = forecast(reading)
+    stale = is_stale(reading)
+    curved = reading.stability_peak is not None
+    if (
+        reading.gradient_stability is not None
+        and reading.gradient_stability > 1.0
+        and reading.growth > 0.02
+        and (reading.decoupling is None or reading.decoupling < 1.0)
+    ):
+        return Evidence(sign=Sign.DIRECTIONAL, predicted=predicted)
+    near = not curved or (reading.stability_peak or 0.0) > NEAR
+    if near and stale and reading.growth > 0.03 and reading.grad_ratio > (1.5 if curved else 2.0):
+        return Evidence(sign=Sign.CLIMB, predicted=predicted)
+    if predicted is not None and stale and (reading.stability or 0.0) > 1.0:
+        deep = reading.decoupling_least is not None and reading.decoupling_least < 0.01
+        if deep and reading.above_steps >= 10 and reading.stability_growth >= 0:
+            return Evidence(sign=Sign.CROSSED, predicted=predicted)
+        return Evidence(sign=Sign.APPROACH, predicted=predicted)
+    if predicted is not None and stale and crossing_step(reading) is not None and reading.stability_fit > 0.5:
+        return Evidence(sign=Sign.APPROACH, predicted=predicted)
+    return Evidence(sign=Sign.NONE, predicted=None)
+
+
+def _held(step: int | None, now: int) -> bool:
+    return step is not None and now - step < HOLD
+
+
+def _sentence(sign: str, reading: Reading) -> str:
+    """Why, in one sentence with numbers."""
+    if sign == Sign.RESET:
+        return "The optimizer's second moment restarted from a single gradient: every weight takes a step of full size."
+    parts = []
+    if reading.decoupled_steps > 1:
+        parts.append(f"v has been decaying on its own for {reading.decoupled_steps} steps")
+    elif reading.decoupling is not None:
+        parts.append(f"v lags behind the gradient (Σg²/Σv̂ {reading.decoupling:.2g})")
+    if reading.gradient_stability is not None and reading.gradient_stability > 1.0:
+        parts.append(f"λ_grad is {reading.gradient_stability:.2f} × the limit")
+    if reading.stability is not None:
+        where = "through" if reading.stability > 1.0 else "towards"
+        if reading.stability_growth > 0:
+            percent = 100 * math.expm1(reading.stability_growth)
+            parts.append(f"λ_max grew {percent:.2g} % a step {where} 2/η (now {reading.stability:.2f} ×)")
+        else:
+            parts.append(f"λ_max is {reading.stability:.2f} × the limit 2/η")
+    if reading.growth > 0.02:
+        parts.append(f"the gradient grows {100 * math.expm1(reading.growth):.2g} % a step")
+    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "signs of a build-up"
+    return ("Stale second moment: " if is_stale(reading) else "Build-up: ") + text + "."
