@@ -2,7 +2,8 @@
 
 SpikewatchError
 ├── ConfigurationError   bad arguments or environment: say what to change
-└── SpoolError           the spool directory cannot be used
+├── SpoolError           the spool directory cannot be used
+└── TransportError       the server cannot be reached, refused us, or went away
 """
 
 
@@ -16,3 +17,20 @@ class ConfigurationError(SpikewatchError, ValueError):
 
 class SpoolError(SpikewatchError, OSError):
     """The spool directory cannot be read or written."""
+
+
+class TransportError(SpikewatchError):
+    """The connection to the server failed.
+
+    ``code`` is one of the protocol's error codes, or "unreachable" when no server answered, or "closed" when it went
+    away. ``retryable`` False means that trying the same again at once is pointless.
+    """
+
+    def __init__(self, code: str, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"

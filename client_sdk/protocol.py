@@ -230,8 +230,8 @@ ClientMessage = Hello | Batch | Finish
 ServerMessage = Welcome | Ack | AlertNotice | Error
 
 _encoder = msgspec.msgpack.Encoder()
-_client_decoder = msgspec.msgpack.Decoder(ClientMessage)
-_server_decoder = msgspec.msgpack.Decoder(ServerMessage)
+_client_decoder: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
+_server_decoder: msgspec.msgpack.Decoder[ServerMessage] = msgspec.msgpack.Decoder(ServerMessage)
 _record_decoder = msgspec.msgpack.Decoder(Record)
 
 

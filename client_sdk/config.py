@@ -1,0 +1,212 @@
+"""Settings of a run and of the server it talks to, from arguments and the environment.
+
+Owns names and defaults of environment variables, and the search for the token that `spikewatch up` left on this
+machine. Reads the environment it is given and that token file; nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, cast, get_args
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+import msgspec
+
+from client_sdk.errors import ConfigurationError
+from client_sdk.protocol import MAX_NAME_CHARS
+
+ENV_URL: Final = "SPIKEWATCH_URL"
+ENV_TOKEN: Final = "SPIKEWATCH_TOKEN"  # noqa: S105 - the name of a variable
+ENV_MODE: Final = "SPIKEWATCH_MODE"
+ENV_DIR: Final = "SPIKEWATCH_DIR"
+ENV_HOME: Final = "SPIKEWATCH_HOME"
+ENV_RANK: Final = "RANK"  # set by torchrun
+
+DEFAULT_URL: Final = "http://127.0.0.1:8787"
+DEFAULT_DIRECTORY: Final = ".spikewatch"
+DEFAULT_HOME: Final = "~/.spikewatch"
+INGEST_PATH: Final = "/api/v1/ingest"
+MAX_CONFIG_BYTES: Final = 1024 * 1024
+MAX_TAGS: Final = 64
+MAX_CONFIG_DEPTH: Final = 16
+
+Mode = Literal["online", "offline", "disabled"]
+
+_SCHEMES: Final = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+_DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where the server is and how to be let in."""
+
+    url: str = DEFAULT_URL
+    token: str | None = None
+    """None: look for the file that `spikewatch up` writes, at every connection, as the server may start later."""
+    home: Path = Path(DEFAULT_HOME)
+
+    @classmethod
+    def resolve(cls, *, url: str | None, token: str | None, environ: Mapping[str, str]) -> Endpoint:
+        """Arguments win over the environment. Raises `ConfigurationError`."""
+        url = _text("url", url if url is not None else environ.get(ENV_URL) or DEFAULT_URL)
+        token = token if token is not None else environ.get(ENV_TOKEN) or None
+        if token is not None:
+            token = _text("token", token).strip()
+            if not token or not token.isascii() or not token.isprintable() or " " in token:
+                raise ConfigurationError(f"the token is not one: expected printable ASCII; check {ENV_TOKEN}")
+        endpoint = cls(url=url, token=token, home=Path(environ.get(ENV_HOME) or DEFAULT_HOME).expanduser())
+        _ = endpoint.socket_url  # a bad URL raises now, not on the sender thread
+        return endpoint
+
+    @property
+    def socket_url(self) -> str:
+        """Address of the ingest websocket."""
+        parts = self._parts
+        return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, parts.path.rstrip("/") + INGEST_PATH, "", ""))
+
+    def find_token(self) -> str | None:
+        """The token given, or the one that a server on this machine left for its port, or None."""
+        if self.token is not None:
+            return self.token
+        parts = self._parts
+        if not _is_loopback(parts.hostname or ""):
+            return None
+        port = parts.port or _DEFAULT_PORTS[_SCHEMES[parts.scheme]]
+        try:
+            return (self.home / f"server-{port}.token").read_text(encoding="ascii").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    @property
+    def _parts(self) -> SplitResult:
+        try:
+            parts = urlsplit(self.url)
+            _ = parts.port  # raises for a port that is none
+        except ValueError as error:
+            raise ConfigurationError(f"{self.url!r} is not a URL: {error}; expected like {DEFAULT_URL}") from error
+        if parts.scheme not in _SCHEMES or not parts.hostname:
+            raise ConfigurationError(f"{self.url!r} is not the URL of a server; expected like {DEFAULT_URL}")
+        return parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything `init` was told, checked."""
+
+    project: str
+    name: str | None
+    config: dict[str, Any]
+    tags: tuple[str, ...]
+    mode: Mode
+    directory: Path
+    run_id: str | None
+    rank: int
+    endpoint: Endpoint
+
+    @classmethod
+    def resolve(
+        cls,
+        *,
+        project: str,
+        name: str | None = None,
+        config: Any = None,
+        tags: Iterable[str] = (),
+        url: str | None = None,
+        token: str | None = None,
+        mode: str | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        run_id: str | None = None,
+        environ: Mapping[str, str],
+    ) -> Settings:
+        """Arguments win over the environment. Raises `ConfigurationError` with what to change."""
+        chosen = mode if mode is not None else environ.get(ENV_MODE) or "online"
+        if chosen not in get_args(Mode):
+            raise ConfigurationError(f"mode is {chosen!r}; expected one of {', '.join(get_args(Mode))}")
+        if isinstance(tags, str) or not isinstance(tags, Iterable):
+            raise ConfigurationError(f"tags is {tags!r}; expected several strings, for example ('baseline',)")
+        labels = tuple(_name("a tag", tag) for tag in tags)
+        if len(labels) > MAX_TAGS:
+            raise ConfigurationError(f"{len(labels)} tags; at most {MAX_TAGS}")
+        place = directory if directory is not None else environ.get(ENV_DIR) or DEFAULT_DIRECTORY
+        if not isinstance(place, str | os.PathLike):
+            raise ConfigurationError(f"directory is {place!r}; expected a path")
+        if run_id is not None and (not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id)):
+            raise ConfigurationError(f"run_id is {run_id!r}; expected 1 to 128 letters, digits, '.', '_' or '-'")
+        rank = environ.get(ENV_RANK, "0")
+        return cls(
+            project=_name("project", project),
+            name=None if name is None else _name("name", name),
+            config=plain_config(config),
+            tags=labels,
+            mode=cast(Mode, chosen),
+            directory=Path(place).expanduser().absolute(),
+            run_id=run_id,
+            rank=int(rank) if rank.isdecimal() else 0,
+            endpoint=Endpoint.resolve(url=url, token=token, environ=environ),
+        )
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A configuration as JSON-like values; what has no such form is kept as its `str`. Takes a mapping, a dataclass or
+    an `argparse.Namespace`. Raises `ConfigurationError`."""
+    if config is None:
+        return {}
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    elif not isinstance(config, Mapping):
+        try:
+            config = vars(config)
+        except TypeError:
+            raise ConfigurationError(f"config is {type(config).__name__}; expected a dictionary") from None
+    values: dict[str, Any] = _plain(config, 0)
+    size = len(msgspec.msgpack.encode(values))
+    if size > MAX_CONFIG_BYTES:
+        raise ConfigurationError(f"config is {size} bytes; at most {MAX_CONFIG_BYTES}")
+    return values
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return int(value)
+    if depth < MAX_CONFIG_DEPTH:
+        if isinstance(value, Mapping):
+            return {_clean(str(key)): _plain(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [_plain(item, depth + 1) for item in value]
+    return _clean(str(value))
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{what} is {value!r}; expected a string")
+    return value
+
+
+def _name(what: str, value: object) -> str:
+    text = _text(what, value)
+    if not text or len(text) > MAX_NAME_CHARS or not text.isprintable():
+        shown = text if len(text) <= 64 else text[:64] + "…"
+        raise ConfigurationError(f"{what} is {shown!r}; expected 1 to {MAX_NAME_CHARS} printable characters")
+    return text
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,133 @@
+"""The instruments attached to a run, as one: one layout, one block, one set of scalars a step.
+
+A GAN has two models and two `watch`es; a record has one block. The panel stacks their rows, takes the union of their
+statistics (NaN where an instrument has none) and keeps layer names apart. Pure; measuring is the instruments'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.errors import ConfigurationError
+from client_sdk.measurement import Instrument, Measurement, Pending
+from client_sdk.protocol import HISTOGRAM_BINS, MAX_LAYERS, MAX_NAME_CHARS, MAX_STATISTICS, Histograms, Layout
+
+_FLOAT = np.dtype("<f4")
+_COUNT = np.dtype("<u4")
+
+
+class Panel:
+    """A fixed set of instruments with their common layout; attaching another makes a new panel."""
+
+    def __init__(self, instruments: Sequence[Instrument], layout_id: int) -> None:
+        """Raises `ConfigurationError` when the layouts cannot be sent."""
+        self.instruments = tuple(instruments)
+        self.layout = _combine([instrument.layout for instrument in instruments], layout_id)
+        self._columns = [
+            [self.layout.statistics.index(name) for name in instrument.layout.statistics] for instrument in instruments
+        ]
+        ends = np.cumsum([len(instrument.layout.layers) for instrument in instruments]).tolist()
+        self._rows = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def measure(
+        self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None
+    ) -> list[tuple[int, Pending]]:
+        """Ask every instrument; (position, pending) of those that have something. Called on the training thread."""
+        parts = []
+        for position, instrument in enumerate(self.instruments):
+            pending = instrument.measure(step, metrics, closure)
+            if pending is not None:
+                parts.append((position, pending))
+        return parts
+
+    def merge(
+        self, parts: Iterable[tuple[int, Measurement]]
+    ) -> tuple[dict[str, float], bytes | None, tuple[Histograms, ...]]:
+        """Scalars, block and histograms of one step. A second instrument's `lr` is called `lr_2`.
+
+        Raises `ValueError` when a block or histogram has not the shape of its layout.
+        """
+        parts = list(parts)
+        scalars: dict[str, float] = {}
+        for position, part in parts:
+            for name, value in part.scalars.items():
+                scalars[name if position == 0 else f"{name}_{position + 1}"] = float(value)
+        return scalars, self._merge_blocks(parts), self._merge_histograms(parts)
+
+    def _merge_blocks(self, parts: list[tuple[int, Measurement]]) -> bytes | None:
+        blocks = [(position, part.block) for position, part in parts if part.block is not None]
+        if not blocks:
+            return None
+        for position, block in blocks:
+            expected = (len(self.instruments[position].layout.layers), len(self._columns[position]))
+            if block.shape != expected:
+                raise ValueError(f"block of shape {block.shape}, layout of {expected}")
+        if len(self.instruments) == 1:
+            return blocks[0][1].astype(_FLOAT, copy=False).tobytes()
+        merged = np.full((len(self.layout.layers), len(self.layout.statistics)), np.nan, _FLOAT)
+        for position, block in blocks:
+            merged[self._rows[position], self._columns[position]] = block
+        return merged.tobytes()
+
+    def _merge_histograms(self, parts: list[tuple[int, Measurement]]) -> tuple[Histograms, ...]:
+        if len(self.instruments) == 1:
+            return parts[0][1].histograms if parts else ()
+        count = len(self.layout.layers)
+        merged: dict[str, tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint32]]] = {}
+        for position, part in parts:
+            rows = self._rows[position]
+            for histograms in part.histograms:
+                low, high, counts = merged.setdefault(
+                    histograms.which,
+                    (
+                        np.full(count, np.nan, _FLOAT),
+                        np.full(count, np.nan, _FLOAT),
+                        np.zeros((count, HISTOGRAM_BINS), _COUNT),
+                    ),
+                )
+                low[rows] = np.frombuffer(histograms.low, _FLOAT)
+                high[rows] = np.frombuffer(histograms.high, _FLOAT)
+                counts[rows] = np.frombuffer(histograms.counts, _COUNT).reshape(-1, HISTOGRAM_BINS)
+        return tuple(
+            Histograms(which=which, low=low.tobytes(), high=high.tobytes(), counts=counts.tobytes())
+            for which, (low, high, counts) in merged.items()
+        )
+
+
+def _combine(layouts: Sequence[Layout], layout_id: int) -> Layout:
+    names: dict[str, None] = {}
+    for position, layout in enumerate(layouts):
+        for name in layout.layers:
+            if not name or len(name) > MAX_NAME_CHARS:
+                raise ConfigurationError(f"layer name {name[:32]!r}… has {len(name)} characters; 1 to {MAX_NAME_CHARS}")
+            names[_apart(name, position, names)] = None
+    statistics = tuple(dict.fromkeys(name for layout in layouts for name in layout.statistics))
+    if len(names) > MAX_LAYERS:
+        raise ConfigurationError(f"{len(names)} layers; at most {MAX_LAYERS}: use group='module' or your own grouping")
+    if len(statistics) > MAX_STATISTICS:
+        raise ConfigurationError(f"{len(statistics)} statistics; at most {MAX_STATISTICS}")
+    known = all(len(layout.sizes) == len(layout.layers) for layout in layouts)
+    return msgspec.structs.replace(
+        layouts[0],
+        id=layout_id,
+        layers=tuple(names),
+        statistics=statistics,
+        sizes=tuple(size for layout in layouts for size in layout.sizes) if known else (),
+        optimizer=next((layout.optimizer for layout in layouts if layout.optimizer is not None), None),
+    )
+
+
+def _apart(name: str, position: int, taken: Mapping[str, None]) -> str:
+    """``name``, or ``name`` with the number of its instrument when another layer has it."""
+    number = position + 1
+    candidate = name
+    while candidate in taken:
+        suffix = f" ({number})"
+        candidate = name[: MAX_NAME_CHARS - len(suffix)] + suffix
+        number += 1
+    return candidate

@@ -1,0 +1,373 @@
+"""One training run: what `log` is given, on its way into the spool.
+
+Owns the boundary with training: after `init` nothing here raises, blocks, or waits for a device or the server. Each
+cause of trouble is warned of once and counted. The only module of the SDK that builds spool and sender.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, Literal, cast
+
+import msgspec
+
+from client_sdk.config import Settings
+from client_sdk.errors import SpoolError
+from client_sdk.measurement import Instrument, Pending
+from client_sdk.metrics import BadValueError, HostCopy, as_step, read_metrics
+from client_sdk.notices import Notices
+from client_sdk.panel import Panel
+from client_sdk.protocol import PROTOCOL_VERSION, Alert, Finish, Hello, Layout
+from client_sdk.recorder import Recorder, Staged
+from client_sdk.recovery import Recovery
+from client_sdk.sender import Sender
+from client_sdk.spool import Spool
+
+MAX_ALERTS: Final = 256  # that wait for the next `log`; the oldest is dropped
+
+State = Literal["running", "finished", "crashed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where a run stands. Counts are of records, that is of calls of `log`."""
+
+    run_id: str
+    mode: str
+    state: State
+    logged: int
+    """Accepted by `log`."""
+    acknowledged: int
+    """Committed by the server."""
+    queued_bytes: int
+    """On disk or in memory, not yet acknowledged."""
+    dropped: int
+    """Lost in whole or in part: no room, too large, a bad step, logged after `finish` or in a forked process."""
+    connected: bool
+    last_error: str | None
+    warnings: Mapping[str, int]
+    """How often each cause of trouble occurred; the first of each was printed."""
+
+
+class Attachment:
+    """An instrument on a run. `remove` takes it off."""
+
+    def __init__(self, run: Run, instrument: Instrument, layout: Layout) -> None:
+        self._run = run
+        self._instrument = instrument
+        self.layout = layout
+        """Numbered; of all instruments of the run together."""
+
+    def remove(self) -> None:
+        """Stop measuring. May be called again, and after `finish`."""
+        self._run.detach(self._instrument)
+
+
+class Run:
+    """One training run. Made by `init`; every method may be called from the training thread at any time."""
+
+    def __init__(self, settings: Settings, *, start: bool = True) -> None:
+        """Nothing is sent yet when this returns. ``start`` False leaves the sender thread out."""
+        self.settings = settings
+        self.id = settings.run_id or uuid.uuid4().hex
+        self._notices = Notices()
+        self._state: State = "running"
+        self._pid = os.getpid()
+        self._panel: Panel | None = None
+        self._layout_count = 0
+        self._callbacks: list[Callable[[Alert], Any]] = []
+        self._alerts: deque[Alert] = deque(maxlen=MAX_ALERTS)
+        self._dropped = 0
+        self._last_step = -1
+        self._last_time: float | None = None
+        self._spool = self._make_spool() if settings.mode != "disabled" else None
+        self._recorder = None if self._spool is None else Recorder(self._spool, self._notices)
+        self._sender: Sender | None = None
+        if self._spool is not None and self._recorder is not None and settings.mode == "online":
+            self._sender = Sender(
+                self._spool, settings.endpoint, self._notices, drain=self._recorder.drain, on_alert=self._alerts.append
+            )
+            if start:
+                self._sender.start()
+                Recovery(settings.directory, settings.endpoint, self._notices).start(own=self._spool.directory)
+
+    # -- what the user calls --
+
+    def log(
+        self, metrics: Mapping[str, Any], step: int | None = None, closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Record ``metrics`` (numbers, or tensors of one element on any device) at ``step`` (default: the last + 1).
+
+        ``closure`` returns the loss of a batch, for curvature at the present parameters. Never raises or waits.
+        """
+        recorder = self._recorder
+        if recorder is None:
+            return
+        try:
+            self._log(recorder, metrics, step, closure)
+        except Exception as error:
+            self._dropped += 1
+            self._notices.caught("log", "log()", error)
+
+    def on_alert(self, callback: Callable[[Alert], Any]) -> None:
+        """Call ``callback`` on the training thread, inside the next `log`, when an alert opens, changes or closes."""
+        if not callable(callback):
+            self._notices.warn("bad_callback", f"on_alert got {callback!r:.80}, which cannot be called; it is ignored")
+            return
+        self._callbacks.append(callback)
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until everything logged so far is acknowledged. False when that took longer than ``timeout`` seconds,
+        and offline."""
+        if self._spool is None or self._recorder is None:
+            return True
+        try:
+            return self._flush(self._spool, self._recorder, timeout)
+        except Exception as error:
+            self._notices.caught("flush", "flush()", error)
+            return False
+
+    def finish(self, timeout: float = 30.0, *, state: Literal["finished", "crashed"] = "finished") -> None:
+        """Send what is left, for at most ``timeout`` seconds; the rest stays in the spool for the next `init` or
+        `python -m client_sdk sync`. May be called again."""
+        if self._state != "running" or os.getpid() != self._pid:
+            return
+        try:
+            self._finish(timeout, state)
+        except Exception as error:
+            self._notices.caught("finish", "finish()", error)
+
+    def status(self) -> Status:
+        """Where the run stands."""
+        spool, recorder, sender = self._spool, self._recorder, self._sender
+        dropped = (
+            self._dropped + (0 if recorder is None else recorder.dropped) + (0 if sender is None else sender.refused)
+        )
+        return Status(
+            run_id=self.id,
+            mode=self.settings.mode,
+            state=self._state,
+            logged=0 if spool is None or recorder is None else spool.last_seq + recorder.waiting,
+            acknowledged=0 if spool is None else spool.acknowledged,
+            queued_bytes=0 if spool is None else spool.queued_bytes,
+            dropped=dropped,
+            connected=sender is not None and sender.connected,
+            last_error=self._notices.last_error,
+            warnings=dict(self._notices.counts),
+        )
+
+    # -- what an instrument calls --
+
+    @property
+    def active(self) -> bool:
+        """True until `finish`, in the process that made the run."""
+        return self._state == "running" and os.getpid() == self._pid
+
+    @property
+    def disabled(self) -> bool:
+        """True when every call is a no-op."""
+        return self._spool is None
+
+    @property
+    def notices(self) -> Notices:
+        """Where an instrument reports what it kept away from training."""
+        return self._notices
+
+    def attach(self, instrument: Instrument) -> Attachment:
+        """Measure with ``instrument`` from the next `log` on; its layout is sent before. Several are combined into one.
+
+        Raises `ConfigurationError` when the layout cannot be sent.
+        """
+        others = () if self._panel is None else self._panel.instruments
+        panel = self._install([*others, instrument])
+        assert panel is not None
+        return Attachment(self, instrument, panel.layout)
+
+    def detach(self, instrument: Instrument) -> None:
+        """Stop measuring with ``instrument``; nothing happens when it is not attached."""
+        if self._panel is not None and any(other is instrument for other in self._panel.instruments):
+            self._install([other for other in self._panel.instruments if other is not instrument])
+
+    # -- inside: the training thread --
+
+    def _make_spool(self) -> Spool:
+        hello = Hello(
+            version=PROTOCOL_VERSION,
+            run_id=self.id,
+            writer=uuid.uuid4().hex,
+            project=self.settings.project,
+            name=self.settings.name,
+            rank=self.settings.rank,
+            config=self.settings.config,
+            tags=self.settings.tags,
+            started_at=time.time(),
+            sdk=f"python/{_sdk_version()}",
+        )
+        try:
+            return Spool.create(self.settings.directory, hello)
+        except SpoolError as error:
+            self._notices.warn(
+                "spool",
+                f"{error}. Records are kept in memory only, and lost if the process dies; "
+                "pass directory=… or set SPIKEWATCH_DIR to a place that can be written",
+            )
+            return Spool.in_memory(hello)
+
+    def _install(self, instruments: list[Instrument]) -> Panel | None:
+        if not instruments:
+            self._panel = None
+            return None
+        panel = Panel(instruments, self._layout_count)
+        self._layout_count += 1
+        if self._spool is not None:
+            hello = self._spool.hello
+            self._spool.introduce(msgspec.structs.replace(hello, layouts=(*hello.layouts, panel.layout)))
+        self._panel = panel
+        return panel
+
+    def _log(
+        self, recorder: Recorder, metrics: Mapping[str, Any], step: int | None, closure: Callable[[], Any] | None
+    ) -> None:
+        if os.getpid() != self._pid:
+            self._dropped += 1
+            self._notices.warn("forked", "log() in a forked process is ignored; call client_sdk.init() there")
+            return
+        if self._state != "running":
+            self._dropped += 1
+            self._notices.warn("finished", "log() after finish() is ignored; call client_sdk.init() for another run")
+            return
+        if self._alerts:
+            self._run_callbacks()
+        number = self._number(step)
+        if number is None:
+            return
+        if not isinstance(metrics, Mapping):
+            self._notices.warn("bad_metrics", f"log() got {type(metrics).__name__}; expected a dictionary")
+            metrics = {}
+        now = time.time()
+        scalars, deferred = read_metrics(metrics, self._notices)
+        panel = self._panel
+        parts = [] if panel is None else self._measure(panel, number, metrics, closure)
+        self._time_step(number, scalars)
+        copy = _copy_to_host(list(deferred.values())) if deferred else None
+        recorder.stage(
+            Staged(step=number, time=now, scalars=scalars, names=tuple(deferred), copy=copy, panel=panel, parts=parts)
+        )
+        self._report_disk()
+
+    def _measure(
+        self, panel: Panel, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None
+    ) -> list[tuple[int, Pending]]:
+        try:
+            return panel.measure(step, metrics, closure)
+        except Exception as error:
+            self._notices.caught("measure", "measuring", error)
+            return []
+
+    def _number(self, step: int | None) -> int | None:
+        if step is None:
+            self._last_step += 1
+            return self._last_step
+        try:
+            number = as_step(step)
+        except BadValueError as error:
+            self._dropped += 1
+            self._notices.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
+            return None
+        return number
+
+    def _time_step(self, step: int, scalars: dict[str, float]) -> None:
+        """Fill in `step_time`, seconds a step since the last call of `log` at an earlier step."""
+        moment = time.perf_counter()
+        advance = step - self._last_step if self._last_time is not None else 0
+        if advance > 0 and self._last_time is not None:
+            scalars.setdefault("step_time", (moment - self._last_time) / advance)
+        if advance or self._last_time is None:
+            self._last_time = moment
+        self._last_step = step
+
+    def _run_callbacks(self) -> None:
+        while self._alerts:
+            alert = self._alerts.popleft()
+            for callback in tuple(self._callbacks):
+                try:
+                    callback(alert)
+                except Exception as error:
+                    self._notices.caught("callback", "the on_alert callback", error)
+
+    def _report_disk(self) -> None:
+        spool = self._spool
+        if spool is not None and spool.failure is not None:
+            failure, spool.failure = spool.failure, None
+            self._notices.warn(
+                "disk",
+                f"the spool {spool.directory} cannot be written ({failure}); records are kept in memory, and lost if "
+                "the process dies. Make room or set SPIKEWATCH_DIR to another disk",
+            )
+
+    # -- inside: the end --
+
+    def _flush(self, spool: Spool, recorder: Recorder, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        landed = recorder.land(deadline)
+        target = spool.last_seq
+        if self._sender is None:
+            return landed and spool.acknowledged >= target
+        self._sender.hurry()
+        return self._sender.wait_acknowledged(target, max(0.0, deadline - time.monotonic())) and landed
+
+    def _finish(self, timeout: float, state: Literal["finished", "crashed"]) -> None:
+        self._state = state
+        spool, recorder, sender = self._spool, self._recorder, self._sender
+        if spool is None or recorder is None:
+            return
+        deadline = time.monotonic() + timeout
+        if not recorder.land(deadline):
+            recorder.discard()
+        spool.finish(Finish(last_seq=spool.last_seq, state=state))
+        if sender is None:
+            spool.release()
+            return
+        sender.hurry()
+        delivered = sender.wait_delivered(max(0.0, deadline - time.monotonic()))
+        stopped = sender.stop(2.0)
+        if delivered:
+            spool.delete()
+            return
+        left = spool.last_seq - spool.acknowledged
+        if spool.directory is None:
+            message = (
+                f"{left} records could not be sent and are lost with the process, as there was no disk to keep them"
+            )
+        else:
+            message = (
+                f"{left} records could not be sent within {timeout:g} s. They are in {spool.directory}: the next run "
+                f"with the same directory sends them, or `python -m client_sdk sync {spool.directory.parent}`"
+            )
+        self._notices.warn("unsent", message)
+        if stopped:
+            spool.release()
+
+    def abandon(self) -> None:
+        """Called in a forked child: let go of what belongs to the parent, touch nothing that it still uses."""
+        if self._sender is not None:
+            self._sender.abandon()
+
+
+def _copy_to_host(tensors: list[Any]) -> HostCopy:
+    from client_sdk.stats import copy_to_host  # imports torch, which the user's tensors have imported already
+
+    return cast(HostCopy, copy_to_host(tensors))
+
+
+def _sdk_version() -> str:
+    try:
+        return version("spikewatch-client")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,114 @@
+"""A websocket to the server that speaks the protocol's messages.
+
+Owns handshake, token, deadlines, and the translation of everything that can go wrong into `TransportError`; who
+reconnects, and when, is the sender's. Proxies and the trust store are the system's, by websockets' defaults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import Final
+
+import msgspec
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.sync.client import connect as connect_websocket
+
+from client_sdk.config import Endpoint
+from client_sdk.errors import TransportError
+from client_sdk.protocol import MAX_FRAME_BYTES, ServerMessage, decode_server_message
+
+OPEN_TIMEOUT: Final = 5.0  # seconds, for TCP, TLS and the HTTP handshake together
+CLOSE_TIMEOUT: Final = 2.0  # seconds
+PING_INTERVAL: Final = 10.0  # seconds
+PING_TIMEOUT: Final = 10.0  # seconds without an answer: the connection is dead
+SEND_TIMEOUT: Final = 20.0  # seconds without any progress of a send: the connection is dead
+
+CLOSE_UNAUTHENTICATED: Final = 4401
+CLOSE_TOO_LARGE: Final = 1009
+UNAUTHENTICATED_HELP: Final = (
+    "the server does not accept the token. Pass token=…, or set SPIKEWATCH_TOKEN; on the server's machine "
+    "`spikewatch up` leaves one that is found by itself, and `spikewatch token create` makes others"
+)
+
+
+class Connection:
+    """One open websocket. Used by one thread, except `abandon`."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Connect. Raises `TransportError`."""
+        token = endpoint.find_token()
+        try:
+            self._socket = connect_websocket(
+                endpoint.socket_url,
+                additional_headers={"Authorization": f"Bearer {token}"} if token is not None else None,
+                open_timeout=OPEN_TIMEOUT,
+                close_timeout=CLOSE_TIMEOUT,
+                ping_interval=PING_INTERVAL,
+                ping_timeout=PING_TIMEOUT,
+                max_size=MAX_FRAME_BYTES,
+                max_queue=1024,  # acknowledgements and alerts, small
+                compression=None,  # float blocks hardly compress, and the time is the training machine's
+            )
+        except InvalidStatus as error:
+            status = error.response.status_code
+            if status in (401, 403):
+                raise TransportError("unauthenticated", UNAUTHENTICATED_HELP, retryable=False) from error
+            raise TransportError(
+                "unreachable", f"{endpoint.url} answered HTTP {status}; is it a Spikewatch server?"
+            ) from error
+        except (OSError, TimeoutError, InvalidHandshake, InvalidURI, EOFError, ImportError, RuntimeError) as error:
+            # ImportError: a SOCKS proxy without python-socks. RuntimeError: no new thread at interpreter shutdown.
+            raise TransportError("unreachable", f"{endpoint.url} cannot be reached: {error}") from error
+        # Pings find a peer that is silent, but not one that lets a send hang while it holds websockets' own lock.
+        with contextlib.suppress(OSError):
+            self._socket.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(SEND_TIMEOUT), 0)
+            )
+
+    def send(self, frame: bytes) -> None:
+        """Raises `TransportError` when the connection is gone or makes no progress."""
+        try:
+            self._socket.send(frame)
+        except ConnectionClosed as error:
+            raise _closed(error) from error
+
+    def receive(self, timeout: float) -> ServerMessage | None:
+        """The next message, or None when there is none within ``timeout`` seconds or it is of no known kind.
+
+        Raises `TransportError` when the connection is gone.
+        """
+        try:
+            frame = self._socket.recv(timeout)
+        except TimeoutError:
+            return None
+        except ConnectionClosed as error:
+            raise _closed(error) from error
+        if isinstance(frame, str):
+            return None
+        try:
+            return decode_server_message(frame)
+        except msgspec.DecodeError:
+            return None  # a newer server may say more than we understand
+
+    def close(self) -> bool:
+        """Close in an orderly way; True when the server took part, so that it has read everything before."""
+        self._socket.close()
+        return self._socket.close_code in (1000, 1001)
+
+    def abandon(self) -> None:
+        """Close the file descriptor without a word to the server, which stays connected to the parent process.
+        Called in a forked child."""
+        with contextlib.suppress(OSError):
+            os.close(self._socket.socket.detach())
+
+
+def _closed(error: ConnectionClosed) -> TransportError:
+    frame = error.rcvd
+    if frame is not None and frame.code == CLOSE_UNAUTHENTICATED:
+        return TransportError("unauthenticated", UNAUTHENTICATED_HELP, retryable=False)
+    if frame is not None and frame.code == CLOSE_TOO_LARGE:
+        return TransportError("too_large", f"the server refused a frame as too large: {error}", retryable=False)
+    return TransportError("closed", f"the connection was closed: {error}")
