@@ -20,11 +20,16 @@ HORIZON: Final = 400
 """Steps ahead beyond which no date is given."""
 CLIMBING: Final = 0.02
 """Slope of log‖g‖ a step below which growth is not told from noise."""
+FITTING: Final = 0.4
+"""Share of the variance of log‖g‖ that its slope must explain to count as growth."""
+HIDDEN: Final = 8.0
+"""Depth of the climb that doubles the time from the crossing to the spike while no growth is seen: the growing direction
+hides under the noise of ‖g‖, and an update below the resolution of the weights does not grow (measured: 2–3 × at 14)."""
 ACCELERATION: Final = 0.67
 """Real over naive remaining steps where nothing but the slope is known (measured: 16 for 24)."""
-EARLIEST, LATEST = 0.5, 1.6
+EARLIEST, LATEST = 0.5, 1.8
 """Band of a date from observed growth, in units of the remaining steps."""
-EARLIEST_TREND, LATEST_TREND = 0.5, 2.0
+EARLIEST_TREND, LATEST_TREND = 0.5, 1.8
 """The same for a date from the trend of λ_max alone."""
 SLACK: Final = 4
 """Steps that the band is wider at its late end, whatever the date."""
@@ -69,7 +74,8 @@ def forecast(reading: Reading) -> PredictedStep | None:
     climb = remaining_climb(reading)
     if climb is None:
         return None
-    observed = reading.growth if reading.growth > CLIMBING else 0.0
+    told = reading.growth_fit > FITTING or reading.grad_ratio > 1.2
+    observed = reading.growth if reading.growth > CLIMBING and told else 0.0
     curved = reading.stability is not None and reading.stability_growth > 0
     if not observed and not curved:
         return None
@@ -77,11 +83,15 @@ def forecast(reading: Reading) -> PredictedStep | None:
     if steps is None:
         return None
     if observed:
-        naive = climb / observed
-        steps = min(steps, ACCELERATION * naive)
+        steps = min(steps, ACCELERATION * climb / observed)
         low, high = EARLIEST * steps, LATEST * steps
     else:
+        crossing = crossing_step(reading)
+        before = 0.0 if crossing is None else min(float(crossing - reading.step), steps)
+        steps = before + (steps - before) * (1.0 + climb / HIDDEN)
         low, high = EARLIEST_TREND * steps, LATEST_TREND * steps
+    if steps > HORIZON:
+        return None
     best = max(1, round(steps))
     return PredictedStep(
         low=reading.step + max(1, min(math.floor(low), best)),

@@ -146,7 +146,7 @@ class RunMonitor:
             step=step,
             stage=Stage(state.stages.stage),
             stability_ratio=state.stability,
-            forecast=state.predictor.date(),
+            forecast=state.predictor.date(step),
             findings=state.findings,
             events=events,
         )

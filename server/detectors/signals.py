@@ -71,6 +71,8 @@ class Reading:
     gradient_stability: float | None
     """λ_grad over the limit."""
     gradient_stability_growth: float
+    gradient_above_count: int
+    """Latest measurements of λ_grad in a row that were above the limit."""
     step_stability: float | None
     """λ_step over the limit: above 1 the step raised the loss of its own batch."""
     limit: float | None
@@ -111,6 +113,7 @@ class Signals(msgspec.Struct):
     stabilities: Track = msgspec.field(default_factory=lambda: Track(TREND_POINTS))
     """log of λ_max over the limit."""
     gradient_stabilities: Track = msgspec.field(default_factory=lambda: Track(TREND_POINTS))
+    gradient_above_count: int = 0
     decoupled_since: int | None = None
     above_since: int | None = None
     fast: Array = msgspec.field(default_factory=lambda: np.zeros(0))
@@ -170,6 +173,7 @@ class Signals(msgspec.Struct):
             above_steps=0 if self.above_since is None or stability is None else step - self.above_since + 1,
             gradient_stability=_last(self.gradient_stabilities, step),
             gradient_stability_growth=0.0 if gradient_trend is None else gradient_trend.slope,
+            gradient_above_count=self.gradient_above_count,
             step_stability=step_lambda / limit if step_lambda is not None and limit is not None else None,
             limit=limit,
             lambda_max=lambda_max,
@@ -241,6 +245,7 @@ class Signals(msgspec.Struct):
                 self.above_since = step
         if lambda_grad is not None:
             self.gradient_stabilities.push(step, lambda_grad / limit)
+            self.gradient_above_count = self.gradient_above_count + 1 if lambda_grad > limit else 0
 
     def _leaders(self, sample: Sample) -> tuple[tuple[str, ...], tuple[float, ...]]:
         """The three layers with the largest share of the recent growth of Σg², of its size where nothing grows."""

@@ -32,6 +32,16 @@ HOLD: Final = 20
 """Steps for which a level outlives its last sign."""
 NEAR: Final = 0.9
 """λ_max over the limit from which a climb is taken for Adam's mechanism."""
+DEEP: Final = 0.01
+"""Σg²/Σv̂ from which the crossing of λ_max alone is a warning."""
+FAST: Final = 0.005
+"""Rise of log λ_max a step that nothing slows down before the spike (modular addition: 0.6–2.6 % a step)."""
+STEADY: Final = 0.8
+"""Share of the variance of log λ_max that its trend must explain to be extrapolated."""
+IN_REACH: Final = 100
+"""Steps to the crossing from which it is watched."""
+SOON: Final = 60
+"""Steps to the spike from which a crossing alone is a warning."""
 IMMINENT: Final = 20
 SETTLING: Final = 10
 """First steps of a run, in which everything grows."""
@@ -111,17 +121,18 @@ class SpikePredictor(msgspec.Struct):
         self.level, self.since, self.sign, self.predicted = "", None, Sign.NONE.value, None
         self.last_alarm = self.last_watch = self.last_critical = None
 
-    def date(self) -> PredictedStep | None:
+    def date(self, step: int) -> PredictedStep | None:
+        """The last date given, never in the past: what is overdue is due."""
         if self.predicted is None or not self.level:
             return None
-        low, best, high = self.predicted
+        low, best, high = (max(value, step + 1) for value in self.predicted)
         return PredictedStep(low=low, best=best, high=high)
 
     def finding(self, reading: Reading, tracker: CauseTracker) -> Finding | None:
         if not self.level:
             return None
         cause = Cause.STATE_LOSS if self.sign == Sign.RESET else cause_of_build_up(reading, tracker)
-        predicted = self.date()
+        predicted = self.date(reading.step)
         watch = self.level == AlertLevel.WATCH
         when = "soon" if predicted is None else f"at step {predicted.best}"
         return Finding(
@@ -153,30 +164,52 @@ class SpikePredictor(msgspec.Struct):
 
 def judge(reading: Reading) -> Evidence:
     """The strongest sign in one reading, and its date."""
+    step = reading.step
     if reading.state_reset:
-        step = reading.step
         return Evidence(sign=Sign.RESET, predicted=PredictedStep(low=step + 1, best=step + 2, high=step + 20))
     predicted = forecast(reading)
     stale = is_stale(reading)
-    curved = reading.stability_peak is not None
-    if (
-        reading.gradient_stability is not None
-        and reading.gradient_stability > 1.0
-        and reading.growth > 0.02
-        and (reading.decoupling is None or reading.decoupling < 1.0)
-    ):
+    if _is_directional(reading, stale):
         return Evidence(sign=Sign.DIRECTIONAL, predicted=predicted)
-    near = not curved or (reading.stability_peak or 0.0) > NEAR
-    if near and stale and reading.growth > 0.03 and reading.grad_ratio > (1.5 if curved else 2.0):
+    if stale and _is_climb(reading):
         return Evidence(sign=Sign.CLIMB, predicted=predicted)
-    if predicted is not None and stale and (reading.stability or 0.0) > 1.0:
-        deep = reading.decoupling_least is not None and reading.decoupling_least < 0.01
-        if deep and reading.above_steps >= 10 and reading.stability_growth >= 0:
-            return Evidence(sign=Sign.CROSSED, predicted=predicted)
-        return Evidence(sign=Sign.APPROACH, predicted=predicted)
-    if predicted is not None and stale and crossing_step(reading) is not None and reading.stability_fit > 0.5:
+    if predicted is None or not stale:
+        return Evidence(sign=Sign.NONE, predicted=None)
+    if _is_crossed(reading) and predicted.best - step <= SOON:
+        return Evidence(sign=Sign.CROSSED, predicted=predicted)
+    crossing = crossing_step(reading)
+    steady = reading.stability_fit > STEADY and crossing is not None and crossing - step <= IN_REACH
+    if steady or (reading.stability or 0.0) > 1.0:
         return Evidence(sign=Sign.APPROACH, predicted=predicted)
     return Evidence(sign=Sign.NONE, predicted=None)
+
+
+def _is_directional(reading: Reading, stale: bool) -> bool:
+    """The gradient lies along a direction that is past its limit, and grows; v has not noticed."""
+    if reading.gradient_stability is None or reading.growth <= 0.02:
+        return False
+    if reading.decoupling is not None and reading.decoupling >= 1.0:
+        return False
+    return reading.gradient_stability > 1.0 and (stale or reading.gradient_above_count >= 2)
+
+
+def _is_climb(reading: Reading) -> bool:
+    """‖g‖ is above its mean and climbs; λ_max, where it is measured, is near the limit."""
+    if reading.growth <= 0.03:
+        return False
+    if reading.stability_peak is None:
+        return reading.grad_ratio > 2.0
+    return reading.stability_peak > NEAR and reading.grad_ratio > 1.5
+
+
+def _is_crossed(reading: Reading) -> bool:
+    """λ_max is past the limit, or about to be, deep in the decoupling, and nothing holds it: it rises fast, or the
+    gradient already leans towards its direction."""
+    if reading.decoupling_least is None or reading.decoupling_least >= DEEP or reading.stability is None:
+        return False
+    fast = reading.stability_growth > FAST and reading.stability_fit > STEADY and reading.stability > NEAR
+    leaning = reading.gradient_stability is None or reading.gradient_stability > 0.5
+    return fast or (reading.above_steps >= 10 and reading.stability_growth >= 0 and leaning)
 
 
 def _held(step: int | None, now: int) -> bool:
