@@ -1,0 +1,65 @@
+"""`python -m client_sdk sync DIRECTORY`: send what runs without a server, or killed ones, left on disk."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from client_sdk.config import DEFAULT_DIRECTORY, ENV_DIR, Endpoint
+from client_sdk.errors import ConfigurationError, SpoolError, TransportError
+from client_sdk.notices import Notices
+from client_sdk.recovery import deliver, find_spools
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: everything was sent; 1: something was not; 2: the command cannot be meant."""
+    parser = argparse.ArgumentParser(prog="python -m client_sdk", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sync = commands.add_parser("sync", help="send the runs kept in a directory, then delete them")
+    sync.add_argument("directory", nargs="?", type=Path, default=Path(os.environ.get(ENV_DIR) or DEFAULT_DIRECTORY))
+    sync.add_argument("--url", help="address of the server (default: SPIKEWATCH_URL)")
+    sync.add_argument("--token", help="write token (default: SPIKEWATCH_TOKEN)")
+    sync.add_argument("--timeout", type=float, default=600.0, help="seconds for one run (default: %(default)g)")
+    options = parser.parse_args(arguments)
+    try:
+        endpoint = Endpoint.resolve(url=options.url, token=options.token, environ=os.environ)
+    except ConfigurationError as error:
+        return _fail(2, str(error))
+    if not options.directory.is_dir():
+        return _fail(2, f"{options.directory} is not a directory")
+    return _sync(options.directory.absolute(), endpoint, options.timeout)
+
+
+def _sync(directory: Path, endpoint: Endpoint, timeout: float) -> int:
+    spools = [directory] if directory in find_spools(directory.parent) else find_spools(directory)
+    if not spools:
+        print(f"nothing to send in {directory}")
+    unsent = 0
+    for spool in spools:
+        try:
+            count = deliver(spool, endpoint, Notices(), gives_up=_is_final, timeout=timeout)
+        except SpoolError as error:
+            unsent += 1
+            _fail(1, str(error))
+        except TransportError as error:
+            return _fail(1, f"{spool.name} was not sent: {error}")
+        else:
+            print(f"{spool.name}: {count} records sent")
+    return 1 if unsent else 0
+
+
+def _is_final(error: TransportError) -> bool:
+    """Somebody is watching: a server that is not there, or refuses, is said at once instead of waited for."""
+    return not error.retryable or error.code == "unreachable"
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"client_sdk: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
