@@ -23,8 +23,9 @@ CLIMBING: Final = 0.02
 FITTING: Final = 0.4
 """Share of the variance of log‖g‖ that its slope must explain to count as growth."""
 HIDDEN: Final = 8.0
-"""Depth of the climb that doubles the time from the crossing to the spike while no growth is seen: the growing direction
-hides under the noise of ‖g‖, and an update below the resolution of the weights does not grow (measured: 2–3 × at 14)."""
+"""Depth of the climb that doubles the time from the crossing to the spike while no growth is seen: the growing
+direction hides under the noise of ‖g‖, and an update below the resolution of the weights does not grow (measured: 2–3
+× at 14)."""
 ACCELERATION: Final = 0.67
 """Real over naive remaining steps where nothing but the slope is known (measured: 16 for 24)."""
 EARLIEST, LATEST = 0.5, 1.8

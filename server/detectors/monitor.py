@@ -115,7 +115,7 @@ class RunMonitor:
             state.causes.bad_batch_step = step
 
         change = state.spike.update(step, reading.loss)
-        if change.began:
+        if change.began and state.spike.cause is None:
             state.spike.cause = state.causes.judge(reading, state.spike.onset)
         state.predictor.update(reading, state.spike.active)
         if change.ended:

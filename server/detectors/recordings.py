@@ -24,6 +24,18 @@ from server.models import Layout, Optimizer, Sample
 
 FORMAT: Final = "spikewatch-1"
 ZOO_STATISTICS: Final = ("grad_norm", "v_rms", "rms_ratio", "decoupling")
+CONTROL: Final = "none"
+ZOO_FAULTS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
+    "fnn-lrjump": ("lr-jump", (700,)),
+    "fnn-reset": ("state-loss", (500,)),
+    "mlp-labelburst": ("data", (700,)),
+    "cnn-nan": ("nonfinite", (600,)),
+    "tf-badtokens": ("data", (400, 600)),
+    "tf-lrjump": ("lr-jump", (400,)),
+    "linattn-b95": ("heavy-tail", ()),
+    "linattn-tail-clip": ("heavy-tail", ()),
+}
+"""What was done to runs of the study, which its files do not say; names that end in "-ok" are its healthy controls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,4 +142,5 @@ def _zoo(name: str, arrays: dict[str, Any]) -> Recording:
         scalars = {ours: float(arrays[theirs][i]) for theirs, ours in keys.items() if not np.isnan(arrays[theirs][i])}
         scalars["loss"] = float(loss)
         samples.append(Sample(step=i + 1, time=float(i + 1), scalars=scalars, layout=layout, block=block[i]))
-    return Recording(name=name, samples=samples, cause="")
+    cause, fault_steps = ZOO_FAULTS.get(name, (CONTROL if name.endswith("-ok") else "", ()))
+    return Recording(name=name, samples=samples, cause=cause, fault_steps=fault_steps)

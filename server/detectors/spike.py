@@ -43,6 +43,8 @@ FLOOR: Final = 1e-4
 """Relative to the first losses of the run: less is numerically negligible."""
 LONGEST: Final = 150
 BACK: Final = 0.25
+AFTERSHOCK: Final = 20
+"""Steps after a spike in which another one belongs to it: same onset, same cause."""
 RISE_STEPS: Final = 60
 """The rise that led to a spike is followed back this far at most."""
 
@@ -80,6 +82,8 @@ class SpikeDetector(msgspec.Struct):
     """Losses since a spike began, for the level after it."""
     tail_until: int | None = None
     """Step at which the decay after a spike is given up and its level learnt; None outside a tail."""
+    ended: int | None = None
+    """Step at which the last spike was over."""
     cause: CauseOfSpike | None = None
     """Judged once, when the spike began."""
 
@@ -107,7 +111,10 @@ class SpikeDetector(msgspec.Struct):
             self.high = [*self.high[-2:], is_high]
             if is_very_high or (is_high and sum(self.high) >= 2):
                 self.active, self.trigger, self.back, self.shifted = True, step, 0, False
-                self.onset = step if self.rise_start is None else max(self.rise_start, step - RISE_STEPS)
+                again = self.ended is not None and step - self.ended <= AFTERSHOCK
+                if not again:
+                    self.onset = step if self.rise_start is None else max(self.rise_start, step - RISE_STEPS)
+                    self.cause = None
                 self.peak, self.peak_step, self.settling = loss, step, [loss]
                 return Change(began=True)
             if is_high:
@@ -155,7 +162,7 @@ class SpikeDetector(msgspec.Struct):
         else:
             self.settling = self.settling[-3:]
             self.tail_until = step + LONGEST
-        self.active, self.high, self.rise_start = False, [], None
+        self.active, self.high, self.rise_start, self.ended = False, [], None, step
         return Change(ended=True)
 
     def finding(self, reading: Reading) -> Finding | None:

@@ -38,6 +38,8 @@ FAST: Final = 0.005
 """Rise of log λ_max a step that nothing slows down before the spike (modular addition: 0.6–2.6 % a step)."""
 STEADY: Final = 0.8
 """Share of the variance of log λ_max that its trend must explain to be extrapolated."""
+APPROACHING: Final = 0.7
+"""λ_max over the limit from which its trend is worth extrapolating."""
 IN_REACH: Final = 100
 """Steps to the crossing from which it is watched."""
 SOON: Final = 60
@@ -179,7 +181,8 @@ def judge(reading: Reading) -> Evidence:
         return Evidence(sign=Sign.CROSSED, predicted=predicted)
     crossing = crossing_step(reading)
     steady = reading.stability_fit > STEADY and crossing is not None and crossing - step <= IN_REACH
-    if steady or (reading.stability or 0.0) > 1.0:
+    ratio = reading.stability or 0.0
+    if ratio > 1.0 or (steady and ratio > APPROACHING):
         return Evidence(sign=Sign.APPROACH, predicted=predicted)
     return Evidence(sign=Sign.NONE, predicted=None)
 
