@@ -100,7 +100,7 @@ class Segment:
         if offset >= limit:
             return [], offset
         with self.path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), min(max_bytes, limit - offset), offset)
+            data = os.pread(file.fileno(), min(max(max_bytes, FRAME.size), limit - offset), offset)
             length = FRAME.unpack_from(data)[0] + FRAME.size
             if length > len(data):
                 data = os.pread(file.fileno(), length, offset)

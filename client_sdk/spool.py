@@ -307,8 +307,8 @@ class Spool:
             if last == seq:
                 return size
         for segment in self._segments:
-            if segment.first_seq <= seq <= segment.last_seq:
-                return segment.bytes_before(segment.locate(seq + 1))
+            if seq <= segment.last_seq:
+                return segment.bytes_before(segment.locate(seq + 1) if seq >= segment.first_seq else HEADER.size)
         return self._segments[-1].bytes_before(self._segments[-1].end) if self._segments else 0
 
     def _has_watermark(self) -> bool:

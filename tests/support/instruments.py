@@ -1,0 +1,61 @@
+"""Instruments without torch, for what is not about measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from client_sdk.measurement import Measurement
+from client_sdk.protocol import Histograms, Layout
+
+
+class Landed:
+    """A pending measurement; `landed` False is a copy that is still under way."""
+
+    def __init__(self, measurement: Measurement, *, landed: bool = True) -> None:
+        self.measurement = measurement
+        self.landed = landed
+
+    def ready(self) -> bool:
+        return self.landed
+
+    def result(self) -> Measurement:
+        return self.measurement
+
+
+class StepInstrument:
+    """Every statistic of every layer is the step; scalars as given."""
+
+    def __init__(
+        self,
+        layers: tuple[str, ...],
+        statistics: tuple[str, ...],
+        *,
+        scalars: Mapping[str, float] | None = None,
+        histograms: tuple[Histograms, ...] = (),
+        landed: bool = True,
+    ) -> None:
+        self.layout = Layout(id=0, layers=layers, statistics=statistics, sizes=tuple(1 for _ in layers))
+        self.scalars = scalars or {}
+        self.histograms = histograms
+        self.landed = landed
+        self.pending: list[Landed] = []
+
+    def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Landed:
+        if closure is not None:
+            closure()
+        block = np.full((len(self.layout.layers), len(self.layout.statistics)), step, np.float32)
+        pending = Landed(Measurement(scalars=self.scalars, block=block, histograms=self.histograms), landed=self.landed)
+        self.pending.append(pending)
+        return pending
+
+
+class BrokenInstrument:
+    """Raises whenever it is asked."""
+
+    layout = Layout(id=0, layers=("a",), statistics=("grad_norm",))
+
+    def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Landed:
+        raise RuntimeError("measuring failed")
