@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,11 @@ __all__ = [
     "Optimizer",
     "Outcome",
     "PredictedStep",
+    "Principal",
+    "Progress",
     "RunState",
     "Sample",
+    "Scope",
     "Stage",
     "Verdict",
 ]
@@ -143,3 +147,41 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     """Those that hold now; a kind that is absent no longer holds."""
     events: tuple[Event, ...] = ()
+
+
+class Scope(StrEnum):
+    """What a token allows; each includes the one before."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Whoever holds a valid token."""
+
+    scope: Scope
+    project: str | None = None
+    """The one project that the token opens, None for all."""
+
+    def may(self, scope: Scope) -> bool:
+        order = list(Scope)
+        return order.index(self.scope) >= order.index(scope)
+
+    def may_see(self, project: str) -> bool:
+        return self.project is None or self.project == project
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a run's follower knows of it after the last sample: the columns of the fleet page."""
+
+    step_rate: float | None = None
+    """Steps a second by the clock of the training process."""
+    loss: float | None = None
+    lr: float | None = None
+    stage: str | None = None
+    stability_ratio: float | None = None
+    sparkline: Mapping[str, Any] | None = None
+    """{"first_step", "bucket_steps", "max": [greatest loss or null]}."""

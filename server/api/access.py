@@ -1,0 +1,82 @@
+"""What every call needs: the stores, who is asking, and which runs they may see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from server.auth.tokens import UNAUTHENTICATED, Authenticator
+from server.errors import ApiError
+from server.models import Principal, Scope
+from server.pipeline.pipeline import Pipeline
+from server.storage.alerts import AlertStore
+from server.storage.database import Database
+from server.storage.events import EventStore
+from server.storage.heatmap import HeatmapQuery
+from server.storage.histogram import HistogramQuery
+from server.storage.runs import RunStore
+from server.storage.series import SeriesQuery
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """What `main` has wired together, for the handlers."""
+
+    database: Database
+    authenticator: Authenticator
+    pipeline: Pipeline
+    runs: RunStore
+    series: SeriesQuery
+    heatmap: HeatmapQuery
+    histograms: HistogramQuery
+    events: EventStore
+    alerts: AlertStore
+    clock: Callable[[], float]
+
+
+def services_of(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+_bearer = HTTPBearer(auto_error=False, description="A token: `spikewatch token create` makes one.")
+ServicesOf = Annotated[Services, Depends(services_of)]
+
+
+async def _principal(
+    services: ServicesOf, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> Principal:
+    principal = await services.authenticator.principal(None if credentials is None else credentials.credentials)
+    if principal is None:
+        raise ApiError(401, "unauthenticated", UNAUTHENTICATED)
+    return principal
+
+
+async def _writing_principal(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
+    if not principal.may(Scope.WRITE):
+        raise ApiError(403, "forbidden", "this token may only read; the call needs the scope write")
+    return principal
+
+
+Reader = Annotated[Principal, Depends(_principal)]
+Operator = Annotated[Principal, Depends(_writing_principal)]
+
+
+async def visible_run(services: Services, principal: Principal, run_id: str) -> None:
+    """Raises 404 for a run that is not there, and alike for one of a project that the token does not open."""
+    project = await services.runs.project_of(run_id)
+    if project is None or not principal.may_see(project):
+        raise ApiError(404, "unknown_run", f"there is no run {run_id!r}; GET /api/v1/runs lists them")
+
+
+async def visible_alert(services: Services, principal: Principal, alert_id: str) -> dict[str, Any]:
+    """The alert as the API shows it; 404 as for runs."""
+    alert = await services.alerts.get(alert_id)
+    if alert is not None:
+        project = await services.runs.project_of(alert["run_id"])
+        if project is not None and principal.may_see(project):
+            return alert
+    raise ApiError(404, "unknown_alert", f"there is no alert {alert_id!r}; GET /api/v1/alerts lists them")

@@ -1,0 +1,162 @@
+"""The shapes of the answers, for the OpenAPI document. Handlers write the same JSON straight from storage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+Numbers = list[float | None]
+
+
+class ErrorAnswer(BaseModel):
+    error: str
+    """A stable code."""
+    message: str
+    """What is wrong and what to do."""
+
+
+class OptimizerAnswer(BaseModel):
+    name: str
+    family: Literal["adam", "sgd", "rmsprop", "other"]
+    lr: float | None
+    beta1: float | None
+    beta2: float | None
+    eps: float | None
+    weight_decay: float | None
+
+
+class PredictedStepAnswer(BaseModel):
+    low: int
+    best: int
+    high: int
+
+
+class LastAlertAnswer(BaseModel):
+    id: str
+    kind: str
+    level: str
+    state: str
+    title: str
+    step: int
+
+
+class RunAnswer(BaseModel):
+    id: str
+    project: str
+    name: str
+    state: Literal["running", "finished", "crashed", "stale"]
+    created_at: float
+    last_seen_at: float
+    last_step: int | None
+    step_rate: float | None
+    loss: float | None
+    lr: float | None
+    stage: str | None
+    stability_ratio: float | None
+    open_alerts: int
+    predicted_step: PredictedStepAnswer | None
+    last_alert: LastAlertAnswer | None
+    sparkline: Numbers
+    layer_count: int
+    parameter_count: int
+    rank_count: int
+    optimizer: OptimizerAnswer | None
+    attempt: int
+    tags: list[str]
+    config: dict[str, JsonValue]
+
+
+class AttemptAnswer(BaseModel):
+    rank: int
+    attempt: int
+    first_step: int
+    last_step: int
+    started_at: float
+
+
+class RunDetailsAnswer(RunAnswer):
+    layers: list[str]
+    scalars: list[str]
+    statistics: list[str]
+    attempts: list[AttemptAnswer]
+
+
+class RunsAnswer(BaseModel):
+    runs: list[RunAnswer]
+    next_cursor: str | None
+
+
+class OneSeries(BaseModel):
+    step: list[int]
+    min: Numbers
+    max: Numbers
+    last: Numbers
+    nonfinite: list[int]
+
+
+class SeriesAnswer(BaseModel):
+    step_from: int
+    step_to: int
+    bucket_steps: int
+    series: dict[str, OneSeries]
+
+
+class HeatmapAnswer(BaseModel):
+    layers: list[str]
+    step: list[int]
+    bucket_steps: int
+    z: list[Numbers]
+    nonfinite: list[tuple[int, int, int]]
+
+
+class HistogramAnswer(BaseModel):
+    layer: str
+    which: Literal["update", "ratio"]
+    step: int | None
+    attempt: int | None
+    edges: Numbers
+    counts: list[int]
+    dip: float | None
+
+
+class EventAnswer(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    kind: str
+    attempt: int
+
+
+class OutcomeAnswer(BaseModel):
+    result: Literal["hit", "early", "late", "false"]
+    step: int | None
+    lead: int | None
+
+
+class AlertAnswer(BaseModel):
+    id: str
+    run_id: str
+    kind: str
+    level: str
+    state: Literal["open", "acknowledged", "resolved"]
+    step: int
+    title: str
+    message: str
+    predicted_step: PredictedStepAnswer | None
+    layers: list[str]
+    layer_shares: list[float | None]
+    cause: str
+    evidence: dict[str, float | int | str | None]
+    advice: list[str]
+    outcome: OutcomeAnswer | None
+    opened_at: float
+    closed_at: float | None
+    updated_step: int
+    attempt: int
+    acknowledged_at: float | None
+    silenced_until: float | None
+
+
+class HealthAnswer(BaseModel):
+    status: str

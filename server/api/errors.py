@@ -1,0 +1,75 @@
+"""Every refusal of the HTTP API in one shape: ``{"error": code, "message": text}``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from server.api.answers import ErrorAnswer
+from server.errors import ApiError, DatabaseError, SegmentCorrupt
+
+logger = logging.getLogger(__name__)
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 406: "not_acceptable"}
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "A parameter is wrong."},
+    401: {"model": ErrorAnswer, "description": "No valid token."},
+    403: {"model": ErrorAnswer, "description": "The token does not allow this."},
+    404: {"model": ErrorAnswer, "description": "There is no such thing."},
+    503: {"model": ErrorAnswer, "description": "The database does not answer; try again."},
+}
+"""For the OpenAPI document of every call."""
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DatabaseError, _unavailable)
+    app.add_exception_handler(SegmentCorrupt, _corrupt)
+    app.add_exception_handler(Exception, _failed)
+
+
+def _answer(status: int, code: str, message: str) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse({"error": code, "message": message}, status_code=status, headers=headers)
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _answer(error.status, error.code, error.message)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    return _answer(400, "invalid_parameter", f"{where}: {first['msg']}")
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "refused")
+    answer = _answer(error.status_code, code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _unavailable(_: Request, error: Exception) -> JSONResponse:
+    return _answer(503, "storage_unavailable", str(error))
+
+
+async def _corrupt(_: Request, error: Exception) -> JSONResponse:
+    logger.error("%s", error, extra={"action": "segment_corrupt"})
+    return _answer(500, "segment_corrupt", str(error))
+
+
+async def _failed(_: Request, error: Exception) -> JSONResponse:
+    logger.error("a request failed", exc_info=error, extra={"action": "request_failed"})
+    return _answer(500, "internal", "the server failed on this request; its log says more")

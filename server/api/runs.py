@@ -1,0 +1,239 @@
+"""``/runs`` and everything under one run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Header, Path, Query
+from starlette.responses import Response
+
+from client_sdk.protocol import LAYER_STATISTICS, MAX_NAME_CHARS, MAX_STEP
+from server.api.access import Reader, ServicesOf, visible_run
+from server.api.answers import (
+    EventAnswer,
+    HeatmapAnswer,
+    HistogramAnswer,
+    RunDetailsAnswer,
+    RunsAnswer,
+    SeriesAnswer,
+)
+from server.api.encoding import MSGPACK, accepts_msgpack, float32_bytes, json_response, numbers
+from server.api.errors import REFUSALS
+from server.errors import ApiError
+from server.models import RunState
+from server.storage.heatmap import Heatmap
+from server.storage.runs import decode_cursor, layer_rows
+from server.storage.series import Series
+
+router = APIRouter(tags=["runs"], responses=REFUSALS)
+
+MAX_POINTS = 10_000
+MAX_COLUMNS = 4_096
+MAX_KEYS = 100
+MAX_PAGE = 500
+
+KNOWN_SCALARS = frozenset(
+    {
+        "loss",
+        "lr",
+        "grad_norm",
+        "lambda_max",
+        "lambda_grad",
+        "lambda_step",
+        "critical_sharpness",
+        "stability_limit",
+        "step_time",
+    }
+)
+"""Scalars with a meaning: a run without them has empty ones. Any other name that the run never logged is an error."""
+
+RunId = Annotated[str, Path(max_length=64, description="Id of the run.")]
+From = Annotated[
+    int | None, Query(alias="from", ge=0, le=MAX_STEP, description="First step; default: the run's first.")
+]
+To = Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Last step, included; default: the run's last.")]
+Attempt = Annotated[
+    int | None, Query(ge=0, le=2**31 - 1, description="One attempt alone; default: what no later attempt replaced.")
+]
+
+
+@router.get("/runs", response_model=RunsAnswer, summary="Runs, the newest first")
+async def list_runs(
+    services: ServicesOf,
+    principal: Reader,
+    project: Annotated[str | None, Query(max_length=MAX_NAME_CHARS)] = None,
+    state: Annotated[RunState | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
+) -> Response:
+    if project is not None and not principal.may_see(project):
+        raise ApiError(403, "forbidden", f"this token is not for the project {project!r}")
+    try:
+        after = None if cursor is None else decode_cursor(cursor)
+    except ValueError as error:
+        raise ApiError(400, "invalid_cursor", str(error)) from error
+    page = await services.runs.page(project=project or principal.project, state=state, limit=limit, cursor=after)
+    return json_response({"runs": page.runs, "next_cursor": page.next_cursor})
+
+
+@router.get("/runs/{run_id}", response_model=RunDetailsAnswer, summary="One run")
+async def get_run(services: ServicesOf, principal: Reader, run_id: RunId) -> Response:
+    await visible_run(services, principal, run_id)
+    details = await services.runs.details(run_id)
+    if details is None:
+        raise ApiError(404, "unknown_run", f"the run {run_id!r} was deleted")
+    return json_response(details)
+
+
+@router.get("/runs/{run_id}/series", response_model=SeriesAnswer, summary="Scalars over the steps")
+async def get_series(
+    services: ServicesOf,
+    principal: Reader,
+    run_id: RunId,
+    keys: Annotated[str, Query(min_length=1, max_length=32_768, description="Names, separated by commas.")],
+    step_from: From = None,
+    to: To = None,
+    points: Annotated[int, Query(ge=1, le=MAX_POINTS, description="Most buckets of one series.")] = 1_000,
+    attempt: Attempt = None,
+) -> Response:
+    """Buckets are aligned: each begins at a multiple of `bucket_steps`, a power of two, and holds the steps of the asked
+    range alone. Buckets without values are left out."""
+    _check_range(step_from, to)
+    await visible_run(services, principal, run_id)
+    names = list(dict.fromkeys(part for part in keys.split(",") if part))
+    if not 1 <= len(names) <= MAX_KEYS:
+        raise ApiError(400, "invalid_parameter", f"keys: 1 … {MAX_KEYS} names")
+    logged = await services.runs.scalar_ranks(run_id)
+    for name in names:
+        if name not in logged and name not in KNOWN_SCALARS:
+            raise ApiError(
+                404, "unknown_scalar", f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
+            )
+    found = await services.series.read(run_id, names, step_from=step_from, step_to=to, points=points, attempt=attempt)
+    return await asyncio.to_thread(_series_response, found, names)
+
+
+def _series_response(found: Series, names: list[str]) -> Response:
+    series: dict[str, dict[str, list[Any]]] = {}
+    for name in names:
+        buckets = found.series.get(name)
+        if buckets is None:
+            series[name] = {"step": [], "min": [], "max": [], "last": [], "nonfinite": []}
+            continue
+        series[name] = {
+            "step": numbers(buckets.numbers * found.bucket_steps),
+            "min": numbers(buckets.min[0]),
+            "max": numbers(buckets.max[0]),
+            "last": numbers(buckets.last[0]),
+            "nonfinite": numbers(buckets.nonfinite[0]),
+        }
+    return json_response(
+        {
+            "step_from": found.step_from,
+            "step_to": found.step_to,
+            "bucket_steps": found.bucket_steps,
+            "series": series,
+        }
+    )
+
+
+@router.get(
+    "/runs/{run_id}/heatmap",
+    response_model=HeatmapAnswer,
+    responses={
+        200: {
+            "description": "As JSON, or as msgpack with `z` as bytes: row-major little-endian float32, layers × columns.",
+            "content": {MSGPACK: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    summary="A statistic of every layer over the steps",
+)
+async def get_heatmap(
+    services: ServicesOf,
+    principal: Reader,
+    run_id: RunId,
+    stat: Annotated[str, Query(min_length=1, max_length=MAX_NAME_CHARS, description="Name of the statistic.")],
+    step_from: From = None,
+    to: To = None,
+    columns: Annotated[int, Query(ge=1, le=MAX_COLUMNS, description="Most columns.")] = 600,
+    reduce: Annotated[Literal["max", "min", "last"], Query(description="What of each bucket.")] = "max",
+    attempt: Attempt = None,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+) -> Response:
+    """Columns are consecutive aligned buckets, empty ones included. `nonfinite` lists `[row, column, count]` of the cells
+    with values that are not finite."""
+    _check_range(step_from, to)
+    await visible_run(services, principal, run_id)
+    if stat not in LAYER_STATISTICS:
+        stored = await services.runs.layouts(run_id)
+        if not any(stat in item.layout.statistics for item in stored):
+            raise ApiError(404, "unknown_statistic", f"no layer of the run has {stat!r}; GET /runs/{run_id} lists them")
+    found = await services.heatmap.read(
+        run_id, stat, step_from=step_from, step_to=to, columns=columns, reduce=reduce, attempt=attempt
+    )
+    return await asyncio.to_thread(_heatmap_response, found, accepts_msgpack(accept))
+
+
+def _heatmap_response(found: Heatmap, as_msgpack: bool) -> Response:
+    body: dict[str, Any] = {
+        "layers": found.layers,
+        "step": numbers(found.step),
+        "bucket_steps": found.bucket_steps,
+        "nonfinite": found.nonfinite,
+    }
+    if as_msgpack:
+        return Response(msgspec.msgpack.encode({**body, "z": float32_bytes(found.z)}), media_type=MSGPACK)
+    return json_response({**body, "z": numbers(found.z)})
+
+
+@router.get("/runs/{run_id}/histogram", response_model=HistogramAnswer, summary="A histogram of one layer")
+async def get_histogram(
+    services: ServicesOf,
+    principal: Reader,
+    run_id: RunId,
+    layer: Annotated[
+        str, Query(min_length=1, max_length=2 * MAX_NAME_CHARS, description="As GET /runs/{id} names it.")
+    ],
+    which: Annotated[Literal["update", "ratio"], Query()] = "update",
+    step: Annotated[
+        int | None, Query(ge=0, le=MAX_STEP, description="The nearest is given; default: the last.")
+    ] = None,
+) -> Response:
+    """With `step` null and no counts where the layer has none."""
+    await visible_run(services, principal, run_id)
+    rows = layer_rows(await services.runs.layouts(run_id))
+    place = next(((rank, name) for rank, name, shown in rows if shown == layer), None)
+    if place is None:
+        raise ApiError(404, "unknown_layer", f"the run has no layer {layer!r}; GET /runs/{run_id} lists them")
+    found = await services.histograms.nearest(run_id, place[0], place[1], which, step)
+    empty: dict[str, Any] = {"step": None, "attempt": None, "edges": [], "counts": [], "dip": None}
+    if found is None:
+        return json_response({"layer": layer, "which": which, **empty})
+    return json_response(
+        {
+            "layer": layer,
+            "which": which,
+            "step": found.step,
+            "attempt": found.attempt,
+            "edges": numbers(found.edges),
+            "counts": numbers(found.counts),
+            "dip": found.dip,
+        }
+    )
+
+
+@router.get("/runs/{run_id}/events", response_model=list[EventAnswer], summary="What happened in a run")
+async def get_events(
+    services: ServicesOf, principal: Reader, run_id: RunId, step_from: From = None, to: To = None
+) -> Response:
+    """Stage changes, spikes, learning-rate jumps, non-finite values and rollbacks, in the order in which they came."""
+    _check_range(step_from, to)
+    await visible_run(services, principal, run_id)
+    return json_response(await services.events.of_run(run_id, step_from=step_from, step_to=to))
+
+
+def _check_range(step_from: int | None, step_to: int | None) -> None:
+    if step_from is not None and step_to is not None and step_from > step_to:
+        raise ApiError(400, "invalid_range", f"from ({step_from}) is after to ({step_to})")

@@ -1,0 +1,1 @@
+"""Who may do what: tokens for programs, a login cookie for browsers."""

@@ -1,0 +1,34 @@
+"""The page that asks for a token. Stands alone: it loads nothing, and shows nothing of the dashboard."""
+
+from __future__ import annotations
+
+import html
+
+from starlette.responses import HTMLResponse, Response
+
+
+def login_page(problem: str | None, status: int = 200) -> Response:
+    note = f'<p role="alert">{html.escape(problem)}</p>' if problem is not None else ""
+    return HTMLResponse(
+        _LOGIN_PAGE.replace("<!-- note -->", note), status_code=status, headers={"Cache-Control": "no-store"}
+    )
+
+
+_LOGIN_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Spikewatch · log in</title>
+<style>
+:root{color-scheme:light dark;--ground:#f6f7f9;--card:#fff;--ink:#1a1f2b;--soft:#5a6477;--line:#d9dee7;--accent:#2f6fde}
+@media(prefers-color-scheme:dark){:root{--ground:#0f131a;--card:#171c26;--ink:#e7ebf3;--soft:#98a3b8;--line:#2a3242;--accent:#6ea0ff}}
+body{margin:0;min-height:100vh;display:grid;place-items:center;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{width:min(26rem,calc(100vw - 2rem));box-sizing:border-box;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:1.75rem}
+h1{margin:0 0 .5rem;font-size:1.25rem}p{margin:0 0 1rem;color:var(--soft)}p[role=alert]{color:#d64545}
+code{font-size:.9em}label{display:block;margin-bottom:.35rem}
+input,button{width:100%;box-sizing:border-box;padding:.6rem .75rem;border-radius:8px;border:1px solid var(--line);font:inherit;background:transparent;color:inherit}
+button{margin-top:.9rem;background:var(--accent);border-color:var(--accent);color:#fff;font-weight:600;cursor:pointer}
+</style></head><body><main><h1>Spikewatch</h1>
+<p>Open the address that <code>spikewatch up</code> printed, or enter a token.</p><!-- note -->
+<form method="post" action="/login"><label for="token">Token</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<button type="submit">Log in</button></form></main></body></html>
+"""

@@ -1,0 +1,209 @@
+"""The command line ``spikewatch …``. Each command is a few lines over the rooms below; it owns texts and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import ValidationError
+
+from server.auth.token_file import load_token_file, write_token_file
+from server.auth.tokens import digest_of, new_token
+from server.config import LOOPBACK_HOSTS, Config
+from server.errors import ConfigurationError, ServerError
+from server.main import Service, serve, serve_dashboard
+from server.models import Scope
+from server.storage import migrate as migrations
+from server.storage.database import Database
+from server.storage.runs import RunStore
+from server.storage.tokens import TokenStore
+
+Result = TypeVar("Result")
+
+EXIT_UNUSABLE = 2
+"""Settings, port or database cannot be used."""
+
+app = typer.Typer(
+    help="See a loss spike coming.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+token_app = typer.Typer(help="Tokens for programs.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on. [default: 8787]")]
+Data = Annotated[Path | None, typer.Option(help="Directory of the data. [default: ~/.spikewatch/data]")]
+
+
+def main() -> None:
+    """The entry point of the package."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    app()
+
+
+@app.command()
+def up(host: Host = None, port: Port = None, data: Data = None) -> None:
+    """Run everything in this process: server, database file, dashboard."""
+    with _one_line_errors():
+        config = _config(host=host, port=port, data=data)
+        service = Service(config, migrate=True)
+        _serve_embedded(service)
+
+
+@app.command("serve")
+def serve_command() -> None:
+    """Run the server alone, with settings from the environment (SPIKEWATCH_…)."""
+    with _one_line_errors():
+        config = _config(dashboard=False)
+        serve(config, migrate=False, on_ready=lambda ready: print(f"Spikewatch serves {ready.open_url}", flush=True))
+
+
+@app.command()
+def dashboard(host: Host = None, port: Port = None) -> None:
+    """Run the dashboard alone: SPIKEWATCH_URL names the server, SPIKEWATCH_TOKEN opens it and logs you in."""
+    with _one_line_errors():
+        serve_dashboard(_config(host=host, port=port), lambda url: print(f"The dashboard is at {url}", flush=True))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the schema of the database up to date."""
+    with _one_line_errors():
+        _with_database(_config(), migrations.upgrade)
+        print("The schema is up to date.")
+
+
+@token_app.command("create")
+def create_token(
+    scope: Annotated[Scope, typer.Option(help="What it allows; each scope includes the one before.")],
+    project: Annotated[str | None, typer.Option(help="The one project that it opens. [default: all]")] = None,
+    label: Annotated[str, typer.Option(help="What it is for.")] = "",
+    data: Data = None,
+) -> None:
+    """Make a token and print it once; the database keeps its hash alone."""
+    token = new_token()
+
+    async def create(database: Database) -> None:
+        await migrations.upgrade(database)
+        await TokenStore(database).create(digest_of(token), scope, project, label, time.time())
+
+    with _one_line_errors():
+        _with_database(_config(data=data), create)
+        print(token)
+
+
+@app.command()
+def runs(
+    project: Annotated[str | None, typer.Option(help="Only this project.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="The newest so many.")] = 20,
+    data: Data = None,
+) -> None:
+    """List the newest runs."""
+
+    async def read(database: Database) -> list[dict[str, Any]]:
+        await migrations.upgrade(database)
+        return (await RunStore(database).page(project=project, state=None, limit=limit, cursor=None)).runs
+
+    with _one_line_errors():
+        found = _with_database(_config(data=data), read)
+    if not found:
+        print("No runs yet.")
+        return
+    rows = [("RUN", "PROJECT", "NAME", "STATE", "STEP", "LOSS", "STAGE", "ALERTS")]
+    for run in found:
+        loss = "" if run["loss"] is None else f"{run['loss']:.4g}"
+        step = "" if run["last_step"] is None else str(run["last_step"])
+        rows.append(
+            (
+                run["id"],
+                run["project"],
+                run["name"],
+                run["state"],
+                step,
+                loss,
+                run["stage"] or "",
+                str(run["open_alerts"]),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def demo(exit_after: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False) -> None:
+    """Train three small models for real and watch them: one spikes, one is healthy, one meets a bad batch."""
+    from server.demo.main import run_demo
+
+    raise typer.Exit(run_demo(exit_after))
+
+
+@app.command()
+def evaluate(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Recorded runs (*.npz). [default: those of the package]")
+    ] = None,
+) -> None:
+    """Score the detectors on recorded runs."""
+    from server.detectors.evaluate import main as evaluate_main
+
+    raise typer.Exit(evaluate_main(directory))
+
+
+def _serve_embedded(service: Service) -> None:
+    """Serve with a token of its own, and leave it where SDKs on this machine find it."""
+    config = service.config
+    try:
+        token = config.admin_token or load_token_file(config.admin_token_file)
+        write_token_file(config.token_file, token)
+    except OSError as error:
+        raise ConfigurationError(f"the token file {error.filename} cannot be used ({error.strerror})") from error
+    service.config = config.with_admin_token(token)
+
+    def announce(ready: Config) -> None:
+        print(f"Spikewatch is up. Open {ready.open_url}/?token={token}", flush=True)
+        if ready.host not in LOOPBACK_HOSTS:
+            print(f"It listens on {ready.host}:{ready.port}; every address asks for the token.", flush=True)
+
+    try:
+        service.run(announce)
+    finally:
+        with contextlib.suppress(OSError):
+            config.token_file.unlink(missing_ok=True)
+
+
+def _config(**given: Any) -> Config:
+    """Settings from the environment, with what the command line gave on top."""
+    try:
+        return Config(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigurationError(f"SPIKEWATCH_{name}: {first['msg']}") from error
+
+
+def _with_database(config: Config, use: Callable[[Database], Awaitable[Result]]) -> Result:
+    async def run() -> Result:
+        database = Database(config.resolved_database_url)
+        try:
+            return await use(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What the user can put right is one line on stderr and exit code 2, never a traceback."""
+    try:
+        yield
+    except ServerError as error:
+        print(f"spikewatch: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_UNUSABLE) from error

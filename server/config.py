@@ -1,0 +1,110 @@
+"""Settings of the server, from the environment (``SPIKEWATCH_…``) or from the command line. No I/O.
+
+Every setting is described where it is defined; `spikewatch serve --help` and the documentation print these texts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Config(BaseSettings):
+    """Frozen once made; `with_port` gives the copy that knows the port really bound."""
+
+    model_config = SettingsConfigDict(env_prefix="SPIKEWATCH_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default=Path("~/.spikewatch"), description="Directory of token files and, by default, of the data."
+    )
+    data: Path | None = Field(default=None, description="Directory of the embedded database. Default: HOME/data.")
+    database_url: str | None = Field(
+        default=None,
+        description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME. Default: DATA/spikewatch.sqlite3.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on. Every address asks for a token.")
+    port: int = Field(default=8787, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    admin_token: str | None = Field(
+        default=None,
+        min_length=16,
+        description="A token with the scope admin that is not kept in the database. `up` makes its own.",
+    )
+    dashboard: bool = Field(default=True, description="Serve the dashboard at / (embedded mode).")
+    public_url: str | None = Field(
+        default=None, description="The address that people open, where it is not http://HOST:PORT."
+    )
+    max_frame_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=1024, description="Largest ingest frame; larger ones are refused with `too_large`."
+    )
+    hello_timeout: float = Field(default=10.0, gt=0, description="Seconds that a new connection has to say hello.")
+    queued_frames: int = Field(
+        default=4, ge=1, description="Frames held per connection before its socket is no longer read."
+    )
+    group_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=1, description="Largest sum of frames of one connection that share a commit."
+    )
+    stale_after: float = Field(default=60.0, gt=0, description="Seconds of silence after which a run is stale.")
+    heartbeat_every: float = Field(
+        default=10.0, gt=0, description="Seconds between two checks of connections and run states."
+    )
+    live_queue: int = Field(
+        default=256, ge=8, description="Messages held per live subscriber; beyond, the oldest are dropped."
+    )
+    run_messages_per_second: float = Field(
+        default=5.0, gt=0, description="Most run summaries a second that are pushed for one run."
+    )
+    cache_bytes: int = Field(
+        default=256 * 1024 * 1024, ge=0, description="Memory for decoded columns and finished buckets of queries."
+    )
+    shutdown_timeout: float = Field(
+        default=10.0, gt=0, description="Seconds that commits in flight have to finish at shutdown."
+    )
+    session_days: float = Field(default=30.0, gt=0, description="Days that a login of the dashboard lasts.")
+
+    @field_validator("home", "data")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
+
+    @property
+    def data_directory(self) -> Path:
+        return self.data if self.data is not None else self.home.expanduser() / "data"
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The URL of the database, with the embedded default filled in."""
+        if self.database_url is not None:
+            return self.database_url
+        return f"sqlite:///{(self.data_directory / 'spikewatch.sqlite3').absolute()}"
+
+    @property
+    def token_file(self) -> Path:
+        """Where `up` leaves its token for SDKs on the same machine."""
+        return self.home.expanduser() / f"server-{self.port}.token"
+
+    @property
+    def admin_token_file(self) -> Path:
+        """Where `up` keeps its token from one start to the next, so that open pages and trainings stay logged in."""
+        return self.data_directory / "admin.token"
+
+    @property
+    def api_url(self) -> str:
+        """The address at which this process reaches itself."""
+        host = self.host if self.host in LOOPBACK_HOSTS else "127.0.0.1"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def open_url(self) -> str:
+        """The address that people open."""
+        return self.public_url.rstrip("/") if self.public_url is not None else self.api_url
+
+    def with_port(self, port: int) -> Self:
+        return self.model_copy(update={"port": port})
+
+    def with_admin_token(self, token: str) -> Self:
+        return self.model_copy(update={"admin_token": token})

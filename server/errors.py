@@ -1,0 +1,99 @@
+"""Errors of the server, and the codes that clients see.
+
+ServerError
+├── ConfigurationError      settings that cannot work; one line, exit code 2
+├── DatabaseError           the database cannot be used
+│   ├── DatabaseCorrupt     the file is not a usable database; one line, exit code 2
+│   ├── DatabaseAhead       its schema is newer than this program; one line, exit code 2
+│   └── DatabaseUnavailable it does not answer now; retry
+├── SequenceMoved           another connection of the same writer committed first
+├── ProjectMismatch         the run belongs to another project
+├── LayoutChanged           a layout was sent again with other layers or statistics
+├── SegmentCorrupt          a stored payload cannot be decoded
+├── IngestError             an ingest frame is refused: a stable code of docs/protocol.md
+└── ApiError                an HTTP or live request is refused: a stable code and a status
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Base of every error that the server raises on purpose."""
+
+
+class ConfigurationError(ServerError):
+    """Settings that cannot work. The text says what to change."""
+
+
+class DatabaseError(ServerError):
+    """The database cannot be used."""
+
+
+class DatabaseCorrupt(DatabaseError):
+    """The database file is not one, or is damaged."""
+
+
+class DatabaseAhead(DatabaseError):
+    """The schema of the database is newer than this program."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database does not answer at the moment."""
+
+
+class SequenceMoved(ServerError):
+    """The writer's last committed sequence is not the one that the caller built on."""
+
+    def __init__(self, last_seq: int) -> None:
+        super().__init__(f"the last committed sequence is {last_seq}")
+        self.last_seq = last_seq
+
+
+class ProjectMismatch(ServerError):
+    """The run exists, in another project."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the run {run_id!r} belongs to another project")
+
+
+class LayoutChanged(ServerError):
+    """A layout never changes once it is sent; this one did."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"layout {number} was sent before with other layers or statistics; give the new one a new id")
+
+
+class SegmentCorrupt(ServerError):
+    """A stored payload cannot be decoded."""
+
+    def __init__(self, segment_id: int, reason: str) -> None:
+        super().__init__(f"segment {segment_id} cannot be read: {reason}")
+        self.segment_id = segment_id
+        self.reason = reason
+
+
+class IngestError(ServerError):
+    """A frame on the ingest socket is refused."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool = False, close_code: int = 4400) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        self.close_code = close_code
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class ApiError(ServerError):
+    """A request is refused: ``{"error": code, "message": message}`` with ``status``."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.code}: {self.message}"

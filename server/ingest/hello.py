@@ -1,0 +1,91 @@
+"""Rules for the first frame. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import msgspec
+
+from client_sdk.protocol import (
+    MAX_LAYERS,
+    MAX_NAME_CHARS,
+    MAX_STATISTICS,
+    PROTOCOL_VERSION,
+    Hello,
+    Layout,
+)
+from server.errors import IngestError
+from server.models import Principal
+from server.pipeline.packing import is_name
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_WRITER_CHARS = 128
+MAX_RANK = 2**31 - 1
+MAX_CONFIG_BYTES = 1024 * 1024
+MAX_TAGS = 64
+MAX_LAYOUTS = 1_000
+MAX_SIZE = 2**62
+
+
+def checked(hello: Hello, principal: Principal) -> Hello:
+    """The hello with harmless oddities set right. Raises `IngestError` for everything else."""
+    if hello.version != PROTOCOL_VERSION:
+        raise IngestError(
+            "unsupported_version",
+            f"this server speaks version {PROTOCOL_VERSION} of the protocol, the client {hello.version}; "
+            "upgrade whichever is older",
+        )
+    if hello.run_id is not None and not RUN_ID.fullmatch(hello.run_id):
+        raise IngestError(
+            "malformed", "run_id: 1 … 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
+        )
+    if not 0 < len(hello.writer) <= MAX_WRITER_CHARS or "\0" in hello.writer:
+        raise IngestError("malformed", f"writer: 1 … {MAX_WRITER_CHARS} characters")
+    for field in ("project", "name"):
+        value = getattr(hello, field)
+        if value is not None and not is_name(value):
+            raise IngestError("malformed", f"{field}: 1 … {MAX_NAME_CHARS} characters, none of them NUL")
+    if not 0 <= hello.rank <= MAX_RANK:
+        raise IngestError("malformed", f"rank: 0 … {MAX_RANK}")
+    if len(hello.tags) > MAX_TAGS or not all(is_name(tag) for tag in hello.tags):
+        raise IngestError("malformed", f"tags: at most {MAX_TAGS}, each of 1 … {MAX_NAME_CHARS} characters")
+    _check_config(hello)
+    if len({layout.id for layout in hello.layouts}) != len(hello.layouts) or len(hello.layouts) > MAX_LAYOUTS:
+        raise IngestError("bad_layout", f"layouts: at most {MAX_LAYOUTS}, each with an id of its own")
+    for layout in hello.layouts:
+        _check_layout(layout)
+    if not principal.may_see(hello.project):
+        raise IngestError("forbidden", f"this token is not for the project {hello.project!r}", close_code=4403)
+    started_at = hello.started_at if math.isfinite(hello.started_at) else 0.0
+    return msgspec.structs.replace(hello, started_at=started_at, sdk=hello.sdk.replace("\0", "")[:MAX_NAME_CHARS])
+
+
+def _check_config(hello: Hello) -> None:
+    try:
+        size = len(msgspec.json.encode(hello.config))
+    except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise IngestError("malformed", f"config: it has no JSON form ({error})") from error
+    if size > MAX_CONFIG_BYTES:
+        raise IngestError("too_large", f"config: {size} bytes as JSON; at most {MAX_CONFIG_BYTES} are kept")
+
+
+def _check_layout(layout: Layout) -> None:
+    where = f"layout {layout.id}"
+    if not 0 <= layout.id < 2**31:
+        raise IngestError("bad_layout", f"{where}: the id is not within 0 … 2**31 − 1")
+    if not 0 < len(layout.layers) <= MAX_LAYERS:
+        raise IngestError("bad_layout", f"{where}: {len(layout.layers)} layers; 1 … {MAX_LAYERS} are allowed")
+    if not 0 < len(layout.statistics) <= MAX_STATISTICS:
+        raise IngestError(
+            "bad_layout", f"{where}: {len(layout.statistics)} statistics; 1 … {MAX_STATISTICS} are allowed"
+        )
+    for names in (layout.layers, layout.statistics):
+        if not all(is_name(name) for name in names):
+            raise IngestError("bad_layout", f"{where}: a name has 1 … {MAX_NAME_CHARS} characters, none of them NUL")
+        if len(set(names)) != len(names):
+            raise IngestError("bad_layout", f"{where}: a name comes twice")
+    if layout.sizes and len(layout.sizes) != len(layout.layers):
+        raise IngestError("bad_layout", f"{where}: {len(layout.sizes)} sizes for {len(layout.layers)} layers")
+    if not all(0 <= size <= MAX_SIZE for size in layout.sizes):
+        raise IngestError("bad_layout", f"{where}: a size is not within 0 … 2**62")

@@ -1,0 +1,101 @@
+"""The live socket ``WS /api/v1/live``: what is new, as JSON text frames, pushed to dashboards and other viewers.
+
+Frames: ``subscribed`` first, then ``run``, ``advance``, ``alert`` and ``event`` as they come, and ``resync`` after some
+were dropped because the viewer was too slow: read everything anew. An ``error`` frame says why the socket closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from server.auth.tokens import UNAUTHENTICATED, Authenticator, bearer_token
+from server.broker import Broker
+from server.errors import ApiError, DatabaseError
+from server.models import Principal, Scope
+
+SEND_TIMEOUT = 30.0  # seconds; a viewer that does not read is let go
+MAX_RUNS = 1_000
+CLOSE_CODES = {401: 4401, 403: 4403, 503: 1013}
+
+
+class LiveEndpoint:
+    def __init__(self, broker: Broker, authenticator: Authenticator) -> None:
+        self._broker = broker
+        self._authenticator = authenticator
+        self._draining = asyncio.Event()
+
+    async def handle(self, socket: WebSocket) -> None:
+        """Serve one viewer to its end."""
+        await socket.accept()
+        with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError):
+            try:
+                principal = await self._admit(socket)
+                run_ids = _asked_runs(socket.query_params.get("runs"))
+            except ApiError as error:
+                await _send(socket, {"type": "error", "error": error.code, "message": error.message})
+                await socket.close(CLOSE_CODES.get(error.status, 4400), error.code)
+                return
+            await self._serve(socket, principal, run_ids)
+
+    def drain(self) -> None:
+        """Close every socket: the server goes away."""
+        self._draining.set()
+
+    async def _serve(self, socket: WebSocket, principal: Principal, run_ids: frozenset[str] | None) -> None:
+        tasks = [
+            asyncio.create_task(self._push(socket, principal, run_ids)),
+            asyncio.create_task(_watch(socket)),
+            asyncio.create_task(self._draining.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._draining.is_set():
+            await socket.close(1012, "going_away")
+
+    async def _push(self, socket: WebSocket, principal: Principal, run_ids: frozenset[str] | None) -> None:
+        async with self._broker.subscribe(run_ids=run_ids, project=principal.project) as subscription:
+            await _send(socket, {"type": "subscribed", "runs": None if run_ids is None else sorted(run_ids)})
+            while True:
+                message = await subscription.get()
+                await _send(socket, {"type": "resync"} if message is None else message.body)
+
+    async def _admit(self, socket: WebSocket) -> Principal:
+        try:
+            principal = await self._authenticator.principal(bearer_token(socket.headers))
+        except DatabaseError as error:
+            raise ApiError(503, "storage_unavailable", str(error)) from error
+        if principal is None:
+            raise ApiError(401, "unauthenticated", UNAUTHENTICATED)
+        if not principal.may(Scope.READ):
+            raise ApiError(403, "forbidden", "this token may not read")
+        return principal
+
+
+def _asked_runs(value: str | None) -> frozenset[str] | None:
+    if value is None:
+        return None
+    run_ids = frozenset(part for part in value.split(",") if part)
+    if len(run_ids) > MAX_RUNS:
+        raise ApiError(400, "invalid_parameter", f"runs: at most {MAX_RUNS}")
+    return run_ids or None
+
+
+async def _watch(socket: WebSocket) -> None:
+    """Until the viewer leaves. What it sends has no meaning."""
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
+
+
+async def _send(socket: WebSocket, body: Mapping[str, Any]) -> None:
+    async with asyncio.timeout(SEND_TIMEOUT):
+        await socket.send_text(msgspec.json.encode(body).decode())

@@ -1,0 +1,332 @@
+"""The only wiring: builds the application from a `Config`, and runs it.
+
+Owns which collaborator gets which, the order of start and stop, and the listening socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from importlib.metadata import version
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI, WebSocket
+
+from server.api import alerts, errors, health, runs
+from server.api.access import Services
+from server.auth.guard import DashboardGuard
+from server.auth.sessions import Sessions
+from server.auth.tokens import Authenticator
+from server.broker import MemoryBroker
+from server.config import Config
+from server.errors import ApiError, ConfigurationError
+from server.ingest.connection import IngestLimits
+from server.ingest.endpoint import IngestEndpoint
+from server.live import LiveEndpoint
+from server.pipeline.pipeline import Pipeline
+from server.storage import migrate
+from server.storage.alerts import AlertStore
+from server.storage.database import Database
+from server.storage.events import EventStore
+from server.storage.heatmap import HeatmapQuery
+from server.storage.histogram import HistogramQuery
+from server.storage.lru import ByteLru
+from server.storage.monitors import MonitorStore
+from server.storage.reader import BucketReader
+from server.storage.runs import RunStore
+from server.storage.segment_index import SegmentIndexStore
+from server.storage.segments import SegmentStore
+from server.storage.series import SeriesQuery
+from server.storage.tokens import TokenStore
+
+logger = logging.getLogger(__name__)
+
+API = "/api/v1"
+OPEN_PATHS = ("/api", "/healthz", "/readyz")
+"""Paths that the login of the dashboard does not guard: they ask for a token themselves, or tell nothing."""
+WEBSOCKET_LIMIT = 4
+"""A frame of up to so many times the limit is still read, so that it can be refused with a word."""
+PING_EVERY = 20.0  # seconds
+PING_TIMEOUT = 60.0  # seconds; a socket is not read while its queue is full, and its pongs wait with its frames
+
+
+def create_app(config: Config, database: Database | None = None) -> FastAPI:
+    """The whole server as one ASGI application. Its lifespan starts and stops everything; the schema must be current.
+
+    ``database``: one to use instead of opening that of the configuration; it is closed with the application all the same.
+    """
+    database = database if database is not None else Database(config.resolved_database_url)
+    broker = MemoryBroker(config.live_queue)
+    cache = ByteLru(config.cache_bytes)
+    run_store = RunStore(database)
+    index = SegmentIndexStore(database, cache)
+    reader = BucketReader(database, cache)
+    authenticator = Authenticator(TokenStore(database), admin_token=config.admin_token)
+    pipeline = Pipeline(
+        runs=run_store,
+        segments=SegmentStore(database),
+        monitors=MonitorStore(database),
+        broker=broker,
+        clock=time.time,
+        announcements_per_second=config.run_messages_per_second,
+        stale_after=config.stale_after,
+        heartbeat_every=config.heartbeat_every,
+    )
+    ingest = IngestEndpoint(
+        pipeline=pipeline,
+        broker=broker,
+        authenticator=authenticator,
+        limits=IngestLimits(
+            frame_bytes=config.max_frame_bytes,
+            group_bytes=config.group_bytes,
+            queued_frames=config.queued_frames,
+            hello_timeout=config.hello_timeout,
+        ),
+        name=f"spikewatch/{version('spikewatch')}",
+    )
+    live = LiveEndpoint(broker, authenticator)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await pipeline.start()
+        try:
+            yield
+        finally:
+            await pipeline.stop()
+            await database.close()
+
+    app = FastAPI(
+        title="Spikewatch",
+        version=version("spikewatch"),
+        summary="See a loss spike coming",
+        openapi_url=f"{API}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.services = Services(
+        database=database,
+        authenticator=authenticator,
+        pipeline=pipeline,
+        runs=run_store,
+        series=SeriesQuery(run_store, index, reader),
+        heatmap=HeatmapQuery(run_store, index, reader),
+        histograms=HistogramQuery(database),
+        events=EventStore(database),
+        alerts=AlertStore(database),
+        clock=time.time,
+    )
+
+    async def drain() -> None:
+        live.drain()
+        await ingest.drain(config.shutdown_timeout)
+
+    app.state.drain = drain
+    errors.install(app)
+    app.include_router(runs.router, prefix=API)
+    app.include_router(alerts.router, prefix=API)
+    app.include_router(health.router)
+
+    @app.websocket(f"{API}/ingest")
+    async def ingest_socket(socket: WebSocket) -> None:
+        await ingest.handle(socket)
+
+    @app.websocket(f"{API}/live")
+    async def live_socket(socket: WebSocket) -> None:
+        await live.handle(socket)
+
+    @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def nothing_here(rest: str) -> None:
+        raise ApiError(404, "not_found", f"there is no /api/{rest}; {API}/openapi.json lists what is")
+
+    if config.dashboard:
+        _add_dashboard(app, config, authenticator)
+    return app
+
+
+def _add_dashboard(app: FastAPI, config: Config, authenticator: Authenticator) -> None:
+    from dashboard.app import mount_dashboard
+
+    if config.admin_token is None:
+        raise ConfigurationError("the dashboard needs a token to read the API: set SPIKEWATCH_ADMIN_TOKEN")
+    mount_dashboard(app, api_url=config.api_url, token=config.admin_token)
+    _guard(app, config, authenticator, config.admin_token)
+
+
+def _guard(app: FastAPI, config: Config, authenticator: Authenticator, secret: str) -> None:
+    app.add_middleware(
+        DashboardGuard,
+        authenticator=authenticator,
+        sessions=Sessions(secret, days=config.session_days),
+        # Browsers keep the cookies of all ports of a host together.
+        cookie=f"spikewatch_session_{config.port}",
+        open_paths=OPEN_PATHS,
+    )
+
+
+class Service:
+    """A server on its own socket, in this thread or another. The socket is bound at construction, so that the port is known."""
+
+    def __init__(self, config: Config, *, migrate: bool) -> None:
+        """``migrate``: bring the schema up to date first; else a schema that is not is refused.
+
+        Raises `ConfigurationError` when the address cannot be bound.
+        """
+        self._socket = bind(config.host, config.port)
+        self.config = config.with_port(self._socket.getsockname()[1])
+        self._migrate = migrate
+        self._server: _DrainingServer | None = None
+        self._stopped = False
+        self.ready = threading.Event()
+
+    def run(self, on_ready: Callable[[Config], None] | None = None) -> None:
+        """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` or `ConfigurationError` when it cannot start."""
+        try:
+            asyncio.run(self._serve(on_ready))
+        finally:
+            self._socket.close()
+
+    def stop(self) -> None:
+        """From any thread: finish what is in flight and return from `run`."""
+        self._stopped = True
+        if self._server is not None:
+            self._server.should_exit = True
+
+    async def _serve(self, on_ready: Callable[[Config], None] | None) -> None:
+        database = Database(self.config.resolved_database_url)
+        try:
+            await migrate.check_not_ahead(database)
+            if self._migrate:
+                await migrate.upgrade(database)
+            elif not await migrate.is_current(database):
+                raise ConfigurationError("the schema of the database is not up to date: run `spikewatch migrate` first")
+            app = create_app(self.config, database)
+        except BaseException:
+            await database.close()
+            raise
+
+        def announce() -> None:
+            self.ready.set()
+            if on_ready is not None:
+                on_ready(self.config)
+
+        settings = uvicorn.Config(
+            app,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            ws="websockets-sansio",
+            ws_max_size=WEBSOCKET_LIMIT * self.config.max_frame_bytes,
+            ws_ping_interval=PING_EVERY,
+            ws_ping_timeout=PING_TIMEOUT,
+            ws_per_message_deflate=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(self.config.shutdown_timeout) + 1,
+        )
+        self._server = _DrainingServer(settings, app.state.drain, announce)
+        self._server.should_exit = self._stopped
+        await self._server.serve(sockets=[self._socket])
+
+
+def serve(config: Config, *, migrate: bool = True, on_ready: Callable[[Config], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; see `Service`."""
+    Service(config, migrate=migrate).run(on_ready)
+
+
+def serve_dashboard(config: Config, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve the dashboard alone, beside a server that SPIKEWATCH_URL names, until SIGTERM or SIGINT.
+
+    SPIKEWATCH_TOKEN opens the server to it, and it to browsers. Raises `ConfigurationError`.
+    """
+    from dashboard.app import create_app as create_dashboard
+    from dashboard.config import DashboardConfig
+
+    try:
+        settings = DashboardConfig.from_environment(os.environ)
+    except ValueError as error:
+        raise ConfigurationError(f"SPIKEWATCH_URL: {error}") from error
+    if not settings.token:
+        raise ConfigurationError("the dashboard needs a token to read the API: set SPIKEWATCH_TOKEN")
+    listener = bind(config.host, config.port)
+    config = config.with_port(listener.getsockname()[1])
+    app = create_dashboard(settings)
+    _guard(app, config, Authenticator(None, admin_token=settings.token), settings.token)
+    uvicorn_config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, server_header=False)
+
+    async def nothing_in_flight() -> None:
+        return None
+
+    def announce() -> None:
+        if on_ready is not None:
+            on_ready(config.open_url)
+
+    server = _DrainingServer(uvicorn_config, nothing_in_flight, announce)
+    try:
+        asyncio.run(server.serve(sockets=[listener]))
+    finally:
+        listener.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `ConfigurationError` in words for the terminal."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} ({reason}); choose another port with --port or SPIKEWATCH_PORT"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+class _DrainingServer(uvicorn.Server):
+    """Lets ingest connections finish before the sockets close, and returns after a signal instead of dying of it."""
+
+    def __init__(
+        self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]], announce: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self._drain()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        caught = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in caught}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        logger.info("stopping on signal %s", sig, extra={"action": "stopping"})
+        super().handle_exit(sig, frame)

@@ -1,0 +1,1 @@
+"""The straight line of a batch: commit, acknowledge, detect, store what was found, publish."""

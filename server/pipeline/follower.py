@@ -1,0 +1,272 @@
+"""The detectors of one run: read what was committed, in order, exactly once, and say what came of it.
+
+The follower reads segments from storage, live and after a restart alike. Its state and everything that it concluded are
+saved in one transaction that names the position reached, so a crash repeats work and never a conclusion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from client_sdk.protocol import Alert
+from server.alerts.lifecycle import AlertBook
+from server.detectors.monitor import RunMonitor
+from server.errors import DatabaseError
+from server.models import Event, Layout, RunState
+from server.pipeline.progress import RunProgress
+from server.pipeline.samples import samples
+from server.storage.columns import Payload
+from server.storage.monitors import MonitorState, MonitorStore
+from server.storage.runs import RunStore
+from server.storage.segments import SegmentStore, StoredSegment
+
+logger = logging.getLogger(__name__)
+
+SEGMENTS_AT_ONCE = 64
+SAVE_EVERY = 1.0  # seconds between two saves while nothing noteworthy happens
+RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds; the last one is repeated
+
+Publish = Callable[[Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
+"""Tell the world about changed alerts (JSON) and events that are stored."""
+
+
+class _Saved(msgspec.Struct, array_like=True):
+    monitor: bytes
+    book: bytes
+    progress: bytes
+
+
+@dataclass(kw_only=True)
+class _Head:
+    """Where the follower stands. Touched by one thread at a time."""
+
+    rank: int
+    position: int = 0
+    saved_position: int | None = None
+    """Position in the database, None where the run has no state yet."""
+    monitor: RunMonitor = field(default_factory=RunMonitor)
+    book: AlertBook
+    progress: RunProgress = field(default_factory=RunProgress)
+    changed: dict[str, Alert] = field(default_factory=dict)
+    """Alerts not yet saved; of each the latest form."""
+    happened: list[Event] = field(default_factory=list)
+
+    @property
+    def is_noteworthy(self) -> bool:
+        return bool(self.changed or self.happened)
+
+
+class RunFollower:
+    """One task a run; `wake` it after a commit."""
+
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        runs: RunStore,
+        segments: SegmentStore,
+        monitors: MonitorStore,
+        executor: Executor,
+        publish: Publish,
+        clock: Callable[[], float],
+        idle_after: float,
+    ) -> None:
+        """``idle_after``: seconds without news after which `run` returns."""
+        self.run_id = run_id
+        self._runs = runs
+        self._segments = segments
+        self._monitors = monitors
+        self._executor = executor
+        self._publish = publish
+        self._clock = clock
+        self._idle_after = idle_after
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._head: _Head | None = None
+        self._layouts: dict[int, dict[int, Layout]] = {}
+        self._saved_at = 0.0
+
+    def wake(self) -> None:
+        """Something was committed, or the run ended."""
+        self._awake.set()
+
+    async def run(self) -> None:
+        """Follow the run until nothing has come for a while and everything is saved. Survives the database's outages."""
+        failures = 0
+        while True:
+            try:
+                if not await self._wait():
+                    return
+                while await self._read_some():
+                    pass
+                await self._close_if_ended()
+                failures = 0
+            except Exception as error:  # one run's trouble must not end its followership
+                self._head = None
+                delay = RETRY_DELAYS[min(failures, len(RETRY_DELAYS) - 1)]
+                failures += 1
+                expected = isinstance(error, DatabaseError)
+                logger.log(
+                    logging.WARNING if expected else logging.ERROR,
+                    "the detectors of run %s stopped (%s); next try in %s s",
+                    self.run_id,
+                    error,
+                    delay,
+                    exc_info=None if expected else error,
+                    extra={"action": "follower_failed", "run_id": self.run_id},
+                )
+                await asyncio.sleep(delay)
+                self._awake.set()
+
+    async def save_now(self) -> None:
+        """Save what is read, at shutdown. The task must have ended."""
+        if self._head is not None and self._head.position != (self._head.saved_position or 0):
+            await self._save(self._head)
+
+    async def _wait(self) -> bool:
+        """True when there may be something to read; False when it has been quiet for long."""
+        while True:
+            unsaved = self._head is not None and self._head.position != (self._head.saved_position or 0)
+            try:
+                async with asyncio.timeout(SAVE_EVERY if unsaved else self._idle_after):
+                    await self._awake.wait()
+            except TimeoutError:
+                if self._awake.is_set():
+                    continue
+                if not unsaved:
+                    return False
+                assert self._head is not None
+                await self._save(self._head)
+                continue
+            self._awake.clear()
+            return True
+
+    async def _read_some(self) -> bool:
+        """Read the next segments; False when there are none."""
+        rank = await self._segments.lowest_rank(self.run_id)
+        if rank is None:
+            return False
+        head = self._head
+        if head is None:
+            head = self._head = await self._load(rank)
+        if rank < head.rank:
+            # A lower rank has begun: it leads from now on, and its own history is read from the beginning.
+            head.rank, head.position = rank, 0
+            head.monitor, head.progress = RunMonitor(), RunProgress()
+        found = await self._segments.after(self.run_id, head.rank, head.position, SEGMENTS_AT_ONCE)
+        if not found:
+            return False
+        await self._learn_layouts(found)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._advance, head, found)
+        if head.is_noteworthy or self._clock() - self._saved_at >= SAVE_EVERY:
+            await self._save(head)
+        return True
+
+    async def _load(self, rank: int) -> _Head:
+        state = await self._monitors.load(self.run_id)
+        if state is None:
+            return _Head(rank=rank, book=AlertBook(self.run_id))
+        head = _Head(
+            rank=state.rank, position=state.position, saved_position=state.position, book=AlertBook(self.run_id)
+        )
+        try:
+            saved = msgspec.msgpack.decode(state.state, type=_Saved)
+            head.book = AlertBook.restore(saved.book)
+            head.progress = RunProgress.restore(saved.progress)
+            head.monitor = RunMonitor.restore(saved.monitor)
+        except ValueError as error:
+            logger.warning(
+                "the detectors of run %s begin anew: their saved state is of another version (%s)",
+                self.run_id,
+                error,
+                extra={"action": "snapshot_refused", "run_id": self.run_id},
+            )
+        return head
+
+    async def _learn_layouts(self, found: Sequence[StoredSegment]) -> None:
+        """Layouts of writers that are new, and of known ones that may have grown."""
+        if all(segment.writer_id in self._layouts for segment in found) and not self._grew(found):
+            return
+        self._layouts = {}
+        for item in await self._runs.layouts(self.run_id):
+            self._layouts.setdefault(item.writer_id, {})[item.layout.id] = item.layout
+        for segment in found:
+            self._layouts.setdefault(segment.writer_id, {})
+
+    def _grew(self, found: Sequence[StoredSegment]) -> bool:
+        for segment in found:
+            known: Mapping[int, Layout] = self._layouts[segment.writer_id]
+            try:
+                if any(number not in known for number in Payload(segment.payload).layouts()):
+                    return True
+            except ValueError:
+                continue  # reported where it is read
+        return False
+
+    def _advance(self, head: _Head, found: Sequence[StoredSegment]) -> None:
+        """In the executor."""
+        for segment in found:
+            try:
+                columns = Payload(segment.payload).columns()
+            except ValueError as error:
+                logger.error(
+                    "segment %s of run %s is damaged and is left out by the detectors (%s)",
+                    segment.id,
+                    self.run_id,
+                    error,
+                    extra={"action": "segment_corrupt", "run_id": self.run_id},
+                )
+                head.position = segment.id
+                continue
+            for sample in samples(columns, segment.attempt, self._layouts[segment.writer_id]):
+                verdict = head.monitor.update(sample)
+                head.progress.update(sample, verdict)
+                for alert in head.book.apply(verdict, sample.time, sample.attempt):
+                    head.changed[alert.id] = alert
+                head.happened += [replace(event, attempt=sample.attempt) for event in verdict.events]
+            head.position = segment.id
+
+    async def _save(self, head: _Head) -> None:
+        state = msgspec.msgpack.encode(
+            _Saved(monitor=head.monitor.snapshot(), book=head.book.snapshot(), progress=head.progress.snapshot())
+        )
+        shown = await self._monitors.save(
+            self.run_id,
+            head.saved_position,
+            MonitorState(rank=head.rank, position=head.position, state=state),
+            head.progress.progress(),
+            list(head.changed.values()),
+            head.happened,
+            self._clock(),
+        )
+        if shown is None:
+            # Another server follows the run and is ahead: take over its state, and tell nothing twice.
+            self._head = None
+            self._awake.set()
+            return
+        happened, head.happened, head.changed = head.happened, [], {}
+        head.saved_position = head.position
+        self._saved_at = self._clock()
+        await self._publish(shown, happened)
+
+    async def _close_if_ended(self) -> None:
+        """When the run has ended and everything is read, nothing stays open."""
+        if await self._runs.state_of(self.run_id) not in {RunState.FINISHED, RunState.CRASHED}:
+            return
+        if self._head is None:
+            rank = await self._segments.lowest_rank(self.run_id)
+            if rank is None:
+                return
+            self._head = await self._load(rank)
+        head = self._head
+        for alert in head.book.close_all(self._clock()):
+            head.changed[alert.id] = alert
+        if head.is_noteworthy or head.position != (head.saved_position or 0):
+            await self._save(head)

@@ -1,0 +1,161 @@
+"""From a batch on the wire to segments: validation against the layouts, columns, derived statistics. Pure.
+
+Runs in a thread: nothing here touches the event loop or the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.protocol import HISTOGRAM_BINS, MAX_NAME_CHARS, MAX_SCALARS, MAX_STEP, Layout, Record
+from server.errors import IngestError
+from server.storage.columns import BlockColumns, Columns, ScalarColumn, encode
+from server.storage.histogram import dips_of
+from server.storage.histogram import encode as encode_histogram
+from server.storage.runs import DERIVED_STATISTIC
+from server.storage.segments import HistogramDraft, SegmentDraft
+
+QUANTITIES = frozenset({"update", "ratio"})
+
+
+def pack(
+    first_seq: int,
+    records: Sequence[Record],
+    layouts: Mapping[int, Layout],
+    sent_statistics: Mapping[int, int],
+) -> list[SegmentDraft]:
+    """Segments of consecutive records, cut wherever the step goes back.
+
+    ``layouts`` are as stored, with the derived statistic; ``sent_statistics`` says how many columns the writer's own
+    blocks have. Raises `IngestError` when a record breaks the rules; then nothing of the batch is to be stored.
+    """
+    for offset, record in enumerate(records):
+        _check(first_seq + offset, record, layouts, sent_statistics)
+    columns, shapes = _to_columns(records, layouts, sent_statistics)
+    cuts = [0, *(np.flatnonzero(np.diff(columns.steps) < 0) + 1).tolist(), len(records)]
+    drafts = []
+    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        part = columns.rows(start, stop)
+        drafts.append(
+            SegmentDraft(
+                first_seq=first_seq + start,
+                last_seq=first_seq + stop - 1,
+                first_step=int(part.steps[0]),
+                last_step=int(part.steps[-1]),
+                payload=encode(part),
+                names=frozenset(part.scalars),
+                histograms=tuple(draft for row, draft in shapes if start <= row < stop),
+            )
+        )
+    return drafts
+
+
+def _check(seq: int, record: Record, layouts: Mapping[int, Layout], sent_statistics: Mapping[int, int]) -> None:
+    if not 0 <= record.step <= MAX_STEP:
+        raise IngestError("bad_record", f"record {seq}: the step {record.step} is not within 0 … 2**63 − 1")
+    if len(record.scalars) > MAX_SCALARS:
+        raise IngestError(
+            "bad_record", f"record {seq}: {len(record.scalars)} scalars; at most {MAX_SCALARS} are allowed"
+        )
+    for name in record.scalars:
+        if not is_name(name):
+            raise IngestError(
+                "bad_record",
+                f"record {seq}: a scalar's name must have 1 … {MAX_NAME_CHARS} characters, none of them NUL",
+            )
+    if record.layout is None:
+        if record.block is not None or record.histograms:
+            raise IngestError("bad_record", f"record {seq}: a block or histogram needs the id of its layout")
+        return
+    layout = layouts.get(record.layout)
+    if layout is None or record.layout not in sent_statistics:
+        raise IngestError(
+            "unknown_layout",
+            f"record {seq}: no hello has sent layout {record.layout}; say hello again with all layouts",
+        )
+    layers = len(layout.layers)
+    expected = 4 * layers * sent_statistics[record.layout]
+    if record.block is not None and len(record.block) != expected:
+        raise IngestError(
+            "bad_record",
+            f"record {seq}: the block has {len(record.block)} bytes; layout {layout.id} has {layers} layers × "
+            f"{sent_statistics[record.layout]} statistics × 4 = {expected}",
+        )
+    seen = set()
+    for item in record.histograms:
+        if item.which not in QUANTITIES or item.which in seen:
+            raise IngestError("bad_record", f"record {seq}: histograms are one of update and one of ratio")
+        seen.add(item.which)
+        sizes = (len(item.low), len(item.high), len(item.counts))
+        if sizes != (4 * layers, 4 * layers, 4 * layers * HISTOGRAM_BINS):
+            raise IngestError(
+                "bad_record",
+                f"record {seq}: low, high and counts of {item.which} have {sizes} bytes for {layers} layers",
+            )
+
+
+def is_name(name: str) -> bool:
+    return 0 < len(name) <= MAX_NAME_CHARS and "\0" not in name
+
+
+def _to_columns(
+    records: Sequence[Record], layouts: Mapping[int, Layout], sent_statistics: Mapping[int, int]
+) -> tuple[Columns, list[tuple[int, HistogramDraft]]]:
+    n = len(records)
+    found: dict[str, tuple[NDArray[np.bool_], list[float]]] = {}
+    rows_of: dict[int, list[int]] = {}
+    for row, record in enumerate(records):
+        for name, value in record.scalars.items():
+            column = found.get(name)
+            if column is None:
+                column = found[name] = (np.zeros(n, dtype=np.bool_), [])
+            column[0][row] = True
+            column[1].append(value)
+        if record.layout is not None and (record.block is not None or record.histograms):
+            rows_of.setdefault(record.layout, []).append(row)
+    blocks = []
+    shapes: list[tuple[int, HistogramDraft]] = []
+    for number, rows in rows_of.items():
+        block, drafts = _to_block([records[row] for row in rows], rows, layouts[number], sent_statistics[number])
+        blocks.append(block)
+        shapes += drafts
+    columns = Columns(
+        steps=np.array([record.step for record in records], dtype=np.int64),
+        times=np.array([record.time for record in records], dtype=np.float64),
+        scalars={
+            name: ScalarColumn(present=present, values=np.array(values, dtype=np.float64))
+            for name, (present, values) in found.items()
+        },
+        blocks=tuple(blocks),
+    )
+    return columns, shapes
+
+
+def _to_block(
+    records: Sequence[Record], rows: Sequence[int], layout: Layout, width: int
+) -> tuple[BlockColumns, list[tuple[int, HistogramDraft]]]:
+    layers = len(layout.layers)
+    absent = np.full(layers * width, np.nan, dtype="<f4").tobytes()
+    raw = b"".join(absent if record.block is None else record.block for record in records)
+    cube = np.frombuffer(raw, dtype="<f4").reshape(len(records), layers, width).transpose(2, 1, 0)
+    statistics = {name: np.ascontiguousarray(cube[i]) for i, name in enumerate(layout.statistics[:width])}
+    drafts = []
+    for at, (row, record) in enumerate(zip(rows, records, strict=True)):
+        for item in record.histograms:
+            dips = None
+            if item.which == "ratio":
+                dips = dips_of(np.frombuffer(item.counts, "<u4").reshape(layers, HISTOGRAM_BINS))
+                derived = statistics.setdefault(
+                    DERIVED_STATISTIC, np.full((layers, len(records)), np.nan, dtype=np.float32)
+                )
+                derived[:, at] = dips
+            draft = HistogramDraft(
+                step=record.step, layout=layout.id, which=item.which, payload=encode_histogram(item, layers, dips)
+            )
+            drafts.append((row, draft))
+    return BlockColumns(
+        layout=layout.id, layers=layers, rows=np.array(rows, dtype=np.int32), statistics=statistics
+    ), drafts

@@ -1,0 +1,237 @@
+"""Commits batches, then lets the detectors and the viewers know. Owns the followers and the states of the runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from client_sdk.protocol import Batch, Finish, Hello, Record
+from server.broker import Broker, Message
+from server.errors import DatabaseError, IngestError, LayoutChanged, ProjectMismatch, SequenceMoved
+from server.models import Event, RunState
+from server.pipeline.announcer import Announcer
+from server.pipeline.follower import RunFollower
+from server.pipeline.packing import pack
+from server.storage.events import event_json
+from server.storage.monitors import MonitorStore
+from server.storage.runs import Registration, RunStore
+from server.storage.segments import SegmentStore
+
+logger = logging.getLogger(__name__)
+
+FOLLOWER_IDLE = 120.0  # seconds without a commit after which a run's detectors leave memory
+DETECTOR_THREADS = 2
+MOVED_RETRIES = 3
+
+
+class Writer:
+    """A registered writer and how far it has got. Belongs to one connection."""
+
+    def __init__(self, registration: Registration, sent_statistics: dict[int, int]) -> None:
+        self.registration = registration
+        self.last_seq = registration.last_seq
+        self.sent_statistics = sent_statistics
+        """Layout to the number of columns of its blocks on the wire."""
+
+
+class Pipeline:
+    def __init__(
+        self,
+        *,
+        runs: RunStore,
+        segments: SegmentStore,
+        monitors: MonitorStore,
+        broker: Broker,
+        clock: Callable[[], float],
+        announcements_per_second: float,
+        stale_after: float,
+        heartbeat_every: float,
+    ) -> None:
+        self._runs = runs
+        self._segments = segments
+        self._monitors = monitors
+        self._broker = broker
+        self._clock = clock
+        self._stale_after = stale_after
+        self._heartbeat_every = heartbeat_every
+        self._announcer = Announcer(runs, broker, clock, announcements_per_second)
+        self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
+        self._followers: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
+        self._projects: dict[str, str] = {}
+        self._connected: dict[Writer, None] = {}
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Follow what was committed and not read before the last stop, and keep the states of the runs."""
+        for run_id in await self._runs.lagging():
+            self._follow(run_id)
+        self._keeper = asyncio.create_task(self._keep_states())
+
+    async def stop(self) -> None:
+        """Save what the detectors have read. Nothing may be committed any more."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        followers = list(self._followers.values())
+        for _, task in followers:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in followers), return_exceptions=True)
+        # A thread may still be advancing the detectors; their state is whole only after it.
+        await asyncio.to_thread(self._executor.shutdown)
+        for follower, _ in followers:
+            try:
+                await follower.save_now()
+            except DatabaseError as error:
+                logger.warning("the state of run %s is not saved (%s)", follower.run_id, error)
+        await self._announcer.stop()
+
+    async def register(self, hello: Hello) -> Writer:
+        """Raises `IngestError` and `DatabaseError`."""
+        try:
+            registration = await self._runs.register(hello, self._clock())
+        except ProjectMismatch as error:
+            raise IngestError("forbidden", str(error), close_code=4403) from error
+        except LayoutChanged as error:
+            raise IngestError("bad_layout", str(error)) from error
+        self._projects[registration.run_id] = registration.project
+        self._announcer.mark(registration.run_id)
+        return Writer(registration, {layout.id: len(layout.statistics) for layout in hello.layouts})
+
+    def connect(self, writer: Writer) -> None:
+        """The writer's connection is open: its run is not stale, however little it sends."""
+        self._connected[writer] = None
+
+    def disconnect(self, writer: Writer) -> None:
+        self._connected.pop(writer, None)
+
+    async def commit(self, writer: Writer, batches: Sequence[Batch]) -> int:
+        """Commit consecutive batches as one and return the last sequence that is durable: it may be acknowledged.
+
+        What was committed before is left out, so a resend changes nothing. Raises `IngestError` (``sequence_gap`` where
+        records are missing in between) and `DatabaseError`.
+        """
+        for _ in range(MOVED_RETRIES):
+            first_seq, records = _new_records(batches, writer.last_seq)
+            if not records:
+                return writer.last_seq
+            drafts = await asyncio.to_thread(
+                pack, first_seq, records, writer.registration.layouts, writer.sent_statistics
+            )
+            now = self._clock()
+            try:
+                commit = await self._segments.commit(writer.registration, writer.last_seq, drafts, now)
+            except SequenceMoved as moved:
+                # Another connection of this writer got there first: what it stored is left out, the rest is new.
+                writer.last_seq = moved.last_seq
+                continue
+            writer.last_seq = commit.last_seq
+            run_id = writer.registration.run_id
+            await self._publish(
+                run_id,
+                {
+                    "type": "advance",
+                    "run_id": run_id,
+                    "attempt": commit.attempt,
+                    "step_from": commit.first_step,
+                    "step_to": commit.last_step,
+                    "committed_at": now,
+                },
+            )
+            await self._publish_events(run_id, commit.events)
+            self._announcer.mark(run_id)
+            self._follow(run_id)
+            return commit.last_seq
+        raise IngestError("internal", "another connection of this writer is committing; try again", retryable=True)
+
+    async def finish(self, writer: Writer, message: Finish) -> None:
+        """Raises `IngestError` when records before the end are missing, and `DatabaseError`."""
+        if message.last_seq > writer.last_seq:
+            raise IngestError(
+                "sequence_gap",
+                f"finish after {message.last_seq}, but {writer.last_seq} is the last record here; send the rest first",
+                retryable=True,
+            )
+        run_id = writer.registration.run_id
+        await self._runs.finish_writer(run_id, writer.registration.writer_id, RunState(message.state), self._clock())
+        self.disconnect(writer)
+        self._announcer.mark(run_id)
+        self._follow(run_id)
+
+    async def publish_alert(self, alert: dict[str, Any]) -> None:
+        """Tell viewers and training processes of an alert that changed, as the API shows it."""
+        await self._publish(alert["run_id"], {"type": "alert", "alert": alert})
+        self._announcer.mark(alert["run_id"])
+
+    def _follow(self, run_id: str) -> None:
+        held = self._followers.get(run_id)
+        if held is not None and not held[1].done():
+            held[0].wake()
+            return
+
+        async def publish(alerts: Sequence[dict[str, Any]], events: Sequence[Event]) -> None:
+            for alert in alerts:
+                await self._publish(run_id, {"type": "alert", "alert": alert})
+            await self._publish_events(run_id, events)
+            self._announcer.mark(run_id)
+
+        follower = RunFollower(
+            run_id,
+            runs=self._runs,
+            segments=self._segments,
+            monitors=self._monitors,
+            executor=self._executor,
+            publish=publish,
+            clock=self._clock,
+            idle_after=FOLLOWER_IDLE,
+        )
+        self._followers[run_id] = (follower, asyncio.create_task(follower.run()))
+
+    async def _publish(self, run_id: str, body: dict[str, Any]) -> None:
+        project = self._projects.get(run_id)
+        if project is None:
+            project = await self._runs.project_of(run_id)
+            if project is None:
+                return
+            self._projects[run_id] = project
+        await self._broker.publish(Message(run_id=run_id, project=project, body=body))
+
+    async def _publish_events(self, run_id: str, events: Sequence[Event]) -> None:
+        for event in events:
+            await self._publish(run_id, {"type": "event", "run_id": run_id, "event": event_json(event)})
+
+    async def _keep_states(self) -> None:
+        """Connected writers keep their runs alive; the others become stale."""
+        while True:
+            await asyncio.sleep(self._heartbeat_every)
+            try:
+                now = self._clock()
+                await self._runs.heartbeat([writer.registration.writer_id for writer in self._connected], now)
+                for run_id in await self._runs.mark_stale(now - self._stale_after):
+                    self._announcer.mark(run_id)
+            except DatabaseError as error:
+                logger.warning("the states of the runs are not kept (%s)", error, extra={"action": "heartbeat_failed"})
+            for run_id, (_, task) in list(self._followers.items()):
+                if task.done():
+                    del self._followers[run_id]
+
+
+def _new_records(batches: Sequence[Batch], last_seq: int) -> tuple[int, list[Record]]:
+    """The records after ``last_seq`` and the sequence of the first. Raises `IngestError` for a gap."""
+    records: list[Record] = []
+    expected = last_seq + 1
+    for batch in batches:
+        if batch.first_seq < 1:
+            raise IngestError("bad_record", f"the sequence {batch.first_seq} is none: sequences count from 1")
+        if batch.first_seq > expected:
+            raise IngestError(
+                "sequence_gap",
+                f"expected record {expected}, got {batch.first_seq}; say hello and send from the last one acknowledged",
+                retryable=True,
+            )
+        fresh = batch.records[expected - batch.first_seq :]
+        records += fresh
+        expected += len(fresh)
+    return last_seq + 1, records

@@ -1,0 +1,108 @@
+"""What the fleet page shows of a run, kept up to date sample by sample. Pure; its state round-trips through bytes."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from server.models import Progress, Sample, Verdict
+
+SPARKLINE_BUCKETS = 64
+RATE_WINDOW = 10.0  # seconds by the clock of the training process
+RATE_POINTS = 32
+
+
+class _State(msgspec.Struct):
+    attempt: int = 0
+    width: int = 1
+    """Steps a bucket of the sparkline covers; a power of two."""
+    buckets: dict[int, float | None] = {}
+    """Number of the bucket to its greatest loss, None where one was not finite."""
+    marks: list[tuple[float, int]] = []
+    """(time, step), at least RATE_WINDOW / RATE_POINTS apart."""
+    loss: float | None = None
+    lr: float | None = None
+    stage: str | None = None
+    stability_ratio: float | None = None
+
+
+class RunProgress:
+    """Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._state = _State()
+
+    def update(self, sample: Sample, verdict: Verdict) -> None:
+        state = self._state
+        if sample.attempt != state.attempt:
+            state.attempt = sample.attempt
+            state.marks = []
+            state.buckets = {k: value for k, value in state.buckets.items() if (k + 1) * state.width <= sample.step}
+        state.stage = verdict.stage
+        state.stability_ratio = _finite(verdict.stability_ratio)
+        if "lr" in sample.scalars:
+            state.lr = _finite(sample.scalars["lr"])
+        if "loss" in sample.scalars:
+            state.loss = _finite(sample.scalars["loss"])
+            self._add_loss(sample.step, sample.scalars["loss"])
+        self._mark(sample.time, sample.step)
+
+    def _add_loss(self, step: int, loss: float) -> None:
+        state = self._state
+        k = step // state.width
+        before = state.buckets.get(k, -math.inf)
+        state.buckets[k] = None if before is None or not math.isfinite(loss) else max(before, loss)
+        while max(state.buckets) - min(state.buckets) >= SPARKLINE_BUCKETS:
+            state.width *= 2
+            merged: dict[int, float | None] = {}
+            for number, value in state.buckets.items():
+                other = merged.get(number // 2, -math.inf)
+                merged[number // 2] = None if value is None or other is None else max(value, other)
+            state.buckets = merged
+
+    def _mark(self, time: float, step: int) -> None:
+        marks = self._state.marks
+        if not math.isfinite(time) or (marks and time < marks[-1][0]):
+            return
+        # The newest mark moves with the run until it is far enough from the one before.
+        if len(marks) >= 2 and marks[-1][0] - marks[-2][0] < RATE_WINDOW / RATE_POINTS:
+            marks[-1] = (time, step)
+        else:
+            marks.append((time, step))
+        while len(marks) > 2 and time - marks[1][0] >= RATE_WINDOW:
+            marks.pop(0)
+
+    def progress(self) -> Progress:
+        state = self._state
+        rate = None
+        if len(state.marks) >= 2:
+            (begin, first), (end, last) = state.marks[0], state.marks[-1]
+            rate = (last - first) / (end - begin) if end > begin else None
+        numbers = sorted(state.buckets)
+        return Progress(
+            step_rate=rate,
+            loss=state.loss,
+            lr=state.lr,
+            stage=state.stage,
+            stability_ratio=state.stability_ratio,
+            sparkline={
+                "first_step": numbers[0] * state.width if numbers else 0,
+                "bucket_steps": state.width,
+                "max": [state.buckets[number] for number in numbers],
+            },
+        )
+
+    def snapshot(self) -> bytes:
+        return msgspec.msgpack.encode(self._state)
+
+    @classmethod
+    def restore(cls, data: bytes) -> RunProgress:
+        """Raises `msgspec.DecodeError` on bytes that `snapshot` did not make."""
+        progress = cls()
+        progress._state = msgspec.msgpack.decode(data, type=_State)
+        return progress
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

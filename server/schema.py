@@ -1,0 +1,212 @@
+"""Tables, for SQLite and Postgres alike. Owns names, types and constraints; `storage` owns every statement.
+
+Times are Unix seconds (float). Steps and sequences are 64-bit. Documents are JSON written by msgspec, in which NaN is null.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite counts rows by itself only in a column of the type INTEGER, which holds 64 bits there.
+RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _run_reference() -> Column[str]:
+    return Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False)
+
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("project", String(256), nullable=False),
+    Column("name", String(256), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("optimizer", JSON),
+    Column("created_at", Float(53), nullable=False),
+    Column("last_seen_at", Float(53), nullable=False),
+    Column("layer_count", Integer, nullable=False, default=0),
+    Column("parameter_count", BigInteger, nullable=False, default=0),
+    Column("rank_count", Integer, nullable=False, default=0),
+    # What the follower of the run derives, saved with the snapshot of the detectors:
+    Column("last_step", BigInteger),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("step_rate", Float(53)),
+    Column("loss", Float(53)),
+    Column("lr", Float(53)),
+    Column("stage", String(16)),
+    Column("stability_ratio", Float(53)),
+    Column("sparkline", JSON),
+    Index(None, "created_at", "id"),
+    Index(None, "project", "created_at", "id"),
+    Index(None, "state", "last_seen_at"),
+)
+
+writers = Table(
+    "writers",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    _run_reference(),
+    Column("writer", String(128), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("last_seq", BigInteger, nullable=False, default=0),
+    Column("state", String(16), nullable=False),
+    Column("sdk", String(256), nullable=False, default=""),
+    Column("started_at", Float(53), nullable=False),
+    Column("last_seen_at", Float(53), nullable=False),
+    UniqueConstraint("run_id", "writer"),
+    Index(None, "writer"),
+)
+
+# One row for each time that a rank stepped back. The last attempt of a rank also carries its last step.
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("first_step", BigInteger, nullable=False),
+    Column("last_step", BigInteger, nullable=False),
+    Column("started_at", Float(53), nullable=False),
+)
+
+layouts = Table(
+    "layouts",
+    metadata,
+    Column("writer_id", RowId, ForeignKey("writers.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("layers", JSON, nullable=False),
+    Column("statistics", JSON, nullable=False),
+    Column("sizes", JSON, nullable=False),
+    Column("optimizer", JSON),
+)
+
+# Which names a rank has logged, so that a series is looked for where it is.
+scalars = Table(
+    "scalars",
+    metadata,
+    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("name", String(256), primary_key=True),
+)
+
+# Append-only. Steps never decrease within a segment, and all of it belongs to one attempt.
+segments = Table(
+    "segments",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    _run_reference(),
+    Column("writer_id", RowId, ForeignKey("writers.id", ondelete="CASCADE"), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("first_step", BigInteger, nullable=False),
+    Column("last_step", BigInteger, nullable=False),
+    Column("committed_at", Float(53), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    UniqueConstraint("run_id", "writer_id", "first_seq"),
+    Index(None, "writer_id", "first_seq"),
+    Index(None, "run_id", "rank", "id"),
+    sqlite_autoincrement=True,  # an id is never used again: caches and the detectors count on it
+)
+
+histograms = Table(
+    "histograms",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    _run_reference(),
+    Column("writer_id", RowId, ForeignKey("writers.id", ondelete="CASCADE"), nullable=False),
+    Column("layout", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("which", String(16), nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index(None, "run_id", "which", "step"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    _run_reference(),
+    Column("rank", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("detail", JSON, nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Index(None, "run_id", "id"),
+)
+
+# `state` is what the detectors hold; people's acknowledgement and silence stand beside it and are never overwritten by them.
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    _run_reference(),
+    Column("kind", String(32), nullable=False),
+    Column("level", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("opened_at", Float(53), nullable=False),
+    Column("closed_at", Float(53)),
+    Column("acknowledged_at", Float(53)),
+    Column("silenced_until", Float(53)),
+    Column("body", JSON, nullable=False),
+    Index(None, "run_id", "opened_at"),
+    Index(None, "opened_at", "id"),
+    Index(None, "state", "opened_at"),
+)
+
+# How far the detectors of a run have read, and their state there; replaced as one with the alerts that came of it.
+monitors = Table(
+    "monitors",
+    metadata,
+    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("rank", Integer, nullable=False),
+    Column("position", RowId, nullable=False),
+    Column("state", LargeBinary, nullable=False),
+    Column("saved_at", Float(53), nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    Column("digest", String(64), nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("project", String(256)),
+    Column("label", Text, nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("last_used_at", Float(53)),
+    Column("revoked_at", Float(53)),
+    UniqueConstraint("digest"),
+)

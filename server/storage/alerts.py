@@ -1,0 +1,94 @@
+"""Alerts as people see them: what the detectors hold, and who has taken note."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Row, and_, select, update
+
+from client_sdk.protocol import Alert
+from server.models import AlertState
+from server.schema import alerts, runs
+from server.storage.database import Database
+
+
+class AlertStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def find(
+        self,
+        *,
+        run_id: str | None = None,
+        project: str | None = None,
+        state: str | None = None,
+        level: str | None = None,
+        kind: str | None = None,
+        limit: int = 1_000,
+    ) -> list[dict[str, Any]]:
+        """The newest ``limit`` alerts that match, newest first."""
+        query = select(alerts).order_by(alerts.c.opened_at.desc(), alerts.c.step.desc(), alerts.c.id).limit(limit)
+        if run_id is not None:
+            query = query.where(alerts.c.run_id == run_id)
+        if project is not None:
+            query = query.where(alerts.c.run_id.in_(select(runs.c.id).where(runs.c.project == project)))
+        if state is not None:
+            query = query.where(_shown_as(state))
+        if level is not None:
+            query = query.where(alerts.c.level == level)
+        if kind is not None:
+            query = query.where(alerts.c.kind == kind)
+        async with self._database.read() as connection:
+            return [alert_json(row) for row in await connection.execute(query)]
+
+    async def get(self, alert_id: str) -> dict[str, Any] | None:
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(alerts).where(alerts.c.id == alert_id))).first()
+            return None if row is None else alert_json(row)
+
+    async def acknowledge(self, alert_id: str, now: float) -> dict[str, Any] | None:
+        """Take note of an alert; the first acknowledgement counts. None where there is no such alert."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(alerts)
+                .where(alerts.c.id == alert_id, alerts.c.acknowledged_at.is_(None))
+                .values(acknowledged_at=now)
+            )
+        return await self.get(alert_id)
+
+    async def silence(self, alert_id: str, until: float) -> dict[str, Any] | None:
+        """No notifications of this alert before ``until``. None where there is no such alert."""
+        async with self._database.write() as connection:
+            await connection.execute(update(alerts).where(alerts.c.id == alert_id).values(silenced_until=until))
+        return await self.get(alert_id)
+
+
+def alert_json(row: Row[Any]) -> dict[str, Any]:
+    """`protocol.Alert` as JSON, with ``acknowledged_at`` and ``silenced_until``."""
+    return {
+        **row.body,
+        "state": shown_state(row.state, row.acknowledged_at),
+        "acknowledged_at": row.acknowledged_at,
+        "silenced_until": row.silenced_until,
+    }
+
+
+def to_alert(body: dict[str, Any]) -> Alert:
+    """The wire form of what `alert_json` made."""
+    return msgspec.convert(body, Alert)
+
+
+def shown_state(state: str, acknowledged_at: float | None) -> str:
+    """Acknowledged is an open alert that somebody has taken note of."""
+    if state == AlertState.OPEN and acknowledged_at is not None:
+        return AlertState.ACKNOWLEDGED
+    return state
+
+
+def _shown_as(state: str) -> ColumnElement[bool]:
+    if state == AlertState.ACKNOWLEDGED:
+        return and_(alerts.c.state == AlertState.OPEN, alerts.c.acknowledged_at.is_not(None))
+    if state == AlertState.OPEN:
+        return and_(alerts.c.state == AlertState.OPEN, alerts.c.acknowledged_at.is_(None))
+    return alerts.c.state == state

@@ -1,0 +1,215 @@
+"""A batch as columns, and the bytes of a segment. Pure.
+
+Payload of a segment, version 1: a msgpack array
+
+    [1, n, steps, times, names, present, values, blocks]
+
+* ``n``: number of records.
+* ``steps``: int64, the first one and then differences. ``times``: float64.
+* ``names``: the scalars of the segment, sorted, k of them.
+* ``present``: one bit for each of k × n, row-major, as `numpy.packbits` puts them: was this name logged in this record.
+* ``values``: float64, only where present, in the same order. A logged NaN is present; what was not logged is not.
+* ``blocks``: one ``[layout, layers, rows, {statistic: values}]`` for each layout in use. ``rows``: int32, which records carry a block, m of
+  them. ``values``: float32, layers × m, so that the history of one layer lies together. A statistic that is NaN
+  throughout is left out.
+
+Every array is little-endian, its bytes grouped by significance (all first bytes, all second bytes, …) and compressed
+with zstd: each column can be read without the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+VERSION = 1
+COMPRESSION_LEVEL = 1
+
+Floats = NDArray[np.float64]
+Block = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalarColumn:
+    """One name over the records of a segment."""
+
+    present: NDArray[np.bool_]
+    """(n,)"""
+    values: Floats
+    """(number present,)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockColumns:
+    """The blocks of one layout over the records of a segment."""
+
+    layout: int
+    layers: int
+    rows: NDArray[np.int32]
+    """(m,): which records carry a block, ascending."""
+    statistics: Mapping[str, Block]
+    """Name to (layers, m). Absent: NaN throughout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """n records in the order of their sequence."""
+
+    steps: NDArray[np.int64]
+    """(n,)"""
+    times: Floats
+    """(n,), Unix seconds."""
+    scalars: Mapping[str, ScalarColumn]
+    blocks: tuple[BlockColumns, ...] = ()
+
+    def rows(self, start: int, stop: int) -> Columns:
+        """The records start ≤ i < stop."""
+        scalars = {}
+        for name, column in self.scalars.items():
+            before = int(np.count_nonzero(column.present[:start]))
+            present = column.present[start:stop]
+            inside = int(np.count_nonzero(present))
+            if inside:
+                scalars[name] = ScalarColumn(present=present, values=column.values[before : before + inside])
+        blocks = []
+        for block in self.blocks:
+            left, right = np.searchsorted(block.rows, [start, stop])
+            if left == right:
+                continue
+            statistics = {name: values[:, left:right] for name, values in block.statistics.items()}
+            rows = (block.rows[left:right] - start).astype(np.int32)
+            blocks.append(BlockColumns(layout=block.layout, layers=block.layers, rows=rows, statistics=statistics))
+        return Columns(
+            steps=self.steps[start:stop], times=self.times[start:stop], scalars=scalars, blocks=tuple(blocks)
+        )
+
+
+def encode(columns: Columns) -> bytes:
+    """The payload of a segment."""
+    names = sorted(columns.scalars)
+    n = len(columns.steps)
+    present = np.array([columns.scalars[name].present for name in names], dtype=np.bool_).reshape(len(names), n)
+    values = np.concatenate([columns.scalars[name].values for name in names]) if names else np.empty(0)
+    blocks = [
+        [
+            block.layout,
+            block.layers,
+            _pack(block.rows, "<i4"),
+            {name: _pack(values, "<f4") for name, values in block.statistics.items() if not np.isnan(values).all()},
+        ]
+        for block in columns.blocks
+    ]
+    return msgspec.msgpack.encode(
+        [
+            VERSION,
+            n,
+            _pack(np.diff(columns.steps, prepend=np.int64(0)), "<i8"),
+            _pack(columns.times, "<f8"),
+            names,
+            _compress(np.packbits(present).tobytes()),
+            _pack(values, "<f8"),
+            blocks,
+        ]
+    )
+
+
+class Payload:
+    """Bytes of a segment, each column decoded when it is asked for. Raises `ValueError` on bytes that are none."""
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            parts = msgspec.msgpack.decode(data)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"not a segment ({error})") from error
+        if not isinstance(parts, list) or len(parts) != 8 or parts[0] != VERSION:
+            raise ValueError(f"not a segment of version {VERSION}")
+        _, self.n, self._steps, self._times, self._names, self._present, self._values, self._blocks = parts
+
+    def steps(self) -> NDArray[np.int64]:
+        return np.cumsum(_unpack(self._steps, "<i8", self.n), dtype=np.int64)
+
+    def times(self) -> Floats:
+        return _unpack(self._times, "<f8", self.n)
+
+    def scalars(self) -> dict[str, ScalarColumn]:
+        count = len(self._names) * self.n
+        bits = np.frombuffer(_decompress(self._present, (count + 7) // 8), dtype=np.uint8)
+        present = np.unpackbits(bits, count=count).astype(np.bool_).reshape(len(self._names), self.n)
+        values = _unpack(self._values, "<f8", int(np.count_nonzero(present)))
+        ends = np.cumsum(np.count_nonzero(present, axis=1))
+        pieces = np.split(values, ends[:-1]) if self._names else []
+        return {
+            name: ScalarColumn(present=row, values=piece)
+            for name, row, piece in zip(self._names, present, pieces, strict=True)
+        }
+
+    def statistic(self, name: str) -> Iterator[tuple[int, NDArray[np.int32], Block]]:
+        """(layout, rows, layers × rows) of each layout that has this statistic."""
+        for layout, layers, rows, statistics in self._blocks:
+            if name in statistics:
+                indices = _unpack_rows(rows)
+                yield layout, indices, _unpack(statistics[name], "<f4", layers * len(indices)).reshape(layers, -1)
+
+    def layouts(self) -> list[int]:
+        """The layouts in use."""
+        return [layout for layout, *_ in self._blocks]
+
+    def blocks(self) -> tuple[BlockColumns, ...]:
+        found = []
+        for layout, layers, rows, statistics in self._blocks:
+            indices = _unpack_rows(rows)
+            columns = {
+                name: _unpack(data, "<f4", layers * len(indices)).reshape(layers, -1)
+                for name, data in statistics.items()
+            }
+            found.append(BlockColumns(layout=layout, layers=layers, rows=indices, statistics=columns))
+        return tuple(found)
+
+    def columns(self) -> Columns:
+        return Columns(steps=self.steps(), times=self.times(), scalars=self.scalars(), blocks=self.blocks())
+
+
+def pack_array(values: NDArray[Any], dtype: str) -> bytes:
+    """An array as compressed little-endian bytes, grouped by significance."""
+    return _pack(values, dtype)
+
+
+def unpack_array(data: bytes, dtype: str, count: int) -> NDArray[Any]:
+    """The array of ``count`` values that `pack_array` wrote. Raises `ValueError`."""
+    return _unpack(data, dtype, count)
+
+
+def _pack(values: NDArray[Any], dtype: str) -> bytes:
+    flat = np.ascontiguousarray(values, dtype=dtype).reshape(-1)
+    return _compress(flat.view(np.uint8).reshape(-1, flat.itemsize).T.tobytes())
+
+
+def _unpack(data: bytes, dtype: str, count: int) -> NDArray[Any]:
+    size = np.dtype(dtype).itemsize
+    raw = np.frombuffer(_decompress(data, count * size), dtype=np.uint8)
+    return np.ascontiguousarray(raw.reshape(size, count).T).view(dtype).reshape(count)
+
+
+def _unpack_rows(data: bytes) -> NDArray[np.int32]:
+    raw = _decompress(data, None)
+    return _unpack(data, "<i4", len(raw) // 4)
+
+
+def _compress(raw: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(raw)
+
+
+def _decompress(data: bytes, size: int | None) -> bytes:
+    try:
+        raw = zstandard.ZstdDecompressor().decompress(data)
+    except (zstandard.ZstdError, TypeError) as error:
+        raise ValueError(f"a column cannot be decompressed ({error})") from error
+    if size is not None and len(raw) != size:
+        raise ValueError(f"a column has {len(raw)} bytes instead of {size}")
+    return raw

@@ -1,0 +1,141 @@
+"""The connection to SQLite or Postgres: engine, pragmas, transactions, and what went wrong in plain words.
+
+Owns how a transaction begins and which errors come out of it; owns no statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import event, exc, text
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from server.errors import ConfigurationError, DatabaseCorrupt, DatabaseError, DatabaseUnavailable
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+}
+
+_CORRUPT = ("file is not a database", "malformed", "unsupported file format")
+
+BUSY_TIMEOUT = 30_000  # milliseconds that a writer of another process is waited for
+
+
+class Database:
+    """One engine, opened by `main` and by the command line, closed by whoever opened it."""
+
+    def __init__(self, url: str) -> None:
+        """Raises `ConfigurationError` for a URL of another database. Connects to nothing yet."""
+        self.url = parse_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _make_engine(self.url, self.is_sqlite)
+        # SQLite has one writer at a time: waiting here is fair and free, waiting in SQLite is neither.
+        self._write_lock = asyncio.Lock() if self.is_sqlite else None
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads. Raises `DatabaseError`."""
+        with translated_errors():
+            async with self.engine.connect() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits at the end of the block, or rolls back when it raises. Raises `DatabaseError`."""
+        async with self._write_lock if self._write_lock is not None else contextlib.nullcontext():
+            with translated_errors():
+                async with self.engine.connect() as plain:
+                    connection = await plain.execution_options(spikewatch_write=True)
+                    async with connection.begin():
+                        yield connection
+
+    async def ping(self) -> None:
+        """Raises `DatabaseError` when the database does not answer."""
+        async with self.read() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def parse_url(url: str) -> URL:
+    """The URL with the async driver that we ship. Raises `ConfigurationError`."""
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError as error:
+        raise ConfigurationError(
+            f"the database URL {url!r} is none; use sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+        ) from error
+    driver = _DRIVERS.get(parsed.get_backend_name())
+    if driver is None:
+        raise ConfigurationError(f"no support for the database {parsed.get_backend_name()!r}; use sqlite or postgresql")
+    return parsed.set(drivername=driver)
+
+
+@contextlib.contextmanager
+def translated_errors() -> Any:
+    """Turn the errors of drivers into `DatabaseError`, and keep those that show a mistake in a statement."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        cause = str(error.orig)
+        if any(word in cause for word in _CORRUPT):
+            raise DatabaseCorrupt(f"the database is damaged or is none ({cause})") from error
+        if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
+            raise DatabaseUnavailable(f"the database does not answer ({cause})") from error
+        raise
+    except exc.TimeoutError as error:
+        raise DatabaseUnavailable("no connection to the database became free in time") from error
+    except (TimeoutError, OSError) as error:
+        raise DatabaseUnavailable(f"the database cannot be reached ({error})") from error
+
+
+def _encode_json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _make_engine(url: URL, is_sqlite: bool) -> AsyncEngine:
+    options: dict[str, Any] = {"json_serializer": _encode_json, "json_deserializer": msgspec.json.decode}
+    if not is_sqlite:
+        return create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=10, pool_pre_ping=True, **options)
+    if url.database in (None, "", ":memory:"):
+        raise ConfigurationError("a database in memory would forget acknowledged data; name a file")
+    try:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)  # type: ignore[arg-type]
+    except OSError as error:
+        raise DatabaseError(f"the directory of the database {url.database} cannot be made ({error})") from error
+    engine = create_async_engine(url, pool_size=8, max_overflow=0, **options)
+    event.listen(engine.sync_engine, "connect", _configure_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
+    # The driver would begin transactions by itself, and too late for a consistent read; `_begin_sqlite` does instead.
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT}",
+        "journal_mode = WAL",
+        "synchronous = FULL",  # an acknowledged record survives a power failure, not only a crash
+        "foreign_keys = ON",
+        "cache_size = -65536",  # KiB
+        "temp_store = MEMORY",
+        "journal_size_limit = 67108864",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that reads first and writes later can fail without waiting; an immediate one waits.
+    immediate = connection.get_execution_options().get("spikewatch_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

@@ -1,0 +1,71 @@
+"""Bring a database to the schema of this program. The history is in the package `migrations`, one for both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+import migrations
+from server.errors import DatabaseAhead
+from server.storage.database import Database
+
+_ADVISORY_LOCK = 0x5350494B45  # "SPIKE": replicas that start together migrate one after the other
+
+
+def alembic_config() -> AlembicConfig:
+    """Alembic's settings as the installed package needs them, without any file of the checkout."""
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
+    return config
+
+
+async def upgrade(database: Database, revision: str = "head") -> None:
+    """Apply what is missing. Raises `DatabaseAhead` when the database knows a revision that this program does not."""
+    await check_not_ahead(database)
+    config = alembic_config()
+    async with database.write() as connection:
+        if not database.is_sqlite:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        await connection.run_sync(_run, config, revision)
+
+
+async def downgrade(database: Database, revision: str) -> None:
+    """Take back revisions down to ``revision`` ("base" for all)."""
+    config = alembic_config()
+    async with database.write() as connection:
+        config.attributes["connection"] = connection.sync_connection
+        await connection.run_sync(lambda _: command.downgrade(config, revision))
+
+
+async def check_not_ahead(database: Database) -> None:
+    """Raises `DatabaseAhead` when the database was migrated by a newer program."""
+    async with database.read() as connection:
+        heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
+    scripts = await asyncio.to_thread(ScriptDirectory.from_config, alembic_config())
+    known = {script.revision for script in scripts.walk_revisions()}
+    unknown = [head for head in heads if head not in known]
+    if unknown:
+        raise DatabaseAhead(
+            f"the database has the schema {', '.join(unknown)}, which this version does not know; "
+            "it was made by a newer spikewatch: upgrade the program, or restore a backup"
+        )
+
+
+async def is_current(database: Database) -> bool:
+    """Whether every migration of this program is applied."""
+    async with database.read() as connection:
+        heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
+    scripts = await asyncio.to_thread(ScriptDirectory.from_config, alembic_config())
+    return set(heads) == set(scripts.get_heads())
+
+
+def _run(connection: Connection, config: AlembicConfig, revision: str) -> None:
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)

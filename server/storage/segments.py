@@ -1,0 +1,233 @@
+"""Segments: committing what a writer sent exactly once, and reading it back in order.
+
+A commit checks the writer's last sequence, inserts the segments and moves the sequence in one transaction. Attempts are
+given out here, for each (run, rank): a segment that begins before the last step of its rank begins a new attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import SequenceMoved
+from server.models import Event, RunState
+from server.schema import attempts, events, histograms, runs, scalars, segments, writers
+from server.storage.database import Database
+from server.storage.runs import Registration, insert_ignore
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistogramDraft:
+    """The histograms of one quantity at one step, encoded by `storage.histogram`."""
+
+    step: int
+    layout: int
+    which: str
+    payload: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentDraft:
+    """A segment before it has an id and an attempt. Its steps never decrease."""
+
+    first_seq: int
+    last_seq: int
+    first_step: int
+    last_step: int
+    payload: bytes
+    names: frozenset[str]
+    histograms: tuple[HistogramDraft, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """What became durable."""
+
+    last_seq: int
+    first_step: int
+    last_step: int
+    attempt: int
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSegment:
+    """A segment as the detectors read it."""
+
+    id: int
+    writer_id: int
+    attempt: int
+    payload: bytes
+
+
+class SegmentStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def commit(
+        self, writer: Registration, expected_seq: int, drafts: Sequence[SegmentDraft], now: float
+    ) -> Commit:
+        """Store consecutive drafts that begin at ``expected_seq`` + 1.
+
+        Raises `SequenceMoved` when the writer's last sequence is another one, and `DatabaseError`; then nothing is stored.
+        """
+        async with self._database.write() as connection:
+            row = await connection.execute(
+                select(writers.c.last_seq).where(writers.c.id == writer.writer_id).with_for_update()
+            )
+            last_seq = row.scalar_one()
+            if last_seq != expected_seq:
+                raise SequenceMoved(last_seq)
+            attempt, rollbacks = await self._insert_segments(connection, writer, drafts, now)
+            await self._insert_names(connection, writer, drafts)
+            last = drafts[-1]
+            await connection.execute(
+                update(writers).where(writers.c.id == writer.writer_id).values(last_seq=last.last_seq, last_seen_at=now)
+            )
+            await connection.execute(
+                update(runs)
+                .where(runs.c.id == writer.run_id)
+                .values(state=RunState.RUNNING, last_seen_at=now, last_step=last.last_step, attempt=attempt)
+            )
+        return Commit(
+            last_seq=last.last_seq,
+            first_step=min(draft.first_step for draft in drafts),
+            last_step=last.last_step,
+            attempt=attempt,
+            events=tuple(rollbacks),
+        )
+
+    async def _insert_segments(
+        self, connection: AsyncConnection, writer: Registration, drafts: Sequence[SegmentDraft], now: float
+    ) -> tuple[int, list[Event]]:
+        current = await _current_attempt(connection, writer)
+        rollbacks: list[Event] = []
+        rows: list[dict[str, Any]] = []
+        shapes: list[dict[str, Any]] = []
+        for draft in drafts:
+            if current is None or draft.first_step < current.last_step:
+                attempt = 0 if current is None else current.attempt + 1
+                if current is not None:
+                    rollbacks.append(
+                        Event(
+                            step=draft.first_step,
+                            kind="rollback",
+                            attempt=attempt,
+                            detail={"from_step": current.last_step},
+                        )
+                    )
+                current = _Attempt(attempt=attempt, last_step=draft.last_step)
+                await connection.execute(
+                    attempts.insert().values(
+                        run_id=writer.run_id,
+                        rank=writer.rank,
+                        attempt=attempt,
+                        first_step=draft.first_step,
+                        last_step=draft.last_step,
+                        started_at=now,
+                    )
+                )
+            current = _Attempt(attempt=current.attempt, last_step=draft.last_step)
+            origin = {"run_id": writer.run_id, "writer_id": writer.writer_id, "attempt": current.attempt}
+            rows.append(
+                {
+                    **origin,
+                    "rank": writer.rank,
+                    "first_seq": draft.first_seq,
+                    "last_seq": draft.last_seq,
+                    "first_step": draft.first_step,
+                    "last_step": draft.last_step,
+                    "committed_at": now,
+                    "payload": draft.payload,
+                }
+            )
+            shapes += [
+                {**origin, "layout": item.layout, "which": item.which, "step": item.step, "payload": item.payload}
+                for item in draft.histograms
+            ]
+        assert current is not None
+        await connection.execute(
+            update(attempts)
+            .where(
+                attempts.c.run_id == writer.run_id,
+                attempts.c.rank == writer.rank,
+                attempts.c.attempt == current.attempt,
+            )
+            .values(last_step=current.last_step)
+        )
+        await connection.execute(segments.insert(), rows)
+        if shapes:
+            await connection.execute(histograms.insert(), shapes)
+        if rollbacks:
+            await connection.execute(
+                events.insert(),
+                [
+                    {
+                        "run_id": writer.run_id,
+                        "rank": writer.rank,
+                        "attempt": event.attempt,
+                        "step": event.step,
+                        "kind": event.kind,
+                        "detail": dict(event.detail),
+                        "created_at": now,
+                    }
+                    for event in rollbacks
+                ],
+            )
+        return current.attempt, rollbacks
+
+    async def _insert_names(
+        self, connection: AsyncConnection, writer: Registration, drafts: Sequence[SegmentDraft]
+    ) -> None:
+        names = frozenset[str]().union(*(draft.names for draft in drafts))
+        known = await connection.execute(
+            select(scalars.c.name).where(scalars.c.run_id == writer.run_id, scalars.c.rank == writer.rank)
+        )
+        missing = names.difference(row.name for row in known)
+        if missing:
+            await connection.execute(
+                insert_ignore(connection, scalars),
+                [{"run_id": writer.run_id, "rank": writer.rank, "name": name} for name in sorted(missing)],
+            )
+
+    async def after(self, run_id: str, rank: int, position: int, limit: int) -> list[StoredSegment]:
+        """The next segments of a rank whose id is greater than ``position``, in the order of their commits."""
+        query = (
+            select(segments.c.id, segments.c.writer_id, segments.c.attempt, segments.c.payload)
+            .where(segments.c.run_id == run_id, segments.c.rank == rank, segments.c.id > position)
+            .order_by(segments.c.id)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return [
+                StoredSegment(id=row.id, writer_id=row.writer_id, attempt=row.attempt, payload=row.payload)
+                for row in await connection.execute(query)
+            ]
+
+    async def lowest_rank(self, run_id: str) -> int | None:
+        """The lowest rank that has sent anything."""
+        async with self._database.read() as connection:
+            query = select(func.min(attempts.c.rank)).where(attempts.c.run_id == run_id)
+            return (await connection.execute(query)).scalar_one()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    attempt: int
+    last_step: int
+
+
+async def _current_attempt(connection: AsyncConnection, writer: Registration) -> _Attempt | None:
+    query = (
+        select(attempts.c.attempt, attempts.c.last_step)
+        .where(attempts.c.run_id == writer.run_id, attempts.c.rank == writer.rank)
+        .order_by(attempts.c.attempt.desc())
+        .limit(1)
+        .with_for_update()
+    )
+    row: Row[tuple[int, int]] | None = (await connection.execute(query)).first()
+    return None if row is None else _Attempt(attempt=row.attempt, last_step=row.last_step)
