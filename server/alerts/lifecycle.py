@@ -8,9 +8,9 @@ holds each prediction against what came. Does no I/O and reads no clock; times a
 * It is told again only when its level or cause changed, its date moved by more than two steps and a tenth of what
   remains, or 50 steps passed.
 * It is resolved when its finding has been absent for 20 steps; a finding that comes back before that belongs to it.
-* A prediction is promised by the first date it gave at level warning (at watch, if it never went further). The spike
-  that comes settles it: hit within that band, early or late outside it. No spike by the end of the latest band and a
-  margin, and no sign any more: false. A mere watch that passes is resolved without a result: it promised nothing.
+* A prediction is held against the first date it gave, `first_predicted_step`: a spike within that band is a hit,
+  early or late outside it. No spike by the end of the latest band and a margin, and no sign any more: false. A mere
+  watch that passes is resolved without a result: it claimed nothing.
 """
 
 from __future__ import annotations
@@ -42,9 +42,6 @@ class Incident(msgspec.Struct):
     alert: Alert
     held_step: int
     """Last step at which its finding held."""
-    promise: PredictedStep | None = None
-    promise_step: int | None = None
-    promise_level: str = AlertLevel.WATCH.value
 
 
 class _State(msgspec.Struct):
@@ -147,17 +144,16 @@ class AlertBook:
         incident.held_step = step
         before = incident.alert
         level = max(AlertLevel(before.level), finding.level, key=RANK.__getitem__)
-        promised = _promise(incident, finding, step)
         changed = (
-            promised
-            or level != before.level
+            level != before.level
+            or (before.first_predicted_step is None and finding.predicted_step is not None)
             or finding.cause != before.cause
             or (step - before.updated_step >= PAUSE and _moved(before.predicted_step, finding.predicted_step, step))
             or step - before.updated_step >= REFRESH
         )
         if not changed:
             return None
-        evidence = {**before.evidence, **finding.evidence, **_promised(incident)}
+        evidence = {**before.evidence, **finding.evidence, **_warned(before, level, step)}
         incident.alert = msgspec.structs.replace(
             before,
             level=level.value,
@@ -165,6 +161,7 @@ class AlertBook:
             message=finding.message + _forewarning(evidence),
             cause=finding.cause.value,
             predicted_step=finding.predicted_step or before.predicted_step,
+            first_predicted_step=before.first_predicted_step or finding.predicted_step,
             layers=finding.layers or before.layers,
             layer_shares=finding.layer_shares if finding.layers else before.layer_shares,
             evidence=evidence,
@@ -192,6 +189,7 @@ class AlertBook:
             title=finding.title,
             message=finding.message + _forewarning(evidence),
             predicted_step=finding.predicted_step,
+            first_predicted_step=finding.predicted_step,
             layers=finding.layers,
             layer_shares=finding.layer_shares,
             cause=finding.cause.value,
@@ -201,11 +199,9 @@ class AlertBook:
             updated_step=step,
             attempt=state.attempt,
         )
-        incident = Incident(alert, step)
-        if _promise(incident, finding, step):
-            incident.alert = msgspec.structs.replace(alert, evidence={**evidence, **_promised(incident)})
-        state.incidents[finding.kind.value] = incident
-        return incident.alert
+        alert = msgspec.structs.replace(alert, evidence={**evidence, **_warned(alert, finding.level, step)})
+        state.incidents[finding.kind.value] = Incident(alert, step)
+        return alert
 
     def _settle(self, findings: dict[AlertKind, Finding], step: int, time: float) -> Alert | None:
         """Close the open prediction if what it predicted has come."""
@@ -213,7 +209,7 @@ class AlertBook:
         came = _came(findings)
         if incident is None or came is None:
             return None
-        band = incident.promise or incident.alert.predicted_step
+        band = incident.alert.first_predicted_step
         result: Literal["hit", "early", "late"] = "hit"
         if band is not None:
             result = "early" if came.step < band.low else "late" if came.step > band.high else "hit"
@@ -237,7 +233,7 @@ class AlertBook:
             if kind != AlertKind.SPIKE_PREDICTED or alert.level == AlertLevel.WATCH:
                 told.append(self._resolve(incident, step, time, None, ""))
             else:
-                band = alert.predicted_step or incident.promise
+                band = alert.predicted_step
                 last = incident.held_step if band is None else max(band.high, incident.held_step)
                 if step < last + MARGIN:
                     continue
@@ -268,29 +264,11 @@ def _came(findings: dict[AlertKind, Finding]) -> Finding | None:
     return nonfinite if nonfinite is not None and nonfinite.level is AlertLevel.CRITICAL else None
 
 
-def _promise(incident: Incident, finding: Finding, step: int) -> bool:
-    """Keep the first date given at each level up to warning; true when it is new."""
-    if finding.predicted_step is None:
-        return False
-    is_first = incident.promise is None
-    is_firmer = incident.promise_level == AlertLevel.WATCH and finding.level is not AlertLevel.WATCH
-    if not (is_first or is_firmer):
-        return False
-    incident.promise, incident.promise_step = finding.predicted_step, step
-    incident.promise_level = finding.level.value
-    return True
-
-
-def _promised(incident: Incident) -> dict[str, float | int | str | None]:
-    """The date that the prediction will be held against, as evidence."""
-    if incident.promise is None:
+def _warned(alert: Alert, level: AlertLevel, step: int) -> dict[str, float | int | str | None]:
+    """The step at which a prediction first reached warning, as evidence."""
+    if alert.kind != AlertKind.SPIKE_PREDICTED or level is AlertLevel.WATCH or "warned_at_step" in alert.evidence:
         return {}
-    return {
-        "first_forecast_step": incident.promise_step,
-        "first_forecast_low": incident.promise.low,
-        "first_forecast_best": incident.promise.best,
-        "first_forecast_high": incident.promise.high,
-    }
+    return {"warned_at_step": step}
 
 
 def _moved(before: PredictedStep | None, now: PredictedStep | None, step: int) -> bool:

@@ -110,6 +110,17 @@ def evaluate(directory: Path | None) -> Report:
     return summarise([score(recording) for recording in read_recordings(directory)])
 
 
+def main(directory: Path | None) -> int:
+    """Evaluate and print; the exit code: 2 where there is nothing to evaluate on."""
+    try:
+        report = evaluate(directory)
+    except (ValueError, OSError) as error:
+        print(f"spikewatch evaluate: {error}", file=sys.stderr)  # noqa: T201 - a command line prints
+        return 2
+    print_report(report)
+    return 0
+
+
 def score(recording: Recording) -> RunScore:
     """Replay one recording and hold the alarms against its labels."""
     alarms, kinds = replay(recording)

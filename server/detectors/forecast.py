@@ -46,7 +46,7 @@ def theoretical_growth(ratio: float, beta1: float) -> float:
     >>> theoretical_growth(1.0, 0.9)
     0.0
     >>> round(theoretical_growth(1.01, 0.9), 3)
-    0.153
+    0.154
     """
     if ratio <= 1.0:
         return 0.0

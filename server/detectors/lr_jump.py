@@ -2,7 +2,7 @@
 
 Rule: η grows by more than half in one logged step, by more than twice the last rise (a linear, quadratic or staircase
 warm-up rises evenly), after ten steps with η > 0. Back to a rate at which the run has trained before (a warm restart)
-it is a watch; to a new height a warning; tenfold and more critical. The finding holds for 50 steps.
+it is a watch, and so is less than a threefold rise; tenfold and more is critical. The finding holds for 50 steps.
 
 >>> detector = LearningRateJumpDetector()
 >>> [detector.update(step, 1e-3 * min(step, 100)) for step in range(200)].count(True)
@@ -60,7 +60,11 @@ class LearningRateJumpDetector(msgspec.Struct):
             return None
         factor = self.after / self.before
         known = self.after <= 1.05 * self.before_highest
-        level = AlertLevel.WATCH if known else AlertLevel.CRITICAL if factor >= 10 else AlertLevel.WARNING
+        level = AlertLevel.WARNING
+        if known or factor < 3:
+            level = AlertLevel.WATCH
+        elif factor >= 10:
+            level = AlertLevel.CRITICAL
         return Finding(
             kind=AlertKind.LR_JUMP,
             level=level,

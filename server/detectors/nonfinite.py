@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from server.detectors.advice import advice_after_spike
-from server.detectors.signals import Reading
+from server.detectors.signals import Reading, nonfinite_counts
 from server.models import AlertKind, AlertLevel, Cause, Event, Finding, Sample
 
 HOLD: Final = 20
@@ -41,12 +41,12 @@ class Occurrence:
     def of(cls, sample: Sample) -> Occurrence | None:
         loss = sample.scalars.get("loss")
         norm = sample.scalars.get("grad_norm")
-        counts = sample.statistic("nonfinite")
+        counts = nonfinite_counts(sample)
         gradients = 0
         layers: tuple[str, ...] = ()
         if counts is not None and sample.layout is not None:
-            guilty = np.flatnonzero(np.nan_to_num(counts) > 0)
-            gradients = int(np.nansum(counts))
+            guilty = np.flatnonzero(counts)
+            gradients = int(counts.sum())
             layers = tuple(sample.layout.layers[int(i)] for i in guilty[:3])
         if gradients == 0 and norm is not None and not math.isfinite(norm):
             gradients = 1

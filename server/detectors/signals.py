@@ -29,6 +29,10 @@ DECOUPLED: Final = 0.1
 """Σg²/Σv̂ below which v hears nothing of the gradient: (1−β2)·0.1 of it a step, so v ≈ β2·v."""
 COUPLED: Final = 0.3
 """Above it the spell of decoupling is over (hysteresis)."""
+FRESH: Final = 1e-5
+"""Relative difference under which v̂ is g² to float32."""
+ABSURD: Final = 1e9
+"""λ_grad over the limit beyond which only "far above" can be said; keeps sums of squares finite."""
 TINY: Final = 1e-300
 Array = NDArray[np.float64]
 
@@ -130,6 +134,7 @@ class Signals(msgspec.Struct):
         if grad_norm is None and squares is not None:
             grad_norm = _positive(math.sqrt(float(squares.sum())))
         decoupling, reset = _decoupling(squares, second)
+        before = self.decouplings.values[-1] if self.decouplings.values else 1.0
         grad_ratio, grad_z = self._gradient(step, grad_norm)
         self._decoupled(step, decoupling)
         lr = _finite(scalars.get("lr"))
@@ -148,7 +153,7 @@ class Signals(msgspec.Struct):
         gradient_trend = self.gradient_stabilities.line(3, step - 40)
         step_lambda = _finite(scalars.get("lambda_step"))
         least = [v for s, v in zip(self.decouplings.steps, self.decouplings.values, strict=True) if s > step - RECENT]
-        counts = sample.statistic("nonfinite")
+        counts = nonfinite_counts(sample)
         updates = sample.statistic("update_ratio")
         names, shares = self._leaders(sample)
         self.last_step = step
@@ -157,7 +162,7 @@ class Signals(msgspec.Struct):
             loss=scalars.get("loss"),
             lr=lr,
             grad_norm=grad_norm,
-            nonfinite=0 if counts is None else int(np.nansum(counts)),
+            nonfinite=0 if counts is None else int(counts.sum()),
             has_layers=squares is not None,
             growth=0.0 if line is None else line.slope,
             growth_fit=0.0 if line is None else line.fit,
@@ -179,7 +184,7 @@ class Signals(msgspec.Struct):
             lambda_max=lambda_max,
             update_ratio=_largest(updates),
             eps_fraction=_weighted(sample, "eps_fraction"),
-            state_reset=reset and self.count > RECENT,
+            state_reset=reset and self.count > RECENT and abs(before - 1.0) > 0.01,
             optimizer=None if sample.layout is None else sample.layout.optimizer,
             layers=names,
             layer_shares=shares,
@@ -244,7 +249,7 @@ class Signals(msgspec.Struct):
             elif self.above_since is None:
                 self.above_since = step
         if lambda_grad is not None:
-            self.gradient_stabilities.push(step, lambda_grad / limit)
+            self.gradient_stabilities.push(step, min(max(lambda_grad / limit, -ABSURD), ABSURD))
             self.gradient_above_count = self.gradient_above_count + 1 if lambda_grad > limit else 0
 
     def _leaders(self, sample: Sample) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -260,6 +265,14 @@ class Signals(msgspec.Struct):
         top = np.argsort(-gain, kind="stable")[:3]
         kept = [int(i) for i in top if gain[i] >= 0.01 * total]
         return tuple(sample.layout.layers[i] for i in kept), tuple(round(float(gain[i]) / total, 4) for i in kept)
+
+
+def nonfinite_counts(sample: Sample) -> Array | None:
+    """Non-finite coordinates of each layer; 0 where not measured."""
+    counts = sample.statistic("nonfinite")
+    if counts is None:
+        return None
+    return np.maximum(np.nan_to_num(counts.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0), 0.0)
 
 
 def _finite(value: float | None) -> float | None:
@@ -307,5 +320,5 @@ def _decoupling(squares: Array | None, second: Array | None) -> tuple[float | No
     total = float(second[known].sum())
     if not known.any() or not total > 0 or not math.isfinite(total):
         return None, False
-    reset = bool(np.all(np.abs(squares[known] / second[known] - 1.0) < 1e-3))
+    reset = bool(np.all(np.abs(squares[known] / second[known] - 1.0) < FRESH))
     return max(float(squares[known].sum()) / total, 1e-30), reset

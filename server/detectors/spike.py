@@ -131,7 +131,7 @@ class SpikeDetector(msgspec.Struct):
             return False
         values = self.losses.values
         level = median(values)
-        back = level + max(3 * spread(values, level), 0.2 * abs(level), FLOOR * self.scale)
+        back = level + max(HIGH * spread(values, level), RISE * abs(level), FLOOR * self.scale)
         if loss > back and step < self.tail_until:
             return True
         if loss > back:

@@ -45,6 +45,8 @@ IN_REACH: Final = 100
 SOON: Final = 60
 """Steps to the spike from which a crossing alone is a warning."""
 IMMINENT: Final = 20
+AFTERMATH: Final = 20
+"""Steps after a spike: v is inflated by it, so Σg²/Σv̂ is small for that reason alone."""
 SETTLING: Final = 10
 """First steps of a run, in which everything grows."""
 
@@ -81,6 +83,8 @@ class SpikePredictor(msgspec.Struct):
     last_critical: int | None = None
     predicted: tuple[int, int, int] | None = None
     """Low, best, high as last dated."""
+    quiet_until: int = 0
+    """Step before which the aftermath of a spike is not taken for the next one's build-up."""
 
     @property
     def warned(self) -> bool:
@@ -91,8 +95,8 @@ class SpikePredictor(msgspec.Struct):
         self.seen += 1
         if spiking:
             self._forget()
-            return
-        if self.seen <= SETTLING:
+            self.quiet_until = reading.step + AFTERMATH
+        if self.seen <= SETTLING or reading.step < self.quiet_until:
             return
         evidence = judge(reading)
         if evidence.predicted is not None:

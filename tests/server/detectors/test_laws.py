@@ -1,0 +1,126 @@
+"""Laws that every detector keeps, whatever the stream: the monitor runs them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.detectors.monitor import RunMonitor
+from server.detectors.recordings import read_recordings
+from server.models import AlertLevel, Event, Sample, Verdict
+from tests.support import streams
+
+DATA = Path(__file__).parent / "data"
+STREAMS: dict[str, Callable[[], Iterator[Sample]]] = {
+    "constant": lambda: streams.constant(300),
+    "healthy": lambda: streams.healthy(400, seed=1),
+    "exponential": lambda: streams.exponential(start=100, rate=0.2, decoupling=1e-4, steps=200),
+    "approaching": lambda: streams.approaching(300, crossing=200, rate=0.002, decoupling=1e-6),
+    "spoiled": lambda: streams.spoiled(streams.healthy(400, seed=2), seed=3),
+    "bad batch": lambda: iter(next(read_recordings(DATA)).samples),
+}
+each_stream = pytest.mark.parametrize("name", sorted(STREAMS))
+
+
+@each_stream
+def test_restored_monitor_goes_on_exactly_where_it_stood(name: str) -> None:
+    samples = list(STREAMS[name]())
+    whole = streams.verdicts(samples)
+    for cut in (1, 7, len(samples) // 2, len(samples) - 5):
+        before = RunMonitor()
+        parts = streams.verdicts(samples[:cut], before)
+        after = RunMonitor.restore(before.snapshot())
+        parts += streams.verdicts(samples[cut:], after)
+        assert repr(parts) == repr(whole)
+
+
+@each_stream
+def test_snapshot_after_every_sample_changes_nothing(name: str) -> None:
+    samples = list(STREAMS[name]())[:150]
+    restored: list[Verdict] = []
+    monitor = RunMonitor()
+    for item in samples:
+        restored.append(monitor.update(item))
+        monitor = RunMonitor.restore(monitor.snapshot())
+    assert repr(restored) == repr(streams.verdicts(samples))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nan_infinity_and_gaps_never_raise(seed: int) -> None:
+    samples = streams.spoiled(streams.exponential(start=60, rate=0.2, decoupling=1e-6, steps=250), seed)
+    found = streams.verdicts(samples)
+    assert len(found) == 250
+    assert streams.first(found, "nonfinite") is not None
+
+
+def test_empty_samples_and_unknown_scalars_are_no_news() -> None:
+    monitor = RunMonitor()
+    streams.verdicts(streams.constant(50), monitor)
+    before = monitor.snapshot()
+    monitor.update(Sample(step=51, time=0.0, scalars={}))
+    monitor.update(Sample(step=52, time=0.0, scalars={"accuracy": 0.3}))
+    assert monitor.snapshot() == before
+
+
+def test_a_step_logged_twice_counts_once() -> None:
+    samples = list(streams.healthy(100, seed=4))
+    twice = [item for one in samples for item in (one, dataclasses.replace(one, scalars={"loss": 99.0}))]
+    assert streams.verdicts(twice)[-1] == streams.verdicts(samples)[-1]
+
+
+def test_constant_stream_is_silent() -> None:
+    assert all(not verdict.findings for verdict in streams.verdicts(streams.constant(600)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_healthy_noise_raises_nothing_above_watch(seed: int) -> None:
+    found = streams.verdicts(streams.healthy(1000, seed))
+    loud = [f for verdict in found for f in verdict.findings if f.level is not AlertLevel.WATCH]
+    assert loud == []
+
+
+def test_memory_is_bounded() -> None:
+    monitor = RunMonitor()
+    streams.verdicts(streams.healthy(300, seed=5), monitor)
+    early = len(monitor.snapshot())
+    streams.verdicts((dataclasses.replace(s, step=s.step + 300) for s in streams.healthy(1500, seed=6)), monitor)
+    assert len(monitor.snapshot()) < 1.2 * early
+
+
+def test_a_new_attempt_starts_from_nothing() -> None:
+    monitor = RunMonitor()
+    streams.verdicts(streams.exponential(start=60, rate=0.3, decoupling=1e-4, steps=80), monitor)
+    again = [dataclasses.replace(item, attempt=1) for item in streams.healthy(60, seed=7)]
+    fresh = RunMonitor()
+    assert repr(streams.verdicts(again, monitor)) == repr(streams.verdicts(again, fresh))
+
+
+def test_snapshot_of_another_version_is_refused() -> None:
+    data = RunMonitor().snapshot().replace(b"\xa7version\x01", b"\xa7version\x63")
+    with pytest.raises(ValueError, match="version 99"):
+        RunMonitor.restore(data)
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever msgspec says, it must be a ValueError
+        RunMonitor.restore(b"nothing of ours")
+
+
+def test_first_verdict_tells_the_stage() -> None:
+    verdict = RunMonitor().update(next(streams.constant(1)))
+    assert verdict.events == (Event(step=1, kind="stage", detail={"stage": "stable"}),)
+
+
+def test_samples_without_layers_are_judged_by_their_scalars() -> None:
+    noise = np.random.default_rng(0)
+    losses = [1.0 + 0.01 * noise.standard_normal() for _ in range(100)]
+    scalars = [Sample(step=i + 1, time=0.0, scalars={"loss": loss}) for i, loss in enumerate([*losses, 5.0, 5.0, 4.0])]
+    assert streams.first(streams.verdicts(scalars), "spike", "warning", "critical") is not None
+
+
+def test_huge_values_do_not_overflow() -> None:
+    samples = [streams.sample(step, sys.float_info.max / 2, gradient=1e18) for step in range(1, 80)]
+    assert math.isfinite(sum(len(verdict.findings) for verdict in streams.verdicts(samples)))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from server.detectors.spike import SpikeDetector
+
+
+def follow(losses: list[float]) -> list[tuple[int, int, int]]:
+    """(trigger, onset, end) of each spike found."""
+    detector, found = SpikeDetector(), []
+    for step, loss in enumerate(losses, start=1):
+        change = detector.update(step, loss)
+        if change.began:
+            found.append((step, detector.onset, 0))
+        if change.ended:
+            found[-1] = (*found[-1][:2], step)
+    return found
+
+
+def noisy(level: float, relative: float, steps: int, seed: int = 0) -> list[float]:
+    noise = np.random.default_rng(seed)
+    return [level * (1 + relative * float(noise.standard_normal())) for _ in range(steps)]
+
+
+def test_a_rise_by_three_percent_on_a_quiet_curve_is_seen() -> None:
+    """Marin 32B: 1.96 to 2.02, which every multiplicative rule misses."""
+    losses = noisy(11.0, 0.001, 3) + noisy(1.96, 0.002, 200) + noisy(2.02, 0.002, 10)
+    found = follow(losses)
+    assert [onset for _, onset, _ in found] == [204]
+    assert found[0][0] <= 206
+
+
+def test_numerically_negligible_changes_are_ignored() -> None:
+    assert follow([1.0, *noisy(1e-14, 0.05, 100), *noisy(3e-14, 0.05, 60)]) == []
+
+
+def test_a_spike_out_of_a_negligible_loss_is_seen() -> None:
+    assert follow([1.0, *noisy(1e-14, 0.05, 100), 1e-9, 1e-4, 1e-2, 1e-3, *noisy(1e-6, 0.1, 20)])[0][0] in (103, 104)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_rules_are_scale_free(scale: float) -> None:
+    losses = [*noisy(1.0, 0.05, 100), 3.0, 3.5, 2.0, *noisy(1.0, 0.05, 40, seed=1)]
+    assert follow([scale * loss for loss in losses]) == follow(losses)
+    assert len(follow(losses)) == 1
+
+
+@pytest.mark.parametrize("relative", [0.02, 0.1, 0.2])
+def test_noise_of_small_batches_is_no_spike(relative: float) -> None:
+    alarms = sum(len(follow(noisy(2.0, relative, 1000, seed))) for seed in range(10))
+    assert alarms <= 2  # in 10,000 steps
+
+
+def test_the_decay_after_a_spike_is_not_the_next_spike() -> None:
+    decay = [1.0 + 8.0 * math.exp(-step / 40) for step in range(200)]
+    assert len(follow(noisy(1.0, 0.01, 100) + decay)) == 1
+
+
+def test_a_new_level_is_learnt() -> None:
+    found = follow(noisy(1.0, 0.01, 100) + noisy(2.0, 0.01, 400))
+    assert len(found) == 1
+    assert found[0][2] - found[0][0] == 150
+
+
+def test_onset_is_the_start_of_the_rise() -> None:
+    climb = [1.0 * 1.04**k for k in range(1, 25)]
+    trigger, onset, _ = follow(noisy(1.0, 0.003, 100) + climb + noisy(1.0, 0.003, 60, seed=2))[0]
+    assert onset <= 102
+    assert onset <= trigger
