@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from client_sdk.config import DEFAULT_DIRECTORY, ENV_DIR, Endpoint
 from client_sdk.errors import ConfigurationError, SpoolError, TransportError
-from client_sdk.notices import Notices
+from client_sdk.notices import Notices, logger
 from client_sdk.recovery import deliver, find_spools
 
 
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sync.add_argument("--token", help="write token (default: SPIKEWATCH_TOKEN)")
     sync.add_argument("--timeout", type=float, default=600.0, help="seconds for one run (default: %(default)g)")
     options = parser.parse_args(arguments)
+    logger.setLevel(logging.ERROR)  # what went wrong is printed once, below
     try:
         endpoint = Endpoint.resolve(url=options.url, token=options.token, environ=os.environ)
     except ConfigurationError as error:

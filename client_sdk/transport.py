@@ -40,8 +40,9 @@ class Connection:
     def __init__(self, endpoint: Endpoint) -> None:
         """Connect. Raises `TransportError`."""
         token = endpoint.find_token()
+        self._stack = contextlib.ExitStack()  # websockets wants its connections used as context managers
         try:
-            self._socket = connect_websocket(
+            socket_context = connect_websocket(
                 endpoint.socket_url,
                 additional_headers={"Authorization": f"Bearer {token}"} if token is not None else None,
                 open_timeout=OPEN_TIMEOUT,
@@ -52,14 +53,19 @@ class Connection:
                 max_queue=1024,  # acknowledgements and alerts, small
                 compression=None,  # float blocks hardly compress, and the time is the training machine's
             )
+            self._socket = self._stack.enter_context(socket_context)
         except InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
                 raise TransportError("unauthenticated", UNAUTHENTICATED_HELP, retryable=False) from error
             raise TransportError(
-                "unreachable", f"{endpoint.url} answered HTTP {status}; is it a Spikewatch server?"
+                "unreachable", f"{endpoint.url} does not answer like a Spikewatch server: HTTP status {status}"
             ) from error
-        except (OSError, TimeoutError, InvalidHandshake, InvalidURI, EOFError, ImportError, RuntimeError) as error:
+        except InvalidHandshake as error:
+            raise TransportError(
+                "unreachable", f"{endpoint.url} does not answer like a Spikewatch server: {error}"
+            ) from error
+        except (OSError, TimeoutError, InvalidURI, EOFError, ImportError, RuntimeError) as error:
             # ImportError: a SOCKS proxy without python-socks. RuntimeError: no new thread at interpreter shutdown.
             raise TransportError("unreachable", f"{endpoint.url} cannot be reached: {error}") from error
         # Pings find a peer that is silent, but not one that lets a send hang while it holds websockets' own lock.
@@ -93,10 +99,9 @@ class Connection:
         except msgspec.DecodeError:
             return None  # a newer server may say more than we understand
 
-    def close(self) -> bool:
-        """Close in an orderly way; True when the server took part, so that it has read everything before."""
-        self._socket.close()
-        return self._socket.close_code in (1000, 1001)
+    def close(self) -> None:
+        """Close in an orderly way, within `CLOSE_TIMEOUT`."""
+        self._stack.close()
 
     def abandon(self) -> None:
         """Close the file descriptor without a word to the server, which stays connected to the parent process.

@@ -1,0 +1,255 @@
+"""Runs in processes of their own: killed, forked, crashed, ended without `finish`, sent later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client_sdk.protocol import Finish
+from client_sdk.spool import Spool
+from tests.support.ingest_server import IngestServer
+
+KILLED = """
+import client_sdk, os, signal, sys
+run = client_sdk.init(project="p", run_id="killed", directory=sys.argv[1], url=sys.argv[2])
+step = 0
+while True:
+    client_sdk.log({"loss": 1 / (step + 1)}, step=step)
+    step += 1
+    if step == 5000:
+        print("logged", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+FORKED = """
+import client_sdk, os, sys
+run = client_sdk.init(project="p", directory=sys.argv[1], url=sys.argv[2])
+client_sdk.log({"loss": 0.0}, step=0)
+assert client_sdk.flush(20)
+for child in range(3):
+    if os.fork() == 0:
+        client_sdk.log({"loss": 99.0}, step=99)
+        assert client_sdk.status().dropped == 1
+        assert not run.active
+        client_sdk.flush(0)
+        client_sdk.finish()
+        sys.exit(0)  # runs the atexit handlers
+    assert os.wait()[1] == 0
+    client_sdk.log({"loss": 1.0}, step=child + 1)
+    assert client_sdk.flush(20)
+client_sdk.finish()
+"""
+
+FORK_AND_INIT = """
+import client_sdk, os, sys
+client_sdk.init(project="p", run_id="parent", directory=sys.argv[1], url=sys.argv[2])
+client_sdk.log({"loss": 0.0}, step=0)
+if os.fork() == 0:
+    client_sdk.init(project="p", run_id="child", directory=sys.argv[1], url=sys.argv[2])
+    client_sdk.log({"loss": 0.0}, step=5)
+    client_sdk.finish()
+    os._exit(0)
+assert os.wait()[1] == 0
+client_sdk.log({"loss": 0.0}, step=1)
+client_sdk.finish()
+"""
+
+ENDED = """
+import client_sdk, sys
+client_sdk.init(project="p", run_id="ended", directory=sys.argv[1], url=sys.argv[2])
+client_sdk.log({"loss": 0.0}, step=0)
+client_sdk.flush(20)
+client_sdk.log({"loss": 0.0}, step=1)
+"""
+
+AWAIT_RECOVERY = """
+import threading
+for thread in threading.enumerate():
+    if thread.name == "spikewatch-recovery":
+        thread.join(60)
+"""
+
+OFFLINE = """
+import client_sdk, sys
+client_sdk.init(project="p", run_id=sys.argv[2], directory=sys.argv[1], mode="offline")
+for step in range(100):
+    client_sdk.log({"loss": 1.0}, step=step)
+client_sdk.finish()
+"""
+
+
+def python(program: str, *arguments: object, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "SPIKEWATCH_HOME": os.devnull, **(environ or {})},
+    )
+
+
+def sync(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "client_sdk", "sync", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.fixture
+def nobody() -> str:
+    """URL of a port on which nobody listens."""
+    with IngestServer() as server:
+        return server.url
+
+
+@pytest.fixture
+def server() -> Iterator[IngestServer]:
+    with IngestServer() as started:
+        yield started
+
+
+def test_spool_survives_kill(tmp_path: Path, nobody: str, server: IngestServer) -> None:
+    done = python(KILLED, tmp_path, nobody)
+    assert done.returncode == -signal.SIGKILL
+    assert "logged" in done.stdout
+    sent = sync(tmp_path, "--url", server.url)
+    assert (sent.returncode, sent.stderr) == (0, "")
+    assert server.steps() == list(range(5000))
+    assert [record.scalars["loss"] for record in server.all_records()] == [1 / (step + 1) for step in range(5000)]
+    assert [finish.state for _, finish in server.finishes] == ["crashed"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_kill_in_mid_delivery_duplicates_nothing(tmp_path: Path, server: IngestServer) -> None:
+    done = python(KILLED, tmp_path, server.url)
+    assert done.returncode == -signal.SIGKILL
+    assert sync(tmp_path, "--url", server.url).returncode == 0
+    assert server.steps() == list(range(5000))
+    assert len(server.records) == 1
+
+
+def test_next_run_in_the_directory_sends_what_is_left(tmp_path: Path, nobody: str, server: IngestServer) -> None:
+    python(KILLED, tmp_path, nobody)
+    python(OFFLINE, tmp_path, "offline")
+    done = python(ENDED + AWAIT_RECOVERY, tmp_path, server.url)
+    assert done.returncode == 0, done.stderr
+    server.wait_for(lambda: len(server.finishes) == 3)
+    by_run = {hello.run_id: len(server.records[hello.writer]) for hello in server.hellos}
+    assert by_run == {"killed": 5000, "offline": 100, "ended": 2}
+
+
+def test_forked_children_send_nothing_and_disturb_nothing(tmp_path: Path, server: IngestServer) -> None:
+    done = python(FORKED, tmp_path, server.url)
+    assert done.returncode == 0, done.stderr
+    assert server.steps() == [0, 1, 2, 3]
+    assert len(server.hellos) == 1, "the parent's connection outlived its children"
+    assert len(server.finishes) == 1
+
+
+def test_forked_child_may_have_a_run_of_its_own(tmp_path: Path, server: IngestServer) -> None:
+    done = python(FORK_AND_INIT, tmp_path, server.url)
+    assert done.returncode == 0, done.stderr
+    steps = {hello.run_id: [r.step for r in server.records[hello.writer]] for hello in server.hellos}
+    assert steps == {"parent": [0, 1], "child": [5]}
+    assert [finish.state for _, finish in server.finishes] == ["finished", "finished"]
+
+
+def test_run_that_nobody_finished_is_finished_at_exit(tmp_path: Path, server: IngestServer) -> None:
+    done = python(ENDED, tmp_path, server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.steps() == [0, 1]
+    assert [finish for _, finish in server.finishes] == [Finish(last_seq=2)]
+
+
+def test_uncaught_exception_makes_the_run_crashed(tmp_path: Path, server: IngestServer) -> None:
+    done = python(ENDED + "raise RuntimeError('out of memory')", tmp_path, server.url)
+    assert done.returncode == 1
+    assert [finish.state for _, finish in server.finishes] == ["crashed"]
+
+
+def test_exit_without_a_server_keeps_the_records_and_says_where(tmp_path: Path, nobody: str) -> None:
+    program = ENDED.replace("client_sdk.flush(20)", "client_sdk.EXIT_TIMEOUT = 0.2")
+    done = python(program, tmp_path, nobody)
+    assert done.returncode == 0
+    assert "python -m client_sdk sync" in done.stderr
+    (directory,) = tmp_path.iterdir()
+    spool = Spool.open(directory)
+    assert (spool.last_seq, spool.meta.finish) == (2, Finish(last_seq=2))
+    spool.release()
+
+
+def test_offline_runs_are_sent_by_sync(tmp_path: Path, server: IngestServer) -> None:
+    for name in ("one", "two"):
+        assert python(OFFLINE, tmp_path, name).returncode == 0
+    done = sync(tmp_path, "--url", server.url)
+    assert done.returncode == 0
+    assert done.stdout.count("100 records sent") == 2
+    assert [hello.run_id for hello in server.hellos] == ["one", "two"]
+    assert [finish.state for _, finish in server.finishes] == ["finished", "finished"]
+    again = sync(tmp_path, "--url", server.url)
+    assert (again.returncode, again.stdout[:15]) == (0, "nothing to send")
+
+
+def test_sync_takes_one_spool_too(tmp_path: Path, server: IngestServer) -> None:
+    for name in ("one", "two"):
+        python(OFFLINE, tmp_path, name)
+    (directory,) = tmp_path.glob("two-*")
+    assert sync(directory, "--url", server.url).returncode == 0
+    assert [hello.run_id for hello in server.hellos] == ["two"]
+
+
+def test_sync_leaves_a_spool_in_use_alone(tmp_path: Path, server: IngestServer) -> None:
+    python(OFFLINE, tmp_path, "one")
+    (directory,) = tmp_path.iterdir()
+    spool = Spool.open(directory)
+    done = sync(tmp_path, "--url", server.url)
+    spool.release()
+    assert done.returncode == 1
+    assert "another process uses it" in done.stderr
+    assert directory.exists()
+
+
+def test_sync_without_a_server_says_so_in_one_line(tmp_path: Path, nobody: str) -> None:
+    python(OFFLINE, tmp_path, "one")
+    done = sync(tmp_path, "--url", nobody)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert nobody in done.stderr
+    assert list(tmp_path.iterdir())
+
+
+def test_sync_with_a_wrong_token_says_what_to_do(tmp_path: Path) -> None:
+    python(OFFLINE, tmp_path, "one")
+    with IngestServer(token="right") as server:
+        done = sync(tmp_path, "--url", server.url, "--token", "wrong")
+        assert done.returncode == 1
+        assert "unauthenticated" in done.stderr
+        assert sync(tmp_path, "--url", server.url, "--token", "right").returncode == 0
+        assert server.steps() == list(range(100))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["does-not-exist"], [".", "--url", "nonsense"], []], ids=["directory", "url", "default"]
+)
+def test_sync_that_cannot_be_meant_exits_with_2(tmp_path: Path, arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "client_sdk", "sync", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "SPIKEWATCH_DIR": "nothing-here"},
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1

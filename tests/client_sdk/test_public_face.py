@@ -1,0 +1,161 @@
+"""`import client_sdk`: what it offers, what it leaves out, and calls before, between and after runs."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import client_sdk
+from client_sdk.notices import Notices
+from tests.support.ingest_server import IngestServer
+
+
+def python(program: str, *options: str) -> str:
+    """Run a program that must succeed; what it wrote to stderr."""
+    done = subprocess.run(
+        [sys.executable, *options, "-c", program], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _no_default_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(client_sdk, "_default", None)
+    monkeypatch.setattr(client_sdk, "_notices", Notices())
+    monkeypatch.setenv("SPIKEWATCH_DIR", str(tmp_path / "spool"))
+    yield
+    client_sdk.finish(0.0)
+
+
+def test_exports_are_those_of_the_contract() -> None:
+    assert client_sdk.__all__ == [
+        "Alert",
+        "ConfigurationError",
+        "Run",
+        "SpikewatchError",
+        "SpoolError",
+        "Status",
+        "TransportError",
+        "finish",
+        "flush",
+        "init",
+        "log",
+        "on_alert",
+        "status",
+        "watch",
+    ]
+    assert all(hasattr(client_sdk, name) for name in client_sdk.__all__)
+
+
+def test_importing_imports_no_torch() -> None:
+    python("import client_sdk, sys; assert 'torch' not in sys.modules")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import client_sdk.watch",
+        "from client_sdk.watch import Handle",
+        "import importlib; importlib.import_module('client_sdk.watch')",
+        "from client_sdk import watch",
+    ],
+)
+def test_watch_stays_the_function_when_its_module_is_imported(statement: str) -> None:
+    python(
+        f"{statement}\n"
+        "import client_sdk, inspect\n"
+        "assert inspect.isfunction(client_sdk.watch), client_sdk.watch\n"
+        "assert list(inspect.signature(client_sdk.watch).parameters)[:2] == ['model', 'optimizer']\n"
+    )
+
+
+def test_calls_before_init_are_ignored_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        client_sdk.log({"loss": 1.0})
+        client_sdk.log({"loss": 1.0})
+        client_sdk.on_alert(print)
+        assert client_sdk.flush()
+        client_sdk.finish()
+    assert len(caplog.records) == 1
+    assert "init" in caplog.text
+
+
+def test_watch_and_status_before_init_raise() -> None:
+    with pytest.raises(client_sdk.ConfigurationError, match="init"):
+        client_sdk.watch(object(), object())
+    with pytest.raises(client_sdk.ConfigurationError, match="init"):
+        client_sdk.status()
+
+
+def test_bad_arguments_of_init_raise_and_leave_the_open_run_alone() -> None:
+    run = client_sdk.init(mode="offline")
+    with pytest.raises(ValueError, match="mode"):
+        client_sdk.init(mode="sometimes")  # type: ignore[arg-type]
+    assert run.active
+
+
+def test_second_init_finishes_the_first_run_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        first = client_sdk.init(mode="offline")
+        second = client_sdk.init(mode="offline")
+        client_sdk.log({"loss": 1.0})
+    assert (first.status().state, second.status().state) == ("finished", "running")
+    assert client_sdk.status().run_id == second.id
+    assert (first.status().logged, second.status().logged) == (0, 1)
+    assert len(caplog.records) == 1
+
+
+def test_init_after_finish_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    client_sdk.init(mode="offline")
+    client_sdk.finish()
+    client_sdk.init(mode="offline")
+    assert not caplog.records
+
+
+def test_disabled_run_watches_without_torch() -> None:
+    python(
+        "import client_sdk, sys\n"
+        "client_sdk.init(mode='disabled')\n"
+        "client_sdk.watch(None, None).remove()\n"
+        "client_sdk.log({'loss': 1.0}); client_sdk.finish()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+
+
+def test_environment_chooses_server_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    with IngestServer(token="secret") as server:
+        monkeypatch.setenv("SPIKEWATCH_URL", server.url)
+        monkeypatch.setenv("SPIKEWATCH_TOKEN", "secret")
+        client_sdk.init(project="from-environment", run_id="chosen")
+        client_sdk.log({"loss": 1.0}, step=3)
+        assert client_sdk.flush(20)
+        client_sdk.finish()
+        assert (server.hellos[0].run_id, server.steps()) == ("chosen", [3])
+
+
+def test_alert_callback_may_be_a_decorated_function() -> None:
+    client_sdk.init(mode="offline")
+
+    @client_sdk.on_alert
+    def callback(alert: client_sdk.Alert) -> None:
+        raise AssertionError("there is no alert")
+
+    assert callable(callback)
+
+
+def test_warnings_as_errors_do_not_raise_into_training() -> None:
+    said = python(
+        "import client_sdk\n"
+        "client_sdk.log({})\n"
+        "client_sdk.init(mode='offline')\n"
+        "client_sdk.log({'loss': 'text'}); client_sdk.log({}, step=-1); client_sdk.finish(); client_sdk.log({})\n",
+        "-W",
+        "error",
+    )
+    assert said.count("spikewatch:") == 4

@@ -1,0 +1,248 @@
+"""Delivery: every record exactly once, whatever the connection does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client_sdk.config import Endpoint
+from client_sdk.errors import TransportError
+from client_sdk.notices import Notices
+from client_sdk.protocol import Error, Finish, Hello, Layout, Record, encode
+from client_sdk.sender import Sender, backoff
+from client_sdk.spool import Spool
+from tests.support.ingest_server import IngestServer
+
+HELLO = Hello(version=1, run_id="run", writer="writer", project="p")
+
+
+def record(step: int, size: int = 0) -> bytes:
+    return encode(Record(step=step, time=float(step), scalars={"loss": 1 / (step + 1)}, layout=0, block=bytes(size)))
+
+
+class Delivery:
+    """A spool with its sender, without delays between attempts."""
+
+    def __init__(self, directory: Path, server: IngestServer, **options: Any) -> None:
+        self.spool = Spool.create(directory, HELLO, segment_bytes=50_000)
+        self.notices = Notices()
+        self.alerts: list[str] = []
+        self.sender = Sender(
+            self.spool,
+            Endpoint(url=server.url),
+            self.notices,
+            on_alert=lambda alert: self.alerts.append(alert.id),
+            **{"delays": lambda: repeat(0.0), **options},
+        )
+
+    def append(self, *steps: int, size: int = 0) -> None:
+        for step in steps:
+            assert self.spool.append(record(step, size))
+
+    def finish(self) -> None:
+        self.spool.finish(Finish(last_seq=self.spool.last_seq))
+
+    def close(self) -> None:
+        assert self.sender.stop(10)
+        self.spool.delete()
+
+
+@pytest.fixture
+def delivery(tmp_path: Path, server: IngestServer) -> Iterator[Delivery]:
+    made = Delivery(tmp_path, server)
+    yield made
+    made.close()
+
+
+def test_everything_arrives_once_and_is_forgotten(delivery: Delivery, server: IngestServer) -> None:
+    delivery.append(*range(100))
+    delivery.sender.start()
+    delivery.append(*range(100, 200))
+    assert delivery.sender.wait_acknowledged(200, 20)
+    delivery.finish()
+    assert delivery.sender.wait_delivered(20)
+    assert server.steps() == list(range(200))
+    assert server.finishes == [("writer", Finish(last_seq=200))]
+    assert delivery.spool.queued_bytes == 0
+
+
+def test_connection_cut_after_commit_or_before_it_duplicates_and_loses_nothing(
+    delivery: Delivery, server: IngestServer
+) -> None:
+    server.cut_batches = {1, 4}
+    server.ignore_batches = {2, 3, 6}
+    delivery.append(*range(300), size=40_000)
+    delivery.sender.start()
+    assert delivery.sender.wait_acknowledged(300, 60)
+    assert server.steps() == list(range(300))
+    assert server.batches > 6
+    assert len(server.hellos) > 5
+
+
+def test_batches_stay_within_size_and_window(delivery: Delivery, server: IngestServer) -> None:
+    server.may_acknowledge.clear()
+    delivery.append(*range(200), size=100_000)
+    delivery.sender.start()
+    server.wait_for(lambda: len(server.all_records()) >= 1)
+    assert len(server.all_records()) <= 11, "the server holds back its first acknowledgement"
+    server.may_acknowledge.set()
+    assert delivery.sender.wait_acknowledged(200, 60)
+    assert server.batches >= 20
+
+
+def test_record_larger_than_a_batch_travels_alone(delivery: Delivery, server: IngestServer) -> None:
+    delivery.append(1, size=10)
+    delivery.append(2, size=7_000_000)
+    delivery.append(3, size=10)
+    delivery.sender.start()
+    assert delivery.sender.wait_acknowledged(3, 60)
+    assert server.steps() == [1, 2, 3]
+
+
+def test_restarted_server_gets_the_rest(delivery: Delivery, server: IngestServer) -> None:
+    delivery.append(1)
+    delivery.sender.start()
+    assert delivery.sender.wait_acknowledged(1, 20)
+    server.stop()
+    delivery.append(2, 3)
+    server.start()
+    assert delivery.sender.wait_acknowledged(3, 30)
+    assert server.steps() == [1, 2, 3]
+
+
+def test_server_that_lost_its_data_gets_the_rest_from_a_new_writer(delivery: Delivery, server: IngestServer) -> None:
+    delivery.append(*range(50), size=40_000)
+    delivery.sender.start()
+    assert delivery.sender.wait_acknowledged(50, 20)
+    server.stop()
+    server.forget()
+    delivery.append(50, 51)
+    server.start()
+    assert delivery.sender.wait_acknowledged(52, 30)
+    delivery.finish()
+    assert delivery.sender.wait_delivered(20)
+    assert server.steps()[-2:] == [50, 51]
+    assert server.steps() == list(range(52 - len(server.steps()), 52))
+    assert delivery.notices.counts["server_lost_data"] == 1
+    assert delivery.spool.hello.writer != "writer"
+
+
+def test_grown_layouts_are_introduced_before_their_records(delivery: Delivery, server: IngestServer) -> None:
+    delivery.append(1)
+    delivery.sender.start()
+    assert delivery.sender.wait_acknowledged(1, 20)
+    layout = Layout(id=0, layers=("a",), statistics=("x",))
+    delivery.spool.introduce(Hello(version=1, run_id="run", writer="writer", project="p", layouts=(layout,)))
+    delivery.append(2)
+    assert delivery.sender.wait_acknowledged(2, 20)
+    assert [hello.layouts for hello in server.hellos] == [(), (layout,)]
+
+
+def test_refused_record_does_not_hold_up_the_others(delivery: Delivery, server: IngestServer) -> None:
+    server.refuses = lambda record: record.step in (7, 11) and bool(record.scalars)
+    delivery.append(*range(20))
+    delivery.sender.start()
+    assert delivery.sender.wait_acknowledged(20, 30)
+    assert server.steps() == list(range(20))
+    assert [record.step for record in server.all_records() if not record.scalars] == [7, 11]
+    assert delivery.sender.refused == 2
+    assert delivery.notices.counts["refused_record"] == 2
+
+
+def test_wrong_token_is_said_once_with_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with IngestServer(token="right") as server:
+        delivery = Delivery(tmp_path, server, gives_up=lambda error: not error.retryable)
+        delivery.append(1)
+        delivery.sender.run()
+        assert not delivery.sender.delivered
+        assert delivery.sender.error is not None
+        assert delivery.sender.error.code == "unauthenticated"
+        assert caplog.text.count("spikewatch token create") == 1
+        assert "kept in" in caplog.text
+        assert delivery.spool.last_seq == 1
+        delivery.close()
+
+
+def test_token_given_later_is_used(tmp_path: Path) -> None:
+    with IngestServer(token="right") as server:
+        spool = Spool.create(tmp_path / "spool", HELLO)
+        spool.append(record(1))
+        refused = threading.Event()
+
+        def on_refusal(error: TransportError) -> bool:
+            refused.set()
+            return False
+
+        sender = Sender(spool, Endpoint(url=server.url, home=tmp_path), Notices(), gives_up=on_refusal)
+        sender.start()
+        assert refused.wait(20)
+        (tmp_path / f"server-{server.port}.token").write_text("right")
+        sender.hurry()
+        assert sender.wait_acknowledged(1, 20)
+        assert sender.stop(10)
+        spool.delete()
+
+
+def test_retryable_error_is_retried_quietly(
+    delivery: Delivery, server: IngestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.error = Error(code="storage_unavailable", message="wait", retryable=True)
+    delivery.append(1)
+    delivery.sender.start()
+    server.wait_for(lambda: len(server.hellos) >= 3)
+    server.error = None
+    assert delivery.sender.wait_acknowledged(1, 20)
+    assert delivery.notices.counts["storage_unavailable"] >= 2
+    assert not caplog.records
+
+
+def test_server_that_is_not_there_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = IngestServer()
+    server.start()
+    server.stop()
+    attempts: list[str] = []
+    delivery = Delivery(
+        tmp_path, server, gives_up=lambda error: bool(attempts.append(error.code)) or len(attempts) >= 3
+    )
+    delivery.append(1)
+    delivery.sender.run()
+    assert attempts == ["unreachable"] * 3
+    assert caplog.text.count("spikewatch up") == 1
+    delivery.close()
+
+
+class _Other(BaseHTTPRequestHandler):
+    """Another program that got the port."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing to say."""
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+def test_something_else_on_the_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(_Other, "protocol_version", version)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        server = IngestServer()
+        server.port = other.server_address[1]
+        delivery = Delivery(tmp_path, server, gives_up=lambda error: True)
+        delivery.sender.run()
+        assert delivery.sender.error is not None
+        assert "does not answer like a Spikewatch server" in delivery.sender.error.message
+        delivery.close()
+        other.shutdown()
+
+
+def test_delays_double_within_jitter_up_to_a_limit() -> None:
+    delays = backoff(1.0, 8.0)
+    for bound in (1, 2, 4, 8, 8, 8):
+        assert bound / 2 <= next(delays) <= bound
