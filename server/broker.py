@@ -1,4 +1,4 @@
-"""Publish and subscribe: from the pipeline to open dashboards and training processes. Liveness only; the truth is stored.
+"""Publish and subscribe: from the pipeline to open dashboards and training processes. Liveness alone.
 
 Every subscriber has a bounded queue. When it is full the oldest message is dropped and the subscriber is told to read
 anew (`RESYNC`), so that a slow one never slows anybody else.

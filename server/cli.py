@@ -22,6 +22,8 @@ from server.main import Service, serve, serve_dashboard
 from server.models import Scope
 from server.storage import migrate as migrations
 from server.storage.database import Database
+from server.storage.fleet import FleetQuery
+from server.storage.layouts import LayoutStore
 from server.storage.runs import RunStore
 from server.storage.tokens import TokenStore
 
@@ -108,7 +110,8 @@ def runs(
 
     async def read(database: Database) -> list[dict[str, Any]]:
         await migrations.upgrade(database)
-        return (await RunStore(database).page(project=project, state=None, limit=limit, cursor=None)).runs
+        fleet = FleetQuery(database, RunStore(database), LayoutStore(database))
+        return (await fleet.page(project=project, state=None, limit=limit, cursor=None)).runs
 
     with _one_line_errors():
         found = _with_database(_config(data=data), read)

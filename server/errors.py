@@ -1,17 +1,17 @@
 """Errors of the server, and the codes that clients see.
 
 ServerError
-├── ConfigurationError      settings that cannot work; one line, exit code 2
-├── DatabaseError           the database cannot be used
-│   ├── DatabaseCorrupt     the file is not a usable database; one line, exit code 2
-│   ├── DatabaseAhead       its schema is newer than this program; one line, exit code 2
-│   └── DatabaseUnavailable it does not answer now; retry
-├── SequenceMoved           another connection of the same writer committed first
-├── ProjectMismatch         the run belongs to another project
-├── LayoutChanged           a layout was sent again with other layers or statistics
-├── SegmentCorrupt          a stored payload cannot be decoded
-├── IngestError             an ingest frame is refused: a stable code of docs/protocol.md
-└── ApiError                an HTTP or live request is refused: a stable code and a status
+├── ConfigurationError            settings that cannot work; one line, exit code 2
+├── DatabaseError                 the database cannot be used
+│   ├── DatabaseCorruptError      the file is not a usable database; one line, exit code 2
+│   ├── DatabaseAheadError        its schema is newer than this program; one line, exit code 2
+│   └── DatabaseUnavailableError  it does not answer now; retry
+├── SequenceMovedError            another connection of the same writer committed first
+├── ProjectMismatchError          the run belongs to another project
+├── LayoutChangedError            a layout was sent again with other layers or statistics
+├── SegmentCorruptError           a stored payload cannot be decoded
+├── IngestError                   an ingest frame is refused: a stable code of docs/protocol.md
+└── ApiError                      an HTTP or live request is refused: a stable code and a status
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class DatabaseError(ServerError):
     """The database cannot be used."""
 
 
-class DatabaseCorrupt(DatabaseError):
+class DatabaseCorruptError(DatabaseError):
     """The database file is not one, or is damaged."""
 
 
-class DatabaseAhead(DatabaseError):
+class DatabaseAheadError(DatabaseError):
     """The schema of the database is newer than this program."""
 
 
-class DatabaseUnavailable(DatabaseError):
+class DatabaseUnavailableError(DatabaseError):
     """The database does not answer at the moment."""
 
 
-class SequenceMoved(ServerError):
+class SequenceMovedError(ServerError):
     """The writer's last committed sequence is not the one that the caller built on."""
 
     def __init__(self, last_seq: int) -> None:
@@ -49,21 +49,21 @@ class SequenceMoved(ServerError):
         self.last_seq = last_seq
 
 
-class ProjectMismatch(ServerError):
+class ProjectMismatchError(ServerError):
     """The run exists, in another project."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__(f"the run {run_id!r} belongs to another project")
 
 
-class LayoutChanged(ServerError):
+class LayoutChangedError(ServerError):
     """A layout never changes once it is sent; this one did."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"layout {number} was sent before with other layers or statistics; give the new one a new id")
 
 
-class SegmentCorrupt(ServerError):
+class SegmentCorruptError(ServerError):
     """A stored payload cannot be decoded."""
 
     def __init__(self, segment_id: int, reason: str) -> None:

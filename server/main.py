@@ -36,8 +36,10 @@ from server.storage import migrate
 from server.storage.alerts import AlertStore
 from server.storage.database import Database
 from server.storage.events import EventStore
+from server.storage.fleet import FleetQuery
 from server.storage.heatmap import HeatmapQuery
 from server.storage.histogram import HistogramQuery
+from server.storage.layouts import LayoutStore
 from server.storage.lru import ByteLru
 from server.storage.monitors import MonitorStore
 from server.storage.reader import BucketReader
@@ -61,17 +63,21 @@ PING_TIMEOUT = 60.0  # seconds; a socket is not read while its queue is full, an
 def create_app(config: Config, database: Database | None = None) -> FastAPI:
     """The whole server as one ASGI application. Its lifespan starts and stops everything; the schema must be current.
 
-    ``database``: one to use instead of opening that of the configuration; it is closed with the application all the same.
+    ``database``: one to use instead of that of the configuration; it is closed with the application all the same.
     """
     database = database if database is not None else Database(config.resolved_database_url)
     broker = MemoryBroker(config.live_queue)
     cache = ByteLru(config.cache_bytes)
     run_store = RunStore(database)
+    layouts = LayoutStore(database)
+    fleet = FleetQuery(database, run_store, layouts)
     index = SegmentIndexStore(database, cache)
     reader = BucketReader(database, cache)
     authenticator = Authenticator(TokenStore(database), admin_token=config.admin_token)
     pipeline = Pipeline(
         runs=run_store,
+        fleet=fleet,
+        layouts=layouts,
         segments=SegmentStore(database),
         monitors=MonitorStore(database),
         broker=broker,
@@ -117,8 +123,10 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         authenticator=authenticator,
         pipeline=pipeline,
         runs=run_store,
+        fleet=fleet,
+        layouts=layouts,
         series=SeriesQuery(run_store, index, reader),
-        heatmap=HeatmapQuery(run_store, index, reader),
+        heatmap=HeatmapQuery(layouts, index, reader),
         histograms=HistogramQuery(database),
         events=EventStore(database),
         alerts=AlertStore(database),
@@ -173,7 +181,7 @@ def _guard(app: FastAPI, config: Config, authenticator: Authenticator, secret: s
 
 
 class Service:
-    """A server on its own socket, in this thread or another. The socket is bound at construction, so that the port is known."""
+    """A server on its own socket, in this thread or another. Bound at construction, so that the port is known."""
 
     def __init__(self, config: Config, *, migrate: bool) -> None:
         """``migrate``: bring the schema up to date first; else a schema that is not is refused.
@@ -188,7 +196,7 @@ class Service:
         self.ready = threading.Event()
 
     def run(self, on_ready: Callable[[Config], None] | None = None) -> None:
-        """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` or `ConfigurationError` when it cannot start."""
+        """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` and `ConfigurationError` before it is ready."""
         try:
             asyncio.run(self._serve(on_ready))
         finally:

@@ -1,6 +1,6 @@
 """Tables, for SQLite and Postgres alike. Owns names, types and constraints; `storage` owns every statement.
 
-Times are Unix seconds (float). Steps and sequences are 64-bit. Documents are JSON written by msgspec, in which NaN is null.
+Times are Unix seconds (float). Steps and sequences are 64-bit. Documents are JSON, in which NaN is null.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ events = Table(
     Index(None, "run_id", "id"),
 )
 
-# `state` is what the detectors hold; people's acknowledgement and silence stand beside it and are never overwritten by them.
+# `state` is what the detectors hold; what people decided stands beside it, and detectors never overwrite it.
 alerts = Table(
     "alerts",
     metadata,

@@ -16,8 +16,10 @@ from server.pipeline.pipeline import Pipeline
 from server.storage.alerts import AlertStore
 from server.storage.database import Database
 from server.storage.events import EventStore
+from server.storage.fleet import FleetQuery
 from server.storage.heatmap import HeatmapQuery
 from server.storage.histogram import HistogramQuery
+from server.storage.layouts import LayoutStore
 from server.storage.runs import RunStore
 from server.storage.series import SeriesQuery
 
@@ -30,6 +32,8 @@ class Services:
     authenticator: Authenticator
     pipeline: Pipeline
     runs: RunStore
+    fleet: FleetQuery
+    layouts: LayoutStore
     series: SeriesQuery
     heatmap: HeatmapQuery
     histograms: HistogramQuery

@@ -28,6 +28,7 @@ class Silence(BaseModel):
 
 @router.get("/alerts", response_model=list[AlertAnswer], summary="Alerts, the newest first")
 async def list_alerts(
+    *,
     services: ServicesOf,
     principal: Reader,
     run: Annotated[str | None, Query(max_length=64, description="Id of a run.")] = None,

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from server.api.answers import ErrorAnswer
-from server.errors import ApiError, DatabaseError, SegmentCorrupt
+from server.errors import ApiError, DatabaseError, SegmentCorruptError
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(DatabaseError, _unavailable)
-    app.add_exception_handler(SegmentCorrupt, _corrupt)
+    app.add_exception_handler(SegmentCorruptError, _corrupt)
     app.add_exception_handler(Exception, _failed)
 
 

@@ -23,8 +23,9 @@ from server.api.encoding import MSGPACK, accepts_msgpack, float32_bytes, json_re
 from server.api.errors import REFUSALS
 from server.errors import ApiError
 from server.models import RunState
+from server.storage.fleet import decode_cursor
 from server.storage.heatmap import Heatmap
-from server.storage.runs import decode_cursor, layer_rows
+from server.storage.layouts import layer_rows
 from server.storage.series import Series
 
 router = APIRouter(tags=["runs"], responses=REFUSALS)
@@ -61,6 +62,7 @@ Attempt = Annotated[
 
 @router.get("/runs", response_model=RunsAnswer, summary="Runs, the newest first")
 async def list_runs(
+    *,
     services: ServicesOf,
     principal: Reader,
     project: Annotated[str | None, Query(max_length=MAX_NAME_CHARS)] = None,
@@ -74,14 +76,14 @@ async def list_runs(
         after = None if cursor is None else decode_cursor(cursor)
     except ValueError as error:
         raise ApiError(400, "invalid_cursor", str(error)) from error
-    page = await services.runs.page(project=project or principal.project, state=state, limit=limit, cursor=after)
+    page = await services.fleet.page(project=project or principal.project, state=state, limit=limit, cursor=after)
     return json_response({"runs": page.runs, "next_cursor": page.next_cursor})
 
 
 @router.get("/runs/{run_id}", response_model=RunDetailsAnswer, summary="One run")
 async def get_run(services: ServicesOf, principal: Reader, run_id: RunId) -> Response:
     await visible_run(services, principal, run_id)
-    details = await services.runs.details(run_id)
+    details = await services.fleet.details(run_id)
     if details is None:
         raise ApiError(404, "unknown_run", f"the run {run_id!r} was deleted")
     return json_response(details)
@@ -89,6 +91,7 @@ async def get_run(services: ServicesOf, principal: Reader, run_id: RunId) -> Res
 
 @router.get("/runs/{run_id}/series", response_model=SeriesAnswer, summary="Scalars over the steps")
 async def get_series(
+    *,
     services: ServicesOf,
     principal: Reader,
     run_id: RunId,
@@ -98,7 +101,7 @@ async def get_series(
     points: Annotated[int, Query(ge=1, le=MAX_POINTS, description="Most buckets of one series.")] = 1_000,
     attempt: Attempt = None,
 ) -> Response:
-    """Buckets are aligned: each begins at a multiple of `bucket_steps`, a power of two, and holds the steps of the asked
+    """Buckets are aligned: each begins at a multiple of `bucket_steps`, a power of two, and holds steps of the asked
     range alone. Buckets without values are left out."""
     _check_range(step_from, to)
     await visible_run(services, principal, run_id)
@@ -144,13 +147,14 @@ def _series_response(found: Series, names: list[str]) -> Response:
     response_model=HeatmapAnswer,
     responses={
         200: {
-            "description": "As JSON, or as msgpack with `z` as bytes: row-major little-endian float32, layers × columns.",
+            "description": "As JSON; or as msgpack with `z` as bytes: float32, little-endian, row-major.",
             "content": {MSGPACK: {"schema": {"type": "string", "format": "binary"}}},
         }
     },
     summary="A statistic of every layer over the steps",
 )
 async def get_heatmap(
+    *,
     services: ServicesOf,
     principal: Reader,
     run_id: RunId,
@@ -162,12 +166,12 @@ async def get_heatmap(
     attempt: Attempt = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
-    """Columns are consecutive aligned buckets, empty ones included. `nonfinite` lists `[row, column, count]` of the cells
-    with values that are not finite."""
+    """Columns are consecutive aligned buckets, empty ones included. `nonfinite` lists `[row, column, count]` of the
+    cells with values that are not finite."""
     _check_range(step_from, to)
     await visible_run(services, principal, run_id)
     if stat not in LAYER_STATISTICS:
-        stored = await services.runs.layouts(run_id)
+        stored = await services.layouts.of_run(run_id)
         if not any(stat in item.layout.statistics for item in stored):
             raise ApiError(404, "unknown_statistic", f"no layer of the run has {stat!r}; GET /runs/{run_id} lists them")
     found = await services.heatmap.read(
@@ -190,6 +194,7 @@ def _heatmap_response(found: Heatmap, as_msgpack: bool) -> Response:
 
 @router.get("/runs/{run_id}/histogram", response_model=HistogramAnswer, summary="A histogram of one layer")
 async def get_histogram(
+    *,
     services: ServicesOf,
     principal: Reader,
     run_id: RunId,
@@ -203,7 +208,7 @@ async def get_histogram(
 ) -> Response:
     """With `step` null and no counts where the layer has none."""
     await visible_run(services, principal, run_id)
-    rows = layer_rows(await services.runs.layouts(run_id))
+    rows = layer_rows(await services.layouts.of_run(run_id))
     place = next(((rank, name) for rank, name, shown in rows if shown == layer), None)
     if place is None:
         raise ApiError(404, "unknown_layer", f"the run has no layer {layer!r}; GET /runs/{run_id} lists them")

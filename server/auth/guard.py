@@ -1,4 +1,4 @@
-"""ASGI middleware in front of the dashboard: a cookie that a token buys, and requests from the page's own origin alone."""
+"""ASGI middleware in front of the dashboard: a cookie that a token buys, and requests from its own origin alone."""
 
 from __future__ import annotations
 

@@ -236,6 +236,6 @@ def _explain(frame: bytes, error: Exception) -> IngestError:
     if version != PROTOCOL_VERSION:
         return IngestError(
             "unsupported_version",
-            f"this server speaks version {PROTOCOL_VERSION} of the protocol, the client {version}; upgrade whichever is older",
+            f"this server speaks version {PROTOCOL_VERSION} of the protocol, the client {version}; upgrade one",
         )
     return IngestError("malformed", f"the frame is no message of this protocol ({error})")

@@ -43,15 +43,17 @@ class IngestEndpoint:
         finally:
             self._connections.discard(connection)
 
-    async def drain(self, timeout: float) -> None:
-        """Stop reading, commit and acknowledge what was read, say going away. Returns when all are done, or at the latest
-        after ``timeout`` seconds."""
+    async def drain(self, seconds: float) -> None:
+        """Stop reading, commit and acknowledge what was read, say going away.
+
+        Returns when all are done, at the latest after ``seconds``.
+        """
         self._draining = True
         connections = list(self._connections)
         for connection in connections:
             connection.drain()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await asyncio.gather(*(connection.ended.wait() for connection in connections))
 
     async def _admit(self, socket: WebSocket) -> Principal:

@@ -7,7 +7,10 @@ from collections import deque
 
 
 class FrameQueue:
-    """Bounded by the number of frames: `put` waits while it is full, and so the socket is not read. One reader, one writer."""
+    """Bounded by the number of frames: `put` waits while it is full, so that the socket is not read meanwhile.
+
+    One task puts, one takes.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -33,7 +36,7 @@ class FrameQueue:
         self._changed.set()
 
     async def take(self, most_bytes: int) -> list[bytes]:
-        """All frames that have gathered, at least one and as many as ``most_bytes`` hold; none when the queue has ended."""
+        """All frames that have gathered: one or as many as ``most_bytes`` hold; none when the queue has ended."""
         while not self._frames and not self._closed:
             self._changed.clear()
             await self._changed.wait()

@@ -34,7 +34,7 @@ def checked(hello: Hello, principal: Principal) -> Hello:
         raise IngestError(
             "unsupported_version",
             f"this server speaks version {PROTOCOL_VERSION} of the protocol, the client {hello.version}; "
-            "upgrade whichever is older",
+            "upgrade the older one",
         )
     if hello.run_id is not None and not RUN_ID.fullmatch(hello.run_id):
         raise IngestError(

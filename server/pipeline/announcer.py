@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from server.broker import Broker, Message
 from server.errors import DatabaseError
-from server.storage.runs import RunStore
+from server.storage.fleet import FleetQuery
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 class Announcer:
     """Used from the event loop alone."""
 
-    def __init__(self, runs: RunStore, broker: Broker, clock: Callable[[], float], per_second: float) -> None:
-        self._runs = runs
+    def __init__(self, fleet: FleetQuery, broker: Broker, clock: Callable[[], float], per_second: float) -> None:
+        self._fleet = fleet
         self._broker = broker
         self._clock = clock
         self._interval = 1.0 / per_second
@@ -48,7 +48,7 @@ class Announcer:
         self._pending.discard(run_id)
         self._last[run_id] = self._clock()
         try:
-            summary = await self._runs.summary(run_id)
+            summary = await self._fleet.summary(run_id)
         except DatabaseError as error:
             logger.warning(
                 "the summary of run %s could not be pushed (%s)",

@@ -23,6 +23,7 @@ from server.models import Event, Layout, RunState
 from server.pipeline.progress import RunProgress
 from server.pipeline.samples import samples
 from server.storage.columns import Payload
+from server.storage.layouts import LayoutStore
 from server.storage.monitors import MonitorState, MonitorStore
 from server.storage.runs import RunStore
 from server.storage.segments import SegmentStore, StoredSegment
@@ -71,6 +72,7 @@ class RunFollower:
         run_id: str,
         *,
         runs: RunStore,
+        layouts: LayoutStore,
         segments: SegmentStore,
         monitors: MonitorStore,
         executor: Executor,
@@ -81,6 +83,7 @@ class RunFollower:
         """``idle_after``: seconds without news after which `run` returns."""
         self.run_id = run_id
         self._runs = runs
+        self._layout_store = layouts
         self._segments = segments
         self._monitors = monitors
         self._executor = executor
@@ -98,7 +101,7 @@ class RunFollower:
         self._awake.set()
 
     async def run(self) -> None:
-        """Follow the run until nothing has come for a while and everything is saved. Survives the database's outages."""
+        """Follow the run until nothing has come for a while and all is saved. Survives outages of the database."""
         failures = 0
         while True:
             try:
@@ -195,7 +198,7 @@ class RunFollower:
         if all(segment.writer_id in self._layouts for segment in found) and not self._grew(found):
             return
         self._layouts = {}
-        for item in await self._runs.layouts(self.run_id):
+        for item in await self._layout_store.of_run(self.run_id):
             self._layouts.setdefault(item.writer_id, {})[item.layout.id] = item.layout
         for segment in found:
             self._layouts.setdefault(segment.writer_id, {})
@@ -239,12 +242,12 @@ class RunFollower:
         )
         shown = await self._monitors.save(
             self.run_id,
-            head.saved_position,
-            MonitorState(rank=head.rank, position=head.position, state=state),
-            head.progress.progress(),
-            list(head.changed.values()),
-            head.happened,
-            self._clock(),
+            before=head.saved_position,
+            after=MonitorState(rank=head.rank, position=head.position, state=state),
+            progress=head.progress.progress(),
+            changed=list(head.changed.values()),
+            happened=head.happened,
+            now=self._clock(),
         )
         if shown is None:
             # Another server follows the run and is ahead: take over its state, and tell nothing twice.

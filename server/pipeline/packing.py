@@ -6,6 +6,7 @@ Runs in a thread: nothing here touches the event loop or the database.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from server.errors import IngestError
 from server.storage.columns import BlockColumns, Columns, ScalarColumn, encode
 from server.storage.histogram import dips_of
 from server.storage.histogram import encode as encode_histogram
-from server.storage.runs import DERIVED_STATISTIC
+from server.storage.layouts import DERIVED_STATISTIC
 from server.storage.segments import HistogramDraft, SegmentDraft
 
 QUANTITIES = frozenset({"update", "ratio"})
@@ -37,7 +38,7 @@ def pack(
     columns, shapes = _to_columns(records, layouts, sent_statistics)
     cuts = [0, *(np.flatnonzero(np.diff(columns.steps) < 0) + 1).tolist(), len(records)]
     drafts = []
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in pairwise(cuts):
         part = columns.rows(start, stop)
         drafts.append(
             SegmentDraft(

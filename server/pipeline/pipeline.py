@@ -10,12 +10,14 @@ from typing import Any
 
 from client_sdk.protocol import Batch, Finish, Hello, Record
 from server.broker import Broker, Message
-from server.errors import DatabaseError, IngestError, LayoutChanged, ProjectMismatch, SequenceMoved
+from server.errors import DatabaseError, IngestError, LayoutChangedError, ProjectMismatchError, SequenceMovedError
 from server.models import Event, RunState
 from server.pipeline.announcer import Announcer
 from server.pipeline.follower import RunFollower
 from server.pipeline.packing import pack
 from server.storage.events import event_json
+from server.storage.fleet import FleetQuery
+from server.storage.layouts import LayoutStore
 from server.storage.monitors import MonitorStore
 from server.storage.runs import Registration, RunStore
 from server.storage.segments import SegmentStore
@@ -42,6 +44,8 @@ class Pipeline:
         self,
         *,
         runs: RunStore,
+        fleet: FleetQuery,
+        layouts: LayoutStore,
         segments: SegmentStore,
         monitors: MonitorStore,
         broker: Broker,
@@ -51,13 +55,14 @@ class Pipeline:
         heartbeat_every: float,
     ) -> None:
         self._runs = runs
+        self._layouts = layouts
         self._segments = segments
         self._monitors = monitors
         self._broker = broker
         self._clock = clock
         self._stale_after = stale_after
         self._heartbeat_every = heartbeat_every
-        self._announcer = Announcer(runs, broker, clock, announcements_per_second)
+        self._announcer = Announcer(fleet, broker, clock, announcements_per_second)
         self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
         self._followers: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
         self._projects: dict[str, str] = {}
@@ -92,9 +97,9 @@ class Pipeline:
         """Raises `IngestError` and `DatabaseError`."""
         try:
             registration = await self._runs.register(hello, self._clock())
-        except ProjectMismatch as error:
+        except ProjectMismatchError as error:
             raise IngestError("forbidden", str(error), close_code=4403) from error
-        except LayoutChanged as error:
+        except LayoutChangedError as error:
             raise IngestError("bad_layout", str(error)) from error
         self._projects[registration.run_id] = registration.project
         self._announcer.mark(registration.run_id)
@@ -123,7 +128,7 @@ class Pipeline:
             now = self._clock()
             try:
                 commit = await self._segments.commit(writer.registration, writer.last_seq, drafts, now)
-            except SequenceMoved as moved:
+            except SequenceMovedError as moved:
                 # Another connection of this writer got there first: what it stored is left out, the rest is new.
                 writer.last_seq = moved.last_seq
                 continue
@@ -180,6 +185,7 @@ class Pipeline:
         follower = RunFollower(
             run_id,
             runs=self._runs,
+            layouts=self._layouts,
             segments=self._segments,
             monitors=self._monitors,
             executor=self._executor,

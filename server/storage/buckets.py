@@ -56,8 +56,10 @@ def choose_width(step_from: int, step_to: int, most: int) -> int:
 
 
 def reduce(steps: NDArray[np.int64], values: Matrix, measured: NDArray[np.bool_], width: int) -> Buckets:
-    """Buckets of (rows, n) values at n ascending steps. Only values that are ``measured`` count; buckets in which no row
-    measured anything are left out."""
+    """Buckets of (rows, n) values at n ascending steps.
+
+    Only values that are ``measured`` count; buckets in which no row measured anything are left out.
+    """
     rows = values.shape[0]
     if len(steps) == 0 or rows == 0:
         return empty(rows, values.dtype)

@@ -9,9 +9,9 @@ Payload of a segment, version 1: a msgpack array
 * ``names``: the scalars of the segment, sorted, k of them.
 * ``present``: one bit for each of k × n, row-major, as `numpy.packbits` puts them: was this name logged in this record.
 * ``values``: float64, only where present, in the same order. A logged NaN is present; what was not logged is not.
-* ``blocks``: one ``[layout, layers, rows, {statistic: values}]`` for each layout in use. ``rows``: int32, which records carry a block, m of
-  them. ``values``: float32, layers × m, so that the history of one layer lies together. A statistic that is NaN
-  throughout is left out.
+* ``blocks``: one ``[layout, layers, rows, {statistic: values}]`` for each layout in use. ``rows``: int32, which records
+  carry a block, m of them. ``values``: float32, layers × m, so that the history of one layer lies together. A statistic
+  that is NaN throughout is left out.
 
 Every array is little-endian, its bytes grouped by significance (all first bytes, all second bytes, …) and compressed
 with zstd: each column can be read without the others.

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import event, exc, text
+from sqlalchemy import Table, event, exc, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from server.errors import ConfigurationError, DatabaseCorrupt, DatabaseError, DatabaseUnavailable
+from server.errors import ConfigurationError, DatabaseCorruptError, DatabaseError, DatabaseUnavailableError
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -43,7 +45,7 @@ class Database:
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that only reads. Raises `DatabaseError`."""
-        with translated_errors():
+        with self._translated_errors():
             async with self.engine.connect() as connection:
                 yield connection
 
@@ -51,11 +53,32 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block, or rolls back when it raises. Raises `DatabaseError`."""
         async with self._write_lock if self._write_lock is not None else contextlib.nullcontext():
-            with translated_errors():
+            with self._translated_errors():
                 async with self.engine.connect() as plain:
                     connection = await plain.execution_options(spikewatch_write=True)
                     async with connection.begin():
                         yield connection
+
+    @contextlib.contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """Turn the errors of drivers into `DatabaseError`; a mistake in a statement stays what it is."""
+        name = self.url.database if self.is_sqlite else self.url.render_as_string(hide_password=True)
+        try:
+            yield
+        except (exc.DBAPIError, sqlite3.Error) as error:
+            cause = str(error.orig if isinstance(error, exc.DBAPIError) else error)
+            if any(word in cause for word in _CORRUPT):
+                raise DatabaseCorruptError(
+                    f"the database {name} is damaged, or is none ({cause}); move it away or restore a backup"
+                ) from error
+            lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+            if lost or isinstance(error, exc.OperationalError | exc.InterfaceError | sqlite3.OperationalError):
+                raise DatabaseUnavailableError(f"the database {name} does not answer ({cause})") from error
+            raise
+        except exc.TimeoutError as error:
+            raise DatabaseUnavailableError("no connection to the database became free in time") from error
+        except OSError as error:
+            raise DatabaseUnavailableError(f"the database {name} cannot be reached ({error})") from error
 
     async def ping(self) -> None:
         """Raises `DatabaseError` when the database does not answer."""
@@ -72,30 +95,12 @@ def parse_url(url: str) -> URL:
         parsed = make_url(url)
     except exc.ArgumentError as error:
         raise ConfigurationError(
-            f"the database URL {url!r} is none; use sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+            "the database URL cannot be read; use sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
         ) from error
     driver = _DRIVERS.get(parsed.get_backend_name())
     if driver is None:
         raise ConfigurationError(f"no support for the database {parsed.get_backend_name()!r}; use sqlite or postgresql")
     return parsed.set(drivername=driver)
-
-
-@contextlib.contextmanager
-def translated_errors() -> Any:
-    """Turn the errors of drivers into `DatabaseError`, and keep those that show a mistake in a statement."""
-    try:
-        yield
-    except exc.DBAPIError as error:
-        cause = str(error.orig)
-        if any(word in cause for word in _CORRUPT):
-            raise DatabaseCorrupt(f"the database is damaged or is none ({cause})") from error
-        if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
-            raise DatabaseUnavailable(f"the database does not answer ({cause})") from error
-        raise
-    except exc.TimeoutError as error:
-        raise DatabaseUnavailable("no connection to the database became free in time") from error
-    except (TimeoutError, OSError) as error:
-        raise DatabaseUnavailable(f"the database cannot be reached ({error})") from error
 
 
 def _encode_json(value: Any) -> str:
@@ -109,7 +114,7 @@ def _make_engine(url: URL, is_sqlite: bool) -> AsyncEngine:
     if url.database in (None, "", ":memory:"):
         raise ConfigurationError("a database in memory would forget acknowledged data; name a file")
     try:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)  # type: ignore[arg-type]
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise DatabaseError(f"the directory of the database {url.database} cannot be made ({error})") from error
     engine = create_async_engine(url, pool_size=8, max_overflow=0, **options)
@@ -139,3 +144,10 @@ def _begin_sqlite(connection: Connection) -> None:
     # A deferred transaction that reads first and writes later can fail without waiting; an immediate one waits.
     immediate = connection.get_execution_options().get("spikewatch_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def insert_ignore(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """An insert that does nothing where the row is there already."""
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    return postgresql.insert(table).on_conflict_do_nothing()

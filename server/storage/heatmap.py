@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.storage.buckets import Buckets, choose_width
+from server.storage.layouts import LayoutStore, layer_rows
 from server.storage.reader import BucketReader, Column
-from server.storage.runs import RunStore, layer_rows
 from server.storage.segment_index import SegmentIndexStore
 from server.storage.series import clamp
 
@@ -32,8 +32,8 @@ class Heatmap:
 
 
 class HeatmapQuery:
-    def __init__(self, runs: RunStore, index: SegmentIndexStore, reader: BucketReader) -> None:
-        self._runs = runs
+    def __init__(self, layouts: LayoutStore, index: SegmentIndexStore, reader: BucketReader) -> None:
+        self._layouts = layouts
         self._index = index
         self._reader = reader
 
@@ -48,8 +48,8 @@ class HeatmapQuery:
         reduce: Reduce,
         attempt: int | None = None,
     ) -> Heatmap:
-        """At most ``columns`` columns over step_from ≤ step ≤ step_to, by default all steps; layers of all ranks stacked."""
-        stored = await self._runs.layouts(run_id)
+        """At most ``columns`` columns over step_from ≤ step ≤ step_to, by default all; layers of all ranks stacked."""
+        stored = await self._layouts.of_run(run_id)
         stored = [item for item in stored if statistic in item.layout.statistics]
         rows = layer_rows(stored)
         names = [name for _, _, name in rows]
@@ -71,11 +71,14 @@ class HeatmapQuery:
         }
         column = Column(kind="statistic", name=statistic)
         for rank, view in views.items():
-            tile = await self._reader.read((run_id, rank, attempt), view, column, width, first, last)
+            scope = (run_id, rank, attempt)
+            tile = await self._reader.read(scope, view, column, width=width, step_from=first, step_to=last)
             # Writers in the order in which they came: the newest has the last word.
             for group in sorted(tile):
                 if group in rows_of:
-                    _merge(z, count, tile[group], rows_of[group], int(numbers[0]), reduce)
+                    cells = np.ix_(rows_of[group], tile[group].numbers - numbers[0])
+                    z[cells] = _merge(z[cells], tile[group], reduce)
+                    count[cells] += tile[group].nonfinite
         row, at = np.nonzero(count)
         return Heatmap(
             layers=names,
@@ -86,22 +89,11 @@ class HeatmapQuery:
         )
 
 
-def _merge(
-    z: NDArray[np.float32],
-    count: NDArray[np.int32],
-    buckets: Buckets,
-    rows: NDArray[np.int64],
-    first_number: int,
-    reduce: Reduce,
-) -> None:
-    """Put the buckets of one layout into their cells; cells that another layout has filled are merged by ``reduce``."""
-    cells = np.ix_(rows, buckets.numbers - first_number)
+def _merge(before: NDArray[np.float32], buckets: Buckets, reduce: Reduce) -> NDArray[np.float32]:
+    """The cells of one layout with these buckets put in; where another layout has filled them, ``reduce`` decides."""
     values = {"max": buckets.max, "min": buckets.min, "last": buckets.last}[reduce].astype(np.float32)
     values = np.where(np.isnan(values) & (buckets.nonfinite > 0), np.float32(np.inf), values)
-    before = z[cells]
     if reduce == "last":
-        merged = np.where(np.isnan(values), before, values)
-    else:
-        merged = (np.fmax if reduce == "max" else np.fmin)(before, values)
-    z[cells] = merged
-    count[cells] += buckets.nonfinite
+        return np.where(np.isnan(values), before, values)
+    merged: NDArray[np.float32] = (np.fmax if reduce == "max" else np.fmin)(before, values)
+    return merged

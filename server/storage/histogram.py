@@ -72,7 +72,7 @@ class HistogramQuery:
         self._database = database
 
     async def nearest(self, run_id: str, rank: int, layer: str, which: str, step: int | None) -> Histogram | None:
-        """The histogram of a layer nearest to ``step``, by default the last; of equally near ones the later attempt's."""
+        """The histogram of a layer nearest to ``step``, by default the last; at one step the latest attempt's."""
         async with self._database.read() as connection:
             holders = await connection.execute(
                 select(layouts.c.writer_id, layouts.c.number, layouts.c.layers)

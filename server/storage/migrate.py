@@ -1,4 +1,4 @@
-"""Bring a database to the schema of this program. The history is in the package `migrations`, one for both databases."""
+"""Bring a database to the schema of this program. The history, one for both databases, is in `migrations`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 import migrations
-from server.errors import DatabaseAhead
+from server.errors import DatabaseAheadError
 from server.storage.database import Database
 
 _ADVISORY_LOCK = 0x5350494B45  # "SPIKE": replicas that start together migrate one after the other
@@ -27,7 +27,7 @@ def alembic_config() -> AlembicConfig:
 
 
 async def upgrade(database: Database, revision: str = "head") -> None:
-    """Apply what is missing. Raises `DatabaseAhead` when the database knows a revision that this program does not."""
+    """Apply what is missing. Raises `DatabaseAheadError` when the database has a revision unknown to this program."""
     await check_not_ahead(database)
     config = alembic_config()
     async with database.write() as connection:
@@ -45,14 +45,14 @@ async def downgrade(database: Database, revision: str) -> None:
 
 
 async def check_not_ahead(database: Database) -> None:
-    """Raises `DatabaseAhead` when the database was migrated by a newer program."""
+    """Raises `DatabaseAheadError` when the database was migrated by a newer program."""
     async with database.read() as connection:
         heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
     scripts = await asyncio.to_thread(ScriptDirectory.from_config, alembic_config())
     known = {script.revision for script in scripts.walk_revisions()}
     unknown = [head for head in heads if head not in known]
     if unknown:
-        raise DatabaseAhead(
+        raise DatabaseAheadError(
             f"the database has the schema {', '.join(unknown)}, which this version does not know; "
             "it was made by a newer spikewatch: upgrade the program, or restore a backup"
         )

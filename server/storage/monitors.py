@@ -14,8 +14,7 @@ from client_sdk.protocol import Alert
 from server.models import Event, Progress
 from server.schema import alerts, events, monitors, runs
 from server.storage.alerts import alert_json
-from server.storage.database import Database
-from server.storage.runs import insert_ignore
+from server.storage.database import Database, insert_ignore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,7 @@ class MonitorStore:
     async def save(
         self,
         run_id: str,
+        *,
         before: int | None,
         after: MonitorState,
         progress: Progress,
@@ -47,7 +47,7 @@ class MonitorStore:
         happened: Sequence[Event],
         now: float,
     ) -> list[dict[str, Any]] | None:
-        """Move the position from ``before`` (None: there is no state yet) with all that the segments in between brought.
+        """Move the position from ``before`` (None: no state yet) with all that the segments in between brought.
 
         Returns the changed alerts as the API shows them, or None, with nothing stored, when somebody else has moved the
         position: a follower on another server that is ahead.

@@ -1,8 +1,9 @@
 """Buckets of any column over any range, from segments, through two caches.
 
-The range is cut into chunks of `CHUNK` aligned buckets. A chunk is kept with the fingerprint of the segments that it was
-made of, so a cached one can be told from a stale one without reading a payload; live updates recompute the last chunk
-alone. Buckets that the range cuts in two are reduced apart and never kept. A pyramid takes the place of `_reduce_chunk`.
+The range is cut into chunks of `CHUNK` aligned buckets. A chunk is kept with the fingerprint of the segments that it
+was made of, so a cached one can be told from a stale one without reading a payload; live updates recompute the last
+chunk alone. Buckets that the range cuts in two are reduced apart and never kept. A pyramid of stored tiles takes the
+place of `_reduce_chunk`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from server.errors import SegmentCorrupt
+from server.errors import SegmentCorruptError
 from server.schema import segments
 from server.storage.buckets import Buckets, Matrix, join, reduce
 from server.storage.columns import Block, Payload, ScalarColumn
@@ -71,11 +72,18 @@ class BucketReader:
         self._cache = cache
 
     async def read(
-        self, scope: tuple[str, int, int | None], view: View, column: Column, width: int, step_from: int, step_to: int
+        self,
+        scope: tuple[str, int, int | None],
+        view: View,
+        column: Column,
+        *,
+        width: int,
+        step_from: int,
+        step_to: int,
     ) -> Tile:
         """Buckets of ``width`` steps of the values at step_from ≤ step ≤ step_to.
 
-        ``scope`` names the view among all (run, rank, attempt). Raises `SegmentCorrupt` and `DatabaseError`.
+        ``scope`` names the view among all (run, rank, attempt). Raises `SegmentCorruptError` and `DatabaseError`.
         """
         span = view.span()
         if span is None or step_from > span[1] or step_to < span[0]:
@@ -166,7 +174,7 @@ def _decode_payloads(payloads: Sequence[tuple[int, bytes]], part: str | None) ->
                 blocks=() if part is None else tuple(payload.statistic(part)),
             )
         except ValueError as error:
-            raise SegmentCorrupt(number, str(error)) from error
+            raise SegmentCorruptError(number, str(error)) from error
         decoded.append((number, item))
     return decoded
 

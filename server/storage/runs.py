@@ -1,28 +1,20 @@
-"""Runs, their writers and layouts: registration, states, and the summaries of the fleet page."""
+"""Runs and their writers: registration and states."""
 
 from __future__ import annotations
 
-import base64
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
-from sqlalchemy import Table, and_, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from client_sdk.protocol import Hello, Layout, Optimizer
-from server.errors import LayoutChanged, ProjectMismatch
-from server.models import AlertKind, AlertState, RunState
-from server.schema import alerts, attempts, layouts, monitors, runs, scalars, segments, writers
-from server.storage.alerts import shown_state
-from server.storage.database import Database
-
-DERIVED_STATISTIC = "bimodality"
-"""Added to every layout: the server computes it from the ratio histograms."""
+from client_sdk.protocol import Hello, Layout
+from server.errors import ProjectMismatchError
+from server.models import AlertState, RunState
+from server.schema import alerts, layouts, monitors, runs, scalars, segments, writers
+from server.storage.database import Database, insert_ignore
+from server.storage.layouts import register_layouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,31 +29,14 @@ class Registration:
     layouts: Mapping[int, Layout]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredLayout:
-    """A layout with its place in the run. Its statistics include `DERIVED_STATISTIC`."""
-
-    writer_id: int
-    rank: int
-    layout: Layout
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunPage:
-    runs: list[dict[str, Any]]
-    next_cursor: str | None
-
-
 class RunStore:
-    """Everything about a run but its numbers."""
-
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def register(self, hello: Hello, now: float) -> Registration:
         """Create or rejoin the run and the writer, and add the layouts that are new.
 
-        Raises `ProjectMismatch`, `LayoutChanged` and `DatabaseError`.
+        Raises `ProjectMismatchError`, `LayoutChangedError` and `DatabaseError`.
         """
         async with self._database.write() as connection:
             run_id = hello.run_id or await _run_of_writer(connection, hello) or uuid.uuid4().hex[:16]
@@ -83,9 +58,9 @@ class RunStore:
             )
             row = (await connection.execute(select(runs.c.project).where(runs.c.id == run_id).with_for_update())).one()
             if row.project != hello.project:
-                raise ProjectMismatch(run_id)
+                raise ProjectMismatchError(run_id)
             writer_id, last_seq = await _register_writer(connection, run_id, hello, now)
-            known = await _register_layouts(connection, writer_id, hello.layouts)
+            known = await register_layouts(connection, writer_id, hello.layouts)
             await _refresh_run(connection, run_id, now)
         return Registration(
             run_id=run_id,
@@ -97,7 +72,10 @@ class RunStore:
         )
 
     async def finish_writer(self, run_id: str, writer_id: int, state: RunState, now: float) -> RunState:
-        """Note that a writer is done; the run is done when no other of its writers is running. Returns the run's state."""
+        """Note that a writer is done; the run is done when the newest writer of no rank is running.
+
+        Returns the run's state.
+        """
         async with self._database.write() as connection:
             await connection.execute(
                 update(writers).where(writers.c.id == writer_id).values(state=state, last_seen_at=now)
@@ -145,17 +123,6 @@ class RunStore:
         async with self._database.read() as connection:
             return (await connection.execute(select(runs.c.project).where(runs.c.id == run_id))).scalar_one_or_none()
 
-    async def layouts(self, run_id: str) -> list[StoredLayout]:
-        """Every layout of the run, by rank, then in the order in which they came."""
-        async with self._database.read() as connection:
-            rows = await connection.execute(
-                select(layouts, writers.c.rank)
-                .join(writers, layouts.c.writer_id == writers.c.id)
-                .where(writers.c.run_id == run_id)
-                .order_by(writers.c.rank, writers.c.id, layouts.c.number)
-            )
-            return [StoredLayout(writer_id=row.writer_id, rank=row.rank, layout=_to_layout(row)) for row in rows]
-
     async def scalar_ranks(self, run_id: str) -> dict[str, int]:
         """Each scalar of the run and the lowest rank that logs it."""
         async with self._database.read() as connection:
@@ -167,67 +134,11 @@ class RunStore:
             )
             return {row.name: row.rank for row in rows}
 
-    async def summary(self, run_id: str) -> dict[str, Any] | None:
-        """One run as the API shows it in lists, or None."""
-        async with self._database.read() as connection:
-            rows = (await connection.execute(select(runs).where(runs.c.id == run_id))).all()
-            found = await _summaries(connection, rows)
-        return found[0] if found else None
-
-    async def details(self, run_id: str) -> dict[str, Any] | None:
-        """One run with its layers, scalars, statistics and attempts, or None."""
-        summary = await self.summary(run_id)
-        if summary is None:
-            return None
-        stored = await self.layouts(run_id)
-        async with self._database.read() as connection:
-            rows = await connection.execute(
-                select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.rank, attempts.c.attempt)
-            )
-            tries = [
-                {
-                    "rank": row.rank,
-                    "attempt": row.attempt,
-                    "first_step": row.first_step,
-                    "last_step": row.last_step,
-                    "started_at": row.started_at,
-                }
-                for row in rows
-            ]
-        statistics: dict[str, None] = {}
-        for item in stored:
-            statistics.update(dict.fromkeys(item.layout.statistics))
-        return summary | {
-            "layers": [name for _, _, name in layer_rows(stored)],
-            "scalars": list(await self.scalar_ranks(run_id)),
-            "statistics": list(statistics),
-            "attempts": tries,
-        }
-
-    async def page(
-        self, *, project: str | None, state: str | None, limit: int, cursor: tuple[float, str] | None
-    ) -> RunPage:
-        """Summaries, the newest first. ``cursor`` is (created_at, id) of the last run of the page before."""
-        query = select(runs).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit + 1)
-        if project is not None:
-            query = query.where(runs.c.project == project)
-        if state is not None:
-            query = query.where(runs.c.state == state)
-        if cursor is not None:
-            created_at, run_id = cursor
-            query = query.where(
-                or_(runs.c.created_at < created_at, and_(runs.c.created_at == created_at, runs.c.id < run_id))
-            )
-        async with self._database.read() as connection:
-            rows = list((await connection.execute(query)).all())
-            more = len(rows) > limit
-            found = await _summaries(connection, rows[:limit])
-        last = rows[limit - 1] if more else None
-        return RunPage(runs=found, next_cursor=None if last is None else encode_cursor(last.created_at, last.id))
-
     async def lagging(self) -> list[str]:
-        """Runs that a server which starts has to follow: segments that the detectors have not read, or alerts still open
-        though the run has ended."""
+        """Runs that a server has to follow when it starts.
+
+        Those with segments that the detectors have not read, and those with alerts still open though they have ended.
+        """
         unread = (
             select(segments.c.run_id)
             .outerjoin(monitors, monitors.c.run_id == segments.c.run_id)
@@ -247,36 +158,6 @@ class RunStore:
     async def state_of(self, run_id: str) -> str | None:
         async with self._database.read() as connection:
             return (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar_one_or_none()
-
-
-def insert_ignore(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """An insert that does nothing where the row is there already."""
-    if connection.dialect.name == "sqlite":
-        return sqlite.insert(table).on_conflict_do_nothing()
-    return postgresql.insert(table).on_conflict_do_nothing()
-
-
-def layer_rows(stored: Sequence[StoredLayout]) -> list[tuple[int, str, str]]:
-    """(rank, layer, displayed name) of each row of the heatmap: a layer that several layouts of a rank share is one row.
-
-    Where several ranks have layers, the displayed name tells them apart: "rank1/head".
-    """
-    rows = dict.fromkeys((item.rank, layer) for item in stored for layer in item.layout.layers)
-    several = len({rank for rank, _ in rows}) > 1
-    return [(rank, layer, f"rank{rank}/{layer}" if several else layer) for rank, layer in rows]
-
-
-def encode_cursor(created_at: float, run_id: str) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode([created_at, run_id])).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> tuple[float, str]:
-    """Raises `ValueError` on anything that `encode_cursor` did not make."""
-    try:
-        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        return msgspec.json.decode(raw, type=tuple[float, str])
-    except (ValueError, msgspec.DecodeError) as error:
-        raise ValueError(f"{cursor!r} is no cursor of this list") from error
 
 
 async def _run_of_writer(connection: AsyncConnection, hello: Hello) -> str | None:
@@ -323,35 +204,6 @@ async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hell
     return row.id, row.last_seq
 
 
-async def _register_layouts(connection: AsyncConnection, writer_id: int, sent: Sequence[Layout]) -> dict[int, Layout]:
-    rows = await connection.execute(select(layouts).where(layouts.c.writer_id == writer_id))
-    known = {row.number: _to_layout(row) for row in rows}
-    for layout in sent:
-        statistics = with_derived(layout.statistics)
-        before = known.get(layout.id)
-        if before is not None:
-            if before.layers != layout.layers or before.statistics != statistics:
-                raise LayoutChanged(layout.id)
-            continue
-        await connection.execute(
-            layouts.insert().values(
-                writer_id=writer_id,
-                number=layout.id,
-                layers=list(layout.layers),
-                statistics=list(statistics),
-                sizes=list(layout.sizes),
-                optimizer=msgspec.to_builtins(layout.optimizer),
-            )
-        )
-        known[layout.id] = msgspec.structs.replace(layout, statistics=statistics)
-    return known
-
-
-def with_derived(statistics: Sequence[str]) -> tuple[str, ...]:
-    """The statistics of a layout as they are stored."""
-    return tuple(statistics) if DERIVED_STATISTIC in statistics else (*statistics, DERIVED_STATISTIC)
-
-
 async def _refresh_run(connection: AsyncConnection, run_id: str, now: float) -> None:
     """Bring the counts and the optimizer of a run up to date with its layouts."""
     rows = await connection.execute(
@@ -379,79 +231,3 @@ async def _refresh_run(connection: AsyncConnection, run_id: str, now: float) -> 
             optimizer=optimizer,
         )
     )
-
-
-def _to_layout(row: Any) -> Layout:
-    optimizer = None
-    if row.optimizer is not None:
-        # JSON has no NaN; a rate that was not a number came back as null.
-        known = row.optimizer if row.optimizer["lr"] is not None else {**row.optimizer, "lr": math.nan}
-        optimizer = msgspec.convert(known, Optimizer)
-    return Layout(
-        id=row.number,
-        layers=tuple(row.layers),
-        statistics=tuple(row.statistics),
-        sizes=tuple(row.sizes),
-        optimizer=optimizer,
-    )
-
-
-async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[dict[str, Any]]:
-    """The JSON of the contract for rows of `runs`, in their order."""
-    ids = [row.id for row in rows]
-    query = select(alerts.c.run_id, alerts.c.kind, alerts.c.body, alerts.c.acknowledged_at)
-    unsettled = await connection.execute(
-        query.where(alerts.c.run_id.in_(ids), alerts.c.state != AlertState.RESOLVED).order_by(alerts.c.opened_at)
-    )
-    open_count: dict[str, int] = {}
-    predicted: dict[str, Any] = {}
-    for row in unsettled:
-        open_count[row.run_id] = open_count.get(row.run_id, 0) + 1
-        if row.kind == AlertKind.SPIKE_PREDICTED:
-            predicted[row.run_id] = row.body["predicted_step"]
-    newest = (
-        select(alerts.c.run_id, func.max(alerts.c.opened_at).label("opened_at"))
-        .where(alerts.c.run_id.in_(ids))
-        .group_by(alerts.c.run_id)
-        .subquery()
-    )
-    same = and_(alerts.c.run_id == newest.c.run_id, alerts.c.opened_at == newest.c.opened_at)
-    last = {
-        row.run_id: {
-            "id": row.id,
-            "kind": row.kind,
-            "level": row.level,
-            "state": shown_state(row.state, row.acknowledged_at),
-            "title": row.body["title"],
-            "step": row.step,
-        }
-        for row in await connection.execute(select(alerts).join(newest, same).order_by(alerts.c.step))
-    }
-    return [
-        {
-            "id": row.id,
-            "project": row.project,
-            "name": row.name,
-            "state": row.state,
-            "created_at": row.created_at,
-            "last_seen_at": row.last_seen_at,
-            "last_step": row.last_step,
-            "step_rate": row.step_rate if row.state == RunState.RUNNING else None,
-            "loss": row.loss,
-            "lr": row.lr,
-            "stage": row.stage,
-            "stability_ratio": row.stability_ratio,
-            "open_alerts": open_count.get(row.id, 0),
-            "predicted_step": predicted.get(row.id),
-            "last_alert": last.get(row.id),
-            "sparkline": [] if row.sparkline is None else row.sparkline["max"],
-            "layer_count": row.layer_count,
-            "parameter_count": row.parameter_count,
-            "rank_count": row.rank_count,
-            "optimizer": row.optimizer,
-            "attempt": row.attempt,
-            "tags": row.tags,
-            "config": row.config,
-        }
-        for row in rows
-    ]

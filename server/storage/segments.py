@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.errors import SequenceMoved
+from server.errors import SequenceMovedError
 from server.models import Event, RunState
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
-from server.storage.database import Database
-from server.storage.runs import Registration, insert_ignore
+from server.storage.database import Database, insert_ignore
+from server.storage.runs import Registration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,8 @@ class SegmentStore:
     ) -> Commit:
         """Store consecutive drafts that begin at ``expected_seq`` + 1.
 
-        Raises `SequenceMoved` when the writer's last sequence is another one, and `DatabaseError`; then nothing is stored.
+        Raises `SequenceMovedError` when the writer's last sequence is another one, and `DatabaseError`; nothing is
+        stored then.
         """
         async with self._database.write() as connection:
             row = await connection.execute(
@@ -81,7 +82,7 @@ class SegmentStore:
             )
             last_seq = row.scalar_one()
             if last_seq != expected_seq:
-                raise SequenceMoved(last_seq)
+                raise SequenceMovedError(last_seq)
             attempt, rollbacks = await self._insert_segments(connection, writer, drafts, now)
             await self._insert_names(connection, writer, drafts)
             last = drafts[-1]
@@ -212,7 +213,8 @@ class SegmentStore:
         """The lowest rank that has sent anything."""
         async with self._database.read() as connection:
             query = select(func.min(attempts.c.rank)).where(attempts.c.run_id == run_id)
-            return (await connection.execute(query)).scalar_one()
+            lowest: int | None = (await connection.execute(query)).scalar_one()
+            return lowest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,5 +231,5 @@ async def _current_attempt(connection: AsyncConnection, writer: Registration) ->
         .limit(1)
         .with_for_update()
     )
-    row: Row[tuple[int, int]] | None = (await connection.execute(query)).first()
+    row = (await connection.execute(query)).first()
     return None if row is None else _Attempt(attempt=row.attempt, last_step=row.last_step)

@@ -55,8 +55,8 @@ class SeriesQuery:
             rank = ranks.get(name)
             if rank is None or rank not in views:
                 continue
-            column = Column(kind="scalar", name=name)
-            tile = await self._reader.read((run_id, rank, attempt), views[rank], column, width, first, last)
+            scope, view, column = (run_id, rank, attempt), views[rank], Column(kind="scalar", name=name)
+            tile = await self._reader.read(scope, view, column, width=width, step_from=first, step_to=last)
             if SCALAR in tile:
                 found[name] = tile[SCALAR]
         return Series(step_from=first, step_to=last, bucket_steps=width, series=found)
