@@ -1,0 +1,162 @@
+// What this browser looks at (page, steps, pickers, theme), told to the server through the store "view"; and whether the
+// server is still there. The figures themselves are drawn by the server's pushes.
+(function () {
+  "use strict";
+  const root = document.documentElement;
+  const phone = matchMedia("(max-width: 640px)");
+  const SILENCE = 10000; // milliseconds without a beat that mean "offline"
+  const CHECK_EVERY = 5000; // milliseconds between looks whether the server is back
+
+  let view = null;
+  let follows = 0;
+
+  const setProps = (id, props) => window.dash_clientside.set_props(id, props);
+
+  function fresh(route) {
+    return {
+      page: route.page, run: route.run, range: null, follows, window: "", metric: "loss", stat: null, scale: "log",
+      reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
+    };
+  }
+
+  function change(changes) {
+    if (view === null) return;
+    view = {...view, ...changes};
+    document.body.classList.toggle("zoomed", view.range !== null);
+    setProps("view", {data: view});
+  }
+
+  function follow() {
+    follows += 1;
+    change({range: null, follows});
+  }
+
+  // The step axis: zooming one panel zooms all, at once here and then with finer data from the server.
+  function zoom() {
+    const fired = window.dash_clientside.callback_context.triggered;
+    const data = fired.length ? fired[0].value : null;
+    if (!data || view === null) return;
+    // A drag names the ends one by one; "xaxis.range" as a whole is an echo of a figure that the server sent.
+    const low = data["xaxis.range[0]"];
+    const high = data["xaxis.range[1]"];
+    if (typeof low !== "number" || typeof high !== "number") return;
+    if (view.range && view.range[0] === low && view.range[1] === high) return;
+    change({range: [low, high]});
+    for (const plot of document.querySelectorAll(".panels .panel:not(.hidden) .graph-box .js-plotly-plot")) {
+      const shown = plot._fullLayout && plot._fullLayout.xaxis && plot._fullLayout.xaxis.range;
+      if (shown && (shown[0] !== low || shown[1] !== high)) window.Plotly.relayout(plot, {"xaxis.range": [low, high]});
+    }
+  }
+
+  function cell() {
+    const fired = window.dash_clientside.callback_context.triggered;
+    const point = fired.length && fired[0].value && fired[0].value.points[0];
+    if (!point || !fired[0].prop_id.includes("layers")) return;
+    const row = Array.isArray(point.pointNumber) ? point.pointNumber[0] : null;
+    const plot = document.querySelector(".panel.layers .js-plotly-plot");
+    const names = plot && plot.layout.meta;
+    if (row !== null && names && names[row] !== undefined) change({cell: {layer: names[row], step: Math.round(point.x)}});
+  }
+
+  function route(data) {
+    if (!data) return window.dash_clientside.no_update;
+    follows += 1;
+    view = fresh(data);
+    document.body.classList.remove("zoomed");
+    document.body.dataset.page = data.page;
+    return view;
+  }
+
+  document.addEventListener("change", (event) => {
+    const name = event.target.dataset && event.target.dataset.pick;
+    if (!name) return;
+    if (name === "window") follow();
+    change({[name]: event.target.value});
+  });
+
+  document.addEventListener("dblclick", (event) => {
+    if (event.target.closest(".panels .graph-box")) follow();
+  });
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.id === "follow") follow();
+    if (button.classList.contains("theme")) {
+      root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+      try {
+        localStorage.setItem("spikewatch-theme", root.dataset.theme);
+      } catch {
+        // not remembered where storage is forbidden
+      }
+      change({theme: root.dataset.theme});
+    }
+    if (button.dataset.copy) copy(button);
+  });
+
+  phone.addEventListener("change", () => change({narrow: phone.matches}));
+
+  async function copy(button) {
+    const source = document.getElementById(button.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(source.textContent);
+      button.textContent = "Copied";
+    } catch {
+      window.getSelection().selectAllChildren(source); // no clipboard without https: leave it selected
+      button.textContent = "Press Ctrl+C";
+    }
+  }
+
+  // Is the server there? Its beats say so; the browser alone can tell when they stop.
+  let lastBeat = Date.now();
+  let lostAt = null;
+  let checkedAt = 0;
+
+  function beat(sent) {
+    if (!sent) return;
+    lastBeat = Date.now();
+    online();
+  }
+
+  function online() {
+    lostAt = null;
+    delete root.dataset.offline;
+  }
+
+  function offline(words) {
+    const place = document.querySelector(".offline");
+    if (!place) return;
+    lostAt = lostAt || lastBeat;
+    root.dataset.offline = "yes";
+    const text = words || `offline since ${new Date(lostAt).toLocaleTimeString()}`;
+    if (place.textContent !== text) place.textContent = text;
+  }
+
+  window.addEventListener("spikewatch-disconnected", () => offline());
+  window.addEventListener("spikewatch-connected", () => {
+    if (lostAt !== null) setProps("resume", {data: Date.now()});
+  });
+
+  async function check() {
+    checkedAt = Date.now();
+    try {
+      const answer = await fetch("/assets/mark.svg", {cache: "no-store", redirect: "manual"});
+      if (answer.ok) setProps("resume", {data: Date.now()});
+      else if (answer.status === 401 || answer.status === 403 || answer.type === "opaqueredirect") {
+        offline("signed out: open the address that spikewatch printed");
+      }
+    } catch {
+      // still away
+    }
+  }
+
+  setInterval(() => {
+    if (Date.now() - lastBeat > SILENCE) offline();
+    if (lostAt !== null && Date.now() - lostAt > SILENCE && Date.now() - checkedAt > CHECK_EVERY) check();
+  }, 1000);
+
+  window.dash_clientside = window.dash_clientside || {};
+  window.dash_clientside.spikewatch = {
+    ...window.dash_clientside.spikewatch, route, zoom, cell, beat,
+  };
+})();

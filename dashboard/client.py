@@ -1,0 +1,179 @@
+"""The dashboard's client of the HTTP API: typed answers, no caching, no retries (the pages pace themselves)."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import numpy as np
+
+from dashboard.config import API_PREFIX, DashboardConfig
+from dashboard.models import Alert, Event, Heatmap, Histogram, RunDetail, RunPage, RunSummary, Series
+
+T = TypeVar("T")
+
+ALERTS_SHOWN = 200
+RUN_PAGE_SIZE = 200
+MAX_RUNS = 2_000
+TIMEOUT = 20.0  # seconds
+
+
+class ApiError(Exception):
+    """The API could not answer.
+
+    ApiError
+    ├── ApiUnavailableError   no answer: the server is down, or the network is
+    └── ApiRefusedError       the server answered with an error
+    """
+
+
+class ApiUnavailableError(ApiError):
+    """No answer from the server."""
+
+
+class ApiRefusedError(ApiError):
+    """The server answered with an error; `code` is stable, `status` is HTTP's."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, code, message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code}, HTTP {self.status})"
+
+
+class _HeatmapHead(msgspec.Struct, frozen=True, kw_only=True):
+    """The msgpack answer of the heatmap: `z` is row-major little-endian float32."""
+
+    layers: tuple[str, ...] = ()
+    step: tuple[int, ...] = ()
+    bucket_steps: int = 1
+    z: bytes = b""
+
+
+class ApiClient:
+    """Asynchronous client; made once per process and closed with `aclose`."""
+
+    def __init__(self, config: DashboardConfig, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=config.api_url.rstrip("/") + API_PREFIX,
+            headers={"Authorization": f"Bearer {config.token}"} if config.token else {},
+            timeout=httpx.Timeout(TIMEOUT, connect=5.0),
+            limits=httpx.Limits(max_connections=32),
+            trust_env=False,  # a proxy of the environment is for the outside world, not for one's own server
+            transport=transport,
+        )
+
+    async def aclose(self) -> None:
+        """Close the pooled connections."""
+        await self._http.aclose()
+
+    async def runs(self) -> list[RunSummary]:
+        """Every run, newest first, up to `MAX_RUNS`."""
+        runs: list[RunSummary] = []
+        cursor: str | None = None
+        while len(runs) < MAX_RUNS:
+            page = await self._get("/runs", RunPage, limit=RUN_PAGE_SIZE, cursor=cursor)
+            runs.extend(page.runs)
+            cursor = page.next_cursor
+            if not cursor:
+                break
+        return runs
+
+    async def run(self, run_id: str) -> RunDetail:
+        """One run with its layers and the names of its series."""
+        return await self._get(f"/runs/{_segment(run_id)}", RunDetail)
+
+    async def series(
+        self, run_id: str, keys: tuple[str, ...], *, step_from: int | None, step_to: int | None, points: int
+    ) -> Series:
+        """The named series between two steps, in at most `points` buckets."""
+        query: dict[str, Any] = {"keys": ",".join(keys), "from": step_from, "to": step_to, "points": points}
+        return await self._get(f"/runs/{_segment(run_id)}/series", Series, **query)
+
+    async def heatmap(
+        self, run_id: str, stat: str, *, step_from: int | None, step_to: int | None, columns: int, reduce: str
+    ) -> Heatmap:
+        """One statistic of all layers between two steps, in at most `columns` columns."""
+        query: dict[str, Any] = {
+            "stat": stat, "from": step_from, "to": step_to, "columns": columns, "reduce": reduce,
+        }  # fmt: skip
+        response = await self._request(
+            "GET", f"/runs/{_segment(run_id)}/heatmap", query, {"Accept": "application/msgpack"}
+        )
+        head = _decode(response.content, _HeatmapHead, binary=True)
+        z = np.frombuffer(head.z, dtype="<f4")
+        if z.size != len(head.layers) * len(head.step):
+            raise ApiRefusedError(200, "malformed", "the heatmap's values do not match its layers and steps")
+        return Heatmap(
+            layers=head.layers,
+            step=head.step,
+            bucket_steps=head.bucket_steps,
+            z=z.reshape(len(head.layers), len(head.step)),
+        )
+
+    async def histogram(self, run_id: str, layer: str, which: str, step: int) -> Histogram:
+        """The recorded distribution of u ("update") or r ("ratio") nearest to a step."""
+        return await self._get(f"/runs/{_segment(run_id)}/histogram", Histogram, layer=layer, which=which, step=step)
+
+    async def events(self, run_id: str) -> list[Event]:
+        """Everything that happened to a run."""
+        return await self._get(f"/runs/{_segment(run_id)}/events", list[Event])
+
+    async def alerts(self, run_id: str | None = None) -> list[Alert]:
+        """The newest alerts of one run or of all."""
+        return await self._get("/alerts", list[Alert], run=run_id, limit=ALERTS_SHOWN)
+
+    async def acknowledge(self, alert_id: str) -> Alert:
+        """Somebody has seen the alert."""
+        response = await self._request("POST", f"/alerts/{_segment(alert_id)}/acknowledge", {}, {})
+        return _decode(response.content, Alert)
+
+    async def silence(self, alert_id: str, minutes: int) -> Alert:
+        """No notification about the alert for a while."""
+        path = f"/alerts/{_segment(alert_id)}/silence"
+        response = await self._request("POST", path, {}, {}, json={"minutes": minutes})
+        return _decode(response.content, Alert)
+
+    async def _get(self, path: str, kind: type[T], **query: Any) -> T:
+        response = await self._request("GET", path, query, {"Accept": "application/json"})
+        return _decode(response.content, kind)
+
+    async def _request(
+        self, method: str, path: str, query: dict[str, Any], headers: dict[str, str], json: Any = None
+    ) -> httpx.Response:
+        params = {key: value for key, value in query.items() if value is not None}
+        try:
+            response = await self._http.request(method, path, params=params, headers=headers, json=json)
+        except httpx.HTTPError as error:
+            raise ApiUnavailableError(f"no answer from the server: {error or type(error).__name__}") from error
+        if response.is_success:
+            return response
+        raise _refusal(response)
+
+
+def _refusal(response: httpx.Response) -> ApiRefusedError:
+    """The error of an answer, in the contract's shape or, failing that, in HTTP's words."""
+    try:
+        body = response.json()
+        return ApiRefusedError(response.status_code, str(body["error"]), str(body["message"]))
+    except (ValueError, KeyError, TypeError):
+        return ApiRefusedError(response.status_code, "http", response.reason_phrase or "refused")
+
+
+def _decode(content: bytes, kind: type[T], *, binary: bool = False) -> T:
+    try:
+        if binary:
+            return msgspec.msgpack.decode(content, type=kind)
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.DecodeError as error:
+        raise ApiRefusedError(200, "malformed", f"unexpected answer: {error}") from error
+
+
+def _segment(text: str) -> str:
+    """One segment of a path, whatever characters an id has."""
+    return quote(text, safe="")

@@ -1,0 +1,41 @@
+"""Settings of the dashboard: where the API is, and the token that opens it. No I/O beyond the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+DEFAULT_API_URL = "http://127.0.0.1:8787"
+API_PREFIX = "/api/v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DashboardConfig:
+    """How to reach the server. Raises `ValueError` when the address is not one."""
+
+    api_url: str = DEFAULT_API_URL
+    token: str = ""
+    max_refresh_rate: float = 4.0  # refreshes of one page per second, at most
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.api_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(
+                f"api_url is {self.api_url!r}: it must look like http://host:port, for example {DEFAULT_API_URL}"
+            )
+        if self.max_refresh_rate <= 0:
+            raise ValueError("max_refresh_rate must be above zero")
+
+    @property
+    def live_url(self) -> str:
+        """Address of the live websocket."""
+        return "ws" + self.api_url.rstrip("/").removeprefix("http") + f"{API_PREFIX}/live"
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str]) -> DashboardConfig:
+        """Read SPIKEWATCH_URL and SPIKEWATCH_TOKEN."""
+        return DashboardConfig(
+            api_url=environment.get("SPIKEWATCH_URL", DEFAULT_API_URL),
+            token=environment.get("SPIKEWATCH_TOKEN", ""),
+        )

@@ -1,0 +1,217 @@
+"""λ_max and λ_grad against the limit 2/η, with the forecast's extrapolation and the strip of stages below. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from dashboard.figures.loss import decade_ticks, numbers
+from dashboard.figures.marks import Marks, draw
+from dashboard.figures.stage_strip import Span, strip_trace, strip_track
+from dashboard.figures.theme import Frame, figure, layout, step_axis, value_axis
+from dashboard.models import Buckets
+
+CURVES = ("lambda_max", "lambda_grad", "stability_limit")
+MOST_DECADES = 2.5
+STRIP_SHARE = 0.075
+GAP_SHARE = 0.135  # room for the step labels between the curves and the strip
+
+
+def curvature_figure(
+    series: Mapping[str, Buckets],
+    spans: Sequence[Span],
+    marks: Marks,
+    frame: Frame,
+    *,
+    growth_per_step: float | None = None,
+) -> go.Figure:
+    """Curvature on a log axis. `growth_per_step` is the forecast's slope of log λ_max; None draws no extrapolation."""
+    data: list[Any] = []
+    notes: list[dict[str, Any]] = []
+    shown: list[NDArray[np.float64]] = []
+    limit = _points(series.get("stability_limit"))
+    top_curve = _points(series.get("lambda_max"))
+    directional = _points(series.get("lambda_grad"))
+    if limit is not None:
+        steps, values = limit
+        data.append(_line(_stretched(steps, frame), _held(values), frame.palette.danger, "2/η", width=1.6))
+        notes.append(_limit_label(steps, values, frame))
+        shown.append(values)
+    for points, colour, name, key in (
+        (directional, frame.palette.lambda_grad, "λ<sub>grad</sub>", "lambda_grad"),
+        (top_curve, frame.palette.lambda_max, "λ<sub>max</sub>", "lambda_max"),
+    ):
+        if points is None:
+            continue
+        steps, values = points
+        data += _extremes(series[key], colour)
+        data.append(_line(steps, values, colour, name, width=2.0 if key == "lambda_max" else 1.2))
+        shown.append(values)
+    if top_curve is not None and growth_per_step is not None and marks.expected is not None:
+        data.append(_extrapolation(top_curve, growth_per_step, marks.expected.high, frame))
+    extent = _extent(shown)
+    notes += _curve_labels(top_curve, directional, extent, frame)
+    data += [strip_track(frame), strip_trace(spans, frame)]
+    shapes, _ = draw(marks, frame, labelled=False)
+    if not shown:
+        notes.append(_missing(frame))
+    return figure(
+        data,
+        layout(
+            frame,
+            top=6,
+            bottom=6,
+            bargap=0,
+            barmode="overlay",
+            xaxis=step_axis(frame, anchor="y"),
+            yaxis=value_axis(
+                frame,
+                type="log",
+                domain=[STRIP_SHARE + GAP_SHARE, 1],
+                range=list(extent),
+                **_ticks(extent),
+            ),
+            yaxis2=value_axis(
+                frame, domain=[0, STRIP_SHARE], range=[-0.5, 0.5], showgrid=False, showticklabels=False, anchor="x"
+            ),
+            shapes=shapes,
+            annotations=notes,
+        ),
+    )
+
+
+def _points(buckets: Buckets | None) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The measured points of a curve; only positive ones can stand on a log axis. None when there are none."""
+    if buckets is None:
+        return None
+    steps, values = np.asarray(buckets.step, dtype=np.float64), numbers(buckets.last)
+    keep = np.isfinite(values) & (values > 0)
+    return (steps[keep], values[keep]) if bool(keep.any()) else None
+
+
+def _line(
+    steps: NDArray[np.float64], values: NDArray[np.float64], colour: str, name: str, *, width: float
+) -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "lines" if steps.size > 1 else "markers", "x": steps, "y": values, "name": name,
+        "line": {"color": colour, "width": width}, "marker": {"color": colour, "size": 6},
+        "hovertemplate": name + " <b>%{y:.5g}</b><extra></extra>",
+    }  # fmt: skip
+
+
+def _extremes(buckets: Buckets, colour: str) -> list[dict[str, Any]]:
+    """A thin upper edge where a bucket hides more than its last value."""
+    high, last = numbers(buckets.max), numbers(buckets.last)
+    if not bool(np.any(high > last * 1.001)):
+        return []
+    keep = np.isfinite(high) & (high > 0)
+    return [
+        {
+            "type": "scatter", "mode": "lines", "x": np.asarray(buckets.step, dtype=np.float64)[keep], "y": high[keep],
+            "line": {"color": colour, "width": 0.7}, "opacity": 0.45, "hoverinfo": "skip",
+        }
+    ]  # fmt: skip
+
+
+def _stretched(steps: NDArray[np.float64], frame: Frame) -> NDArray[np.float64]:
+    """The limit holds beyond the last step until the learning rate changes: draw it to the right edge."""
+    return np.append(steps, max(frame.step_to, float(steps[-1])))
+
+
+def _held(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.append(values, values[-1])
+
+
+def _extrapolation(
+    points: tuple[NDArray[np.float64], NDArray[np.float64]], growth: float, until: int, frame: Frame
+) -> dict[str, Any]:
+    """λ_max as the forecast sees it go on: exponential with the forecast's slope, up to the end of its band."""
+    start, value = float(points[0][-1]), float(points[1][-1])
+    ahead = np.linspace(start, max(float(until), start), 16)
+    exponent = np.clip(growth * (ahead - start), -20, 20)
+    return {
+        "type": "scatter", "mode": "lines", "x": ahead, "y": value * np.exp(exponent), "hoverinfo": "skip",
+        "line": {"color": frame.palette.lambda_max, "width": 2, "dash": "3px,3px"},
+    }  # fmt: skip
+
+
+def _extent(shown: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Exponents of the vertical range: all of the top, and of the bottom what is not far under the limit.
+
+    What matters happens at the limit; a noisy curvature that dips to nothing now and then must not flatten it.
+    """
+    if not shown:
+        return 0.0, 1.0
+    values = np.concatenate(list(shown))
+    high = math.log10(float(values.max()))
+    low = max(math.log10(float(np.quantile(values, 0.02))), high - MOST_DECADES)
+    room = max(high - low, 0.3)
+    return low - 0.1 * room, high + 0.16 * room
+
+
+def _ticks(extent: tuple[float, float]) -> dict[str, Any]:
+    low, high = extent
+    if high - low > 2.5:
+        return decade_ticks(low, high, at_most=5)
+    # Within two decades or so: 1-2-5, written out.
+    values = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+    values = [value for value in values if low <= math.log10(value) <= high]
+    return {"tickmode": "array", "tickvals": values, "ticktext": [f"{value:,.4g}" for value in values]}
+
+
+def _limit_label(steps: NDArray[np.float64], values: NDArray[np.float64], frame: Frame) -> dict[str, Any]:
+    """The limit's value, written on its line at the left edge of what is visible."""
+    value = float(values[min(int(np.searchsorted(steps, frame.step_from)), values.size - 1)])
+    return {
+        "x": 0, "xref": "x domain", "y": math.log10(value), "yref": "y", "text": f"2/η = {value:,.4g}",
+        "showarrow": False, "xanchor": "left", "yanchor": "bottom", "xshift": 6,
+        "font": {"size": 11, "color": frame.palette.danger},
+    }  # fmt: skip
+
+
+def _curve_labels(
+    top: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
+    directional: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
+    extent: tuple[float, float],
+    frame: Frame,
+) -> list[dict[str, Any]]:
+    """Names in the margin at the height of each curve's end, pushed apart where they would touch."""
+    wanted = [
+        (math.log10(float(np.median(points[1][-5:]))), name, colour)
+        for points, name, colour in (
+            (top, "λ<sub>max</sub>", frame.palette.lambda_max),
+            (directional, "λ<sub>grad</sub>", frame.palette.lambda_grad),
+        )
+        if points is not None
+    ]
+    apart = 0.1 * (extent[1] - extent[0])
+    wanted.sort(reverse=True)
+    placed: list[float] = []
+    notes: list[dict[str, Any]] = []
+    for height, name, colour in wanted:
+        at = min(max(height, extent[0] + apart), extent[1] - apart / 2)
+        if placed and placed[-1] - at < apart:
+            at = placed[-1] - apart
+        placed.append(at)
+        notes.append(
+            {
+                "x": 1, "xref": "x domain", "y": at, "yref": "y", "text": name, "showarrow": False, "yanchor": "middle",
+                "xanchor": "right" if frame.narrow else "left", "xshift": -4 if frame.narrow else 8,
+                "bgcolor": frame.palette.surface if frame.narrow else "rgba(0,0,0,0)",
+                "font": {"size": 12, "color": colour},
+            }
+        )  # fmt: skip
+    return notes
+
+
+def _missing(frame: Frame) -> dict[str, Any]:
+    return {
+        "x": 0.5, "xref": "x domain", "y": 0.5, "yref": "y domain", "showarrow": False, "align": "center",
+        "text": "no curvature yet: pass <b>closure=</b> to <b>client_sdk.log</b>",
+        "font": {"size": 13, "color": frame.palette.muted},
+    }  # fmt: skip

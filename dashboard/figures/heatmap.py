@@ -1,0 +1,143 @@
+"""One statistic of every layer over the steps: layers × steps, with exact values on hover. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dashboard.figures.marks import Marks, draw
+from dashboard.figures.scales import ColourScale, colour_bar_ticks, colour_scale, statistic
+from dashboard.figures.theme import Frame, figure, layout, safe, step_axis, value_axis
+from dashboard.models import Heatmap
+from dashboard.numbers import ellipsis
+
+ROW_PIXELS = 15
+MIN_PIXELS, MAX_PIXELS = 168, 430
+AXIS_PIXELS = 34  # margins above and below the cells
+LABEL_PIXELS = 13  # height one layer name needs
+LABEL_CHARS, NARROW_LABEL_CHARS = 19, 9
+HOVER_CHARS = 64
+
+
+def heatmap_height(layers: int) -> int:
+    """Pixels of the panel for this many layers."""
+    return max(MIN_PIXELS, min(ROW_PIXELS * layers, MAX_PIXELS)) + AXIS_PIXELS
+
+
+def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: str, logarithmic: bool) -> go.Figure:
+    """The statistic `stat`, coloured by value (in decades when `logarithmic`); not measured is left blank."""
+    kind = statistic(stat)
+    scale = None
+    if data is not None and data.z.size:
+        scale = colour_scale(data.z, kind.kind, logarithmic=logarithmic, theme=frame.palette.name)
+    traces: list[Any] = []
+    layers: tuple[str, ...] = data.layers if data is not None else ()
+    if data is not None and scale is not None:
+        traces = [_cells(data, scale), _colour_bar(scale, frame)]
+    notes = _names(layers, frame) if scale is not None else [_missing(frame, kind.label)]
+    return figure(
+        traces,
+        layout(
+            frame,
+            hovermode="closest",
+            meta=list(layers),
+            xaxis=step_axis(frame, showgrid=False, showspikes=False),
+            yaxis=value_axis(
+                frame,
+                type="category",
+                range=[len(layers) - 0.5, -0.5],
+                showgrid=False,
+                showticklabels=False,
+            ),
+            shapes=draw(Marks(expected=marks.expected), frame, labelled=False)[0],
+            annotations=notes,
+        ),
+    )
+
+
+def _cells(data: Heatmap, scale: ColourScale) -> dict[str, Any]:
+    """The cells; the rows are categories with their full names, so that hover can say them without a copy per cell."""
+    half = (data.bucket_steps - 1) / 2
+    return {
+        "type": "heatmap",
+        "z": data.z,
+        "x": np.asarray(data.step, dtype=np.float64) + half,
+        "y": _categories(data.layers),
+        "zmin": scale.low,
+        "zmax": scale.high,
+        "zauto": False,
+        "colorscale": [list(stop) for stop in scale.stops],
+        "showscale": False,
+        "hoverongaps": False,
+        "xgap": 0,
+        "ygap": 1 if len(data.layers) <= 60 else 0,
+        "hovertemplate": "%{y}<br>step %{x:,d}<br><b>%{z:.5g}</b><extra></extra>",
+    }
+
+
+def _colour_bar(scale: ColourScale, frame: Frame) -> dict[str, Any]:
+    """An invisible point that carries the colour bar, whose axis is in decades while the cells hold raw values."""
+    places, words = colour_bar_ticks(scale)
+    return {
+        "type": "scatter",
+        "x": [None],
+        "y": [None],
+        "mode": "markers",
+        "hoverinfo": "skip",
+        "marker": {
+            "color": [scale.position(scale.low)],
+            "cmin": scale.position(scale.low),
+            "cmax": scale.position(scale.high),
+            "colorscale": [list(stop) for stop in scale.even],
+            "showscale": not frame.narrow,
+            "colorbar": {
+                "thickness": 9, "len": 1, "lenmode": "fraction", "y": 0.5, "yanchor": "middle", "x": 1, "xpad": 10,
+                "ypad": 0, "outlinewidth": 0, "tickmode": "array", "tickvals": places, "ticktext": words,
+                "tickfont": {"size": 10, "color": frame.palette.muted}, "ticks": "", "ticklabelposition": "outside",
+            },
+        },
+    }  # fmt: skip
+
+
+def _names(layers: tuple[str, ...], frame: Frame) -> list[dict[str, Any]]:
+    """Names of the rows, thinned when there are more than fit, shortened from the left, where they are alike.
+
+    Annotations rather than tick labels: Plotly would show the shortened tick on hover in place of the full name.
+    """
+    pixels = max(MIN_PIXELS, min(ROW_PIXELS * len(layers), MAX_PIXELS))
+    every = max(1, math.ceil(len(layers) * LABEL_PIXELS / pixels))
+    width = NARROW_LABEL_CHARS if frame.narrow else LABEL_CHARS
+    return [
+        {
+            "x": 0, "xref": "paper", "xanchor": "right", "xshift": -6, "y": row, "yref": "y", "yanchor": "middle",
+            "text": safe(ellipsis(layers[row], width)), "showarrow": False,
+            "font": {"size": 10, "color": frame.palette.muted},
+        }
+        for row in range(0, len(layers), every)
+    ]  # fmt: skip
+
+
+def _categories(layers: tuple[str, ...]) -> list[str]:
+    """One distinct label per row; several writers may have layers of the same name."""
+    seen: dict[str, int] = {}
+    labels: list[str] = []
+    for name in layers:
+        seen[name] = seen.get(name, 0) + 1
+        labels.append(wrapped(name) if seen[name] == 1 else f"{wrapped(name)} ({seen[name]})")
+    return labels
+
+
+def wrapped(name: str) -> str:
+    """A name for hover: escaped, broken into lines when long."""
+    lines = [safe(name[at : at + HOVER_CHARS]) for at in range(0, max(len(name), 1), HOVER_CHARS)]
+    return "<br>".join(lines)
+
+
+def _missing(frame: Frame, label: str) -> dict[str, Any]:
+    return {
+        "x": 0.5, "xref": "x domain", "y": 0.5, "yref": "y domain", "showarrow": False,
+        "text": f"{safe(label)}: not measured in these steps", "font": {"size": 13, "color": frame.palette.muted},
+    }  # fmt: skip

@@ -1,0 +1,125 @@
+"""One scalar over the steps, the loss first of all: the extremes of a bucket are a band, never averaged away. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from dashboard.figures.marks import Marks, draw
+from dashboard.figures.theme import Frame, figure, layout, safe, step_axis, value_axis
+from dashboard.models import Buckets
+
+DECADES_FOR_LOG = 2.0
+
+
+def loss_figure(buckets: Buckets | None, marks: Marks, frame: Frame, *, name: str = "loss") -> go.Figure:
+    """The scalar, logarithmic where its values span decades, with spikes and predictions marked."""
+    empty = np.array([], dtype=np.float64)
+    if buckets is None:
+        steps = low = high = last = empty
+    else:
+        steps = np.asarray(buckets.step, dtype=np.float64)
+        low, high, last = (numbers(column) for column in (buckets.min, buckets.max, buckets.last))
+    logarithmic = spans_decades(low, high)
+    data: list[Any] = []
+    if steps.size and bool(np.any(high > low)):
+        data += _band(steps, low, high, frame)
+    data.append(
+        {
+            "type": "scatter", "mode": "lines" if steps.size > 1 else "markers", "x": steps, "y": last,
+            "line": {"color": frame.palette.accent, "width": 1.6}, "marker": {"color": frame.palette.accent, "size": 6},
+            "name": safe(name), "customdata": _exact(low, high, last),
+            "hovertemplate": "step %{x:,d}<br><b>%{customdata}</b><extra></extra>",
+        }
+    )  # fmt: skip
+    data += _nonfinite(buckets, steps, frame)
+    shapes, notes = draw(marks, frame, labelled=True)
+    y_axis: dict[str, Any] = {"type": "log", "exponentformat": "power", "dtick": None} if logarithmic else {}
+    y_axis["range"] = _range(low, high, logarithmic=logarithmic)
+    if logarithmic:
+        y_axis |= decade_ticks(*y_axis["range"], at_most=4)
+    return figure(
+        data,
+        layout(
+            frame,
+            top=10,
+            xaxis=step_axis(frame),
+            yaxis=value_axis(frame, **y_axis),
+            shapes=shapes,
+            annotations=notes,
+        ),
+    )
+
+
+def numbers(column: tuple[float | None, ...]) -> NDArray[np.float64]:
+    """A column of the API with NaN where it has null."""
+    return np.array([math.nan if value is None else value for value in column], dtype=np.float64)
+
+
+def spans_decades(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:
+    """True where every value is positive and they span more than two decades."""
+    finite = low[np.isfinite(low)]
+    tops = high[np.isfinite(high)]
+    if finite.size == 0 or tops.size == 0 or float(finite.min()) <= 0:
+        return False
+    return math.log10(float(tops.max()) / float(finite.min())) > DECADES_FOR_LOG
+
+
+def decade_ticks(low: float, high: float, *, at_most: int) -> dict[str, Any]:
+    """Ticks at powers of ten between two exponents, written as people write them."""
+    every = max(1, math.ceil((high - low) / at_most))
+    exponents = [e for e in range(math.ceil(low), math.floor(high) + 1) if e % every == 0]
+    if len(exponents) < 2:
+        return {"tickformat": ".2~g"}
+    text = [f"{10.0**e:g}" if -3 <= e <= 4 else f"10<sup>{e}</sup>".replace("-", "−") for e in exponents]
+    return {"tickmode": "array", "tickvals": [10.0**e for e in exponents], "ticktext": text}
+
+
+def _range(low: NDArray[np.float64], high: NDArray[np.float64], *, logarithmic: bool) -> list[float] | None:
+    """The vertical range with room above for the labels; exponents when logarithmic."""
+    bottoms, tops = low[np.isfinite(low)], high[np.isfinite(high)]
+    if bottoms.size == 0 or tops.size == 0:
+        return [0.0, 1.0]
+    bottom, top = float(bottoms.min()), float(tops.max())
+    if logarithmic:
+        bottom, top = math.log10(bottom), math.log10(top)
+    room = (top - bottom) or abs(top) or 1.0
+    return [bottom - 0.06 * room, top + 0.22 * room]
+
+
+def _band(
+    steps: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], frame: Frame
+) -> list[dict[str, Any]]:
+    """Lowest to highest value of each bucket."""
+    edge = {
+        "type": "scatter", "mode": "lines", "x": steps, "hoverinfo": "skip",
+        "line": {"color": frame.palette.accent_band, "width": 0.8},
+    }  # fmt: skip
+    return [edge | {"y": low}, edge | {"y": high, "fill": "tonexty", "fillcolor": frame.palette.accent_band}]
+
+
+def _exact(low: NDArray[np.float64], high: NDArray[np.float64], last: NDArray[np.float64]) -> list[str]:
+    """What hover says of each bucket."""
+    return [
+        f"{c:.6g}" if not b > a else f"{c:.6g}</b><br>from {a:.6g} to {b:.6g}<b>"
+        for a, b, c in zip(low, high, last, strict=True)
+    ]
+
+
+def _nonfinite(buckets: Buckets | None, steps: NDArray[np.float64], frame: Frame) -> list[dict[str, Any]]:
+    """A cross at the top wherever a value was NaN or infinite: never invisible."""
+    if buckets is None or not any(buckets.nonfinite):
+        return []
+    counts = np.asarray(buckets.nonfinite)
+    where = np.flatnonzero(counts)
+    return [
+        {
+            "type": "scatter", "mode": "markers", "x": steps[where], "y": np.full(where.size, 0.95), "yaxis": "y2",
+            "marker": {"symbol": "x", "size": 7, "color": frame.palette.danger}, "customdata": counts[where],
+            "hovertemplate": "step %{x:,d}<br><b>%{customdata} not finite</b><extra></extra>",
+        }
+    ]  # fmt: skip

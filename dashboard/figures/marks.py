@@ -1,0 +1,98 @@
+"""Spikes and predictions, drawn the same on every panel: a band, a dotted line and its date. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dashboard.figures.theme import Frame
+from dashboard.models import Alert, Event, PredictedStep
+
+MAX_SPIKES: Final = 40
+MAX_SETTLED: Final = 12
+LABEL_GAP: Final = 0.06
+"""Share of the visible width under which two labels would overlap; the later one is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What is worth marking on the step axis."""
+
+    spikes: tuple[int, ...] = ()
+    expected: PredictedStep | None = None
+    """The open prediction."""
+    settled: tuple[tuple[PredictedStep, str], ...] = ()
+    """Past predictions, each with its outcome: hit, early, late, false."""
+
+
+def marks_of(alerts: Iterable[Alert], events: Iterable[Event]) -> Marks:
+    """The marks of a run, newest prediction first where several are open."""
+    predictions = [alert for alert in alerts if alert.kind == "spike-predicted" and alert.predicted_step is not None]
+    still_open = [alert for alert in predictions if alert.is_open]
+    newest = max(still_open, key=lambda alert: alert.step, default=None)
+    spikes = {event.step for event in events if event.kind == "spike"}
+    spikes |= {alert.step for alert in alerts if alert.kind == "spike"}
+    settled = sorted(
+        ((alert.predicted_step, alert.outcome.result) for alert in predictions
+         if alert.outcome is not None and alert.predicted_step is not None and not alert.is_open),
+        key=lambda pair: pair[0].best,
+    )  # fmt: skip
+    return Marks(
+        spikes=tuple(sorted(spikes)),
+        expected=newest.predicted_step if newest is not None else None,
+        settled=tuple(settled[-MAX_SETTLED:]),
+    )
+
+
+def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Shapes and annotations for `layout`; labels only where asked, so that the second panel does not repeat them."""
+    shapes: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    width = max(frame.step_to - frame.step_from, 1e-9)
+    colour = frame.palette.danger
+    taken: list[float] = []
+
+    def label(step: float, text: str) -> None:
+        place = (step - frame.step_from) / width
+        if not labelled or any(abs(place - other) < LABEL_GAP * max(1, len(text) / 8) for other in taken):
+            return
+        taken.append(place)
+        right_half = place > (0.7 if frame.narrow else 0.86)
+        notes.append(
+            {
+                "x": step, "y": 1, "xref": "x", "yref": "paper", "text": text, "showarrow": False,
+                "xanchor": "right" if right_half else "left", "yanchor": "top", "xshift": -5 if right_half else 5,
+                "font": {"size": 11, "color": colour},
+            }
+        )  # fmt: skip
+
+    if marks.expected is not None:
+        expected = marks.expected
+        shapes.append(
+            {
+                "type": "rect", "xref": "x", "yref": "y domain", "y0": 0, "y1": 1,
+                "x0": expected.low, "x1": expected.high,
+                "fillcolor": frame.palette.danger_band, "line": {"width": 0}, "layer": "below",
+            }
+        )  # fmt: skip
+        shapes.append(_line(expected.best, colour, dash="4px,3px", width=1.5))
+        label(expected.best, f"predicted {expected.best:,}")
+    visible = [step for step in marks.spikes if frame.step_from <= step <= frame.step_to]
+    for step in visible[-MAX_SPIKES:]:
+        shapes.append(_line(step, colour, dash="solid", width=1, opacity=0.55))
+    for step in reversed(visible[-MAX_SPIKES:]):
+        label(step, f"spike {step:,}")
+    for predicted, result in marks.settled:
+        if frame.step_from <= predicted.best <= frame.step_to:
+            shapes.append(_line(predicted.best, frame.palette.muted, dash="2px,3px", width=1, opacity=0.8))
+            if result == "false":
+                label(predicted.best, f"predicted {predicted.best:,}, none came")
+    return shapes, notes
+
+
+def _line(step: float, colour: str, *, dash: str, width: float, opacity: float = 1.0) -> dict[str, Any]:
+    return {
+        "type": "line", "xref": "x", "yref": "y domain", "x0": step, "x1": step, "y0": 0, "y1": 1, "opacity": opacity,
+        "line": {"color": colour, "width": width, "dash": dash},
+    }  # fmt: skip

@@ -1,0 +1,208 @@
+"""Colour scales and ranges of the heatmap: which statistic is read how, and what its colours mean. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["magnitude", "ratio", "cosine", "share", "count"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """How one layer statistic is called and read."""
+
+    name: str
+    label: str
+    note: str
+    """One sentence: what to look for."""
+    kind: Kind
+
+
+STATISTICS: Final = {
+    s.name: s
+    for s in (
+        Statistic(
+            name="rms_ratio", label="RMS of g² / v", kind="ratio",
+            note="how far v under-estimates g²; above 1 the step is larger than Adam thinks",
+        ),
+        Statistic(
+            name="grad_norm", label="gradient norm", kind="magnitude",
+            note="‖g‖ of each layer; look for one that grows alone",
+        ),
+        Statistic(name="weight_norm", label="weight norm", kind="magnitude", note="‖w‖ of each layer"),
+        Statistic(
+            name="update_norm", label="update norm", kind="magnitude",
+            note="‖Δw‖ of each layer; sudden doublings come before many spikes",
+        ),
+        Statistic(
+            name="update_ratio", label="update / weight", kind="magnitude",
+            note="‖Δw‖/‖w‖, usually near 0.001; far above it the layer is being rewritten",
+        ),
+        Statistic(
+            name="v_rms", label="√v, root mean", kind="magnitude", note="what Adam remembers of the gradient's size",
+        ),
+        Statistic(
+            name="decoupling", label="Σg² / Σv", kind="magnitude",
+            note="far below 1 the second moment decays on its own, whatever the gradient does",
+        ),
+        Statistic(name="u_rms", label="update before lr, RMS", kind="ratio", note="RMS of u; near 1 early in training"),
+        Statistic(
+            name="eps_fraction", label="share below ε", kind="share",
+            note="share of coordinates whose √v is under ε; those barely move",
+        ),
+        Statistic(
+            name="grad_momentum_cosine", label="gradient · momentum", kind="cosine",
+            note="cosine between g and m; −1 means the step overshoots and comes back",
+        ),
+        Statistic(
+            name="nonfinite", label="NaN or Inf", kind="count", note="how many numbers in the layer were not finite",
+        ),
+        Statistic(
+            name="bimodality", label="bimodality of r", kind="share",
+            note="Hartigan's dip of r; two modes mean gradients at the size of ε",
+        ),
+    )
+}  # fmt: skip
+
+
+def statistic(name: str) -> Statistic:
+    """The statistic of this name; one of the author's own is read as a magnitude."""
+    return STATISTICS.get(name) or Statistic(name=name, label=name, note="a statistic of your own", kind="magnitude")
+
+
+# A magma-like ramp from the surface of each theme to its opposite: light = much on dark, dark = much on light.
+_DARK_RAMP = ("#1a1430", "#3b1461", "#6b1d7a", "#9b2d78", "#cb4069", "#ee6a55", "#fb9d61", "#fdd08c", "#fcf6c4")
+_LIGHT_RAMP = ("#fdf6e6", "#fdd9a0", "#fba66b", "#ee7458", "#cf4668", "#a02f78", "#6d1f7c", "#3c1363", "#150b35")
+_DARK_DIVERGING = ("#7fc8ff", "#3f8fd6", "#265a8f", "#23303f", "#2b2a2e", "#4a2f28", "#96472f", "#e2744b", "#ffc09a")
+_LIGHT_DIVERGING = ("#0b4f8a", "#3c86c4", "#93bfe0", "#dfe8ee", "#f6f4f1", "#f6dfd3", "#ea9f7d", "#cc5a38", "#7f2411")
+_STOPS: Final = 33
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColourScale:
+    """Colours of raw values between `low` and `high`; `logarithmic` spreads them evenly over decades."""
+
+    low: float
+    high: float
+    logarithmic: bool
+    ramp: tuple[str, ...]
+    stops: tuple[tuple[float, str], ...]
+    """Plotly's colour scale over raw values, so that hover shows them as they are."""
+
+    @property
+    def even(self) -> tuple[tuple[float, str], ...]:
+        """The same colours evenly spaced, for the colour bar, which is drawn in decades when `logarithmic`."""
+        return tuple((i / (len(self.ramp) - 1), colour) for i, colour in enumerate(self.ramp))
+
+    def position(self, value: float) -> float:
+        """A value on the colour bar's own axis."""
+        return math.log10(value) if self.logarithmic else value
+
+
+def colour_scale(values: NDArray[np.float32], kind: Kind, *, logarithmic: bool, theme: str) -> ColourScale | None:
+    """The scale of one statistic over these values; None when none of them is finite.
+
+    The ends snap to half decades (or to round values) so that colours do not flicker as values arrive. The top is the
+    true maximum: a spike is never clipped out of the scale.
+    """
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return None
+    diverging = kind in ("ratio", "cosine")
+    ramp = _ramp(theme, diverging)
+    if kind == "cosine":
+        return _linear(-1.0, 1.0, ramp)
+    if logarithmic and kind in ("magnitude", "ratio"):
+        positive = finite[finite > 0]
+        if positive.size == 0:
+            return _linear(0.0, 1.0, ramp)
+        # The lowest thousandth may be anything (a dead layer, an underflow): it shares the darkest colour.
+        low = math.log10(float(np.quantile(positive, 0.001)))
+        high = math.log10(float(positive.max()))
+        if kind == "ratio":
+            reach = max(abs(low), abs(high), 0.5)
+            low, high = -_ceil_half(reach), _ceil_half(reach)
+        else:
+            low, high = _floor_half(low), _ceil_half(high)
+            if high <= low:
+                high = low + 0.5
+        return _logarithmic(low, high, ramp)
+    top = float(finite.max())
+    if kind == "ratio":
+        reach = max(abs(top - 1.0), abs(float(finite.min()) - 1.0), 0.1)
+        return _linear(1.0 - reach, 1.0 + reach, ramp)
+    low_value = min(float(finite.min()), 0.0)
+    return _linear(low_value, top if top > low_value else low_value + 1.0, ramp)
+
+
+def colour_bar_ticks(scale: ColourScale) -> tuple[list[float], list[str]]:
+    """Where the colour bar is labelled, on its own axis, and with which real values.
+
+    Plotly drops a tick at the very end of the bar, so that those stand a hair inside.
+    """
+    low, high = scale.position(scale.low), scale.position(scale.high)
+    hair = 0.004 * (high - low)
+    if scale.logarithmic:
+        every = max(1, math.ceil((high - low) / 6))
+        exponents = [e for e in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1) if e % every == 0]
+        marks = [(float(e), _decade(e)) for e in exponents]
+    else:
+        marks = [(float(x), f"{x:.3g}") for x in np.linspace(low, high, 5)]
+    return [min(max(place, low + hair), high - hair) for place, _ in marks], [words for _, words in marks]
+
+
+def _decade(exponent: int) -> str:
+    return f"{10.0**exponent:g}" if -3 <= exponent <= 4 else f"1e{exponent}"
+
+
+def _ramp(theme: str, diverging: bool) -> tuple[str, ...]:
+    if diverging:
+        return _LIGHT_DIVERGING if theme == "light" else _DARK_DIVERGING
+    return _LIGHT_RAMP if theme == "light" else _DARK_RAMP
+
+
+def _linear(low: float, high: float, ramp: tuple[str, ...]) -> ColourScale:
+    stops = tuple((i / (len(ramp) - 1), colour) for i, colour in enumerate(ramp))
+    return ColourScale(low=low, high=high, logarithmic=False, ramp=ramp, stops=stops)
+
+
+def _logarithmic(low: float, high: float, ramp: tuple[str, ...]) -> ColourScale:
+    """Stops evenly spaced in decades, placed on the linear axis of raw values that Plotly interpolates on."""
+    shares = np.linspace(0.0, 1.0, _STOPS)
+    raw = 10.0 ** (low + shares * (high - low))
+    places = (raw - raw[0]) / (raw[-1] - raw[0])
+    places[0], places[-1] = 0.0, 1.0
+    colours = [_mix(ramp, float(share)) for share in shares]
+    return ColourScale(
+        low=float(raw[0]),
+        high=float(raw[-1]),
+        logarithmic=True,
+        ramp=ramp,
+        stops=tuple((float(place), colour) for place, colour in zip(places, colours, strict=True)),
+    )
+
+
+def _mix(ramp: tuple[str, ...], share: float) -> str:
+    """The colour at a share of the ramp, between its two neighbours."""
+    at = share * (len(ramp) - 1)
+    index = min(int(at), len(ramp) - 2)
+    weight = at - index
+    mixed: list[Any] = []
+    for channel in (1, 3, 5):
+        a = int(ramp[index][channel : channel + 2], 16)
+        b = int(ramp[index + 1][channel : channel + 2], 16)
+        mixed.append(round(a + (b - a) * weight))
+    return "#{:02x}{:02x}{:02x}".format(*mixed)
+
+
+def _floor_half(value: float) -> float:
+    return math.floor(value * 2) / 2
+
+
+def _ceil_half(value: float) -> float:
+    return math.ceil(value * 2) / 2

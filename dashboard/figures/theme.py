@@ -1,0 +1,177 @@
+"""Colours and the frame that all panels of a run share: margins, fonts, axes, the step range. Pure."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any, Final
+
+import plotly.graph_objects as go
+
+STAGES: Final = ("stable", "decoupled", "unstable", "spiking", "recovering")
+STAGE_COLOURS: Final = {
+    "stable": "#009E73",
+    "decoupled": "#56B4E9",
+    "unstable": "#E69F00",
+    "spiking": "#D55E00",
+    "recovering": "#CC79A7",
+}
+FONT: Final = "Inter, system-ui, sans-serif"
+MARGIN_LEFT: Final = 124  # pixels; every panel, so that steps line up
+MARGIN_RIGHT: Final = 66
+NARROW_MARGIN_LEFT: Final = 62
+NARROW_MARGIN_RIGHT: Final = 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Palette:
+    """The tokens of one theme."""
+
+    name: str
+    surface: str
+    line: str
+    ink: str
+    muted: str
+    accent: str
+    danger: str
+    warn: str
+    lambda_max: str
+    lambda_grad: str
+    accent_band: str
+    danger_band: str
+
+
+DARK: Final = Palette(
+    name="dark",
+    surface="#15181e",
+    line="#252a32",
+    ink="#e9ebee",
+    muted="#8d949e",
+    accent="#6ea2ff",
+    danger="#ff7a5c",
+    warn="#f0b04a",
+    lambda_max="#f0b04a",
+    lambda_grad="#c58bf0",
+    accent_band="rgba(110,162,255,0.22)",
+    danger_band="rgba(255,122,92,0.14)",
+)
+LIGHT: Final = Palette(
+    name="light",
+    surface="#ffffff",
+    line="#e4e4e0",
+    ink="#1b1d21",
+    muted="#6d7178",
+    accent="#2f6fde",
+    danger="#c8371b",
+    warn="#b86e00",
+    lambda_max="#c77700",
+    lambda_grad="#8a4bbd",
+    accent_band="rgba(47,111,222,0.18)",
+    danger_band="rgba(200,55,27,0.11)",
+)
+
+
+def palette(theme: str) -> Palette:
+    """The palette of "light" or "dark"; dark for anything else."""
+    return LIGHT if theme == "light" else DARK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What all panels of a page have in common at one moment."""
+
+    palette: Palette
+    step_from: float
+    step_to: float
+    narrow: bool = False
+    """On a phone: thinner margins, fewer labels."""
+    revision: str = "live"
+    """While it stays the same, what the user did to the figure stays too."""
+
+    @property
+    def left(self) -> int:
+        return NARROW_MARGIN_LEFT if self.narrow else MARGIN_LEFT
+
+    @property
+    def right(self) -> int:
+        return NARROW_MARGIN_RIGHT if self.narrow else MARGIN_RIGHT
+
+
+def safe(text: str) -> str:
+    """Text for a label or a hover: Plotly reads both as a small HTML, and authors type what they like."""
+    return html.escape(text, quote=False)
+
+
+def step_axis(frame: Frame, **more: Any) -> dict[str, Any]:
+    """The shared horizontal axis."""
+    return {
+        "range": [frame.step_from, frame.step_to],
+        "autorange": False,
+        "showgrid": True,
+        "gridcolor": frame.palette.line,
+        "gridwidth": 1,
+        "zeroline": False,
+        "showline": False,
+        "ticks": "",
+        "tickformat": ",d",
+        "nticks": 5 if frame.narrow else 9,
+        "tickfont": {"size": 11, "color": frame.palette.muted},
+        "hoverformat": ",d",
+        "showspikes": True,
+        "spikemode": "across",
+        "spikethickness": 1,
+        "spikedash": "solid",
+        "spikecolor": frame.palette.muted,
+        "spikesnap": "cursor",
+        **more,
+    }
+
+
+def value_axis(frame: Frame, **more: Any) -> dict[str, Any]:
+    """A vertical axis; not zoomed by the mouse, so that dragging always selects steps."""
+    return {
+        "fixedrange": True,
+        "showgrid": True,
+        "gridcolor": frame.palette.line,
+        "zeroline": False,
+        "showline": False,
+        "ticks": "",
+        "ticklabelstandoff": 5,
+        "nticks": 5,
+        "tickfont": {"size": 11, "color": frame.palette.muted},
+        **more,
+    }
+
+
+def layout(frame: Frame, *, top: int = 6, bottom: int = 24, **more: Any) -> dict[str, Any]:
+    """The layout that every panel starts from."""
+    return {
+        "margin": {"l": frame.left, "r": frame.right, "t": top, "b": bottom, "pad": 0, "autoexpand": False},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONT, "size": 11, "color": frame.palette.ink},
+        "showlegend": False,
+        "hovermode": "x",
+        "dragmode": "zoom",
+        "uirevision": frame.revision,
+        "hoverlabel": {
+            "bgcolor": frame.palette.surface,
+            "bordercolor": frame.palette.line,
+            "font": {"family": FONT, "size": 12, "color": frame.palette.ink},
+            "align": "left",
+            "namelength": -1,
+        },
+        "modebar": {
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": frame.palette.muted,
+            "activecolor": frame.palette.ink,
+            "orientation": "h",
+        },
+        "transition": {"duration": 0},
+        **more,
+    }
+
+
+def figure(data: list[Any], layout: dict[str, Any]) -> go.Figure:
+    """A figure without Plotly's default template: nothing grey, no palette of its own."""
+    return go.Figure(data=data, layout={"template": {"layout": {}}, **layout})

@@ -1,0 +1,182 @@
+"""What the HTTP API and the live socket answer, as frozen values. No I/O.
+
+The names are those of the public contract; unknown fields are ignored, so that an older dashboard reads a newer server.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+
+class PredictedStep(msgspec.Struct, frozen=True, kw_only=True):
+    """When a spike is expected: earliest, most likely, latest step."""
+
+    low: int
+    best: int
+    high: int
+
+
+class LastAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest alert of a run, short."""
+
+    id: str
+    kind: str
+    level: str
+    state: str
+    title: str
+    step: int
+
+
+class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
+    """The watched optimizer."""
+
+    name: str
+    lr: float
+    beta1: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    weight_decay: float = 0.0
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One run as the fleet shows it."""
+
+    id: str
+    project: str = ""
+    name: str | None = None
+    state: str = "running"
+    created_at: float | str | None = None
+    last_seen_at: float | str | None = None
+    last_step: int | None = None
+    step_rate: float | None = None  # steps per second
+    loss: float | None = None
+    stage: str | None = None
+    stability_ratio: float | None = None  # λ_max·η/2, limit 1
+    open_alerts: int = 0
+    layer_count: int | None = None
+    sparkline: tuple[float | None, ...] = ()
+    predicted_step: PredictedStep | None = None
+    last_alert: LastAlert | None = None
+    optimizer: Optimizer | None = None
+    parameter_count: int | None = None
+    lr: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The name its author gave, or the beginning of its id."""
+        return self.name or self.id[:8]
+
+
+class RunDetail(RunSummary, frozen=True, kw_only=True):
+    """One run with the names of what it recorded."""
+
+    layers: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+
+
+class RunPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of the list of runs."""
+
+    runs: tuple[RunSummary, ...]
+    next_cursor: str | None = None
+
+
+class Buckets(msgspec.Struct, frozen=True, kw_only=True):
+    """One series, downsampled without losing its extremes; None where no finite value was."""
+
+    step: tuple[int, ...]
+    min: tuple[float | None, ...]
+    max: tuple[float | None, ...]
+    last: tuple[float | None, ...]
+    nonfinite: tuple[int, ...] = ()
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """Several series over one range of steps."""
+
+    step_from: int | None = None
+    step_to: int | None = None
+    bucket_steps: int = 1
+    series: dict[str, Buckets] = {}
+
+
+class Heatmap(msgspec.Struct, frozen=True, kw_only=True):
+    """One statistic of every layer: `z` is layers × columns, float32, NaN where nothing was measured."""
+
+    layers: tuple[str, ...]
+    step: tuple[int, ...]
+    bucket_steps: int
+    z: NDArray[np.float32]
+
+
+class Histogram(msgspec.Struct, frozen=True, kw_only=True):
+    """Distribution of u or r in one layer at one step; `edges` has one entry more than `counts`."""
+
+    layer: str
+    step: int
+    edges: tuple[float, ...]
+    counts: tuple[float, ...]
+    dip: float | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a prediction was settled: hit, early, late or false."""
+
+    result: str
+    step: int | None = None
+    lead: int | None = None
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """One alert with its evidence and advice."""
+
+    id: str
+    run_id: str
+    kind: str
+    level: str
+    state: str
+    step: int
+    title: str = ""
+    message: str = ""
+    predicted_step: PredictedStep | None = None
+    layers: tuple[str, ...] = ()
+    layer_shares: tuple[float, ...] = ()
+    cause: str = "unknown"
+    evidence: dict[str, float | int | str | None] = {}
+    advice: tuple[str, ...] = ()
+    outcome: Outcome | None = None
+    opened_at: float | str | None = None
+    closed_at: float | str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """True until it is resolved; an acknowledged alert is still open."""
+        return self.state != "resolved"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened at a step."""
+
+    step: int
+    kind: str
+    stage: str | None = None
+    loss: float | None = None
+    baseline: float | None = None
+    peak_step: int | None = None
+
+
+class LiveMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """One frame of the live socket; which fields are set depends on `type`."""
+
+    type: str
+    run: RunSummary | None = None
+    alert: Alert | None = None
+    event: Any = None
+    run_id: str | None = None
+    step_to: int | None = None
+    committed_at: float | None = None

@@ -1,0 +1,229 @@
+"""Alerts as cards: headline first, then why, the evidence, what to try, the buttons. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from dash import dcc, html
+from dash.development.base_component import Component
+
+from dashboard import ids
+from dashboard.models import Alert
+from dashboard.numbers import count, duration, ellipsis, unix_time
+from dashboard.pages.attributes import aria
+from dashboard.pages.evidence import lines
+
+HISTORY_SHOWN: Final = 30
+SILENCE_MINUTES: Final = 60
+LEVELS: Final = {"watch": 0, "warning": 1, "critical": 2}
+OUTCOMES: Final = {"hit": "hit", "early": "came early", "late": "came late", "false": "did not come"}
+
+
+def column(alerts: Sequence[Alert], run_state: str) -> list[Component]:
+    """The whole column of a run: its most urgent open alert in full, the other open ones, layers, history."""
+    still_open = sorted((alert for alert in alerts if alert.is_open), key=urgency, reverse=True)
+    settled = sorted((alert for alert in alerts if not alert.is_open), key=lambda alert: alert.step, reverse=True)
+    parts: list[Component] = []
+    if still_open:
+        first = still_open[0]
+        parts.append(_open_card(first))
+        if first.advice:
+            parts.append(_advice_card(first))
+        shares = next((alert for alert in still_open if alert.layer_shares), None)
+        if shares is not None:
+            parts.append(_layers_card(shares))
+        parts += [_small_card(alert) for alert in still_open[1:]]
+    else:
+        parts.append(_calm_card(run_state))
+    if settled:
+        parts.append(_history_card(settled))
+    return parts
+
+
+def urgency(alert: Alert) -> tuple[int, int, int]:
+    """For sorting: unacknowledged before acknowledged, then level, then a prediction, then the newest."""
+    unseen = 10 if alert.state == "open" else 0
+    return unseen + LEVELS.get(alert.level, 0), int(alert.kind == "spike-predicted"), alert.step
+
+
+def headline(alert: Alert) -> tuple[str, str]:
+    """The date of a prediction and its band, or the title of any other alert and its step."""
+    if alert.kind == "spike-predicted" and alert.predicted_step is not None:
+        date = alert.predicted_step
+        return f"Step {count(date.best)}", f"between {count(date.low)} and {count(date.high)}"
+    return alert.title or kind_words(alert), ""
+
+
+def kind_words(alert: Alert) -> str:
+    """The kind of an alert as a word."""
+    return alert.kind.replace("-", " ")
+
+
+def _open_card(alert: Alert) -> Component:
+    title, band = headline(alert)
+    return html.Section(
+        [
+            html.Div(
+                [
+                    html.Span(kind_words(alert), className=f"pill {tone(alert)}"),
+                    html.Span(f"{alert.state} since step {count(alert.step)}", className="pill"),
+                ],
+                className="pills",
+            ),
+            html.H2([title, " ", html.Span(band, className="band")] if band else title, className="headline"),
+            html.P(_why(alert), className="why"),
+            _evidence_table(alert),
+            _buttons(alert) if not alert.advice else None,
+        ],
+        className=f"card alert {tone(alert)}",
+        **aria(label=f"Alert: {title}"),
+    )
+
+
+def _why(alert: Alert) -> list[Any]:
+    cause = "" if alert.cause in ("", "unknown") else alert.cause.replace("-", " ").capitalize() + ". "
+    return symbols(cause + alert.message)
+
+
+def symbols(text: str) -> list[Any]:
+    """Text with λ_max and its like set as people write them."""
+    parts: list[Any] = []
+    for index, part in enumerate(re.split(r"(?<=λ)_(max|grad|step)", text)):
+        parts.append(html.Sub(part) if index % 2 else part)
+    return parts
+
+
+def _evidence_table(alert: Alert) -> Component | None:
+    rows = [
+        html.Tr([html.Th(line.label, scope="row"), html.Td(line.value, title=line.title or None)])
+        for line in lines(alert)
+    ]
+    return html.Table(html.Tbody(rows), className="evidence") if rows else None
+
+
+def _advice_card(alert: Alert) -> Component:
+    return html.Section(
+        [
+            html.H3("What to try"),
+            html.P("ordered by fit with the evidence; change one thing", className="note"),
+            html.Ol([html.Li(symbols(item)) for item in alert.advice], className="advice"),
+            _buttons(alert),
+        ],
+        className="card advice-card",
+    )
+
+
+def _buttons(alert: Alert) -> Component:
+    acknowledge: Component = (
+        html.Span("Acknowledged", className="done")
+        if alert.state == "acknowledged"
+        else html.Button("Acknowledge", id=ids.action("acknowledge", alert.id), className="button", type="button")
+    )
+    silence = html.Button(
+        "Silence 1 h", id=ids.action("silence", alert.id), className="button", type="button",
+        title="No notifications about this alert for an hour",
+    )  # fmt: skip
+    return html.Div([acknowledge, silence], className="buttons")
+
+
+def _layers_card(alert: Alert) -> Component:
+    bars = [
+        html.Li(
+            [
+                html.Span(ellipsis(layer, 30), className="layer-name", title=layer),
+                html.Span(html.I(style={"width": f"{100 * max(min(share, 1.0), 0.0):.1f}%"}), className="share"),
+                html.B(f"{100 * share:.0f} %"),
+            ]
+        )
+        for layer, share in list(zip(alert.layers, alert.layer_shares, strict=False))[:6]
+    ]
+    return html.Section(
+        [html.H3("Layer risk"), html.P("share of the growth", className="note"), html.Ul(bars, className="layers")],
+        className="card",
+    )
+
+
+def _small_card(alert: Alert) -> Component:
+    title, band = headline(alert)
+    return html.Section(
+        [
+            html.Div(
+                [
+                    html.Span(kind_words(alert), className=f"pill {tone(alert)}"),
+                    html.Span(f"{alert.state} since step {count(alert.step)}", className="pill"),
+                ],
+                className="pills",
+            ),
+            html.H3(f"{title} {band}".strip()),
+            html.P(symbols(alert.message), className="why"),
+            _buttons(alert),
+        ],
+        className="card small",
+    )
+
+
+def _calm_card(run_state: str) -> Component:
+    words = {
+        "running": "Nothing to worry about. A predicted spike appears here, with its date, why, and what to try.",
+        "stale": "No open alert. Nothing has arrived for a while.",
+        "finished": "No open alert. The run has finished.",
+        "crashed": "No open alert. The run has crashed.",
+    }
+    return html.Section(
+        [html.H3("No open alert"), html.P(words.get(run_state, "").removeprefix("No open alert. "), className="note")],
+        className="card calm",
+    )
+
+
+def _history_card(settled: Sequence[Alert]) -> Component:
+    items = [
+        html.Li(
+            [
+                html.Span(html.I(className=f"level {tone(alert)}"), className="mark"),
+                html.Span(alert.title or kind_words(alert), className="what", title=alert.message),
+                html.Span(result(alert), className="outcome"),
+            ]
+        )
+        for alert in settled[:HISTORY_SHOWN]
+    ]
+    more = len(settled) - HISTORY_SHOWN
+    return html.Section(
+        [
+            html.H3("History"),
+            html.Ul(items, className="history"),
+            html.P(f"and {more} earlier", className="note") if more > 0 else None,
+        ],
+        className="card",
+    )
+
+
+def result(alert: Alert) -> str:
+    """How a settled alert ended: the outcome of a prediction with its lead, or the step."""
+    if alert.outcome is None:
+        return f"step {count(alert.step)}"
+    word = OUTCOMES.get(alert.outcome.result, alert.outcome.result)
+    lead = alert.outcome.lead
+    return f"{word}, lead {count(lead)}" if lead is not None and alert.outcome.result != "false" else word
+
+
+def tone(alert: Alert) -> str:
+    """The class of the stylesheet for an alert's level."""
+    return {"critical": "danger", "warning": "danger", "watch": "warn"}.get(alert.level, "warn")
+
+
+def alert_row(alert: Alert, run_name: str, now: float) -> Component:
+    """One line of the page of all alerts."""
+    opened = unix_time(alert.opened_at)
+    cells: list[Any] = [
+        html.Span([html.I(className=f"level {tone(alert)}"), alert.level], className="alert-level"),
+        html.Span(
+            [html.B(alert.title or kind_words(alert)), html.Span(symbols(alert.message), className="muted")],
+            className="alert-what",
+        ),
+        html.Span(run_name, className="alert-run", title=run_name),
+        html.Span(result(alert) if not alert.is_open else alert.state, className="alert-result"),
+        html.Span("" if opened is None else f"{duration(now - opened)} ago", className="muted"),
+    ]
+    return dcc.Link(cells, href=f"/runs/{alert.run_id}", className="alert-row")

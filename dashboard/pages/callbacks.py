@@ -1,0 +1,133 @@
+"""The callbacks: routing, the live callback of each page, the buttons. Everything else happens in `Session`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx
+from dash.exceptions import PreventUpdate
+
+from dashboard import ids
+from dashboard.client import ApiClient, ApiError
+from dashboard.config import DashboardConfig
+from dashboard.live import LiveFeed
+from dashboard.pages.alert_cards import SILENCE_MINUTES
+from dashboard.pages.alerts_live import AlertsLive
+from dashboard.pages.fleet_live import FleetLive
+from dashboard.pages.run_live import RunLive
+from dashboard.pages.session import LivePage, PageFactory, Session
+from dashboard.pages.shell import page_content, parse_path
+from dashboard.pages.view import View, parse_view
+
+logger = logging.getLogger(__name__)
+
+
+def page_factory(client: ApiClient) -> PageFactory:
+    """Makes the moving part of whatever page a browser is on."""
+
+    def make(view: View) -> LivePage | None:
+        match view.page, view.run_id:
+            case "fleet", _:
+                return FleetLive(client)
+            case "run", str(run_id):
+                return RunLive(client, run_id)
+            case "alerts", _:
+                return AlertsLive(client)
+            case _:
+                return None
+
+    return make
+
+
+def register(app: Dash, *, config: DashboardConfig, client: ApiClient, feed: LiveFeed) -> None:
+    """Attach every callback to the application."""
+    sessions: dict[str, Session] = {}
+    _register_routing(app)
+    _register_live(app, sessions, config, feed, page_factory(client))
+    _register_buttons(app, client)
+    _register_clientside(app)
+
+
+def _register_routing(app: Dash) -> None:
+    @app.callback(
+        Output(ids.PAGE, "children"),
+        Output(ids.ROUTE, "data"),
+        Output(ids.NAV_FLEET, "className"),
+        Output(ids.NAV_RUN, "hidden"),
+        Output(ids.NAV_ALERTS, "className"),
+        Input(ids.LOCATION, "pathname"),
+    )
+    def go(path: str | None) -> tuple[Any, ...]:
+        route = parse_path(path)
+        return (
+            page_content(route),
+            {"page": route.page, "run": route.run_id},
+            "here" if route.page == "fleet" else "",
+            route.page != "run",
+            "here" if route.page == "alerts" else "",
+        )
+
+
+def _register_live(
+    app: Dash, sessions: dict[str, Session], config: DashboardConfig, feed: LiveFeed, make_page: PageFactory
+) -> None:
+    @app.callback(
+        Input(ids.RESUME, "data"), State(ids.TAB, "data"), State(ids.VIEW, "data"), websocket=True, persistent=True
+    )
+    async def attend(_resume: int, tab: str, view: Any) -> None:
+        """Lives as long as the page; view.js asks for another one when the beats stop."""
+        if ctx.websocket is None:
+            raise PreventUpdate
+        session = Session(ctx.websocket, feed, make_page, tab=tab, max_refresh_rate=config.max_refresh_rate)
+        session.look(parse_view(view))
+        replaced = sessions.get(tab)
+        if replaced is not None:
+            replaced.leave()
+        sessions[tab] = session
+        try:
+            await session.attend()
+        finally:
+            if sessions.get(tab) is session:
+                del sessions[tab]
+
+    @app.callback(Input(ids.VIEW, "data"), State(ids.TAB, "data"), websocket=True, prevent_initial_call=True)
+    async def look(view: Any, tab: str) -> None:
+        session = sessions.get(tab)
+        if session is not None:
+            session.look(parse_view(view))
+
+
+def _register_buttons(app: Dash, client: ApiClient) -> None:
+    everything = Input({"act": ALL, "alert": ALL}, "n_clicks")
+
+    @app.callback(Output(ids.NOTICE, "children"), everything, prevent_initial_call=True)
+    async def act(_clicks: list[int | None]) -> str:
+        if not ctx.triggered or not ctx.triggered[0]["value"] or not isinstance(ctx.triggered_id, dict):
+            raise PreventUpdate
+        verb, alert_id = ctx.triggered_id["act"], ctx.triggered_id["alert"]
+        actions: dict[str, Callable[[], Any]] = {
+            "acknowledge": lambda: client.acknowledge(alert_id),
+            "silence": lambda: client.silence(alert_id, SILENCE_MINUTES),
+        }
+        try:
+            await actions[verb]()
+        except ApiError as error:
+            return f"That did not work: {error}"
+        return "Silenced for an hour: no notifications about this alert." if verb == "silence" else ""
+
+
+def _register_clientside(app: Dash) -> None:
+    def function(name: str) -> ClientsideFunction:
+        return ClientsideFunction(namespace="spikewatch", function_name=name)
+
+    wiring: tuple[tuple[Any, ...], ...] = (
+        (function("route"), Output(ids.VIEW, "data"), Input(ids.ROUTE, "data")),
+        (function("beat"), Input(ids.BEAT, "data")),
+        (function("fleet"), Input(ids.FLEET, "data")),
+        (function("zoom"), Input({"panel": ALL}, "relayoutData")),
+        (function("cell"), Input({"panel": ALL}, "clickData")),
+    )
+    for arguments in wiring:
+        app.clientside_callback(*arguments)  # type: ignore[no-untyped-call]

@@ -1,0 +1,297 @@
+"""The moving part of the run page: asks for the visible steps and draws its panels."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dashboard import ids
+from dashboard.client import ApiClient, ApiRefusedError
+from dashboard.figures.curvature import CURVES, curvature_figure
+from dashboard.figures.heatmap import heatmap_figure, heatmap_height
+from dashboard.figures.histogram import histogram_figure
+from dashboard.figures.loss import loss_figure, numbers, spans_decades
+from dashboard.figures.marks import Marks, marks_of
+from dashboard.figures.scales import statistic
+from dashboard.figures.stage_strip import spans
+from dashboard.figures.theme import Frame, palette
+from dashboard.live import News
+from dashboard.models import Alert, Event, Heatmap, Histogram, RunDetail, RunSummary, Series
+from dashboard.numbers import compact, rate
+from dashboard.pages import run as page
+from dashboard.pages.alert_cards import column
+from dashboard.pages.evidence import growth_per_step
+from dashboard.pages.session import Refresh, Update
+from dashboard.pages.view import View
+
+POINTS, NARROW_POINTS = 800, 360
+COLUMNS, NARROW_COLUMNS = 600, 300
+LEAST_WIDTH: Final = 40  # steps shown at the beginning of a run, so that the axis does not race
+DETAIL_EVERY: Final = 15.0  # seconds between looks for new layers or scalars
+
+
+@dataclass(kw_only=True)
+class Known:
+    """What is known of the run, apart from its curves."""
+
+    detail: RunDetail
+    summary: RunSummary
+    alerts: dict[str, Alert] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    asked_at: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """What one refresh fetched for the visible steps."""
+
+    series: Series
+    heatmap: Heatmap | None
+    histograms: tuple[Histogram | None, Histogram | None] | None = None
+
+
+class RunLive:
+    """One run, as one browser looks at it."""
+
+    def __init__(self, client: ApiClient, run_id: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._id = run_id
+        self._monotonic = monotonic
+        self._known: Known | None = None
+        self._missing = False
+        self._mounted = False
+        self._cards: str | None = None
+        self._pickers: tuple[Any, ...] | None = None
+
+    async def refresh(self, view: View, news: News, now: float) -> Refresh:
+        """Fetch what changed, and the visible steps when they did."""
+        try:
+            known = await self._learn(news)
+        except ApiRefusedError as error:
+            if error.status == 404:
+                self._missing = True
+                return _no_such_run(self._id)
+            raise
+        curves = None
+        if known.summary.last_step is not None:
+            curves = await self._fetch(known, view)
+        return await asyncio.to_thread(self._draw, known, view, curves, now)
+
+    def idle(self, view: View, now: float) -> Refresh:
+        """Only the header, which tells how old the run is."""
+        if self._missing:
+            return _no_such_run(self._id)
+        if self._known is None:
+            return Refresh(updates=(), tone="muted", word="loading", detail="")
+        updates = [Update(component=ids.RUN_HEAD, props={"children": _head(self._known, now)})]
+        return _refresh(self._known.summary, updates, now)
+
+    async def _learn(self, news: News) -> Known:
+        """Bring what is known up to date with the news."""
+        known = self._known
+        if known is None or news.resync:
+            detail, alerts, events = await asyncio.gather(
+                self._client.run(self._id), self._client.alerts(self._id), self._client.events(self._id)
+            )
+            known = Known(
+                detail=detail,
+                summary=detail,
+                alerts={alert.id: alert for alert in alerts},
+                events=events,
+                asked_at=self._monotonic(),
+            )
+        else:
+            if news.events or news.alerts:
+                known.events = await self._client.events(self._id)
+            new_names = not known.detail.statistics or self._monotonic() - known.asked_at > DETAIL_EVERY
+            if new_names and known.summary.state == "running":
+                known.detail = known.summary = await self._client.run(self._id)
+                known.asked_at = self._monotonic()
+            known.alerts.update(news.alerts)
+            known.summary = news.runs.get(self._id, known.summary)
+        self._known = known
+        return known
+
+    async def _fetch(self, known: Known, view: View) -> Curves:
+        """The curves, the cells and, where one is chosen, the histograms of the visible steps."""
+        step_from, step_to = visible_steps(known.summary.last_step or 0, view)
+        keys = tuple(dict.fromkeys((view.metric, *CURVES)))
+        points, columns = (NARROW_POINTS, NARROW_COLUMNS) if view.narrow else (POINTS, COLUMNS)
+        series, heatmap, histograms = await asyncio.gather(
+            self._client.series(self._id, keys, step_from=step_from, step_to=step_to, points=points),
+            self._cells(known, view, step_from, step_to, columns),
+            self._histograms(view),
+        )
+        return Curves(series=series, heatmap=heatmap, histograms=histograms)
+
+    async def _cells(
+        self, known: Known, view: View, step_from: int | None, step_to: int | None, columns: int
+    ) -> Heatmap | None:
+        if not known.detail.statistics:
+            return None
+        stat = page.chosen_stat(known.detail, view.stat)
+        return await self._client.heatmap(
+            self._id, stat, step_from=step_from, step_to=step_to, columns=columns, reduce=view.reduce
+        )
+
+    async def _histograms(self, view: View) -> tuple[Histogram | None, Histogram | None] | None:
+        if view.cell is None:
+            return None
+        layer, step = view.cell
+        found: list[Histogram | None] = []
+        for which in ("update", "ratio"):
+            try:
+                found.append(await self._client.histogram(self._id, layer, which, step))
+            except ApiRefusedError:
+                found.append(None)
+        return found[0], found[1]
+
+    def _draw(self, known: Known, view: View, curves: Curves | None, now: float) -> Refresh:
+        """All parts of the page. Called in a thread."""
+        summary = known.summary
+        alerts = list(known.alerts.values())
+        updates = [
+            Update(component=ids.RUN_HEAD, props={"children": _head(known, now)}),
+            Update(component=ids.RUN_KPIS, props={"children": page.kpis(summary)}),
+            Update(component=ids.RUN_EMPTY, props={"className": "hidden" if curves is not None else ""}),
+            Update(component=ids.RUN_PANELS, props={"className": f"run-body{'' if curves is not None else ' hidden'}"}),
+        ]
+        cards = repr((known.alerts, summary.state))
+        if cards != self._cards:
+            self._cards = cards
+            updates.append(Update(component=ids.ALERT_COLUMN, props={"children": column(alerts, summary.state)}))
+        if curves is not None:
+            updates += self._panels(known, view, curves, alerts)
+        return _refresh(summary, updates, now)
+
+    def _panels(self, known: Known, view: View, curves: Curves, alerts: list[Alert]) -> list[Update]:
+        marks = marks_of(alerts, known.events)
+        last_step = max(known.summary.last_step or 0, curves.series.step_to or 0)
+        frame = make_frame(curves.series, marks, view, last_step)
+        series = curves.series.series
+        open_prediction = next(
+            (a for a in alerts if a.is_open and a.kind == "spike-predicted" and a.predicted_step == marks.expected),
+            None,
+        )
+        growth = growth_per_step(open_prediction.evidence) if open_prediction is not None else None
+        stat = page.chosen_stat(known.detail, view.stat)
+        layers = len(curves.heatmap.layers) if curves.heatmap is not None else 0
+        loss = loss_figure(series.get(view.metric), marks, frame, name=view.metric)
+        curvature = curvature_figure(series, spans(known.events, last_step), marks, frame, growth_per_step=growth)
+        cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, logarithmic=view.logarithmic)
+        updates = [
+            Update(component=ids.panel_box("layers"), props={"style": {"height": f"{heatmap_height(layers)}px"}}),
+            *(
+                Update(component=ids.panel(name), props={"figure": figure})
+                if self._mounted
+                else Update(component=ids.panel_box(name), props={"children": page.graph(ids.panel(name), figure)})
+                for name, figure in (("loss", loss), ("curvature", curvature), ("layers", cells))
+            ),
+            Update(component=ids.LOSS_NOTE, props={"children": _loss_note(curves.series, view.metric, marks)}),
+            Update(component=ids.LOSS_TITLE, props={"children": "Loss" if view.metric == "loss" else view.metric}),
+            Update(component=ids.LAYERS_NOTE, props={"children": statistic(stat).note}),
+        ]
+        self._mounted = True
+        pickers = (known.detail.statistics, known.detail.scalars)
+        if pickers != self._pickers:
+            self._pickers = pickers
+            updates.append(Update(component=ids.STAT_PICK, props={"children": page.stat_options(known.detail)}))
+            updates.append(Update(component=ids.METRIC_PICK, props={"children": page.metric_options(known.detail)}))
+        return updates + _histogram_updates(view, curves, frame)
+
+
+def visible_steps(last_step: int, view: View) -> tuple[int | None, int | None]:
+    """The steps to ask for: the zoomed ones, or the newest `window`, or all."""
+    if view.step_range is not None:
+        return max(int(view.step_range[0]), 0), int(view.step_range[1]) + 1
+    if view.window is not None and last_step > view.window:
+        return last_step - view.window + 1, None
+    return None, None
+
+
+def make_frame(series: Series, marks: Marks, view: View, last_step: int) -> Frame:
+    """The shared axis: the zoomed steps as they are, or the followed ones with room for the prediction."""
+    if view.step_range is not None:
+        low, high = view.step_range
+    else:
+        low = float(series.step_from if series.step_from is not None else 0)
+        if view.window is not None:
+            low = max(low, last_step - view.window)
+        width = max(last_step - low, LEAST_WIDTH)
+        high = low + width * 1.03
+        if marks.expected is not None and marks.expected.best <= last_step + max(width, 200):
+            high = max(
+                high, marks.expected.best + 0.1 * width, min(marks.expected.high + 0.04 * width, low + 2.5 * width)
+            )
+    return Frame(
+        palette=palette(view.theme),
+        step_from=low,
+        step_to=high,
+        narrow=view.narrow,
+        revision=f"live {view.follows}" if view.step_range is None else f"{low:g}-{high:g}",
+    )
+
+
+def _head(known: Known, now: float) -> list[Any]:
+    return page.head(known.detail, now)
+
+
+def _loss_note(series: Series, metric: str, marks: Marks) -> str:
+    parts: list[str] = []
+    buckets = series.series.get(metric)
+    if buckets is not None and spans_decades(numbers(buckets.min), numbers(buckets.max)):
+        parts.append("log scale")
+    if series.bucket_steps > 1:
+        parts.append(f"band: lowest and highest of {series.bucket_steps:,} steps")
+    if marks.expected is not None:
+        parts.append("shaded: predicted spike" if series.bucket_steps > 1 else "band: predicted spike")
+    return " · ".join(parts)
+
+
+def _histogram_updates(view: View, curves: Curves, frame: Frame) -> list[Update]:
+    if curves.histograms is None or view.cell is None:
+        return []
+    update, ratio = curves.histograms
+    words = f"{view.cell[0]}: none recorded near step {view.cell[1]:,}"
+    if update is not None:
+        words = f"{update.layer} at step {update.step:,}"
+        if ratio is not None and ratio.dip is not None:
+            words += f" · dip of r {compact(ratio.dip)}"
+    return [
+        Update(component=ids.HISTOGRAM_CARD, props={"className": "card panel"}),
+        Update(component=ids.HISTOGRAM_TITLE, props={"children": words}),
+        *(
+            Update(
+                component=ids.histogram(which),
+                props={"children": page.graph({"histogram": which}, histogram_figure(found, frame))},
+            )
+            for which, found in (("update", update), ("ratio", ratio))
+        ),
+    ]
+
+
+def _refresh(summary: RunSummary, updates: list[Update], now: float) -> Refresh:
+    pace = rate(summary.step_rate)
+    detail = page.step_words(summary, pace)
+    if summary.state == "running":
+        return Refresh(updates=updates, tone="ok", word="live", detail=detail)
+    if summary.state == "stale":
+        return Refresh(updates=updates, tone="warn", word="stale", detail=page.stale_words(summary, now))
+    tone = "danger" if summary.state == "crashed" else "muted"
+    return Refresh(updates=updates, tone=tone, word=summary.state, detail=page.step_words(summary, ""))
+
+
+def _no_such_run(run_id: str) -> Refresh:
+    return Refresh(
+        updates=(
+            Update(component=ids.RUN_PANELS, props={"className": "hidden"}),
+            Update(component=ids.RUN_KPIS, props={"children": []}),
+            Update(component=ids.RUN_HEAD, props={"children": page.no_such_run(run_id)}),
+        ),
+        tone="muted",
+        word="no such run",
+        detail="",
+    )
