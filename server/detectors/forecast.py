@@ -62,9 +62,15 @@ def remaining_climb(reading: Reading) -> float | None:
 
 
 def crossing_step(reading: Reading) -> int | None:
-    """Step at which the trend of log λ_max reaches the limit; None unless it rises and gets there within the
-    horizon."""
-    if reading.stability is None or reading.stability_growth <= 0:
+    """Step at which λ_max crossed the limit, or at which the trend of its logarithm will.
+
+    None unless it has crossed, or rises and gets there within the horizon.
+    """
+    if reading.stability is None:
+        return None
+    if reading.above_steps > 0:
+        return reading.step - reading.above_steps + 1
+    if reading.stability_growth <= 0:
         return None
     steps = -math.log(max(reading.stability, 1e-12)) / reading.stability_growth
     return reading.step + math.ceil(max(steps, 0.0)) if steps <= HORIZON else None
@@ -88,7 +94,7 @@ def forecast(reading: Reading) -> PredictedStep | None:
         low, high = EARLIEST * steps, LATEST * steps
     else:
         crossing = crossing_step(reading)
-        before = 0.0 if crossing is None else min(float(crossing - reading.step), steps)
+        before = 0.0 if crossing is None else min(max(float(crossing - reading.step), 0.0), steps)
         steps = before + (steps - before) * (1.0 + climb / HIDDEN)
         low, high = EARLIEST_TREND * steps, LATEST_TREND * steps
     if steps > HORIZON:

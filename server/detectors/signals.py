@@ -81,6 +81,7 @@ class Reading:
     """λ_step over the limit: above 1 the step raised the loss of its own batch."""
     limit: float | None
     lambda_max: float | None
+    """As last measured, like `stability`."""
     update_ratio: float | None
     """Largest ‖Δw‖/‖w‖ of a layer."""
     eps_fraction: float | None
@@ -181,7 +182,7 @@ class Signals(msgspec.Struct):
             gradient_above_count=self.gradient_above_count,
             step_stability=step_lambda / limit if step_lambda is not None and limit is not None else None,
             limit=limit,
-            lambda_max=lambda_max,
+            lambda_max=None if stability is None or limit is None else _exp(stability) * limit,
             update_ratio=_largest(updates),
             eps_fraction=_weighted(sample, "eps_fraction"),
             state_reset=reset and self.count > RECENT and abs(before - 1.0) > 0.01,

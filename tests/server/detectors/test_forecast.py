@@ -54,6 +54,13 @@ def test_rising_curvature_is_watched_first_and_warned_of_later() -> None:
     assert abs(crossing - 250) <= 10
 
 
+def test_crossing_step_is_kept_once_it_is_past() -> None:
+    found = streams.verdicts(streams.approaching(300, crossing=250, rate=0.002, decoupling=1e-6))
+    last = found[-1].findings[0]
+    assert last.evidence["crossing_step"] in range(250, 256)
+    assert last.evidence["lambda_max"] == pytest.approx(200 * math.exp(0.002 * 50), rel=0.001)
+
+
 def test_curvature_over_the_limit_alone_is_no_alarm() -> None:
     samples = (
         streams.sample(step, 1.0, decoupling=0.8, lambda_max=230.0 + 10 * math.sin(step), lambda_grad=90.0)
