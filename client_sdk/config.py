@@ -40,7 +40,7 @@ Mode = Literal["online", "offline", "disabled"]
 
 _SCHEMES: Final = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 _DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
-_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class Settings:
         if not isinstance(place, str | os.PathLike):
             raise ConfigurationError(f"directory is {place!r}; expected a path")
         if run_id is not None and (not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id)):
-            raise ConfigurationError(f"run_id is {run_id!r}; expected 1 to 128 letters, digits, '.', '_' or '-'")
+            raise ConfigurationError(f"run_id is {run_id!r}; expected 1 to 64 letters, digits, '.', '_' or '-'")
         rank = environ.get(ENV_RANK, "0")
         return cls(
             project=_name("project", project),

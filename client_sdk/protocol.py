@@ -15,6 +15,7 @@ import msgspec
 
 PROTOCOL_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
+MAX_LAYOUTS: Final = 1_000
 MAX_LAYERS: Final = 20_000
 MAX_SCALARS: Final = 1_000
 MAX_STATISTICS: Final = 64

@@ -18,12 +18,12 @@ from typing import Any, Final, Literal, cast
 import msgspec
 
 from client_sdk.config import Settings
-from client_sdk.errors import SpoolError
+from client_sdk.errors import ConfigurationError, SpoolError
 from client_sdk.measurement import Instrument, Pending
 from client_sdk.metrics import BadValueError, HostCopy, as_step, read_metrics
 from client_sdk.notices import Notices
 from client_sdk.panel import Panel
-from client_sdk.protocol import PROTOCOL_VERSION, Alert, Finish, Hello, Layout
+from client_sdk.protocol import MAX_LAYOUTS, PROTOCOL_VERSION, Alert, Finish, Hello, Layout
 from client_sdk.recorder import Recorder, Staged
 from client_sdk.recovery import Recovery
 from client_sdk.sender import Sender
@@ -184,6 +184,8 @@ class Run:
 
         Raises `ConfigurationError` when the layout cannot be sent.
         """
+        if 2 * (self._layout_count + 1) > MAX_LAYOUTS:  # each attachment may cost another layout when it is removed
+            raise ConfigurationError(f"watch() was called more than {MAX_LAYOUTS // 2} times on one run")
         others = () if self._panel is None else self._panel.instruments
         panel = self._install([*others, instrument])
         assert panel is not None

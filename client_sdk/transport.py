@@ -27,6 +27,7 @@ PING_TIMEOUT: Final = 10.0  # seconds without an answer: the connection is dead
 SEND_TIMEOUT: Final = 20.0  # seconds without any progress of a send: the connection is dead
 
 CLOSE_UNAUTHENTICATED: Final = 4401
+CLOSE_FORBIDDEN: Final = 4403
 CLOSE_TOO_LARGE: Final = 1009
 UNAUTHENTICATED_HELP: Final = (
     "the server does not accept the token. Pass token=…, or set SPIKEWATCH_TOKEN; on the server's machine "
@@ -111,9 +112,11 @@ class Connection:
 
 
 def _closed(error: ConnectionClosed) -> TransportError:
-    frame = error.rcvd
-    if frame is not None and frame.code == CLOSE_UNAUTHENTICATED:
+    code = None if error.rcvd is None else error.rcvd.code
+    if code == CLOSE_UNAUTHENTICATED:
         return TransportError("unauthenticated", UNAUTHENTICATED_HELP, retryable=False)
-    if frame is not None and frame.code == CLOSE_TOO_LARGE:
+    if code == CLOSE_FORBIDDEN:
+        return TransportError("forbidden", "the token may not write to this project", retryable=False)
+    if code == CLOSE_TOO_LARGE:
         return TransportError("too_large", f"the server refused a frame as too large: {error}", retryable=False)
     return TransportError("closed", f"the connection was closed: {error}")

@@ -87,7 +87,7 @@ def test_arguments_win_over_the_environment() -> None:
         {"directory": 3},
         {"run_id": ""},
         {"run_id": "../elsewhere"},
-        {"run_id": "x" * 129},
+        {"run_id": "x" * 65},
         {"run_id": 3},
     ],
     ids=str,

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from client_sdk import run as run_module
+from client_sdk.errors import ConfigurationError
 from client_sdk.protocol import Alert, Histograms, Record, decode_record
 from client_sdk.recorder import MAX_STAGED
 from client_sdk.run import Run
@@ -152,6 +153,18 @@ def test_two_instruments_make_one_layout_and_each_change_a_new_one(make_run: Mak
     assert second.layout.layers == ("a", "a (2)")
     assert [record.layout for record in records] == [1, 2]
     assert [len(record.block or b"") for record in records] == [8, 4]
+
+
+def test_instruments_may_come_and_go_often_but_not_for_ever(make_run: MakeRun) -> None:
+    run = make_run()
+    instrument = StepInstrument(("a",), ("x",))
+    for _ in range(500):
+        run.attach(instrument)
+        run.detach(instrument)
+    with pytest.raises(ConfigurationError, match="500 times"):
+        run.attach(instrument)
+    run.log({"loss": 1.0})
+    assert len(kept(run)) == 1
 
 
 def test_instrument_that_raises_costs_its_values_only(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:

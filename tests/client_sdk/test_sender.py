@@ -207,9 +207,12 @@ def test_server_that_is_not_there_is_said_once(tmp_path: Path, caplog: pytest.Lo
     server.start()
     server.stop()
     attempts: list[str] = []
-    delivery = Delivery(
-        tmp_path, server, gives_up=lambda error: bool(attempts.append(error.code)) or len(attempts) >= 3
-    )
+
+    def at_the_third(error: TransportError) -> bool:
+        attempts.append(error.code)
+        return len(attempts) == 3
+
+    delivery = Delivery(tmp_path, server, gives_up=at_the_third)
     delivery.append(1)
     delivery.sender.run()
     assert attempts == ["unreachable"] * 3
