@@ -1,0 +1,120 @@
+"""Which parameter belongs to which layer: the rows of every per-layer statistic.
+
+Owns names, order and sizes of layers, and the lookup from a parameter to its row. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client_sdk.errors import ConfigurationError
+from client_sdk.protocol import MAX_LAYERS, MAX_NAME_CHARS
+
+Group = str | Callable[[str], str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """The rows of one `watch`."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    """Numbers of a layer; a complex parameter counts two for each element."""
+    row_of: dict[int, int]
+    """id(parameter) → row, of the parameters that are measured."""
+    parameters: tuple[Tensor, ...]
+    """Those parameters; held so that an id cannot come to mean another tensor."""
+    grouped: str
+    """What was used to group: "parameter", "module", or "custom"."""
+
+
+def map_layers(model: torch.nn.Module, optimizer: torch.optim.Optimizer, group: Group = "parameter") -> Layers:
+    """Rows for the trainable parameters that ``model`` and ``optimizer`` share, in the model's order.
+
+    A parameter used in several places counts once, under its first name. Frozen parameters and those that the
+    optimizer does not have are left out. More than 20,000 parameters are grouped by module.
+    Raises `ConfigurationError` when nothing is left to watch, or when there are too many layers.
+    """
+    owned = {id(parameter) for entry in optimizer.param_groups for parameter in entry["params"]}
+    shared = [(name, parameter) for name, parameter in named_parameters(model) if id(parameter) in owned]
+    if not shared:
+        raise ConfigurationError(
+            "the optimizer shares no parameter with the model: make it from model.parameters(), after the model is "
+            "wrapped or moved"
+        )
+    trainable = [(name, parameter) for name, parameter in shared if parameter.requires_grad]
+    if not trainable:
+        raise ConfigurationError("every parameter that model and optimizer share is frozen (requires_grad is False)")
+    grouped = group if isinstance(group, str) else "custom"
+    layers = _rows(trainable, _layer_of(group), grouped)
+    if len(layers.names) > MAX_LAYERS and group == "parameter":
+        layers = _rows(trainable, _layer_of("module"), "module")
+    if not layers.names:
+        raise ConfigurationError("group left out every parameter: it returned None for each name")
+    if len(layers.names) > MAX_LAYERS:
+        raise ConfigurationError(
+            f"{len(layers.names)} layers; at most {MAX_LAYERS}: pass group= a function that gives several parameters "
+            "the same layer name"
+        )
+    return layers
+
+
+def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The model's parameters with the names that its author gave them: the prefixes of `torch.compile` and of
+    (distributed) data parallelism are taken off. A shared parameter comes once."""
+    is_wrapped = isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel)
+    for name, parameter in model.named_parameters():
+        parts = [part for part in name.split(".") if part != "_orig_mod"]
+        if is_wrapped and parts[0] == "module":
+            parts = parts[1:]
+        yield ".".join(parts), parameter
+
+
+def size_of(parameter: Tensor) -> int:
+    """Real numbers in ``parameter``."""
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
+
+
+def _layer_of(group: Group) -> Callable[[str], str | None]:
+    if group == "parameter":
+        return lambda name: name
+    if group == "module":
+        return lambda name: name.rpartition(".")[0] or name
+    assert callable(group)
+    return group
+
+
+def _rows(named: list[tuple[str, Tensor]], layer_of: Callable[[str], str | None], grouped: str) -> Layers:
+    rows: dict[str, int] = {}
+    sizes: list[int] = []
+    row_of: dict[int, int] = {}
+    for name, parameter in named:
+        try:
+            layer = layer_of(name)
+        except Exception as error:
+            raise ConfigurationError(f"group raised {type(error).__name__} for {name!r}: {error}") from error
+        if layer is None:
+            continue
+        if not isinstance(layer, str) or not layer:
+            raise ConfigurationError(f"group returned {layer!r} for {name!r}; it must return a layer name or None")
+        row = rows.setdefault(_bounded(layer), len(rows))
+        if row == len(sizes):
+            sizes.append(0)
+        sizes[row] += size_of(parameter)
+        row_of[id(parameter)] = row
+    measured = tuple(parameter for _, parameter in named if id(parameter) in row_of)
+    return Layers(names=tuple(rows), sizes=tuple(sizes), row_of=row_of, parameters=measured, grouped=grouped)
+
+
+def _bounded(name: str) -> str:
+    """``name``, or its ends around a digest where it is longer than the wire allows."""
+    if len(name) <= MAX_NAME_CHARS:
+        return name
+    digest = hashlib.blake2s(name.encode(), digest_size=4).hexdigest()
+    half = (MAX_NAME_CHARS - len(digest) - 2) // 2
+    return f"{name[:half]}…{digest}…{name[-half:]}"

@@ -1,0 +1,256 @@
+"""Reads an optimizer right after its step and packs the sums of every layer into one array on its way to the host.
+
+Owns which tensors are read and how they reach the host. When to measure is `watch`'s decision, formulas are `sums`,
+meanings are `readings`. Nothing here synchronises a device; called on the training thread, results read on any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client_sdk.host import HostCopy
+from client_sdk.layers import Layers
+from client_sdk.measurement import Measurement
+from client_sdk.optimizers import ELEMENTWISE_TERMS, TERM, TERMS, Kind, Rule, read_rule, read_steps, term_table
+from client_sdk.stats.histograms import MAX_HISTOGRAM_LAYERS, HistogramCopy, layer_histograms
+from client_sdk.stats.plan import Entry, Part, Plan, flat, local
+from client_sdk.stats.readings import Sums, layer_statistics, slope, statistics_of
+from client_sdk.stats.sums import SUM, SUMS, Flags
+
+
+class Meter:
+    """Measures the layers of one optimizer."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, kind: Kind, layers: Layers) -> None:
+        self._kind = kind
+        self.layers = layers
+        self._plan: Plan | None = None
+        self._plan_key: tuple[object, ...] = ()
+        self._grad_versions: dict[int, int] = {}
+        self._flags: dict[tuple[object, ...], Flags] = {}  # one object for equal flags: compared at every step
+        self.statistics = statistics_of(kind, [read_rule(kind, group) for group in optimizer.param_groups])
+        self.watches_versions = any(read_rule(kind, group).nesterov for group in optimizer.param_groups)
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the versions of the gradients: SGD's Nesterov with foreach writes the update into them. Needed only
+        where `watches_versions`."""
+        self._grad_versions = {
+            id(parameter): parameter.grad._version
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        }
+
+    @torch.no_grad()
+    def measure(self, optimizer: torch.optim.Optimizer, *, histograms: bool) -> StepCopy | None:
+        """The sums of this step, or None when no watched parameter has a gradient."""
+        entries: list[Entry] = []
+        sparse: list[tuple[int, Tensor]] = []
+        tables: list[NDArray[np.float64] | Tensor] = []
+        scales: list[NDArray[np.bool_]] = []
+        for group in optimizer.param_groups:
+            rule = read_rule(self._kind, group)
+            states: list[Mapping[str, Any]] = []
+            for parameter in group["params"]:
+                row = self.layers.row_of.get(id(parameter))
+                if row is None or parameter.grad is None:
+                    continue
+                if parameter.grad.is_sparse:
+                    if parameter.device.type == "cpu" or parameter.grad.is_coalesced():
+                        sparse.append((row, parameter.grad.coalesce().values()))
+                    continue
+                state = optimizer.state.get(parameter, {})
+                entries.append(self._entry(rule, parameter, state, row, bool(group.get("fused"))))
+                states.append(state)
+            if states:
+                tables.append(term_table(rule, read_steps(states), states))
+                scales.append(np.full(len(states), rule.first is not None))
+        if not entries and not sparse:
+            return None
+        terms = _Terms(tables, entries)
+        key = tuple((id(entry.parameter), entry.flags) for entry in entries)
+        if self._plan is None or key != self._plan_key:
+            self._plan, self._plan_key = Plan(entries), key
+        parts = self._plan.measure(entries, terms.elementwise)
+        copies: list[HistogramCopy] = []
+        if histograms and len(self.layers.names) <= MAX_HISTOGRAM_LAYERS:
+            copies = layer_histograms(entries, terms.elementwise, self.layers.sizes)
+        return StepCopy(
+            entries=entries, sparse=sparse, parts=parts, pads=self._plan.pads, terms=terms,
+            by_momentum=np.concatenate(scales) if scales else np.zeros(0, np.bool_),
+            found_inf=getattr(optimizer, "found_inf", None),
+            histograms=copies, layers=self.layers, statistics=self.statistics,
+        )  # fmt: skip
+
+    def _entry(self, rule: Rule, parameter: Tensor, state: Mapping[str, Any], row: int, is_fused: bool) -> Entry:
+        grad = parameter.grad
+        assert grad is not None
+        held, grad_held = local(parameter), local(grad)
+        first = _state_tensor(state, rule.first, held)
+        second = _state_tensor(state, rule.second, held)
+        is_complete = (first is not None) == (rule.first is not None) and (second is not None) == (
+            rule.second is not None
+        )
+        updates = self._kind != "other" and is_complete
+        folded = 0.0
+        if updates and rule.nesterov and not is_fused and self._grad_versions.get(id(parameter)) != grad._version:
+            folded = rule.decay
+        arguments = (rule.first is not None, rule.second is not None, rule.squared, rule.uses_gradient, rule.divided,
+                     rule.coupled != 0, rule.decoupled != 0, rule.sign < 0, rule.intake, folded, updates)  # fmt: skip
+        flags = self._flags.get(arguments)
+        if flags is None:
+            flags = self._flags[arguments] = Flags(
+                updates=updates,
+                first=updates and rule.first is not None,
+                second=updates and rule.second is not None,
+                squared=rule.squared,
+                uses_gradient=rule.uses_gradient,
+                divided=rule.divided,
+                coupled=rule.coupled != 0,
+                decoupled=rule.decoupled != 0,
+                negated=rule.sign < 0,
+                intake=rule.intake,
+                folded=folded,
+            )
+        return Entry(held, grad_held, first if updates else None, second if updates else None, flags, row)
+
+
+class StepCopy:
+    """What one step measured, on its way to the host. Reading waits for the copy if it must."""
+
+    def __init__(
+        self,
+        *,
+        entries: Sequence[Entry],
+        sparse: Sequence[tuple[int, Tensor]],
+        parts: Sequence[Part],
+        pads: Mapping[int, int],
+        terms: _Terms,
+        by_momentum: NDArray[np.bool_],
+        found_inf: Tensor | None,
+        histograms: Sequence[HistogramCopy],
+        layers: Layers,
+        statistics: tuple[str, ...],
+    ) -> None:
+        self._count = len(entries)
+        self._terms = terms
+        self._by_momentum = by_momentum
+        self._pads = pads
+        self._layers = layers
+        self._statistics = statistics
+        self._histograms = histograms
+        self._rows = np.array([entry.row for entry in entries] + [row for row, _ in sparse], np.intp)
+        self._sizes = np.array([flat(entry.parameter).numel() for entry in entries] + [np.nan] * len(sparse))
+        parts = [*parts, *(_sparse_part(self._count + at, values) for at, (_, values) in enumerate(sparse))]
+        by_device: dict[torch.device, list[Part]] = {}
+        for part in parts:
+            by_device.setdefault(part.values.device, []).append(part)
+        self._copies = [
+            (members, HostCopy(torch.cat([part.values.reshape(-1) for part in members])))
+            for members in by_device.values()
+        ]
+        self._found_inf = None if found_inf is None else HostCopy(found_inf.detach().clone())
+
+    def ready(self) -> bool:
+        """True when nothing here will wait. Never synchronises a device."""
+        copies = [copy for _, copy in self._copies] + [copy for copy in (self._found_inf, self._terms.copy) if copy]
+        return all(copy.ready() for copy in copies) and all(histogram.ready() for histogram in self._histograms)
+
+    @cached_property
+    def sums(self) -> Sums:
+        """The sums of every measured tensor."""
+        values = np.full((len(self._rows), len(SUMS)), np.nan)
+        for members, copy in self._copies:
+            array, start = copy.array(), 0
+            for part in members:
+                stop = start + part.values.numel()
+                values[np.ix_(part.entries, part.columns)] = array[start:stop].reshape(part.values.shape)
+                start = stop
+        for position, pad in self._pads.items():
+            values[position, SUM["below"]] -= pad
+        if self._found_inf is not None and self._found_inf.array().any():
+            # a fused optimizer under GradScaler skipped this step inside its kernel: u was never applied
+            values[:, [at for name, at in SUM.items() if name != "nonfinite"]] = np.nan
+        terms = np.full((len(self._rows), len(TERMS)), np.nan)
+        terms[: self._count] = self._terms.on_host()
+        scale = np.full(len(self._rows), np.nan)
+        scale[: self._count] = np.where(
+            self._by_momentum, terms[: self._count, TERM["momentum"]], terms[: self._count, TERM["direct"]]
+        )
+        return Sums(values=values, terms=terms, scale=scale, sizes=self._sizes, rows=self._rows)
+
+    @cached_property
+    def totals(self) -> dict[str, float]:
+        """Over all measured tensors: `grad_norm`, `decoupling` (NaN without v), `slope` (gᵀΔw)."""
+        sums = self.sums
+        with np.errstate(all="ignore"):
+            v_hat = sums.values[:, SUM["vv"]] / sums.terms[:, TERM["correction"]]
+            square = sums.values[:, SUM["gg"]].sum()
+            return {
+                "grad_norm": float(np.sqrt(square)),
+                "decoupling": float(square / v_hat.sum()),
+                "slope": slope(sums),
+            }
+
+    def measurement(self) -> Measurement:
+        """Block [layers, statistics], histograms, and the scalar `grad_norm`."""
+        statistics = layer_statistics(self.sums, len(self._layers.names))
+        with np.errstate(all="ignore"):
+            block = np.stack([statistics[name] for name in self._statistics], axis=1).astype(np.float32)
+        return Measurement(
+            scalars={"grad_norm": self.totals["grad_norm"]},
+            block=block,
+            histograms=tuple(histogram.result() for histogram in self._histograms),
+        )
+
+
+class _Terms:
+    """The term table of all entries [P, TERMS]: kept on the host, or copied there from where the step counters are."""
+
+    def __init__(self, tables: Sequence[NDArray[np.float64] | Tensor], entries: Sequence[Entry]) -> None:
+        devices = {entry.parameter.device for entry in entries}
+        home = next((table.device for table in tables if isinstance(table, Tensor)), None)
+        self.copy: HostCopy | None = None
+        self._table: NDArray[np.float64] | None = None
+        if home is None:
+            self._table = np.concatenate(tables) if tables else np.zeros((0, len(TERMS)))
+            table = torch.from_numpy(self._table)
+        else:
+            table = torch.cat([torch.as_tensor(part).to(home, non_blocking=True) for part in tables])
+            self.copy = HostCopy(table)
+        leading = table[:, : len(ELEMENTWISE_TERMS)]
+        self.elementwise = {
+            device: leading.to(torch.float32 if device.type == "mps" else torch.float64).to(device, non_blocking=True)
+            for device in devices
+        }
+
+    def on_host(self) -> NDArray[np.float64]:
+        if self._table is not None:
+            return self._table
+        assert self.copy is not None
+        return self.copy.array()
+
+
+def _state_tensor(state: Mapping[str, Any], key: str | None, like: Tensor) -> Tensor | None:
+    tensor = None if key is None else state.get(key)
+    if not isinstance(tensor, Tensor):
+        return None
+    held = local(tensor)
+    return held if held.shape == like.shape and held.device == like.device else None
+
+
+def _sparse_part(position: int, values: Tensor) -> Part:
+    """Of a sparse gradient only what its stored values say: Σ g² and the count of non-finite values."""
+    g = flat(values).to(torch.float64)
+    return Part(
+        entries=(position,),
+        columns=(SUM["gg"], SUM["nonfinite"]),
+        values=torch.stack([torch.dot(g, g), torch.count_nonzero(g - g).to(g.dtype)]).unsqueeze(0),
+    )
