@@ -117,8 +117,6 @@ def watch(  # noqa: PLR0917 - the contract's signature
     target = _default if run is None else run
     if target is None:
         raise ConfigurationError("watch() before init(): call client_sdk.init(project=…) first")
-    if target.disabled:
-        return _NoHandle()
     implementation = importlib.import_module("client_sdk.watch")
     handle: Handle = implementation.watch(
         target,
@@ -169,13 +167,6 @@ def status() -> Status:
     if _default is None:
         raise ConfigurationError("status() before init(): call client_sdk.init(project=…) first")
     return _default.status()
-
-
-class _NoHandle:
-    """The handle of a disabled run."""
-
-    def remove(self) -> None:
-        """Nothing is measured, so nothing ends."""
 
 
 class _Package(ModuleType):

@@ -118,16 +118,6 @@ def test_init_after_finish_warns_of_nothing(caplog: pytest.LogCaptureFixture) ->
     assert not caplog.records
 
 
-def test_disabled_run_watches_without_torch() -> None:
-    python(
-        "import client_sdk, sys\n"
-        "client_sdk.init(mode='disabled')\n"
-        "client_sdk.watch(None, None).remove()\n"
-        "client_sdk.log({'loss': 1.0}); client_sdk.finish()\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-
-
 def test_environment_chooses_server_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     with IngestServer(token="secret") as server:
         monkeypatch.setenv("SPIKEWATCH_URL", server.url)
