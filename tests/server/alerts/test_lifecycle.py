@@ -116,6 +116,12 @@ def test_one_incident_is_one_alert_and_tells_only_what_is_new(teller: Teller) ->
     assert len({alert.id for alert in teller.told}) == 1
 
 
+def test_an_overdue_date_is_told_once(teller: Teller) -> None:
+    teller.until(5, predicted(30))
+    told = [alert for due in range(7, 60) for alert in teller.until(due - 1, predicted(due, width=0))]
+    assert len(told) <= 2  # the date that moved to the present, and the refresh after 50 steps
+
+
 def test_a_finding_that_comes_back_soon_belongs_to_the_same_incident(teller: Teller) -> None:
     teller.until(10, spike(5))
     teller.until(25)
