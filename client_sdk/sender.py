@@ -49,7 +49,7 @@ _FRAME_CODES: Final = frozenset({"malformed", "too_large", "bad_record"})
 """Errors about one frame; the others are about the session."""
 
 
-def backoff(first: float = 0.5, longest: float = 30.0) -> Iterator[float]:
+def backoff(first: float = 0.5, longest: float = 15.0) -> Iterator[float]:
     """Endless delays in seconds: doubling, jittered so that clients do not return all at once."""
     delay = first
     while True:

@@ -17,6 +17,7 @@ from client_sdk.notices import Notices
 from client_sdk.protocol import Error, Finish, Hello, Layout, Record, encode
 from client_sdk.sender import Sender, backoff
 from client_sdk.spool import Spool
+from tests.support.freezing_proxy import FreezingProxy
 from tests.support.ingest_server import IngestServer
 
 HELLO = Hello(version=1, run_id="run", writer="writer", project="p")
@@ -29,13 +30,13 @@ def record(step: int, size: int = 0) -> bytes:
 class Delivery:
     """A spool with its sender, without delays between attempts."""
 
-    def __init__(self, directory: Path, server: IngestServer, **options: Any) -> None:
+    def __init__(self, directory: Path, server: IngestServer, *, url: str | None = None, **options: Any) -> None:
         self.spool = Spool.create(directory, HELLO, segment_bytes=50_000)
         self.notices = Notices()
         self.alerts: list[str] = []
         self.sender = Sender(
             self.spool,
-            Endpoint(url=server.url),
+            Endpoint(url=url or server.url),
             self.notices,
             on_alert=lambda alert: self.alerts.append(alert.id),
             **{"delays": lambda: repeat(0.0), **options},
@@ -249,3 +250,24 @@ def test_delays_double_within_jitter_up_to_a_limit() -> None:
     delays = backoff(1.0, 8.0)
     for bound in (1, 2, 4, 8, 8, 8):
         assert bound / 2 <= next(delays) <= bound
+
+
+@pytest.mark.parametrize("size", [10, 7_000_000], ids=["idle", "in mid-send"])
+def test_half_dead_connection_is_given_up(
+    tmp_path: Path, server: IngestServer, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr("client_sdk.transport.PING_INTERVAL", 0.2)
+    monkeypatch.setattr("client_sdk.transport.PING_TIMEOUT", 0.3)
+    monkeypatch.setattr("client_sdk.transport.SEND_TIMEOUT", 1.0)
+    with FreezingProxy(server.port) as proxy:
+        delivery = Delivery(tmp_path, server, url=proxy.url)
+        delivery.append(0)
+        delivery.sender.start()
+        assert delivery.sender.wait_acknowledged(1, 20)
+        proxy.freeze()
+        delivery.append(1, 2, 3, 4, size=size)
+        proxy.thaw()
+        assert delivery.sender.wait_acknowledged(5, 40)
+        assert server.steps() == list(range(5))
+        assert len(server.hellos) >= 2
+        delivery.close()
