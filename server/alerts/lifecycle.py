@@ -272,7 +272,7 @@ def _warned(alert: Alert, level: AlertLevel, step: int) -> dict[str, float | int
 
 
 def _moved(before: PredictedStep | None, now: PredictedStep | None, step: int) -> bool:
-    """Whether a date moved by more than two steps and a tenth of what remained. What is overdue moves with every step."""
+    """Whether a date moved by more than two steps and a tenth of what remained. What is overdue always moves."""
     if now is None or now.best <= step + 1:
         return False
     return before is None or abs(now.best - before.best) > max(2.0, 0.1 * abs(before.best - step))
