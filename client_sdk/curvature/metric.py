@@ -1,0 +1,129 @@
+"""The preconditioner of an optimizer at this moment, as one vector: D = diag(η)·gain/(root·√v + floor) / η_max.
+
+Owns the vector layout of the parameter space and the norm in which the optimizer moves. Ĥ = D·H is compared with
+2/η_max; its symmetric form is D^½·H·D^½.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from client_sdk.optimizers import TERM, Kind, read_rule, read_steps, term_table
+
+
+class UnsupportedError(Exception):
+    """Curvature cannot be measured for this model and optimizer. The text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """D of the parameters that the optimizer moves, N numbers in all."""
+
+    parameters: tuple[Tensor, ...]
+    diagonal: Tensor
+    """D, [N]"""
+    penalty: Tensor | None
+    """γ of L2 weight decay, [N]: the optimizer descends H + γ. None when it is zero everywhere."""
+    lr: Tensor
+    """Largest learning rate, 0-d, where the terms are."""
+
+    @classmethod
+    def read(cls, optimizer: torch.optim.Optimizer, kind: Kind) -> Metric | None:
+        """The present metric, or None before the first step. Never synchronises a device.
+
+        Raises `UnsupportedError` for an optimizer whose limit is not known, or parameters that no vector can hold.
+        """
+        if kind == "other":
+            raise UnsupportedError(
+                f"the stability limit of {type(optimizer).__name__} is not known, so curvature is not measured; "
+                "it is for Adam, AdamW, NAdam, RAdam, Adamax, RMSprop and SGD"
+            )
+        parameters: list[Tensor] = []
+        seconds: list[Tensor | None] = []
+        tables: list[Tensor] = []
+        squared = True
+        for group in optimizer.param_groups:
+            rule = read_rule(kind, group)
+            squared = rule.squared
+            members: list[Tensor] = []
+            states: list[Mapping[str, Any]] = []
+            for parameter in group["params"]:
+                state = optimizer.state.get(parameter, {})
+                second = None if rule.second is None else state.get(rule.second)
+                if not parameter.requires_grad or (rule.second is not None and second is None):
+                    continue
+                _check(parameter)
+                members.append(parameter)
+                states.append(state)
+                seconds.append(second)
+            if members:
+                parameters += members
+                tables.append(torch.as_tensor(term_table(rule, read_steps(states), states)))
+        if not parameters:
+            return None
+        device = parameters[0].device
+        if any(parameter.device != device for parameter in parameters):
+            raise UnsupportedError("curvature of a model on several devices is not measured")
+        return cls._assemble(parameters, seconds, tables, squared)
+
+    @classmethod
+    def _assemble(
+        cls, parameters: list[Tensor], seconds: list[Tensor | None], tables: list[Tensor], squared: bool
+    ) -> Metric:
+        device, dtype = parameters[0].device, vector_dtype(parameters)
+        home = next((table.device for table in tables if table.device.type != "cpu"), torch.device("cpu"))
+        table = torch.cat([part.to(home, non_blocking=True) for part in tables])
+        lr = table[:, TERM["lr"]].max()
+        factor = (table[:, TERM["gain"]] * table[:, TERM["lr"]] / lr).to(dtype).to(device, non_blocking=True)
+        root = table[:, TERM["root"]].to(dtype).to(device, non_blocking=True)
+        floor = table[:, TERM["floor"]].to(dtype).to(device, non_blocking=True)
+        pieces = []
+        for position, (parameter, second) in enumerate(zip(parameters, seconds, strict=True)):
+            if second is None:
+                pieces.append(factor[position].expand(parameter.numel()))
+            else:
+                v = second.reshape(-1).to(dtype)
+                pieces.append(factor[position] / ((v.sqrt() if squared else v) * root[position]).add_(floor[position]))
+        penalty = None
+        coupled = table[:, TERM["coupled"]]
+        if table.device.type != "cpu" or bool((coupled != 0).any()):
+            coupled = coupled.to(dtype).to(device, non_blocking=True)
+            penalty = torch.cat([coupled[at].expand(p.numel()) for at, p in enumerate(parameters)])
+        return cls(parameters=tuple(parameters), diagonal=torch.cat(pieces), penalty=penalty, lr=lr)
+
+
+def vector_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
+    """float64 where a parameter has it, else float32."""
+    return torch.float64 if any(parameter.dtype == torch.float64 for parameter in parameters) else torch.float32
+
+
+def to_vector(tensors: Sequence[Tensor | None], metric: Metric) -> Tensor:
+    """Tensors like the parameters as one vector [N]; None counts as zeros."""
+    dtype = metric.diagonal.dtype
+    return torch.cat([
+        torch.zeros(parameter.numel(), device=parameter.device, dtype=dtype)
+        if tensor is None
+        else tensor.reshape(-1).to(dtype)
+        for tensor, parameter in zip(tensors, metric.parameters, strict=True)
+    ])  # fmt: skip
+
+
+def from_vector(vector: Tensor, metric: Metric) -> list[Tensor]:
+    """[N] as tensors like the parameters."""
+    pieces = vector.split([parameter.numel() for parameter in metric.parameters])
+    return [
+        piece.view(parameter.shape).to(parameter.dtype)
+        for piece, parameter in zip(pieces, metric.parameters, strict=True)
+    ]
+
+
+def _check(parameter: Tensor) -> None:
+    if parameter.is_complex():
+        raise UnsupportedError("curvature of complex parameters is not measured")
+    if hasattr(parameter, "to_local"):
+        raise UnsupportedError("curvature of a model that is sharded over processes is not measured")

@@ -1,0 +1,308 @@
+"""Measures λ_grad, λ_max and λ_step of one model and optimizer, inside `log`, without training noticing.
+
+Owns one probe from the closure to values on their way to the host, the warm start between probes, and what happens
+when a closure gives nothing. Called on the training thread; results are read on any.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessian, NoSecondDerivativeError
+from client_sdk.curvature.metric import Metric, UnsupportedError
+from client_sdk.curvature.sandbox import ClosureError, Sandbox
+from client_sdk.curvature.schedule import Choice, Schedule
+from client_sdk.curvature.spectrum import RitzPair, largest_eigenpair
+from client_sdk.host import ScalarCopy, copy_to_host
+from client_sdk.notices import Notices
+from client_sdk.optimizers import Kind
+
+WARM_PRODUCTS: Final = 3  # Hessian-vector products for λ_max from the last probe's vector; λ_grad's is one more
+REFINING_PRODUCTS: Final = 5  # while the last residual was above GOOD_RESIDUAL
+COLD_PRODUCTS: Final = 10  # from a random vector
+GOOD_RESIDUAL: Final = 0.1
+WORST_RESIDUAL: Final = 0.5  # a value that may be off by half is not reported; the vector is kept and refined
+ROUNDING: Final = 64  # a slope under this many units of rounding of the loss says nothing
+
+
+class StepSignals(Protocol):
+    """What the statistics know of the last optimizer step (`stats.StepCopy`)."""
+
+    def ready(self) -> bool:
+        """True when `totals` will not wait."""
+        ...
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """`grad_norm`, `decoupling`, `slope`."""
+        ...
+
+
+class CurvatureCopy:
+    """One probe's values on their way to the host."""
+
+    def __init__(
+        self, tensors: dict[str, Tensor], logged_loss: float | None, signals: StepSignals | None, rounding: float
+    ) -> None:
+        """``signals`` of the step whose Δw led from the logged loss to the closure's; None where there is no such."""
+        self._names = tuple(tensors)
+        self._copy: ScalarCopy = copy_to_host(list(tensors.values()))
+        self._logged_loss = logged_loss
+        self._signals = signals
+        self._rounding = rounding
+
+    def ready(self) -> bool:
+        """True when nothing will wait. Never synchronises a device."""
+        return self._copy.ready() and (self._signals is None or self._signals.ready())
+
+    def values(self) -> dict[str, float]:
+        """Everything measured by name: loss, lr, lambda_grad, lambda_max, residual; NaN where it went wrong."""
+        return dict(zip(self._names, self._copy.values(), strict=True))
+
+    def scalars(self) -> dict[str, float]:
+        """What is reported; only values that mean something."""
+        values = self.values()
+        reported = {name: values[name] for name in ("lambda_grad",) if math.isfinite(values[name])}
+        if is_reportable(values):
+            reported["lambda_max"] = values["lambda_max"]
+        step = self._lambda_step(values)
+        if step is not None:
+            reported["lambda_step"] = step
+        return reported
+
+    def _lambda_step(self, values: dict[str, float]) -> float | None:
+        """2·(ΔL − gᵀΔw) / (−η·gᵀΔw): the curvature that the step met. ΔL > 0 exactly where it is above 2/η."""
+        logged = values.get("logged_loss", self._logged_loss)
+        if logged is None or self._signals is None:
+            return None
+        slope, loss, lr = self._signals.totals["slope"], values["loss"], values["lr"]
+        if not slope < -self._rounding * abs(loss) or not lr > 0:
+            return None
+        curvature = 2.0 * (loss - logged - slope) / (-lr * slope)
+        return curvature if math.isfinite(curvature) else None
+
+
+def is_reportable(values: dict[str, float]) -> bool:
+    """True where λ_max is known to within its residual."""
+    return math.isfinite(values.get("lambda_max", math.nan)) and values["residual"] <= WORST_RESIDUAL
+
+
+class Probe:
+    """The curvature of one model as its optimizer sees it."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        kind: Kind,
+        *,
+        every: int,
+        notices: Notices,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._model, self._optimizer, self._kind = model, optimizer, kind
+        self._notices = notices
+        self._clock = clock
+        self.schedule = Schedule(every)
+        self._flying: list[tuple[int, CurvatureCopy]] = []
+        self._timers: list[tuple[Choice, _Timer]] = []
+        self._direction: Tensor | None = None  # eigenvector in the space of parameters, D^½·x
+        self._parameters: tuple[Tensor, ...] = ()
+        self._products = COLD_PRODUCTS
+        self._is_supported = True
+        self._is_verified = False
+        self._uses_differences = False
+
+    def measure(
+        self,
+        step: int,
+        closure: Callable[[], Any],
+        *,
+        lr: float | None,
+        loss: Any = None,
+        signals: StepSignals | None = None,
+    ) -> CurvatureCopy | None:
+        """Probe if it is due. ``loss`` and ``signals``: the value logged for this batch before the step, and that step.
+
+        Never raises; what goes wrong is warned of once, counted, and makes the next probe come later.
+        """
+        self._collect()
+        if not self._is_supported:
+            return None
+        choice = self.schedule.decide(step, lr)
+        if choice == "none" or lr == 0:
+            return None
+        try:
+            return self._measure(step, choice, closure, loss, signals)
+        except UnsupportedError as error:
+            self._is_supported = False
+            self._notices.warn("curvature_unsupported", str(error))
+        except ClosureError as error:
+            self._notices.warn("closure", f"curvature is not measured: {error}")
+        except torch.OutOfMemoryError:
+            self._notices.warn(
+                "curvature_memory",
+                "not enough memory for an exact Hessian-vector product; finite differences are used from now on. "
+                "A closure over a smaller batch would help",
+            )
+            self._uses_differences = True
+        except Exception as error:
+            self._notices.caught("curvature", "measuring curvature", error)
+        self.schedule.failed(step)
+        return None
+
+    def _measure(
+        self, step: int, choice: Choice, closure: Callable[[], Any], loss: Any, signals: StepSignals | None
+    ) -> CurvatureCopy | None:
+        _refuse_distributed()
+        metric = Metric.read(self._optimizer, self._kind)
+        if metric is None:
+            return None
+        self.schedule.started(choice, step)
+        timer = _Timer(metric.diagonal.device, self._clock)
+        with Sandbox(self._model, metric.parameters) as sandbox:
+            tensors = self._probe(choice, sandbox, closure, metric)
+            is_comparable = sandbox.is_deterministic and signals is not None
+        timer.stop()
+        self._timers.append((choice, timer))
+        logged = loss if isinstance(loss, int | float) and not isinstance(loss, bool) else None
+        if isinstance(loss, Tensor) and loss.numel() == 1 and is_comparable:
+            tensors["logged_loss"] = loss
+        rounding = ROUNDING * torch.finfo(tensors["loss"].dtype).eps
+        copy = CurvatureCopy(
+            tensors, None if logged is None else float(logged), signals if is_comparable else None, rounding
+        )
+        self._flying.append((step, copy))
+        return copy
+
+    def _probe(self, choice: Choice, sandbox: Sandbox, closure: Callable[[], Any], metric: Metric) -> dict[str, Tensor]:
+        if not self._uses_differences:
+            try:
+                hessian = ExactHessian(sandbox, closure, metric, verify=not self._is_verified)
+                self._is_verified = True
+                return self._evaluate(choice, hessian, metric)
+            except NoSecondDerivativeError as error:
+                self._uses_differences = True
+                self._notices.warn(
+                    "finite_differences",
+                    f"the model cannot be differentiated twice ({error}); curvature is measured by finite differences, "
+                    "which is exact to about 1 % in float32 and useless for bfloat16 weights",
+                )
+        return self._evaluate(choice, DifferenceHessian(sandbox, closure, metric), metric)
+
+    @torch.no_grad()
+    def _evaluate(self, choice: Choice, hessian: Hessian, metric: Metric) -> dict[str, Tensor]:
+        """λ_grad = gᵀĤg/‖g‖² and, where asked for, λ_max of D^½(H + γ)D^½."""
+        diagonal = metric.diagonal
+        root = diagonal.sqrt()
+        inverse_root = torch.where(root > 0, 1.0 / root, 0.0)  # 0 where a group's learning rate is 0: it does not move
+        gradient = torch.where(root > 0, hessian.gradient, 0.0)
+
+        def curved(vector: Tensor) -> Tensor:
+            product = hessian.product(vector)
+            return product if metric.penalty is None else product + metric.penalty * vector
+
+        if metric.penalty is not None:
+            weights = torch.cat([p.reshape(-1).to(diagonal.dtype) for p in metric.parameters])
+            gradient = gradient + torch.where(root > 0, metric.penalty * weights, 0.0)
+        image = curved(gradient)
+        values = {
+            "loss": hessian.loss,
+            "lr": metric.lr,
+            "lambda_grad": torch.dot(gradient, diagonal * image) / torch.dot(gradient, gradient),
+        }
+        if choice == "full":
+            known = gradient * inverse_root, root * image
+            pair = self._largest(lambda x: root * curved(root * x), metric, inverse_root, known)
+            values["lambda_max"], values["residual"] = pair.value, pair.residual
+        return values
+
+    def _largest(
+        self,
+        product: Callable[[Tensor], Tensor],
+        metric: Metric,
+        inverse_root: Tensor,
+        known: tuple[Tensor, Tensor],
+    ) -> RitzPair:
+        if self._direction is None or not _same(self._parameters, metric.parameters):
+            generator = torch.Generator(inverse_root.device).manual_seed(0)
+            start = torch.randn(
+                inverse_root.shape, generator=generator, device=inverse_root.device, dtype=inverse_root.dtype
+            )
+            products = COLD_PRODUCTS
+        else:
+            start = self._direction * inverse_root  # carries the vector over from the last probe's preconditioner
+            products = self._products
+        pair = largest_eigenpair(product, start, products, [known])
+        self._direction, self._parameters = metric.diagonal.sqrt() * pair.vector, metric.parameters
+        return pair
+
+    def _collect(self) -> None:
+        """Learn from what has reached the host since the last call; waits for nothing."""
+        for choice, timer in [entry for entry in self._timers if entry[1].done()]:
+            self.schedule.observe_cost(choice, timer.seconds())
+            self._timers.remove((choice, timer))
+        while self._flying and self._flying[0][1].ready():
+            step, copy = self._flying.pop(0)
+            values = copy.values()
+            if not math.isfinite(values["loss"]) or not math.isfinite(values["lambda_grad"]):
+                self._direction, self._products = None, COLD_PRODUCTS
+                self._notices.warn(
+                    "closure_nonfinite",
+                    "the closure's loss or its curvature is NaN or infinite, so nothing is reported. The closure must "
+                    "compute the same loss as training does, on a batch without NaN",
+                )
+                self.schedule.failed(step)
+                continue
+            lambda_max = values.get("lambda_max")
+            if lambda_max is not None:
+                residual = values["residual"]
+                self._products = WARM_PRODUCTS if residual <= GOOD_RESIDUAL else REFINING_PRODUCTS
+                if not math.isfinite(residual):
+                    self._direction = None
+            self.schedule.observe_curvature(lambda_max if is_reportable(values) else None, values["lambda_grad"])
+
+
+class _Timer:
+    """How long a probe kept the device busy; on the CPU, how long it took."""
+
+    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._device = device
+        self._events: tuple[Any, Any] | None = None
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                self._events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                self._events[0].record()
+        self._started = clock()
+        self._stopped = self._started
+
+    def stop(self) -> None:
+        self._stopped = self._clock()
+        if self._events is not None:
+            with torch.cuda.device(self._device):
+                self._events[1].record()
+
+    def done(self) -> bool:
+        return self._events is None or bool(self._events[1].query())
+
+    def seconds(self) -> float:
+        on_host = self._stopped - self._started
+        return on_host if self._events is None else max(on_host, self._events[0].elapsed_time(self._events[1]) / 1000)
+
+
+def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
+    return len(first) == len(second) and all(one is other for one, other in zip(first, second, strict=True))
+
+
+def _refuse_distributed() -> None:
+    """The schedule follows each process's own clock, so that collectives inside the closure could wait forever."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise UnsupportedError("curvature is measured only in runs of one process; statistics go on")

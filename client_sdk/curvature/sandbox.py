@@ -1,0 +1,128 @@
+"""Evaluates the user's closure so that training cannot tell: everything that it may change is put back.
+
+Owns saving and restoring; knows nothing of curvature. Restored bit for bit: random number generators (Python, NumPy,
+CPU, the devices of the parameters), gradients, `requires_grad`, module modes, buffers (BatchNorm's among them) and
+parameter values. Not covered: state that the closure keeps outside of the model, such as a data iterator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class ClosureError(Exception):
+    """The closure gave nothing to measure. The text says what to change."""
+
+
+class Sandbox:
+    """A context in which `evaluate` may be called any number of times. Used on the training thread."""
+
+    def __init__(self, model: torch.nn.Module, parameters: Sequence[Tensor]) -> None:
+        self._model = model
+        own = list(model.parameters())
+        seen = {id(parameter) for parameter in own}
+        self._parameters: list[Tensor] = [*own, *(p for p in parameters if id(p) not in seen)]
+        self._devices = {p.device for p in self._parameters if p.device.type not in ("cpu", "meta")}
+        self._contexts = ExitStack()
+        self.is_deterministic = True
+        """False once an evaluation drew random numbers (dropout): its loss is not comparable with another one's."""
+
+    def __enter__(self) -> Self:
+        self._random = random.getstate()
+        self._numpy = np.random.get_state()
+        self._cpu = torch.get_rng_state()
+        self._device_states = [(device, _generator(device).get_rng_state(device)) for device in self._devices]
+        self._modes = [(module, module.training) for module in self._model.modules()]
+        self._buffers = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in self._model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._flags = [(parameter, parameter.requires_grad) for parameter in self._parameters]
+        # taken away rather than copied: a closure that calls backward() or zero_grad() cannot reach them
+        self._grads = [(parameter, parameter.grad) for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._contexts.enter_context(torch.inference_mode(False))
+        # fused attention has no second derivative (pytorch #116350)
+        self._contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # runs the model behind torch.compile as it was written; compiled graphs have no second derivative either
+        if hasattr(torch.compiler, "set_stance"):  # torch ≥ 2.6
+            self._contexts.enter_context(torch.compiler.set_stance("force_eager"))
+        # weights cast before the optimizer stepped must not be read, and ours not be left behind
+        self._cache_enabled = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        torch.set_autocast_cache_enabled(self._cache_enabled)
+        self._contexts.close()
+        for parameter, grad in self._grads:
+            parameter.grad = grad
+        for parameter, flag in self._flags:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+        for module, name, buffer, saved in self._buffers:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+            buffer.data.copy_(saved)  # always: BatchNorm writes its running mean without raising the version
+        for module, mode in self._modes:
+            module.training = mode
+        self._restore_randomness()
+
+    def evaluate(self, closure: Callable[[], Any]) -> Tensor:
+        """The closure's loss as a 0-d tensor with a graph. Every evaluation draws the same random numbers.
+
+        Raises `ClosureError` when the closure returns anything else, or raises.
+        """
+        self._restore_randomness()
+        try:
+            with torch.enable_grad():
+                loss = closure()
+                loss = loss.reshape(()) if isinstance(loss, Tensor) and loss.numel() == 1 else loss
+        except Exception as error:
+            raise ClosureError(
+                f"the closure raised {type(error).__name__}: {error}. It must compute the loss of the batch again and "
+                "return it"
+            ) from error
+        if not isinstance(loss, Tensor):
+            raise ClosureError(f"the closure returned {type(loss).__name__}; it must return the loss tensor")
+        if loss.numel() != 1 or not loss.is_floating_point():
+            raise ClosureError(
+                f"the closure returned a tensor of shape {tuple(loss.shape)} and type {loss.dtype}; it must return the "
+                "loss, one real number"
+            )
+        if not loss.requires_grad:
+            raise ClosureError(
+                "the closure's loss has no graph; it must compute the loss anew, without no_grad(), detach() or item()"
+            )
+        self.is_deterministic = self.is_deterministic and self._randomness_is_untouched()
+        return loss
+
+    def _restore_randomness(self) -> None:
+        random.setstate(self._random)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._cpu)
+        for device, state in self._device_states:
+            _generator(device).set_rng_state(state, device)
+
+    def _randomness_is_untouched(self) -> bool:
+        return torch.equal(torch.get_rng_state(), self._cpu) and all(
+            torch.equal(_generator(device).get_rng_state(device), state) for device, state in self._device_states
+        )
+
+
+def _generator(device: torch.device) -> Any:
+    return torch.get_device_module(device)

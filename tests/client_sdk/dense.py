@@ -1,0 +1,59 @@
+"""The oracle of the curvature tests: dense float64 Hessians and preconditioners, written as obviously as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from torch import Tensor, nn
+
+Matrix = NDArray[np.float64]
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+
+
+def dense_hessian(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> tuple[Matrix, Matrix]:
+    """Gradient and Hessian over all parameters, in the order of `model.parameters()`, one row at a time."""
+    parameters = list(model.parameters())
+    grads = torch.autograd.grad(loss_of(model), parameters, create_graph=True)
+    gradient = torch.cat([grad.reshape(-1) for grad in grads])
+    rows = []
+    for entry in gradient:
+        row = torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)
+        rows.append(flat(list(row)))
+    return gradient.detach().double().numpy(), torch.stack(rows).numpy()
+
+
+def preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> Matrix:
+    """D·η/η_max with the momentum factor, straight from SCIENCE section 2, for Adam, AdamW, RMSprop and SGD."""
+    group_of: dict[Tensor, dict[str, Any]] = {p: g for g in optimizer.param_groups for p in g["params"]}
+    largest = max(group["lr"] for group in optimizer.param_groups)
+    pieces = []
+    for parameter in model.parameters():
+        group, state = group_of[parameter], optimizer.state.get(parameter, {})
+        if "exp_avg_sq" in state:
+            beta1, beta2 = group["betas"]
+            t = float(state["step"])
+            v_hat = state.get("max_exp_avg_sq", state["exp_avg_sq"]).double() / (1 - beta2**t)
+            diagonal = (1 / (1 - beta1**t)) * ((1 - beta1) / (1 + beta1)) / (v_hat.sqrt() + group["eps"])
+        elif "square_avg" in state:
+            diagonal = 1 / (state["square_avg"].double().sqrt() + group["eps"]) / (1 + group["momentum"])
+        else:
+            mu, dampening = group["momentum"], group["dampening"]
+            factor = 1 + mu * (1 - dampening) / (1 + mu) if group["nesterov"] else (1 - dampening * (mu > 0)) / (1 + mu)
+            diagonal = torch.full(parameter.shape, factor, dtype=torch.float64)
+        pieces.append((diagonal * group["lr"] / largest).reshape(-1))
+    return torch.cat(pieces).numpy()
+
+
+def largest_eigenvalue(diagonal: Matrix, hessian: Matrix) -> float:
+    """Of D·H, by SciPy on the symmetric form."""
+    root = np.sqrt(diagonal)
+    values: Matrix = eigh(root[:, None] * hessian * root[None, :], eigvals_only=True)
+    return float(values[-1])

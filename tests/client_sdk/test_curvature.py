@@ -1,0 +1,464 @@
+"""λ_grad, λ_max and λ_step against dense float64 Hessians and SciPy, and against what optimizers really do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from client_sdk.curvature import Probe, probe
+from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian
+from client_sdk.curvature.metric import Metric
+from client_sdk.curvature.sandbox import Sandbox
+from client_sdk.curvature.spectrum import largest_eigenpair
+from client_sdk.notices import Notices
+from client_sdk.optimizers import kind_of, oscillation_gain, stability_limit
+from tests.client_sdk.dense import dense_hessian, largest_eigenvalue, preconditioner
+
+Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, Make] = {
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "adam-b1-0": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.999)),
+    "adam-b2-0.9": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.9, 0.9)),
+    "adam-eps-0.1": lambda p: torch.optim.Adam(p, lr=0.01, eps=0.1),
+    "adam-eps-tiny": lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-15),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "heavy-ball": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "ema": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.9),
+}
+
+
+class Problem:
+    """A small net, its data, and an optimizer that has made some steps."""
+
+    def __init__(self, make: Make, *, steps: int = 10, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> None:
+        torch.manual_seed(1)
+        self.model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)).to(dtype)
+        self.x = torch.randn(30, 5, dtype=dtype)
+        self.y = torch.sin(2 * self.x.sum(1, keepdim=True))
+        self.scale = scale
+        self.optimizer = make(self.model.parameters())
+        self.notices = Notices()
+        self.at = 0
+        self.probe = Probe(self.model, self.optimizer, kind_of(self.optimizer), every=1, notices=self.notices)
+        for _ in range(steps):
+            self.step()
+
+    def loss_of(self, model: nn.Module) -> Tensor:
+        return self.scale * F.mse_loss(model(self.x), self.y)
+
+    def closure(self) -> Tensor:
+        return self.loss_of(self.model)
+
+    def step(self) -> float:
+        self.optimizer.zero_grad()
+        loss = self.closure()
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def measure(self, times: int = 1) -> dict[str, float]:
+        """Values of the last of some full probes at the same point."""
+        values: dict[str, float] = {}
+        for _ in range(times):
+            self.at += 100
+            copied = self.probe.measure(self.at, self.closure, lr=None)
+            assert copied is not None, self.notices.last_error
+            values = copied.values()
+        return values
+
+    def expected(self) -> tuple[float, float]:
+        """(λ_max, λ_grad) by dense matrices."""
+        gradient, hessian = dense_hessian(self.model, self.loss_of)
+        decay = self.optimizer.param_groups[0]["weight_decay"]
+        if decay and not self.optimizer.param_groups[0].get("decoupled_weight_decay"):
+            hessian = hessian + decay * np.eye(len(hessian))
+            gradient = gradient + decay * np.concatenate([p.detach().numpy().ravel() for p in self.model.parameters()])
+        diagonal = preconditioner(self.model, self.optimizer)
+        along = float(gradient @ (diagonal * (hessian @ gradient)) / (gradient @ gradient))
+        return largest_eigenvalue(diagonal, hessian), along
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_curvature_equals_the_dense_oracle(name: str) -> None:
+    problem = Problem(OPTIMIZERS[name])
+    lambda_max, lambda_grad = problem.expected()
+    first = problem.measure()
+    assert first["lambda_grad"] == pytest.approx(lambda_grad, rel=1e-9)
+    assert first["lambda_max"] <= lambda_max * (1 + 1e-9)
+    assert first["lambda_max"] == pytest.approx(lambda_max, rel=0.02), "ten products come close from a random vector"
+    assert problem.measure(times=6)["lambda_max"] == pytest.approx(lambda_max, rel=1e-6)
+
+
+def test_parameter_groups_carry_their_own_learning_rate() -> None:
+    problem = Problem(OPTIMIZERS["adam"], steps=0)
+    parameters = list(problem.model.parameters())
+    problem.optimizer = torch.optim.Adam(
+        [
+            {"params": parameters[:2], "lr": 0.02, "betas": (0.5, 0.99)},
+            {"params": parameters[2:5], "lr": 0.001},
+            {"params": parameters[5:], "lr": 0.01, "eps": 1e-3},
+        ]
+    )
+    problem.probe = Probe(problem.model, problem.optimizer, "adam", every=1, notices=problem.notices)
+    for _ in range(5):
+        problem.step()
+    lambda_max, lambda_grad = problem.expected()
+    values = problem.measure(times=6)
+    assert values["lr"] == 0.02
+    assert values["lambda_grad"] == pytest.approx(lambda_grad, rel=1e-9)
+    assert values["lambda_max"] == pytest.approx(lambda_max, rel=1e-6)
+
+
+def test_coupled_weight_decay_is_part_of_the_loss() -> None:
+    problem = Problem(lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.2))
+    lambda_max, lambda_grad = problem.expected()
+    values = problem.measure(times=6)
+    assert values["lambda_grad"] == pytest.approx(lambda_grad, rel=1e-9)
+    assert values["lambda_max"] == pytest.approx(lambda_max, rel=1e-6)
+
+
+def test_a_group_that_does_not_move_counts_for_nothing() -> None:
+    problem = Problem(OPTIMIZERS["sgd"], steps=0)
+    parameters = list(problem.model.parameters())
+    problem.optimizer = torch.optim.SGD([{"params": parameters[:4], "lr": 0.1}, {"params": parameters[4:], "lr": 0.0}])
+    problem.probe = Probe(problem.model, problem.optimizer, "sgd", every=1, notices=problem.notices)
+    values = problem.measure(times=6)
+    gradient, hessian = dense_hessian(problem.model, problem.loss_of)
+    diagonal = preconditioner(problem.model, problem.optimizer)
+    moving = np.where(diagonal > 0, gradient, 0.0)
+    assert values["lambda_max"] == pytest.approx(largest_eigenvalue(diagonal, hessian), rel=1e-6)
+    assert values["lambda_grad"] == pytest.approx(float(moving @ hessian @ moving / (moving @ moving)), rel=1e-9)
+
+
+def test_largest_is_not_the_largest_in_magnitude() -> None:
+    problem = Problem(OPTIMIZERS["adam"], scale=-1.0)  # maximises the loss: its large eigenvalues are negative
+    _, hessian = dense_hessian(problem.model, problem.loss_of)
+    values = np.linalg.eigvalsh(hessian)
+    assert -values[0] > 1.5 * values[-1]
+    lambda_max, _ = problem.expected()
+    assert problem.measure(times=12)["lambda_max"] == pytest.approx(lambda_max, rel=1e-4)
+
+
+@pytest.mark.parametrize("spectrum", [(3.0, 1.0, -8.0), (-1.0, -2.0, -9.0), (0.0, 0.0, 0.0), (5.0, 5.0, 5.0)])
+def test_ritz_pair_of_known_spectra(spectrum: tuple[float, ...]) -> None:
+    diagonal = torch.tensor(spectrum, dtype=torch.float64)
+    start = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+    pair = largest_eigenpair(lambda x: diagonal * x, start, 3)
+    assert float(pair.value) == pytest.approx(max(spectrum), abs=1e-9)
+    assert pair.residual.isnan() or float(pair.residual) < 1e-6
+
+
+def test_residual_is_honest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(40, 40, generator=generator, dtype=torch.float64)
+    matrix = matrix + matrix.T
+    exact = torch.linalg.eigvalsh(matrix)
+    start = torch.randn(40, generator=generator, dtype=torch.float64)
+    for products in (2, 4, 8, 16):
+        pair = largest_eigenpair(lambda x: matrix @ x, start, products)
+        distance = float((exact - pair.value).abs().min())
+        assert distance <= float(pair.residual * pair.value.abs()) * (1 + 1e-9)
+        assert float(pair.value) <= float(exact[-1]) + 1e-9
+
+
+def test_warm_start_follows_a_training_run_with_few_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(OPTIMIZERS["adam"], steps=20)
+    problem.measure(times=3)
+    count = 0
+    product = ExactHessian.product
+
+    def counted(self: ExactHessian, vector: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return product(self, vector)
+
+    monkeypatch.setattr(ExactHessian, "product", counted)
+    for _ in range(10):
+        problem.step()
+        count = 0
+        values = problem.measure()
+        assert count <= 5
+        assert values["lambda_max"] == pytest.approx(problem.expected()[0], rel=0.01)
+
+
+def test_finite_differences_agree_with_double_backward() -> None:
+    problem = Problem(OPTIMIZERS["adam"], dtype=torch.float32)
+    metric = Metric.read(problem.optimizer, "adam")
+    assert metric is not None
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(len(metric.diagonal), generator=generator)
+    before = [p.detach().clone() for p in problem.model.parameters()]
+    with Sandbox(problem.model, metric.parameters) as sandbox:
+        exact = ExactHessian(sandbox, problem.closure, metric).product(direction)
+        differences = DifferenceHessian(sandbox, problem.closure, metric).product(direction)
+    assert float((exact - differences).norm() / exact.norm()) < 0.01
+    assert all(torch.equal(p, old) for p, old in zip(problem.model.parameters(), before, strict=True))
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope: Tensor = 1 - x.tanh() ** 2
+        return grad * slope
+
+
+def _tanh(x: Tensor) -> Tensor:
+    result: Tensor = _OnceDifferentiable.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+def test_models_without_second_derivative_fall_back_to_differences() -> None:
+    problem = Problem(OPTIMIZERS["adam"])
+    lambda_max, lambda_grad = problem.expected()
+    x, y, model = problem.x, problem.y, problem.model
+
+    def closure() -> Tensor:
+        hidden = _tanh(model[0](x))
+        hidden = _tanh(model[2](hidden))
+        return F.mse_loss(model[4](hidden), y)
+
+    problem.closure = closure  # type: ignore[method-assign]
+    values = problem.measure(times=4)
+    assert values["lambda_grad"] == pytest.approx(lambda_grad, rel=0.01)
+    assert values["lambda_max"] == pytest.approx(lambda_max, rel=0.01)
+    assert problem.notices.counts == {"finite_differences": 1}
+
+
+def test_fused_attention_is_measured_exactly() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x = torch.randn(4, 6, 8)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    notices = Notices()
+    probe = Probe(layer, optimizer, "adam", every=1, notices=notices)
+
+    def closure() -> Tensor:
+        output: Tensor = layer(x)
+        return (output[..., 0] - x[..., 1]).pow(2).mean()
+
+    for _ in range(3):
+        optimizer.zero_grad()
+        closure().backward()
+        optimizer.step()
+    copied = probe.measure(1, closure, lr=0.01)
+    assert copied is not None
+    assert set(copied.scalars()) == {"lambda_grad", "lambda_max"}
+    assert notices.counts == {}
+
+
+def test_linear_losses_have_no_curvature() -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = Probe(model, optimizer, "sgd", every=1, notices=Notices())
+    copied = probe.measure(1, lambda: model(torch.ones(2, 3)).sum(), lr=0.1)
+    assert copied is not None
+    assert copied.values()["lambda_grad"] == 0.0
+    assert copied.values()["lambda_max"] == 0.0
+
+
+class _Signals:
+    """The totals of a step, already on the host."""
+
+    def __init__(self, slope: float) -> None:
+        self.totals = {"grad_norm": 1.0, "decoupling": 1.0, "slope": slope}
+
+    def ready(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamw"])
+@pytest.mark.parametrize("lr", [0.003, 0.3])
+def test_step_probe_says_whether_the_step_raised_the_loss(name: str, lr: float) -> None:
+    problem = Problem(OPTIMIZERS[name], steps=5)
+    for group in problem.optimizer.param_groups:
+        group["lr"] = lr
+    before = [p.detach().clone() for p in problem.model.parameters()]
+    loss = problem.step()
+    slope = sum(
+        float((p.grad * (p.detach() - old)).sum())
+        for p, old in zip(problem.model.parameters(), before, strict=True)
+        if p.grad is not None
+    )
+    assert slope < 0
+    copied = problem.probe.measure(1, problem.closure, lr=lr, loss=loss, signals=_Signals(slope))
+    assert copied is not None
+    after = float(problem.closure().detach())
+    assert copied.scalars()["lambda_step"] == pytest.approx(2 * (after - loss - slope) / (-lr * slope), rel=1e-6)
+    assert (copied.scalars()["lambda_step"] > stability_limit(lr)) == (after > loss)
+
+
+def test_step_probe_is_absent_where_losses_cannot_be_compared() -> None:
+    problem = Problem(OPTIMIZERS["adam"], steps=3)
+    loss = problem.step()
+    uphill = problem.probe.measure(10, problem.closure, lr=0.01, loss=loss, signals=_Signals(0.1))
+    assert uphill is not None
+    assert "lambda_step" not in uphill.scalars()
+    noisy = problem.probe.measure(
+        20, lambda: problem.closure() * (1 + 0.1 * torch.rand(())), lr=0.01, loss=loss, signals=_Signals(-0.1)
+    )
+    assert noisy is not None
+    assert "lambda_step" not in noisy.scalars()
+
+
+def test_unconverged_values_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "COLD_PRODUCTS", 1)
+    problem = Problem(OPTIMIZERS["adam-eps-tiny"])
+    copied = problem.probe.measure(1, problem.closure, lr=0.01)
+    assert copied is not None
+    assert copied.values()["residual"] > probe.WORST_RESIDUAL
+    assert set(copied.scalars()) == {"lambda_grad"}
+
+
+def test_no_curvature_before_the_first_step() -> None:
+    problem = Problem(OPTIMIZERS["adam"], steps=0)
+    assert problem.probe.measure(1, problem.closure, lr=0.01) is None
+    assert problem.notices.counts == {}
+
+
+def test_unknown_optimizers_are_named_once() -> None:
+    problem = Problem(lambda p: torch.optim.Adagrad(p, lr=0.01))
+    for step in range(3):
+        assert problem.probe.measure(step, problem.closure, lr=0.01) is None
+    assert problem.notices.counts == {"curvature_unsupported": 1}
+    assert "Adagrad" in (problem.notices.last_error or "")
+
+
+def _went_backward(problem: Problem) -> Tensor:
+    problem.optimizer.zero_grad()
+    loss = problem.closure()
+    loss.backward()
+    return loss
+
+
+CLOSURES: dict[str, tuple[Callable[[Problem], Any], str]] = {
+    "raises": (lambda problem: 1 / 0, "ZeroDivisionError"),
+    "number": (lambda problem: float(problem.closure()), "returned float"),
+    "nothing": (lambda problem: None, "returned NoneType"),
+    "vector": (lambda problem: problem.model(problem.x), "shape"),
+    "no-graph": (lambda problem: problem.closure().detach(), "no graph"),
+    "backward": (_went_backward, "must not call backward"),
+    "unrelated": (lambda problem: torch.ones((), requires_grad=True) * 2, "does not depend"),
+}
+
+
+@pytest.mark.parametrize("name", CLOSURES)
+def test_useless_closures_are_warned_of_once_and_tried_ever_more_rarely(name: str) -> None:
+    problem = Problem(OPTIMIZERS["adam"], steps=3)
+    closure, message = CLOSURES[name]
+    grads = [None if p.grad is None else p.grad.clone() for p in problem.model.parameters()]
+    tried = 0
+
+    def counted() -> Any:
+        nonlocal tried
+        tried += 1
+        return closure(problem)
+
+    copies = [problem.probe.measure(step, counted, lr=0.01) for step in range(300)]
+    assert 1 < tried < 20
+    for parameter, grad in zip(problem.model.parameters(), grads, strict=True):
+        assert parameter.grad is not None
+        assert grad is not None
+        assert torch.equal(parameter.grad, grad)
+    assert copies == [None] * 300
+    assert problem.notices.counts == {"closure": tried}
+    assert message in (problem.notices.last_error or "")
+
+
+def test_nan_losses_are_not_reported_and_counted() -> None:
+    problem = Problem(OPTIMIZERS["adam"], steps=3)
+    first = problem.probe.measure(0, lambda: problem.closure() * float("nan"), lr=0.01)
+    assert first is not None
+    assert first.scalars() == {}
+    problem.probe.measure(1, problem.closure, lr=0.01)
+    assert problem.notices.counts == {"closure_nonfinite": 1}
+    later = problem.probe.measure(40, problem.closure, lr=0.01)
+    assert later is not None
+    assert "lambda_max" in later.scalars()
+
+
+@pytest.mark.parametrize(
+    ("make", "gain"),
+    [
+        (lambda p, lr: torch.optim.SGD(p, lr=lr), 1.0),
+        (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9), 1 / 1.9),
+        (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, dampening=0.9), 0.1 / 1.9),
+        (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, nesterov=True), 2.8 / 1.9),
+    ],
+    ids=["sgd", "heavy-ball", "ema", "nesterov"],
+)
+@pytest.mark.parametrize("ratio", [0.98, 1.02])
+def test_limits_separate_convergence_from_divergence(
+    make: Callable[[Any, float], torch.optim.Optimizer], gain: float, ratio: float
+) -> None:
+    curvature = 3.0
+    lr = ratio * 2.0 / (gain * curvature)  # λ·gain = ratio · 2/η
+    weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer = make([weight], lr)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        (0.5 * curvature * weight**2).sum().backward()
+        optimizer.step()
+    assert (abs(float(weight)) > 1e3) == (ratio > 1)
+
+
+@pytest.mark.parametrize("ratio", [0.98, 1.02])
+def test_adams_limit_separates_convergence_from_divergence(ratio: float) -> None:
+    lr, curvature, beta2, t = 0.01, 1.0, 1 - 1e-12, 1e9
+    root = (0.1 / 1.9) * curvature / (ratio * stability_limit(lr))  # the √v̂ that puts λ at ratio · 2/η
+    weight = nn.Parameter(torch.full((1,), 1e-12, dtype=torch.float64))
+    optimizer = torch.optim.Adam([weight], lr=lr, betas=(0.9, beta2), eps=0.0)
+    optimizer.state[weight] = {
+        "step": torch.tensor(t, dtype=torch.float64),
+        "exp_avg": torch.zeros_like(weight),
+        "exp_avg_sq": torch.full_like(weight, root**2 * -math.expm1(t * math.log1p(-1e-12))),
+    }
+    for _ in range(60):  # before v can notice
+        optimizer.zero_grad()
+        (0.5 * curvature * weight**2).sum().backward()
+        optimizer.step()
+    assert (abs(float(weight)) > 1e-9) == (ratio > 1)
+
+
+@pytest.mark.parametrize("ratio", [0.98, 1.02])
+def test_decoupled_weight_decay_lowers_the_limit(ratio: float) -> None:
+    lr, decay = 0.1, 5.0
+    curvature = ratio * stability_limit(lr, decay)
+    weight = 1.0
+    for _ in range(1500):
+        weight = weight * (1 - lr * decay) - lr * curvature * weight
+    assert (abs(weight) > 1e3) == (ratio > 1)
+
+
+def test_gains_are_the_published_factors() -> None:
+    one = np.ones(1)
+    warm = 1 - 0.9**7
+    assert oscillation_gain(one, 0 * one, 1.0, 0.0) == 1
+    assert oscillation_gain(0 * one, one, 1.0, 0.9) == pytest.approx(1 / 1.9)
+    assert oscillation_gain(one, 0.9 * one, 1.0, 0.9) == pytest.approx(2.8 / 1.9)
+    assert oscillation_gain(0 * one, one, 0.1, 0.9) == pytest.approx(0.1 / 1.9)
+    assert oscillation_gain(0 * one, one / warm, 0.1, 0.9) == pytest.approx((1 / warm) * (0.1 / 1.9))
+
+
+def test_limit_is_two_over_eta() -> None:
+    assert stability_limit(0.01) == 200.0
+    assert stability_limit(0.01, decoupled_weight_decay=0.1) == pytest.approx(199.9)
+    assert stability_limit(0.0) == math.inf
