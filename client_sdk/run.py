@@ -72,8 +72,8 @@ class Attachment:
 class Run:
     """One training run. Made by `init`; every method may be called from the training thread at any time."""
 
-    def __init__(self, settings: Settings, *, start: bool = True) -> None:
-        """Nothing is sent yet when this returns. ``start`` False leaves the sender thread out."""
+    def __init__(self, settings: Settings) -> None:
+        """Returns at once; the sender thread connects meanwhile. Never raises for a missing disk or server."""
         self.settings = settings
         self.id = settings.run_id or uuid.uuid4().hex
         self._notices = Notices()
@@ -93,9 +93,8 @@ class Run:
             self._sender = Sender(
                 self._spool, settings.endpoint, self._notices, drain=self._recorder.drain, on_alert=self._alerts.append
             )
-            if start:
-                self._sender.start()
-                Recovery(settings.directory, settings.endpoint, self._notices).start(own=self._spool.directory)
+            self._sender.start()
+            Recovery(settings.directory, settings.endpoint, self._notices).start(own=self._spool.directory)
 
     # -- what the user calls --
 
@@ -127,6 +126,8 @@ class Run:
         and offline."""
         if self._spool is None or self._recorder is None:
             return True
+        if os.getpid() != self._pid:
+            return False
         try:
             return self._flush(self._spool, self._recorder, timeout)
         except Exception as error:
@@ -273,16 +274,12 @@ class Run:
             return []
 
     def _number(self, step: int | None) -> int | None:
-        if step is None:
-            self._last_step += 1
-            return self._last_step
         try:
-            number = as_step(step)
+            return as_step(self._last_step + 1 if step is None else step)
         except BadValueError as error:
             self._dropped += 1
             self._notices.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
             return None
-        return number
 
     def _time_step(self, step: int, scalars: dict[str, float]) -> None:
         """Fill in `step_time`, seconds a step since the last call of `log` at an earlier step."""

@@ -29,7 +29,7 @@ def test_one_instrument_keeps_its_layout_and_bytes() -> None:
 def test_block_in_column_order_or_float64_is_packed_by_rows() -> None:
     panel = Panel([StepInstrument(("a", "b"), ("x", "y"))], 0)
     block = np.asfortranarray(np.array([[1.0, 2.0], [3.0, 4.0]]))
-    _, packed, _ = panel.merge([(0, Measurement(block=block))])  # type: ignore[arg-type]
+    _, packed, _ = panel.merge([(0, Measurement(block=block))])
     assert packed == np.array([1, 2, 3, 4], "<f4").tobytes()
 
 

@@ -82,7 +82,9 @@ def test_step_defaults_to_the_last_and_one(make_run: MakeRun) -> None:
     run.log({"a": 1})
     run.log({}, step=10)
     run.log({})
-    assert [record.step for record in kept(run)] == [0, 1, 10, 11]
+    records = kept(run)
+    assert [record.step for record in records] == [0, 1, 10, 11]
+    assert ["step_time" in record.scalars for record in records] == [False, True, True, True]
 
 
 def test_step_may_go_backwards_and_repeat(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
@@ -263,6 +265,14 @@ def test_bad_step_drops_the_record(make_run: MakeRun, caplog: pytest.LogCaptureF
     assert [record.step for record in kept(run)] == [4]
     assert (run.status().dropped, run.status().warnings) == (2, {"bad_step": 2})
     assert len(warnings_of(caplog)) == 1
+
+
+def test_there_is_no_step_after_the_last_one(make_run: MakeRun) -> None:
+    run = make_run()
+    run.log({}, step=2**63 - 1)
+    run.log({})
+    assert [record.step for record in kept(run)] == [2**63 - 1]
+    assert run.status().warnings == {"bad_step": 1}
 
 
 @pytest.mark.parametrize("metrics", [None, 3, "loss", [("loss", 1.0)]], ids=repr)
