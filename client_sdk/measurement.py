@@ -33,7 +33,8 @@ class Pending(Protocol):
         ...
 
     def result(self) -> Measurement:
-        """The values; waits for the copy if it must. Called once, from the sender thread or at `finish`."""
+        """The values; waits for the copy if it must. Called once, when `ready`: by the training thread inside `log`, or
+        by the sender thread."""
         ...
 
 
@@ -43,9 +44,7 @@ class Instrument(Protocol):
     layout: Layout
     """Its `id` is set by `Run.attach`, which returns the numbered copy."""
 
-    def measure(
-        self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None
-    ) -> Pending | None:
+    def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Pending | None:
         """Called on the training thread inside `log`. Must not raise, block, or synchronise a device.
 
         ``metrics`` are the user's values, tensors included. None when there is nothing new at this step.
