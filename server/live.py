@@ -21,7 +21,7 @@ from server.models import Principal, Scope
 
 SEND_TIMEOUT = 30.0  # seconds; a viewer that does not read is let go
 MAX_RUNS = 1_000
-CLOSE_CODES = {401: 4401, 403: 4403, 503: 1013}
+CLOSE_CODES = {401: 4401, 403: 4401, 503: 1011}
 
 
 class LiveEndpoint:
@@ -38,7 +38,9 @@ class LiveEndpoint:
                 principal = await self._admit(socket)
                 run_ids = _asked_runs(socket.query_params.get("runs"))
             except ApiError as error:
-                await _send(socket, {"type": "error", "error": error.code, "message": error.message})
+                retryable = error.status == 503
+                body = {"type": "error", "code": error.code, "message": error.message, "retryable": retryable}
+                await _send(socket, body)
                 await socket.close(CLOSE_CODES.get(error.status, 4400), error.code)
                 return
             await self._serve(socket, principal, run_ids)

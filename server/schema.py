@@ -36,13 +36,13 @@ RowId = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def _run_reference() -> Column[str]:
-    return Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False)
+    return Column("run_id", String(128), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False)
 
 
 runs = Table(
     "runs",
     metadata,
-    Column("id", String(64), primary_key=True),
+    Column("id", String(128), primary_key=True),
     Column("project", String(256), nullable=False),
     Column("name", String(256), nullable=False),
     Column("state", String(16), nullable=False),
@@ -88,7 +88,7 @@ writers = Table(
 attempts = Table(
     "attempts",
     metadata,
-    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("run_id", String(128), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("rank", Integer, primary_key=True),
     Column("attempt", Integer, primary_key=True),
     Column("first_step", BigInteger, nullable=False),
@@ -111,7 +111,7 @@ layouts = Table(
 scalars = Table(
     "scalars",
     metadata,
-    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("run_id", String(128), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("rank", Integer, primary_key=True),
     Column("name", String(256), primary_key=True),
 )
@@ -190,7 +190,7 @@ alerts = Table(
 monitors = Table(
     "monitors",
     metadata,
-    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("run_id", String(128), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("rank", Integer, nullable=False),
     Column("position", RowId, nullable=False),
     Column("state", LargeBinary, nullable=False),

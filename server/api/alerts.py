@@ -31,7 +31,7 @@ async def list_alerts(
     *,
     services: ServicesOf,
     principal: Reader,
-    run: Annotated[str | None, Query(max_length=64, description="Id of a run.")] = None,
+    run: Annotated[str | None, Query(max_length=128, description="Id of a run.")] = None,
     state: Annotated[AlertState | None, Query()] = None,
     level: Annotated[AlertLevel | None, Query()] = None,
     kind: Annotated[AlertKind | None, Query()] = None,

@@ -144,6 +144,7 @@ class AlertAnswer(BaseModel):
     title: str
     message: str
     predicted_step: PredictedStepAnswer | None
+    first_predicted_step: PredictedStepAnswer | None
     layers: list[str]
     layer_shares: list[float | None]
     cause: str

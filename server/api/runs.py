@@ -50,7 +50,7 @@ KNOWN_SCALARS = frozenset(
 )
 """Scalars with a meaning: a run without them has empty ones. Any other name that the run never logged is an error."""
 
-RunId = Annotated[str, Path(max_length=64, description="Id of the run.")]
+RunId = Annotated[str, Path(max_length=128, description="Id of the run.")]
 From = Annotated[
     int | None, Query(alias="from", ge=0, le=MAX_STEP, description="First step; default: the run's first.")
 ]

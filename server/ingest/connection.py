@@ -83,7 +83,7 @@ class Connection:
             await self.refuse(error)
         except DatabaseError as error:
             logger.warning("ingest: %s", error, extra={"action": "ingest_storage_unavailable"})
-            await self.refuse(IngestError("storage_unavailable", str(error), retryable=True, close_code=1013))
+            await self.refuse(IngestError("storage_unavailable", str(error), retryable=True, close_code=1011))
         except TimeoutError:
             logger.warning("a client does not read its answers", extra={"action": "ingest_send_timeout"})
         except Exception:  # the boundary of one connection: said to the client, logged, and no other is touched
@@ -175,9 +175,18 @@ class Connection:
         await self._send(Welcome(run_id=writer.registration.run_id, last_seq=writer.last_seq, server=self._name))
 
     async def _commit(self, batches: Sequence[Batch]) -> None:
-        if batches:
+        if not batches:
+            return
+        try:
             last_seq = await self._pipeline.commit(self._greeted(), batches)
-            await self._send(Ack(seq=last_seq))
+        except IngestError:
+            if len(batches) == 1:
+                raise
+            # A bad batch must not take the good ones before it with it.
+            for batch in batches:
+                await self._commit([batch])
+            return
+        await self._send(Ack(seq=last_seq))
 
     async def _finish(self, message: Finish) -> None:
         writer = self._greeted()

@@ -62,9 +62,9 @@ class IngestEndpoint:
         try:
             principal = await self._authenticator.principal(bearer_token(socket.headers))
         except DatabaseError as error:
-            raise IngestError("storage_unavailable", str(error), retryable=True, close_code=1013) from error
+            raise IngestError("storage_unavailable", str(error), retryable=True, close_code=1011) from error
         if principal is None:
             raise IngestError("unauthenticated", UNAUTHENTICATED, close_code=4401)
         if not principal.may(Scope.WRITE):
-            raise IngestError("forbidden", "this token may only read; training needs the scope write", close_code=4403)
+            raise IngestError("forbidden", "this token may only read; training needs the scope write", close_code=4401)
         return principal

@@ -19,7 +19,7 @@ from server.errors import IngestError
 from server.models import Principal
 from server.pipeline.packing import is_name
 
-RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")  # "." and ".." are no part of a URL's path
 MAX_WRITER_CHARS = 128
 MAX_RANK = 2**31 - 1
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -37,9 +37,7 @@ def checked(hello: Hello, principal: Principal) -> Hello:
             "upgrade the older one",
         )
     if hello.run_id is not None and not RUN_ID.fullmatch(hello.run_id):
-        raise IngestError(
-            "malformed", "run_id: 1 … 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
-        )
+        raise IngestError("malformed", "run_id: 1 … 128 of A–Z, a–z, 0–9, dot, hyphen and underscore")
     if not 0 < len(hello.writer) <= MAX_WRITER_CHARS or "\0" in hello.writer:
         raise IngestError("malformed", f"writer: 1 … {MAX_WRITER_CHARS} characters")
     for field in ("project", "name"):
@@ -56,7 +54,7 @@ def checked(hello: Hello, principal: Principal) -> Hello:
     for layout in hello.layouts:
         _check_layout(layout)
     if not principal.may_see(hello.project):
-        raise IngestError("forbidden", f"this token is not for the project {hello.project!r}", close_code=4403)
+        raise IngestError("forbidden", f"this token is not for the project {hello.project!r}", close_code=4401)
     started_at = hello.started_at if math.isfinite(hello.started_at) else 0.0
     return msgspec.structs.replace(hello, started_at=started_at, sdk=hello.sdk.replace("\0", "")[:MAX_NAME_CHARS])
 

@@ -98,7 +98,7 @@ class Pipeline:
         try:
             registration = await self._runs.register(hello, self._clock())
         except ProjectMismatchError as error:
-            raise IngestError("forbidden", str(error), close_code=4403) from error
+            raise IngestError("forbidden", str(error), close_code=4401) from error
         except LayoutChangedError as error:
             raise IngestError("bad_layout", str(error)) from error
         self._projects[registration.run_id] = registration.project

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from dataclasses import dataclass
 
 import diptest
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, or_, select
 
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
 from server.schema import histograms, layouts, writers
@@ -98,26 +100,21 @@ class HistogramQuery:
         if not found:
             return None
         row = found[0] if step is None else min(found, key=lambda item: abs(item.step - step))
-        return _decode(row.payload, rows_of[row.writer_id, row.layout], layer, row.step, row.attempt)
-
-    async def count(self, run_id: str) -> int:
-        """How many histograms the run has."""
-        async with self._database.read() as connection:
-            query = select(func.count()).select_from(histograms).where(histograms.c.run_id == run_id)
-            return int((await connection.execute(query)).scalar_one())
+        at = (row.step, row.attempt)
+        return await asyncio.to_thread(_decode, row.payload, rows_of[row.writer_id, row.layout], layer, at)
 
 
-def _decode(payload: bytes, row: int, layer: str, step: int, attempt: int) -> Histogram:
+def _decode(payload: bytes, row: int, layer: str, at: tuple[int, int]) -> Histogram | None:
     layers, low, high, counts, dips = msgspec.msgpack.decode(payload)
-    edges = np.linspace(
-        float(unpack_array(low, "<f4", layers)[row]), float(unpack_array(high, "<f4", layers)[row]), HISTOGRAM_BINS + 1
-    )
+    bounds = [float(unpack_array(side, "<f4", layers)[row]) for side in (low, high)]
+    if not all(math.isfinite(bound) for bound in bounds):
+        return None  # the training process had none for this layer
     dip = float("nan") if dips is None else float(unpack_array(dips, "<f4", layers)[row])
     return Histogram(
         layer=layer,
-        step=step,
-        attempt=attempt,
-        edges=edges,
+        step=at[0],
+        attempt=at[1],
+        edges=np.linspace(bounds[0], bounds[1], HISTOGRAM_BINS + 1),
         counts=unpack_array(counts, "<u4", layers * HISTOGRAM_BINS).reshape(layers, HISTOGRAM_BINS)[row],
         dip=None if np.isnan(dip) else dip,
     )

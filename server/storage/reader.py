@@ -60,9 +60,13 @@ class _Decoded:
 
 @dataclass(frozen=True, kw_only=True)
 class _Range:
+    """Steps to reduce, and which of their buckets to take."""
+
     step_from: int
     step_to: int
-    chunk: int | None
+    first: int
+    last: int
+    chunk: int | None = None
     """Number of the chunk that this is, None for a bucket that the query cuts in two."""
 
 
@@ -92,7 +96,7 @@ class BucketReader:
         for piece in _cut(step_from, min(step_to, span[1]), span, width):
             tile = await self._tile(scope, view.overlapping(piece.step_from, piece.step_to), column, width, piece)
             for group, buckets in tile.items():
-                inside = buckets.between(step_from // width, step_to // width)
+                inside = buckets.between(piece.first, piece.last)
                 if len(inside.numbers):
                     parts.setdefault(group, []).append(inside)
         return {group: join(found) for group, found in parts.items()}
@@ -142,24 +146,31 @@ class BucketReader:
 def _cut(step_from: int, step_to: int, span: tuple[int, int], width: int) -> list[_Range]:
     """Ranges that cover step_from … step_to: cut buckets at the ends, whole chunks between.
 
-    A chunk may reach beyond the range; the caller takes the buckets that it wants.
+    A bucket is cut only where the view, which spans ``span``, has steps beyond the cut.
     """
-    pieces: list[_Range] = []
     first, last = step_from // width, step_to // width
     cut_left = first * width < step_from and span[0] < step_from
     cut_right = (last + 1) * width - 1 > step_to and span[1] > step_to
     if first == last and (cut_left or cut_right):
-        return [_Range(step_from=step_from, step_to=step_to, chunk=None)]
+        return [_Range(step_from=step_from, step_to=step_to, first=first, last=first)]
+    pieces: list[_Range] = []
     if cut_left:
-        pieces.append(_Range(step_from=step_from, step_to=(first + 1) * width - 1, chunk=None))
+        pieces.append(_Range(step_from=step_from, step_to=(first + 1) * width - 1, first=first, last=first))
         first += 1
+    whole = last - 1 if cut_right else last
+    for chunk in range(first // CHUNK, whole // CHUNK + 1) if first <= whole else ():
+        begin = chunk * CHUNK
+        pieces.append(
+            _Range(
+                step_from=begin * width,
+                step_to=(begin + CHUNK) * width - 1,
+                first=max(first, begin),
+                last=min(whole, begin + CHUNK - 1),
+                chunk=chunk,
+            )
+        )
     if cut_right:
-        last -= 1
-    for chunk in range(first // CHUNK, last // CHUNK + 1) if first <= last else ():
-        begin = chunk * CHUNK * width
-        pieces.append(_Range(step_from=begin, step_to=begin + CHUNK * width - 1, chunk=chunk))
-    if cut_right:
-        pieces.append(_Range(step_from=(last + 1) * width, step_to=step_to, chunk=None))
+        pieces.append(_Range(step_from=last * width, step_to=step_to, first=last, last=last))
     return pieces
 
 

