@@ -29,6 +29,8 @@ class Layers:
     """id(parameter) → row, of the parameters that are measured."""
     parameters: tuple[Tensor, ...]
     """Those parameters; held so that an id cannot come to mean another tensor."""
+    known: frozenset[int]
+    """ids of all parameters that need no row or have one; a gradient of another one is news."""
     grouped: str
     """What was used to group: "parameter", "module", or "custom"."""
 
@@ -51,9 +53,10 @@ def map_layers(model: torch.nn.Module, optimizer: torch.optim.Optimizer, group: 
     if not trainable:
         raise ConfigurationError("every parameter that model and optimizer share is frozen (requires_grad is False)")
     grouped = group if isinstance(group, str) else "custom"
-    layers = _rows(trainable, _layer_of(group), grouped)
+    known = frozenset(owned - {id(parameter) for _, parameter in shared if not parameter.requires_grad})
+    layers = _rows(trainable, _layer_of(group), grouped, known)
     if len(layers.names) > MAX_LAYERS and group == "parameter":
-        layers = _rows(trainable, _layer_of("module"), "module")
+        layers = _rows(trainable, _layer_of("module"), "module", known)
     if not layers.names:
         raise ConfigurationError("group left out every parameter: it returned None for each name")
     if len(layers.names) > MAX_LAYERS:
@@ -89,7 +92,9 @@ def _layer_of(group: Group) -> Callable[[str], str | None]:
     return group
 
 
-def _rows(named: list[tuple[str, Tensor]], layer_of: Callable[[str], str | None], grouped: str) -> Layers:
+def _rows(
+    named: list[tuple[str, Tensor]], layer_of: Callable[[str], str | None], grouped: str, known: frozenset[int]
+) -> Layers:
     rows: dict[str, int] = {}
     sizes: list[int] = []
     row_of: dict[int, int] = {}
@@ -108,7 +113,9 @@ def _rows(named: list[tuple[str, Tensor]], layer_of: Callable[[str], str | None]
         sizes[row] += size_of(parameter)
         row_of[id(parameter)] = row
     measured = tuple(parameter for _, parameter in named if id(parameter) in row_of)
-    return Layers(names=tuple(rows), sizes=tuple(sizes), row_of=row_of, parameters=measured, grouped=grouped)
+    return Layers(
+        names=tuple(rows), sizes=tuple(sizes), row_of=row_of, parameters=measured, known=known, grouped=grouped
+    )
 
 
 def _bounded(name: str) -> str:

@@ -116,6 +116,7 @@ class Probe:
         self._parameters: tuple[Tensor, ...] = ()
         self._products = COLD_PRODUCTS
         self._is_supported = True
+        self._ended: tuple[int, float] | None = None  # step and time of the last call's end
         self._is_verified = False
         self._uses_differences = False
 
@@ -132,6 +133,20 @@ class Probe:
 
         Never raises; what goes wrong is warned of once, counted, and makes the next probe come later.
         """
+        self._time_step(step)
+        try:
+            return self._attempt(step, closure, lr, loss, signals)
+        finally:
+            self._ended = step, self._clock()
+
+    def _time_step(self, step: int) -> None:
+        """Tell the schedule what training took since the last call."""
+        if self._ended is not None and step > self._ended[0]:
+            self.schedule.observe_step_time((self._clock() - self._ended[1]) / (step - self._ended[0]))
+
+    def _attempt(
+        self, step: int, closure: Callable[[], Any], lr: float | None, loss: Any, signals: StepSignals | None
+    ) -> CurvatureCopy | None:
         self._collect()
         if not self._is_supported:
             return None

@@ -105,7 +105,8 @@ class Schedule:
     @property
     def full_every(self) -> int:
         """Steps between full probes at present."""
-        return max(ARMED_EVERY if self.is_armed else self._every, self._affordable("full", SHARE))
+        rhythm = min(ARMED_EVERY, self._every) if self.is_armed else self._every
+        return max(rhythm, self._affordable("full", SHARE))
 
     @property
     def gradient_every(self) -> int:

@@ -31,6 +31,8 @@ class Meter:
     def __init__(self, optimizer: torch.optim.Optimizer, kind: Kind, layers: Layers) -> None:
         self._kind = kind
         self.layers = layers
+        self.has_newcomers = False
+        """True once a parameter had a gradient that was not there, or was frozen, when the layers were mapped."""
         self._plan: Plan | None = None
         self._plan_key: tuple[object, ...] = ()
         self._grad_versions: dict[int, int] = {}
@@ -60,7 +62,10 @@ class Meter:
             states: list[Mapping[str, Any]] = []
             for parameter in group["params"]:
                 row = self.layers.row_of.get(id(parameter))
-                if row is None or parameter.grad is None:
+                if parameter.grad is None:
+                    continue
+                if row is None:
+                    self.has_newcomers = self.has_newcomers or id(parameter) not in self.layers.known
                     continue
                 if parameter.grad.is_sparse:
                     if parameter.device.type == "cpu" or parameter.grad.is_coalesced():

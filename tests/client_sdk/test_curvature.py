@@ -19,7 +19,7 @@ from client_sdk.curvature.sandbox import Sandbox
 from client_sdk.curvature.spectrum import largest_eigenpair
 from client_sdk.notices import Notices
 from client_sdk.optimizers import kind_of, oscillation_gain, stability_limit
-from tests.client_sdk.dense import dense_hessian, largest_eigenvalue, preconditioner
+from tests.support.dense_hessian import dense_hessian, largest_eigenvalue, preconditioner
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 

@@ -1,0 +1,236 @@
+"""Attaches to a model and its optimizer: when to measure, and what to hand to the run.
+
+Owns the hooks and the order of things in a training step; measuring is `stats` and `curvature`. Bad arguments raise at
+once; afterwards nothing raises into training, and nothing that training computes is changed. Hooks sit on the
+optimizer alone: model and optimizer are copied, pickled and compiled as if they were not watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from client_sdk.curvature import CurvatureCopy, Probe
+from client_sdk.errors import ConfigurationError
+from client_sdk.host import ScalarCopy, copy_to_host
+from client_sdk.layers import Group, Layers, map_layers
+from client_sdk.measurement import Measurement
+from client_sdk.notices import Notices
+from client_sdk.optimizers import describe, kind_of, stability_limit
+from client_sdk.protocol import Layout
+from client_sdk.run import Attachment, Run
+from client_sdk.stats import Meter, StepCopy
+
+
+class Handle:
+    """What `watch` returns."""
+
+    def __init__(self, hooks: list[RemovableHandle], attachment: Attachment | None) -> None:
+        self._hooks = hooks
+        self._attachment = attachment
+
+    def remove(self) -> None:
+        """Stop watching: hooks and instrument are taken off. May be called again."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
+
+def watch(
+    run: Run,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    every: int = 1,
+    histogram_every: int = 50,
+    curvature_every: int = 25,
+    group: Group = "parameter",
+) -> Handle:
+    """Measure ``model`` as ``optimizer`` moves it, at every `log` of ``run``.
+
+    ``every``: optimizer steps between layer statistics. ``histogram_every``: between histograms. ``curvature_every``:
+    steps between full curvature probes while the run is calm (`log` must be given a closure); they come more often
+    when a spike may be near. ``group``: "parameter", "module", or a function from a parameter's name to a layer's name
+    or None. Raises `ConfigurationError` for bad arguments.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigurationError(f"watch() needs a torch.nn.Module as its model, not {type(model).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigurationError(f"watch() needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner  # wrappers such as accelerate's
+    for name, value in (("every", every), ("histogram_every", histogram_every), ("curvature_every", curvature_every)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of steps, at least 1")
+    if not callable(group) and group not in ("parameter", "module"):
+        raise ConfigurationError(f"group is {group!r}; use 'parameter', 'module' or a function name -> layer or None")
+    layers = map_layers(model, optimizer, group)
+    if run.disabled:
+        return Handle([], None)
+    if layers.grouped != group and not callable(group):
+        run.notices.warn("layers", "the model has more than 20,000 parameters; they are grouped by module")
+    watcher = _Watcher(
+        run, model, optimizer, layers, every=every, histogram_every=histogram_every, curvature_every=curvature_every
+    )
+    attachment = run.attach(watcher)
+    hooks: list[RemovableHandle] = []
+    # without this, a compiled optimizer.step would try to compile the measuring too
+    if watcher.meter.watches_versions:
+        hooks.append(optimizer.register_step_pre_hook(torch.compiler.disable(watcher.before_step)))
+    hooks.append(optimizer.register_step_post_hook(torch.compiler.disable(watcher.after_step)))
+    return Handle(hooks, attachment)
+
+
+class _Watcher:
+    """The instrument of one `watch`. Every method is called on the training thread."""
+
+    def __init__(
+        self,
+        run: Run,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        layers: Layers,
+        *,
+        every: int,
+        histogram_every: int,
+        curvature_every: int,
+    ) -> None:
+        kind = kind_of(optimizer)
+        self._run = run
+        self._notices: Notices = run.notices
+        self._model, self._optimizer = model, optimizer
+        self._every, self._histogram_every = every, histogram_every
+        self.meter = Meter(optimizer, kind, layers)
+        self._probe = Probe(model, optimizer, kind, every=curvature_every, notices=run.notices)
+        self.layout = Layout(
+            id=0,
+            layers=layers.names,
+            statistics=self.meter.statistics,
+            sizes=layers.sizes,
+            optimizer=describe(optimizer),
+        )
+        self._steps = 0  # of the optimizer, since `watch`
+        self._measured_at: int | None = None
+        self._histogram_at: int | None = None
+        self._logged_at = 0
+        self._steps_a_log = 1
+        self._fresh: StepCopy | None = None
+        self._flying: list[StepCopy] = []
+
+    def before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """Hook of `torch.optim.Optimizer.register_step_pre_hook`."""
+        try:
+            self.meter.before_step(optimizer)
+        except Exception as error:
+            self._notices.caught("statistics", "reading the optimizer before its step", error)
+
+    def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """Hook of `torch.optim.Optimizer.register_step_post_hook`: gradients and the new state are there."""
+        try:
+            if self._run.active and not _is_capturing():
+                self._after_step(optimizer)
+        except Exception as error:
+            self._notices.caught("statistics", "measuring layer statistics", error)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._steps += 1
+        if self._measured_at is not None and self._steps - self._measured_at < self._every:
+            return
+        if self._steps - self._logged_at < self._steps_a_log:
+            return  # who logs every tenth step does not pay for the nine that nobody reads
+        wants_histogram = self._histogram_at is None or self._steps - self._histogram_at >= self._histogram_every
+        self._measured_at = self._steps
+        self._fresh = self.meter.measure(optimizer, histograms=wants_histogram)
+        if self._fresh is not None and wants_histogram:
+            self._histogram_at = self._steps
+        if self.meter.has_newcomers:
+            self._notices.warn(
+                "new_parameters",
+                "the optimizer moves parameters that watch() did not see, or saw frozen; they are not measured. "
+                "Call handle.remove() and watch() again after changing the model",
+            )
+
+    def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Reading | None:
+        """See `measurement.Instrument`."""
+        try:
+            return self._measure(step, metrics, closure)
+        except Exception as error:
+            self._notices.caught("measure", "measuring", error)
+            return None
+
+    def _measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Reading:
+        advance = self._steps - self._logged_at
+        self._logged_at = self._steps
+        self._steps_a_log = max(1, advance)
+        fresh, self._fresh = self._fresh, None
+        if fresh is not None and closure is not None:
+            self._flying.append(fresh)
+        lr = _largest_rate(self._optimizer)
+        curvature: CurvatureCopy | None = None
+        if callable(closure):
+            self._collect()
+            follows_one_step = advance == 1 and self._measured_at == self._steps
+            curvature = self._probe.measure(
+                step,
+                closure,
+                lr=lr if isinstance(lr, float) else None,
+                loss=metrics.get("loss"),
+                signals=fresh if follows_one_step else None,
+            )
+        elif closure is not None:
+            self._notices.warn("closure", f"closure is {type(closure).__name__}; it must be a function of no arguments")
+        return _Reading(fresh, curvature, lr)
+
+    def _collect(self) -> None:
+        """Show the schedule what has reached the host."""
+        while self._flying and self._flying[0].ready():
+            totals = self._flying.pop(0).totals
+            self._probe.schedule.observe_gradient(totals["grad_norm"], totals["decoupling"])
+
+
+class _Reading:
+    """Everything measured at one `log`, perhaps still on its way to the host."""
+
+    def __init__(self, statistics: StepCopy | None, curvature: CurvatureCopy | None, lr: float | Tensor | None) -> None:
+        self._statistics = statistics
+        self._curvature = curvature
+        self._lr: float | None = lr if isinstance(lr, float) else None
+        self._lr_copy: ScalarCopy | None = copy_to_host([lr]) if isinstance(lr, Tensor) else None
+
+    def ready(self) -> bool:
+        """See `measurement.Pending`."""
+        parts = (self._statistics, self._curvature, self._lr_copy)
+        return all(part is None or part.ready() for part in parts)
+
+    def result(self) -> Measurement:
+        """See `measurement.Pending`."""
+        measured = Measurement() if self._statistics is None else self._statistics.measurement()
+        scalars = dict(measured.scalars)
+        lr = self._lr if self._lr_copy is None else self._lr_copy.values()[0]
+        if lr is not None:
+            scalars["lr"] = lr
+            if lr > 0:
+                scalars["stability_limit"] = stability_limit(lr)
+        if self._curvature is not None:
+            scalars |= self._curvature.scalars()
+        return Measurement(scalars=scalars, block=measured.block, histograms=measured.histograms)
+
+
+def _largest_rate(optimizer: torch.optim.Optimizer) -> float | Tensor | None:
+    """Largest learning rate of the groups; a tensor where one is kept on a device, which is not waited for."""
+    rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+    on_device = [rate for rate in rates if isinstance(rate, Tensor) and rate.device.type != "cpu"]
+    if on_device:
+        return torch.stack([torch.as_tensor(rate, device=on_device[0].device) for rate in rates]).max()
+    return max((float(rate) for rate in rates), default=None)
+
+
+def _is_capturing() -> bool:
+    """True while a CUDA graph records the step: what ran here would become part of it."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
