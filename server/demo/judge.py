@@ -46,13 +46,15 @@ def judge_tanh_net(
         return Judgement(run=TANH_NET, held=False, sentence=f"the spike at step {came} was not predicted")
     alert = early[0]
     forecast, outcome = alert["first_predicted_step"], alert["outcome"]
+    warned = alert["evidence"].get("warned_at_step")
+    warning = "" if warned is None else f", {outcome['step'] - warned} from the warning at step {warned}"
     return Judgement(
         run=TANH_NET,
         held=True,
         sentence=(
             f"spike predicted at step {alert['step']} for step {forecast['best']} "
             f"(between {forecast['low']} and {forecast['high']}); "
-            f"it came at step {outcome['step']}: lead {outcome['step'] - alert['step']} steps"
+            f"it came at step {outcome['step']}: lead {outcome['step'] - alert['step']} steps{warning}"
         ),
     )
 

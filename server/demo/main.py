@@ -21,6 +21,7 @@ from typing import Any, Final
 import httpx
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from server.demo.cases import MODULES
 from server.demo.judge import JUDGES, Judgement
@@ -51,7 +52,7 @@ def child(arguments: list[str], environment: dict[str, str], log: Path) -> Itera
     """A process that ends with the block, whatever happens in it; its output goes to `log`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [sys.executable, *arguments],
             env=os.environ | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -116,6 +117,11 @@ def tail(log: Path, count: int = 15) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
+def progress(runs: dict[str, dict[str, Any]]) -> Text:
+    """The progress lines, cut at the width of the terminal so that each stays one line."""
+    return Text("\n".join(lines(runs)), no_wrap=True, overflow="ellipsis")
+
+
 def follow(api: Api, trainings: dict[str, subprocess.Popen[bytes]], console: Console, work: Path) -> None:
     """Show a progress line per run until every training ended. Raises DemoError when one fails."""
     with Live(console=console, auto_refresh=False, transient=False) as live:
@@ -123,13 +129,13 @@ def follow(api: Api, trainings: dict[str, subprocess.Popen[bytes]], console: Con
         while any(process.poll() is None for process in trainings.values()):
             runs = api.runs()
             if console.is_terminal:
-                live.update("\n".join(lines(runs)), refresh=True)
+                live.update(progress(runs), refresh=True)
             elif time.monotonic() - printed > 10:
                 printed = time.monotonic()
-                console.print("\n".join(lines(runs)), highlight=False)
+                console.print("\n".join(lines(runs)), highlight=False, soft_wrap=True)
             time.sleep(REFRESH_INTERVAL)
         if console.is_terminal:
-            live.update("\n".join(lines(api.runs())), refresh=True)
+            live.update(progress(api.runs()), refresh=True)
     for name, process in trainings.items():
         if process.returncode:
             raise DemoError(f"the training {name} ended with code {process.returncode}:\n{tail(work / f'{name}.log')}")
@@ -176,7 +182,7 @@ def _run_in(work: Path, console: Console, exit_after: bool) -> int:
     url = f"http://127.0.0.1:{port}"
     server_log = work / "server.log"
     with child(
-        ["server.cli", "up", "--port", str(port), "--data", str(work / "data")],
+        ["-c", "from server.cli import main; main()", "up", "--port", str(port), "--data", str(work / "data")],
         {"SPIKEWATCH_HOME": str(work)},
         server_log,
     ) as server:
@@ -196,7 +202,9 @@ def _run_in(work: Path, console: Console, exit_after: bool) -> int:
         console.print()
         for judgement in judgements:
             mark = "[green]✓[/green]" if judgement.held else "[red]✗[/red]"
-            console.print(f"  {mark} [bold]{judgement.run}[/bold]: {judgement.sentence}", highlight=False)
+            console.print(
+                f"  {mark} [bold]{judgement.run}[/bold]: {judgement.sentence}", highlight=False, soft_wrap=True
+            )
         held = len(judgements) == len(MODULES) and all(judgement.held for judgement in judgements)
         if not exit_after:
             console.print(f"\n  The pages stay up at {url} until Ctrl-C.", highlight=False)
@@ -208,5 +216,5 @@ def _run_in(work: Path, console: Console, exit_after: bool) -> int:
 def _trainings(environment: dict[str, str], work: Path, started: dict[str, subprocess.Popen[bytes]]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, (module, _) in MODULES.items():
-            started[name] = stack.enter_context(child([module], environment, work / f"{name}.log"))
+            started[name] = stack.enter_context(child(["-m", module], environment, work / f"{name}.log"))
         yield

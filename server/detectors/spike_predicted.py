@@ -244,4 +244,4 @@ def _sentence(sign: str, reading: Reading) -> str:
     if reading.growth > 0.02:
         parts.append(f"the gradient grows {100 * math.expm1(reading.growth):.2g} % a step")
     text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "signs of a build-up"
-    return ("Stale second moment: " if is_stale(reading) else "Build-up: ") + text + "."
+    return text + "."
