@@ -74,10 +74,14 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
 
 
 async def test_a_failed_write_leaves_nothing(database: Database) -> None:
-    insert = text("INSERT INTO tokens (digest, scope, label, created_at) VALUES ('d', 'read', '', 0)")
-    with pytest.raises(ZeroDivisionError):
+    async def fail() -> None:
         async with database.write() as connection:
-            await connection.execute(insert)
+            await connection.execute(
+                text("INSERT INTO tokens (digest, scope, label, created_at) VALUES ('d', 'read', '', 0)")
+            )
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
     async with database.read() as connection:
         assert (await connection.execute(text("SELECT count(*) FROM tokens"))).scalar_one() == 0

@@ -43,12 +43,14 @@ class RunningServer:
         given = self.token if token is None else token
         headers = {"Authorization": f"Bearer {given}"} if given else {}
         address = self.url.replace("http", "ws", 1) + f"/api/v1{path}"
-        return connect(address, additional_headers=headers, compression=None, max_size=None, **options)
+        # No bound on what waits to be read: a client that has stopped reading could not see the end of its own close.
+        given_options = {"compression": None, "max_size": None, "max_queue": None, **options}
+        return connect(address, additional_headers=headers, **given_options)
 
 
 @contextlib.contextmanager
 def running_server(directory: Path, *, database_url: str | None = None, **settings: Any) -> Iterator[RunningServer]:
-    """Serve with the data in ``directory``; the same directory again is a restart. Without a dashboard unless asked for."""
+    """Serve with the data in ``directory``; the same one again is a restart. Without a dashboard unless asked for."""
     config = Config(
         **{
             "home": directory,

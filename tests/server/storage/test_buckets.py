@@ -43,7 +43,9 @@ def same(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
     return all(a == b or (np.isnan(a) and np.isnan(b)) for a, b in zip(left, right, strict=True))
 
 
-STEPS = st.lists(st.integers(0, 300), min_size=0, max_size=60).map(lambda steps: np.array(sorted(steps), dtype=np.int64))
+STEPS = st.lists(st.integers(0, 300), min_size=0, max_size=60).map(
+    lambda steps: np.array(sorted(steps), dtype=np.int64)
+)
 
 
 @given(STEPS, st.integers(0, 8), st.data())

@@ -31,9 +31,7 @@ def columns(draw: st.DrawFn) -> Columns:
             name: draw(hnp.arrays(np.float32, shape, elements=st.floats(width=32))) for name in ("grad_norm", "v_rms")
         }
         blocks.append(BlockColumns(layout=number, layers=layers, rows=rows, statistics=statistics))
-    return Columns(
-        steps=steps, times=np.linspace(0, 1, n, dtype=np.float64), scalars=scalars, blocks=tuple(blocks)
-    )
+    return Columns(steps=steps, times=np.linspace(0, 1, n, dtype=np.float64), scalars=scalars, blocks=tuple(blocks))
 
 
 def _same(left: np.ndarray, right: np.ndarray) -> bool:  # type: ignore[type-arg]

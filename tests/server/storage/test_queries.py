@@ -117,7 +117,8 @@ async def test_heatmaps_are_exact_at_every_zoom(
         options: dict[str, Any] = {"step_from": start, "step_to": start + length, "columns": columns, "reduce": how}
         found = await stores.heatmap.read("run", "grad_norm", **options)
         assert found.layers == ["first", "second"]
-        assert found.z.shape == (2, len(found.step)) and len(found.step) <= columns
+        assert found.z.shape == (2, len(found.step))
+        assert len(found.step) <= columns
         expected = np.full(found.z.shape, np.nan, dtype=np.float32)
         bad = np.zeros(found.z.shape, dtype=int)
         for item in records:
@@ -167,7 +168,9 @@ async def test_ranks_are_stacked_and_a_series_is_found_where_it_is_logged(stores
     last = Layout(id=0, layers=("head",), statistics=("grad_norm",))
     zero = await stores.register(writer="zero", rank=0)
     one = await stores.register(writer="one", rank=1, layouts=(last,))
-    await stores.commit(zero, 0, [Record(step=0, time=0.0, scalars={"lr": 0.1}, layout=0, block=_block([[1, 2], [3, 4]]))])
+    await stores.commit(
+        zero, 0, [Record(step=0, time=0.0, scalars={"lr": 0.1}, layout=0, block=_block([[1, 2], [3, 4]]))]
+    )
     await stores.commit(one, 0, [record(0, 7.0, block=[[5.0]])])
     heatmap = await stores.heatmap.read("run", "grad_norm", step_from=None, step_to=None, columns=10, reduce="max")
     assert heatmap.layers == ["rank0/first", "rank0/second", "rank1/head"]
