@@ -23,10 +23,10 @@ GROWTH_WINDOW: Final = 30
 HOLD: Final = 50  # steps for which it stays armed after the last reason
 ARMED_EVERY: Final = 2  # steps
 CALM_GRADIENTS: Final = 5  # probes of λ_grad for each `every` steps while calm
-SHARE: Final = 0.5  # of the step's own time that full probes may take
-GRADIENT_SHARE: Final = 0.25  # the same for λ_grad alone while armed
+SHARE: Final = 0.35  # of a training step that full probes may take, averaged over the steps between them
+GRADIENT_SHARE: Final = 0.35  # the same for λ_grad alone while armed
 CALM_SHARE: Final = 0.1  # the same while calm
-SHORTEST_STEP: Final = 0.010  # seconds; shorter steps count as this long: there a probe costs nobody anything
+SHORTEST_STEP: Final = 0.025  # seconds; shorter steps count as this long: on small models a probe is always affordable
 MAX_BACKOFF: Final = 64  # times `every`
 
 

@@ -1,7 +1,7 @@
 """Histograms of the update u and of r = m̂/√v̂ in each layer: is r bell-shaped, two-peaked, or u stuck at zero?
 
 Owns range, binning and sampling. Layers of up to 65,536 numbers are counted in full, larger ones by every k-th number,
-so that the cost of a histogram is bounded.
+so that the cost of a histogram is bounded. Some layers at a time are packed in rows, as in `plan`.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from torch import Tensor
 from client_sdk.host import HostCopy
 from client_sdk.optimizers import ELEMENTWISE_TERMS
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
-from client_sdk.stats.plan import Entry, compute_dtype
-from client_sdk.stats.sums import Coordinates, Terms, effective_gradient, unfolded, unscaled_update, update_denominator
+from client_sdk.stats.plan import ROW_WIDTH, Entry, compute_dtype, flat
+from client_sdk.stats.sums import (
+    Coordinates,
+    Flags,
+    Terms,
+    effective_gradient,
+    unfolded,
+    unscaled_update,
+    update_denominator,
+)
 
 MAX_HISTOGRAM_LAYERS: Final = 12_000  # two histograms of this many layers fit one frame of the wire
 SAMPLES_PER_LAYER: Final = 65_536
+SAMPLES_AT_ONCE: Final = 2**19
 MEANS_PER_RANGE: Final = 4.0  # range = ±4·mean|x|: 3.2 σ of a Gaussian; a few outliers do not stretch it
 
 
 class HistogramCopy:
-    """Histograms of one step on their way to the host."""
+    """Histograms of one quantity at one step, on their way to the host."""
 
-    def __init__(self, which: str, rows: Sequence[int], counts: Sequence[Tensor], layer_count: int) -> None:
-        """``counts``: for each of ``rows`` its half range followed by its bins, [1 + 64]."""
+    def __init__(self, which: str, batches: Sequence[tuple[Sequence[int], Tensor]], layer_count: int) -> None:
+        """``batches``: layers, and for each its half range followed by its bins, [layers, 1 + 64]."""
         self._which = which
         self._layer_count = layer_count
-        by_device: dict[torch.device, list[int]] = {}
-        for position, count in enumerate(counts):
-            by_device.setdefault(count.device, []).append(position)
-        self._parts = [
-            (
-                np.array([rows[position] for position in positions]),
-                HostCopy(torch.stack([counts[p] for p in positions])),
-            )
-            for positions in by_device.values()
-        ]
+        self._batches = [(list(rows), HostCopy(bins)) for rows, bins in batches]
 
     def ready(self) -> bool:
         """True when `result` will not wait."""
-        return all(copy.ready() for _, copy in self._parts)
+        return all(copy.ready() for _, copy in self._batches)
 
     def result(self) -> Histograms:
         """In the form of the wire. Layers without values have no counts and the range NaN."""
         half = np.full(self._layer_count, np.nan, "<f4")
         counts = np.zeros((self._layer_count, HISTOGRAM_BINS), "<u4")
-        for rows, copy in self._parts:
+        for rows, copy in self._batches:
             values = copy.array()
             half[rows] = values[:, 0]
             counts[rows] = values[:, 1:]
@@ -60,61 +60,144 @@ class HistogramCopy:
 def layer_histograms(
     entries: Sequence[Entry], terms: Mapping[torch.device, Tensor], layer_sizes: Sequence[int]
 ) -> list[HistogramCopy]:
-    """Histograms of "update" where u is known and of "ratio" where there is a second moment. No synchronisation."""
+    """Histograms of "update" where u is known and of "ratio" where there is a second moment. No synchronisation.
+
+    ``terms``: the `ELEMENTWISE_TERMS` of all entries [P, 7], on each device. A layer spread over several devices is
+    left out.
+    """
     by_layer: dict[int, list[int]] = {}
     for position, entry in enumerate(entries):
-        if entry.flags.updates:
+        if entry.flags.updates and entry.parameter.numel():
             by_layer.setdefault(entry.row, []).append(position)
-    rows: dict[str, list[int]] = {"update": [], "ratio": []}
-    counts: dict[str, list[Tensor]] = {"update": [], "ratio": []}
-    for row, positions in by_layer.items():
-        stride = max(1, -(-layer_sizes[row] // SAMPLES_PER_LAYER))
-        values: dict[str, list[Tensor]] = {"update": [], "ratio": []}
-        for position in positions:
-            entry = entries[position]
-            update, ratio = _sample(entry, terms[entry.parameter.device][position], stride)
-            values["update"].append(update)
-            if ratio is not None:
-                values["ratio"].append(ratio)
-        for which, pieces in values.items():
-            if pieces:
-                rows[which].append(row)
-                counts[which].append(count_bins(pieces[0] if len(pieces) == 1 else torch.cat(pieces)))
-    return [HistogramCopy(which, rows[which], counts[which], len(layer_sizes)) for which in rows if rows[which]]
+    updates: list[tuple[Sequence[int], Tensor]] = []
+    ratios: list[tuple[Sequence[int], Tensor]] = []
+    for layers in _batches(by_layer, entries, layer_sizes):
+        device = entries[by_layer[layers[0]][0]].parameter.device
+        bins = _measure(layers, by_layer, entries, terms[device], layer_sizes)
+        updates.append((layers, bins[0]))
+        if bins[1] is not None:
+            ratios.append((layers, bins[1]))
+    found = (("update", updates), ("ratio", ratios))
+    return [HistogramCopy(which, batches, len(layer_sizes)) for which, batches in found if batches]
 
 
-def count_bins(values: Tensor) -> Tensor:
-    """[n] → [1 + 64] float64: half of the symmetric range, then the counts. NaN is not counted, infinities are."""
-    finite = torch.where(torch.isfinite(values), values.abs(), 0.0)
-    half = torch.minimum(MEANS_PER_RANGE * finite.mean(), finite.max())
-    half = torch.where(half > 0, half, 1.0)
-    position = (values / half + 1.0) * (HISTOGRAM_BINS / 2)
-    is_number = ~torch.isnan(values)
-    position = torch.where(is_number, position, 0.0).floor().clamp(0, HISTOGRAM_BINS - 1)
+def count_bins(values: Tensor, owner: Tensor, layer_count: int) -> Tensor:
+    """Rows of values [R, W] of the layers ``owner`` [R] → [layers, 1 + 64] float64: half of the symmetric range, then
+    the counts. NaN is not counted, infinities are, in the outermost bins."""
     wide = torch.float32 if values.device.type == "mps" else torch.float64
-    result = torch.zeros(1 + HISTOGRAM_BINS, device=values.device, dtype=wide)
-    result.scatter_add_(0, position.to(torch.int64) + 1, is_number.to(wide))
-    result[0] = half
-    return result
+    is_finite = torch.isfinite(values)
+    size = torch.where(is_finite, values.abs(), 0.0)
+    by_row = torch.stack([size.sum(1), is_finite.sum(1).to(size.dtype)], dim=1).to(wide)
+    totals = torch.zeros(layer_count, 2, device=values.device, dtype=wide).index_add_(0, owner, by_row)
+    largest = torch.zeros(layer_count, device=values.device, dtype=values.dtype)
+    largest = largest.scatter_reduce_(0, owner, size.amax(1), "amax")
+    half = torch.minimum(MEANS_PER_RANGE * totals[:, 0] / totals[:, 1], largest.to(wide))
+    half = torch.where(half > 0, half, 1.0)
+    position = (values / half.to(values.dtype).index_select(0, owner).unsqueeze(1) + 1.0) * (HISTOGRAM_BINS / 2)
+    position = position.floor_().clamp_(0, HISTOGRAM_BINS - 1)
+    is_number = ~torch.isnan(values)
+    nowhere = layer_count * HISTOGRAM_BINS
+    index = torch.where(is_number, position, 0.0).to(torch.int64) + (owner * HISTOGRAM_BINS).unsqueeze(1)
+    index = torch.where(is_number, index, nowhere).view(-1)
+    counts = torch.zeros(nowhere + 1, device=values.device, dtype=wide)
+    counts.index_add_(0, index, counts.new_ones(()).expand(len(index)))
+    return torch.cat([half.unsqueeze(1), counts[:-1].view(layer_count, HISTOGRAM_BINS)], dim=1)
 
 
-def _sample(entry: Entry, row: Tensor, stride: int) -> tuple[Tensor, Tensor | None]:
-    dtype = compute_dtype(entry.parameter)
-    row = row.to(dtype)
-    terms = Terms(**{name: row[at] for at, name in enumerate(ELEMENTWISE_TERMS)})
-    whole = entry.coordinates()
+def _batches(
+    by_layer: Mapping[int, Sequence[int]], entries: Sequence[Entry], layer_sizes: Sequence[int]
+) -> list[list[int]]:
+    """Layers to be measured together: on one device, all with a second moment or all without."""
+    batches: dict[tuple[torch.device, bool], list[list[int]]] = {}
+    filled: dict[tuple[torch.device, bool], int] = {}
+    for layer, positions in by_layer.items():
+        key = _key(entries[positions[0]])
+        if any(_key(entries[position]) != key for position in positions):
+            continue
+        size = min(layer_sizes[layer], SAMPLES_PER_LAYER) + ROW_WIDTH * len(positions)
+        if key not in batches or filled[key] + size > SAMPLES_AT_ONCE:
+            batches.setdefault(key, []).append([])
+            filled[key] = 0
+        batches[key][-1].append(layer)
+        filled[key] += size
+    return [batch for group in batches.values() for batch in group]
+
+
+def _key(entry: Entry) -> tuple[torch.device, bool]:
+    return entry.parameter.device, _has_ratio(entry.flags)
+
+
+def _has_ratio(flags: Flags) -> bool:
+    return flags.second and flags.squared and not flags.divided
+
+
+def _measure(
+    layers: Sequence[int],
+    by_layer: Mapping[int, Sequence[int]],
+    entries: Sequence[Entry],
+    terms: Tensor,
+    layer_sizes: Sequence[int],
+) -> tuple[Tensor, Tensor | None]:
+    """Bins of u and r for some layers, [layers, 1 + 64] each."""
+    groups: dict[tuple[Flags, torch.dtype], list[tuple[int, int]]] = {}
+    for at, layer in enumerate(layers):
+        for position in by_layer[layer]:
+            entry = entries[position]
+            groups.setdefault((entry.flags, compute_dtype(entry.parameter)), []).append((position, at))
+    owners: list[Tensor] = []
+    updates: list[Tensor] = []
+    ratios: list[Tensor] = []
+    for (flags, dtype), members in groups.items():
+        strides = [max(1, -(-layer_sizes[layers[at]] // SAMPLES_PER_LAYER)) for _, at in members]
+        chosen = [entries[position] for position, _ in members]
+        x, rows = _packed(chosen, strides, dtype)
+        source = _repeated([position for position, _ in members], rows, terms.device)
+        owners.append(_repeated([at for _, at in members], rows, terms.device))
+        table = terms.to(dtype).index_select(0, source)
+        columns = Terms(**{name: table[:, at : at + 1] for at, name in enumerate(ELEMENTWISE_TERMS)})
+        update, ratio = _updates(flags, columns, x)
+        updates.append(update)
+        if ratio is not None:
+            ratios.append(ratio)
+    owner = torch.cat(owners)
+    bins = count_bins(torch.cat(updates), owner, len(layers))
+    return bins, count_bins(torch.cat(ratios), owner, len(layers)) if ratios else None
+
+
+def _packed(chosen: Sequence[Entry], strides: Sequence[int], dtype: torch.dtype) -> tuple[Coordinates, list[int]]:
+    """Samples of some tensors in rows [R, W], filled up with NaN, and the number of rows of each."""
+    sizes = [-(-flat(entry.parameter).numel() // stride) for entry, stride in zip(chosen, strides, strict=True)]
+    fill = torch.full((ROW_WIDTH,), torch.nan, device=chosen[0].parameter.device, dtype=dtype)
+
+    def rows_of(tensors: Sequence[Tensor | None]) -> Tensor:
+        pieces: list[Tensor] = []
+        for tensor, stride, size in zip(tensors, strides, sizes, strict=True):
+            assert tensor is not None
+            pieces += (flat(tensor)[::stride].to(dtype), fill[: -size % ROW_WIDTH])
+        return torch.cat(pieces).view(-1, ROW_WIDTH)
+
+    flags = chosen[0].flags
     x = Coordinates(
-        g=whole.g[::stride].to(dtype),
-        w=whole.w[::stride].to(dtype),
-        m=None if whole.m is None else whole.m[::stride].to(dtype),
-        v=None if whole.v is None else whole.v[::stride].to(dtype),
+        g=rows_of([entry.grad for entry in chosen]),
+        w=rows_of([entry.parameter for entry in chosen]),
+        m=rows_of([entry.first for entry in chosen]) if flags.first else None,
+        v=rows_of([entry.second for entry in chosen]) if flags.second else None,
     )
-    x = unfolded(entry.flags, x)
-    root_v = None if x.v is None else x.v.sqrt() if entry.flags.squared else x.v
+    return x, [-(-size // ROW_WIDTH) for size in sizes]
+
+
+def _updates(flags: Flags, terms: Terms, x: Coordinates) -> tuple[Tensor, Tensor | None]:
+    """u, and r = u with ε = 0 where there is a second moment."""
+    x = unfolded(flags, x)
+    root_v = None if x.v is None else x.v.sqrt() if flags.squared else x.v
     denominator = update_denominator(terms, root_v)
-    e = effective_gradient(entry.flags, terms, x, denominator)
+    e = effective_gradient(flags, terms, x, denominator)
     scale = terms.direct if x.m is None else terms.momentum
-    update = scale * unscaled_update(entry.flags, terms, e, x.m, denominator)
-    if root_v is None or denominator is None or not entry.flags.squared or entry.flags.divided:
+    update = scale * unscaled_update(flags, terms, e, x.m, denominator)
+    if root_v is None or denominator is None or not _has_ratio(flags):
         return update, None
     return update, update * denominator / (terms.root * root_v)
+
+
+def _repeated(values: Sequence[int], times: Sequence[int], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.repeat(np.array(values), times)).to(device, non_blocking=True)

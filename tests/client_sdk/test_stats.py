@@ -17,7 +17,7 @@ from client_sdk.layers import map_layers
 from client_sdk.measurement import Measurement
 from client_sdk.optimizers import kind_of
 from client_sdk.protocol import HISTOGRAM_BINS
-from client_sdk.stats import Meter, copy_to_host, plan
+from client_sdk.stats import Meter, copy_to_host, histograms, plan
 from client_sdk.stats.histograms import count_bins
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -336,10 +336,10 @@ def test_step_skipped_inside_a_fused_kernel_is_not_measured() -> None:
 
 def test_histograms_count_every_number_of_small_layers() -> None:
     model, _, meter, measurement, before = trained(ADAMS["adam"], 4)
-    by_name = {histograms.which: histograms for histograms in measurement.histograms}
+    by_name = {found.which: found for found in measurement.histograms}
     assert set(by_name) == {"update", "ratio"}
-    for histograms in by_name.values():
-        counts = np.frombuffer(histograms.counts, "<u4").reshape(-1, HISTOGRAM_BINS)
+    for found in by_name.values():
+        counts = np.frombuffer(found.counts, "<u4").reshape(-1, HISTOGRAM_BINS)
         assert counts.sum(1).tolist() == list(meter.layers.sizes)
     low, high = (np.frombuffer(getattr(by_name["update"], end), "<f4") for end in ("low", "high"))
     assert (low == -high).all()
@@ -352,15 +352,26 @@ def test_histograms_count_every_number_of_small_layers() -> None:
 
 
 def test_bins_hold_outliers_and_leave_out_nan() -> None:
-    bins = count_bins(torch.tensor([0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan")]))
-    assert float(bins[0]) == 1.0
-    counts = bins[1:]
-    assert float(counts.sum()) == 5
-    assert float(counts[0]) == 2
-    assert float(counts[-1]) == 2
-    assert float(counts[HISTOGRAM_BINS // 2]) == 1
-    constant = count_bins(torch.zeros(9))
-    assert constant[1 + HISTOGRAM_BINS // 2] == 9
+    nan, inf = float("nan"), float("inf")
+    values = torch.tensor([[0.0, 1.0, -1.0, inf], [-inf, nan, nan, nan], [0.0, 0.0, 0.0, 0.0], [nan, nan, nan, nan]])
+    bins = count_bins(values, torch.tensor([1, 1, 0, 2]), 3)
+    constant, mixed, empty = bins[0], bins[1], bins[2]
+    assert float(mixed[0]) == 1.0
+    assert mixed[1:].nonzero().flatten().tolist() == [0, HISTOGRAM_BINS // 2, HISTOGRAM_BINS - 1]
+    assert float(mixed[1]) == 2
+    assert float(mixed[-1]) == 2
+    assert constant[1 + HISTOGRAM_BINS // 2] == 4
+    assert float(empty[1:].sum()) == 0
+
+
+def test_large_layers_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histograms, "SAMPLES_PER_LAYER", 100)
+    monkeypatch.setattr(histograms, "SAMPLES_AT_ONCE", 300)
+    _, _, meter, measurement, _ = trained(ADAMS["adam"], 3)
+    for found in measurement.histograms:
+        counts = np.frombuffer(found.counts, "<u4").reshape(-1, HISTOGRAM_BINS).sum(1)
+        assert meter.layers.sizes == (240, 40, 120, 3)
+        assert counts.tolist() == [80, 40, 60, 3]
 
 
 def test_copies_keep_the_value_of_the_moment() -> None:
