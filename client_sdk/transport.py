@@ -7,6 +7,7 @@ reconnects, and when, is the sender's. Proxies and the trust store are the syste
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 - getaddrinfo imports it; a fork while our thread imports leaves children a held lock
 import os
 import socket
 import struct

@@ -164,6 +164,13 @@ def test_forked_child_may_have_a_run_of_its_own(tmp_path: Path, server: IngestSe
     assert [finish.state for _, finish in server.finishes] == ["finished", "finished"]
 
 
+def test_sender_thread_imports_no_module(tmp_path: Path, server: IngestServer) -> None:
+    # A child forked meanwhile, such as a DataLoader worker, would wait for the import's lock for ever.
+    program = "import client_sdk, sys; before = set(sys.modules)" + ENDED + "client_sdk.finish()"
+    done = python(program + "; print(sorted(set(sys.modules) - before))", tmp_path, server.url)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
 def test_run_that_nobody_finished_is_finished_at_exit(tmp_path: Path, server: IngestServer) -> None:
     done = python(ENDED, tmp_path, server.url)
     assert (done.returncode, done.stderr) == (0, "")
