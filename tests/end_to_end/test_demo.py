@@ -1,0 +1,39 @@
+"""The README's first command, judged by its own exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.embedded import COMMAND
+
+TIMEOUT = 240.0  # seconds; once installed it takes under two minutes on two idle cores
+
+
+@pytest.mark.timeout(TIMEOUT + 30)
+def test_demo_predicts_the_spike_and_names_the_bad_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run(
+        [*COMMAND, "demo", "--exit"],
+        env=os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "TERM": "dumb"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = re.search(
+        r"spike predicted at step (\d+) for step \d+ .*it came at step (\d+): lead (\d+) steps", done.stdout
+    )
+    assert said is not None, done.stdout
+    predicted, came, lead = map(int, said.groups())
+    assert predicted < came
+    assert lead == came - predicted
+    assert "bad-batch: named a bad batch at step 400, not a predicted spike" in done.stdout
+    assert 'char-transformer: healthy for 500 steps, no alert above "watch"' in done.stdout
+    assert list(tmp_path.glob("spikewatch-demo-*")) == [], "the demo left something behind"
+    with capsys.disabled():
+        print("\n" + "\n".join(line for line in done.stdout.splitlines() if "✓" in line))
