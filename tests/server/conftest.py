@@ -14,8 +14,8 @@ from tests.support.server import RunningServer, running_server
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    started = Postgres(tmp_path_factory.mktemp("postgres"))
+def postgres() -> Iterator[Postgres]:
+    started = Postgres()
     yield started
     started.stop()
 

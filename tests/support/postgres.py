@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,10 +13,13 @@ from urllib.parse import quote
 class Postgres:
     """Started at construction; `stop` when done."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self) -> None:
+        # Not below pytest's own directory: that is closed to the other user as whom Postgres runs where we are root.
+        directory = Path(tempfile.mkdtemp(prefix="spikewatch-"))
+        self._directory = directory
         # The package wants a runtime directory of its own when it is imported, and warns where there is none.
         runtime = directory / "runtime"
-        runtime.mkdir(mode=0o700, parents=True)
+        runtime.mkdir(mode=0o700)
         before = os.environ.get("XDG_RUNTIME_DIR")
         os.environ["XDG_RUNTIME_DIR"] = str(runtime)
         try:
@@ -42,3 +47,4 @@ class Postgres:
 
     def stop(self) -> None:
         self._server.cleanup()
+        shutil.rmtree(self._directory, ignore_errors=True)
