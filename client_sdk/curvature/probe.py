@@ -111,7 +111,7 @@ class Probe:
         self._clock = clock
         self.schedule = Schedule(every)
         self._flying: list[tuple[int, CurvatureCopy]] = []
-        self._timers: list[tuple[Choice, _Timer]] = []
+        self._timers: list[tuple[Choice, float, _Timer]] = []
         self._direction: Tensor | None = None  # eigenvector in the space of parameters, D^½·x
         self._parameters: tuple[Tensor, ...] = ()
         self._products = COLD_PRODUCTS
@@ -181,11 +181,12 @@ class Probe:
             return None
         self.schedule.started(choice, step)
         timer = _Timer(metric.diagonal.device, self._clock)
+        usual = self._share_of_usual(choice, metric)
         with Sandbox(self._model, metric.parameters) as sandbox:
             tensors = self._probe(choice, sandbox, closure, metric)
             is_comparable = sandbox.is_deterministic and signals is not None
         timer.stop()
-        self._timers.append((choice, timer))
+        self._timers.append((choice, usual, timer))
         logged = loss if isinstance(loss, int | float) and not isinstance(loss, bool) else None
         if isinstance(loss, Tensor) and loss.numel() == 1 and is_comparable:
             tensors["logged_loss"] = loss
@@ -245,24 +246,34 @@ class Probe:
         inverse_root: Tensor,
         known: tuple[Tensor, Tensor],
     ) -> RitzPair:
-        if self._direction is None or not _same(self._parameters, metric.parameters):
+        products = self._products_for(metric)
+        if self._direction is not None and _same(self._parameters, metric.parameters):
+            start = self._direction * inverse_root  # carries the vector over from the last probe's preconditioner
+        else:
             generator = torch.Generator(inverse_root.device).manual_seed(0)
             start = torch.randn(
                 inverse_root.shape, generator=generator, device=inverse_root.device, dtype=inverse_root.dtype
             )
-            products = COLD_PRODUCTS
-        else:
-            start = self._direction * inverse_root  # carries the vector over from the last probe's preconditioner
-            products = self._products
         pair = largest_eigenpair(product, start, products, [known])
         self._direction, self._parameters = metric.diagonal.sqrt() * pair.vector, metric.parameters
         return pair
 
+    def _products_for(self, metric: Metric) -> int:
+        is_warm = self._direction is not None and _same(self._parameters, metric.parameters)
+        return self._products if is_warm else COLD_PRODUCTS
+
+    def _share_of_usual(self, choice: Choice, metric: Metric) -> float:
+        """Cost of a warm probe over that of this one, by gradients computed: about 3 for the graph, then each product.
+        A cold start must not make the schedule believe that every probe is that dear."""
+        if choice == "gradient":
+            return 1.0
+        return (4 + WARM_PRODUCTS) / (4 + self._products_for(metric))
+
     def _collect(self) -> None:
         """Learn from what has reached the host since the last call; waits for nothing."""
-        for choice, timer in [entry for entry in self._timers if entry[1].done()]:
-            self.schedule.observe_cost(choice, timer.seconds())
-            self._timers.remove((choice, timer))
+        for choice, share, timer in [entry for entry in self._timers if entry[2].done()]:
+            self.schedule.observe_cost(choice, timer.seconds() * share)
+            self._timers.remove((choice, share, timer))
         while self._flying and self._flying[0][1].ready():
             step, copy = self._flying.pop(0)
             values = copy.values()
@@ -281,7 +292,8 @@ class Probe:
                 self._products = WARM_PRODUCTS if residual <= GOOD_RESIDUAL else REFINING_PRODUCTS
                 if not math.isfinite(residual):
                     self._direction = None
-            self.schedule.observe_curvature(lambda_max if is_reportable(values) else None, values["lambda_grad"])
+            known = lambda_max if is_reportable(values) else None
+            self.schedule.observe_curvature(step, values["lr"], known, values["lambda_grad"])
 
 
 class _Timer:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from client_sdk.curvature.schedule import ARMED_EVERY, CALM_SHARE, HOLD, SHARE, Choice, Schedule
+from client_sdk.curvature.schedule import DENSE_EVERY, HOLD, SHARES, Choice, Schedule, Urgency
 
 LR = 0.01  # the limit is 200
 
@@ -24,102 +24,113 @@ def drive(schedule: Schedule, first: int, last: int, lr: float = LR) -> dict[Cho
 
 def test_calm_runs_are_probed_at_the_base_rhythm() -> None:
     made = drive(Schedule(25), 0, 100)
-    assert made["full"] == [0, 25, 50, 75]
-    assert made["gradient"][:4] == [5, 10, 15, 20], "λ_grad comes more often than λ_max"
+    assert made["full"] == [10, 35, 60, 85]
+    assert made["gradient"][:4] == [5, 15, 20, 25], "λ_grad comes more often than λ_max"
 
 
 @pytest.mark.parametrize(
-    ("lambda_max", "lambda_grad", "lr", "is_armed"),
+    ("lambda_max", "lambda_grad", "urgency"),
     [
-        (159.0, 99.0, LR, False),
-        (161.0, None, LR, True),
-        (None, 101.0, LR, True),
-        (20.0, 20.0, 0.09, True),
-        (-500.0, -500.0, LR, False),
+        (159.0, 99.0, "calm"),
+        (161.0, 50.0, "near"),
+        (None, 101.0, "armed"),
+        (161.0, 101.0, "armed"),
+        (-500.0, -500.0, "calm"),
     ],
-    ids=["calm", "lambda-max", "lambda-grad", "learning-rate-rose", "negative"],
 )
-def test_curvature_near_the_limit_arms(
-    lambda_max: float | None, lambda_grad: float | None, lr: float, is_armed: bool
+def test_curvature_near_the_limit_quickens_the_rhythm(
+    lambda_max: float | None, lambda_grad: float, urgency: Urgency
 ) -> None:
     schedule = Schedule(25)
     drive(schedule, 0, 10)
-    schedule.observe_curvature(lambda_max, lambda_grad)
-    made = drive(schedule, 10, 40, lr)
-    assert schedule.is_armed == is_armed
-    assert (len(made["full"]) >= 14) == is_armed
+    schedule.observe_curvature(9, LR, lambda_max, lambda_grad)
+    made = drive(schedule, 10, 40)
+    assert schedule.urgency == urgency
+    assert (len(made["full"]) >= 14) == (urgency != "calm")
+
+
+def test_a_rising_learning_rate_is_met_with_a_probe_at_once() -> None:
+    schedule = Schedule(1000)
+    drive(schedule, 0, 30)
+    schedule.observe_curvature(29, LR, 20.0, 1.0)
+    assert drive(schedule, 30, 40)["full"] == []
+    assert drive(schedule, 40, 41, lr=0.09)["full"] == [40], "20 is near the limit of 22"
 
 
 def test_growing_decoupled_gradients_arm() -> None:
-    for decoupling, growth, is_armed in (
-        (0.01, 1.3, True),
-        (0.9, 1.3, False),
-        (0.01, 1.0, False),
-        (float("nan"), 1.3, False),
+    for decoupling, growth, urgency in (
+        (0.01, 1.3, "armed"),
+        (0.9, 1.3, "calm"),
+        (0.01, 1.0, "calm"),
+        (float("nan"), 1.3, "calm"),
     ):
         schedule = Schedule(25)
+        drive(schedule, 0, 4)
         for step in range(8):
             schedule.observe_gradient(growth**step, decoupling)
-        drive(schedule, 0, 4)
-        assert schedule.is_armed == is_armed
+        assert schedule.urgency == urgency
 
 
-def test_armed_rhythm_ends_some_time_after_the_last_reason() -> None:
+def test_dense_rhythm_ends_some_time_after_the_last_reason() -> None:
     schedule = Schedule(25)
-    schedule.observe_curvature(190.0, 10.0)
-    drive(schedule, 0, 2)
-    schedule.observe_curvature(50.0, 10.0)
-    made = drive(schedule, 2, 2 + 4 * HOLD)
-    dense = [step for step in made["full"] if step <= HOLD]
-    assert len(dense) >= HOLD // ARMED_EVERY - 2
-    assert not schedule.is_armed
-    later = [step for step in made["full"] if step > HOLD + 25]
+    drive(schedule, 0, 10)
+    schedule.observe_curvature(10, LR, 190.0, 110.0)
+    made = drive(schedule, 10, 10 + 4 * HOLD)
+    dense = [step for step in made["full"] if step <= 10 + HOLD]
+    assert len(dense) == HOLD // DENSE_EVERY
+    assert schedule.urgency == "calm"
+    later = [step for step in made["full"] if step > 10 + HOLD]
     assert {b - a for a, b in pairwise(later)} == {25}
 
 
-def test_probes_take_no_more_than_their_share_of_long_steps() -> None:
-    for is_armed in (False, True):
-        schedule = Schedule(25)
-        for _ in range(5):
-            schedule.observe_step_time(0.1)
-            schedule.observe_cost("full", 2.0)
-            schedule.observe_cost("gradient", 0.6)
-        if is_armed:
-            schedule.observe_curvature(199.0, 150.0)
-        made = drive(schedule, 0, 1000)
-        assert len(made["full"]) * 2.0 <= SHARE * 1000 * 0.1 + 2.0
-        if not is_armed:
-            assert len(made["gradient"]) * 0.6 <= CALM_SHARE * 1000 * 0.1 + 0.6
+@pytest.mark.parametrize(("lambda_max", "lambda_grad"), [(1.0, 1.0), (199.0, 1.0), (199.0, 199.0)])
+def test_probes_take_no_more_than_their_share_of_long_steps(lambda_max: float, lambda_grad: float) -> None:
+    schedule = Schedule(25)
+    for _ in range(5):
+        schedule.observe_step_time(0.1)
+        schedule.observe_cost("full", 2.0)
+        schedule.observe_cost("gradient", 0.6)
+    made: dict[Choice, list[int]] = {"none": [], "gradient": [], "full": []}
+    for step in range(1000):
+        choice = schedule.decide(step, LR)
+        made[choice].append(step)
+        if choice != "none":
+            schedule.started(choice, step)
+            schedule.observe_curvature(step, LR, lambda_max, lambda_grad)
+    budget = SHARES[schedule.urgency] * 1000 * 0.1
+    assert len(made["full"]) * 2.0 <= budget + 2.0
+    assert len(made["gradient"]) * 0.6 <= budget + 0.6
 
 
 def test_tiny_steps_do_not_starve_the_probe() -> None:
     schedule = Schedule(25)
     for _ in range(5):
         schedule.observe_step_time(0.0005)
-        schedule.observe_cost("full", 0.008)
+        schedule.observe_cost("full", 0.007)
         schedule.observe_cost("gradient", 0.002)
-    schedule.observe_curvature(199.0, 10.0)
-    assert len(drive(schedule, 0, 100)["full"]) == 50
+    drive(schedule, 0, 10)
+    schedule.observe_curvature(10, LR, 199.0, 10.0)
+    assert len(drive(schedule, 10, 10 + HOLD)["full"]) == HOLD // DENSE_EVERY
 
 
 def test_failures_back_off_and_success_ends_it() -> None:
     schedule = Schedule(10)
     tried = []
-    for step in range(2000):
+    for step in range(5, 2005):
         if schedule.decide(step, LR) != "none":
             tried.append(step)
             schedule.failed(step)
     gaps = [b - a for a, b in pairwise(tried)]
     assert gaps[:6] == [10, 20, 40, 80, 160, 320]
     assert max(gaps) == 640
-    schedule.observe_curvature(10.0, 10.0)
+    schedule.observe_curvature(1999, LR, 10.0, 10.0)
     assert schedule.decide(2000, LR) == "full"
 
 
 def test_rewinding_starts_afresh() -> None:
     schedule = Schedule(25)
     drive(schedule, 0, 60)
-    assert drive(schedule, 20, 21)["full"] == [20]
+    assert drive(schedule, 20, 31)["full"] == [30]
 
 
 def test_sparse_logging_counts_steps_not_calls() -> None:
@@ -131,4 +142,4 @@ def test_sparse_logging_counts_steps_not_calls() -> None:
             schedule.started(choice, step)
         if choice == "full":
             full.append(step)
-    assert full[:4] == [0, 30, 60, 90]
+    assert full[:4] == [10, 40, 70, 100]
