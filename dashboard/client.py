@@ -53,6 +53,7 @@ class _HeatmapHead(msgspec.Struct, frozen=True, kw_only=True):
     step: tuple[int, ...] = ()
     bucket_steps: int = 1
     z: bytes = b""
+    nonfinite: tuple[tuple[int, int, int], ...] = ()
 
 
 class ApiClient:
@@ -114,6 +115,7 @@ class ApiClient:
             step=head.step,
             bucket_steps=head.bucket_steps,
             z=z.reshape(len(head.layers), len(head.step)),
+            nonfinite=head.nonfinite,
         )
 
     async def histogram(self, run_id: str, layer: str, which: str, step: int) -> Histogram:

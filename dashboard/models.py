@@ -35,11 +35,11 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
     """The watched optimizer."""
 
     name: str
-    lr: float
+    lr: float | None = None
     beta1: float | None = None
     beta2: float | None = None
     eps: float | None = None
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,15 +112,17 @@ class Heatmap(msgspec.Struct, frozen=True, kw_only=True):
     step: tuple[int, ...]
     bucket_steps: int
     z: NDArray[np.float32]
+    nonfinite: tuple[tuple[int, int, int], ...] = ()
+    """Row, column and count of every cell with values that are not finite."""
 
 
 class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     """Distribution of u or r in one layer at one step; `edges` has one entry more than `counts`."""
 
     layer: str
-    step: int
-    edges: tuple[float, ...]
-    counts: tuple[float, ...]
+    step: int | None = None
+    edges: tuple[float | None, ...] = ()
+    counts: tuple[float, ...] = ()
     dip: float | None = None
 
 
@@ -145,13 +147,14 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     predicted_step: PredictedStep | None = None
     layers: tuple[str, ...] = ()
-    layer_shares: tuple[float, ...] = ()
+    layer_shares: tuple[float | None, ...] = ()
     cause: str = "unknown"
     evidence: dict[str, float | int | str | None] = {}
     advice: tuple[str, ...] = ()
     outcome: Outcome | None = None
     opened_at: float | str | None = None
     closed_at: float | str | None = None
+    silenced_until: float | str | None = None
 
     @property
     def is_open(self) -> bool:

@@ -28,10 +28,19 @@ def compact(value: float | None, digits: int = 3) -> str:
     return f"{value:.{decimals}f}"
 
 
+def exact(value: float) -> str:
+    """A setting, four significant digits at most and none that says nothing: 200, 5,263, 0.01, 3e-4."""
+    if 1e-3 <= abs(value) < 1e6:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return compact(value)
+
+
 def ratio(value: float | None) -> str:
-    """A ratio to a limit of 1, two decimals: 1.12; large and tiny ones compact."""
-    if value is None or not math.isfinite(value) or abs(value) >= 100 or 0 < abs(value) < 0.01:
+    """A ratio to a limit of 1, two decimals: 1.12; large ones compact, and what rounds to nothing is "< 0.01"."""
+    if value is None or not math.isfinite(value) or abs(value) >= 100:
         return compact(value, 2)
+    if 0 < abs(value) < 0.005:
+        return "< 0.01"
     return f"{value:.2f}"
 
 

@@ -52,10 +52,9 @@
     const fired = window.dash_clientside.callback_context.triggered;
     const point = fired.length && fired[0].value && fired[0].value.points[0];
     if (!point || !fired[0].prop_id.includes("layers")) return;
-    const row = Array.isArray(point.pointNumber) ? point.pointNumber[0] : null;
     const plot = document.querySelector(".panel.layers .js-plotly-plot");
-    const names = plot && plot.layout.meta;
-    if (row !== null && names && names[row] !== undefined) change({cell: {layer: names[row], step: Math.round(point.x)}});
+    const row = plot ? plot.data[0].y.indexOf(point.y) : -1; // the label is written for people, meta has the names
+    if (row >= 0) change({cell: {layer: plot.layout.meta[row], step: Math.round(point.x)}});
   }
 
   function route(data) {

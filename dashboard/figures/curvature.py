@@ -15,9 +15,15 @@ from dashboard.figures.marks import Marks, draw
 from dashboard.figures.stage_strip import Span, strip_trace, strip_track
 from dashboard.figures.theme import Frame, figure, layout, step_axis, value_axis
 from dashboard.models import Buckets
+from dashboard.numbers import exact
 
 CURVES = ("lambda_max", "lambda_grad", "stability_limit")
-MOST_DECADES = 2.5
+MOST_DECADES = 4.0
+CEILING = 3.0
+"""Times the limit above which a passing transient may run off the top."""
+RECENT = 20
+PLACES = (0.0, 0.2, 0.4, 0.6, 0.1, 0.3, 0.5)
+"""Where the limit's value may stand, in parts of the width, the first free one."""
 STRIP_SHARE = 0.075
 GAP_SHARE = 0.135  # room for the step labels between the curves and the strip
 
@@ -40,8 +46,6 @@ def curvature_figure(
     if limit is not None:
         steps, values = limit
         data.append(_line(_stretched(steps, frame), _held(values), frame.palette.danger, "2/η", width=1.6))
-        notes.append(_limit_label(steps, values, frame))
-        shown.append(values)
     for points, colour, name, key in (
         (directional, frame.palette.lambda_grad, "λ<sub>grad</sub>", "lambda_grad"),
         (top_curve, frame.palette.lambda_max, "λ<sub>max</sub>", "lambda_max"),
@@ -54,7 +58,9 @@ def curvature_figure(
         shown.append(values)
     if top_curve is not None and growth_per_step is not None and marks.expected is not None:
         data.append(_extrapolation(top_curve, growth_per_step, marks.expected.high, frame))
-    extent = _extent(shown)
+    extent = _extent(shown, limit)
+    if limit is not None:
+        notes.append(_limit_label(limit, [points for points in (top_curve, directional) if points], extent, frame))
     notes += _curve_labels(top_curve, directional, extent, frame)
     data += [strip_track(frame), strip_trace(spans, frame)]
     shapes, _ = draw(marks, frame, labelled=False)
@@ -140,16 +146,26 @@ def _extrapolation(
     }  # fmt: skip
 
 
-def _extent(shown: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """Exponents of the vertical range: all of the top, and of the bottom what is not far under the limit.
+def _extent(
+    curves: Sequence[NDArray[np.float64]], limit: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+) -> tuple[float, float]:
+    """Exponents of the vertical range: what happens at the limit fills it.
 
-    What matters happens at the limit; a noisy curvature that dips to nothing now and then must not flatten it.
+    Above, a transient far over the limit (at the first steps v is not yet what it will be) runs off the top rather than
+    flatten the rest; below, so does a noisy curve that dips to nothing now and then. The newest values are always in.
     """
-    if not shown:
+    if not curves and limit is None:
         return 0.0, 1.0
-    values = np.concatenate(list(shown))
-    high = math.log10(float(values.max()))
-    low = max(math.log10(float(np.quantile(values, 0.02))), high - MOST_DECADES)
+    bottoms = [float(np.quantile(values, 0.05)) for values in curves] + [float(v[-RECENT:].min()) for v in curves]
+    tops = [float(values.max()) for values in curves]
+    if limit is not None:
+        ceiling = float(limit[1].max()) * CEILING
+        tops = [min(top, ceiling) for top in tops] + [float(np.quantile(values, 0.9)) for values in curves]
+        tops.append(float(np.quantile(limit[1], 0.95)))
+        bottoms.append(float(limit[1].min()))
+    tops += [float(values[-RECENT:].max()) for values in curves]
+    high = math.log10(max(tops))
+    low = max(math.log10(min(bottoms)), high - MOST_DECADES)
     room = max(high - low, 0.3)
     return low - 0.1 * room, high + 0.16 * room
 
@@ -164,14 +180,40 @@ def _ticks(extent: tuple[float, float]) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": values, "ticktext": [f"{value:,.4g}" for value in values]}
 
 
-def _limit_label(steps: NDArray[np.float64], values: NDArray[np.float64], frame: Frame) -> dict[str, Any]:
-    """The limit's value, written on its line at the left edge of what is visible."""
-    value = float(values[min(int(np.searchsorted(steps, frame.step_from)), values.size - 1)])
+def _limit_label(
+    limit: tuple[NDArray[np.float64], NDArray[np.float64]],
+    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    extent: tuple[float, float],
+    frame: Frame,
+) -> dict[str, Any]:
+    """The limit's value, written on its line where no curve is in the way."""
+    steps, values = limit
+    width = frame.step_to - frame.step_from
+    best, fewest = PLACES[0], math.inf
+    for place in PLACES:
+        start = frame.step_from + place * width
+        level = math.log10(_at(steps, values, start))
+        hits = 0
+        for along, heights in curves:
+            under = np.linspace(start - 0.01 * width, start + 0.16 * width, 12)
+            high = np.interp(under, along, np.log10(heights))
+            hits += int(np.count_nonzero((high > level) & (high < level + 0.14 * (extent[1] - extent[0]))))
+        if hits < fewest:
+            best, fewest = place, hits
+    at = frame.step_from + best * width
+    words = f"2/η = {exact(_at(steps, values, at))}"
+    if float(values.max()) > 1.02 * float(values.min()):
+        words = f"2/η, now {exact(float(values[-1]))}"
     return {
-        "x": 0, "xref": "x domain", "y": math.log10(value), "yref": "y", "text": f"2/η = {value:,.4g}",
+        "x": best, "xref": "x domain", "y": math.log10(_at(steps, values, at)), "yref": "y", "text": words,
         "showarrow": False, "xanchor": "left", "yanchor": "bottom", "xshift": 6,
         "font": {"size": 11, "color": frame.palette.danger},
     }  # fmt: skip
+
+
+def _at(steps: NDArray[np.float64], values: NDArray[np.float64], step: float) -> float:
+    """The value that holds at a step."""
+    return float(values[max(min(int(np.searchsorted(steps, step, side="right")) - 1, values.size - 1), 0)])
 
 
 def _curve_labels(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from dashboard.figures.marks import Marks, draw
 from dashboard.figures.scales import ColourScale, colour_bar_ticks, colour_scale, statistic
@@ -36,7 +37,7 @@ def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: st
     traces: list[Any] = []
     layers: tuple[str, ...] = data.layers if data is not None else ()
     if data is not None and scale is not None:
-        traces = [_cells(data, scale), _colour_bar(scale, frame)]
+        traces = [_cells(data, scale), _colour_bar(scale, frame), *_nonfinite(data, frame)]
     notes = _names(layers, frame) if scale is not None else [_missing(frame, kind.label)]
     return figure(
         traces,
@@ -60,11 +61,11 @@ def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: st
 
 def _cells(data: Heatmap, scale: ColourScale) -> dict[str, Any]:
     """The cells; the rows are categories with their full names, so that hover can say them without a copy per cell."""
-    half = (data.bucket_steps - 1) / 2
+    steps = "step %{x:,d}" if data.bucket_steps == 1 else f"{data.bucket_steps:,} steps at %{{x:,d}}"
     return {
         "type": "heatmap",
         "z": data.z,
-        "x": np.asarray(data.step, dtype=np.float64) + half,
+        "x": _middles(data),
         "y": _categories(data.layers),
         "zmin": scale.low,
         "zmax": scale.high,
@@ -74,8 +75,31 @@ def _cells(data: Heatmap, scale: ColourScale) -> dict[str, Any]:
         "hoverongaps": False,
         "xgap": 0,
         "ygap": 1 if len(data.layers) <= 60 else 0,
-        "hovertemplate": "%{y}<br>step %{x:,d}<br><b>%{z:.5g}</b><extra></extra>",
+        "hovertemplate": f"%{{y}}<br>{steps}<br><b>%{{z:.5g}}</b><extra></extra>",
     }
+
+
+def _middles(data: Heatmap) -> NDArray[np.int64]:
+    """The middle step of each column, which is where Plotly wants to know a cell."""
+    return np.asarray(data.step, dtype=np.int64) + (data.bucket_steps - 1) // 2
+
+
+def _nonfinite(data: Heatmap, frame: Frame) -> list[dict[str, Any]]:
+    """A cross on every cell with values that are not finite: they have no colour, and must not look unmeasured."""
+    if not data.nonfinite:
+        return []
+    labels = _categories(data.layers)
+    middles = _middles(data)
+    return [
+        {
+            "type": "scatter", "mode": "markers",
+            "x": [middles[column] for _, column, _ in data.nonfinite],
+            "y": [labels[row] for row, _, _ in data.nonfinite],
+            "customdata": [count for _, _, count in data.nonfinite],
+            "marker": {"symbol": "x", "size": 6, "color": frame.palette.danger},
+            "hovertemplate": "%{y}<br>step %{x:,d}<br><b>%{customdata} not finite</b><extra></extra>",
+        }
+    ]  # fmt: skip
 
 
 def _colour_bar(scale: ColourScale, frame: Frame) -> dict[str, Any]:
@@ -91,7 +115,7 @@ def _colour_bar(scale: ColourScale, frame: Frame) -> dict[str, Any]:
             "color": [scale.position(scale.low)],
             "cmin": scale.position(scale.low),
             "cmax": scale.position(scale.high),
-            "colorscale": [list(stop) for stop in scale.even],
+            "colorscale": [list(stop) for stop in scale.bar],
             "showscale": not frame.narrow,
             "colorbar": {
                 "thickness": 9, "len": 1, "lenmode": "fraction", "y": 0.5, "yanchor": "middle", "x": 1, "xpad": 10,

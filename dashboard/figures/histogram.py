@@ -12,7 +12,7 @@ from dashboard.models import Histogram
 def histogram_figure(data: Histogram | None, frame: Frame) -> go.Figure:
     """Bars over the recorded bins."""
     traces = []
-    if data is not None:
+    if data is not None and len(data.edges) > 1 and None not in data.edges:
         edges = np.asarray(data.edges, dtype=np.float64)
         traces.append(
             {

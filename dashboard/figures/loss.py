@@ -49,6 +49,7 @@ def loss_figure(buckets: Buckets | None, marks: Marks, frame: Frame, *, name: st
             top=10,
             xaxis=step_axis(frame),
             yaxis=value_axis(frame, **y_axis),
+            yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
             shapes=shapes,
             annotations=notes,
         ),
@@ -75,7 +76,10 @@ def decade_ticks(low: float, high: float, *, at_most: int) -> dict[str, Any]:
     exponents = [e for e in range(math.ceil(low), math.floor(high) + 1) if e % every == 0]
     if len(exponents) < 2:
         return {"tickformat": ".2~g"}
-    text = [f"{10.0**e:g}" if -3 <= e <= 4 else f"10<sup>{e}</sup>".replace("-", "−") for e in exponents]
+    text = [
+        f"{10.0**e:,.4g}" if -3 <= e <= 3 else "10,000" if e == 4 else f"10<sup>{e}</sup>".replace("-", "−")
+        for e in exponents
+    ]
     return {"tickmode": "array", "tickvals": [10.0**e for e in exponents], "ticktext": text}
 
 

@@ -78,26 +78,22 @@ def statistic(name: str) -> Statistic:
 # A magma-like ramp from the surface of each theme to its opposite: light = much on dark, dark = much on light.
 _DARK_RAMP = ("#1a1430", "#3b1461", "#6b1d7a", "#9b2d78", "#cb4069", "#ee6a55", "#fb9d61", "#fdd08c", "#fcf6c4")
 _LIGHT_RAMP = ("#fdf6e6", "#fdd9a0", "#fba66b", "#ee7458", "#cf4668", "#a02f78", "#6d1f7c", "#3c1363", "#150b35")
-_DARK_DIVERGING = ("#7fc8ff", "#3f8fd6", "#265a8f", "#23303f", "#2b2a2e", "#4a2f28", "#96472f", "#e2744b", "#ffc09a")
+_DARK_DIVERGING = ("#5b9fd0", "#3f7fb0", "#2c5d85", "#22405a", "#26282d", "#5a3226", "#a34c30", "#e8794e", "#ffc9a6")
 _LIGHT_DIVERGING = ("#0b4f8a", "#3c86c4", "#93bfe0", "#dfe8ee", "#f6f4f1", "#f6dfd3", "#ea9f7d", "#cc5a38", "#7f2411")
 _STOPS: Final = 33
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColourScale:
-    """Colours of raw values between `low` and `high`; `logarithmic` spreads them evenly over decades."""
+    """Colours of raw values between `low` and `high`; `logarithmic` spreads them over decades."""
 
     low: float
     high: float
     logarithmic: bool
-    ramp: tuple[str, ...]
+    bar: tuple[tuple[float, str], ...]
+    """Plotly's colour scale of the colour bar, whose axis is in decades when `logarithmic`."""
     stops: tuple[tuple[float, str], ...]
-    """Plotly's colour scale over raw values, so that hover shows them as they are."""
-
-    @property
-    def even(self) -> tuple[tuple[float, str], ...]:
-        """The same colours evenly spaced, for the colour bar, which is drawn in decades when `logarithmic`."""
-        return tuple((i / (len(self.ramp) - 1), colour) for i, colour in enumerate(self.ramp))
+    """Plotly's colour scale of the cells, over raw values, so that hover shows them as they are."""
 
     def position(self, value: float) -> float:
         """A value on the colour bar's own axis."""
@@ -107,37 +103,28 @@ class ColourScale:
 def colour_scale(values: NDArray[np.float32], kind: Kind, *, logarithmic: bool, theme: str) -> ColourScale | None:
     """The scale of one statistic over these values; None when none of them is finite.
 
-    The ends snap to half decades (or to round values) so that colours do not flicker as values arrive. The top is the
-    true maximum: a spike is never clipped out of the scale.
+    The ends snap to half decades so that colours do not flicker as values arrive. The top is the true maximum: a spike
+    is never clipped out of the scale. A ratio keeps its neutral colour at 1, whatever the ends.
     """
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return None
-    diverging = kind in ("ratio", "cosine")
-    ramp = _ramp(theme, diverging)
+    ramp = _ramp(theme, kind in ("ratio", "cosine"))
     if kind == "cosine":
-        return _linear(-1.0, 1.0, ramp)
-    if logarithmic and kind in ("magnitude", "ratio"):
-        positive = finite[finite > 0]
-        if positive.size == 0:
-            return _linear(0.0, 1.0, ramp)
-        # The lowest thousandth may be anything (a dead layer, an underflow): it shares the darkest colour.
-        low = math.log10(float(np.quantile(positive, 0.001)))
-        high = math.log10(float(positive.max()))
+        return _scale(-1.0, 1.0, ramp, centre=0.0)
+    positive = finite[finite > 0]
+    if logarithmic and kind in ("magnitude", "ratio") and positive.size:
+        # The lowest thousandth may be anything (a dead layer, an underflow): it shares the lowest colour.
+        low = math.floor(2 * math.log10(float(np.quantile(positive, 0.001)))) / 2
+        high = math.ceil(2 * math.log10(float(positive.max()))) / 2
         if kind == "ratio":
-            reach = max(abs(low), abs(high), 0.5)
-            low, high = -_ceil_half(reach), _ceil_half(reach)
-        else:
-            low, high = _floor_half(low), _ceil_half(high)
-            if high <= low:
-                high = low + 0.5
-        return _logarithmic(low, high, ramp)
-    top = float(finite.max())
+            return _scale(min(low, -0.5), max(high, 0.5), ramp, centre=0.0, logarithmic=True)
+        return _scale(low, max(high, low + 0.5), ramp, logarithmic=True)
+    low, high = float(finite.min()), float(finite.max())
     if kind == "ratio":
-        reach = max(abs(top - 1.0), abs(float(finite.min()) - 1.0), 0.1)
-        return _linear(1.0 - reach, 1.0 + reach, ramp)
-    low_value = min(float(finite.min()), 0.0)
-    return _linear(low_value, top if top > low_value else low_value + 1.0, ramp)
+        return _scale(min(low, 0.5), max(high, 1.5), ramp, centre=1.0)
+    low = min(low, 0.0)
+    return _scale(low, high if high > low else low + 1.0, ramp)
 
 
 def colour_bar_ticks(scale: ColourScale) -> tuple[list[float], list[str]]:
@@ -166,24 +153,25 @@ def _ramp(theme: str, diverging: bool) -> tuple[str, ...]:
     return _LIGHT_RAMP if theme == "light" else _DARK_RAMP
 
 
-def _linear(low: float, high: float, ramp: tuple[str, ...]) -> ColourScale:
-    stops = tuple((i / (len(ramp) - 1), colour) for i, colour in enumerate(ramp))
-    return ColourScale(low=low, high=high, logarithmic=False, ramp=ramp, stops=stops)
-
-
-def _logarithmic(low: float, high: float, ramp: tuple[str, ...]) -> ColourScale:
-    """Stops evenly spaced in decades, placed on the linear axis of raw values that Plotly interpolates on."""
-    shares = np.linspace(0.0, 1.0, _STOPS)
-    raw = 10.0 ** (low + shares * (high - low))
-    places = (raw - raw[0]) / (raw[-1] - raw[0])
-    places[0], places[-1] = 0.0, 1.0
+def _scale(
+    low: float, high: float, ramp: tuple[str, ...], *, centre: float | None = None, logarithmic: bool = False
+) -> ColourScale:
+    """A scale between two places of the colour bar's axis (exponents when `logarithmic`); the middle of the ramp stands
+    at `centre`, half way when it is None. Many stops, because Plotly interpolates the cells on raw values."""
+    middle = (low + high) / 2 if centre is None else centre
+    places = np.unique(np.append(np.linspace(low, high, _STOPS), middle))
+    below, above = (places - middle) / (middle - low), (places - middle) / (high - middle)
+    shares = 0.5 + 0.5 * np.where(places < middle, below, above)
     colours = [_mix(ramp, float(share)) for share in shares]
+    raw = 10.0**places if logarithmic else places
+
+    def stops(axis: NDArray[np.float64]) -> tuple[tuple[float, str], ...]:
+        along = (axis - axis[0]) / (axis[-1] - axis[0])
+        along[0], along[-1] = 0.0, 1.0
+        return tuple((float(place), colour) for place, colour in zip(along, colours, strict=True))
+
     return ColourScale(
-        low=float(raw[0]),
-        high=float(raw[-1]),
-        logarithmic=True,
-        ramp=ramp,
-        stops=tuple((float(place), colour) for place, colour in zip(places, colours, strict=True)),
+        low=float(raw[0]), high=float(raw[-1]), logarithmic=logarithmic, bar=stops(places), stops=stops(raw)
     )
 
 
@@ -198,11 +186,3 @@ def _mix(ramp: tuple[str, ...], share: float) -> str:
         b = int(ramp[index + 1][channel : channel + 2], 16)
         mixed.append(round(a + (b - a) * weight))
     return "#{:02x}{:02x}{:02x}".format(*mixed)
-
-
-def _floor_half(value: float) -> float:
-    return math.floor(value * 2) / 2
-
-
-def _ceil_half(value: float) -> float:
-    return math.ceil(value * 2) / 2

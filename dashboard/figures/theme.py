@@ -174,4 +174,6 @@ def layout(frame: Frame, *, top: int = 6, bottom: int = 24, **more: Any) -> dict
 
 def figure(data: list[Any], layout: dict[str, Any]) -> go.Figure:
     """A figure without Plotly's default template: nothing grey, no palette of its own."""
-    return go.Figure(data=data, layout={"template": {"layout": {}}, **layout})
+    made = go.Figure(data=data, layout=layout)
+    made.layout.template = None
+    return made

@@ -129,6 +129,9 @@ def _buttons(alert: Alert) -> Component:
 
 
 def _layers_card(alert: Alert) -> Component:
+    known = [
+        (layer, share) for layer, share in zip(alert.layers, alert.layer_shares, strict=False) if share is not None
+    ]
     bars = [
         html.Li(
             [
@@ -137,7 +140,7 @@ def _layers_card(alert: Alert) -> Component:
                 html.B(f"{100 * share:.0f} %"),
             ]
         )
-        for layer, share in list(zip(alert.layers, alert.layer_shares, strict=False))[:6]
+        for layer, share in known[:6]
     ]
     return html.Section(
         [html.H3("Layer risk"), html.P("share of the growth", className="note"), html.Ul(bars, className="layers")],
@@ -200,9 +203,9 @@ def _history_card(settled: Sequence[Alert]) -> Component:
 
 
 def result(alert: Alert) -> str:
-    """How a settled alert ended: the outcome of a prediction with its lead, or the step."""
+    """How a settled alert ended: the outcome of a prediction with its lead, or how grave it was."""
     if alert.outcome is None:
-        return f"step {count(alert.step)}"
+        return alert.level
     word = OUTCOMES.get(alert.outcome.result, alert.outcome.result)
     lead = alert.outcome.lead
     return f"{word}, lead {count(lead)}" if lead is not None and alert.outcome.result != "false" else word

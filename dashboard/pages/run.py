@@ -88,7 +88,8 @@ def about(run: RunDetail, now: float | None = None) -> str:
     parts = [run.project]
     if run.optimizer is not None:
         optimizer = run.optimizer
-        words = f"{optimizer.name} lr {run.lr if run.lr is not None else optimizer.lr:.3g}"
+        lr = run.lr if run.lr is not None else optimizer.lr
+        words = optimizer.name + (f" lr {lr:.3g}" if lr is not None else "")
         if optimizer.beta1 is not None and optimizer.beta2 is not None:
             words += f", β {optimizer.beta1:g} / {optimizer.beta2:g}"
         parts.append(words)
@@ -147,9 +148,14 @@ def chosen_stat(run: RunDetail, wanted: str | None) -> str:
     return next((name for name in STAT_ORDER if name in run.statistics), (*run.statistics, DEFAULT_STAT)[0])
 
 
+def chosen_metric(run: RunDetail, wanted: str) -> str:
+    """The wanted scalar if the run has it, otherwise the loss."""
+    return wanted if wanted in run.scalars else "loss"
+
+
 def metric_options(run: RunDetail) -> list[Component]:
-    """Every scalar this run logged, the loss first."""
-    names = ["loss", *sorted(name for name in run.scalars if name != "loss")]
+    """Every scalar this run logged, the loss first; the API's lists cannot hold a name with a comma."""
+    names = ["loss", *sorted(name for name in run.scalars if name != "loss" and "," not in name)]
     return [html.Option(name if len(name) <= 40 else name[:39] + "…", value=name) for name in names]
 
 

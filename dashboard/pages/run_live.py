@@ -118,7 +118,7 @@ class RunLive:
     async def _fetch(self, known: Known, view: View) -> Curves:
         """The curves, the cells and, where one is chosen, the histograms of the visible steps."""
         step_from, step_to = visible_steps(known.summary.last_step or 0, view)
-        keys = tuple(dict.fromkeys((view.metric, *CURVES)))
+        keys = tuple(dict.fromkeys((page.chosen_metric(known.detail, view.metric), *CURVES)))
         points, columns = (NARROW_POINTS, NARROW_COLUMNS) if view.narrow else (POINTS, COLUMNS)
         series, heatmap, histograms = await asyncio.gather(
             self._client.series(self._id, keys, step_from=step_from, step_to=step_to, points=points),
@@ -179,7 +179,8 @@ class RunLive:
         growth = growth_per_step(open_prediction.evidence) if open_prediction is not None else None
         stat = page.chosen_stat(known.detail, view.stat)
         layers = len(curves.heatmap.layers) if curves.heatmap is not None else 0
-        loss = loss_figure(series.get(view.metric), marks, frame, name=view.metric)
+        metric = page.chosen_metric(known.detail, view.metric)
+        loss = loss_figure(series.get(metric), marks, frame, name=metric)
         curvature = curvature_figure(series, spans(known.events, last_step), marks, frame, growth_per_step=growth)
         cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, logarithmic=view.logarithmic)
         updates = [
@@ -190,8 +191,8 @@ class RunLive:
                 else Update(component=ids.panel_box(name), props={"children": page.graph(ids.panel(name), figure)})
                 for name, figure in (("loss", loss), ("curvature", curvature), ("layers", cells))
             ),
-            Update(component=ids.LOSS_NOTE, props={"children": _loss_note(curves.series, view.metric, marks)}),
-            Update(component=ids.LOSS_TITLE, props={"children": "Loss" if view.metric == "loss" else view.metric}),
+            Update(component=ids.LOSS_NOTE, props={"children": _loss_note(curves.series, metric, marks)}),
+            Update(component=ids.LOSS_TITLE, props={"children": "Loss" if metric == "loss" else metric}),
             Update(component=ids.LAYERS_NOTE, props={"children": statistic(stat).note}),
         ]
         self._mounted = True
@@ -256,7 +257,7 @@ def _histogram_updates(view: View, curves: Curves, frame: Frame) -> list[Update]
         return []
     update, ratio = curves.histograms
     words = f"{view.cell[0]}: none recorded near step {view.cell[1]:,}"
-    if update is not None:
+    if update is not None and update.step is not None:
         words = f"{update.layer} at step {update.step:,}"
         if ratio is not None and ratio.dip is not None:
             words += f" · dip of r {compact(ratio.dip)}"

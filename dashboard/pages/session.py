@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 BEAT_EVERY: Final = 2.0  # seconds; view.js takes three missed beats for "offline"
 ACK_TIMEOUT: Final = 30.0  # seconds; a frozen tab answers when it thaws
 RETRY_AFTER: Final = 1.0  # seconds after the API could not answer
-REST_SHARE: Final = 3.0  # a refresh may use one part in three of the time
+REST_SHARE: Final = 3.0  # asking and drawing may use one part in three of the server's time
+BROWSER_REST_SHARE: Final = 1.5  # a frame may keep the browser busy for two parts in three of its time
 CATCHING_UP: Final = 3.0  # seconds behind that are worth saying
 
 
@@ -157,11 +158,12 @@ class Session:
                     continue
                 if self._view is not None and self._view.place != arrived_at.place:
                     return
+                self._measure(news)
+                asked = self._monotonic() - now
                 await self._push(refresh)
-                if news.committed_at is not None:
-                    self._behind = max(self._clock() - news.committed_at, 0.0)
-                cost = self._monotonic() - now
-                due = now + max(self._least_interval, REST_SHARE * cost)
+                self._measure(news)
+                taken = self._monotonic() - now
+                due = now + max(self._least_interval, REST_SHARE * asked, BROWSER_REST_SHARE * taken)
                 shown = view
             elif news_waits and page is not None:
                 await _wait(self._looked, due - now)
@@ -170,6 +172,11 @@ class Session:
                 if now >= self._beat_due:
                     await self._beat(page, view)
                 await _wait(mailbox.arrived, max(self._beat_due - self._monotonic(), 0.0))
+
+    def _measure(self, news: News) -> None:
+        """How far behind the commit a frame is: when it is sent, and again when the browser has it."""
+        if news.committed_at is not None:
+            self._behind = max(self._clock() - news.committed_at, 0.0)
 
     async def _beat(self, page: LivePage | None, view: View) -> None:
         quiet = Refresh(updates=(), tone="muted", word="", detail="")

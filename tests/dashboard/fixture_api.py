@@ -1,4 +1,4 @@
-"""A small real server with the contract's API over synthetic runs, and the dashboard mounted on it as `spikewatch up` does.
+"""A small real server with the contract's API over synthetic runs, with the dashboard mounted on it.
 
 `python -m tests.dashboard.fixture_api PORT` serves it with a live run, for looking at pages while working on them.
 """
@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -33,6 +34,8 @@ class FixtureApi:
         self.listeners: list[asyncio.Queue[dict[str, Any]]] = []
         self.requests: list[str] = []
         self.silenced: dict[str, int] = {}
+        self.gone = threading.Event()
+        """Set whenever the last listener left."""
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def call(self, change: Callable[[], None]) -> None:
@@ -46,6 +49,13 @@ class FixtureApi:
 
         self.loop.call_soon_threadsafe(work)
         assert done.wait(10)
+
+    def reset(self, runs: list[SyntheticRun]) -> None:
+        """Other runs, as if nothing had happened before. Call on the server's loop."""
+        self.runs = {run.id: run for run in runs}
+        self.requests.clear()
+        self.silenced.clear()
+        self.gone.clear()
 
     def advance(self, run_id: str, steps: int) -> None:
         """More steps of a run happen. Call on the server's loop."""
@@ -166,6 +176,8 @@ def build(api: FixtureApi, api_url: str) -> FastAPI:
         finally:
             leaving.cancel()
             api.listeners.remove(queue)
+            if not api.listeners:
+                api.gone.set()
 
     mount_dashboard(app, api_url=api_url, token=TOKEN)
     return app
@@ -208,7 +220,7 @@ def example_runs() -> list[SyntheticRun]:
     """A fleet with every state in it."""
     transformer = tuple(
         f"blocks.{block}.{part}" for block in range(6)
-        for part in ("ln1.weight", "qkv.weight", "qkv.bias", "out.weight", "mlp.up.weight", "mlp.up.bias", "mlp.down.weight")
+        for part in ("ln1.weight", "qkv.weight", "qkv.bias", "out.weight", "up.weight", "up.bias", "down.weight")
     )  # fmt: skip
     return [
         SyntheticRun(id="tanh-net", name="tanh-net", length=600, seed=1),
@@ -218,9 +230,11 @@ def example_runs() -> list[SyntheticRun]:
         SyntheticRun(id="calm", name="gpt-124m-seed1", project="ablations", healthy=True, length=1100, seed=4),
         SyntheticRun(id="shard", name="gpt-124m-bad-shard", project="ablations", healthy=True, length=800, seed=5,
                      loss_at={400: 11.0}),
-        SyntheticRun(id="stale", name="diffusion-sd-small", project="vision", healthy=True, length=500, seed=6, state="stale"),
+        SyntheticRun(id="stale", name="diffusion-sd-small", project="vision", healthy=True, length=500, seed=6,
+                     state="stale"),
         SyntheticRun(id="crashed", name="llama-1b-lr1e-3", project="pretrain", length=715, seed=7, state="crashed"),
-        SyntheticRun(id="finished", name="wm-dreamer-xl", project="rl", healthy=True, length=1200, seed=8, state="finished"),
+        SyntheticRun(id="finished", name="wm-dreamer-xl", project="rl", healthy=True, length=1200, seed=8,
+                     state="finished"),
         SyntheticRun(id="sgd", name="resnet-sgd", project="vision", healthy=True, length=300, seed=9, optimizer=None),
         SyntheticRun(id="new", name="just-started", project="demo", seed=10),
     ]  # fmt: skip
@@ -230,14 +244,14 @@ def main() -> None:
     """Serve the example fleet; two of its runs go on for ever."""
     api = FixtureApi(example_runs())
     with serve(api, int(sys.argv[1])) as url:
-        print(url, flush=True)
+        print(url, flush=True)  # noqa: T201, a tool for people
         while True:
             time.sleep(0.5)
             for run_id in ("tanh-net", "llama"):
                 run = api.runs[run_id]
                 if run.length >= run.total:
                     run.length = 560
-                api.call(lambda run_id=run_id: api.advance(run_id, 2))
+                api.call(partial(api.advance, run_id, 2))
 
 
 if __name__ == "__main__":

@@ -143,12 +143,14 @@ class SyntheticRun:
             "created_at": EPOCH + self.seed, "last_seen_at": EPOCH + self.length, "last_step": self.last_step,
             "step_rate": 18.4 if self.length else None, "loss": _finite(loss[-1]) if self.length else None,
             "stage": self.stage(),
-            "stability_ratio": float(self.lambda_max[self.length - 1] / LIMIT) if self.length and self.optimizer else None,
+            "stability_ratio": float(self.lambda_max[self.length - 1] / LIMIT)
+            if self.length and self.optimizer else None,
             "open_alerts": len(still_open), "layer_count": len(self.layers), "parameter_count": 7489, "tags": [],
             "config": {}, "sparkline": [_finite(part.max()) for part in np.array_split(loss, min(64, self.length) or 1)]
             if self.length else [],
             "predicted_step": still_open[-1]["predicted_step"] if still_open else None,
-            "last_alert": {key: newest[key] for key in ("id", "kind", "level", "state", "title", "step")} if newest else None,
+            "last_alert": {key: newest[key] for key in ("id", "kind", "level", "state", "title", "step")}
+            if newest else None,
             "optimizer": {"name": "Adam", "family": "adam", "lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
                           "weight_decay": 0.0} if self.optimizer else None,
             "lr": 0.01, "attempt": 0, "rank_count": 1,

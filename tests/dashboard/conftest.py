@@ -1,0 +1,102 @@
+"""A real Chromium for the browser tests, and a server for each of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+
+from tests.dashboard.fixture_api import FixtureApi, example_runs, serve
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@dataclass
+class Visit:
+    """One page of a browser, with everything that went wrong in it."""
+
+    page: Page
+    url: str
+    errors: list[str] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
+
+    def open(self, path: str) -> Page:
+        self.page.goto(self.url + path)
+        return self.page
+
+    def heard(self, message: ConsoleMessage) -> None:
+        # A frame that was on its way when the reader left for another page finds nobody: Dash says so, and all is well.
+        overtaken = message.text.startswith("SET_PROPS: Component")
+        if message.type in ("error", "warning") and not overtaken:
+            self.errors.append(f"{message.type}: {message.text}")
+
+    def asked(self, request: Request) -> None:
+        host = urlsplit(request.url).netloc
+        if host:
+            self.hosts.add(host)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Not for the whole session: while Playwright runs, this thread counts as inside an event loop."""
+    path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if path is None:
+        words = "no Chromium on PATH: the browser tests cannot run; install the package chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(words)
+        pytest.skip(f"!!! {words} !!!")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[tuple[FixtureApi, str]]:
+    """One server for all tests."""
+    api = FixtureApi([])
+    with serve(api) as address:
+        yield api, address
+
+
+@pytest.fixture
+def api(served: tuple[FixtureApi, str]) -> FixtureApi:
+    """The fixture API with its example runs, as they are at the start."""
+    api, _ = served
+    runs = example_runs()
+    api.call(lambda: api.reset(runs))
+    return api
+
+
+@pytest.fixture
+def url(served: tuple[FixtureApi, str], api: FixtureApi) -> str:
+    return served[1]
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark")
+    context.set_default_timeout(15_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def visit(context: BrowserContext, url: str) -> Iterator[Visit]:
+    """A page that fails its test on a console error or a request to another host."""
+    visit = Visit(page=context.new_page(), url=url)
+    visit.page.on("console", visit.heard)
+    visit.page.on("pageerror", lambda error: visit.errors.append(f"uncaught: {error}"))
+    visit.page.on("request", visit.asked)
+    yield visit
+    assert visit.errors == []
+    assert visit.hosts <= {urlsplit(url).netloc}

@@ -1,0 +1,92 @@
+"""Alerts as cards: order, words, evidence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash.development.base_component import Component
+
+from dashboard.models import Alert, Outcome, PredictedStep
+from dashboard.pages.alert_cards import column, headline, result, symbols, urgency
+from dashboard.pages.evidence import growth_per_step, lines
+
+
+def alert(**changes: Any) -> Alert:
+    known: dict[str, Any] = {
+        "id": "a", "run_id": "r", "kind": "spike-predicted", "level": "warning", "state": "open", "step": 497,
+        "title": "Spike predicted at step 646", "message": "λ_max grew 0.09 % a step through 2/η.",
+        "predicted_step": PredictedStep(low=634, best=646, high=661), "cause": "stale-second-moment",
+        "layers": ("0.weight", "2.weight"), "layer_shares": (0.71, None), "advice": ("Save a checkpoint now",),
+        "evidence": {"sign": "approach", "stability_ratio": 1.118, "lambda_max_growth_per_step": 0.0009,
+                     "decoupled_steps": 191, "crossing_step": 628, "lambda_grad_ratio": None, "own_key": 3.0},
+    }  # fmt: skip
+    return Alert(**(known | changes))
+
+
+def words(part: Any) -> str:
+    """All text in a tree of components."""
+    if isinstance(part, Component):
+        return words(getattr(part, "children", None))
+    if isinstance(part, list | tuple):
+        return "".join(words(child) for child in part)
+    return "" if part is None else str(part)
+
+
+def test_the_headline_of_a_prediction_is_its_date() -> None:
+    assert headline(alert()) == ("Step 646", "between 634 and 661")
+    assert headline(alert(predicted_step=None)) == ("Spike predicted at step 646", "")
+    assert headline(alert(kind="bad-batch", title="")) == ("bad batch", "")
+
+
+def test_evidence_is_a_table_that_people_read() -> None:
+    shown = {words(line.label): line.value for line in lines(alert())}
+    assert shown == {
+        "λmax / limit": "1.12",
+        "λmax grows": "+0.09 % a step",
+        "v decays on its own": "191 steps",
+        "λmax crosses the limit": "step 628",
+        "own key": "3.00",
+        "leading layers": "0.weight, 2.weight",
+    }
+
+
+def test_the_column_shows_headline_reason_evidence_advice_and_buttons_in_this_order() -> None:
+    text = words(column([alert()], "running"))
+    order = ["spike predicted", "Step 646", "Stale second moment", "λmax / limit", "What to try", "Acknowledge",
+             "Silence 1 h", "Layer risk", "71 %"]  # fmt: skip
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_the_most_urgent_open_alert_comes_first() -> None:
+    seen = alert(id="seen", state="acknowledged", level="critical", step=600)
+    watch = alert(id="watch", level="watch", step=700)
+    grave = alert(id="grave", kind="divergence", level="critical", step=10)
+    assert sorted([seen, watch, grave], key=urgency, reverse=True) == [grave, watch, seen]
+
+
+def test_no_alert_is_said_and_history_tells_how_predictions_ended() -> None:
+    hit = alert(state="resolved", outcome=Outcome(result="hit", step=640, lead=143))
+    missed = alert(id="b", state="resolved", outcome=Outcome(result="false"))
+    text = words(column([hit, missed], "running"))
+    assert "No open alert" in text
+    assert "hit, lead 143" in text
+    assert result(missed) == "did not come"
+
+
+def test_an_acknowledged_alert_says_so_and_can_still_be_silenced() -> None:
+    text = words(column([alert(state="acknowledged")], "running"))
+    assert "Acknowledged" in text
+    assert "Silence" in text
+
+
+def test_symbols_are_set_with_subscripts() -> None:
+    parts = symbols("λ_max over λ_grad")
+    assert words(parts) == "λmax over λgrad"
+    assert [type(part).__name__ for part in parts] == ["str", "Sub", "str", "Sub", "str"]
+
+
+def test_the_forecast_slope_is_a_number_or_nothing() -> None:
+    assert growth_per_step(alert().evidence) == 0.0009
+    assert growth_per_step({"lambda_max_growth_per_step": None}) is None
+    assert growth_per_step({}) is None

@@ -1,0 +1,297 @@
+"""Figures, asserted on as dictionaries: what they show, not how Plotly draws it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from dashboard.figures.curvature import curvature_figure
+from dashboard.figures.heatmap import heatmap_figure, heatmap_height
+from dashboard.figures.histogram import histogram_figure
+from dashboard.figures.loss import loss_figure
+from dashboard.figures.marks import Marks, marks_of
+from dashboard.figures.scales import STATISTICS, colour_bar_ticks, colour_scale
+from dashboard.figures.sparkline import HEIGHT, PAD, sparkline
+from dashboard.figures.stage_strip import Span, spans
+from dashboard.figures.theme import DARK, LIGHT, STAGE_COLOURS, Frame
+from dashboard.models import Alert, Buckets, Event, Heatmap, Histogram, Outcome, PredictedStep
+
+FRAME = Frame(palette=DARK, step_from=0, step_to=100)
+EXPECTED = PredictedStep(low=70, best=80, high=95)
+
+
+def buckets(values: Sequence[float | None], *, size: int = 1, spike: dict[int, float] | None = None) -> Buckets:
+    steps = tuple(i * size for i in range(len(values)))
+    high = tuple((spike or {}).get(i, value) for i, value in enumerate(values))
+    missing = tuple(int(value is None) for value in values)
+    return Buckets(step=steps, min=tuple(values), max=high, last=tuple(values), nonfinite=missing)
+
+
+def plain(part: Any) -> Any:
+    """A figure as a dictionary, with Plotly's encoded arrays as arrays again."""
+    if isinstance(part, go.Figure):
+        return plain(part.to_dict())
+    if isinstance(part, dict) and "bdata" in part:
+        values = np.frombuffer(base64.b64decode(part["bdata"]), dtype=part["dtype"])
+        return values.reshape([int(size) for size in part["shape"].split(",")]) if "shape" in part else values
+    if isinstance(part, dict):
+        return {key: plain(value) for key, value in part.items()}
+    return [plain(value) for value in part] if isinstance(part, list | tuple) else part
+
+
+def texts(figure: dict[str, Any]) -> list[str]:
+    return [note["text"] for note in figure["layout"].get("annotations", [])]
+
+
+def test_no_figure_uses_a_default_of_plotly() -> None:
+    figures = [
+        loss_figure(buckets([1.0, 2.0]), Marks(), FRAME),
+        curvature_figure({"lambda_max": buckets([1.0, 2.0])}, [], Marks(), FRAME),
+        heatmap_figure(None, Marks(), FRAME, stat="grad_norm", logarithmic=True),
+        histogram_figure(Histogram(layer="w", step=1, edges=(0.0, 1.0, 2.0), counts=(3, 4)), FRAME),
+    ]
+    for figure in figures:
+        written = json.dumps(figure.to_dict(), default=str)
+        assert "template" not in figure.to_dict()["layout"]
+        assert "#636efa" not in written.lower()
+        assert "E5ECF6" not in written
+
+
+def test_panels_share_margins_and_the_step_axis() -> None:
+    layouts = [
+        plain(figure)["layout"]
+        for figure in (
+            loss_figure(buckets([1.0]), Marks(), FRAME),
+            curvature_figure({}, [], Marks(), FRAME),
+            heatmap_figure(None, Marks(), FRAME, stat="grad_norm", logarithmic=True),
+        )
+    ]
+    assert len({(layout["margin"]["l"], layout["margin"]["r"]) for layout in layouts}) == 1
+    assert all(layout["xaxis"]["range"] == [0, 100] for layout in layouts)
+    assert all(layout["margin"]["autoexpand"] is False for layout in layouts)
+
+
+def test_a_single_step_spike_in_a_bucket_reaches_the_figure() -> None:
+    figure = plain(loss_figure(buckets([2.0] * 50, size=100, spike={20: 9.0}), Marks(), FRAME))
+    upper_edge = figure["data"][1]
+    assert upper_edge["fill"] == "tonexty"
+    assert max(upper_edge["y"]) == 9.0
+    assert figure["layout"]["yaxis"]["range"][1] > 9.0
+    assert "from 2 to 9" in figure["data"][2]["customdata"][20]
+
+
+def test_loss_is_logarithmic_only_when_it_spans_decades() -> None:
+    wide = plain(loss_figure(buckets([1.0, 1e-14]), Marks(), FRAME))["layout"]["yaxis"]
+    assert wide["type"] == "log"
+    assert "10<sup>−10</sup>" in wide["ticktext"]
+    assert "type" not in plain(loss_figure(buckets([2.0, 1.5]), Marks(), FRAME))["layout"]["yaxis"]
+    assert "type" not in plain(loss_figure(buckets([-1.0, 1e6]), Marks(), FRAME))["layout"]["yaxis"]
+
+
+def test_values_that_are_not_finite_are_crosses_not_gaps() -> None:
+    figure = plain(loss_figure(buckets([1.0, None, 1.0]), Marks(), FRAME))
+    cross = figure["data"][-1]
+    assert cross["marker"]["symbol"] == "x"
+    assert list(cross["x"]) == [1.0]
+    assert figure["layout"]["yaxis2"]["overlaying"] == "y"
+
+
+def test_figures_survive_having_no_data() -> None:
+    for series in (None, buckets([]), buckets([None, None])):
+        assert plain(loss_figure(series, Marks(), FRAME))["layout"]["yaxis"]["range"] == [0.0, 1.0]
+    assert any("closure=" in text for text in texts(plain(curvature_figure({}, [], Marks(), FRAME))))
+    missing = plain(heatmap_figure(None, Marks(), FRAME, stat="bimodality", logarithmic=True))
+    assert texts(missing) == ["bimodality of r: not measured in these steps"]
+
+
+def test_an_open_prediction_is_a_band_a_dotted_line_and_its_date() -> None:
+    figure = plain(loss_figure(buckets([1.0]), Marks(expected=EXPECTED), FRAME))
+    band, line = figure["layout"]["shapes"]
+    assert (band["x0"], band["x1"], line["x0"]) == (70, 95, 80)
+    assert line["line"]["dash"] != "solid"
+    assert texts(figure) == ["predicted 80"]
+
+
+def test_marks_come_from_alerts_and_events() -> None:
+    def prediction(step: int, state: str, best: int, outcome: Outcome | None = None) -> Alert:
+        return Alert(
+            id=str(step), run_id="r", kind="spike-predicted", level="warning", state=state, step=step, outcome=outcome,
+            predicted_step=PredictedStep(low=best - 5, best=best, high=best + 5),
+        )  # fmt: skip
+
+    alerts = [
+        prediction(10, "resolved", 6, Outcome(result="false")),
+        prediction(40, "acknowledged", 60),
+        prediction(50, "open", 65),
+    ]
+    marks = marks_of(alerts, [Event(step=30, kind="spike"), Event(step=0, kind="stage", stage="stable")])
+    assert marks.spikes == (30,)
+    assert marks.expected is not None
+    assert marks.expected.best == 65, "the newest open one"
+    figure = plain(loss_figure(buckets([1.0]), marks, FRAME))
+    assert texts(figure) == ["predicted 65", "spike 30", "predicted 6, none came"]
+
+
+def test_labels_that_would_overlap_are_left_out() -> None:
+    marks = Marks(spikes=(50, 51, 52, 53))
+    assert texts(plain(loss_figure(buckets([1.0]), marks, FRAME))) == ["spike 53"]
+
+
+def test_the_limit_says_its_value_and_reaches_the_right_edge() -> None:
+    series = {"stability_limit": buckets([200.0] * 40), "lambda_max": buckets([100.0 + i for i in range(40)])}
+    figure = plain(curvature_figure(series, [], Marks(), FRAME))
+    assert "2/η = 200" in texts(figure)
+    limit = next(trace for trace in figure["data"] if trace.get("name") == "2/η")
+    assert limit["x"][-1] == 100
+    assert figure["layout"]["yaxis"]["type"] == "log"
+
+
+def test_a_changing_limit_says_what_it_is_now() -> None:
+    series = {"stability_limit": buckets([2000.0 * (1 + i) for i in range(20)])}
+    assert "2/η, now 40,000" in texts(plain(curvature_figure(series, [], Marks(), FRAME)))
+
+
+def test_the_forecast_goes_on_dotted_to_the_end_of_its_band() -> None:
+    series = {"lambda_max": buckets([180.0] * 40)}
+    figure = plain(curvature_figure(series, [], Marks(expected=EXPECTED), FRAME, growth_per_step=0.01))
+    forecast = next(trace for trace in figure["data"] if trace.get("line", {}).get("dash"))
+    assert (forecast["x"][0], forecast["x"][-1]) == (39, 95)
+    assert forecast["y"][-1] == pytest.approx(180.0 * math.exp(0.01 * 56))
+    without = plain(curvature_figure(series, [], Marks(expected=EXPECTED), FRAME))
+    assert not any(trace.get("line", {}).get("dash") for trace in without["data"])
+
+
+def test_a_transient_far_over_the_limit_does_not_flatten_the_rest() -> None:
+    values = [50_000.0, 5_000.0, *[150.0] * 98]
+    series = {"stability_limit": buckets([200.0] * 100), "lambda_max": buckets(values)}
+    low, high = plain(curvature_figure(series, [], Marks(), FRAME))["layout"]["yaxis"]["range"]
+    assert 10**high < 2_000
+    assert 10**low > 50
+
+
+def test_a_curvature_that_stays_over_the_limit_stays_in_view() -> None:
+    series = {"stability_limit": buckets([200.0] * 100), "lambda_max": buckets([90_000.0] * 100)}
+    low, high = plain(curvature_figure(series, [], Marks(), FRAME))["layout"]["yaxis"]["range"]
+    assert 10**low < 200
+    assert 10**high > 90_000
+
+
+def test_stages_become_spans_and_say_their_word() -> None:
+    events = [
+        Event(step=0, kind="stage", stage="stable"),
+        Event(step=40, kind="stage", stage="decoupled"),
+        Event(step=40, kind="spike"),
+        Event(step=60, kind="stage", stage="decoupled"),
+    ]
+    found = spans(events, 90)
+    assert found == [Span(stage="stable", step_from=0, step_to=40), Span(stage="decoupled", step_from=40, step_to=90)]
+    strip = plain(curvature_figure({}, found, Marks(), FRAME))["data"][-1]
+    assert strip["text"] == ["stable", "decoupled"]
+    assert strip["marker"]["color"] == [STAGE_COLOURS["stable"], STAGE_COLOURS["decoupled"]]
+
+
+def test_a_short_spiking_stage_is_never_merged_away() -> None:
+    found = [
+        Span(stage="stable", step_from=0, step_to=50_000),
+        Span(stage="spiking", step_from=50_000, step_to=50_003),
+        Span(stage="recovering", step_from=50_003, step_to=50_010),
+        Span(stage="stable", step_from=50_010, step_to=100_000),
+    ]
+    frame = Frame(palette=DARK, step_from=0, step_to=100_000)
+    strip = plain(curvature_figure({}, found, Marks(), frame))["data"][-1]
+    stages = [row[0] for row in strip["customdata"]]
+    assert "spiking" in stages
+    assert strip["x"][stages.index("spiking")] >= 100
+
+
+def heatmap(layers: tuple[str, ...], z: Any) -> Heatmap:
+    values = np.asarray(z, dtype=np.float32)
+    return Heatmap(layers=layers, step=tuple(range(values.shape[1])), bucket_steps=1, z=values)
+
+
+def test_heatmap_holds_exact_values_under_a_logarithmic_colour() -> None:
+    z = [[1e-3, 1.0, 10.0], [1e-2, 0.1, 1000.0]]
+    figure = plain(heatmap_figure(heatmap(("a", "b"), z), Marks(), FRAME, stat="grad_norm", logarithmic=True))
+    cells, bar = figure["data"]
+    assert np.array_equal(np.asarray(cells["z"]), np.asarray(z, dtype=np.float32))
+    assert cells["zmax"] == pytest.approx(1000.0)
+    places = [stop[0] for stop in cells["colorscale"]]
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (0.0, 1.0)
+    assert bar["marker"]["colorbar"]["ticktext"] == ["0.001", "0.01", "0.1", "1", "10", "100", "1000"]
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize("name", sorted(STATISTICS))
+def test_every_statistic_has_a_scale_that_clips_no_spike(theme: str, name: str) -> None:
+    values = np.array([[0.4, 0.5, 0.6, 0.9]], dtype=np.float32)
+    for logarithmic in (True, False):
+        scale = colour_scale(values, STATISTICS[name].kind, logarithmic=logarithmic, theme=theme)
+        assert scale is not None
+        assert scale.high >= float(values.max())
+        ticks, words = colour_bar_ticks(scale)
+        assert len(ticks) == len(words) > 0
+
+
+def test_a_ratio_is_neutral_at_one() -> None:
+    values = np.array([[1e-6, 1.0, 30.0]], dtype=np.float32)
+    scale = colour_scale(values, "ratio", logarithmic=True, theme="dark")
+    assert scale is not None
+    span = math.log10(scale.high) - math.log10(scale.low)
+    neutral = min(scale.bar, key=lambda stop: abs(stop[0] - (0 - math.log10(scale.low)) / span))
+    assert neutral[1] == "#26282d"
+
+
+def test_scales_survive_zeros_constants_and_nothing() -> None:
+    for values in ([[0.0, 0.0]], [[3.0, 3.0]], [[math.nan, 2.0]]):
+        assert (
+            colour_scale(np.array(values, dtype=np.float32), "magnitude", logarithmic=True, theme="light") is not None
+        )
+    assert colour_scale(np.array([[math.nan]], dtype=np.float32), "magnitude", logarithmic=True, theme="light") is None
+
+
+def test_layer_names_are_thinned_shortened_and_text() -> None:
+    layers = (*(f"blocks.{i}.attention.projection.weight" for i in range(299)), "<b>evil</b>")
+    data = heatmap(layers, np.ones((300, 4)))
+    figure = plain(heatmap_figure(data, Marks(), FRAME, stat="grad_norm", logarithmic=True))
+    shown = texts(figure)
+    assert 20 < len(shown) < 40
+    assert all(len(text) <= 19 for text in shown)
+    assert figure["data"][0]["y"][-1] == "&lt;b&gt;evil&lt;/b&gt;"
+    assert figure["layout"]["meta"][-1] == "<b>evil</b>"
+    assert heatmap_height(300) < 500
+
+
+def test_layers_of_the_same_name_stay_apart() -> None:
+    figure = plain(heatmap_figure(heatmap(("w", "w"), [[1], [2]]), Marks(), FRAME, stat="x", logarithmic=True))
+    assert figure["data"][0]["y"] == ["w", "w (2)"]
+
+
+def test_cells_that_are_not_finite_are_crossed() -> None:
+    data = Heatmap(layers=("a", "b"), step=(0, 10), bucket_steps=10, z=np.array([[1, np.nan], [1, 1]], np.float32),
+                   nonfinite=((0, 1, 7),))  # fmt: skip
+    cross = plain(heatmap_figure(data, Marks(), FRAME, stat="grad_norm", logarithmic=True))["data"][-1]
+    assert (list(cross["x"]), cross["y"], cross["customdata"]) == ([14], ["a"], [7])
+
+
+def test_sparkline_keeps_the_spike_and_breaks_at_what_is_not_finite() -> None:
+    path = sparkline([1.0, 1.0, 9.0, 1.0])
+    heights = [float(part.split(" ")[1]) for part in path.replace("M", "L").split("L")[1:]]
+    assert min(heights) == PAD
+    assert max(heights) == HEIGHT - PAD
+    assert sparkline([1.0, 2.0, None, 2.0, 1.0]).count("M") == 2
+    assert sparkline([1.0]) == ""
+    assert sparkline([None, math.nan, 5.0, 5.0]) != ""
+
+
+def test_both_themes_have_every_token() -> None:
+    for name in DARK.__dataclass_fields__:
+        assert getattr(DARK, name)
+        assert getattr(LIGHT, name)
