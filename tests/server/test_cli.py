@@ -1,0 +1,130 @@
+"""The command line as a user meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+COMMAND = [str(Path(sysconfig.get_path("scripts")) / "spikewatch")]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SPIKEWATCH_")}
+    return {**kept, "SPIKEWATCH_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def up(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running `spikewatch up` and the line that it printed."""
+    process = subprocess.Popen(
+        [*COMMAND, "up", "--port", "0"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    yield process, process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=20)
+
+
+def test_up_prints_one_link_that_opens_the_dashboard_and_cleans_up(
+    up: tuple[subprocess.Popen[str], str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    process, line = up
+    found = re.search(r"(http://127\.0\.0\.1:(\d+))/\?token=(\S+)", line)
+    assert found is not None, line
+    url, port, token = found.groups()
+    token_file = tmp_path / f"server-{port}.token"
+    assert token_file.read_text().strip() == token
+    with httpx.Client(base_url=url, follow_redirects=True) as browser:
+        assert browser.get("/").status_code == 401
+        assert browser.get(f"/?token={token}").status_code == 200
+        assert "html" in browser.get("/").headers["content-type"]
+        bearer = {"Authorization": f"Bearer {token}"}
+        assert browser.get("/api/v1/runs", headers=bearer).json() == {"runs": [], "next_cursor": None}
+        assert browser.get("/api/v1/runs").status_code == 401
+    taken = run(environment, "up", "--port", port)
+    assert (taken.returncode, taken.stdout) == (2, "")
+    assert re.fullmatch(rf"spikewatch: cannot listen on 127\.0\.0\.1:{port} .*\n", taken.stderr)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert not token_file.exists()
+
+
+def test_ctrl_c_ends_up_quietly(up: tuple[subprocess.Popen[str], str]) -> None:
+    process, _ = up
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """What the user is told; checks that it is one line and exit code 2."""
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("spikewatch: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_a_corrupt_database_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "spikewatch.sqlite3").write_bytes(os.urandom(20_000))
+    assert "is damaged, or is none" in one_line(run(environment, "up", "--port", "0"))
+
+
+def test_a_database_ahead_of_the_code_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
+    assert run(environment, "migrate").stdout == "The schema is up to date.\n"
+    database = sqlite3.connect(tmp_path / "data" / "spikewatch.sqlite3")
+    database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.commit()
+    database.close()
+    assert "newer spikewatch" in one_line(run(environment, "up", "--port", "0"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"SPIKEWATCH_QUEUED_FRAMES": "many"}, "SPIKEWATCH_QUEUED_FRAMES"),
+        ({"SPIKEWATCH_DATABASE_URL": "mysql://localhost/x"}, "use sqlite or postgresql"),
+        ({"SPIKEWATCH_DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/x"}, "cannot be reached"),
+        ({"SPIKEWATCH_DATABASE_URL": "sqlite://"}, "in memory"),
+    ],
+)
+def test_bad_settings_are_one_line_without_secrets(
+    environment: dict[str, str], variables: dict[str, str], said: str
+) -> None:
+    line = one_line(run({**environment, **variables}, "up", "--port", "0"))
+    assert said in line
+    assert "secret" not in line
+
+
+def test_serve_refuses_a_schema_that_is_not_migrated(environment: dict[str, str]) -> None:
+    assert "spikewatch migrate" in one_line(run({**environment, "SPIKEWATCH_PORT": "0"}, "serve"))
+
+
+def test_a_home_that_cannot_be_written_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = one_line(run({**environment, "SPIKEWATCH_HOME": str(tmp_path / "file")}, "up", "--port", "0"))
+    assert "cannot be" in line
+
+
+def test_tokens_are_printed_once_and_runs_are_listed(environment: dict[str, str]) -> None:
+    token = run(environment, "token", "create", "--scope", "write", "--project", "p").stdout.strip()
+    assert re.fullmatch(r"sw_[\w-]{43}", token)
+    assert run(environment, "runs").stdout == "No runs yet.\n"
+    assert run(environment, "token", "create", "--scope", "everything").returncode == 2
