@@ -1,23 +1,18 @@
-"""A real Chromium for the browser tests, and a server for each of them."""
+"""One fixture server for all tests of the dashboard, and a page that notices what goes wrong in it."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request
 
 from tests.dashboard.fixture_api import FixtureApi, example_runs, serve
+from tests.support.browser import browser, context
 
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM_FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+__all__ = ["api", "browser", "context", "served", "url", "visit"]
 
 
 @dataclass
@@ -45,21 +40,6 @@ class Visit:
             self.hosts.add(host)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Not for the whole session: while Playwright runs, this thread counts as inside an event loop."""
-    path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
-    if path is None:
-        words = "no Chromium on PATH: the browser tests cannot run; install the package chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(words)
-        pytest.skip(f"!!! {words} !!!")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(CHROMIUM_FLAGS))
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(scope="session")
 def served() -> Iterator[tuple[FixtureApi, str]]:
     """One server for all tests."""
@@ -80,14 +60,6 @@ def api(served: tuple[FixtureApi, str]) -> FixtureApi:
 @pytest.fixture
 def url(served: tuple[FixtureApi, str], api: FixtureApi) -> str:
     return served[1]
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark")
-    context.set_default_timeout(15_000)
-    yield context
-    context.close()
 
 
 @pytest.fixture

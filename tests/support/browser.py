@@ -21,8 +21,10 @@ CHROMIUM_FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Not for the whole session: while Playwright runs, this thread counts as inside an event loop, and no async test
+    can start its own."""
     path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
     if path is None:
         words = "no Chromium on PATH: the browser tests cannot run; install the package chromium"
