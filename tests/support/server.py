@@ -38,14 +38,13 @@ class RunningServer:
         headers = self.headers if token is None else {"Authorization": f"Bearer {token}"}
         return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=30)
 
-    def connect(self, path: str, *, token: str | None = None, **options: Any) -> ClientConnection:
+    def connect(self, path: str, *, token: str | None = None) -> ClientConnection:
         """A websocket below `/api/v1`; use it as a context manager. An empty token sends no header."""
         given = self.token if token is None else token
         headers = {"Authorization": f"Bearer {given}"} if given else {}
         address = self.url.replace("http", "ws", 1) + f"/api/v1{path}"
         # No bound on what waits to be read: a client that has stopped reading could not see the end of its own close.
-        given_options = {"compression": None, "max_size": None, "max_queue": None, **options}
-        return connect(address, additional_headers=headers, **given_options)
+        return connect(address, additional_headers=headers, compression=None, max_size=None, max_queue=None)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -15,6 +16,7 @@ from schemathesis.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from schemathesis.core.result import Ok
 
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, histogram, record
@@ -40,13 +42,13 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 def test_answers_are_what_the_document_says(filled: RunningServer) -> None:
     document = schemathesis.openapi.from_url(f"{filled.url}/api/v1/openapi.json")
-    operations = [result.ok() for result in document.get_all_operations()]
+    operations = [result.ok() for result in document.get_all_operations() if isinstance(result, Ok)]
     assert len(operations) >= 10
     for operation in operations:
 
         @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
-        def ask(case: Case) -> None:
+        def ask(case: Case[Any]) -> None:
             if "run_id" in case.path_parameters:
                 case.path_parameters["run_id"] = "full"
             case.call_and_validate(headers=filled.headers, checks=CHECKS)

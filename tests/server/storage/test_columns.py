@@ -34,7 +34,7 @@ def columns(draw: st.DrawFn) -> Columns:
     return Columns(steps=steps, times=np.linspace(0, 1, n, dtype=np.float64), scalars=scalars, blocks=tuple(blocks))
 
 
-def _same(left: np.ndarray, right: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _same(left: np.ndarray, right: np.ndarray) -> bool:
     return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
 
 

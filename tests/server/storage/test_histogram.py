@@ -8,7 +8,7 @@ import pytest
 from server.storage.histogram import DIP_POINTS, dips_of
 
 
-def counts_of(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def counts_of(values: np.ndarray) -> np.ndarray:
     counts, _ = np.histogram(np.clip(values, -3, 3), bins=64, range=(-3, 3))
     return counts.astype(np.uint32)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from sqlalchemy import text
 
 from client_sdk.protocol import Layout, Record
@@ -57,9 +58,11 @@ def batches(draw: st.DrawFn) -> list[list[Record]]:
         batch = []
         for _ in range(draw(st.integers(1, 12))):
             step = max(0, step + draw(st.sampled_from([0, 1, 1, 1, 1, 7, 40, -9])))
-            extra = {"accuracy": draw(LOSSES)} if draw(st.booleans()) else {}
             block = [[draw(LOSSES), float(step)], [float(-step), draw(LOSSES)]] if draw(st.booleans()) else None
-            batch.append(record(step, draw(LOSSES), block=block, **extra))
+            item = record(step, draw(LOSSES), block=block)
+            if draw(st.booleans()):
+                item = structs.replace(item, scalars={**item.scalars, "accuracy": draw(LOSSES)})
+            batch.append(item)
         found.append(batch)
     return found
 
