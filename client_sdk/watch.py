@@ -56,8 +56,10 @@ def watch(
 
     ``every``: optimizer steps between layer statistics. ``histogram_every``: between histograms. ``curvature_every``:
     steps between full curvature probes while the run is calm (`log` must be given a closure); they come more often
-    when a spike may be near. ``group``: "parameter", "module", or a function from a parameter's name to a layer's name
-    or None. Raises `ConfigurationError` for bad arguments.
+    when a spike may be near, and less often where they would take too much of the training's time. ``group``:
+    "parameter", "module", or a function from a parameter's name to a layer's name or None.
+
+    Raises `ConfigurationError` for bad arguments.
     """
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"watch() needs a torch.nn.Module as its model, not {type(model).__name__}")
@@ -174,6 +176,7 @@ class _Watcher:
         lr = _largest_rate(self._optimizer)
         curvature: CurvatureCopy | None = None
         if callable(closure):
+            self.meter.wants_slope = True
             self._collect()
             follows_one_step = advance == 1 and self._measured_at == self._steps
             curvature = self._probe.measure(

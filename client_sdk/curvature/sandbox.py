@@ -40,7 +40,7 @@ class Sandbox:
         self._random = random.getstate()
         self._numpy = np.random.get_state()
         self._cpu = torch.get_rng_state()
-        self._device_states = [(device, _generator(device).get_rng_state(device)) for device in self._devices]
+        self._device_states = [(device, _device_state(device)) for device in self._devices]
         self._modes = [(module, module.training) for module in self._model.modules()]
         self._buffers = [
             (module, name, buffer, buffer.detach().clone())
@@ -116,13 +116,16 @@ class Sandbox:
         np.random.set_state(self._numpy)
         torch.set_rng_state(self._cpu)
         for device, state in self._device_states:
-            _generator(device).set_rng_state(state, device)
+            module = torch.get_device_module(device)
+            module.set_rng_state(state, *([] if device.type == "mps" else [device]))
 
     def _randomness_is_untouched(self) -> bool:
         return torch.equal(torch.get_rng_state(), self._cpu) and all(
-            torch.equal(_generator(device).get_rng_state(device), state) for device, state in self._device_states
+            torch.equal(_device_state(device), state) for device, state in self._device_states
         )
 
 
-def _generator(device: torch.device) -> Any:
-    return torch.get_device_module(device)
+def _device_state(device: torch.device) -> Tensor:
+    module = torch.get_device_module(device)
+    state: Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return state

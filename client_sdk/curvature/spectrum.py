@@ -37,64 +37,55 @@ def largest_eigenpair(
     known: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> RitzPair:
     """Of a symmetric A, from ``products`` calls of ``product`` (x [N] → A·x) and the pairs (y, A·y) in ``known``."""
-    basis: list[Tensor] = []
-    images: list[Tensor] = []
+    size = products + len(known)
+    basis = start.new_zeros(size, len(start))
+    images = torch.zeros_like(basis)
     kept: list[Tensor] = []
     candidate = start
-    for _ in range(products):
-        direction, keep = _orthonormal(candidate, basis)
-        image = product(direction)
-        basis.append(direction)
-        images.append(image)
+    for at in range(products):
+        basis[at], keep = _orthonormal(candidate, basis[:at])
+        images[at] = candidate = product(basis[at])
         kept.append(keep)
-        candidate = image
-    for direction, image in known:
-        new_direction, new_image, keep = _add_known(direction, image, basis, images)
-        basis.append(new_direction)
-        images.append(new_image)
+    for at, (direction, image) in enumerate(known, start=products):
+        basis[at], images[at], keep = _add_known(direction, image, basis[:at], images[:at])
         kept.append(keep)
     weights, value = _top_of_small(basis, images, torch.stack(kept))
-    vector = _combine(weights, basis)
-    image = _combine(weights, images)
-    wide = value.dtype
-    error = torch.linalg.vector_norm(image - value.to(image.dtype) * vector).to(wide)
+    weights = weights.to(basis.dtype)
+    vector = basis.T @ weights
+    error = torch.linalg.vector_norm(images.T @ weights - value.to(basis.dtype) * vector).to(value.dtype)
     return RitzPair(value=value, vector=vector, residual=error / value.abs())
 
 
-def _orthonormal(candidate: Tensor, basis: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """``candidate`` without its part in ``basis``, of length 1, or zeros (and False) where nothing was left."""
+def _orthonormal(candidate: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """``candidate`` without its part in the rows of ``basis``, of length 1, or zeros (and False) where nothing was
+    left."""
     vector = candidate
     for _ in range(2):  # once is not enough in float32
-        for member in basis:
-            vector = vector - torch.dot(member, vector) * member
+        vector = torch.addmv(vector, basis.T, basis @ vector, alpha=-1.0)
     length = torch.linalg.vector_norm(vector)
     keep = length > torch.linalg.vector_norm(candidate) * 1e-6
     return torch.where(keep, vector / length, 0.0), keep
 
 
-def _add_known(
-    direction: Tensor, image: Tensor, basis: Sequence[Tensor], images: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _add_known(direction: Tensor, image: Tensor, basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     before = torch.linalg.vector_norm(direction)
     direction, image = direction / before, image / before
     for _ in range(2):
-        for member, member_image in zip(basis, images, strict=True):
-            along = torch.dot(member, direction)
-            direction = direction - along * member
-            image = image - along * member_image
+        along = basis @ direction
+        direction = torch.addmv(direction, basis.T, along, alpha=-1.0)
+        image = torch.addmv(image, images.T, along, alpha=-1.0)
     length = torch.linalg.vector_norm(direction)
     keep = length > NEGLIGIBLE
     return torch.where(keep, direction / length, 0.0), torch.where(keep, image / length, 0.0), keep
 
 
-def _top_of_small(basis: Sequence[Tensor], images: Sequence[Tensor], kept: Tensor) -> tuple[Tensor, Tensor]:
+def _top_of_small(basis: Tensor, images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Weights [m] and value of the largest eigenpair of the projected matrix, by repeated squaring: `eigh` would wait
     for the device."""
-    wide = torch.float32 if basis[0].device.type == "mps" else torch.float64
-    rows = [torch.stack([torch.dot(member, image) for image in images]) for member in basis]
-    small = torch.stack(rows).to(wide)
+    wide = torch.float32 if basis.device.type == "mps" else torch.float64
+    small = (basis @ images.T).to(wide)
     small = (small + small.T) / 2
-    identity = torch.eye(len(basis), device=small.device, dtype=wide)
+    identity = torch.eye(len(small), device=small.device, dtype=wide)
     size = torch.linalg.vector_norm(small) + torch.finfo(wide).tiny
     shifted = small + size * torch.where(kept, identity, 0.0)  # ≥ 0; a member that was dropped stays 0 and cannot win
     for _ in range(SQUARINGS):
@@ -104,10 +95,3 @@ def _top_of_small(basis: Sequence[Tensor], images: Sequence[Tensor], kept: Tenso
     weights = shifted.index_select(1, best.reshape(1)).squeeze(1)
     weights = weights / torch.linalg.vector_norm(weights)
     return weights, weights @ small @ weights
-
-
-def _combine(weights: Tensor, vectors: Sequence[Tensor]) -> Tensor:
-    total = weights[0].to(vectors[0].dtype) * vectors[0]
-    for weight, vector in zip(weights[1:], vectors[1:], strict=True):
-        total = total + weight.to(vector.dtype) * vector
-    return total

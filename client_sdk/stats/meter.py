@@ -31,6 +31,8 @@ class Meter:
     def __init__(self, optimizer: torch.optim.Optimizer, kind: Kind, layers: Layers) -> None:
         self._kind = kind
         self.layers = layers
+        self.wants_slope = False
+        """Set it to have `slope` in the totals, which is NaN otherwise."""
         self.has_newcomers = False
         """True once a parameter had a gradient that was not there, or was frozen, when the layers were mapped."""
         self._plan: Plan | None = None
@@ -107,8 +109,10 @@ class Meter:
         folded = 0.0
         if updates and rule.nesterov and not is_fused and self._grad_versions.get(id(parameter)) != grad._version:
             folded = rule.decay
-        arguments = (rule.first is not None, rule.second is not None, rule.squared, rule.uses_gradient, rule.divided,
-                     rule.coupled != 0, rule.decoupled != 0, rule.sign < 0, rule.intake, folded, updates)  # fmt: skip
+        arguments = (
+            rule.first is not None, rule.second is not None, rule.squared, rule.uses_gradient, rule.divided,
+            rule.coupled != 0, rule.decoupled != 0, rule.sign < 0, rule.intake, folded, updates, self.wants_slope,
+        )  # fmt: skip
         flags = self._flags.get(arguments)
         if flags is None:
             flags = self._flags[arguments] = Flags(
@@ -121,6 +125,7 @@ class Meter:
                 coupled=rule.coupled != 0,
                 decoupled=rule.decoupled != 0,
                 negated=rule.sign < 0,
+                slope=self.wants_slope,
                 intake=rule.intake,
                 folded=folded,
             )
@@ -193,7 +198,7 @@ class StepCopy:
 
     @cached_property
     def totals(self) -> dict[str, float]:
-        """Over all measured tensors: `grad_norm`, `decoupling` (NaN without v), `slope` (gᵀΔw)."""
+        """Over all measured tensors: `grad_norm`, `decoupling` (NaN without v), `slope` (gᵀΔw; NaN unless wanted)."""
         sums = self.sums
         with np.errstate(all="ignore"):
             v_hat = sums.values[:, SUM["vv"]] / sums.terms[:, TERM["correction"]]

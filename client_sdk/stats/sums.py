@@ -49,6 +49,8 @@ class Flags:
     decoupled: bool
     negated: bool
     """`maximize`."""
+    slope: bool
+    """gᵀΔw is wanted, for the step probe."""
     intake: float
     """What m takes of a new gradient."""
     folded: float = 0.0
@@ -113,12 +115,14 @@ def coordinate_sums(flags: Flags, terms: Terms, reduce: Reduce, x: Coordinates) 
     e = effective_gradient(flags, terms, x, denominator)
     u = unscaled_update(flags, terms, e, x.m, denominator)
     sums["uu"] = reduce.dot(u, u)
-    sums["gu"] = reduce.dot(g, u)
+    if flags.slope:
+        sums["gu"] = reduce.dot(g, u)
     if flags.coupled:
         sums["ee"] = reduce.dot(e, e)
     if flags.decoupled:
         sums["uw"] = reduce.dot(u, w)
-        sums["gw"] = reduce.dot(g, w)
+        if flags.slope:
+            sums["gw"] = reduce.dot(g, w)
     if x.v is not None and root_v is not None and flags.squared:
         sums["vv"] = reduce.total(x.v)
         sums["below"] = _count_below(reduce, root_v, terms.threshold)

@@ -241,6 +241,7 @@ def test_total_gradient_norm_is_a_scalar() -> None:
 def test_slope_is_gradient_times_step() -> None:
     for make in (ADAMS["adam"], ADAMS["adamw"], ADAMS["adam-maximize"], OTHERS["sgd-nesterov-l2"]):
         model, optimizer, meter, _, before = trained(make, 3)
+        meter.wants_slope = True
         copied = meter.measure(optimizer, histograms=False)
         assert copied is not None
         along = sum(
