@@ -32,7 +32,9 @@ check: $(STAMP) ## ruff, mypy --strict, the import contract, alembic check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m server.schema_check
+	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
+	  export SPIKEWATCH_DATABASE_URL="sqlite:///$$directory/check.sqlite3" && \
+	  $(BIN)/alembic upgrade head && $(BIN)/alembic check
 
 bench: $(STAMP) ## run the benchmarks, each prints its table
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

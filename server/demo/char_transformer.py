@@ -40,7 +40,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm_attention(x)).view(batch, time, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, time, WIDTH))
-        return x + self.down(F.gelu(self.up(self.norm_mlp(x))))
+        fed: Tensor = self.down(F.gelu(self.up(self.norm_mlp(x))))
+        return x + fed
 
 
 class Decoder(nn.Module):

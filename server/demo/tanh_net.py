@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import client_sdk
@@ -25,7 +26,7 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.999))
 
     def batch_loss() -> Tensor:
-        return ((model(inputs) - targets) ** 2).mean()
+        return F.mse_loss(model(inputs), targets)
 
     client_sdk.init(
         project="demo", name=TANH_NET, config={"model": "50-64-64-1 tanh", "data": "200 points, full batch"}

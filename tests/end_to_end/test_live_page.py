@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from playwright.sync_api import BrowserContext, Page
 from torch import nn
 
@@ -39,7 +40,7 @@ def _train(run_directory: Path, url: str, token: str, page: Page) -> dict[int, f
     client_sdk.watch(model, optimizer)
 
     def batch_loss() -> torch.Tensor:
-        return ((model(inputs) - targets) ** 2).mean()
+        return F.mse_loss(model(inputs), targets)
 
     logged: dict[int, float] = {}
     for step in range(1, STEPS + 1):
