@@ -41,6 +41,10 @@ class DatabaseUnavailableError(DatabaseError):
     """The database does not answer at the moment."""
 
 
+UNAVAILABLE = "the database does not answer at the moment; nothing is lost, try again"
+"""What clients are told of a `DatabaseError`. Its own text names hosts and files: that is for the log."""
+
+
 class SequenceMovedError(ServerError):
     """The writer's last committed sequence is not the one that the caller built on."""
 

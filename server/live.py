@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.auth.tokens import UNAUTHENTICATED, Authenticator, bearer_token
 from server.broker import Broker
-from server.errors import ApiError, DatabaseError
+from server.errors import UNAVAILABLE, ApiError, DatabaseError
 from server.models import Principal, Scope
 
 SEND_TIMEOUT = 30.0  # seconds; a viewer that does not read is let go
@@ -75,7 +75,7 @@ class LiveEndpoint:
         try:
             principal = await self._authenticator.principal(bearer_token(socket.headers))
         except DatabaseError as error:
-            raise ApiError(503, "storage_unavailable", str(error)) from error
+            raise ApiError(503, "storage_unavailable", UNAVAILABLE) from error
         if principal is None:
             raise ApiError(401, "unauthenticated", UNAUTHENTICATED)
         if not principal.may(Scope.READ):

@@ -44,6 +44,7 @@ from server.storage.lru import ByteLru
 from server.storage.monitors import MonitorStore
 from server.storage.reader import BucketReader
 from server.storage.runs import RunStore
+from server.storage.segment_index import SegmentIndexStore
 from server.storage.segments import SegmentStore
 from server.storage.series import SeriesQuery
 from server.storage.tokens import TokenStore
@@ -70,6 +71,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     run_store = RunStore(database)
     layouts = LayoutStore(database)
     fleet = FleetQuery(database, run_store, layouts)
+    index = SegmentIndexStore(database, cache)
     reader = BucketReader(database, cache)
     authenticator = Authenticator(TokenStore(database), admin_token=config.admin_token)
     pipeline = Pipeline(
@@ -123,8 +125,8 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         runs=run_store,
         fleet=fleet,
         layouts=layouts,
-        series=SeriesQuery(run_store, reader),
-        heatmap=HeatmapQuery(layouts, reader),
+        series=SeriesQuery(run_store, index, reader),
+        heatmap=HeatmapQuery(layouts, index, reader),
         histograms=HistogramQuery(database),
         events=EventStore(database),
         alerts=AlertStore(database),

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from server.api.answers import ErrorAnswer
-from server.errors import ApiError, DatabaseError, SegmentCorruptError
+from server.errors import UNAVAILABLE, ApiError, DatabaseError, SegmentCorruptError
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
-    return _answer(503, "storage_unavailable", str(error))
+    logger.warning("%s", error, extra={"action": "api_storage_unavailable"})
+    return _answer(503, "storage_unavailable", UNAVAILABLE)
 
 
 async def _corrupt(_: Request, error: Exception) -> JSONResponse:

@@ -31,7 +31,7 @@ from client_sdk.protocol import (
     encode,
 )
 from server.broker import Broker
-from server.errors import DatabaseError, IngestError
+from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
 from server.models import Principal
@@ -83,7 +83,7 @@ class Connection:
             await self.refuse(error)
         except DatabaseError as error:
             logger.warning("ingest: %s", error, extra={"action": "ingest_storage_unavailable"})
-            await self.refuse(IngestError("storage_unavailable", str(error), retryable=True, close_code=1011))
+            await self.refuse(IngestError("storage_unavailable", UNAVAILABLE, retryable=True, close_code=1011))
         except TimeoutError:
             logger.warning("a client does not read its answers", extra={"action": "ingest_send_timeout"})
         except Exception:  # the boundary of one connection: said to the client, logged, and no other is touched

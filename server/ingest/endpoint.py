@@ -9,7 +9,7 @@ from starlette.websockets import WebSocket
 
 from server.auth.tokens import UNAUTHENTICATED, Authenticator, bearer_token
 from server.broker import Broker
-from server.errors import DatabaseError, IngestError
+from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.connection import GOING_AWAY, Connection, IngestLimits
 from server.models import Principal, Scope
 from server.pipeline.pipeline import Pipeline
@@ -62,7 +62,7 @@ class IngestEndpoint:
         try:
             principal = await self._authenticator.principal(bearer_token(socket.headers))
         except DatabaseError as error:
-            raise IngestError("storage_unavailable", str(error), retryable=True, close_code=1011) from error
+            raise IngestError("storage_unavailable", UNAVAILABLE, retryable=True, close_code=1011) from error
         if principal is None:
             raise IngestError("unauthenticated", UNAUTHENTICATED, close_code=4401)
         if not principal.may(Scope.WRITE):

