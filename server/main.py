@@ -57,6 +57,7 @@ OPEN_PATHS = ("/api", "/healthz", "/readyz")
 WEBSOCKET_LIMIT = 4
 """A frame of up to so many times the limit is still read, so that it can be refused with a word."""
 PING_EVERY = 20.0  # seconds
+SAME_SIGNAL = 2.0  # seconds; a terminal and a wrapper like make may both pass on one Ctrl-C
 PING_TIMEOUT = 60.0  # seconds; a socket is not read while its queue is full, and its pongs wait with its frames
 
 
@@ -311,6 +312,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._drain = drain
         self._announce = announce
+        self._asked_to_stop: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -337,5 +339,11 @@ class _DrainingServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        logger.info("stopping on signal %s", sig, extra={"action": "stopping"})
-        super().handle_exit(sig, frame)
+        """The first signal ends the server in order, one that comes later ends it at once."""
+        now = time.monotonic()
+        if self._asked_to_stop is None:
+            self._asked_to_stop = now
+            self.should_exit = True
+        elif now - self._asked_to_stop > SAME_SIGNAL:
+            self.force_exit = True
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would show what it breaks off

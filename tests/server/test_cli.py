@@ -69,6 +69,7 @@ def test_up_prints_one_link_that_opens_the_dashboard_and_cleans_up(
 def test_ctrl_c_ends_up_quietly(up: tuple[subprocess.Popen[str], str]) -> None:
     process, _ = up
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # as from a terminal and from make
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, "")
 
