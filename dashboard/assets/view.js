@@ -93,6 +93,23 @@
     if (button.dataset.copy) copy(button);
   });
 
+  // A live update redraws a plot and forgets what the pointer shows: point again, at the same place.
+  const pointer = {x: 0, y: 0, pressed: false};
+  function pointAgain(plot) {
+    const target = document.elementFromPoint(pointer.x, pointer.y);
+    if (pointer.pressed || !target || !plot.contains(target)) return;
+    target.dispatchEvent(new MouseEvent("mousemove", {clientX: pointer.x, clientY: pointer.y, bubbles: true}));
+  }
+  document.addEventListener("mousemove", (event) => {
+    if (!event.isTrusted) return;
+    Object.assign(pointer, {x: event.clientX, y: event.clientY, pressed: event.buttons !== 0});
+    const plot = event.target.closest && event.target.closest(".js-plotly-plot");
+    if (plot && plot.on && !plot.dataset.pointed) {
+      plot.dataset.pointed = "yes";
+      plot.on("plotly_afterplot", () => pointAgain(plot));
+    }
+  });
+
   phone.addEventListener("change", () => change({narrow: phone.matches}));
 
   async function copy(button) {

@@ -106,7 +106,7 @@ def _line(
     return {
         "type": "scatter", "mode": "lines" if steps.size > 1 else "markers", "x": steps, "y": values, "name": name,
         "line": {"color": colour, "width": width}, "marker": {"color": colour, "size": 6},
-        "hovertemplate": name + " <b>%{y:.5g}</b><extra></extra>",
+        "hovertemplate": name + " <b>%{y:.5~g}</b><extra></extra>",
     }  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ ROW_PIXELS = 15
 MIN_PIXELS, MAX_PIXELS = 168, 430
 AXIS_PIXELS = 34  # margins above and below the cells
 LABEL_PIXELS = 13  # height one layer name needs
-LABEL_CHARS, NARROW_LABEL_CHARS = 19, 9
+LABEL_CHARS, NARROW_LABEL_CHARS = 24, 9
 HOVER_CHARS = 64
 
 
@@ -75,7 +77,7 @@ def _cells(data: Heatmap, scale: ColourScale) -> dict[str, Any]:
         "hoverongaps": False,
         "xgap": 0,
         "ygap": 1 if len(data.layers) <= 60 else 0,
-        "hovertemplate": f"%{{y}}<br>{steps}<br><b>%{{z:.5g}}</b><extra></extra>",
+        "hovertemplate": f"%{{y}}<br>{steps}<br><b>%{{z:.5~g}}</b><extra></extra>",
     }
 
 
@@ -134,14 +136,34 @@ def _names(layers: tuple[str, ...], frame: Frame) -> list[dict[str, Any]]:
     pixels = max(MIN_PIXELS, min(ROW_PIXELS * len(layers), MAX_PIXELS))
     every = max(1, math.ceil(len(layers) * LABEL_PIXELS / pixels))
     width = NARROW_LABEL_CHARS if frame.narrow else LABEL_CHARS
+    shown = short_names(layers, width)
     return [
         {
             "x": 0, "xref": "paper", "xanchor": "right", "xshift": -6, "y": row, "yref": "y", "yanchor": "middle",
-            "text": safe(ellipsis(layers[row], width)), "showarrow": False,
+            "text": safe(shown[row]), "showarrow": False,
             "font": {"size": 10, "color": frame.palette.muted},
         }
         for row in range(0, len(layers), every)
     ]  # fmt: skip
+
+
+def short_names(layers: Sequence[str], width: int) -> list[str]:
+    """Names in at most `width` characters: without the parts that all share in front, then with `blocks.0.` as `b0.`,
+    and only then cut, from the left."""
+    parts = [name.split(".") for name in layers]
+    shared = 0
+    if len(parts) > 1:
+        fronts = zip(*(part[:-1] for part in parts), strict=False)
+        shared = next((i for i, front in enumerate(fronts) if len(set(front)) > 1), min(map(len, parts)) - 1)
+    names: list[str] = []
+    for name, part in zip(layers, parts, strict=True):
+        short = name
+        if len(short) > width:
+            short = ".".join(part[shared:])
+        if len(short) > width:
+            short = re.sub(r"(?<![^.])([A-Za-z])[A-Za-z_]*\.(\d+)(?=\.)", r"\1\2", short)
+        names.append(ellipsis(short, width))
+    return names
 
 
 def _categories(layers: tuple[str, ...]) -> list[str]:

@@ -17,7 +17,7 @@ STAGE_COLOURS: Final = {
     "recovering": "#CC79A7",
 }
 FONT: Final = "Inter, system-ui, sans-serif"
-MARGIN_LEFT: Final = 124  # pixels; every panel, so that steps line up
+MARGIN_LEFT: Final = 148  # pixels; every panel, so that steps line up
 MARGIN_RIGHT: Final = 66
 NARROW_MARGIN_LEFT: Final = 62
 NARROW_MARGIN_RIGHT: Final = 14
@@ -137,6 +137,7 @@ def value_axis(frame: Frame, **more: Any) -> dict[str, Any]:
         "showline": False,
         "ticks": "",
         "ticklabelstandoff": 5,
+        "exponentformat": "e",
         "nticks": 5,
         "tickfont": {"size": 11, "color": frame.palette.muted},
         **more,

@@ -21,20 +21,20 @@ LEVELS: Final = {"watch": 0, "warning": 1, "critical": 2}
 OUTCOMES: Final = {"hit": "hit", "early": "came early", "late": "came late", "false": "did not come"}
 
 
-def column(alerts: Sequence[Alert], run_state: str) -> list[Component]:
+def column(alerts: Sequence[Alert], run_state: str, now: float) -> list[Component]:
     """The whole column of a run: its most urgent open alert in full, the other open ones, layers, history."""
     still_open = sorted((alert for alert in alerts if alert.is_open), key=urgency, reverse=True)
     settled = sorted((alert for alert in alerts if not alert.is_open), key=lambda alert: alert.step, reverse=True)
     parts: list[Component] = []
     if still_open:
         first = still_open[0]
-        parts.append(_open_card(first))
+        parts.append(_open_card(first, now))
         if first.advice:
-            parts.append(_advice_card(first))
+            parts.append(_advice_card(first, now))
         shares = next((alert for alert in still_open if alert.layer_shares), None)
         if shares is not None:
             parts.append(_layers_card(shares))
-        parts += [_small_card(alert) for alert in still_open[1:]]
+        parts += [_small_card(alert, now) for alert in still_open[1:]]
     else:
         parts.append(_calm_card(run_state))
     if settled:
@@ -46,6 +46,12 @@ def urgency(alert: Alert) -> tuple[int, int, int]:
     """For sorting: unacknowledged before acknowledged, then level, then a prediction, then the newest."""
     unseen = 10 if alert.state == "open" else 0
     return unseen + LEVELS.get(alert.level, 0), int(alert.kind == "spike-predicted"), alert.step
+
+
+def is_silenced(alert: Alert, now: float) -> bool:
+    """True while nobody is notified of it."""
+    until = unix_time(alert.silenced_until)
+    return until is not None and until > now
 
 
 def headline(alert: Alert) -> tuple[str, str]:
@@ -61,7 +67,7 @@ def kind_words(alert: Alert) -> str:
     return alert.kind.replace("-", " ")
 
 
-def _open_card(alert: Alert) -> Component:
+def _open_card(alert: Alert, now: float) -> Component:
     title, band = headline(alert)
     return html.Section(
         [
@@ -75,7 +81,7 @@ def _open_card(alert: Alert) -> Component:
             html.H2([title, " ", html.Span(band, className="band")] if band else title, className="headline"),
             html.P(_why(alert), className="why"),
             _evidence_table(alert),
-            _buttons(alert) if not alert.advice else None,
+            _buttons(alert, now) if not alert.advice else None,
         ],
         className=f"card alert {tone(alert)}",
         **aria(label=f"Alert: {title}"),
@@ -103,28 +109,35 @@ def _evidence_table(alert: Alert) -> Component | None:
     return html.Table(html.Tbody(rows), className="evidence") if rows else None
 
 
-def _advice_card(alert: Alert) -> Component:
+def _advice_card(alert: Alert, now: float) -> Component:
     return html.Section(
         [
             html.H3("What to try"),
             html.P("ordered by fit with the evidence; change one thing", className="note"),
             html.Ol([html.Li(symbols(item)) for item in alert.advice], className="advice"),
-            _buttons(alert),
+            _buttons(alert, now),
         ],
         className="card advice-card",
     )
 
 
-def _buttons(alert: Alert) -> Component:
+def _buttons(alert: Alert, now: float) -> Component:
     acknowledge: Component = (
         html.Span("Acknowledged", className="done")
         if alert.state == "acknowledged"
         else html.Button("Acknowledge", id=ids.action("acknowledge", alert.id), className="button", type="button")
     )
-    silence = html.Button(
-        "Silence 1 h", id=ids.action("silence", alert.id), className="button", type="button",
-        title="No notifications about this alert for an hour",
-    )  # fmt: skip
+    silence: Component = (
+        html.Span("Silenced", className="done", title="No notifications about this alert for now")
+        if is_silenced(alert, now)
+        else html.Button(
+            "Silence 1 h",
+            id=ids.action("silence", alert.id),
+            className="button",
+            type="button",
+            title="No notifications about this alert for an hour",
+        )
+    )
     return html.Div([acknowledge, silence], className="buttons")
 
 
@@ -148,7 +161,7 @@ def _layers_card(alert: Alert) -> Component:
     )
 
 
-def _small_card(alert: Alert) -> Component:
+def _small_card(alert: Alert, now: float) -> Component:
     title, band = headline(alert)
     return html.Section(
         [
@@ -161,7 +174,7 @@ def _small_card(alert: Alert) -> Component:
             ),
             html.H3(f"{title} {band}".strip()),
             html.P(symbols(alert.message), className="why"),
-            _buttons(alert),
+            _buttons(alert, now),
         ],
         className="card small",
     )

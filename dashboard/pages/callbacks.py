@@ -115,7 +115,7 @@ def _register_buttons(app: Dash, client: ApiClient) -> None:
             await actions[verb]()
         except ApiError as error:
             return f"That did not work: {error}"
-        return "Silenced for an hour: no notifications about this alert." if verb == "silence" else ""
+        return ""
 
 
 def _register_clientside(app: Dash) -> None:

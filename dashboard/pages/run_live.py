@@ -22,7 +22,7 @@ from dashboard.live import News
 from dashboard.models import Alert, Event, Heatmap, Histogram, RunDetail, RunSummary, Series
 from dashboard.numbers import compact, rate
 from dashboard.pages import run as page
-from dashboard.pages.alert_cards import column
+from dashboard.pages.alert_cards import column, is_silenced
 from dashboard.pages.evidence import growth_per_step
 from dashboard.pages.session import Refresh, Update
 from dashboard.pages.view import View
@@ -159,10 +159,10 @@ class RunLive:
             Update(component=ids.RUN_EMPTY, props={"className": "hidden" if curves is not None else ""}),
             Update(component=ids.RUN_PANELS, props={"className": f"run-body{'' if curves is not None else ' hidden'}"}),
         ]
-        cards = repr((known.alerts, summary.state))
+        cards = repr((known.alerts, summary.state, [is_silenced(alert, now) for alert in alerts]))
         if cards != self._cards:
             self._cards = cards
-            updates.append(Update(component=ids.ALERT_COLUMN, props={"children": column(alerts, summary.state)}))
+            updates.append(Update(component=ids.ALERT_COLUMN, props={"children": column(alerts, summary.state, now)}))
         if curves is not None:
             updates += self._panels(known, view, curves, alerts)
         return _refresh(summary, updates, now)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect
 
 from tests.dashboard.fixture_api import FixtureApi, example_runs, serve
-from tests.support.browser import browser, context
+from tests.support.browser import browser
 
-__all__ = ["api", "browser", "context", "served", "url", "visit"]
+__all__ = ["api", "browser", "context", "served", "url", "visit", "warm_context"]
 
 
 @dataclass
@@ -60,6 +60,29 @@ def api(served: tuple[FixtureApi, str]) -> FixtureApi:
 @pytest.fixture
 def url(served: tuple[FixtureApi, str], api: FixtureApi) -> str:
     return served[1]
+
+
+PATIENCE = 25_000  # milliseconds; a busy machine is slow, not wrong
+
+
+@pytest.fixture(scope="module")
+def warm_context(browser: Browser) -> Iterator[BrowserContext]:
+    """One browser profile for all tests of a module: a fresh one would load and compile the scripts again each time."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark")
+    context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def context(warm_context: BrowserContext) -> Iterator[BrowserContext]:
+    """The shared profile, without the pages and choices of the test before."""
+    yield warm_context
+    for page in warm_context.pages:
+        if page.url.startswith("http"):
+            page.evaluate("localStorage.clear()")
+        page.close()
 
 
 @pytest.fixture

@@ -150,7 +150,10 @@ def build(api: FixtureApi, api_url: str) -> FastAPI:
     @app.post("/api/v1/alerts/{alert_id}/silence")
     async def silence(alert_id: str, request: Request) -> Any:
         api.silenced[alert_id] = (await request.json())["minutes"]
-        return api.find(alert_id.removesuffix("-prediction")).alerts()[0]
+        run = api.find(alert_id.removesuffix("-prediction"))
+        run.silenced_until = time.time() + 60 * api.silenced[alert_id]
+        api.publish({"type": "alert", "alert": run.alerts()[0]})
+        return run.alerts()[0]
 
     @app.websocket("/api/v1/live")
     async def live(websocket: WebSocket) -> None:

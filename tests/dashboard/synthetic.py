@@ -36,6 +36,7 @@ class SyntheticRun:
     optimizer: str | None = "Adam"
     loss_at: dict[int, float] = field(default_factory=dict)
     acknowledged: bool = False
+    silenced_until: float | None = None
 
     def __post_init__(self) -> None:
         random = np.random.default_rng(self.seed)
@@ -129,7 +130,7 @@ class SyntheticRun:
             ],
             "outcome": {"result": "hit", "step": ONSET, "lead": ONSET - 560} if settled else None,
             "opened_at": EPOCH + 560, "closed_at": EPOCH + ONSET if settled else None, "updated_step": self.length - 1,
-            "attempt": 0,
+            "attempt": 0, "silenced_until": self.silenced_until,
         }  # fmt: skip
         return [prediction]
 

@@ -10,6 +10,8 @@ from dashboard.models import Alert, Outcome, PredictedStep
 from dashboard.pages.alert_cards import column, headline, result, symbols, urgency
 from dashboard.pages.evidence import growth_per_step, lines
 
+NOW = 1_000.0
+
 
 def alert(**changes: Any) -> Alert:
     known: dict[str, Any] = {
@@ -51,7 +53,7 @@ def test_evidence_is_a_table_that_people_read() -> None:
 
 
 def test_the_column_shows_headline_reason_evidence_advice_and_buttons_in_this_order() -> None:
-    text = words(column([alert()], "running"))
+    text = words(column([alert()], "running", NOW))
     order = ["spike predicted", "Step 646", "Stale second moment", "λmax / limit", "What to try", "Acknowledge",
              "Silence 1 h", "Layer risk", "71 %"]  # fmt: skip
     places = [text.index(part) for part in order]
@@ -68,16 +70,21 @@ def test_the_most_urgent_open_alert_comes_first() -> None:
 def test_no_alert_is_said_and_history_tells_how_predictions_ended() -> None:
     hit = alert(state="resolved", outcome=Outcome(result="hit", step=640, lead=143))
     missed = alert(id="b", state="resolved", outcome=Outcome(result="false"))
-    text = words(column([hit, missed], "running"))
+    text = words(column([hit, missed], "running", NOW))
     assert "No open alert" in text
     assert "hit, lead 143" in text
     assert result(missed) == "did not come"
 
 
 def test_an_acknowledged_alert_says_so_and_can_still_be_silenced() -> None:
-    text = words(column([alert(state="acknowledged")], "running"))
+    text = words(column([alert(state="acknowledged")], "running", NOW))
     assert "Acknowledged" in text
     assert "Silence" in text
+
+
+def test_a_silenced_alert_says_so_until_it_is_over() -> None:
+    assert "Silenced" in words(column([alert(silenced_until=NOW + 60)], "running", NOW))
+    assert "Silence 1 h" in words(column([alert(silenced_until=NOW - 60)], "running", NOW))
 
 
 def test_symbols_are_set_with_subscripts() -> None:

@@ -94,7 +94,7 @@ def test_fleet_stays_quick_with_hundreds_of_runs(context: BrowserContext) -> Non
     with serve(api) as url:
         page = context.new_page()
         page.goto(url)
-        expect(page.locator("a.fleet-row")).to_have_count(300, timeout=30_000)
+        expect(page.locator("a.fleet-row")).to_have_count(300)
         for run in runs:
             api.call(partial(api.advance, run.id, 5))
         expect(page.locator(".sub", has_text="204 steps")).to_have_count(300)
@@ -151,6 +151,36 @@ def test_zooming_one_panel_zooms_all_and_asks_for_finer_data(visit: Visit, api: 
     expect(page.locator("#follow")).to_be_hidden()
 
 
+def test_what_the_pointer_shows_survives_live_updates(visit: Visit, api: FixtureApi) -> None:
+    page = visit.open("/runs/tanh-net")
+    page.wait_for_function(PLOTTED)
+    page.locator(".panel.curvature .nsewdrag").first.hover(position={"x": 300, "y": 60})
+    label = page.locator(".panel.curvature .hoverlayer")
+    expect(label).to_contain_text("2/η 200")
+    page.mouse.move(0, 0)
+    page.locator(".panel.curvature .nsewdrag").first.hover(position={"x": 300, "y": 60})
+    for step in (604, 609, 614):
+        api.call(lambda: api.advance("tanh-net", 5))
+        expect(page.locator(".status .detail")).to_contain_text(f"step {step}")
+        expect(label).to_contain_text("2/η 200")
+
+
+def test_a_drag_survives_live_updates(visit: Visit, api: FixtureApi) -> None:
+    page = visit.open("/runs/tanh-net")
+    page.wait_for_function(PLOTTED)
+    box = page.locator(".panel.loss .nsewdrag").first.bounding_box()
+    assert box is not None
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.2 * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.3 * box["width"], y, steps=4)
+    api.call(lambda: api.advance("tanh-net", 5))
+    expect(page.locator(".status .detail")).to_contain_text("step 604")
+    page.mouse.move(box["x"] + 0.6 * box["width"], y, steps=4)
+    page.mouse.up()
+    page.wait_for_function(f"({RANGES})().every(r => r[0] > 100 && r[1] < 500)")
+
+
 def test_pickers_change_the_heatmap(visit: Visit) -> None:
     page = visit.open("/runs/llama")
     page.wait_for_function(PLOTTED)
@@ -179,7 +209,7 @@ def test_acknowledging_an_alert_works(visit: Visit, api: FixtureApi) -> None:
     expect(page.locator(".buttons .done")).to_have_text("Acknowledged")
     assert api.runs["tanh-net"].acknowledged
     page.locator(".buttons .button", has_text="Silence").click()
-    expect(page.locator("#notice")).to_contain_text("Silenced for an hour")
+    expect(page.locator(".buttons .done").last).to_have_text("Silenced")
     assert api.silenced == {"tanh-net-prediction": 60}
 
 
@@ -251,7 +281,7 @@ def test_page_says_offline_and_recovers(context: BrowserContext) -> None:
     expect(page.locator(".offline")).to_contain_text("offline since")
     api.runs["tanh-net"].length = 660
     with serve(api, port):
-        expect(page.locator(".status .detail")).to_contain_text("step 659", timeout=30_000)
+        expect(page.locator(".status .detail")).to_contain_text("step 659")
         expect(page.locator(".offline")).to_be_hidden()
         api.call(lambda: api.advance("tanh-net", 11))
         expect(page.locator(".status .detail")).to_contain_text("step 670")
