@@ -104,11 +104,12 @@ class Probe:
         *,
         every: int,
         notices: Notices,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model, self._optimizer, self._kind = model, optimizer, kind
         self._notices = notices
-        self._clock = clock
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        # what other processes take from a shared processor is no reason to probe less
+        self._clock = time.process_time if on_cpu else time.perf_counter
         self.schedule = Schedule(every)
         self._flying: list[tuple[int, CurvatureCopy]] = []
         self._timers: list[tuple[Choice, float, _Timer]] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 from statistics import median
 from typing import Final, Literal
 
@@ -24,13 +25,26 @@ HOLD: Final = 50  # steps for which a reason holds after it was last seen
 DENSE_EVERY: Final = 2  # steps between probes when near or armed
 CALM_GRADIENTS: Final = 5  # probes of λ_grad for each `every` steps while calm
 FIRST_FULL: Final = 10  # steps before the first full probe: v̂ of one gradient says nothing, 1/√v̂ is huge somewhere
-SHORTEST_STEP: Final = 0.025  # seconds; shorter steps count as this long: on small models a probe is always affordable
 MAX_BACKOFF: Final = 64  # times `every`
 
 Urgency = Literal["calm", "near", "armed"]
-SHARES: Final[dict[Urgency, float]] = {"calm": 0.1, "near": 0.15, "armed": 0.35}
-"""Of a training step's own time that full probes may take, averaged over the steps between them; probes of λ_grad alone
-may take as much again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What full probes may take, averaged over the steps between them; those of λ_grad alone may take as much again."""
+
+    share: float
+    """Of a training step's own time."""
+    least: float
+    """Seconds for each step, allowed however short the step is: small models are cheap to probe and quick to spike."""
+
+
+BUDGETS: Final[dict[Urgency, Budget]] = {
+    "calm": Budget(share=0.1, least=0.003),
+    "near": Budget(share=0.15, least=0.008),
+    "armed": Budget(share=0.35, least=0.02),
+}
 
 
 class Schedule:
@@ -122,8 +136,9 @@ class Schedule:
         """Steps between probes at which they take no more than their share of the training itself."""
         if not self._costs[choice]:
             return 1
-        step_time = max(SHORTEST_STEP, median(self._step_times) if self._step_times else 0.0)
-        return math.ceil(median(self._costs[choice]) / (SHARES[self.urgency] * step_time))
+        budget = BUDGETS[self.urgency]
+        step_time = median(self._step_times) if self._step_times else 0.0
+        return math.ceil(median(self._costs[choice]) / max(budget.least, budget.share * step_time))
 
     def _rate_rose(self, lr: float | None) -> bool:
         """True where the last λ_max, harmless when it was measured, is near the limit of a learning rate that rose."""

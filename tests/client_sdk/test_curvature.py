@@ -21,6 +21,8 @@ from client_sdk.notices import Notices
 from client_sdk.optimizers import kind_of, oscillation_gain, stability_limit
 from tests.support.dense_hessian import dense_hessian, largest_eigenvalue, preconditioner
 
+torch.set_num_threads(1)  # the nets are tiny: threads that wait for each other on a busy machine cost minutes
+
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 OPTIMIZERS: dict[str, Make] = {

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from client_sdk.curvature.schedule import DENSE_EVERY, HOLD, SHARES, Choice, Schedule, Urgency
+from client_sdk.curvature.schedule import BUDGETS, DENSE_EVERY, HOLD, Choice, Schedule, Urgency
 
 LR = 0.01  # the limit is 200
 
@@ -97,7 +97,7 @@ def test_probes_take_no_more_than_their_share_of_long_steps(lambda_max: float, l
         if choice != "none":
             schedule.started(choice, step)
             schedule.observe_curvature(step, LR, lambda_max, lambda_grad)
-    budget = SHARES[schedule.urgency] * 1000 * 0.1
+    budget = BUDGETS[schedule.urgency].share * 1000 * 0.1
     assert len(made["full"]) * 2.0 <= budget + 2.0
     assert len(made["gradient"]) * 0.6 <= budget + 0.6
 

@@ -20,6 +20,8 @@ from client_sdk.protocol import HISTOGRAM_BINS
 from client_sdk.stats import Meter, copy_to_host, histograms, plan
 from client_sdk.stats.histograms import count_bins
 
+torch.set_num_threads(1)  # the nets are tiny: threads that wait for each other on a busy machine cost minutes
+
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 Values = NDArray[np.float64]
 
