@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
-STAGES: Final = ("stable", "decoupled", "unstable", "spiking", "recovering")
 STAGE_COLOURS: Final = {
     "stable": "#009E73",
     "decoupled": "#56B4E9",
@@ -34,7 +33,6 @@ class Palette:
     muted: str
     accent: str
     danger: str
-    warn: str
     lambda_max: str
     lambda_grad: str
     accent_band: str
@@ -49,7 +47,6 @@ DARK: Final = Palette(
     muted="#8d949e",
     accent="#6ea2ff",
     danger="#ff7a5c",
-    warn="#f0b04a",
     lambda_max="#f0b04a",
     lambda_grad="#c58bf0",
     accent_band="rgba(110,162,255,0.22)",
@@ -63,7 +60,6 @@ LIGHT: Final = Palette(
     muted="#6d7178",
     accent="#2f6fde",
     danger="#c8371b",
-    warn="#b86e00",
     lambda_max="#c77700",
     lambda_grad="#8a4bbd",
     accent_band="rgba(47,111,222,0.18)",

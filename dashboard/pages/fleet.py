@@ -27,7 +27,6 @@ for step, batch in enumerate(loader):
     client_sdk.log({"loss": loss}, step=step, closure=lambda: loss_fn(model, batch))
 """
 COLUMNS: Final = ("Run", "Stage", "λ max / limit", "Spike in", "Loss", "Last alert", "State")
-FRESH_SPIKE_STEPS: Final = 200  # a spike alert older than this no longer puts its run on top
 
 
 def layout() -> Component:

@@ -52,7 +52,7 @@ def layout(run_id: str) -> Component:
                         [html.Div([html.Span(className="bone"), html.Span(className="bone")], className="card bones")],
                         id=ids.ALERT_COLUMN,
                         className="alerts",
-                        **aria(label="Alerts", live="polite"),
+                        **aria(label="Alerts"),
                     ),
                 ],
                 id=ids.RUN_PANELS,

@@ -73,7 +73,7 @@ def layout() -> Component:
                         ],
                         **aria(label="Pages"),
                     ),
-                    html.Div(status("connecting", "connecting"), id=ids.STATUS, className="status", role="status"),
+                    html.Div(status("connecting", "connecting"), id=ids.STATUS, className="status"),
                     html.Div(className="offline", role="alert"),
                     html.Button(className="theme", type="button", title="Dark or light", **aria(label="Switch theme")),
                 ],
