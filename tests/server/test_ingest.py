@@ -327,7 +327,10 @@ def test_an_oversized_frame_is_told_so(tmp_path: Path) -> None:
                 writer.socket.send(bytes(100 * FRAME_LIMIT))
             with pytest.raises(ConnectionClosed):
                 writer.socket.recv(timeout=20)
-            assert writer.socket.close_code == 1009
+            # The server stops reading at once; where the rest of the frame meets the closed socket, TCP resets it.
+            assert writer.socket.close_code in {1009, 1006}
+        with server.connect("/ingest") as socket:
+            Writer(socket).hello()
 
 
 def test_one_bad_batch_does_not_take_the_good_ones_with_it(server: RunningServer, writer: Writer) -> None:
