@@ -29,7 +29,8 @@ from client_sdk.stats.sums import (
 
 MAX_HISTOGRAM_LAYERS: Final = 12_000  # two histograms of this many layers fit one frame of the wire
 SAMPLES_PER_LAYER: Final = 65_536
-SAMPLES_AT_ONCE: Final = 2**19
+SAMPLES_AT_ONCE_CPU: Final = 2**17  # temporaries of 1 MiB at most, about ten of them at once
+SAMPLES_AT_ONCE_DEVICE: Final = 2**20
 MEANS_PER_RANGE: Final = 4.0  # range = ±4·mean|x|: 3.2 σ of a Gaussian; a few outliers do not stretch it
 
 
@@ -115,7 +116,8 @@ def _batches(
         if any(_key(entries[position]) != key for position in positions):
             continue
         size = min(layer_sizes[layer], SAMPLES_PER_LAYER) + ROW_WIDTH * len(positions)
-        if key not in batches or filled[key] + size > SAMPLES_AT_ONCE:
+        limit = SAMPLES_AT_ONCE_CPU if key[0].type == "cpu" else SAMPLES_AT_ONCE_DEVICE
+        if key not in batches or filled[key] + size > limit:
             batches.setdefault(key, []).append([])
             filled[key] = 0
         batches[key][-1].append(layer)

@@ -369,7 +369,7 @@ def test_bins_hold_outliers_and_leave_out_nan() -> None:
 
 def test_large_layers_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histograms, "SAMPLES_PER_LAYER", 100)
-    monkeypatch.setattr(histograms, "SAMPLES_AT_ONCE", 300)
+    monkeypatch.setattr(histograms, "SAMPLES_AT_ONCE_CPU", 300)
     _, _, meter, measurement, _ = trained(ADAMS["adam"], 3)
     for found in measurement.histograms:
         counts = np.frombuffer(found.counts, "<u4").reshape(-1, HISTOGRAM_BINS).sum(1)
