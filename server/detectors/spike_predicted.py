@@ -77,6 +77,8 @@ class SpikePredictor(msgspec.Struct):
     """Step at which the present build-up was first held to be one."""
     level: str = ""
     """The one that holds, "" for none."""
+    has_warned: bool = False
+    """Whether the present build-up reached a warning: what was predicted is not called possible again."""
     sign: str = Sign.NONE.value
     last_alarm: int | None = None
     last_watch: int | None = None
@@ -122,9 +124,11 @@ class SpikePredictor(msgspec.Struct):
             self._forget()
         if self.level and self.since is None:
             self.since = step
+        self.has_warned = self.has_warned or self.warned
 
     def _forget(self) -> None:
         self.level, self.since, self.sign, self.predicted = "", None, Sign.NONE.value, None
+        self.has_warned = False
         self.last_alarm = self.last_watch = self.last_critical = None
 
     def date(self, step: int) -> PredictedStep | None:
@@ -139,13 +143,12 @@ class SpikePredictor(msgspec.Struct):
             return None
         cause = Cause.STATE_LOSS if self.sign == Sign.RESET else cause_of_build_up(reading, tracker)
         predicted = self.date(reading.step)
-        watch = self.level == AlertLevel.WATCH
         when = "soon" if predicted is None else f"at step {predicted.best}"
         return Finding(
             kind=AlertKind.SPIKE_PREDICTED,
             level=AlertLevel(self.level),
             step=reading.step if self.since is None else self.since,
-            title=f"Spike possible {when}" if watch else f"Spike predicted {when}",
+            title=f"Spike predicted {when}" if self.has_warned else f"Spike possible {when}",
             message=_sentence(self.sign, reading),
             cause=cause,
             predicted_step=predicted,

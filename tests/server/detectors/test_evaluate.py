@@ -10,6 +10,7 @@ import pytest
 from server.detectors.evaluate import Report, evaluate, main, print_report, score
 from server.detectors.labels import label
 from server.detectors.recordings import Recording, read_recordings, write_recording
+from server.models import AlertKind
 from tests.support import streams
 
 DATA = Path(__file__).parent / "data"
@@ -129,3 +130,16 @@ def test_labels_call_negligible_rises_nothing() -> None:
 def test_labels_stop_at_a_loss_that_is_no_number() -> None:
     events, _ = label(np.array([1.0] * 60 + [math.nan] * 3))
     assert [(event.onset, event.finite) for event in events] == [(60, False)]
+
+
+def test_what_was_predicted_is_not_called_possible_again() -> None:
+    recording = next(found for found in read_recordings(DATA) if found.name == "tanh-net")
+    titles = [
+        finding.title
+        for verdict in streams.verdicts(recording.samples)
+        for finding in verdict.findings
+        if finding.kind is AlertKind.SPIKE_PREDICTED and verdict.step < 752
+    ]
+    first = next(i for i, title in enumerate(titles) if title.startswith("Spike predicted"))
+    assert first > 0
+    assert all(title.startswith("Spike predicted") for title in titles[first:])
