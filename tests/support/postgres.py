@@ -60,5 +60,7 @@ class Postgres:
         subprocess.run(command, user=self._server.system_user, stdout=subprocess.DEVNULL, check=True, timeout=30)
 
     def stop(self) -> None:
+        # The package looks for the process that it started; after `resume` it would leave ours running.
+        self._control("-m", "immediate", "stop")
         self._server.cleanup()
         shutil.rmtree(self._directory, ignore_errors=True)
