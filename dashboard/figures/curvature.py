@@ -243,9 +243,7 @@ def _curve_labels(
         notes.append(
             {
                 "x": 1, "xref": "x domain", "y": at, "yref": "y", "text": name, "showarrow": False, "yanchor": "middle",
-                "xanchor": "right" if frame.narrow else "left", "xshift": -4 if frame.narrow else 8,
-                "bgcolor": frame.palette.surface if frame.narrow else "rgba(0,0,0,0)",
-                "font": {"size": 12, "color": colour},
+                "xanchor": "left", "xshift": 3 if frame.narrow else 8, "font": {"size": 12, "color": colour},
             }
         )  # fmt: skip
     return notes

@@ -18,8 +18,8 @@ STAGE_COLOURS: Final = {
 FONT: Final = "Inter, system-ui, sans-serif"
 MARGIN_LEFT: Final = 148  # pixels; every panel, so that steps line up
 MARGIN_RIGHT: Final = 66
-NARROW_MARGIN_LEFT: Final = 62
-NARROW_MARGIN_RIGHT: Final = 14
+NARROW_MARGIN_LEFT: Final = 58
+NARROW_MARGIN_RIGHT: Final = 38
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,9 +94,10 @@ def _why(alert: Alert) -> list[Any]:
 
 
 def symbols(text: str) -> list[Any]:
-    """Text with λ_max and its like set as people write them."""
+    """Text with λ_max and its like, and powers of ten, set as people write them."""
     parts: list[Any] = []
-    for index, part in enumerate(re.split(r"(?<=λ)_(max|grad|step)", text)):
+    unbroken = re.sub(r"(?<=\de)-(?=\d)", "−", text)  # a hyphen would break 2e-12 over two lines
+    for index, part in enumerate(re.split(r"(?<=λ)_(max|grad|step)", unbroken)):
         parts.append(html.Sub(part) if index % 2 else part)
     return parts
 

@@ -12,8 +12,8 @@ from dashboard.models import Alert
 from dashboard.numbers import compact, count, ratio
 
 LAYERS_NAMED = 3
-_HIDDEN = frozenset({"sign"})
-"""Keys that the headline already says."""
+_HIDDEN = frozenset({"sign", "prediction_id"})
+"""Keys that the headline already says, or that only programs read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,23 @@ _LABELS: dict[str, Any] = {
     "nonfinite_gradients": "gradients not finite",
     "nonfinite_loss": "loss not finite",
     "eps_fraction": "coordinates below ε",
+    "predicted_at_step": "was predicted at",
+    "warned_at_step": "first signs",
+    "prediction_result": "prediction",
+    "lead_steps": "lead",
 }
 _GROWTH = frozenset({"lambda_max_growth_per_step", "gradient_growth_per_step"})
-_STEPS = frozenset({"crossing_step", "peak_step", "lr_jump_step", "state_reset_step", "nonfinite_step"})
+_STEPS = frozenset(
+    {
+        "crossing_step",
+        "lr_jump_step",
+        "nonfinite_step",
+        "peak_step",
+        "predicted_at_step",
+        "state_reset_step",
+        "warned_at_step",
+    }
+)
 _RATIOS = frozenset(
     {"stability_ratio", "lambda_grad_ratio", "grad_norm_ratio", "loss_deviations", "grad_norm_deviations"}
 )
@@ -90,7 +104,7 @@ def _value(key: str, value: float | int | str) -> str:
         return value
     if key in _STEPS:
         return f"step {count(int(value))}"
-    if key == "decoupled_steps":
+    if key in ("decoupled_steps", "lead_steps"):
         return f"{count(int(value))} steps"
     if key in _GROWTH:
         return f"{100 * value:+.2g} % a step"

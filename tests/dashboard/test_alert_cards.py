@@ -20,7 +20,8 @@ def alert(**changes: Any) -> Alert:
         "predicted_step": PredictedStep(low=634, best=646, high=661), "cause": "stale-second-moment",
         "layers": ("0.weight", "2.weight"), "layer_shares": (0.71, None), "advice": ("Save a checkpoint now",),
         "evidence": {"sign": "approach", "stability_ratio": 1.118, "lambda_max_growth_per_step": 0.0009,
-                     "decoupled_steps": 191, "crossing_step": 628, "lambda_grad_ratio": None, "own_key": 3.0},
+                     "decoupled_steps": 191, "crossing_step": 628, "lambda_grad_ratio": None, "own_key": 3.0,
+                     "lead_steps": 12, "prediction_id": "x"},
     }  # fmt: skip
     return Alert(**(known | changes))
 
@@ -48,6 +49,7 @@ def test_evidence_is_a_table_that_people_read() -> None:
         "v decays on its own": "191 steps",
         "λmax crosses the limit": "step 628",
         "own key": "3.00",
+        "lead": "12 steps",
         "leading layers": "0.weight, 2.weight",
     }
 
@@ -88,6 +90,7 @@ def test_a_silenced_alert_says_so_until_it_is_over() -> None:
 
 
 def test_symbols_are_set_with_subscripts() -> None:
+    assert symbols("from 2e-12 to e-mail") == ["from 2e−12 to e-mail"]
     parts = symbols("λ_max over λ_grad")
     assert words(parts) == "λmax over λgrad"
     assert [type(part).__name__ for part in parts] == ["str", "Sub", "str", "Sub", "str"]
