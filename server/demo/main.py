@@ -28,7 +28,7 @@ from server.demo.judge import JUDGES, Judgement
 from server.demo.progress import lines
 
 PORT: Final = 8787
-START_DEADLINE: Final = 60.0  # seconds until the server must answer
+START_DEADLINE: Final = 120.0  # seconds until the server must answer
 SETTLE_DEADLINE: Final = 20.0  # seconds after the last training for the last verdicts
 REFRESH_INTERVAL: Final = 0.5  # seconds between progress lines
 STOP_DEADLINE: Final = 10.0  # seconds for a child to end before it is killed
