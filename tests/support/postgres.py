@@ -18,9 +18,10 @@ class Postgres:
         # Not below pytest's own directory: that is closed to the other user as whom Postgres runs where we are root.
         directory = Path(tempfile.mkdtemp(prefix="spikewatch-"))
         self._directory = directory
-        # The package wants a runtime directory of its own when it is imported, and warns where there is none.
-        runtime = directory / "runtime"
-        runtime.mkdir(mode=0o700)
+        # The package wants a runtime directory when it is imported, warns where there is none, and locks files in it
+        # for as long as the process lives: it is one for all, and stays.
+        runtime = Path(tempfile.gettempdir()) / f"spikewatch-runtime-{os.getuid()}"
+        runtime.mkdir(mode=0o700, exist_ok=True)
         before = os.environ.get("XDG_RUNTIME_DIR")
         os.environ["XDG_RUNTIME_DIR"] = str(runtime)
         try:
