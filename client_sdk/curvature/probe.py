@@ -282,8 +282,8 @@ class Probe:
                 self._direction, self._products = None, COLD_PRODUCTS
                 self._notices.warn(
                     "closure_nonfinite",
-                    "the closure's loss or its curvature is NaN or infinite, so nothing is reported. If the training loss "
-                    "is finite, the closure must compute that same loss",
+                    "the closure's loss or its curvature is NaN or infinite, so nothing is reported. If the training "
+                    "loss is finite, the closure must compute that same loss",
                 )
                 self.schedule.failed(step)
                 continue
