@@ -17,6 +17,7 @@ from tests.support.writer import Writer, record
 STEPS = 400
 NAN_AT = 120
 JUMP_AT = 250
+EXPECTED = {"nonfinite", "lr-jump"}
 
 
 def training() -> list[Record]:
@@ -46,13 +47,16 @@ def send(server: RunningServer, records: list[Record], batch: int, *, finish: bo
 
 
 def until_settled(server: RunningServer, live: ClientConnection) -> tuple[list[Any], list[Any]]:
-    """Alerts and events once the run has ended and nothing is open, told by the live socket."""
+    """Alerts and events once the run has ended, both its alerts came, and nothing is open; told by the live socket.
+
+    A finished run alone is not settled: its detectors may still be reading.
+    """
     with server.api() as api:
         while True:
             run = api.get("/runs/run").json()
             if run["state"] == "finished" and run["stage"] is not None and run["open_alerts"] == 0:
                 alerts, events = api.get("/alerts", params={"run": "run"}).json(), api.get("/runs/run/events").json()
-                if alerts:
+                if {alert["kind"] for alert in alerts} >= EXPECTED:
                     return alerts, events
             live.recv(timeout=20)
 
@@ -75,8 +79,6 @@ def test_alerts_do_not_hang_on_batches_or_restarts(tmp_path: Path) -> None:
                 if part == parts:
                     results.append(facts(*until_settled(server, live)))
     assert results[0] == results[1] == results[2]
-    kinds = {alert["kind"] for alert in results[0][0]}
-    assert {"nonfinite", "lr-jump"} <= kinds
 
 
 def test_detectors_replay_what_was_committed_and_never_read(tmp_path: Path) -> None:
