@@ -58,8 +58,11 @@ class Config(BaseSettings):
     run_messages_per_second: float = Field(
         default=5.0, gt=0, description="Most run summaries a second that are pushed for one run."
     )
+    compact_every: float = Field(
+        default=2.0, gt=0, description="Seconds between two looks for measurements to compact into tiles."
+    )
     cache_bytes: int = Field(
-        default=256 * 1024 * 1024, ge=0, description="Memory for decoded columns and finished buckets of queries."
+        default=256 * 1024 * 1024, ge=0, description="Memory for decoded tiles and segments of queries."
     )
     shutdown_timeout: float = Field(
         default=10.0, gt=0, description="Seconds that commits in flight have to finish at shutdown."

@@ -9,7 +9,9 @@ ServerError
 ├── SequenceMovedError            another connection of the same writer committed first
 ├── ProjectMismatchError          the run belongs to another project
 ├── LayoutChangedError            a layout was sent again with other layers or statistics
-├── SegmentCorruptError           a stored payload cannot be decoded
+├── CorruptDataError              stored measurements cannot be read; other queries are not touched
+│   ├── SegmentCorruptError       a stored payload cannot be decoded
+│   └── TileCorruptError          a tile cannot be decoded
 ├── IngestError                   an ingest frame is refused: a stable code of docs/protocol.md
 └── ApiError                      an HTTP or live request is refused: a stable code and a status
 """
@@ -67,12 +69,26 @@ class LayoutChangedError(ServerError):
         super().__init__(f"layout {number} was sent before with other layers or statistics; give the new one a new id")
 
 
-class SegmentCorruptError(ServerError):
+class CorruptDataError(ServerError):
+    """Stored measurements cannot be read. `spikewatch doctor` finds them all, and repairs what can be."""
+
+
+class SegmentCorruptError(CorruptDataError):
     """A stored payload cannot be decoded."""
 
     def __init__(self, segment_id: int, reason: str) -> None:
         super().__init__(f"segment {segment_id} cannot be read: {reason}")
         self.segment_id = segment_id
+        self.reason = reason
+
+
+class TileCorruptError(CorruptDataError):
+    """A tile cannot be decoded."""
+
+    def __init__(self, span_id: int, name: str, reason: str) -> None:
+        super().__init__(f"the tile {name!r} of span {span_id} cannot be read: {reason}")
+        self.span_id = span_id
+        self.name = name
         self.reason = reason
 
 

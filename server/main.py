@@ -34,6 +34,7 @@ from server.live import LiveEndpoint
 from server.pipeline.pipeline import Pipeline
 from server.storage import migrate
 from server.storage.alerts import AlertStore
+from server.storage.compaction import Compactor
 from server.storage.database import Database
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
@@ -44,9 +45,9 @@ from server.storage.lru import ByteLru
 from server.storage.monitors import MonitorStore
 from server.storage.reader import BucketReader
 from server.storage.runs import RunStore
-from server.storage.segment_index import SegmentIndexStore
 from server.storage.segments import SegmentStore
 from server.storage.series import SeriesQuery
+from server.storage.spans import SpanStore
 from server.storage.tokens import TokenStore
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,6 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     run_store = RunStore(database)
     layouts = LayoutStore(database)
     fleet = FleetQuery(database, run_store, layouts)
-    index = SegmentIndexStore(database, cache)
     reader = BucketReader(database, cache)
     authenticator = Authenticator(TokenStore(database), admin_token=config.admin_token)
     pipeline = Pipeline(
@@ -100,13 +100,17 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         name=f"spikewatch/{version('spikewatch')}",
     )
     live = LiveEndpoint(broker, authenticator)
+    compactor = Compactor(SpanStore(database), config.compact_every)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await pipeline.start()
+        compacting = asyncio.create_task(compactor.run())
         try:
             yield
         finally:
+            compacting.cancel()
+            await asyncio.gather(compacting, return_exceptions=True)
             await pipeline.stop()
             await database.close()
 
@@ -126,8 +130,8 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         runs=run_store,
         fleet=fleet,
         layouts=layouts,
-        series=SeriesQuery(run_store, index, reader),
-        heatmap=HeatmapQuery(layouts, index, reader),
+        series=SeriesQuery(run_store, reader),
+        heatmap=HeatmapQuery(layouts, reader),
         histograms=HistogramQuery(database),
         events=EventStore(database),
         alerts=AlertStore(database),

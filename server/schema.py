@@ -84,7 +84,7 @@ writers = Table(
     Index(None, "writer"),
 )
 
-# One row for each time that a rank stepped back. The last attempt of a rank also carries its last step.
+# One row for each time that a rank stepped back.
 attempts = Table(
     "attempts",
     metadata,
@@ -131,10 +131,56 @@ segments = Table(
     Column("last_step", BigInteger, nullable=False),
     Column("committed_at", Float(53), nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    Column("checksum", BigInteger),  # CRC-32 of the payload
     UniqueConstraint("run_id", "writer_id", "first_seq"),
     Index(None, "writer_id", "first_seq"),
     Index(None, "run_id", "rank", "id"),
+    # All that the compaction and the queries ask before they read a payload.
+    Index(
+        "ix_segments_places",
+        *("run_id", "rank", "writer_id", "attempt", "first_seq", "last_seq", "first_step", "last_step", "id"),
+    ),
     sqlite_autoincrement=True,  # an id is never used again: caches and the detectors count on it
+)
+
+# The pyramid (storage.tiles). Spans of level 0 take the place of segments; those of a level above hold the same steps
+# in wider buckets and are the parents of those that they were made of.
+spans = Table(
+    "spans",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    _run_reference(),
+    Column("writer_id", RowId, ForeignKey("writers.id", ondelete="CASCADE"), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("level", Integer, nullable=False),
+    Column("width", BigInteger, nullable=False),
+    Column("parent_id", RowId),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("first_step", BigInteger, nullable=False),
+    Column("last_step", BigInteger, nullable=False),
+    Column("entries", Integer, nullable=False),
+    Column("steps", LargeBinary, nullable=False),
+    Column("times", LargeBinary),
+    UniqueConstraint("writer_id", "level", "first_seq"),
+    Index(None, "run_id", "parent_id"),
+    Index(None, "parent_id"),
+    sqlite_autoincrement=True,  # an id is never used again: caches count on it
+)
+
+tiles = Table(
+    "tiles",
+    metadata,
+    Column("span_id", RowId, ForeignKey("spans.id", ondelete="CASCADE"), primary_key=True),
+    Column("layout", Integer, primary_key=True),
+    Column("name", String(256), primary_key=True),
+    Column("rows", Integer, nullable=False),
+    Column("present", LargeBinary),
+    Column("least", LargeBinary),
+    Column("greatest", LargeBinary),
+    Column("last", LargeBinary),  # null: found damaged, and lost
+    Column("nonfinite", LargeBinary),
 )
 
 histograms = Table(

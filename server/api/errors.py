@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from server.api.answers import ErrorAnswer
-from server.errors import UNAVAILABLE, ApiError, DatabaseError, SegmentCorruptError
+from server.errors import UNAVAILABLE, ApiError, CorruptDataError, DatabaseError
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(DatabaseError, _unavailable)
-    app.add_exception_handler(SegmentCorruptError, _corrupt)
+    app.add_exception_handler(CorruptDataError, _corrupt)
     app.add_exception_handler(Exception, _failed)
 
 
@@ -67,8 +67,8 @@ async def _unavailable(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _corrupt(_: Request, error: Exception) -> JSONResponse:
-    logger.error("%s", error, extra={"action": "segment_corrupt"})
-    return _answer(500, "segment_corrupt", str(error))
+    logger.error("%s", error, extra={"action": "data_corrupt"})
+    return _answer(500, "data_corrupt", f"{error}; `spikewatch doctor` says what is damaged and repairs what it can")
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:

@@ -7,17 +7,21 @@ bucket of the next level of the pyramid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.floating]
+Field = Literal["min", "max", "last"]
+ALL_FIELDS: frozenset[Field] = frozenset({"min", "max", "last"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:
-    """Rows (series or layers) × non-empty buckets, ascending."""
+    """Rows (series or layers) × non-empty buckets, ascending. A field that nobody asked for is NaN throughout."""
 
     numbers: NDArray[np.int64]
     """(b,): k of each bucket; it begins at the step k·B."""
@@ -55,6 +59,16 @@ def choose_width(step_from: int, step_to: int, most: int) -> int:
     return width
 
 
+def bucket_of(steps: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """The bucket of each step. A shift: the width of the longest range there can be, 2**63, is no int64."""
+    return steps >> (width.bit_length() - 1)
+
+
+def first_step_of(numbers: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """The first step of each bucket."""
+    return numbers << (width.bit_length() - 1)
+
+
 def reduce(steps: NDArray[np.int64], values: Matrix, measured: NDArray[np.bool_], width: int) -> Buckets:
     """Buckets of (rows, n) values at n ascending steps.
 
@@ -63,7 +77,7 @@ def reduce(steps: NDArray[np.int64], values: Matrix, measured: NDArray[np.bool_]
     rows = values.shape[0]
     if len(steps) == 0 or rows == 0:
         return empty(rows, values.dtype)
-    numbers = steps // width
+    numbers = bucket_of(steps, width)
     starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
     finite = measured & np.isfinite(values)
     least = np.minimum.reduceat(np.where(finite, values, np.inf), starts, axis=1)
@@ -96,14 +110,43 @@ def empty(rows: int, dtype: np.dtype[np.floating]) -> Buckets:
     )
 
 
-def join(parts: list[Buckets]) -> Buckets:
-    """Buckets of consecutive ranges as one; the parts must not share a bucket. At least one part."""
-    if len(parts) == 1:
+def merge(parts: Sequence[Buckets], factor: int, fields: frozenset[Field] = ALL_FIELDS) -> Buckets:
+    """Buckets of one series in the order in which they were measured, as buckets ``factor`` times as wide.
+
+    At least one part. Parts may share buckets; where they do, the last value is that of the later part.
+    """
+    numbers = bucket_of(np.concatenate([part.numbers for part in parts]), factor)
+    if len(parts) == 1 and factor == 1:
         return parts[0]
+    order = np.argsort(numbers, kind="stable") if np.any(numbers[1:] < numbers[:-1]) else None
+    if order is not None:
+        numbers = numbers[order]
+    nonfinite = _gather([part.nonfinite for part in parts], order)
+    rows, count = nonfinite.shape
+    if count == 0:
+        return parts[0]
+    starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
+    dtype = parts[0].max.dtype
+    untold = np.broadcast_to(dtype.type(np.nan), (rows, len(starts)))
+    least = greatest = last = untold
+    if "min" in fields:
+        least = np.fmin.reduceat(_gather([part.min for part in parts], order), starts, axis=1)
+    if "max" in fields:
+        greatest = np.fmax.reduceat(_gather([part.max for part in parts], order), starts, axis=1)
+    if "last" in fields:
+        values = _gather([part.last for part in parts], order)
+        measured = ~np.isnan(values) | (nonfinite > 0)
+        where = np.maximum.reduceat(np.where(measured, np.arange(count), -1), starts, axis=1)
+        last = np.where(where >= 0, np.take_along_axis(values, np.maximum(where, 0), axis=1), dtype.type(np.nan))
     return Buckets(
-        numbers=np.concatenate([part.numbers for part in parts]),
-        min=np.concatenate([part.min for part in parts], axis=1),
-        max=np.concatenate([part.max for part in parts], axis=1),
-        last=np.concatenate([part.last for part in parts], axis=1),
-        nonfinite=np.concatenate([part.nonfinite for part in parts], axis=1),
+        numbers=numbers[starts],
+        min=least,
+        max=greatest,
+        last=last,
+        nonfinite=np.add.reduceat(nonfinite, starts, axis=1, dtype=np.int32),
     )
+
+
+def _gather(matrices: Sequence[NDArray[Any]], order: NDArray[np.int64] | None) -> NDArray[Any]:
+    together = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)
+    return together if order is None else together[:, order]

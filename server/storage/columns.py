@@ -19,7 +19,7 @@ with zstd: each column can be read without the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,47 @@ class Columns:
         return Columns(
             steps=self.steps[start:stop], times=self.times[start:stop], scalars=scalars, blocks=tuple(blocks)
         )
+
+
+def concatenate(parts: Sequence[Columns]) -> Columns:
+    """Records of several segments of one writer, in this order. At least one part."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.concatenate(([0], np.cumsum([len(part.steps) for part in parts]))).tolist()
+    scalars = {}
+    for name in dict.fromkeys(name for part in parts for name in part.scalars):
+        present = np.zeros(starts[-1], dtype=np.bool_)
+        for start, part in zip(starts[:-1], parts, strict=True):
+            if name in part.scalars:
+                present[start : start + len(part.steps)] = part.scalars[name].present
+        values = np.concatenate([part.scalars[name].values for part in parts if name in part.scalars])
+        scalars[name] = ScalarColumn(present=present, values=values)
+    blocks = []
+    for layout in dict.fromkeys(block.layout for part in parts for block in part.blocks):
+        placed = [
+            (start, block)
+            for start, part in zip(starts[:-1], parts, strict=True)
+            for block in part.blocks
+            if block.layout == layout
+        ]
+        rows = np.concatenate([block.rows + start for start, block in placed]).astype(np.int32)
+        layers = placed[0][1].layers
+        statistics = {}
+        for name in dict.fromkeys(name for _, block in placed for name in block.statistics):
+            values = np.full((layers, len(rows)), np.nan, dtype=np.float32)
+            at = 0
+            for _, block in placed:
+                if name in block.statistics:
+                    values[:, at : at + len(block.rows)] = block.statistics[name]
+                at += len(block.rows)
+            statistics[name] = values
+        blocks.append(BlockColumns(layout=layout, layers=layers, rows=rows, statistics=statistics))
+    return Columns(
+        steps=np.concatenate([part.steps for part in parts]),
+        times=np.concatenate([part.times for part in parts]),
+        scalars=scalars,
+        blocks=tuple(blocks),
+    )
 
 
 def encode(columns: Columns) -> bytes:

@@ -50,6 +50,17 @@ class Database:
                 yield connection
 
     @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads, and whose statements all see the same moment. Raises `DatabaseError`.
+
+        On SQLite every reading transaction is one.
+        """
+        with self._translated_errors():
+            async with self.engine.connect() as plain:
+                level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+                yield await plain.execution_options(**level)
+
+    @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block, or rolls back when it raises. Raises `DatabaseError`."""
         async with self._write_lock if self._write_lock is not None else contextlib.nullcontext():

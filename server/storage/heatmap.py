@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.storage.buckets import Buckets, choose_width
-from server.storage.layouts import LayoutStore, layer_rows
-from server.storage.reader import BucketReader, Column
-from server.storage.segment_index import SegmentIndexStore
-from server.storage.series import clamp
+from server.storage.buckets import Buckets, first_step_of
+from server.storage.layouts import LayoutStore, StoredLayout, layer_rows
+from server.storage.reader import BucketReader, Reading
+from server.storage.wanted import Wanted
 
 Reduce = Literal["max", "min", "last"]
+
+MAX_CELLS = 8_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +35,8 @@ class Heatmap:
 
 
 class HeatmapQuery:
-    def __init__(self, layouts: LayoutStore, index: SegmentIndexStore, reader: BucketReader) -> None:
+    def __init__(self, layouts: LayoutStore, reader: BucketReader) -> None:
         self._layouts = layouts
-        self._index = index
         self._reader = reader
 
     async def read(
@@ -48,45 +50,63 @@ class HeatmapQuery:
         reduce: Reduce,
         attempt: int | None = None,
     ) -> Heatmap:
-        """At most ``columns`` columns over step_from ≤ step ≤ step_to, by default all; layers of all ranks stacked."""
+        """At most ``columns`` columns over step_from ≤ step ≤ step_to, by default all; layers of all ranks stacked.
+
+        Fewer where there are so many layers that they would make more than `MAX_CELLS`. Raises `CorruptDataError` and
+        `DatabaseError`.
+        """
         stored = await self._layouts.of_run(run_id)
         stored = [item for item in stored if statistic in item.layout.statistics]
         rows = layer_rows(stored)
         names = [name for _, _, name in rows]
-        index = await self._index.get(run_id)
-        views = {rank: index.view(rank, attempt) for rank in index.ranks()}
-        clamped = clamp(list(views.values()), step_from, step_to)
-        if clamped is None or not rows:
+        reading = None
+        if rows:
+            reading = await self._reader.read(
+                run_id,
+                Wanted(
+                    statistic=statistic,
+                    layouts=frozenset(item.layout.id for item in stored),
+                    fields=frozenset({reduce}),
+                ),
+                step_from=step_from,
+                step_to=step_to,
+                most=max(1, min(columns, MAX_CELLS // len(rows))),
+                attempt=attempt,
+            )
+        if reading is None:
             nothing = np.empty((len(names), 0), dtype=np.float32)
             return Heatmap(layers=names, step=np.empty(0, np.int64), bucket_steps=1, z=nothing, nonfinite=[])
-        first, last = clamped
-        width = choose_width(first, last, columns)
-        numbers = np.arange(first // width, last // width + 1)
-        z = np.full((len(rows), len(numbers)), np.nan, dtype=np.float32)
-        count = np.zeros(z.shape, dtype=np.int32)
-        row_of = {(rank, layer): number for number, (rank, layer, _) in enumerate(rows)}
-        rows_of = {
-            (item.writer_id, item.layout.id): np.array([row_of[item.rank, layer] for layer in item.layout.layers])
-            for item in stored
-        }
-        column = Column(kind="statistic", name=statistic)
-        for rank, view in views.items():
-            scope = (run_id, rank, attempt)
-            tile = await self._reader.read(scope, view, column, width=width, step_from=first, step_to=last)
-            # Writers in the order in which they came: the newest has the last word.
-            for group in sorted(tile):
-                if group in rows_of:
-                    cells = np.ix_(rows_of[group], tile[group].numbers - numbers[0])
-                    z[cells] = _merge(z[cells], tile[group], reduce)
-                    count[cells] += tile[group].nonfinite
-        row, at = np.nonzero(count)
-        return Heatmap(
-            layers=names,
-            step=numbers * width,
-            bucket_steps=width,
-            z=z,
-            nonfinite=list(zip(row.tolist(), at.tolist(), count[row, at].tolist(), strict=True)),
-        )
+        return await asyncio.to_thread(_draw, reading, stored, rows, reduce)
+
+
+def _draw(
+    reading: Reading, stored: Sequence[StoredLayout], rows: Sequence[tuple[int, str, str]], reduce: Reduce
+) -> Heatmap:
+    """In a thread."""
+    numbers = np.arange(reading.window[0] // reading.width, reading.window[1] // reading.width + 1, dtype=np.int64)
+    z = np.full((len(rows), len(numbers)), np.nan, dtype=np.float32)
+    count = np.zeros(z.shape, dtype=np.int32)
+    row_of = {(rank, layer): number for number, (rank, layer, _) in enumerate(rows)}
+    rows_of = {
+        (item.writer_id, item.layout.id): np.array([row_of[item.rank, layer] for layer in item.layout.layers])
+        for item in stored
+    }
+    # Writers in the order in which they came: the newest has the last word.
+    for group in sorted(reading.groups, key=lambda group: (group.writer_id, group.layout)):
+        place = rows_of.get((group.writer_id, group.layout))
+        if place is not None:
+            buckets = reading.groups[group]
+            cells = np.ix_(place, buckets.numbers - numbers[0])
+            z[cells] = _merge(z[cells], buckets, reduce)
+            count[cells] += buckets.nonfinite
+    row, at = np.nonzero(count)
+    return Heatmap(
+        layers=[name for _, _, name in rows],
+        step=first_step_of(numbers, reading.width),
+        bucket_steps=reading.width,
+        z=z,
+        nonfinite=list(zip(row.tolist(), at.tolist(), count[row, at].tolist(), strict=True)),
+    )
 
 
 def _merge(before: NDArray[np.float32], buckets: Buckets, reduce: Reduce) -> NDArray[np.float32]:

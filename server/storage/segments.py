@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -113,6 +114,7 @@ class SegmentStore:
             if current is None or draft.first_step < current.last_step:
                 attempt = 0 if current is None else current.attempt + 1
                 if current is not None:
+                    await _move_attempt(connection, writer, current)
                     rollbacks.append(
                         Event(
                             step=draft.first_step,
@@ -144,6 +146,7 @@ class SegmentStore:
                     "last_step": draft.last_step,
                     "committed_at": now,
                     "payload": draft.payload,
+                    "checksum": crc32(draft.payload),
                 }
             )
             shapes += [
@@ -151,15 +154,7 @@ class SegmentStore:
                 for item in draft.histograms
             ]
         assert current is not None
-        await connection.execute(
-            update(attempts)
-            .where(
-                attempts.c.run_id == writer.run_id,
-                attempts.c.rank == writer.rank,
-                attempts.c.attempt == current.attempt,
-            )
-            .values(last_step=current.last_step)
-        )
+        await _move_attempt(connection, writer, current)
         await connection.execute(segments.insert(), rows)
         if shapes:
             await connection.execute(histograms.insert(), shapes)
@@ -221,6 +216,18 @@ class SegmentStore:
 class _Attempt:
     attempt: int
     last_step: int
+
+
+async def _move_attempt(connection: AsyncConnection, writer: Registration, reached: _Attempt) -> None:
+    await connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.run_id == writer.run_id,
+            attempts.c.rank == writer.rank,
+            attempts.c.attempt == reached.attempt,
+        )
+        .values(last_step=reached.last_step)
+    )
 
 
 async def _current_attempt(connection: AsyncConnection, writer: Registration) -> _Attempt | None:

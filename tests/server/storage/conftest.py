@@ -15,7 +15,6 @@ from server.storage.layouts import LayoutStore
 from server.storage.lru import ByteLru
 from server.storage.reader import BucketReader
 from server.storage.runs import Registration, RunStore
-from server.storage.segment_index import SegmentIndexStore
 from server.storage.segments import Commit, SegmentStore
 from server.storage.series import SeriesQuery
 from tests.support.writer import LAYOUT
@@ -34,14 +33,14 @@ class Stores:
     def over(cls, database: Database) -> Stores:
         cache = ByteLru(64 * 2**20)
         runs = RunStore(database)
-        index, reader = SegmentIndexStore(database, cache), BucketReader(database, cache)
+        reader = BucketReader(database, cache)
         return cls(
             database=database,
             cache=cache,
             runs=runs,
             segments=SegmentStore(database),
-            series=SeriesQuery(runs, index, reader),
-            heatmap=HeatmapQuery(LayoutStore(database), index, reader),
+            series=SeriesQuery(runs, reader),
+            heatmap=HeatmapQuery(LayoutStore(database), reader),
         )
 
     async def register(

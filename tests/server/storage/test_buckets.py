@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from server.storage.buckets import Buckets, choose_width, join, reduce
+from server.storage.buckets import Buckets, choose_width, merge, reduce
 
 
 def naive(
@@ -98,6 +98,6 @@ def test_joined_parts_are_one_range() -> None:
     measured = np.ones(values.shape, dtype=np.bool_)
     whole = reduce(steps, values, measured, 4)
     parts = [reduce(steps[cut], values[:, cut], measured[:, cut], 4) for cut in (slice(0, 48), slice(48, 100))]
-    joined = join(parts)
+    joined = merge(parts, 1)
     assert joined.numbers.tolist() == whole.numbers.tolist()
     assert joined.max.tolist() == whole.max.tolist()

@@ -1,0 +1,132 @@
+"""The segments that no tile holds yet, as a query reads them: decoded once and kept; segments never change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import SegmentCorruptError
+from server.schema import segments
+from server.storage.buckets import Buckets
+from server.storage.columns import Block, Payload, ScalarColumn
+from server.storage.lru import ByteLru
+from server.storage.spans import verify
+from server.storage.tile_source import batches
+from server.storage.tiles import SCALARS, LevelZero, Series, reduce_values
+from server.storage.views import View, Window
+from server.storage.wanted import Wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailPlace:
+    """A segment and the steps that are shown of it."""
+
+    id: int
+    rank: int
+    writer_id: int
+    attempt: int
+    first_seq: int
+    window: Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """The part of a segment that a query needs."""
+
+    steps: NDArray[np.int64]
+    scalars: Mapping[str, ScalarColumn]
+    blocks: tuple[tuple[int, NDArray[np.int32], Block], ...]
+
+    @property
+    def nbytes(self) -> int:
+        held = sum(column.values.nbytes + column.present.nbytes for column in self.scalars.values())
+        return 256 + self.steps.nbytes + held + sum(rows.nbytes + block.nbytes for _, rows, block in self.blocks)
+
+
+class TailSource:
+    def __init__(self, cache: ByteLru) -> None:
+        self._cache = cache
+
+    async def load(
+        self, connection: AsyncConnection, run_id: str, view: View, window: Window, wanted: Wanted
+    ) -> list[tuple[TailPlace, Tail]]:
+        """Those that the window shows. Raises `SegmentCorruptError`."""
+        places = await _places(connection, run_id, view, window)
+        places = [place for place in places if wanted.series(place.rank)]
+        # All scalars of a segment are decoded together: they lie together, and a page asks for several.
+        found: dict[int, Tail] = {}
+        for place in places:
+            cached: Tail | None = self._cache.get(("tail", place.id, wanted.statistic))
+            if cached is not None:
+                found[place.id] = cached
+        for some in batches([place.id for place in places if place.id not in found]):
+            query = select(segments.c.id, segments.c.payload, segments.c.checksum).where(segments.c.id.in_(some))
+            rows = [tuple(row) for row in await connection.execute(query)]
+            for number, tail in await asyncio.to_thread(_decode, rows, wanted.statistic):
+                found[number] = tail
+                self._cache.put(("tail", number, wanted.statistic), tail, tail.nbytes)
+        return [(place, found[place.id]) for place in places]
+
+
+def take_tail(place: TailPlace, tail: Tail, wanted: Wanted, width: int) -> Iterator[tuple[Series, Buckets]]:
+    """Each asked series of the segment, as buckets of ``width`` steps."""
+    for layout, name in wanted.series(place.rank):
+        if layout == SCALARS and name in tail.scalars:
+            scalar = tail.scalars[name]
+            values = LevelZero(at=np.flatnonzero(scalar.present), values=scalar.values[None])
+            yield (layout, name), reduce_values(values, tail.steps, width, is_scalar=True, window=place.window)
+    for layout, rows, block in tail.blocks:
+        if layout in wanted.layouts and wanted.statistic is not None:
+            values = LevelZero(at=rows.astype(np.int64), values=block)
+            buckets = reduce_values(values, tail.steps, width, is_scalar=False, window=place.window)
+            yield (layout, wanted.statistic), buckets
+
+
+async def _places(connection: AsyncConnection, run_id: str, view: View, window: Window) -> list[TailPlace]:
+    table = segments.c
+    query = select(
+        table.id, table.rank, table.writer_id, table.attempt, table.first_seq, table.first_step, table.last_step
+    ).where(table.run_id == run_id, table.first_step <= window[1], table.last_step >= window[0])
+    found = []
+    for row in await connection.execute(query):
+        shown = view.windows.get((row.rank, row.attempt))
+        if shown is None:
+            continue
+        part = (max(window[0], shown[0]), min(window[1], shown[1]))
+        if row.first_step <= part[1] and row.last_step >= part[0]:
+            found.append(
+                TailPlace(
+                    id=row.id,
+                    rank=row.rank,
+                    writer_id=row.writer_id,
+                    attempt=row.attempt,
+                    first_seq=row.first_seq,
+                    window=part,
+                )
+            )
+    return found
+
+
+def _decode(rows: Sequence[tuple[Any, ...]], statistic: str | None) -> list[tuple[int, Tail]]:
+    """In a thread. ``statistic``: None for the scalars. Raises `SegmentCorruptError`."""
+    decoded = []
+    for number, data, checksum in rows:
+        verify(number, data, checksum)
+        try:
+            payload = Payload(data)
+            tail = Tail(
+                steps=payload.steps(),
+                scalars=payload.scalars() if statistic is None else {},
+                blocks=() if statistic is None else tuple(payload.statistic(statistic)),
+            )
+        except ValueError as error:
+            raise SegmentCorruptError(number, str(error)) from error
+        decoded.append((number, tail))
+    return decoded
