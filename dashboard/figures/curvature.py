@@ -193,7 +193,8 @@ def _limit_label(
     for place in PLACES:
         start = frame.step_from + place * width
         level = math.log10(_at(steps, values, start))
-        hits = 0
+        # A limit that warm-up starts far above the panel is written where its line is in sight.
+        hits = 0 if extent[0] <= level <= extent[1] - 0.1 * (extent[1] - extent[0]) else 1000
         for along, heights in curves:
             under = np.linspace(start - 0.01 * width, start + 0.16 * width, 12)
             high = np.interp(under, along, np.log10(heights))

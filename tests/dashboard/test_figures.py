@@ -158,6 +158,15 @@ def test_a_changing_limit_says_what_it_is_now() -> None:
     assert "2/η, now 40,000" in texts(plain(curvature_figure(series, [], Marks(), FRAME)))
 
 
+def test_the_limit_of_a_warm_up_is_written_where_its_line_is_in_sight() -> None:
+    limits = [1e6 / (1 + i) ** 2 for i in range(100)]
+    series = {"stability_limit": buckets(limits), "lambda_max": buckets([50.0] * 100)}
+    figure = plain(curvature_figure(series, [], Marks(), FRAME))
+    label = next(note for note in figure["layout"]["annotations"] if note["text"].startswith("2/η"))
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low < label["y"] < high
+
+
 def test_the_forecast_goes_on_dotted_to_the_end_of_its_band() -> None:
     series = {"lambda_max": buckets([180.0] * 40)}
     figure = plain(curvature_figure(series, [], Marks(expected=EXPECTED), FRAME, growth_per_step=0.01))
