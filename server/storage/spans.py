@@ -20,7 +20,7 @@ from server.errors import SegmentCorruptError
 from server.models import RunState
 from server.schema import monitors, runs, segments, spans, tiles, writers
 from server.storage.database import Database, insert_ignore
-from server.storage.tiles import FAN_IN, Series, SpanDraft, TileBlobs
+from server.storage.tiles import FAN_IN, SCALARS, Series, SpanDraft, TileBlobs
 
 MAX_BYTES = 32 * 2**20
 """Payloads that are compacted at once hold about so much, one of them more."""
@@ -75,6 +75,10 @@ class StoredTile:
     series: Series
     blobs: TileBlobs | None
     """None: it was found damaged and is lost."""
+
+    @property
+    def is_scalar(self) -> bool:
+        return self.series[0] == SCALARS
 
 
 PLACE = tuple(spans.c[name] for name in SpanPlace.__dataclass_fields__)

@@ -1,0 +1,160 @@
+"""Every record of a run, as it was logged, piece by piece: what exports and later analyses read.
+
+One piece is in memory at a time. A compaction that goes on meanwhile changes nothing: the records of a writer are found
+by their sequence, in whichever span or segment they are by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import SegmentCorruptError, TileCorruptError
+from server.schema import segments, spans, tiles, writers
+from server.storage.blobs import BlobError, unpack
+from server.storage.columns import BlockColumns, Columns, Payload
+from server.storage.database import Database
+from server.storage.spans import StoredTile, tile_of, verify
+from server.storage.tiles import LevelZero, Series, columns_of, decode_values, unpack_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Consecutive records of one writer and attempt; their steps never decrease."""
+
+    rank: int
+    writer_id: int
+    attempt: int
+    first_seq: int
+    columns: Columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    attempt: int
+    first_seq: int
+    last_seq: int
+    span: tuple[int, int, bytes, bytes] | None = None
+    """(id, entries, steps, times)"""
+    tiles: tuple[StoredTile, ...] = ()
+    segment: tuple[int, bytes, int | None] | None = None
+    """(id, payload, checksum)"""
+
+
+class HistoryReader:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def pieces(self, run_id: str, *, names: Collection[str] | None = None) -> AsyncIterator[Piece]:
+        """Every record of the run once, those of attempts that were replaced too: by rank, then by writer in the order
+        in which they came, then by sequence.
+
+        A piece is a span of level 0 or a segment: some hundred records at most, or one batch as it was sent. ``names``:
+        only these scalars and statistics. Raises `CorruptDataError` and `DatabaseError`.
+        """
+        async with self._database.read() as connection:
+            query = select(writers.c.id, writers.c.rank, writers.c.last_seq).where(writers.c.run_id == run_id)
+            known = (await connection.execute(query.order_by(writers.c.rank, writers.c.id))).all()
+        for writer in known:
+            reached = 0
+            while reached < writer.last_seq:
+                async with self._database.snapshot() as connection:
+                    found = await _next(connection, writer.id, reached, names)
+                if found is None:
+                    break  # the run was deleted meanwhile
+                columns = await asyncio.to_thread(_decode, found, names)
+                yield Piece(
+                    rank=writer.rank,
+                    writer_id=writer.id,
+                    attempt=found.attempt,
+                    first_seq=found.first_seq,
+                    columns=columns,
+                )
+                reached = found.last_seq
+
+
+async def _next(
+    connection: AsyncConnection, writer_id: int, reached: int, names: Collection[str] | None
+) -> _Found | None:
+    """What holds the first record after ``reached``."""
+    query = (
+        select(spans)
+        .where(spans.c.writer_id == writer_id, spans.c.level == 0, spans.c.first_seq > reached)
+        .order_by(spans.c.first_seq)
+        .limit(1)
+    )
+    span = (await connection.execute(query)).first()
+    if span is not None and span.first_seq == reached + 1:
+        wanted = select(tiles).where(tiles.c.span_id == span.id)
+        if names is not None:
+            wanted = wanted.where(tiles.c.name.in_(sorted(names)))
+        stored = tuple(tile_of(row) for row in await connection.execute(wanted))
+        return _Found(
+            attempt=span.attempt,
+            first_seq=span.first_seq,
+            last_seq=span.last_seq,
+            span=(span.id, span.entries, span.steps, span.times),
+            tiles=stored,
+        )
+    query = (
+        select(segments)
+        .where(segments.c.writer_id == writer_id, segments.c.first_seq > reached)
+        .order_by(segments.c.first_seq)
+        .limit(1)
+    )
+    segment = (await connection.execute(query)).first()
+    if segment is None:
+        return None
+    return _Found(
+        attempt=segment.attempt,
+        first_seq=segment.first_seq,
+        last_seq=segment.last_seq,
+        segment=(segment.id, segment.payload, segment.checksum),
+    )
+
+
+def _decode(found: _Found, names: Collection[str] | None) -> Columns:
+    """In a thread."""
+    if found.segment is not None:
+        number, payload, checksum = found.segment
+        verify(number, payload, checksum)
+        try:
+            columns = Payload(payload).columns()
+        except ValueError as error:
+            raise SegmentCorruptError(number, str(error)) from error
+        return columns if names is None else _only(columns, names)
+    assert found.span is not None
+    number, entries, steps, times = found.span
+    held: dict[Series, LevelZero] = {}
+    name = "steps"
+    try:
+        at, when = unpack_steps(steps), unpack(times, "<f8")[0]
+        for tile in found.tiles:
+            name = tile.series[1]
+            if tile.blobs is not None:
+                held[tile.series] = decode_values(tile.blobs, entries, is_scalar=tile.is_scalar)
+    except BlobError as error:
+        raise TileCorruptError(number, name, str(error)) from error
+    return columns_of(at, when, held)
+
+
+def _only(columns: Columns, names: Collection[str]) -> Columns:
+    blocks = [
+        BlockColumns(
+            layout=block.layout,
+            layers=block.layers,
+            rows=block.rows,
+            statistics={name: values for name, values in block.statistics.items() if name in names},
+        )
+        for block in columns.blocks
+    ]
+    return Columns(
+        steps=columns.steps,
+        times=columns.times,
+        scalars={name: column for name, column in columns.scalars.items() if name in names},
+        blocks=tuple(block for block in blocks if block.statistics),
+    )

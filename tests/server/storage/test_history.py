@@ -1,0 +1,68 @@
+"""Every record comes back as it was logged, wherever it is stored."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from client_sdk.protocol import Record
+from server.storage.database import Database
+from server.storage.history import HistoryReader
+from tests.server.storage.conftest import Stores
+from tests.server.storage.oracle import batches
+from tests.server.storage.test_compaction import compactor, read_everything, store
+from tests.support.writer import record
+
+
+async def records_of(database: Database, names: set[str] | None = None) -> list[Record]:
+    """The records of the run's only writer, built again."""
+    found: list[Record] = []
+    async for piece in HistoryReader(database).pieces("run", names=names):
+        assert piece.first_seq == len(found) + 1
+        columns = piece.columns
+        for row, (step, time) in enumerate(zip(columns.steps.tolist(), columns.times.tolist(), strict=True)):
+            scalars = {
+                name: float(column.values[np.count_nonzero(column.present[:row])])
+                for name, column in columns.scalars.items()
+                if column.present[row]
+            }
+            block = None
+            for part in columns.blocks:
+                for at in np.flatnonzero(part.rows == row):
+                    both = [part.statistics[name][:, at] for name in ("grad_norm", "update_norm")]
+                    block = np.stack(both, axis=1).astype("<f4").tobytes()
+            found.append(
+                Record(step=step, time=time, scalars=scalars, layout=None if block is None else 0, block=block)
+            )
+    return found
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches(), st.integers(1, 6))
+async def test_every_record_comes_back_in_order(
+    database: Database, given_batches: list[list[Record]], entries: int
+) -> None:
+    stores = Stores.over(database)
+    await store(stores, given_batches)
+    await read_everything(database)
+    records = [item for batch in given_batches for item in batch]
+    for _ in range(2):
+        found = await records_of(database)
+        assert [(item.step, item.time, item.block) for item in found] == [
+            (item.step, item.time, item.block) for item in records
+        ]
+        for got, given_one in zip(found, records, strict=True):
+            np.testing.assert_equal(dict(got.scalars), dict(given_one.scalars))
+        await compactor(database, entries).run_once()
+
+
+async def test_a_compaction_in_between_changes_nothing(stores: Stores) -> None:
+    await store(stores, [[record(step + at) for at in range(3)] for step in range(0, 60, 3)])
+    await read_everything(stores.database)
+    steps: list[int] = []
+    async for piece in HistoryReader(stores.database).pieces("run", names={"loss"}):
+        steps += piece.columns.steps.tolist()
+        if len(steps) == 9:
+            await compactor(stores.database, 3).run_once()
+    assert steps == list(range(60))
