@@ -106,13 +106,15 @@ def watch(  # noqa: PLR0917 - the contract's signature
     curvature_every: int = 25,
     group: str | Callable[[str], str | None] = "parameter",
     *,
+    precision: str = "compact",
     run: Run | None = None,
 ) -> Handle:
     """Measure every layer of ``model`` at every ``every``-th call of `log`, from the next one on.
 
     ``group``: "parameter", "module", or a callable from parameter name to layer name (None leaves it out). Several
-    models may be watched on one run. Returns a handle with ``remove()``. Raises `ConfigurationError` for arguments that
-    cannot be meant, and before `init`.
+    models may be watched on one run. ``precision``: "compact" keeps layer statistics within 2⁻¹² of their value, which
+    halves what is sent and stored; "exact" keeps every bit of them. Returns a handle with ``remove()``. Raises
+    `ConfigurationError` for arguments that cannot be meant, and before `init`.
     """
     target = _default if run is None else run
     if target is None:
@@ -126,6 +128,7 @@ def watch(  # noqa: PLR0917 - the contract's signature
         histogram_every=histogram_every,
         curvature_every=curvature_every,
         group=group,
+        precision=precision,
     )
     return handle
 

@@ -21,6 +21,7 @@ from client_sdk.layers import Group, Layers, map_layers
 from client_sdk.measurement import Measurement
 from client_sdk.notices import Notices
 from client_sdk.optimizers import describe, kind_of, stability_limit
+from client_sdk.precision import PRECISIONS, compact_block
 from client_sdk.protocol import Layout
 from client_sdk.run import Attachment, Run
 from client_sdk.stats import Meter, StepCopy
@@ -51,6 +52,7 @@ def watch(
     histogram_every: int = 50,
     curvature_every: int = 25,
     group: Group = "parameter",
+    precision: str = "compact",
 ) -> Handle:
     """Measure ``model`` as ``optimizer`` moves it, at every `log` of ``run``.
 
@@ -72,13 +74,22 @@ def watch(
             raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of steps, at least 1")
     if not callable(group) and group not in ("parameter", "module"):
         raise ConfigurationError(f"group is {group!r}; use 'parameter', 'module' or a function name -> layer or None")
+    if precision not in PRECISIONS:
+        raise ConfigurationError(f"precision is {precision!r}; use {' or '.join(map(repr, PRECISIONS))}")
     layers = map_layers(model, optimizer, group)
     if run.disabled:
         return Handle([], None)
     if layers.grouped != group and not callable(group):
         run.notices.warn("layers", "the model has more than 20,000 parameters; they are grouped by module")
     watcher = _Watcher(
-        run, model, optimizer, layers, every=every, histogram_every=histogram_every, curvature_every=curvature_every
+        run,
+        model,
+        optimizer,
+        layers,
+        every=every,
+        histogram_every=histogram_every,
+        curvature_every=curvature_every,
+        is_compact=precision == "compact",
     )
     attachment = run.attach(watcher)
     hooks: list[RemovableHandle] = []
@@ -102,8 +113,10 @@ class _Watcher:
         every: int,
         histogram_every: int,
         curvature_every: int,
+        is_compact: bool,
     ) -> None:
         kind = kind_of(optimizer)
+        self._is_compact = is_compact
         self._run = run
         self._notices: Notices = run.notices
         self._model, self._optimizer = model, optimizer
@@ -188,7 +201,7 @@ class _Watcher:
             )
         elif closure is not None:
             self._notices.warn("closure", f"closure is {type(closure).__name__}; it must be a function of no arguments")
-        return _Reading(fresh, curvature, lr)
+        return _Reading(fresh, curvature, lr, self.layout.statistics if self._is_compact else None)
 
     def _collect(self) -> None:
         """Show the schedule what has reached the host."""
@@ -200,8 +213,16 @@ class _Watcher:
 class _Reading:
     """Everything measured at one `log`, perhaps still on its way to the host."""
 
-    def __init__(self, statistics: StepCopy | None, curvature: CurvatureCopy | None, lr: float | Tensor | None) -> None:
+    def __init__(
+        self,
+        statistics: StepCopy | None,
+        curvature: CurvatureCopy | None,
+        lr: float | Tensor | None,
+        compact_columns: tuple[str, ...] | None,
+    ) -> None:
+        """``compact_columns``: the names of the block's columns where it is to be compact."""
         self._statistics = statistics
+        self._compact_columns = compact_columns
         self._curvature = curvature
         self._lr: float | None = lr if isinstance(lr, float) else None
         self._lr_copy: ScalarCopy | None = copy_to_host([lr]) if isinstance(lr, Tensor) else None
@@ -222,7 +243,10 @@ class _Reading:
                 scalars["stability_limit"] = stability_limit(lr)
         if self._curvature is not None:
             scalars |= self._curvature.scalars()
-        return Measurement(scalars=scalars, block=measured.block, histograms=measured.histograms)
+        block = measured.block
+        if block is not None and self._compact_columns is not None:
+            block = compact_block(block, self._compact_columns)
+        return Measurement(scalars=scalars, block=block, histograms=measured.histograms)
 
 
 def _largest_rate(optimizer: torch.optim.Optimizer) -> float | Tensor | None:
