@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Header, Path, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from client_sdk.protocol import LAYER_STATISTICS, MAX_NAME_CHARS, MAX_STEP
@@ -19,7 +20,7 @@ from server.api.answers import (
     RunsAnswer,
     SeriesAnswer,
 )
-from server.api.encoding import MSGPACK, accepts_msgpack, float32_bytes, json_response, numbers
+from server.api.encoding import MSGPACK, Tag, accepts_msgpack, compressed, float32_bytes, json_response, numbers
 from server.api.errors import REFUSALS
 from server.errors import ApiError
 from server.models import RunState
@@ -94,6 +95,7 @@ async def get_series(
     *,
     services: ServicesOf,
     principal: Reader,
+    request: Request,
     run_id: RunId,
     keys: Annotated[str, Query(min_length=1, max_length=32_768, description="Names, separated by commas.")],
     step_from: From = None,
@@ -114,11 +116,14 @@ async def get_series(
             raise ApiError(
                 404, "unknown_scalar", f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
             )
+    tag = Tag(request, await services.runs.version(run_id))
+    if tag.is_known:
+        return tag.unchanged()
     found = await services.series.read(run_id, names, step_from=step_from, step_to=to, points=points, attempt=attempt)
-    return await asyncio.to_thread(_series_response, found, names)
+    return tag.on(await asyncio.to_thread(_series_response, found, names, request.headers.get("accept-encoding", "")))
 
 
-def _series_response(found: Series, names: list[str]) -> Response:
+def _series_response(found: Series, names: list[str], accept_encoding: str) -> Response:
     series: dict[str, dict[str, list[Any]]] = {}
     for name in names:
         buckets = found.series.get(name)
@@ -132,14 +137,13 @@ def _series_response(found: Series, names: list[str]) -> Response:
             "last": numbers(buckets.last[0]),
             "nonfinite": numbers(buckets.nonfinite[0]),
         }
-    return json_response(
-        {
-            "step_from": found.step_from,
-            "step_to": found.step_to,
-            "bucket_steps": found.bucket_steps,
-            "series": series,
-        }
-    )
+    body = {
+        "step_from": found.step_from,
+        "step_to": found.step_to,
+        "bucket_steps": found.bucket_steps,
+        "series": series,
+    }
+    return compressed(json_response(body), accept_encoding)
 
 
 @router.get(
@@ -157,6 +161,7 @@ async def get_heatmap(
     *,
     services: ServicesOf,
     principal: Reader,
+    request: Request,
     run_id: RunId,
     stat: Annotated[str, Query(min_length=1, max_length=MAX_NAME_CHARS, description="Name of the statistic.")],
     step_from: From = None,
@@ -174,13 +179,17 @@ async def get_heatmap(
         stored = await services.layouts.of_run(run_id)
         if not any(stat in item.layout.statistics for item in stored):
             raise ApiError(404, "unknown_statistic", f"no layer of the run has {stat!r}; GET /runs/{run_id} lists them")
+    tag = Tag(request, await services.runs.version(run_id))
+    if tag.is_known:
+        return tag.unchanged()
     found = await services.heatmap.read(
         run_id, stat, step_from=step_from, step_to=to, columns=columns, reduce=reduce, attempt=attempt
     )
-    return await asyncio.to_thread(_heatmap_response, found, accepts_msgpack(accept))
+    accept_encoding = request.headers.get("accept-encoding", "")
+    return tag.on(await asyncio.to_thread(_heatmap_response, found, accepts_msgpack(accept), accept_encoding))
 
 
-def _heatmap_response(found: Heatmap, as_msgpack: bool) -> Response:
+def _heatmap_response(found: Heatmap, as_msgpack: bool, accept_encoding: str) -> Response:
     body: dict[str, Any] = {
         "layers": found.layers,
         "step": numbers(found.step),
@@ -188,8 +197,9 @@ def _heatmap_response(found: Heatmap, as_msgpack: bool) -> Response:
         "nonfinite": found.nonfinite,
     }
     if as_msgpack:
-        return Response(msgspec.msgpack.encode({**body, "z": float32_bytes(found.z)}), media_type=MSGPACK)
-    return json_response({**body, "z": numbers(found.z)})
+        packed = Response(msgspec.msgpack.encode({**body, "z": float32_bytes(found.z)}), media_type=MSGPACK)
+        return compressed(packed, accept_encoding)
+    return compressed(json_response({**body, "z": numbers(found.z)}), accept_encoding)
 
 
 @router.get("/runs/{run_id}/histogram", response_model=HistogramAnswer, summary="A histogram of one layer")

@@ -123,6 +123,14 @@ class RunStore:
         async with self._database.read() as connection:
             return (await connection.execute(select(runs.c.project).where(runs.c.id == run_id))).scalar_one_or_none()
 
+    async def version(self, run_id: str) -> str:
+        """Equal versions mean equal measurements: every commit moves a sequence, every new layout adds to the count."""
+        count = select(func.count()).where(layouts.c.writer_id == writers.c.id).scalar_subquery()
+        query = select(writers.c.id, writers.c.last_seq, count.label("layouts")).where(writers.c.run_id == run_id)
+        async with self._database.read() as connection:
+            rows = await connection.execute(query.order_by(writers.c.id))
+            return ",".join(f"{row.id}:{row.last_seq}:{row.layouts}" for row in rows)
+
     async def scalar_ranks(self, run_id: str) -> dict[str, int]:
         """Each scalar of the run and the lowest rank that logs it."""
         async with self._database.read() as connection:
