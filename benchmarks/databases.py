@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from sqlalchemy import text
 
@@ -20,7 +19,7 @@ KINDS = ("sqlite", "postgres")
 async def fresh_database(kind: str) -> AsyncIterator[Database]:
     """Migrated and empty; gone afterwards. Its files are under the temporary directory (TMPDIR)."""
     with tempfile.TemporaryDirectory(prefix="spikewatch-bench-", ignore_cleanup_errors=True) as place:
-        server = Postgres(Path(place)) if kind == "postgres" else None
+        server = Postgres() if kind == "postgres" else None
         database = Database(server.create_database() if server else f"sqlite:///{place}/bench.sqlite3")
         try:
             await migrate.upgrade(database)

@@ -67,7 +67,7 @@ class LongRun:
             rows=np.arange(len(steps), dtype=np.int32),
             statistics=statistics,
         )
-        return Columns(steps=steps, times=1.7e9 + steps * 0.1, scalars=found, blocks=(block,))
+        return Columns(steps=steps, times=(1.7e9 + steps * 0.1).astype(np.float64), scalars=found, blocks=(block,))
 
     async def write(self, database: Database, run_id: str, steps: int) -> None:
         """Put the first ``steps`` steps into tiles of all levels."""

@@ -25,6 +25,7 @@ from server.models import Scope
 from server.storage import migrate as migrations
 from server.storage.database import Database
 from server.storage.fleet import FleetQuery
+from server.storage.integrity import Doctor
 from server.storage.layouts import LayoutStore
 from server.storage.runs import RunStore
 from server.storage.tokens import TokenStore
@@ -36,6 +37,7 @@ Result = TypeVar("Result")
 
 EXIT_UNUSABLE = 2
 """Settings, port or database cannot be used."""
+EXIT_DAMAGED = 1
 
 app = typer.Typer(
     help="See a loss spike coming.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -148,6 +150,36 @@ def runs(
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make again what can be made again, and mark the rest as lost.")
+    ] = False,
+    data: Data = None,
+) -> None:
+    """Read every stored measurement and name what is damaged. Exit code 1 while something is."""
+
+    async def examine(database: Database) -> int:
+        await migrations.upgrade(database)
+        left = 0
+        async for damage in Doctor(database).examine(repair=repair):
+            run = f"run {damage.run_id}: " if damage.run_id else ""
+            print(
+                f"{run}{damage.where}: {damage.problem}" + (f"; {damage.remedy}" if damage.remedy else ""), flush=True
+            )
+            left += not damage.remedy
+        return left
+
+    with _one_line_errors():
+        left = _with_database(_config(data=data), examine)
+    print(
+        "Everything is readable."
+        if left == 0
+        else f"{left} damaged; `spikewatch doctor --repair` does what can be done."
+    )
+    raise typer.Exit(EXIT_DAMAGED if left else 0)
 
 
 @app.command()

@@ -274,12 +274,17 @@ class SpanStore:
         number: int | None = inserted.scalar_one_or_none()
         if number is None:
             return None
+        await self.insert_tiles(connection, number, draft)
+        return number
+
+    @staticmethod
+    async def insert_tiles(connection: AsyncConnection, span_id: int, draft: SpanDraft) -> None:
         if draft.tiles:
             await connection.execute(
                 tiles.insert(),
                 [
                     {
-                        "span_id": number,
+                        "span_id": span_id,
                         "layout": layout,
                         "name": name,
                         "rows": tile.rows,
@@ -292,7 +297,6 @@ class SpanStore:
                     for (layout, name), tile in draft.tiles.items()
                 ],
             )
-        return number
 
 
 class _ReplacedElsewhereError(Exception):
