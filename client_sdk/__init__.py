@@ -192,11 +192,3 @@ def _finish_at_exit() -> None:
     crashed = error is not None and not issubclass(error, KeyboardInterrupt) and not hasattr(sys, "ps1")
     for run in tuple(_runs):
         run.finish(EXIT_TIMEOUT, state="crashed" if crashed else "finished")
-
-
-def _abandon_in_child() -> None:
-    for run in tuple(_runs):
-        run.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_in_child)

@@ -12,7 +12,8 @@ from pathlib import Path
 from client_sdk.config import DEFAULT_DIRECTORY, ENV_DIR, Endpoint
 from client_sdk.errors import ConfigurationError, SpoolError, TransportError
 from client_sdk.notices import Notices, logger
-from client_sdk.recovery import deliver, find_spools
+from client_sdk.recovery import deliver
+from client_sdk.spool_directory import find_spools
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,15 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sync(directory: Path, endpoint: Endpoint, timeout: float) -> int:
-    spools = [directory] if directory in find_spools(directory.parent) else find_spools(directory)
+    spools = [entry for entry in find_spools(directory.parent) if entry[0] == directory] or find_spools(directory)
     if not spools:
         print(f"nothing to send in {directory}")
-    unsent = 0
-    for spool in spools:
+    unsent: set[tuple[str | None, int]] = set()
+    for spool, meta in spools:
+        trainer = (meta.hello.run_id, meta.hello.rank)
+        if trainer in unsent:
+            _fail(1, f"{spool.name} waits for what this run recorded before")
+            continue
         try:
             count = deliver(spool, endpoint, Notices(), gives_up=_is_final, timeout=timeout)
         except SpoolError as error:
-            unsent += 1
+            unsent.add(trainer)
             _fail(1, str(error))
         except TransportError as error:
             return _fail(1, f"{spool.name} was not sent: {error}")

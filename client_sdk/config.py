@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 import msgspec
 
 from client_sdk.errors import ConfigurationError
+from client_sdk.launch import Launch
 from client_sdk.protocol import MAX_NAME_CHARS
 
 ENV_URL: Final = "SPIKEWATCH_URL"
@@ -26,7 +27,7 @@ ENV_TOKEN: Final = "SPIKEWATCH_TOKEN"  # noqa: S105 - the name of a variable
 ENV_MODE: Final = "SPIKEWATCH_MODE"
 ENV_DIR: Final = "SPIKEWATCH_DIR"
 ENV_HOME: Final = "SPIKEWATCH_HOME"
-ENV_RANK: Final = "RANK"  # set by torchrun
+ENV_RUN_ID: Final = "SPIKEWATCH_RUN_ID"
 
 DEFAULT_URL: Final = "http://127.0.0.1:8787"
 DEFAULT_DIRECTORY: Final = ".spikewatch"
@@ -137,18 +138,19 @@ class Settings:
         place = directory if directory is not None else environ.get(ENV_DIR) or DEFAULT_DIRECTORY
         if not isinstance(place, str | os.PathLike):
             raise ConfigurationError(f"directory is {place!r}; expected a path")
+        run_id = run_id if run_id is not None else environ.get(ENV_RUN_ID) or None
         if run_id is not None and (not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id)):
             raise ConfigurationError(f"run_id is {run_id!r}; expected 1 to 64 letters, digits, '.', '_' or '-'")
-        rank = environ.get(ENV_RANK, "0")
+        launch = Launch.read(_name("project", project), environ)
         return cls(
-            project=_name("project", project),
+            project=project,
             name=None if name is None else _name("name", name),
             config=plain_config(config),
             tags=labels,
             mode=cast(Mode, chosen),
             directory=Path(place).expanduser().absolute(),
-            run_id=run_id,
-            rank=int(rank) if rank.isdecimal() else 0,
+            run_id=run_id if run_id is not None else launch.run_id,
+            rank=launch.rank,
             endpoint=Endpoint.resolve(url=url, token=token, environ=environ),
         )
 

@@ -7,12 +7,16 @@ a tensor is recognised by its face.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from client_sdk.notices import Notices
 from client_sdk.protocol import MAX_NAME_CHARS, MAX_STEP
+
+MAX_KNOWN: Final = 10_000  # names remembered as good
+_FLOATS: Final = frozenset({float})
+_NOTHING: Final[dict[str, Any]] = {}  # never written to
 
 
 class HostCopy(Protocol):
@@ -31,29 +35,42 @@ class BadValueError(ValueError):
     """A logged value that is no number. The text says what it is."""
 
 
-def read_metrics(metrics: Mapping[str, Any], notices: Notices) -> tuple[dict[str, float], dict[str, Any]]:
-    """Split ``metrics`` into host floats and device tensors. Bad entries are left out, warned of and counted."""
-    scalars: dict[str, float] = {}
-    deferred: dict[str, Any] = {}
-    for name, value in metrics.items():
-        if type(name) is not str or not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
-            notices.warn("bad_name", _describe_name(name))
-            continue
-        if type(value) is float:
-            scalars[name] = value
-            continue
-        try:
-            if is_on_device(value):
-                if value.numel() != 1 or value.is_complex():
-                    raise BadValueError(f"a tensor of shape {tuple(value.shape)} and type {value.dtype}")
-                deferred[name] = value.detach()
-            else:
-                scalars[name] = as_float(value)
-        except BadValueError as error:
-            notices.warn(
-                "bad_metric", f"metric {name!r} is {error}; it is skipped. Log a number or a tensor of one element"
-            )
-    return scalars, deferred
+class MetricReader:
+    """Reads what one run is given to log. A name is judged once."""
+
+    def __init__(self, notices: Notices) -> None:
+        self._notices = notices
+        self._known: set[str] = set()
+
+    def read(self, metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+        """Split ``metrics`` into host floats and device tensors. Bad entries are left out, warned of and counted."""
+        known = self._known
+        if type(metrics) is dict and known.issuperset(metrics) and _FLOATS.issuperset(map(type, metrics.values())):
+            return metrics.copy(), _NOTHING  # what happens at nearly every step
+        scalars: dict[str, float] = {}
+        deferred: dict[str, Any] = {}
+        for name, value in metrics.items():
+            if name not in known:
+                if type(name) is not str or not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
+                    self._notices.warn("bad_name", _describe_name(name))
+                    continue
+                if len(known) < MAX_KNOWN:
+                    known.add(name)
+            if type(value) is float:
+                scalars[name] = value
+                continue
+            try:
+                if is_on_device(value):
+                    if value.numel() != 1 or value.is_complex():
+                        raise BadValueError(f"a tensor of shape {tuple(value.shape)} and type {value.dtype}")
+                    deferred[name] = value.detach()
+                else:
+                    scalars[name] = as_float(value)
+            except BadValueError as error:
+                self._notices.warn(
+                    "bad_metric", f"metric {name!r} is {error}; it is skipped. Log a number or a tensor of one element"
+                )
+        return scalars, deferred
 
 
 def as_float(value: Any) -> float:

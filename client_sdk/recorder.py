@@ -1,7 +1,8 @@
 """From the values of one `log` to records in the spool.
 
-Owns the line of records whose values are still on their way from a device, and their order. Moved forward by the
-training thread inside `log` and by the sender thread in between, whoever comes first.
+Owns the line of records whose values are still on their way from a device, their order, and the thread that moves the
+line on: a record is written by the training thread when all its values are on the host and no earlier one waits, else
+by that thread, within `PERIOD` of the moment when the copies of this and all earlier records have landed.
 """
 
 from __future__ import annotations
@@ -20,24 +21,28 @@ from client_sdk.notices import Notices
 from client_sdk.panel import Panel
 from client_sdk.protocol import MAX_FRAME_BYTES, MAX_SCALARS, Histograms, Record, encode
 from client_sdk.spool import Spool
+from client_sdk.thinning import strip
 
+PERIOD: Final = 0.05  # seconds between looks at the line
 MAX_STAGED: Final = 1024  # records that wait for a device; beyond them the newest is dropped
 MAX_RECORD_BYTES: Final = MAX_FRAME_BYTES - 1024  # leaves room for the batch around it
 RESERVE: Final = 1.1  # of the spool's limit, for scalars once blocks no longer fit
 POLL: Final = 0.002  # seconds between looks at a device copy while finishing
+BREATH: Final = 0.0002  # seconds for other threads between two records of the line
+STOP_TIMEOUT: Final = 2.0  # seconds
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Staged:
     """One call of `log` whose values may still be on a device."""
 
     step: int
     time: float
     scalars: dict[str, float]
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
     """Of the metrics in ``copy``."""
-    copy: HostCopy | None = None
-    panel: Panel | None = None
+    copy: HostCopy | None
+    panel: Panel | None
     parts: list[tuple[int, Pending]]
     """Measurements with the position of their instrument in ``panel``."""
 
@@ -55,69 +60,119 @@ class Recorder:
     def __init__(self, spool: Spool, notices: Notices) -> None:
         self._spool = spool
         self._notices = notices
-        self._staged: deque[Staged] = deque()
-        self._append_lock = threading.Lock()  # held while one record is encoded and appended, never longer
+        self._line: deque[Staged] = deque()
+        self._append_lock = threading.Lock()  # held while one record is put into line or spool, never longer
+        self._drain_lock = threading.Lock()  # held by whoever moves the line on, never by `stage`
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
         self.dropped = 0
 
     @property
     def waiting(self) -> int:
         """Records that are not in the spool yet."""
-        return len(self._staged)
+        return len(self._line)
+
+    def start(self) -> None:
+        """Start the daemon thread."""
+        self._thread = threading.Thread(target=self._work, name="spikewatch-recorder", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(STOP_TIMEOUT)
+        self._report()
 
     def stage(self, staged: Staged) -> None:
-        """Put one record at the end of the line, and move forward what is ready. Called on the training thread."""
-        if len(self._staged) >= MAX_STAGED:
-            self.dropped += 1
-            self._notices.warn("staged", f"{MAX_STAGED} records wait for the device; newer ones are dropped meanwhile")
-        else:
-            self._staged.append(staged)
-        self.drain()
+        """Write one record, or put it at the end of the line. Called on the training thread."""
+        with self._append_lock:
+            if not self._line and staged.ready():
+                self._append(*self._encode(staged))
+            elif len(self._line) < MAX_STAGED:
+                self._line.append(staged)
+            else:
+                self.dropped += 1
+                self._notices.warn(
+                    "staged", f"{MAX_STAGED} records wait for the device; newer ones are dropped meanwhile"
+                )
 
     def drain(self) -> None:
-        """Move records whose values have landed into the spool. Called from the training and the sender thread."""
-        while self._staged:
-            with self._append_lock:
-                if not self._staged or not self._staged[0].ready():
-                    return
-                self._keep(self._staged.popleft())
+        """Write the records at the head of the line whose values have landed. Called from any thread."""
+        with self._drain_lock:
+            while self._line and self._line[0].ready():
+                encoded = self._encode(self._line[0])
+                with self._append_lock:
+                    self._append(*encoded)
+                    self._line.popleft()
+                time.sleep(BREATH)
 
     def land(self, deadline: float) -> bool:
         """Wait until ``deadline`` (monotonic) for what is under way. False when some of it does not come."""
         self.drain()
-        while self._staged and time.monotonic() < deadline:
+        while self._line and time.monotonic() < deadline:
             time.sleep(POLL)
             self.drain()
-        return not self._staged
+        return not self._line
 
     def discard(self) -> None:
         """Give up what never came from the device."""
-        if self._staged:
-            self._notices.warn("lost", f"{len(self._staged)} records never came from the device and are lost")
-            self.dropped += len(self._staged)
-            self._staged.clear()
+        with self._drain_lock, self._append_lock:
+            if self._line:
+                self._notices.warn("lost", f"{len(self._line)} records never came from the device and are lost")
+                self.dropped += len(self._line)
+                self._line.clear()
 
-    def _keep(self, staged: Staged) -> None:
-        """Encode and append one record. Append lock must be held by the caller."""
+    def _work(self) -> None:
+        while not self._stopped.wait(PERIOD):
+            try:
+                self.drain()
+                self._spool.tend()
+                self._report()
+            except Exception as error:
+                self._notices.caught("recorder", "writing what came from the device", error)
+
+    def _report(self) -> None:
+        """Say what the spool cannot say itself."""
+        spool = self._spool
+        if spool.failure is not None:
+            failure, spool.failure = spool.failure, None
+            self._notices.warn(
+                "disk",
+                f"the spool {spool.directory} cannot be written ({failure}); records are kept in memory, and lost if "
+                "the process dies. Make room or set SPIKEWATCH_DIR to another disk",
+            )
+        if spool.thinned:
+            self._notices.warn(
+                "thinned",
+                f"the spool {spool.directory} is nearly full, as the server has not taken records for long: the layer "
+                "statistics in it are thinned to every 2nd, 4th … step; scalars stay complete",
+            )
+
+    def _encode(self, staged: Staged) -> tuple[Record | None, list[bytes]]:
+        """The record and its encoded pieces; none when it cannot be encoded."""
         try:
             record = self._record(staged)
             payload = encode(record)
-            pieces = [payload] if len(payload) <= MAX_RECORD_BYTES else self._split(record)
+            return record, [payload] if len(payload) <= MAX_RECORD_BYTES else self._split(record)
         except Exception as error:
             self.dropped += 1
             self._notices.caught("encode", "recording a step", error)
-            return
+            return None, []
+
+    def _append(self, record: Record | None, pieces: list[bytes]) -> None:
+        """Append lock must be held by the caller."""
         for piece in pieces:
             if self._spool.append(piece):
                 continue
+            assert record is not None
             self.dropped += 1
             self._notices.warn(
                 "spool_full",
                 "the spool is full, as the server has not taken records for long; layer statistics are dropped and "
                 "scalars kept, until it does",
             )
-            self._spool.append(
-                encode(msgspec.structs.replace(record, layout=None, block=None, histograms=())), reserve=RESERVE
-            )
+            self._spool.append(encode(strip(record)), reserve=RESERVE)
             return
 
     def _record(self, staged: Staged) -> Record:

@@ -14,20 +14,12 @@ from typing import Final
 from client_sdk.config import Endpoint
 from client_sdk.errors import SpoolError, TransportError
 from client_sdk.notices import Notices
-from client_sdk.protocol import Finish
+from client_sdk.protocol import Finish, Hello
 from client_sdk.sender import Sender
-from client_sdk.spool import META_NAME, Spool
+from client_sdk.spool import Spool
+from client_sdk.spool_directory import find_spools
 
 REST: Final = 5.0  # seconds for a socket to close after the last record
-
-
-def find_spools(root: Path) -> list[Path]:
-    """Spool directories under ``root``, oldest first; those in use among them."""
-    try:
-        found = [path for path in root.iterdir() if (path / META_NAME).is_file()]
-        return sorted(found, key=lambda path: (path / META_NAME).stat().st_mtime)
-    except OSError:
-        return []
 
 
 def deliver(
@@ -37,6 +29,7 @@ def deliver(
     *,
     gives_up: Callable[[TransportError], bool],
     timeout: float | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> int:
     """Send one left spool and delete it; returns how many records it had to send. Blocks.
 
@@ -50,7 +43,7 @@ def deliver(
         if spool.meta.finish is None:
             spool.finish(Finish(last_seq=spool.last_seq, state="crashed"))
         count = spool.last_seq - spool.acknowledged
-        sender = Sender(spool, endpoint, notices, gives_up=gives_up)
+        sender = Sender(spool, endpoint, notices, gives_up=gives_up, is_stopped=is_stopped)
         if timeout is None:
             sender.run()
         else:
@@ -68,27 +61,51 @@ def deliver(
 
 
 class Recovery:
-    """Sends what is left under a directory while a run goes on, one spool after the other, in a daemon thread."""
+    """What earlier processes left under a directory, sent while a run goes on."""
 
     def __init__(self, root: Path, endpoint: Endpoint, notices: Notices) -> None:
         self._spools = find_spools(root)
         self._endpoint = endpoint
         self._notices = notices
 
-    def start(self, own: Path | None) -> None:
-        """Begin, if there is anything but the ``own`` spool of this run."""
-        self._spools = [path for path in self._spools if path != own]
+    def claim(self, own: Hello) -> Callable[[Callable[[], bool]], None]:
+        """Take out the spools of the same run and rank: the server must have them before what ``own`` records, or the
+        order of steps would be another. The answer sends them, in the sender's thread, until told to stop."""
+        same = [
+            path
+            for path, meta in self._spools
+            if (meta.hello.run_id, meta.hello.rank) == (own.run_id, own.rank) and meta.hello.writer != own.writer
+        ]
+        self._spools = [
+            (path, meta) for path, meta in self._spools if path not in same and meta.hello.writer != own.writer
+        ]
+
+        def send(is_stopped: Callable[[], bool]) -> None:
+            for path in same:
+                if not is_stopped():
+                    self._send(path, lambda error: is_stopped() or not error.retryable, is_stopped)
+
+        return send
+
+    def start(self) -> None:
+        """Send the others, one after the other, in a daemon thread."""
         if self._spools:
             threading.Thread(target=self._work, name="spikewatch-recovery", daemon=True).start()
 
     def _work(self) -> None:
-        for path in self._spools:
-            try:
-                deliver(path, self._endpoint, self._notices, gives_up=lambda error: not error.retryable)
-            except SpoolError as error:
-                self._notices.note("recovery", str(error))  # most often it is another run that goes on
-            except TransportError as error:
-                self._notices.note("recovery", str(error))
+        for path, _ in self._spools:
+            if not self._send(path, lambda error: not error.retryable, lambda: False):
                 return
-            except Exception as error:
-                self._notices.caught("recovery", f"sending what is left in {path}", error)
+
+    def _send(self, path: Path, gives_up: Callable[[TransportError], bool], is_stopped: Callable[[], bool]) -> bool:
+        """False when the server does not want what is ours."""
+        try:
+            deliver(path, self._endpoint, self._notices, gives_up=gives_up, is_stopped=is_stopped)
+        except SpoolError as error:
+            self._notices.note("recovery", str(error))  # most often it is another run that goes on
+        except TransportError as error:
+            self._notices.note("recovery", str(error))
+            return False
+        except Exception as error:
+            self._notices.caught("recovery", f"sending what is left in {path}", error)
+        return True

@@ -7,8 +7,10 @@ cause of trouble is warned of once and counted. The only module of the SDK that 
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,16 +22,21 @@ import msgspec
 from client_sdk.config import Settings
 from client_sdk.errors import ConfigurationError, SpoolError
 from client_sdk.measurement import Instrument, Pending
-from client_sdk.metrics import BadValueError, HostCopy, as_step, read_metrics
+from client_sdk.metrics import BadValueError, HostCopy, MetricReader, as_step
 from client_sdk.notices import Notices
 from client_sdk.panel import Panel
-from client_sdk.protocol import MAX_LAYOUTS, PROTOCOL_VERSION, Alert, Finish, Hello, Layout
+from client_sdk.progress import REDRAW, Progress
+from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Finish, Hello, Layout
 from client_sdk.recorder import Recorder, Staged
 from client_sdk.recovery import Recovery
 from client_sdk.sender import Sender
 from client_sdk.spool import Spool
 
 MAX_ALERTS: Final = 256  # that wait for the next `log`; the oldest is dropped
+
+_NO_PARTS: Final[list[tuple[int, Pending]]] = []
+_alive: Final[weakref.WeakSet[Run]] = weakref.WeakSet()
+"""What a forked child must let go of: runs belong to the process that made them."""
 
 State = Literal["running", "finished", "crashed"]
 
@@ -45,6 +52,8 @@ class Status:
     """Accepted by `log`."""
     acknowledged: int
     """Committed by the server."""
+    thinned: int
+    """Records that kept their scalars and gave up their layer statistics, as the server did not take them for long."""
     queued_bytes: int
     """On disk or in memory, not yet acknowledged."""
     dropped: int
@@ -73,12 +82,16 @@ class Run:
     """One training run. Made by `init`; every method may be called from the training thread at any time."""
 
     def __init__(self, settings: Settings) -> None:
-        """Returns at once; the sender thread connects meanwhile. Never raises for a missing disk or server."""
+        """Returns at once; the sender thread connects meanwhile. Never raises for a missing disk or server.
+
+        Rank 0 of a distributed training joins the run now, the others when they log."""
         self.settings = settings
         self.id = settings.run_id or uuid.uuid4().hex
         self._notices = Notices()
+        self._reader = MetricReader(self._notices)
         self._state: State = "running"
-        self._pid = os.getpid()
+        self._is_open = False
+        self._is_forked = False
         self._panel: Panel | None = None
         self._layout_count = 0
         self._callbacks: list[Callable[[Alert], Any]] = []
@@ -86,15 +99,24 @@ class Run:
         self._dropped = 0
         self._last_step = -1
         self._last_time: float | None = None
-        self._spool = self._make_spool() if settings.mode != "disabled" else None
-        self._recorder = None if self._spool is None else Recorder(self._spool, self._notices)
+        self._spool: Spool | None = None
+        self._recorder: Recorder | None = None
         self._sender: Sender | None = None
-        if self._spool is not None and self._recorder is not None and settings.mode == "online":
-            self._sender = Sender(
-                self._spool, settings.endpoint, self._notices, drain=self._recorder.drain, on_alert=self._alerts.append
-            )
-            self._sender.start()
-            Recovery(settings.directory, settings.endpoint, self._notices).start(own=self._spool.directory)
+        self._hello = Hello(
+            version=PROTOCOL_VERSION,
+            run_id=self.id,
+            writer=uuid.uuid4().hex,
+            project=settings.project,
+            name=settings.name,
+            rank=settings.rank,
+            config=settings.config,
+            tags=settings.tags,
+            started_at=time.time(),
+            sdk=f"python/{_sdk_version()}",
+        )
+        _alive.add(self)
+        if settings.mode != "disabled" and settings.rank == 0:
+            self._open()
 
     # -- what the user calls --
 
@@ -105,11 +127,41 @@ class Run:
 
         ``closure`` returns the loss of a batch, for curvature at the present parameters. Never raises or waits.
         """
-        recorder = self._recorder
-        if recorder is None:
-            return
+        # One straight line without helpers: between two steps of training the caches hold something else, and each
+        # function more costs microseconds.
         try:
-            self._log(recorder, metrics, step, closure)
+            if not self._is_open and not self._open_late():
+                return
+            recorder = self._recorder
+            assert recorder is not None
+            if self._alerts:
+                self._run_callbacks()
+            moment = time.perf_counter()
+            if step is None:
+                step = self._last_step + 1
+            if type(step) is not int or not 0 <= step <= MAX_STEP:
+                step = as_step(step)
+            if type(metrics) is not dict and not isinstance(metrics, Mapping):
+                self._notices.warn("bad_metrics", f"log() got {type(metrics).__name__}; expected a dictionary")
+                metrics = {}
+            now = time.time()
+            scalars, deferred = self._reader.read(metrics)
+            panel = self._panel
+            parts = _NO_PARTS
+            if panel is not None:
+                try:
+                    parts = panel.measure(step, metrics, closure)
+                except Exception as error:
+                    self._notices.caught("measure", "measuring", error)
+            if step != self._last_step:
+                if step > self._last_step and self._last_time is not None and "step_time" not in scalars:
+                    scalars["step_time"] = (moment - self._last_time) / (step - self._last_step)
+                self._last_step, self._last_time = step, moment
+            copy = _copy_to_host(list(deferred.values())) if deferred else None
+            recorder.stage(Staged(step, now, scalars, tuple(deferred), copy, panel, parts))
+        except BadValueError as error:
+            self._dropped += 1
+            self._notices.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
         except Exception as error:
             self._dropped += 1
             self._notices.caught("log", "log()", error)
@@ -126,7 +178,7 @@ class Run:
         and offline."""
         if self._spool is None or self._recorder is None:
             return True
-        if os.getpid() != self._pid:
+        if self._is_forked:
             return False
         try:
             return self._flush(self._spool, self._recorder, timeout)
@@ -137,7 +189,7 @@ class Run:
     def finish(self, timeout: float = 30.0, *, state: Literal["finished", "crashed"] = "finished") -> None:
         """Send what is left, for at most ``timeout`` seconds; the rest stays in the spool for the next `init` or
         `python -m client_sdk sync`. May be called again."""
-        if self._state != "running" or os.getpid() != self._pid:
+        if self._state != "running" or self._is_forked:
             return
         try:
             self._finish(timeout, state)
@@ -156,6 +208,7 @@ class Run:
             state=self._state,
             logged=0 if spool is None or recorder is None else spool.last_seq + recorder.waiting,
             acknowledged=0 if spool is None else spool.acknowledged,
+            thinned=0 if spool is None else spool.thinned,
             queued_bytes=0 if spool is None else spool.queued_bytes,
             dropped=dropped,
             connected=sender is not None and sender.connected,
@@ -168,12 +221,12 @@ class Run:
     @property
     def active(self) -> bool:
         """True until `finish`, in the process that made the run."""
-        return self._state == "running" and os.getpid() == self._pid
+        return self._state == "running" and not self._is_forked
 
     @property
     def disabled(self) -> bool:
         """True when every call is a no-op."""
-        return self._spool is None
+        return self.settings.mode == "disabled"
 
     @property
     def notices(self) -> Notices:
@@ -199,28 +252,49 @@ class Run:
 
     # -- inside: the training thread --
 
+    def _open(self) -> None:
+        spool = self._spool = self._make_spool()
+        recorder = self._recorder = Recorder(spool, self._notices)
+        if self.settings.mode == "online":
+            recovery = Recovery(self.settings.directory, self.settings.endpoint, self._notices)
+            self._sender = Sender(
+                spool,
+                self.settings.endpoint,
+                self._notices,
+                on_alert=self._alerts.append,
+                earlier=recovery.claim(spool.hello),
+            )
+            self._sender.start()
+            recovery.start()
+        recorder.start()
+        self._is_open = True
+
+    def _open_late(self) -> bool:
+        """What `log` does first when the run is not open: a rank that logs for the first time joins now. False when the
+        call is to be ignored."""
+        if self.disabled:
+            return False
+        if self._is_forked:
+            self._dropped += 1
+            self._notices.warn("forked", "log() in a forked process is ignored; call client_sdk.init() there")
+            return False
+        if self._state != "running":
+            self._dropped += 1
+            self._notices.warn("finished", "log() after finish() is ignored; call client_sdk.init() for another run")
+            return False
+        self._open()
+        return True
+
     def _make_spool(self) -> Spool:
-        hello = Hello(
-            version=PROTOCOL_VERSION,
-            run_id=self.id,
-            writer=uuid.uuid4().hex,
-            project=self.settings.project,
-            name=self.settings.name,
-            rank=self.settings.rank,
-            config=self.settings.config,
-            tags=self.settings.tags,
-            started_at=time.time(),
-            sdk=f"python/{_sdk_version()}",
-        )
         try:
-            return Spool.create(self.settings.directory, hello)
+            return Spool.create(self.settings.directory, self._hello)
         except SpoolError as error:
             self._notices.warn(
                 "spool",
                 f"{error}. Records are kept in memory only, and lost if the process dies; "
                 "pass directory=… or set SPIKEWATCH_DIR to a place that can be written",
             )
-            return Spool.in_memory(hello)
+            return Spool.in_memory(self._hello)
 
     def _install(self, instruments: list[Instrument]) -> Panel | None:
         if not instruments:
@@ -228,68 +302,11 @@ class Run:
             return None
         panel = Panel(instruments, self._layout_count)
         self._layout_count += 1
+        self._hello = msgspec.structs.replace(self._hello, layouts=(*self._hello.layouts, panel.layout))
         if self._spool is not None:
-            hello = self._spool.hello
-            self._spool.introduce(msgspec.structs.replace(hello, layouts=(*hello.layouts, panel.layout)))
+            self._spool.introduce(self._hello)
         self._panel = panel
         return panel
-
-    def _log(
-        self, recorder: Recorder, metrics: Mapping[str, Any], step: int | None, closure: Callable[[], Any] | None
-    ) -> None:
-        if os.getpid() != self._pid:
-            self._dropped += 1
-            self._notices.warn("forked", "log() in a forked process is ignored; call client_sdk.init() there")
-            return
-        if self._state != "running":
-            self._dropped += 1
-            self._notices.warn("finished", "log() after finish() is ignored; call client_sdk.init() for another run")
-            return
-        if self._alerts:
-            self._run_callbacks()
-        number = self._number(step)
-        if number is None:
-            return
-        if not isinstance(metrics, Mapping):
-            self._notices.warn("bad_metrics", f"log() got {type(metrics).__name__}; expected a dictionary")
-            metrics = {}
-        now = time.time()
-        scalars, deferred = read_metrics(metrics, self._notices)
-        panel = self._panel
-        parts = [] if panel is None else self._measure(panel, number, metrics, closure)
-        self._time_step(number, scalars)
-        copy = _copy_to_host(list(deferred.values())) if deferred else None
-        recorder.stage(
-            Staged(step=number, time=now, scalars=scalars, names=tuple(deferred), copy=copy, panel=panel, parts=parts)
-        )
-        self._report_disk()
-
-    def _measure(
-        self, panel: Panel, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None
-    ) -> list[tuple[int, Pending]]:
-        try:
-            return panel.measure(step, metrics, closure)
-        except Exception as error:
-            self._notices.caught("measure", "measuring", error)
-            return []
-
-    def _number(self, step: int | None) -> int | None:
-        try:
-            return as_step(self._last_step + 1 if step is None else step)
-        except BadValueError as error:
-            self._dropped += 1
-            self._notices.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
-            return None
-
-    def _time_step(self, step: int, scalars: dict[str, float]) -> None:
-        """Fill in `step_time`, seconds a step since the last call of `log` at an earlier step."""
-        moment = time.perf_counter()
-        advance = step - self._last_step if self._last_time is not None else 0
-        if advance > 0 and self._last_time is not None:
-            scalars.setdefault("step_time", (moment - self._last_time) / advance)
-        if advance or self._last_time is None:
-            self._last_time = moment
-        self._last_step = step
 
     def _run_callbacks(self) -> None:
         while self._alerts:
@@ -299,16 +316,6 @@ class Run:
                     callback(alert)
                 except Exception as error:
                     self._notices.caught("callback", "the on_alert callback", error)
-
-    def _report_disk(self) -> None:
-        spool = self._spool
-        if spool is not None and spool.failure is not None:
-            failure, spool.failure = spool.failure, None
-            self._notices.warn(
-                "disk",
-                f"the spool {spool.directory} cannot be written ({failure}); records are kept in memory, and lost if "
-                "the process dies. Make room or set SPIKEWATCH_DIR to another disk",
-            )
 
     # -- inside: the end --
 
@@ -323,18 +330,20 @@ class Run:
 
     def _finish(self, timeout: float, state: Literal["finished", "crashed"]) -> None:
         self._state = state
+        self._is_open = False
         spool, recorder, sender = self._spool, self._recorder, self._sender
         if spool is None or recorder is None:
             return
         deadline = time.monotonic() + timeout
         if not recorder.land(deadline):
             recorder.discard()
+        recorder.stop()
         spool.finish(Finish(last_seq=spool.last_seq, state=state))
         if sender is None:
             spool.release()
             return
         sender.hurry()
-        delivered = sender.wait_delivered(max(0.0, deadline - time.monotonic()))
+        delivered = self._await_delivery(sender, spool, deadline)
         stopped = sender.stop(2.0)
         if delivered:
             spool.delete()
@@ -353,10 +362,30 @@ class Run:
         if stopped:
             spool.release()
 
+    def _await_delivery(self, sender: Sender, spool: Spool, deadline: float) -> bool:
+        progress = Progress(sys.stderr, spool.queued_bytes)
+        try:
+            while not sender.wait_delivered(min(REDRAW, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    return False
+                progress.show(spool.queued_bytes)
+            return True
+        finally:
+            progress.close()
+
     def abandon(self) -> None:
         """Called in a forked child: let go of what belongs to the parent, touch nothing that it still uses."""
+        self._is_open, self._is_forked = False, True
         if self._sender is not None:
             self._sender.abandon()
+
+
+def _abandon_in_child() -> None:
+    for run in tuple(_alive):
+        run.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)
 
 
 def _copy_to_host(tensors: list[Any]) -> HostCopy:

@@ -3,8 +3,9 @@
     file    = magic (8 bytes "SPKWSEG1") · first sequence (uint64) · frame*
     frame   = length of payload (uint32, ≥ 1) · CRC-32 of payload (uint32) · payload
 
-Little-endian. The i-th frame has the sequence "first sequence" + i. A frame that is cut short or fails its CRC ends the
-file: what follows cannot be trusted. Owns the bytes; which files there are is the spool's.
+Little-endian. The i-th frame has the sequence "first sequence" + i. A frame that is cut short, has no length (the rest
+of a file that was made in advance) or fails its CRC ends the file: what follows cannot be trusted. Owns the bytes and
+their bookkeeping; writing them is `client_sdk.appender`'s, which files there are is the spool's.
 """
 
 from __future__ import annotations
@@ -23,37 +24,27 @@ SUFFIX: Final = ".segment"
 
 class Segment:
     """Bookkeeping of one file. ``end`` and ``count`` are written by the appending thread alone and read by others:
-    bytes before ``end`` never change."""
+    bytes before ``end`` never change, but by `rewrite`, which the spool's segments lock keeps apart from readers."""
 
-    __slots__ = ("count", "end", "first_seq", "path", "start")
+    __slots__ = ("count", "end", "first_seq", "passes", "path", "saved", "start")
 
-    def __init__(self, path: Path, first_seq: int, *, start: int, end: int, count: int) -> None:
+    def __init__(self, path: Path, first_seq: int, *, start: int, end: int = HEADER.size, count: int = 0) -> None:
         self.path = path
         self.first_seq = first_seq
-        self.start = start  # bytes of the frames in the files before this one
+        self.start = start  # bytes of the frames in the files before this one, as they were appended
         self.end = end
         self.count = count
+        self.saved = 0  # bytes that thinning took out of this file
+        self.passes = 0  # how often it was thinned
 
     @property
     def last_seq(self) -> int:
         return self.first_seq + self.count - 1
 
     def bytes_before(self, offset: int) -> int:
-        """Bytes of all frames of the spool that lie before ``offset`` of this file."""
-        return self.start + offset - HEADER.size
-
-    @classmethod
-    def create(cls, directory: Path, first_seq: int, start: int) -> tuple[Segment, int]:
-        """A new file and its descriptor, open for appending. Raises `OSError`."""
-        path = directory / f"{first_seq:020d}{SUFFIX}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            if os.write(descriptor, HEADER.pack(MAGIC, first_seq)) != HEADER.size:
-                raise OSError("the disk is full")
-        except OSError:
-            os.close(descriptor)
-            raise
-        return cls(path, first_seq, start=start, end=HEADER.size, count=0), descriptor
+        """Bytes ever appended to the spool that lie before ``offset`` of this file; what was thinned lies at its
+        beginning."""
+        return self.start + self.saved + offset - HEADER.size
 
     @classmethod
     def load(cls, path: Path, start: int) -> Segment | None:
@@ -75,23 +66,6 @@ class Segment:
         if end < len(data):
             os.truncate(path, end)
         return cls(path, first_seq, start=start, end=end, count=count)
-
-    def append(self, descriptor: int, payload: bytes) -> None:
-        """Write one frame; one system call, so that a killed process leaves it whole or torn, never interleaved.
-
-        Raises `OSError`; then the file is as it was before, as far as the disk allows.
-        """
-        size = FRAME.size + len(payload)
-        written = 0
-        try:
-            written = os.writev(descriptor, (FRAME.pack(len(payload), zlib.crc32(payload)), payload))
-            if written != size:
-                raise OSError("the disk is full")
-        except OSError:
-            os.ftruncate(descriptor, self.end)
-            raise
-        self.end += size
-        self.count += 1
 
     def read(self, offset: int, max_bytes: int) -> tuple[list[bytes], int]:
         """Payloads from the frame at ``offset`` on, at least one, then as many as fit ``max_bytes``; and the offset
@@ -120,6 +94,22 @@ class Segment:
         for _, (_, stop) in zip(range(seq - self.first_seq), frames(data, HEADER.size), strict=False):
             position = stop
         return position
+
+    def rewrite(self, payloads: list[bytes], place: Path) -> int:
+        """Write ``payloads``, one for each there is, to ``place``, a file that can replace this one; its size.
+
+        Raises `OSError`."""
+        assert len(payloads) == self.count
+        data = bytearray(HEADER.pack(MAGIC, self.first_seq))
+        for payload in payloads:
+            data += frame_header(payload) + payload
+        place.write_bytes(data)
+        return len(data)
+
+
+def frame_header(payload: bytes) -> bytes:
+    """What stands before ``payload`` in the file."""
+    return FRAME.pack(len(payload), zlib.crc32(payload))
 
 
 def frames(data: bytes, offset: int) -> list[tuple[int, int]]:

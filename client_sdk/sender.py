@@ -66,20 +66,22 @@ class Sender:
         endpoint: Endpoint,
         notices: Notices,
         *,
-        drain: Callable[[], None] = lambda: None,
         on_alert: Callable[[Alert], None] = lambda alert: None,
         gives_up: Callable[[TransportError], bool] = lambda error: False,
+        is_stopped: Callable[[], bool] = lambda: False,
+        earlier: Callable[[Callable[[], bool]], None] = lambda is_stopped: None,
         delays: Callable[[], Iterator[float]] = backoff,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``drain`` moves records whose device copies have landed into the spool; called often. ``gives_up`` ends `run`
-        on errors after which the caller does not want to try again."""
+        """``gives_up`` ends `run` on errors after which the caller does not want to try again, ``is_stopped`` at any
+        time. ``earlier`` sends what the server must have before; it is told how to find out that `stop` was called."""
         self._spool = spool
         self._endpoint = endpoint
         self._notices = notices
-        self._drain = drain
         self._on_alert = on_alert
         self._gives_up = gives_up
+        self._is_stopped = is_stopped
+        self._earlier = earlier
         self._delays_of = delays
         self._delays = delays()
         self._clock = clock
@@ -92,6 +94,7 @@ class Sender:
         self._finish_sent_at: float | None = None
         self._next_flush = 0.0
         self._retry_at = 0.0
+        self._may_move_on = True
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._progress = threading.Condition()
@@ -151,7 +154,8 @@ class Sender:
     def run(self) -> None:
         """Send until everything is delivered, `stop` is called or an error is given up on."""
         try:
-            while not self._stopped.is_set() and not self.delivered:
+            self._earlier(self._must_stop)
+            while not self._must_stop() and not self.delivered:
                 try:
                     self._turn()
                 except TransportError as error:
@@ -164,8 +168,10 @@ class Sender:
         finally:
             self._close()
 
+    def _must_stop(self) -> bool:
+        return self._stopped.is_set() or self._is_stopped()
+
     def _turn(self) -> None:
-        self._drain()
         if self._connection is None:
             delay = self._retry_at - self._clock()
             if delay > 0:
@@ -213,7 +219,6 @@ class Sender:
         deadline = self._clock() + WELCOME_TIMEOUT
         while (remaining := deadline - self._clock()) > 0:
             message = connection.receive(min(remaining, FLUSH_INTERVAL))
-            self._drain()
             if isinstance(message, Welcome):
                 return message
             if isinstance(message, Error):
@@ -262,6 +267,7 @@ class Sender:
         match message:
             case Ack(seq=seq):
                 self._delays = self._delays_of()
+                self._may_move_on = True
                 self._acknowledge(seq + self._spool.meta.base)
                 if self._finish_sent_at is not None:
                     self._announce(delivered=True)
@@ -289,7 +295,9 @@ class Sender:
     def _disconnect(self, error: TransportError) -> None:
         """Put the error into words once, and decide when to try again."""
         self.error = error
-        if error.retryable:
+        if error.code == "going_away" and self._may_move_on:
+            delay, self._may_move_on = 0.0, False  # somebody else answers at this address, or will soon
+        elif error.retryable:
             delay = next(self._delays)
         elif error.code in _FRAME_CODES and self._isolate(error):
             delay = 0.0

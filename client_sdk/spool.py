@@ -1,62 +1,44 @@
 """The queue between `log` and the server, on disk: append, read, acknowledge. Survives `kill -9` of the process.
 
-One directory a writer, under SPIKEWATCH_DIR:
+One directory a writer, under SPIKEWATCH_DIR; `client_sdk.spool_directory` says what lies in it. Nothing is fsynced per
+step: written bytes are in the page cache, which outlives the process. A disk that fails turns the tail of the queue
+into a bounded one in memory; the disk is tried again once that is empty.
 
-    <run id>-<writer>/
-        lock                      held (POSIX record lock) by the process that uses the directory
-        meta                      msgpack `Meta`: the hello with every layout, the finish; replaced atomically
-        acknowledged              sequence (uint64) · CRC-32 of these 8 bytes (uint32)
-        00000000000000000001.segment …   see `client_sdk.segment`
-
-Nothing is fsynced per step: written bytes are in the page cache, which outlives the process. A disk that fails turns
-the tail of the queue into a bounded one in memory; the disk is tried again once that is empty.
-
-Thread ownership: `append` under the run's lock; `read`, `acknowledge` and `rebase` from the sender thread; a segment
-but the last one is only ever removed, by the sender thread.
+Thread ownership: `append` by one thread at a time (the recorder's lock sees to it); `read`, `acknowledge` and `rebase`
+from the sender thread; `tend` from the recorder's thread. What readers and `tend` share is under a lock that `append`
+never takes, so that no I/O of theirs holds up `log`.
 """
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import os
-import shutil
-import struct
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from client_sdk.appender import Appender, may_map
 from client_sdk.errors import SpoolError
 from client_sdk.protocol import Finish, Hello, Record, decode_record, encode
 from client_sdk.segment import FRAME, HEADER, SUFFIX, Segment
+from client_sdk.spool_directory import Meta, SpoolDirectory
+from client_sdk.thinning import thin
 
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
 DISK_LIMIT: Final = 2 * 1024**3  # bytes of unacknowledged records
+THINNING_BEGINS: Final = 0.95  # of the limit
 MEMORY_LIMIT: Final = 64 * 1024**2  # bytes, when the disk fails
 DISK_RETRY: Final = 10.0  # seconds before a failed disk is tried again
+MAX_RETIRED: Final = 4  # full files that wait to be closed by `tend`
 
-_WATERMARK: Final = struct.Struct("<QI")
-META_NAME: Final = "meta"
-_LOCK: Final = "lock"
-_ACKNOWLEDGED: Final = "acknowledged"
+MAX_PASSES: Final = 64  # of thinning over one file; nothing is left long before
 
-_held: set[tuple[int, str]] = set()
-"""(process id, directory) of the locks of this process: POSIX record locks do not exclude their own process."""
-
-
-class Meta(msgspec.Struct, kw_only=True):
-    """What a later process must know to send what this one left."""
-
-    hello: Hello
-    base: int = 0
-    """Subtracted from a sequence of the spool to get that on the wire; grows when the server lost its data."""
-    finish: Finish | None = None
+_REWRITTEN: Final = "rewritten"
 
 
 class Spool:
@@ -70,9 +52,11 @@ class Spool:
         disk_limit: int = DISK_LIMIT,
         memory_limit: int = MEMORY_LIMIT,
         segment_bytes: int = SEGMENT_BYTES,
+        mapped: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without a directory everything is kept in memory. Use `create` and `open` for a directory."""
+        """Without a directory everything is kept in memory. ``mapped`` None: where the file system allows it. Use
+        `create` and `open` for a directory."""
         self.directory = directory
         self.meta = meta
         self.last_seq = 0
@@ -81,15 +65,22 @@ class Spool:
         """Why the disk was given up, the last time it was."""
         self.lost = 0
         """Records that a damaged file no longer had when it was opened."""
+        self.thinned = 0
+        """Records that gave up layer statistics to make room."""
+        self._place = None if directory is None else SpoolDirectory(directory)
         self._disk_limit = disk_limit
         self._memory_limit = memory_limit
         self._segment_bytes = segment_bytes
+        self._mapped = mapped
         self._clock = clock
-        self._lock_file: int | None = None
         self._segments: list[Segment] = []
-        self._descriptor: int | None = None  # of the last segment
+        self._segments_lock = threading.Lock()
+        self._appender: Appender | None = None  # of the last segment
+        self._spare: Appender | None = None  # the next one, made in advance
+        self._retired: deque[tuple[Appender, int]] = deque()  # full, with their ends
         self._appended_bytes = 0  # payload and framing, ever
         self._acknowledged_bytes = 0
+        self._thinned_bytes = 0  # of what is not acknowledged
         self._cursor: tuple[int, Segment, int] | None = None  # next sequence to read, where it is
         self._marks: deque[tuple[int, int]] = deque()  # (last sequence of a read, bytes up to it)
         self._memory: deque[bytes] = deque()
@@ -98,6 +89,7 @@ class Spool:
         self._meta_lock = threading.Lock()
         self._memory_bytes = 0
         self._disk_retry_at = 0.0
+        self._spare_names = map("spare-{}".format, itertools.count())
 
     @classmethod
     def in_memory(cls, hello: Hello, *, memory_limit: int = MEMORY_LIMIT) -> Spool:
@@ -113,16 +105,23 @@ class Spool:
         disk_limit: int = DISK_LIMIT,
         memory_limit: int = MEMORY_LIMIT,
         segment_bytes: int = SEGMENT_BYTES,
+        mapped: bool | None = None,
     ) -> Spool:
         """A new spool under ``root``. Raises `SpoolError` when the directory cannot be used."""
         directory = root / f"{hello.run_id}-{hello.writer}"
         spool = cls(
-            directory, Meta(hello=hello), disk_limit=disk_limit, memory_limit=memory_limit, segment_bytes=segment_bytes
+            directory,
+            Meta(hello=hello),
+            disk_limit=disk_limit,
+            memory_limit=memory_limit,
+            segment_bytes=segment_bytes,
+            mapped=mapped,
         )
+        assert spool._place is not None
         try:
             directory.mkdir(parents=True)
-            spool._lock()
-            spool._write_meta()
+            spool._place.hold()
+            spool._place.write_meta(spool.meta)
         except OSError as error:
             spool.release()
             raise SpoolError(f"cannot write to {directory}: {error}") from error
@@ -132,10 +131,11 @@ class Spool:
     def open(cls, directory: Path) -> Spool:
         """What an earlier process left. Raises `SpoolError` when it is in use, or is no spool."""
         spool = cls(directory, Meta(hello=Hello(version=0, run_id=None, writer="", project="")))
+        assert spool._place is not None
         try:
-            spool._lock()
-            spool.meta = msgspec.msgpack.decode((directory / META_NAME).read_bytes(), type=Meta)
-            spool._load()
+            spool._place.hold()
+            spool.meta = spool._place.read_meta()
+            spool._load(directory)
         except (OSError, msgspec.DecodeError) as error:
             spool.release()
             raise SpoolError(f"cannot use the spool {directory}: {error}") from error
@@ -144,13 +144,14 @@ class Spool:
     @property
     def queued_bytes(self) -> int:
         """Bytes not yet acknowledged, on disk and in memory."""
-        return max(0, self._appended_bytes - self._acknowledged_bytes) + self._memory_bytes
+        on_disk = self._appended_bytes - self._acknowledged_bytes - self._thinned_bytes
+        return max(0, on_disk) + self._memory_bytes
 
     @property
     def hello(self) -> Hello:
         return self.meta.hello
 
-    # -- the run's side: the run's lock must be held by the caller --
+    # -- the run's side: one thread at a time --
 
     def append(self, payload: bytes, *, reserve: float = 1.0) -> bool:
         """Keep one record; its sequence is then `last_seq`. False: no room, nothing was kept.
@@ -158,11 +159,11 @@ class Spool:
         ``reserve`` multiplies the limits, so that what matters most still fits when the rest no longer does.
         """
         size = FRAME.size + len(payload)
-        if not self._memory and self.directory is not None and self._clock() >= self._disk_retry_at:
+        if not self._memory and self.directory is not None and (not self._disk_retry_at or self._may_retry()):
             if self.queued_bytes + size > self._disk_limit * reserve:
                 return False
             try:
-                self._append_to_disk(payload)
+                self._append_to_disk(payload, size)
             except OSError as error:
                 self._give_up_disk(error)
             else:
@@ -180,17 +181,34 @@ class Spool:
         return True
 
     def introduce(self, hello: Hello) -> None:
-        """Replace the hello, because there is a new layout. Before the first record that refers to it."""
+        """Replace the hello, as layouts grew; records that refer to them must be appended after."""
         self._replace_meta(hello=hello)
 
-    def finish(self, state: Finish) -> None:
-        """Nothing is appended after this; a later process will tell the server so."""
-        self._replace_meta(finish=state)
+    def finish(self, finish: Finish) -> None:
+        """The run is over: nothing is appended any more."""
+        self._replace_meta(finish=finish)
+
+    # -- the recorder's thread --
+
+    def tend(self) -> None:
+        """Do ahead, or afterwards, what `append` should not have to: make the next file, close full ones, and thin
+        what waits for the server when the limit is near. Never raises."""
+        while self._retired:
+            self._close(*self._retired.popleft())
+        last = self._segments[-1] if self._segments else None
+        is_low = last is None or self._appender is None or last.end > self._segment_bytes // 2
+        if self._spare is None and is_low and self.directory is not None and not self._disk_retry_at:
+            try:
+                self._spare = self._make_file(self._segment_bytes)
+            except OSError as error:
+                self.failure = error
+        if self.queued_bytes > self._disk_limit * THINNING_BEGINS:
+            self._thin_oldest()
 
     # -- the sender's side --
 
     def read(self, after: int, max_bytes: int) -> list[bytes]:
-        """Encoded records that follow sequence ``after``: at least one if there is any, then up to ``max_bytes``.
+        """Encoded records from sequence ``after`` + 1 on: at least one if there is any, then up to ``max_bytes``.
 
         Raises `OSError` when the disk does not give them back.
         """
@@ -199,7 +217,8 @@ class Spool:
         with self._memory_lock:
             if self._memory and after + 1 >= self._memory_first:
                 return self._read_memory(after + 1 - self._memory_first, max_bytes)
-        return self._read_disk(after, max_bytes)
+        with self._segments_lock:
+            return self._read_disk(after, max_bytes)
 
     def acknowledge(self, seq: int) -> None:
         """Forget every record up to and with ``seq``."""
@@ -210,15 +229,15 @@ class Spool:
             while self._memory and self._memory_first <= seq:
                 self._memory_bytes -= FRAME.size + len(self._memory.popleft())
                 self._memory_first += 1
-        self._acknowledged_bytes = self._bytes_up_to(seq)
-        self.acknowledged = seq
-        while len(self._segments) > 1 and self._segments[0].last_seq <= seq:
-            self._segments.pop(0).path.unlink(missing_ok=True)
-        if self.directory is not None:
-            packed = struct.pack("<Q", seq)
+        with self._segments_lock:
+            self._acknowledged_bytes = self._bytes_up_to(seq)
+            self.acknowledged = seq
+            while len(self._segments) > 1 and self._segments[0].last_seq <= seq:
+                self._segments.pop(0).path.unlink(missing_ok=True)
+            self._count_thinned()
+        if self._place is not None:
             try:
-                with open(self.directory / _ACKNOWLEDGED, "r+b" if self._has_watermark() else "wb", 0) as file:
-                    file.write(_WATERMARK.pack(seq, zlib.crc32(packed)))
+                self._place.write_watermark(seq)
             except OSError as error:
                 self.failure = error  # costs a resend after a crash, which the server recognises
 
@@ -229,50 +248,106 @@ class Spool:
     @property
     def oldest(self) -> int:
         """First sequence that can still be read."""
-        if self._segments:
-            return self._segments[0].first_seq
+        segments = self._segments
+        if segments:
+            return segments[0].first_seq
         return self._memory_first if self._memory else self.last_seq + 1
 
     def release(self) -> None:
         """Close files and let other processes use the directory. The records stay."""
-        for descriptor in (self._descriptor, self._lock_file):
-            if descriptor is not None:
-                os.close(descriptor)
-        if self._lock_file is not None:
-            _held.discard((os.getpid(), str(self.directory)))
-        self._descriptor = self._lock_file = None
+        if self._appender is not None:
+            self._retired.append((self._appender, self._segments[-1].end))
+        if self._spare is not None:
+            self._discard(self._spare)
+        self._appender = self._spare = None
+        while self._retired:
+            self._close(*self._retired.popleft())
+        if self._place is not None:
+            self._place.release()
 
     def delete(self) -> None:
         """Everything is delivered: remove the directory."""
-        if self.directory is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        if self._place is not None:
+            self._place.delete()
         self.release()
 
-    # -- inside --
+    # -- inside: appending --
 
-    def _append_to_disk(self, payload: bytes) -> None:
+    def _append_to_disk(self, payload: bytes, size: int) -> None:
+        appender = self._appender
+        if appender is not None:
+            last = self._segments[-1]
+            if last.end < self._segment_bytes and appender.has_room(last.end, size):
+                last.end = appender.append(last.end, payload)
+                last.count += 1
+                return
+            self._retire(appender, last.end)
+        appender = self._begin_file(size)
+        last = self._segments[-1]
+        last.end = appender.append(last.end, payload)
+        last.count += 1
+
+    def _begin_file(self, size: int) -> Appender:
+        """The next segment, with room for at least one record of ``size``."""
         assert self.directory is not None
-        last = self._segments[-1] if self._segments else None
-        if self._descriptor is None or last is None or last.end >= self._segment_bytes:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
-            last, self._descriptor = Segment.create(self.directory, self.last_seq + 1, self._appended_bytes)
-            self._segments.append(last)
-        last.append(self._descriptor, payload)
+        first_seq = self.last_seq + 1
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.has_room(HEADER.size, size):
+            self._discard(spare)
+            spare = None
+        appender = spare or self._make_file(max(self._segment_bytes, HEADER.size + size))
+        path = self.directory / f"{first_seq:020d}{SUFFIX}"
+        try:
+            appender.begin(first_seq, path)
+        except OSError:
+            self._discard(appender)
+            raise
+        self._appender = appender
+        self._segments.append(Segment(path, first_seq, start=self._appended_bytes))
+        return appender
+
+    def _make_file(self, size: int) -> Appender:
+        assert self.directory is not None
+        if self._mapped is None:
+            self._mapped = may_map(self.directory)
+        return Appender(self.directory / next(self._spare_names), size, mapped=self._mapped)
+
+    def _discard(self, spare: Appender) -> None:
+        """A file that holds nothing."""
+        spare.path.unlink(missing_ok=True)
+        self._retired.append((spare, 0))
+
+    def _retire(self, appender: Appender, end: int) -> None:
+        self._appender = None
+        self._retired.append((appender, end))
+        if len(self._retired) > MAX_RETIRED:
+            self._close(*self._retired.popleft())
+
+    def _close(self, appender: Appender, end: int) -> None:
+        try:
+            appender.close(end)
+        except OSError as error:
+            self.failure = error  # what it reserved stays reserved until it is sent
+
+    def _may_retry(self) -> bool:
+        if self._clock() < self._disk_retry_at:
+            return False
+        self._disk_retry_at = 0.0
+        return True
 
     def _give_up_disk(self, error: OSError) -> None:
         self.failure = error
         self._disk_retry_at = self._clock() + DISK_RETRY
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._appender is not None:
+            self._retire(self._appender, self._segments[-1].end)
+
+    # -- inside: reading; the segments lock must be held by the caller --
 
     def _read_memory(self, start: int, max_bytes: int) -> list[bytes]:
         """Memory lock must be held by the caller."""
         payloads: list[bytes] = []
         size = 0
-        for payload in islice(self._memory, start, None):
+        for payload in itertools.islice(self._memory, start, None):
             size += len(payload)
             if payloads and size > max_bytes:
                 break
@@ -301,33 +376,59 @@ class Spool:
         raise OSError(f"record {seq} is not in the spool {self.directory}")
 
     def _bytes_up_to(self, seq: int) -> int:
-        """Bytes on disk of the records up to and with ``seq``."""
+        """Bytes on disk of the records up to and with ``seq``, thinned ones as they were appended."""
         while self._marks and self._marks[0][0] <= seq:
             last, size = self._marks.popleft()
             if last == seq:
                 return size
         for segment in self._segments:
+            if seq < segment.first_seq:
+                return segment.start
             if seq <= segment.last_seq:
-                return segment.bytes_before(segment.locate(seq + 1) if seq >= segment.first_seq else HEADER.size)
+                return segment.bytes_before(segment.locate(seq + 1))
         return self._segments[-1].bytes_before(self._segments[-1].end) if self._segments else 0
 
-    def _has_watermark(self) -> bool:
-        return self.directory is not None and (self.directory / _ACKNOWLEDGED).exists()
+    # -- inside: thinning --
 
-    def _lock(self) -> None:
-        """Raises `OSError` when another process, or this one, uses the directory."""
+    def _thin_oldest(self) -> None:
+        """Take every other block out of the oldest of the least thinned files that the sender has not begun to read."""
         assert self.directory is not None
-        key = (os.getpid(), str(self.directory))
-        if key in _held:
-            raise OSError("this process uses it")
-        descriptor = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._segments_lock:
+            reading = self.acknowledged + 1 if self._cursor is None else self._cursor[0]
+            waiting = [one for one in self._segments[:-1] if one.first_seq >= reading and one.passes < MAX_PASSES]
+        if not waiting:
+            return
+        segment = min(waiting, key=lambda one: one.passes)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise OSError(f"another process uses it ({error})") from error
-        self._lock_file = descriptor
-        _held.add(key)
+            payloads, changed = thin(segment.read(HEADER.size, segment.end)[0])
+            segment.passes = segment.passes + 1 if changed else MAX_PASSES
+            if changed:
+                self._replace(segment, payloads, self.directory / _REWRITTEN)
+                self.thinned += changed
+        except FileNotFoundError:
+            return  # the sender has come to it meanwhile, and the server has it
+        except (OSError, msgspec.DecodeError) as error:
+            segment.passes = MAX_PASSES
+            self.failure = error if isinstance(error, OSError) else OSError(str(error))
+
+    def _replace(self, segment: Segment, payloads: list[bytes], place: Path) -> None:
+        """Let ``segment`` consist of ``payloads``, unless the sender has begun to read it. Raises `OSError`."""
+        end = segment.rewrite(payloads, place)
+        with self._segments_lock:
+            if self._cursor is not None and self._cursor[0] > segment.first_seq:
+                raise FileNotFoundError(f"{segment.path} is being sent")
+            os.replace(place, segment.path)
+            segment.saved += segment.end - end
+            segment.end = end
+            self._count_thinned()
+
+    def _count_thinned(self) -> None:
+        """Segments lock must be held by the caller."""
+        self._thinned_bytes = sum(
+            segment.saved for segment in tuple(self._segments) if segment.start >= self._acknowledged_bytes
+        )
+
+    # -- inside: the directory --
 
     def _replace_meta(
         self, *, hello: Hello | None = None, writer: str | None = None, finish: Finish | None = None
@@ -339,22 +440,18 @@ class Spool:
             if writer is not None:
                 hello, base = msgspec.structs.replace(hello, writer=writer), self.acknowledged
             self.meta = Meta(hello=hello, base=base, finish=finish or meta.finish)
-            if self.directory is not None:
+            if self._place is not None:
                 try:
-                    self._write_meta()
+                    self._place.write_meta(self.meta)
                 except OSError as error:
                     self.failure = error
 
-    def _write_meta(self) -> None:
-        assert self.directory is not None
-        temporary = self.directory / (META_NAME + ".new")
-        temporary.write_bytes(msgspec.msgpack.encode(self.meta))
-        os.replace(temporary, self.directory / META_NAME)
-
-    def _load(self) -> None:
+    def _load(self, directory: Path) -> None:
         """Read what is there, cut torn tails, fill holes so that sequences stay consecutive."""
-        assert self.directory is not None
-        for path in sorted(self.directory.glob("*" + SUFFIX)):
+        assert self._place is not None
+        for path in (*directory.glob("spare-*"), directory / _REWRITTEN):
+            path.unlink(missing_ok=True)
+        for path in sorted(directory.glob("*" + SUFFIX)):
             segment = Segment.load(path, self._appended_bytes)
             if segment is None:
                 path.unlink()
@@ -364,7 +461,7 @@ class Spool:
                 segment.start = self._segments[-1].bytes_before(self._segments[-1].end)
             self._segments.append(segment)
             self._appended_bytes = segment.bytes_before(segment.end)
-        self.acknowledged = self._read_watermark()
+        self.acknowledged = self._place.read_watermark()
         if self._segments:
             self.acknowledged = max(self.acknowledged, self._segments[0].first_seq - 1)
             self.last_seq = max(self._segments[-1].last_seq, self.acknowledged)
@@ -372,26 +469,17 @@ class Spool:
             self.last_seq = self.acknowledged
         self._acknowledged_bytes = self._bytes_up_to(self.acknowledged)
 
-    def _read_watermark(self) -> int:
-        assert self.directory is not None
-        try:
-            seq, checksum = _WATERMARK.unpack((self.directory / _ACKNOWLEDGED).read_bytes())
-        except (OSError, struct.error):
-            return 0
-        return int(seq) if zlib.crc32(struct.pack("<Q", seq)) == checksum else 0
-
     def _fill(self, segment: Segment, last_seq: int) -> None:
         """Stand-ins for records that are gone, at the step of the last one that is not: the server wants no gap."""
         step, moment = 0, self.meta.hello.started_at
-        if segment.count:
-            offset = segment.locate(segment.last_seq)
-            record = decode_record(segment.read(offset, 1)[0][0])
+        payloads = segment.read(HEADER.size, segment.end)[0]
+        if payloads:
+            record = decode_record(payloads[-1])
             step, moment = record.step, record.time
-        blank = encode(Record(step=step, time=moment, scalars={}))
-        descriptor = os.open(segment.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            while segment.last_seq < last_seq:
-                segment.append(descriptor, blank)
-                self.lost += 1
-        finally:
-            os.close(descriptor)
+        missing = last_seq - segment.last_seq
+        payloads += [encode(Record(step=step, time=moment, scalars={}))] * missing
+        segment.count += missing
+        place = segment.path.with_name(_REWRITTEN)
+        segment.end = segment.rewrite(payloads, place)
+        os.replace(place, segment.path)
+        self.lost += missing

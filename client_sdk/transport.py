@@ -30,6 +30,7 @@ SEND_TIMEOUT: Final = 20.0  # seconds without any progress of a send: the connec
 CLOSE_UNAUTHENTICATED: Final = 4401
 CLOSE_FORBIDDEN: Final = 4403
 CLOSE_TOO_LARGE: Final = 1009
+CLOSE_GOING_AWAY: Final = frozenset({1001, 1012})
 UNAUTHENTICATED_HELP: Final = (
     "the server does not accept the token. Pass token=…, or set SPIKEWATCH_TOKEN; on the server's machine "
     "`spikewatch up` leaves one that is found by itself, and `spikewatch token create` makes others"
@@ -120,4 +121,6 @@ def _closed(error: ConnectionClosed) -> TransportError:
         return TransportError("forbidden", "the token may not write to this project", retryable=False)
     if code == CLOSE_TOO_LARGE:
         return TransportError("too_large", f"the server refused a frame as too large: {error}", retryable=False)
+    if code in CLOSE_GOING_AWAY:
+        return TransportError("going_away", f"the server goes away: {error}")
     return TransportError("closed", f"the connection was closed: {error}")

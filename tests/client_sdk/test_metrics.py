@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from client_sdk.metrics import BadValueError, as_step, read_metrics
+from client_sdk.metrics import BadValueError, MetricReader, as_step
 from client_sdk.notices import Notices
 
 
@@ -42,7 +42,7 @@ from client_sdk.notices import Notices
 )
 def test_number_is_taken(value: Any, expected: float) -> None:
     notices = Notices()
-    scalars, deferred = read_metrics({"x": value}, notices)
+    scalars, deferred = MetricReader(notices).read({"x": value})
     assert scalars == {"x": expected}
     assert type(scalars["x"]) is float
     assert not deferred
@@ -50,7 +50,7 @@ def test_number_is_taken(value: Any, expected: float) -> None:
 
 
 def test_nan_is_kept() -> None:
-    scalars, _ = read_metrics({"x": float("nan"), "y": torch.tensor(float("nan"))}, Notices())
+    scalars, _ = MetricReader(Notices()).read({"x": float("nan"), "y": torch.tensor(float("nan"))})
     assert all(math.isnan(value) for value in scalars.values())
     assert len(scalars) == 2
 
@@ -64,7 +64,7 @@ def test_other_values_are_skipped_with_one_warning(value: Any, caplog: pytest.Lo
     notices = Notices()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            scalars, _ = read_metrics({"bad": value, "good": 1.0}, notices)
+            scalars, _ = MetricReader(notices).read({"bad": value, "good": 1.0})
             assert scalars == {"good": 1.0}
     assert notices.counts == {"bad_metric": 3}
     assert len(caplog.records) == 1
@@ -78,7 +78,7 @@ def test_bad_name_is_skipped_with_one_short_warning(name: Any, caplog: pytest.Lo
     notices = Notices()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert read_metrics({name: 1.0, "good": 1.0}, notices)[0] == {"good": 1.0}
+            assert MetricReader(notices).read({name: 1.0, "good": 1.0})[0] == {"good": 1.0}
     assert notices.counts == {"bad_name": 2}
     assert len(caplog.records) == 1
     assert "skipped" in caplog.text
@@ -87,14 +87,14 @@ def test_bad_name_is_skipped_with_one_short_warning(name: Any, caplog: pytest.Lo
 
 def test_tensor_on_a_device_is_left_for_later() -> None:
     tensor = torch.zeros((), device="meta", requires_grad=True)
-    scalars, deferred = read_metrics({"loss": tensor, "n": 1}, Notices())
+    scalars, deferred = MetricReader(Notices()).read({"loss": tensor, "n": 1})
     assert scalars == {"n": 1.0}
     assert not deferred["loss"].requires_grad
 
 
 def test_tensor_on_a_device_must_have_one_element() -> None:
     notices = Notices()
-    assert read_metrics({"loss": torch.zeros(3, device="meta")}, notices) == ({}, {})
+    assert MetricReader(notices).read({"loss": torch.zeros(3, device="meta")}) == ({}, {})
     assert notices.counts == {"bad_metric": 1}
 
 

@@ -371,17 +371,19 @@ def test_directory_that_cannot_be_made_degrades_to_memory(
 def test_disk_that_fails_in_mid_run_is_said_once(
     make_run: MakeRun, server: IngestServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("client_sdk.spool.may_map", lambda directory: False)
     run = make_run(url=server.url)
     run.log({"loss": 1.0})
 
-    def writev(descriptor: int, parts: object) -> int:
+    def pwritev(descriptor: int, parts: object, offset: int) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "writev", writev)
+    monkeypatch.setattr(os, "pwritev", pwritev)
     for _ in range(20):
         run.log({"loss": 2.0})
     assert run.flush(20)
     assert server.steps() == list(range(21))
+    run.finish()
     assert len(warnings_of(caplog)) == 1
     assert "No space left" in caplog.text
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from client_sdk.errors import SpoolError
 from client_sdk.protocol import Finish, Hello, Layout, Record, decode_record, encode
-from client_sdk.segment import FRAME, HEADER, Segment
+from client_sdk.segment import FRAME, HEADER
 from client_sdk.spool import Spool
+from client_sdk.thinning import THINNED
 
 HELLO = Hello(version=1, run_id="run", writer="writer", project="p")
 payloads = st.lists(st.binary(min_size=1, max_size=300), max_size=30)
@@ -192,15 +195,15 @@ def test_full_spool_refuses_and_keeps_a_reserve(tmp_path: Path) -> None:
 
 def test_disk_that_fails_degrades_to_memory_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    spool = Spool(tmp_path, Spool.in_memory(HELLO).meta, memory_limit=300, clock=lambda: now)
+    spool = Spool(tmp_path, Spool.in_memory(HELLO).meta, memory_limit=300, mapped=False, clock=lambda: now)
     spool.append(b"disk")
     with monkeypatch.context() as broken:
 
-        def writev(descriptor: int, parts: object) -> int:
-            os.write(descriptor, b"half of a frame")
+        def pwritev(descriptor: int, parts: object, offset: int) -> int:
+            os.pwrite(descriptor, b"half of a frame", offset)
             raise OSError(errno.ENOSPC, "no space left")
 
-        broken.setattr(os, "writev", writev)
+        broken.setattr(os, "pwritev", pwritev)
         assert spool.append(b"memory 1")
         assert spool.failure is not None
     assert spool.append(b"memory 2"), "the order is kept: memory, until it is empty"
@@ -242,11 +245,138 @@ def test_rebase_makes_the_rest_a_new_writer(tmp_path: Path) -> None:
 
 
 def test_reading_a_segment_gives_at_least_one_record(tmp_path: Path) -> None:
-    segment, descriptor = Segment.create(tmp_path, 1, 0)
-    segment.append(descriptor, b"x" * 5000)
-    segment.append(descriptor, b"y")
-    assert segment.read(HEADER.size, 10)[0] == [b"x" * 5000]
-    os.close(descriptor)
+    spool = Spool.create(tmp_path, HELLO)
+    spool.append(b"x" * 5000)
+    spool.append(b"y")
+    assert spool.read(0, 10) == [b"x" * 5000]
+    spool.delete()
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_mapped_and_written_files_are_the_same(tmp_path: Path, mapped: bool) -> None:
+    spool = Spool.create(tmp_path, HELLO, mapped=mapped, segment_bytes=10_000)
+    for step in range(3):
+        spool.append(record(step) + bytes(3000 * step))
+    spool.append(bytes(200_000))
+    assert read_all(spool) == [*(record(step) + bytes(3000 * step) for step in range(3)), bytes(200_000)]
+    spool.release()
+    frames = [record(step) + bytes(3000 * step) for step in range(3)]
+    expected = HEADER.pack(b"SPKWSEG1", 1) + b"".join(FRAME.pack(len(one), zlib.crc32(one)) + one for one in frames)
+    assert segment_files(spool)[0].read_bytes()[: len(expected)] == expected
+    assert sum(path.stat().st_size for path in segment_files(spool)) < 220_000, "what was reserved is given back"
+
+
+def test_disk_without_room_for_a_file_made_in_advance_is_used_record_by_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fallocate(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    spool = Spool.create(tmp_path, HELLO, mapped=True)
+    assert spool.append(record(1))
+    assert spool.failure is None
+    assert segment_files(spool)[0].stat().st_size == HEADER.size + FRAME.size + len(record(1))
+    spool.delete()
+
+
+def test_next_file_is_made_in_advance_and_full_ones_are_closed_afterwards(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, segment_bytes=1000)
+    spool.tend()
+    for step in range(40):
+        assert spool.append(record(step))
+        spool.tend()
+        assert len(list((spool.directory or tmp_path).glob("spare-*"))) <= 1
+    assert read_all(spool) == [record(step) for step in range(40)]
+    spool.release()
+    assert not list((spool.directory or tmp_path).glob("spare-*"))
+
+
+def test_killed_process_leaves_records_in_its_mapped_file(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from client_sdk.spool import Spool\n"
+        "from client_sdk.protocol import Hello\n"
+        "spool = Spool.create(Path(sys.argv[1]), Hello(version=1, run_id='r', writer='w', project='p'), mapped=True)\n"
+        "spool.tend()\n"
+        "for step in range(1000): spool.append(b'%d' % step * 50)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=60, check=False)
+    spool = Spool.open(tmp_path / "r-w")
+    assert read_all(spool, max_bytes=100_000) == [b"%d" % step * 50 for step in range(1000)]
+    spool.delete()
+
+
+# -- a spool that fills up --
+
+
+def measured(step: int) -> bytes:
+    return encode(
+        Record(step=step, time=float(step), scalars={"loss": step / 7}, layout=0, block=step.to_bytes(4) * 100)
+    )
+
+
+def test_full_spool_thins_blocks_and_keeps_every_scalar(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, disk_limit=100_000, segment_bytes=8_000)
+    for step in range(600):
+        assert spool.append(measured(step)), "thinning made room before there was none"
+        spool.tend()
+        assert spool.queued_bytes <= 100_000
+    records = [decode_record(payload) for payload in read_all(spool, max_bytes=10_000)]
+    assert [(one.step, one.scalars["loss"]) for one in records] == [(step, step / 7) for step in range(600)]
+    whole = [one for one in records if one.block is not None]
+    assert all(one.block == one.step.to_bytes(4) * 100 and one.layout == 0 for one in whole)
+    assert 40 < len(whole) < 400
+    assert spool.thinned >= 600 - len(whole)
+    assert all((THINNED in one.scalars) == (one.block is None) for one in records), "the server is told which"
+    gaps = [second.step - first.step for first, second in itertools.pairwise(whole)]
+    assert max(gaps) <= 16, "blocks stay spread over the whole run"
+    on_disk = sum(len(payload) + FRAME.size for payload in map(encode, records))
+    assert spool.queued_bytes == on_disk
+    spool.acknowledge(600)
+    assert spool.queued_bytes == 0
+    spool.delete()
+
+
+def test_thinned_spool_is_read_by_a_later_process(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, disk_limit=30_000, segment_bytes=8_000)
+    for step in range(200):
+        spool.append(measured(step), reserve=1.1)
+        spool.tend()
+    spool.acknowledge(20)
+    before = read_all(spool, after=20)
+    queued = spool.queued_bytes
+    spool.release()
+    assert spool.directory is not None
+    later = Spool.open(spool.directory)
+    assert (later.lost, later.queued_bytes) == (0, queued)
+    assert read_all(later, after=20) == before
+    later.delete()
+
+
+def test_what_the_sender_has_begun_to_read_is_not_thinned(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, disk_limit=40_000, segment_bytes=8_000)
+    for step in range(60):
+        spool.append(measured(step))
+    begun = read_all(spool, max_bytes=3_000)[:30]
+    again = spool.read(0, 3_000)
+    for step in range(60, 110):
+        spool.append(measured(step))
+        spool.tend()
+    assert spool.thinned > 0
+    assert spool.read(0, 3_000) == again
+    assert begun[: len(again)] == again
+    spool.delete()
+
+
+def test_nothing_left_to_thin_refuses_the_next_block(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, disk_limit=5_000, segment_bytes=1_000)
+    for step in range(200):
+        spool.append(record(step))
+        spool.tend()
+    assert not spool.append(measured(200))
+    assert spool.thinned == 0
+    spool.delete()
 
 
 class SpoolMachine(RuleBasedStateMachine):
