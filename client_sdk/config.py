@@ -76,14 +76,19 @@ class Endpoint:
         """The token given, or the one that a server on this machine left for its port, or None."""
         if self.token is not None:
             return self.token
-        parts = self._parts
-        if not _is_loopback(parts.hostname or ""):
+        if not self.is_here:
             return None
+        parts = self._parts
         port = parts.port or _DEFAULT_PORTS[_SCHEMES[parts.scheme]]
         try:
             return (self.home / f"server-{port}.token").read_text(encoding="ascii").strip() or None
         except (OSError, UnicodeDecodeError):
             return None
+
+    @property
+    def is_here(self) -> bool:
+        """True for a server on this machine, which no proxy can reach."""
+        return _is_loopback(self._parts.hostname or "")
 
     @property
     def _parts(self) -> SplitResult:

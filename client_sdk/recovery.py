@@ -5,13 +5,16 @@ Owns finding those directories and giving each its own sender; two processes nev
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from client_sdk.config import Endpoint
+from client_sdk.config import ENV_HOME, ENV_TOKEN, ENV_URL, Endpoint
 from client_sdk.errors import SpoolError, TransportError
 from client_sdk.notices import Notices
 from client_sdk.protocol import Finish, Hello
@@ -58,6 +61,24 @@ def deliver(
         return count
     finally:
         spool.release()
+
+
+def deliver_elsewhere(directory: Path, endpoint: Endpoint, timeout: float) -> bool:
+    """Send a spool that nobody holds from another process, for one that can start no thread any more. False when it
+    was not sent within ``timeout`` seconds; it stays where it is."""
+    environ = {**os.environ, ENV_URL: endpoint.url, ENV_HOME: str(endpoint.home)}
+    if endpoint.token is not None:
+        environ[ENV_TOKEN] = endpoint.token
+    command = (sys.executable, "-m", __package__, "sync", str(directory), "--timeout", str(timeout))
+    if not sys.executable:
+        return False
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter and this package
+            command, env=environ, timeout=timeout + REST, check=False, capture_output=True
+        )
+    except (OSError, subprocess.SubprocessError, RuntimeError):
+        return False
+    return done.returncode == 0
 
 
 class Recovery:

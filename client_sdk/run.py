@@ -28,7 +28,7 @@ from client_sdk.panel import Panel
 from client_sdk.progress import REDRAW, Progress
 from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Finish, Hello, Layout
 from client_sdk.recorder import Recorder, Staged
-from client_sdk.recovery import Recovery
+from client_sdk.recovery import Recovery, deliver_elsewhere
 from client_sdk.sender import Sender
 from client_sdk.spool import Spool
 
@@ -229,6 +229,11 @@ class Run:
         return self.settings.mode == "disabled"
 
     @property
+    def instrument_count(self) -> int:
+        """How many instruments are attached."""
+        return 0 if self._panel is None else len(self._panel.instruments)
+
+    @property
     def notices(self) -> Notices:
         """Where an instrument reports what it kept away from training."""
         return self._notices
@@ -348,6 +353,10 @@ class Run:
         if delivered:
             spool.delete()
             return
+        if sender.error is not None and sender.error.code == "exiting" and spool.directory is not None:
+            spool.release()
+            if deliver_elsewhere(spool.directory, self.settings.endpoint, max(1.0, deadline - time.monotonic())):
+                return
         left = spool.last_seq - spool.acknowledged
         if spool.directory is None:
             message = (
@@ -366,8 +375,8 @@ class Run:
         progress = Progress(sys.stderr, spool.queued_bytes)
         try:
             while not sender.wait_delivered(min(REDRAW, max(0.0, deadline - time.monotonic()))):
-                if time.monotonic() >= deadline:
-                    return False
+                if time.monotonic() >= deadline or not sender.running:
+                    return sender.delivered
                 progress.show(spool.queued_bytes)
             return True
         finally:

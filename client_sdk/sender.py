@@ -160,7 +160,7 @@ class Sender:
                     self._turn()
                 except TransportError as error:
                     self._disconnect(error)
-                    if self._gives_up(error):
+                    if self._gives_up(error) or error.code == "exiting":
                         break
                 except Exception as error:
                     self._notices.caught("sender", "sending to the server", error)
@@ -305,6 +305,8 @@ class Sender:
             delay = REFUSED_DELAY
         self._close()
         self._retry_at = self._clock() + delay
+        if error.code == "exiting":
+            return
         kept = f"records are kept in {self._spool.directory or 'memory'} and sent later"
         if error.code in ("unauthenticated", "forbidden"):
             detail = UNAUTHENTICATED_HELP if error.code == "unauthenticated" else error.message

@@ -54,6 +54,7 @@ class Connection:
                 ping_timeout=PING_TIMEOUT,
                 max_size=MAX_FRAME_BYTES,
                 max_queue=1024,  # acknowledgements and alerts, small
+                proxy=None if endpoint.is_here else True,  # True: the one that the environment or the system names
                 compression=None,  # float blocks hardly compress, and the time is the training machine's
             )
             self._socket = self._stack.enter_context(socket_context)
@@ -68,8 +69,10 @@ class Connection:
             raise TransportError(
                 "unreachable", f"{endpoint.url} does not answer like a Spikewatch server: {error}"
             ) from error
-        except (OSError, TimeoutError, InvalidURI, EOFError, ImportError, RuntimeError) as error:
-            # ImportError: a SOCKS proxy without python-socks. RuntimeError: no new thread at interpreter shutdown.
+        except RuntimeError as error:  # Python ≥ 3.12 starts no thread any more once the main one has ended
+            raise TransportError("exiting", f"no new connection at the end of the process: {error}") from error
+        except (OSError, TimeoutError, InvalidURI, EOFError, ImportError) as error:
+            # ImportError: a SOCKS proxy without python-socks
             raise TransportError("unreachable", f"{endpoint.url} cannot be reached: {error}") from error
         # Pings find a peer that is silent, but not one that lets a send hang while it holds websockets' own lock.
         with contextlib.suppress(OSError):

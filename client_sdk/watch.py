@@ -122,7 +122,14 @@ class _Watcher:
         self._model, self._optimizer = model, optimizer
         self._every, self._histogram_every = every, histogram_every
         self.meter = Meter(optimizer, kind, layers)
-        self._probe = Probe(model, optimizer, kind, every=curvature_every, notices=run.notices)
+        self._probe = Probe(
+            model,
+            optimizer,
+            kind,
+            every=curvature_every,
+            notices=run.notices,
+            is_alone=lambda: run.instrument_count < 2,
+        )
         self.layout = Layout(
             id=0,
             layers=layers.names,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.metric import Metric, from_vector, to_vector
-from client_sdk.curvature.sandbox import ClosureError, Sandbox
+from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 
 RELATIVE_STEP: Final = 1e-3
 """Length of a finite-difference step over the length of the weights. On float32 networks the error is then about 1 %:
@@ -125,7 +125,7 @@ def _gradients(loss: Tensor, metric: Metric, *, create_graph: bool) -> Sequence[
             "must not call backward()"
         ) from error
     if all(grad is None for grad in grads):
-        raise ClosureError("the closure's loss does not depend on the watched parameters")
+        raise IndependentError("the closure's loss does not depend on the watched parameters")
     return grads
 
 

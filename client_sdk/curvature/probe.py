@@ -16,7 +16,7 @@ from torch import Tensor
 
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessian, NoSecondDerivativeError
 from client_sdk.curvature.metric import Metric, UnsupportedError
-from client_sdk.curvature.sandbox import ClosureError, Sandbox
+from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 from client_sdk.curvature.schedule import Choice, Schedule
 from client_sdk.curvature.spectrum import RitzPair, largest_eigenpair
 from client_sdk.host import ScalarCopy, copy_to_host
@@ -62,12 +62,15 @@ class CurvatureCopy:
         return self._copy.ready() and (self._signals is None or self._signals.ready())
 
     def values(self) -> dict[str, float]:
-        """Everything measured by name: loss, lr, lambda_grad, lambda_max, residual; NaN where it went wrong."""
+        """Everything measured by name: loss, lr, gradient_square, lambda_grad, lambda_max, residual; NaN where it went
+        wrong."""
         return dict(zip(self._names, self._copy.values(), strict=True))
 
     def scalars(self) -> dict[str, float]:
         """What is reported; only values that mean something."""
         values = self.values()
+        if is_flat(values):
+            return {}  # the loss may have changed, but not by this model's step
         reported = {name: values[name] for name in ("lambda_grad",) if math.isfinite(values[name])}
         if is_reportable(values):
             reported["lambda_max"] = values["lambda_max"]
@@ -93,6 +96,12 @@ def is_reportable(values: dict[str, float]) -> bool:
     return math.isfinite(values.get("lambda_max", math.nan)) and values["residual"] <= WORST_RESIDUAL
 
 
+def is_flat(values: dict[str, float]) -> bool:
+    """True where the loss is finite and its gradient exactly zero: it does not depend on these parameters, or not
+    now. There is no direction to measure along, and nothing wrong with the closure."""
+    return math.isfinite(values["loss"]) and values["gradient_square"] == 0
+
+
 class Probe:
     """The curvature of one model as its optimizer sees it."""
 
@@ -104,7 +113,11 @@ class Probe:
         *,
         every: int,
         notices: Notices,
+        is_alone: Callable[[], bool] = lambda: True,
     ) -> None:
+        """``is_alone`` False: other models are watched on the same run, and the closure may well be about one of
+        them."""
+        self._is_alone = is_alone
         self._model, self._optimizer, self._kind = model, optimizer, kind
         self._notices = notices
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -159,6 +172,9 @@ class Probe:
         except UnsupportedError as error:
             self._is_supported = False
             self._notices.warn("curvature_unsupported", str(error))
+        except IndependentError as error:
+            report = self._notices.warn if self._is_alone() else self._notices.note
+            report("closure", f"curvature is not measured: {error}")
         except ClosureError as error:
             self._notices.warn("closure", f"curvature is not measured: {error}")
         except torch.OutOfMemoryError:
@@ -229,10 +245,12 @@ class Probe:
             weights = torch.cat([p.reshape(-1).to(diagonal.dtype) for p in metric.parameters])
             gradient = gradient + torch.where(root > 0, metric.penalty * weights, 0.0)
         image = curved(gradient)
+        square = torch.dot(gradient, gradient)
         values = {
             "loss": hessian.loss,
             "lr": metric.lr,
-            "lambda_grad": torch.dot(gradient, diagonal * image) / torch.dot(gradient, gradient),
+            "gradient_square": square,
+            "lambda_grad": torch.dot(gradient, diagonal * image) / square,
         }
         if choice == "full":
             known = gradient * inverse_root, root * image
@@ -278,6 +296,11 @@ class Probe:
         while self._flying and self._flying[0][1].ready():
             step, copy = self._flying.pop(0)
             values = copy.values()
+            if is_flat(values):
+                self._direction, self._products = None, COLD_PRODUCTS
+                self._notices.note("flat_loss", "the closure's loss has no gradient in the parameters of a watched model")
+                self.schedule.failed(step)
+                continue
             if not math.isfinite(values["loss"]) or not math.isfinite(values["lambda_grad"]):
                 self._direction, self._products = None, COLD_PRODUCTS
                 self._notices.warn(

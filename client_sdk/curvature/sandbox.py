@@ -23,6 +23,10 @@ class ClosureError(Exception):
     """The closure gave nothing to measure. The text says what to change."""
 
 
+class IndependentError(ClosureError):
+    """The closure's loss is one, but of other parameters than the watched ones."""
+
+
 class Sandbox:
     """A context in which `evaluate` may be called any number of times. Used on the training thread."""
 

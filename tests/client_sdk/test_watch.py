@@ -383,6 +383,28 @@ def test_two_models_share_a_run(make_run: MakeRun) -> None:
         assert len(block_of(record, run)["grad_norm"]) == 8
 
 
+@pytest.mark.parametrize("share", [None, 0.0], ids=["independent of it", "with a gradient of zero"])
+def test_closure_about_another_watched_model_is_nothing_to_warn_of(make_run: MakeRun, share: float | None) -> None:
+    (model, optimizer), (other, other_optimizer) = pairs = small(), small()
+    run = make_run()
+    for one, its_optimizer in pairs:
+        watch(run, one, its_optimizer, curvature_every=5)
+    batch = torch.randn(8, 4)
+
+    def closure() -> torch.Tensor:
+        loss = model(batch).square().mean()
+        return loss if share is None else loss + share * other(batch).square().mean()
+
+    for step in range(30):
+        for one, its_optimizer in pairs:
+            fit(one, its_optimizer, None, [0])
+        run.log({"loss": closure().item()}, step=step, closure=closure)
+    assert not [record for record in run.notices.counts if record == "closure_nonfinite"]
+    found = records(run)
+    assert [record.step for record in found if "lambda_max" in record.scalars][:3] == [0, 5, 10]
+    assert not any("lambda_max_2" in record.scalars or "lambda_step_2" in record.scalars for record in found)
+
+
 def test_bad_closures_never_reach_training(make_run: MakeRun) -> None:
     model, optimizer = small()
     run = make_run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -31,8 +32,9 @@ from client_sdk.protocol import (
 class IngestServer:
     """Start with ``with``; restart on the same port with `stop` and `start`. Records survive a restart."""
 
-    def __init__(self, *, token: str | None = None) -> None:
+    def __init__(self, *, token: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.token = token
+        self.tls = tls
         self.records: dict[str, list[Record]] = {}
         """By writer, each sequence exactly once."""
         self.hellos: list[Hello] = []
@@ -57,11 +59,11 @@ class IngestServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         self._server = serve(
-            self._serve, "127.0.0.1", self.port, max_size=MAX_FRAME_BYTES, compression=None, close_timeout=1
+            self._serve, "127.0.0.1", self.port, max_size=MAX_FRAME_BYTES, compression=None, close_timeout=1, ssl=self.tls
         )
         self.port = self._server.socket.getsockname()[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -101,6 +103,17 @@ class IngestServer:
         """Send an alert to everybody connected."""
         for connection in self._connections:
             connection.send(encode(AlertNotice(alert=alert)))
+
+    def dismiss(self, error: Error, close_code: int) -> None:
+        """Tell everybody connected what is wrong, and close."""
+        for connection in tuple(self._connections):
+            connection.send(encode(error))
+            connection.close(close_code)
+
+    def say(self, frame: bytes) -> None:
+        """Send anything to everybody connected."""
+        for connection in tuple(self._connections):
+            connection.send(frame)
 
     def forget(self) -> None:
         """Lose every record, as a server with a new database has."""
