@@ -84,6 +84,51 @@ client_sdk.finish()
 """
 
 
+UNTIL_TERMINATED = """
+import client_sdk, signal, sys
+if sys.argv[3] == "handled":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+client_sdk.init(project="p", run_id="terminated", directory=sys.argv[1], url=sys.argv[2])
+step = 0
+while True:
+    client_sdk.log({"loss": 1.0}, step=step)
+    step += 1
+    if step == 1000:
+        print("logged", flush=True)
+"""
+
+LOADER = """
+import client_sdk, sys, torch
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        client_sdk.log({"loss": 99.0}, step=99)  # in a worker: ignored
+        return torch.tensor(index)
+
+if __name__ == "__main__":
+    directory, url, method = sys.argv[1:]
+    client_sdk.init(project="p", directory=directory, url=url)
+    for step, _ in enumerate(torch.utils.data.DataLoader(Data(), num_workers=1, multiprocessing_context=method)):
+        client_sdk.log({"loss": 1.0}, step=step)
+    client_sdk.finish()
+"""
+
+NO_MORE_THREADS = """
+import client_sdk, sys, threading
+client_sdk.init(project="p", run_id="late", directory=sys.argv[1], url=sys.argv[2])
+
+def start(thread):
+    raise RuntimeError("can't start new thread at interpreter shutdown")
+
+threading.Thread.start = start  # what Python 3.12 does once the main thread has ended
+for step in range(10):
+    client_sdk.log({"loss": 1.0}, step=step)
+"""
+
+
 def python(program: str, *arguments: object, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -260,3 +305,51 @@ def test_sync_that_cannot_be_meant_exits_with_2(tmp_path: Path, arguments: list[
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("handler", ["default", "handled"])
+def test_run_that_is_terminated_loses_nothing(tmp_path: Path, server: IngestServer, handler: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", UNTIL_TERMINATED, str(tmp_path), server.url, handler],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "logged\n"
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    if handler == "default":
+        assert process.returncode == -signal.SIGTERM
+        assert sync(tmp_path, "--url", server.url).returncode == 0
+    else:
+        assert (process.returncode, said) == (0, "")
+    assert server.steps() == list(range(len(server.steps())))
+    assert len(server.steps()) >= 1000
+    assert [finish.state for _, finish in server.finishes] == ["crashed" if handler == "default" else "finished"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_data_loader_disturb_nothing(tmp_path: Path, server: IngestServer, method: str) -> None:
+    program = tmp_path / "train.py"
+    program.write_text(LOADER)
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "spool"), server.url, method],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "SPIKEWATCH_HOME": os.devnull, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert server.steps() == list(range(8))
+    assert len(server.finishes) == 1
+
+
+def test_another_process_sends_what_an_ending_interpreter_cannot(tmp_path: Path, server: IngestServer) -> None:
+    done = python(NO_MORE_THREADS, tmp_path, server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.steps() == list(range(10))
+    assert [finish.state for _, finish in server.finishes] == ["finished"]
+    assert not list(tmp_path.iterdir())

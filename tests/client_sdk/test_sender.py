@@ -9,6 +9,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from client_sdk.config import Endpoint
@@ -201,6 +202,113 @@ def test_retryable_error_is_retried_quietly(
     assert delivery.sender.wait_acknowledged(1, 20)
     assert delivery.notices.counts["storage_unavailable"] >= 2
     assert not caplog.records
+
+
+GOING_AWAY = Error(code="going_away", message="another replica takes over", retryable=True)
+
+
+@pytest.mark.parametrize("close_code", [1001, 1012, 4400])
+def test_server_that_goes_away_is_left_at_once(
+    tmp_path: Path, server: IngestServer, caplog: pytest.LogCaptureFixture, close_code: int
+) -> None:
+    delivery = Delivery(tmp_path, server, delays=lambda: repeat(3600.0))
+    delivery.append(1)
+    delivery.sender.start()
+    assert delivery.sender.wait_acknowledged(1, 20)
+    server.dismiss(GOING_AWAY, close_code)
+    delivery.append(2)
+    assert delivery.sender.wait_acknowledged(2, 20), "without a delay, which is an hour"
+    assert len(server.hellos) == 2
+    assert not caplog.records
+    delivery.close()
+
+
+def test_server_that_keeps_going_away_is_not_stormed(tmp_path: Path, server: IngestServer) -> None:
+    taken: list[float] = []
+
+    def delays() -> Iterator[float]:
+        while True:
+            taken.append(0.0)
+            yield 0.0
+
+    server.error = GOING_AWAY
+    delivery = Delivery(tmp_path, server, delays=delays)
+    delivery.append(1)
+    delivery.sender.start()
+    server.wait_for(lambda: len(server.hellos) >= 5)
+    server.error = None
+    assert delivery.sender.wait_acknowledged(1, 20)
+    assert len(taken) >= 3
+    delivery.close()
+
+
+def test_token_revoked_in_mid_run_is_said_once_and_its_successor_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with IngestServer(token="first") as server:
+        (tmp_path / f"server-{server.port}.token").write_text("first")
+        spool = Spool.create(tmp_path / "spool", HELLO)
+        refused = threading.Event()
+
+        def on_refusal(error: TransportError) -> bool:
+            refused.set()
+            return False
+
+        sender = Sender(spool, Endpoint(url=server.url, home=tmp_path), Notices(), gives_up=on_refusal)
+        spool.append(record(1))
+        sender.start()
+        assert sender.wait_acknowledged(1, 20)
+        server.token = "second"
+        server.dismiss(Error(code="unauthenticated", message="revoked", retryable=False), 4401)
+        assert refused.wait(20)
+        for step in range(2, 100):
+            assert spool.append(record(step)), "training goes on, and so does the spool"
+        assert caplog.text.count("spikewatch token create") == 1
+        (tmp_path / f"server-{server.port}.token").write_text("second")
+        sender.hurry()
+        assert sender.wait_acknowledged(99, 20)
+        assert server.steps() == list(range(1, 100))
+        assert sender.stop(10)
+        spool.delete()
+
+
+def test_server_that_does_not_speak_our_version_is_named_and_the_records_kept(
+    tmp_path: Path, server: IngestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals = threading.Semaphore(0)
+
+    def on_refusal(error: TransportError) -> bool:
+        refusals.release()
+        return False
+
+    server.error = Error(code="unsupported_version", message="I speak version 7; upgrade", retryable=False)
+    delivery = Delivery(tmp_path, server, gives_up=on_refusal)
+    delivery.append(1, 2)
+    delivery.sender.start()
+    for _ in range(2):
+        assert refusals.acquire(timeout=20)
+        delivery.sender.hurry()
+    server.error = None
+    delivery.sender.hurry()
+    assert delivery.sender.wait_acknowledged(2, 20)
+    assert server.steps() == [1, 2]
+    assert caplog.text.count("I speak version 7") == 1
+    delivery.close()
+
+
+def test_newer_server_may_say_more_than_we_understand(delivery: Delivery, server: IngestServer) -> None:
+    delivery.append(1)
+    delivery.sender.start()
+    assert delivery.sender.wait_acknowledged(1, 20)
+    for frame in (
+        msgspec.msgpack.encode({"type": "welcome", "run_id": "run", "last_seq": 1, "version": 99, "mood": "good"}),
+        msgspec.msgpack.encode({"type": "weather", "rain": True}),
+        b"\xc1 is no msgpack",
+    ):
+        server.say(frame)
+    delivery.append(2)
+    assert delivery.sender.wait_acknowledged(2, 20)
+    assert len(server.hellos) == 1, "and is not left for it"
 
 
 def test_server_that_is_not_there_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

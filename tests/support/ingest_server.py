@@ -39,6 +39,8 @@ class IngestServer:
         """By writer, each sequence exactly once."""
         self.hellos: list[Hello] = []
         self.finishes: list[tuple[str, Finish]] = []
+        self.order: list[int] = []
+        """Of each committed batch, the ordinal number of its writer."""
         self.batches = 0
         """Received, those sent again included."""
         self.cut_batches: set[int] = set()
@@ -63,7 +65,13 @@ class IngestServer:
 
     def start(self) -> None:
         self._server = serve(
-            self._serve, "127.0.0.1", self.port, max_size=MAX_FRAME_BYTES, compression=None, close_timeout=1, ssl=self.tls
+            self._serve,
+            "127.0.0.1",
+            self.port,
+            max_size=MAX_FRAME_BYTES,
+            compression=None,
+            close_timeout=1,
+            ssl=self.tls,
         )
         self.port = self._server.socket.getsockname()[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -189,6 +197,7 @@ class IngestServer:
             connection.close(4400)
             return False
         with self._changed:
+            self.order.append(list(self.records).index(writer))
             committed.extend(batch.records[len(committed) + 1 - batch.first_seq :])
             self._changed.notify_all()
         if self.batches in self.cut_batches:
