@@ -1,9 +1,15 @@
-"""What one call of `log` costs the training thread, next to other ways to keep the same values, measured in one run.
+"""What one call of `log` costs the training thread, next to other loggers with the same values, measured in one run.
 
-    python benchmarks/log_call.py [--calls N]
+    python benchmarks/log_call.py [--calls N] [--no-peers]
 
-One step is 300 layers × 12 statistics and 20 scalars, already on the host: the statistics themselves are not counted.
-The server of the online case is a process of its own. TensorBoard is compared where it is installed.
+First table: calls in a row, at 6, 600 and 3,600 values, everything on the host. The peers are installed in a virtual
+environment of their own (.venv-peers, made when it is missing) and get a ready dictionary; Spikewatch gets layers ×
+statistics, as `watch` hands them over, or a dictionary where the table says so.
+
+Second table: 300 layers × 12 statistics and 20 scalars a call, in loops that resemble a training: between two calls the
+thread computes, or waits, and the caches hold something else. "on the device": the statistics land 2 ms after the call.
+The statistics themselves are not counted. Times are of the wall clock, other programs of the machine included; the
+column "cpu" is what the thread itself computed.
 """
 
 from __future__ import annotations
@@ -11,10 +17,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,12 +37,17 @@ from client_sdk.measurement import Measurement
 from client_sdk.protocol import LAYER_STATISTICS, Layout
 from client_sdk.run import Run
 
-LAYERS = tuple(f"layers.{i // 6}.part{i % 6}.weight" for i in range(300))
-SCALARS = {f"metric_{i}": i / 7 for i in range(20)}
-BLOCK = np.random.default_rng(0).random((len(LAYERS), len(LAYER_STATISTICS)), np.float32)
-NAMES = [f"{layer}/{statistic}" for layer in LAYERS for statistic in LAYER_STATISTICS]
-PACE = 0.01  # seconds between calls of the paced case, as in a training of 100 steps a second
 ROOT = Path(__file__).parents[1]
+PEERS_HOME = ROOT / ".venv-peers"
+PEERS = {"Trackio": "trackio", "W&B offline": "wandb", "TensorBoard": "tensorboard", "MLflow": "mlflow"}
+PEER_CALLS = {6: 100, 600: 60, 3600: 25}  # by values; few where one takes half a second
+MLFLOW_SHARE = 0.4
+SIZES = (6, 600, 3600)
+LANDING = 0.002  # seconds until a copy from the "device" has landed
+STEP = 0.005  # seconds of a training step
+SCALARS = {f"metric_{i}": i / 7 for i in range(20)}
+Timings = NDArray[np.float64]
+Log = Callable[[int], None]
 
 SERVER = """
 import sys; sys.path.insert(0, sys.argv[1])
@@ -43,17 +57,16 @@ with IngestServer() as server:
     sys.stdin.read()
 """
 
-Log = Callable[[int], None]
 
+class _Values:
+    """A measurement whose copy lands at a given time."""
 
-class _Ready:
-    """A measurement whose copy has landed."""
-
-    def __init__(self, measurement: Measurement) -> None:
+    def __init__(self, measurement: Measurement, landing: float) -> None:
         self._measurement = measurement
+        self._lands_at = time.perf_counter() + landing if landing else 0.0
 
     def ready(self) -> bool:
-        return True
+        return not self._lands_at or time.perf_counter() >= self._lands_at
 
     def result(self) -> Measurement:
         return self._measurement
@@ -62,99 +75,158 @@ class _Ready:
 class _Measured:
     """An instrument that has measured already."""
 
-    layout = Layout(id=0, layers=LAYERS, statistics=LAYER_STATISTICS)
+    def __init__(self, layers: int, landing: float = 0.0) -> None:
+        names = tuple(f"layers.{i // 6}.part{i % 6}.weight" for i in range(layers))
+        self.layout = Layout(id=0, layers=names, statistics=LAYER_STATISTICS)
+        block = np.random.default_rng(0).random((layers, len(LAYER_STATISTICS)), np.float32)
+        self._measurement = Measurement(block=block)
+        self._landing = landing
 
-    def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Ready:
-        return _Ready(Measurement(block=BLOCK))
-
-
-@contextmanager
-def spikewatch(directory: Path, **arguments: Any) -> Iterator[Log]:
-    """A run with the whole block."""
-    run = Run(Settings.resolve(project="benchmark", directory=directory, environ={}, **arguments))
-    run.attach(_Measured())
-    yield lambda step: run.log(SCALARS, step)
-    run.finish(60)
-    assert not run.status().dropped
+    def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Values:
+        return _Values(self._measurement, self._landing)
 
 
 @contextmanager
-def spikewatch_online(directory: Path) -> Iterator[Log]:
-    """The same with a server that takes everything."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
+def spikewatch(scalars: Mapping[str, float], layers: int, *, landing: float = 0.0) -> Iterator[Log]:
+    """An online run with a server that takes everything, in a process of its own."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as server,
+    ):
         assert server.stdout is not None
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        with spikewatch(directory, url=url) as log:
-            yield log
+        run = Run(Settings.resolve(project="benchmark", directory=directory, url=url, environ={}))
+        if layers:
+            run.attach(_Measured(layers, landing))
+        yield lambda step: run.log(scalars, step)
+        run.finish(60)
+        assert not run.status().dropped
         server.communicate("")
 
 
-@contextmanager
-def json_lines(directory: Path) -> Iterator[Log]:
-    """The least that a home-made logger does: one line of JSON a step."""
-    with (directory / "log.jsonl").open("w") as file:
-
-        def log(step: int) -> None:
-            file.write(json.dumps({**SCALARS, **dict(zip(NAMES, BLOCK.ravel().tolist(), strict=True)), "step": step}))
-            file.write("\n")
-
-        yield log
-
-
-@contextmanager
-def tensorboard(directory: Path) -> Iterator[Log]:
-    """TensorBoard's event writer, one scalar a value."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(directory))
-
-    def log(step: int) -> None:
-        for name, value in SCALARS.items():
-            writer.add_scalar(name, value, step)
-        for name, value in zip(NAMES, BLOCK.ravel().tolist(), strict=True):
-            writer.add_scalar(name, value, step)
-
-    yield log
-    writer.close()
-
-
-def measure(log: Log, calls: int, pace: float) -> NDArray[np.float64]:
-    """Microseconds of each call, after a tenth of them to warm up."""
-    taken = []
+def measure(log: Log, calls: int, between: Callable[[], object] = lambda: None) -> tuple[Timings, Timings]:
+    """Microseconds of each call by the wall clock and of the thread, after a tenth of them to warm up."""
+    wall, thread = [], []
     for step in range(calls + calls // 10):
+        between()
+        began = time.thread_time()
         begin = time.perf_counter()
         log(step)
-        taken.append(time.perf_counter() - begin)
-        if pace:
-            time.sleep(pace)
-    return np.array(taken[calls // 10 :]) * 1e6
+        wall.append(time.perf_counter() - begin)
+        thread.append(time.thread_time() - began)
+    return np.array(wall[calls // 10 :]) * 1e6, np.array(thread[calls // 10 :]) * 1e6
+
+
+def measure_peer(module: str, values: int, calls: int) -> Timings | None:
+    """Microseconds of each call of a peer; None when it did not run."""
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run(
+            [_python(PEERS_HOME), str(ROOT / "benchmarks/peers/log_call.py"), module, str(values), str(calls), directory],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=directory,
+        )
+        if done.returncode != 0:
+            print(f"{module} did not run: {done.stderr.strip().splitlines()[-1:]}")
+            return None
+        return np.array(json.loads(done.stdout.splitlines()[-1])) * 1e6
+
+
+def install_peers() -> bool:
+    """Make their environment, unless it is there. False when it cannot be had."""
+    mark = PEERS_HOME / ".complete"
+    requirements = ROOT / "benchmarks/peers/requirements.txt"
+    if mark.is_file() and mark.read_text() == requirements.read_text():
+        return True
+    print(f"installing the peers in {PEERS_HOME.name}, once …", flush=True)
+    venv.create(PEERS_HOME, with_pip=True, clear=True)
+    pip = [_python(PEERS_HOME), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "-r", str(requirements)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(f"they cannot be installed and are left out: {done.stderr.strip().splitlines()[-1:]}")
+        shutil.rmtree(PEERS_HOME)
+        return False
+    mark.write_text(requirements.read_text())
+    return True
+
+
+def _python(home: Path) -> str:
+    return str(home / "bin" / "python")
+
+
+def compare(calls: int, with_peers: bool) -> None:
+    """The first table."""
+    print(f"{'one call, in a row; microseconds':36}{'p50':>12}{'p99':>12}{'× p50':>10}{'× p99':>10}")
+    for size in SIZES:
+        scalars = {f"metric_{i}": i / 7 for i in range(6 if size == 6 else 0)}
+        with spikewatch(scalars, size // len(LAYER_STATISTICS) if size > 6 else 0) as log:
+            reference = _row(f"{size} values: Spikewatch", measure(log, calls)[0], None)
+        if size == 600:
+            with spikewatch({f"metric_{i}": i / 7 for i in range(size)}, 0) as log:
+                _row("   Spikewatch, as 600 scalars", measure(log, calls)[0], reference)
+        for name, module in PEERS.items() if with_peers else ():
+            count = PEER_CALLS[size]
+            taken = measure_peer(module, size, max(10, int(count * MLFLOW_SHARE)) if module == "mlflow" else count)
+            if taken is not None:
+                _row(f"   {name}", taken, reference)
+    print()
+
+
+def rehearse(calls: int) -> None:
+    """The second table."""
+    print(f"{'300 × 12 + 20 scalars; microseconds':36}{'p50':>10}{'p90':>10}{'p99':>10}{'max':>10}{'cpu p50':>10}{'p99':>10}")
+    for name, between in loops():
+        for place, landing in (("host", 0.0), ("device", LANDING)):
+            if landing and name == "in a row":
+                continue  # a thousand would be under way at once
+            with spikewatch(SCALARS, 300, landing=landing) as log:
+                wall, thread = measure(log, calls, between)
+            figures = [*np.percentile(wall, [50, 90, 99, 100]), *np.percentile(thread, [50, 99])]
+            print(f"{name + ', on the ' + place:36}" + "".join(f"{figure:10.1f}" for figure in figures))
+
+
+def loops() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What happens between two calls."""
+    yield "in a row", lambda: None
+    yield "5 ms of Python", _compute
+    yield "5 ms asleep", lambda: time.sleep(STEP)
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(1)
+        model = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(4)))
+        batch = torch.randn(64, 512)
+
+        def train() -> None:
+            model(batch).square().mean().backward()
+
+        yield "a step of torch on one core", train
+
+
+def _compute() -> None:
+    end = time.perf_counter() + STEP
+    while time.perf_counter() < end:
+        sum(i * i for i in range(100))
+
+
+def _row(name: str, taken: Timings, reference: tuple[float, float] | None) -> tuple[float, float]:
+    p50, p99 = (float(figure) for figure in np.percentile(taken, [50, 99]))
+    ratios = "" if reference is None else f"{p50 / reference[0]:10.0f}{p99 / reference[1]:10.0f}"
+    print(f"{name:36}{p50:12.1f}{p99:12.1f}{ratios}", flush=True)
+    return p50, p99
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=2000)
-    calls = parser.parse_args().calls
-    cases: list[tuple[str, Callable[[Path], Any], int, float]] = [
-        ("spikewatch, offline", lambda directory: spikewatch(directory, mode="offline"), calls, 0.0),
-        ("spikewatch, online", spikewatch_online, calls, 0.0),
-        ("spikewatch, online, 100 steps/s", spikewatch_online, min(calls, 500), PACE),
-        ("a line of JSON", json_lines, max(20, calls // 20), 0.0),
-    ]
-    if importlib.util.find_spec("tensorboard") is not None:
-        cases.append(("TensorBoard event writer", tensorboard, max(20, calls // 100), 0.0))
-    else:
-        print("TensorBoard is not installed; it is left out")
-    print(f"{len(LAYERS)} layers × {len(LAYER_STATISTICS)} statistics + {len(SCALARS)} scalars a call, microseconds")
-    print(f"{'':34}{'p50':>10}{'p90':>10}{'p99':>10}{'max':>10}{'× p50 of the first':>22}")
-    reference = 0.0
-    for name, case, count, pace in cases:
-        with tempfile.TemporaryDirectory() as place, case(Path(place)) as log:
-            taken = measure(log, count, pace)
-        p50, p90, p99, most = np.percentile(taken, [50, 90, 99, 100])
-        reference = reference or p50
-        print(f"{name:34}{p50:10.1f}{p90:10.1f}{p99:10.1f}{most:10.1f}{p50 / reference:22.1f}")
+    parser.add_argument("--calls", type=int, default=1000, help="of Spikewatch (default: %(default)s)")
+    parser.add_argument("--no-peers", action="store_true", help="neither install nor run them")
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    compare(options.calls, not options.no_peers and install_peers())
+    rehearse(min(options.calls, 400))
 
 
 if __name__ == "__main__":

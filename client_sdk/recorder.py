@@ -89,23 +89,28 @@ class Recorder:
         with self._append_lock:
             if not self._line and staged.ready():
                 self._append(*self._encode(staged))
-            elif len(self._line) < MAX_STAGED:
+                return
+            if len(self._line) < MAX_STAGED:
                 self._line.append(staged)
             else:
                 self.dropped += 1
                 self._notices.warn(
                     "staged", f"{MAX_STAGED} records wait for the device; newer ones are dropped meanwhile"
                 )
+        if len(self._line) > MAX_STAGED // 2 and not self._drain_lock.locked():
+            self.drain()  # the thread alone is too slow for this training
 
-    def drain(self) -> None:
-        """Write the records at the head of the line whose values have landed. Called from any thread."""
+    def drain(self, breath: float = 0.0) -> None:
+        """Write the records at the head of the line whose values have landed. Called from any thread, which rests for
+        ``breath`` seconds between two of them while the line is short."""
         with self._drain_lock:
             while self._line and self._line[0].ready():
                 encoded = self._encode(self._line[0])
                 with self._append_lock:
                     self._append(*encoded)
                     self._line.popleft()
-                time.sleep(BREATH)
+                if breath and len(self._line) < MAX_STAGED // 4:
+                    time.sleep(breath)
 
     def land(self, deadline: float) -> bool:
         """Wait until ``deadline`` (monotonic) for what is under way. False when some of it does not come."""
@@ -126,7 +131,7 @@ class Recorder:
     def _work(self) -> None:
         while not self._stopped.wait(PERIOD):
             try:
-                self.drain()
+                self.drain(BREATH)
                 self._spool.tend()
                 self._report()
             except Exception as error:

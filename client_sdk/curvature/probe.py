@@ -299,7 +299,7 @@ class Probe:
             if is_flat(values):
                 self._direction, self._products = None, COLD_PRODUCTS
                 self._notices.note(
-                    "flat_loss", "the closure's loss has no gradient in the parameters of a watched model"
+                    "flat_loss", "the closure's loss has no gradient in a watched model"
                 )
                 self.schedule.failed(step)
                 continue

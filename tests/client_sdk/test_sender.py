@@ -289,8 +289,10 @@ def test_server_that_does_not_speak_our_version_is_named_and_the_records_kept(
         assert refusals.acquire(timeout=20)
         delivery.sender.hurry()
     server.error = None
-    delivery.sender.hurry()
-    assert delivery.sender.wait_acknowledged(2, 20)
+    for _ in range(100):  # a refusal may still be under way
+        delivery.sender.hurry()
+        if delivery.sender.wait_acknowledged(2, 0.2):
+            break
     assert server.steps() == [1, 2]
     assert caplog.text.count("I speak version 7") == 1
     delivery.close()

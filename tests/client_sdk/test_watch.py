@@ -385,7 +385,8 @@ def test_two_models_share_a_run(make_run: MakeRun) -> None:
 
 @pytest.mark.parametrize("share", [None, 0.0], ids=["independent of it", "with a gradient of zero"])
 def test_closure_about_another_watched_model_is_nothing_to_warn_of(make_run: MakeRun, share: float | None) -> None:
-    (model, optimizer), (other, other_optimizer) = pairs = small(), small()
+    pairs = small(), small()
+    model, other = pairs[0][0], pairs[1][0]
     run = make_run()
     for one, its_optimizer in pairs:
         watch(run, one, its_optimizer, curvature_every=5)
