@@ -123,7 +123,14 @@ def measure_peer(module: str, values: int, calls: int) -> Timings | None:
     """Microseconds of each call of a peer; None when it did not run."""
     with tempfile.TemporaryDirectory() as directory:
         done = subprocess.run(
-            [_python(PEERS_HOME), str(ROOT / "benchmarks/peers/log_call.py"), module, str(values), str(calls), directory],
+            [
+                _python(PEERS_HOME),
+                str(ROOT / "benchmarks/peers/log_call.py"),
+                module,
+                str(values),
+                str(calls),
+                directory,
+            ],
             capture_output=True,
             text=True,
             check=False,
@@ -177,7 +184,8 @@ def compare(calls: int, with_peers: bool) -> None:
 
 def rehearse(calls: int) -> None:
     """The second table."""
-    print(f"{'300 × 12 + 20 scalars; microseconds':36}{'p50':>10}{'p90':>10}{'p99':>10}{'max':>10}{'cpu p50':>10}{'p99':>10}")
+    columns = "".join(f"{name:>10}" for name in ("p50", "p90", "p99", "max", "cpu p50", "p99"))
+    print(f"{'300 × 12 + 20 scalars; microseconds':36}{columns}")
     for name, between in loops():
         for place, landing in (("host", 0.0), ("device", LANDING)):
             if landing and name == "in a row":

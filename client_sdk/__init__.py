@@ -28,7 +28,8 @@ from client_sdk.config import Settings
 from client_sdk.errors import ConfigurationError, SpikewatchError, SpoolError, TransportError
 from client_sdk.notices import Notices
 from client_sdk.protocol import Alert
-from client_sdk.run import Run, Status
+from client_sdk.run import Run
+from client_sdk.run_status import Status
 
 if TYPE_CHECKING:
     from client_sdk.watch import Handle

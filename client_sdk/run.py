@@ -13,7 +13,6 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal, cast
 
@@ -29,6 +28,7 @@ from client_sdk.progress import REDRAW, Progress
 from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Finish, Hello, Layout
 from client_sdk.recorder import Recorder, Staged
 from client_sdk.recovery import Recovery, deliver_elsewhere
+from client_sdk.run_status import State, Status
 from client_sdk.sender import Sender
 from client_sdk.spool import Spool
 
@@ -37,31 +37,6 @@ MAX_ALERTS: Final = 256  # that wait for the next `log`; the oldest is dropped
 _NO_PARTS: Final[list[tuple[int, Pending]]] = []
 _alive: Final[weakref.WeakSet[Run]] = weakref.WeakSet()
 """What a forked child must let go of: runs belong to the process that made them."""
-
-State = Literal["running", "finished", "crashed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """Where a run stands. Counts are of records, that is of calls of `log`."""
-
-    run_id: str
-    mode: str
-    state: State
-    logged: int
-    """Accepted by `log`."""
-    acknowledged: int
-    """Committed by the server."""
-    thinned: int
-    """Records that kept their scalars and gave up their layer statistics, as the server did not take them for long."""
-    queued_bytes: int
-    """On disk or in memory, not yet acknowledged."""
-    dropped: int
-    """Lost in whole or in part: no room, too large, a bad step, logged after `finish` or in a forked process."""
-    connected: bool
-    last_error: str | None
-    warnings: Mapping[str, int]
-    """How often each cause of trouble occurred; the first of each was printed."""
 
 
 class Attachment:

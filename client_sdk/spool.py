@@ -11,7 +11,7 @@ never takes, so that no I/O of theirs holds up `log`.
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import os
 import threading
 import time
@@ -22,11 +22,14 @@ from typing import Final
 
 import msgspec
 
-from client_sdk.appender import Appender, may_map
+from client_sdk.appender import Appender
 from client_sdk.errors import SpoolError
-from client_sdk.protocol import Finish, Hello, Record, decode_record, encode
-from client_sdk.segment import FRAME, HEADER, SUFFIX, Segment
+from client_sdk.file_supply import FileSupply
+from client_sdk.memory_tail import MemoryTail
+from client_sdk.protocol import Finish, Hello
+from client_sdk.segment import FRAME, HEADER, Segment
 from client_sdk.spool_directory import Meta, SpoolDirectory
+from client_sdk.spool_repair import REWRITTEN, load_segments
 from client_sdk.thinning import thin
 
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
@@ -34,11 +37,8 @@ DISK_LIMIT: Final = 2 * 1024**3  # bytes of unacknowledged records
 THINNING_BEGINS: Final = 0.95  # of the limit
 MEMORY_LIMIT: Final = 64 * 1024**2  # bytes, when the disk fails
 DISK_RETRY: Final = 10.0  # seconds before a failed disk is tried again
-MAX_RETIRED: Final = 4  # full files that wait to be closed by `tend`
 
 MAX_PASSES: Final = 64  # of thinning over one file; nothing is left long before
-
-_REWRITTEN: Final = "rewritten"
 
 
 class Spool:
@@ -69,27 +69,20 @@ class Spool:
         """Records that gave up layer statistics to make room."""
         self._place = None if directory is None else SpoolDirectory(directory)
         self._disk_limit = disk_limit
-        self._memory_limit = memory_limit
         self._segment_bytes = segment_bytes
-        self._mapped = mapped
+        self._files = None if directory is None else FileSupply(directory, segment_bytes, mapped=mapped)
         self._clock = clock
         self._segments: list[Segment] = []
         self._segments_lock = threading.Lock()
         self._appender: Appender | None = None  # of the last segment
-        self._spare: Appender | None = None  # the next one, made in advance
-        self._retired: deque[tuple[Appender, int]] = deque()  # full, with their ends
         self._appended_bytes = 0  # payload and framing, ever
         self._acknowledged_bytes = 0
         self._thinned_bytes = 0  # of what is not acknowledged
         self._cursor: tuple[int, Segment, int] | None = None  # next sequence to read, where it is
         self._marks: deque[tuple[int, int]] = deque()  # (last sequence of a read, bytes up to it)
-        self._memory: deque[bytes] = deque()
-        self._memory_first = 1  # sequence of the first in memory
-        self._memory_lock = threading.Lock()
+        self._memory = MemoryTail(memory_limit)
         self._meta_lock = threading.Lock()
-        self._memory_bytes = 0
         self._disk_retry_at = 0.0
-        self._spare_names = map("spare-{}".format, itertools.count())
 
     @classmethod
     def in_memory(cls, hello: Hello, *, memory_limit: int = MEMORY_LIMIT) -> Spool:
@@ -145,7 +138,7 @@ class Spool:
     def queued_bytes(self) -> int:
         """Bytes not yet acknowledged, on disk and in memory."""
         on_disk = self._appended_bytes - self._acknowledged_bytes - self._thinned_bytes
-        return max(0, on_disk) + self._memory_bytes
+        return max(0, on_disk) + self._memory.size
 
     @property
     def hello(self) -> Hello:
@@ -170,13 +163,8 @@ class Spool:
                 self._appended_bytes += size
                 self.last_seq += 1
                 return True
-        if self._memory_bytes + size > self._memory_limit * reserve:
+        if not self._memory.append(self.last_seq + 1, payload, reserve):
             return False
-        with self._memory_lock:
-            if not self._memory:
-                self._memory_first = self.last_seq + 1
-            self._memory.append(payload)
-            self._memory_bytes += size
         self.last_seq += 1
         return True
 
@@ -193,15 +181,16 @@ class Spool:
     def tend(self) -> None:
         """Do ahead, or afterwards, what `append` should not have to: make the next file, close full ones, and thin
         what waits for the server when the limit is near. Never raises."""
-        while self._retired:
-            self._close(*self._retired.popleft())
+        if self._files is None:
+            return
         last = self._segments[-1] if self._segments else None
-        is_low = last is None or self._appender is None or last.end > self._segment_bytes // 2
-        if self._spare is None and is_low and self.directory is not None and not self._disk_retry_at:
-            try:
-                self._spare = self._make_file(self._segment_bytes)
-            except OSError as error:
-                self.failure = error
+        try:
+            self._files.close_retired()
+            is_low = last is None or self._appender is None or last.end > self._segment_bytes // 2
+            if is_low and not self._disk_retry_at:
+                self._files.prepare()
+        except OSError as error:
+            self.failure = error
         if self.queued_bytes > self._disk_limit * THINNING_BEGINS:
             self._thin_oldest()
 
@@ -214,9 +203,9 @@ class Spool:
         """
         if after >= self.last_seq:
             return []
-        with self._memory_lock:
-            if self._memory and after + 1 >= self._memory_first:
-                return self._read_memory(after + 1 - self._memory_first, max_bytes)
+        payloads = self._memory.read(after + 1, max_bytes)
+        if payloads is not None:
+            return payloads
         with self._segments_lock:
             return self._read_disk(after, max_bytes)
 
@@ -225,10 +214,7 @@ class Spool:
         seq = min(seq, self.last_seq)
         if seq <= self.acknowledged:
             return
-        with self._memory_lock:
-            while self._memory and self._memory_first <= seq:
-                self._memory_bytes -= FRAME.size + len(self._memory.popleft())
-                self._memory_first += 1
+        self._memory.forget(seq)
         with self._segments_lock:
             self._acknowledged_bytes = self._bytes_up_to(seq)
             self.acknowledged = seq
@@ -251,17 +237,16 @@ class Spool:
         segments = self._segments
         if segments:
             return segments[0].first_seq
-        return self._memory_first if self._memory else self.last_seq + 1
+        return self._memory.first if self._memory else self.last_seq + 1
 
     def release(self) -> None:
         """Close files and let other processes use the directory. The records stay."""
-        if self._appender is not None:
-            self._retired.append((self._appender, self._segments[-1].end))
-        if self._spare is not None:
-            self._discard(self._spare)
-        self._appender = self._spare = None
-        while self._retired:
-            self._close(*self._retired.popleft())
+        if self._files is not None:
+            try:
+                self._close_appender()
+                self._files.release()
+            except OSError as error:
+                self.failure = error  # what was reserved stays so until it is sent
         if self._place is not None:
             self._place.release()
 
@@ -281,53 +266,19 @@ class Spool:
                 last.end = appender.append(last.end, payload)
                 last.count += 1
                 return
-            self._retire(appender, last.end)
-        appender = self._begin_file(size)
-        last = self._segments[-1]
+            self._close_appender()
+        assert self._files is not None
+        appender = self._files.take(self.last_seq + 1, size)
+        last = Segment(appender.path, self.last_seq + 1, start=self._appended_bytes)
+        self._segments.append(last)
+        self._appender = appender
         last.end = appender.append(last.end, payload)
         last.count += 1
 
-    def _begin_file(self, size: int) -> Appender:
-        """The next segment, with room for at least one record of ``size``."""
-        assert self.directory is not None
-        first_seq = self.last_seq + 1
-        spare, self._spare = self._spare, None
-        if spare is not None and not spare.has_room(HEADER.size, size):
-            self._discard(spare)
-            spare = None
-        appender = spare or self._make_file(max(self._segment_bytes, HEADER.size + size))
-        path = self.directory / f"{first_seq:020d}{SUFFIX}"
-        try:
-            appender.begin(first_seq, path)
-        except OSError:
-            self._discard(appender)
-            raise
-        self._appender = appender
-        self._segments.append(Segment(path, first_seq, start=self._appended_bytes))
-        return appender
-
-    def _make_file(self, size: int) -> Appender:
-        assert self.directory is not None
-        if self._mapped is None:
-            self._mapped = may_map(self.directory)
-        return Appender(self.directory / next(self._spare_names), size, mapped=self._mapped)
-
-    def _discard(self, spare: Appender) -> None:
-        """A file that holds nothing."""
-        spare.path.unlink(missing_ok=True)
-        self._retired.append((spare, 0))
-
-    def _retire(self, appender: Appender, end: int) -> None:
-        self._appender = None
-        self._retired.append((appender, end))
-        if len(self._retired) > MAX_RETIRED:
-            self._close(*self._retired.popleft())
-
-    def _close(self, appender: Appender, end: int) -> None:
-        try:
-            appender.close(end)
-        except OSError as error:
-            self.failure = error  # what it reserved stays reserved until it is sent
+    def _close_appender(self) -> None:
+        appender, self._appender = self._appender, None
+        if appender is not None and self._files is not None:
+            self._files.retire(appender, self._segments[-1].end)
 
     def _may_retry(self) -> bool:
         if self._clock() < self._disk_retry_at:
@@ -338,21 +289,10 @@ class Spool:
     def _give_up_disk(self, error: OSError) -> None:
         self.failure = error
         self._disk_retry_at = self._clock() + DISK_RETRY
-        if self._appender is not None:
-            self._retire(self._appender, self._segments[-1].end)
+        with contextlib.suppress(OSError):
+            self._close_appender()
 
     # -- inside: reading; the segments lock must be held by the caller --
-
-    def _read_memory(self, start: int, max_bytes: int) -> list[bytes]:
-        """Memory lock must be held by the caller."""
-        payloads: list[bytes] = []
-        size = 0
-        for payload in itertools.islice(self._memory, start, None):
-            size += len(payload)
-            if payloads and size > max_bytes:
-                break
-            payloads.append(payload)
-        return payloads
 
     def _read_disk(self, after: int, max_bytes: int) -> list[bytes]:
         seq = after + 1
@@ -403,7 +343,7 @@ class Spool:
             payloads, changed = thin(segment.read(HEADER.size, segment.end)[0])
             segment.passes = segment.passes + 1 if changed else MAX_PASSES
             if changed:
-                self._replace(segment, payloads, self.directory / _REWRITTEN)
+                self._replace(segment, payloads, self.directory / REWRITTEN)
                 self.thinned += changed
         except FileNotFoundError:
             return  # the sender has come to it meanwhile, and the server has it
@@ -449,37 +389,13 @@ class Spool:
     def _load(self, directory: Path) -> None:
         """Read what is there, cut torn tails, fill holes so that sequences stay consecutive."""
         assert self._place is not None
-        for path in (*directory.glob("spare-*"), directory / _REWRITTEN):
-            path.unlink(missing_ok=True)
-        for path in sorted(directory.glob("*" + SUFFIX)):
-            segment = Segment.load(path, self._appended_bytes)
-            if segment is None:
-                path.unlink()
-                continue
-            if self._segments and segment.first_seq > self._segments[-1].last_seq + 1:
-                self._fill(self._segments[-1], segment.first_seq - 1)
-                segment.start = self._segments[-1].bytes_before(self._segments[-1].end)
-            self._segments.append(segment)
-            self._appended_bytes = segment.bytes_before(segment.end)
+        self._segments, self.lost = load_segments(directory, self.meta.hello.started_at)
         self.acknowledged = self._place.read_watermark()
         if self._segments:
+            last = self._segments[-1]
+            self._appended_bytes = last.bytes_before(last.end)
             self.acknowledged = max(self.acknowledged, self._segments[0].first_seq - 1)
-            self.last_seq = max(self._segments[-1].last_seq, self.acknowledged)
+            self.last_seq = max(last.last_seq, self.acknowledged)
         else:
             self.last_seq = self.acknowledged
         self._acknowledged_bytes = self._bytes_up_to(self.acknowledged)
-
-    def _fill(self, segment: Segment, last_seq: int) -> None:
-        """Stand-ins for records that are gone, at the step of the last one that is not: the server wants no gap."""
-        step, moment = 0, self.meta.hello.started_at
-        payloads = segment.read(HEADER.size, segment.end)[0]
-        if payloads:
-            record = decode_record(payloads[-1])
-            step, moment = record.step, record.time
-        missing = last_seq - segment.last_seq
-        payloads += [encode(Record(step=step, time=moment, scalars={}))] * missing
-        segment.count += missing
-        place = segment.path.with_name(_REWRITTEN)
-        segment.end = segment.rewrite(payloads, place)
-        os.replace(place, segment.path)
-        self.lost += missing

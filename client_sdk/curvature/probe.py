@@ -298,9 +298,7 @@ class Probe:
             values = copy.values()
             if is_flat(values):
                 self._direction, self._products = None, COLD_PRODUCTS
-                self._notices.note(
-                    "flat_loss", "the closure's loss has no gradient in a watched model"
-                )
+                self._notices.note("flat_loss", "the closure's loss has no gradient in a watched model")
                 self.schedule.failed(step)
                 continue
             if not math.isfinite(values["loss"]) or not math.isfinite(values["lambda_grad"]):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,35 @@ def start(thread):
 threading.Thread.start = start  # what Python 3.12 does once the main thread has ended
 for step in range(10):
     client_sdk.log({"loss": 1.0}, step=step)
+"""
+
+
+WAITING_FOR_THE_DEVICE = """
+import client_sdk, sys, time
+import numpy as np
+from client_sdk.measurement import Measurement
+from client_sdk.protocol import Layout
+
+class Pending:
+    lands_at = time.monotonic() + 0.1
+
+    def ready(self):
+        return time.monotonic() >= self.lands_at
+
+    def result(self):
+        return Measurement(scalars={"has_landed": 1.0}, block=np.ones((1, 1), np.float32))
+
+class Instrument:
+    layout = Layout(id=0, layers=("a",), statistics=("x",))
+
+    def measure(self, step, metrics, closure):
+        return Pending()
+
+run = client_sdk.init(project="p", run_id="waits", directory=sys.argv[1], mode="offline")
+run.attach(Instrument())
+client_sdk.log({"loss": 1.0}, step=7)
+print("logged", flush=True)
+sys.stdin.read()
 """
 
 
@@ -328,6 +358,21 @@ def test_run_that_is_terminated_loses_nothing(tmp_path: Path, server: IngestServ
     assert len(server.steps()) >= 1000
     assert [finish.state for _, finish in server.finishes] == ["crashed" if handler == "default" else "finished"]
     assert not list(tmp_path.iterdir())
+
+
+def test_device_values_reach_the_disk_without_another_log(tmp_path: Path, server: IngestServer) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING_FOR_THE_DEVICE, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"logged\n"
+        deadline = time.monotonic() + 20
+        while not any(b"has_landed" in path.read_bytes() for path in tmp_path.glob("*/*.segment")):
+            assert time.monotonic() < deadline
+        process.kill()
+    assert sync(tmp_path, "--url", server.url).returncode == 0
+    (found,) = server.all_records()
+    assert (found.step, found.scalars["has_landed"], found.block) == (7, 1.0, b"\x00\x00\x80\x3f")
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

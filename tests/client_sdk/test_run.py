@@ -22,7 +22,7 @@ from client_sdk.recorder import MAX_STAGED
 from client_sdk.run import Run
 from client_sdk.spool import Spool
 from tests.support.ingest_server import IngestServer
-from tests.support.instruments import BrokenInstrument, StepInstrument
+from tests.support.instruments import BrokenInstrument, Landed, StepInstrument
 
 MakeRun = Callable[..., Run]
 
@@ -74,6 +74,67 @@ def test_logged_values_arrive_bit_for_bit(make_run: MakeRun, server: IngestServe
     run.finish()
     assert [finish.state for _, finish in server.finishes] == ["finished"]
     assert not list(run.settings.directory.iterdir()), "nothing is left on disk"
+
+
+def test_nan_and_infinity_arrive_in_every_place(make_run: MakeRun, server: IngestServer) -> None:
+    values = np.array([math.nan, math.inf, -math.inf, -0.0], np.float32)
+    edges = values[:2].tobytes()
+    histogram = Histograms(which="update", low=edges, high=edges, counts=bytes(2 * 64 * 4))
+
+    class Odd(StepInstrument):
+        def measure(self, *arguments: Any) -> Landed:
+            pending = super().measure(*arguments)
+            assert pending.measurement.block is not None
+            pending.measurement.block[:] = values.reshape(2, 2)
+            return pending
+
+    run = make_run(url=server.url)
+    run.attach(Odd(("a", "b"), ("x", "y"), scalars={"lambda_max": math.nan, "lr": -math.inf}, histograms=(histogram,)))
+    run.log({"loss": math.nan, "tensor": torch.tensor(math.inf), "numpy": np.float32(-math.inf), "step_time": math.inf})
+    assert run.flush(20)
+    (arrived,) = server.all_records()
+    assert {name: value.hex() for name, value in arrived.scalars.items()} == {
+        "loss": "nan",
+        "tensor": "inf",
+        "numpy": "-inf",
+        "step_time": "inf",
+        "lambda_max": "nan",
+        "lr": "-inf",
+    }
+    assert arrived.block == values.tobytes()
+    assert arrived.histograms == (histogram,)
+    assert run.status().warnings == {}
+
+
+def test_more_layers_than_the_protocol_takes_are_refused_at_once(make_run: MakeRun) -> None:
+    run = make_run()
+    with pytest.raises(ConfigurationError, match="20001 layers; at most 20000"):
+        run.attach(StepInstrument(tuple(f"layer{i}" for i in range(20_001)), ("x",)))
+    run.log({"loss": 1.0})
+    assert [record.scalars["loss"] for record in kept(run)] == [1.0]
+
+
+def test_outage_that_fills_the_disk_thins_and_says_so(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    create = Spool.create
+    monkeypatch.setattr(
+        Spool, "create", lambda root, hello: create(root, hello, disk_limit=100_000, segment_bytes=10_000)
+    )
+    run = make_run()
+    run.attach(StepInstrument(tuple(f"l{i}" for i in range(100)), ("x",)))
+    step = 0
+    deadline = time.monotonic() + 30
+    while run.status().thinned < 100 and time.monotonic() < deadline:
+        run.log({"loss": float(step)}, step=step)
+        step += 1
+        while run.status().queued_bytes > 95_000 and time.monotonic() < deadline:
+            time.sleep(0)  # until the recorder's thread has made room
+    assert run.status().thinned >= 100
+    records = kept(run)
+    assert [record.scalars["loss"] for record in records] == list(range(step))
+    assert sum("statistics_thinned" in record.scalars for record in records) >= 100
+    assert sum("thinned" in message for message in warnings_of(caplog)) == 1
 
 
 def test_step_defaults_to_the_last_and_one(make_run: MakeRun) -> None:
@@ -371,7 +432,7 @@ def test_directory_that_cannot_be_made_degrades_to_memory(
 def test_disk_that_fails_in_mid_run_is_said_once(
     make_run: MakeRun, server: IngestServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("client_sdk.spool.may_map", lambda directory: False)
+    monkeypatch.setattr("client_sdk.file_supply.may_map", lambda directory: False)
     run = make_run(url=server.url)
     run.log({"loss": 1.0})
 

@@ -393,7 +393,7 @@ def test_closure_about_another_watched_model_is_nothing_to_warn_of(make_run: Mak
     batch = torch.randn(8, 4)
 
     def closure() -> torch.Tensor:
-        loss = model(batch).square().mean()
+        loss: torch.Tensor = model(batch).square().mean()
         return loss if share is None else loss + share * other(batch).square().mean()
 
     for step in range(30):
