@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.protocol import decode_record
-from client_sdk.recovery import find_spools
 from client_sdk.spool import Spool
+from client_sdk.spool_directory import find_spools
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".spikewatch" / "benchmarks"
@@ -89,7 +89,7 @@ def _record(name: str, path: Path) -> None:
     directory.mkdir(parents=True)
     print(f"recording {name}: {STEPS} steps, once", file=sys.stderr, flush=True)
     subprocess.run([sys.executable, "-c", TRAINING, name, str(directory), str(STEPS)], check=True, cwd=ROOT)
-    (spool_directory,) = find_spools(directory)
+    ((spool_directory, _),) = find_spools(directory)
     spool = Spool.open(spool_directory)
     layout = spool.hello.layouts[0]
     blocks: list[NDArray[np.float32]] = []
