@@ -37,7 +37,8 @@ check: $(STAMP) ## ruff, mypy --strict, the import contract, alembic check
 	  $(BIN)/alembic upgrade head && $(BIN)/alembic check
 
 bench: $(STAMP) ## run the benchmarks, each prints its table
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $$(grep -l __main__ benchmarks/*.py); do \
+	  echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 format: $(STAMP) ## let ruff format the code
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """How long a query takes on a long run, next to the same query on a run of 10,000 steps, in one sitting.
 
-    python benchmarks/queries.py [--steps N] [--database sqlite postgres] [--full]
+    python -m benchmarks.queries [--steps N] [--database sqlite postgres] [--full]
 
 The run has 300 layers × 4 statistics and 20 scalars at every step. Each query goes through the whole server but the
 socket: authentication, storage, compression; the server's own cache is off. ``--full`` is a million steps, which takes

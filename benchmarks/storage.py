@@ -1,0 +1,125 @@
+"""Bytes that a value takes, on series that the SDK recorded here: codecs at level 0, and what the levels above add.
+
+python benchmarks/storage.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+from sqlalchemy import func, select
+
+from benchmarks.databases import fresh_database
+from benchmarks.recordings import NAMES, STEPS, Recording, load
+from client_sdk.precision import COUNTS, compact
+from client_sdk.protocol import Hello, Layout
+from server.schema import spans, tiles
+from server.storage.blobs import pack
+from server.storage.columns import BlockColumns, Columns, ScalarColumn, pack_array
+from server.storage.compaction import Compactor
+from server.storage.runs import RunStore
+from server.storage.spans import SpanStore, Stream
+from server.storage.tiles import CAPACITY, SCALARS, span_of_records
+
+Codec = Callable[[NDArray[np.float32]], bytes]
+CODECS: dict[str, Codec] = {
+    "zstd": lambda values: zstandard.ZstdCompressor(level=3).compress(values.tobytes()),
+    "bytes grouped, zstd (segments)": lambda values: pack_array(values, "<f4"),
+    "pcodec (tiles)": pack,
+}
+
+
+def rounded(recording: Recording) -> NDArray[np.float32]:
+    """The cube as the SDK sends it by default."""
+    cube = compact(recording.cube)
+    for number, name in enumerate(recording.statistics):
+        if name in COUNTS:
+            cube[number] = recording.cube[number]
+    return cube
+
+
+def level_zero(cube: NDArray[np.float32], codec: Codec) -> float:
+    """Bytes a value of tiles of 256 steps."""
+    size = 0
+    for values in cube:
+        for start in range(0, STEPS, CAPACITY):
+            size += len(codec(np.ascontiguousarray(values[:, start : start + CAPACITY])))
+    return size / cube.size
+
+
+async def levels(recording: Recording, cube: NDArray[np.float32]) -> list[tuple[int, bool, int]]:
+    """(level, is it of scalars, bytes) as the database holds them."""
+    everywhere = np.ones(CAPACITY, dtype=np.bool_)
+    async with fresh_database("sqlite") as database:
+        layout = Layout(id=0, layers=recording.layers, statistics=recording.statistics)
+        hello = Hello(version=1, run_id="run", writer="w", project="p", layouts=(layout,))
+        writer = await RunStore(database).register(hello, 0.0)
+        stream = Stream(
+            run_id="run",
+            writer_id=writer.writer_id,
+            rank=0,
+            attempt=0,
+            records=0,
+            layers=len(recording.layers),
+            is_closed=True,
+            position=None,
+        )
+        store = SpanStore(database)
+        for start in range(0, STEPS, CAPACITY):
+            cut = slice(start, start + CAPACITY)
+            columns = Columns(
+                steps=np.arange(start, start + CAPACITY, dtype=np.int64),
+                times=np.arange(start, start + CAPACITY, dtype=np.float64),
+                scalars={
+                    name: ScalarColumn(present=everywhere, values=values[cut])
+                    for name, values in recording.scalars.items()
+                    if len(values) == STEPS
+                },
+                blocks=(
+                    BlockColumns(
+                        layout=0,
+                        layers=len(recording.layers),
+                        rows=np.arange(CAPACITY, dtype=np.int32),
+                        statistics={name: cube[at][:, cut] for at, name in enumerate(recording.statistics)},
+                    ),
+                ),
+            )
+            await store.replace_segments(stream, [], [span_of_records(columns, start + 1)])
+        await Compactor(store, 1.0).raise_levels("run")
+        blobs = (tiles.c.present, tiles.c.least, tiles.c.greatest, tiles.c.last, tiles.c.nonfinite)
+        size = sum((func.coalesce(func.length(blob), 0) for blob in blobs[1:]), func.coalesce(func.length(blobs[0]), 0))
+        is_scalar = (tiles.c.layout == SCALARS).label("is_scalar")
+        query = (
+            select(spans.c.level, is_scalar, func.sum(size))
+            .join(spans, spans.c.id == tiles.c.span_id)
+            .group_by(spans.c.level, is_scalar)
+            .order_by(is_scalar, spans.c.level)
+        )
+        async with database.read() as connection:
+            return [(int(row[0]), bool(row[1]), int(row[2])) for row in await connection.execute(query)]
+
+
+def main() -> None:
+    for name in NAMES:
+        recording = load(name)
+        kinds = {"exact": recording.cube, "compact (2⁻¹²)": rounded(recording)}
+        print(f"\n{name}: {len(recording.layers)} layers × {len(recording.statistics)} statistics, {STEPS:,} steps")
+        print(f"| bytes a value, level 0 | {' | '.join(kinds)} |")
+        print("|---|" + "---|" * len(kinds))
+        for label, codec in CODECS.items():
+            print(f"| {label} | {' | '.join(f'{level_zero(cube, codec):.2f}' for cube in kinds.values())} |")
+        for kind, cube in kinds.items():
+            found = asyncio.run(levels(recording, cube))
+            for is_scalar, what in ((False, f"statistics, {kind}"), (True, "scalars")):
+                sizes = [size for _, scalar, size in found if scalar is is_scalar]
+                first = sizes[1] / sizes[0]
+                # Each level has an eighth of the buckets of the one below: a geometric series.
+                print(f"{what}: level 1 adds {first:.1%}, all levels above about {first * 8 / 7:.1%}")
+
+
+if __name__ == "__main__":
+    main()
