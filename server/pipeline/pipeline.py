@@ -217,8 +217,15 @@ class Pipeline:
                 await self._runs.heartbeat([writer.registration.writer_id for writer in self._connected], now)
                 for run_id in await self._runs.mark_stale(now - self._stale_after):
                     self._announcer.mark(run_id)
-            except DatabaseError as error:
-                logger.warning("the states of the runs are not kept (%s)", error, extra={"action": "heartbeat_failed"})
+            except Exception as error:  # whatever it is, the next beat comes
+                expected = isinstance(error, DatabaseError)
+                logger.log(
+                    logging.WARNING if expected else logging.ERROR,
+                    "the states of the runs are not kept (%s)",
+                    error,
+                    exc_info=None if expected else error,
+                    extra={"action": "heartbeat_failed"},
+                )
             for run_id, (_, task) in list(self._followers.items()):
                 if task.done():
                     del self._followers[run_id]

@@ -26,6 +26,10 @@ _DRIVERS = {
     "postgres": "postgresql+asyncpg",
 }
 
+# Classes of SQLSTATE that pass: lost connections, deadlocks, a full disk or too many connections, a server that starts
+# or stops, failures of the system (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+_PASSING_CLASSES = frozenset({"08", "40", "53", "57", "58"})
+
 _CORRUPT = ("file is not a database", "malformed", "unsupported file format")
 
 BUSY_TIMEOUT = 30_000  # milliseconds that a writer of another process is waited for
@@ -82,8 +86,9 @@ class Database:
                 raise DatabaseCorruptError(
                     f"the database {name} is damaged, or is none ({cause}); move it away or restore a backup"
                 ) from error
-            lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
-            if lost or isinstance(error, exc.OperationalError | exc.InterfaceError | sqlite3.OperationalError):
+            if _is_passing(error) or isinstance(
+                error, exc.OperationalError | exc.InterfaceError | sqlite3.OperationalError
+            ):
                 raise DatabaseUnavailableError(f"the database {name} does not answer ({cause})") from error
             raise
         except exc.TimeoutError as error:
@@ -98,6 +103,14 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def _is_passing(error: Exception) -> bool:
+    """The same may succeed later: asyncpg tells most of these apart by their SQLSTATE alone."""
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or (isinstance(state, str) and state[:2] in _PASSING_CLASSES)
 
 
 def parse_url(url: str) -> URL:
@@ -143,7 +156,7 @@ def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
         "journal_mode = WAL",
         "synchronous = FULL",  # an acknowledged record survives a power failure, not only a crash
         "foreign_keys = ON",
-        "cache_size = -65536",  # KiB
+        "cache_size = -8192",  # KiB, of each of the connections; the system keeps the file in its own cache anyway
         "temp_store = MEMORY",
         "journal_size_limit = 67108864",
     ):

@@ -1,4 +1,10 @@
-"""Runs and their writers: registration and states."""
+"""Runs and their writers: registration and states.
+
+Of the writers of a rank at most one is running: the one that said hello last. A writer that another took the place of
+is stale; so is one that has not been heard of for long, and that one comes back with its next record. One that has
+ended stays ended when a late echo of it arrives, a frame that a network held back, while another has its place.
+Transactions lock rows of `writers` before those of `runs`.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +62,16 @@ class RunStore:
                     attempt=0,
                 )
             )
-            row = (await connection.execute(select(runs.c.project).where(runs.c.id == run_id).with_for_update())).one()
+            row = (await connection.execute(select(runs.c.project).where(runs.c.id == run_id))).one()
             if row.project != hello.project:
                 raise ProjectMismatchError(run_id)
-            writer_id, last_seq = await _register_writer(connection, run_id, hello, now)
+            writer_id, last_seq, is_echo = await _register_writer(connection, run_id, hello, now)
             known = await register_layouts(connection, writer_id, hello.layouts)
-            await _refresh_run(connection, run_id, now)
+            await _refresh_run(connection, run_id)
+            if not is_echo:
+                await connection.execute(
+                    update(runs).where(runs.c.id == run_id).values(state=RunState.RUNNING, last_seen_at=now)
+                )
         return Registration(
             run_id=run_id,
             project=hello.project,
@@ -72,21 +82,27 @@ class RunStore:
         )
 
     async def finish_writer(self, run_id: str, writer_id: int, state: RunState, now: float) -> RunState:
-        """Note that a writer is done; the run is done when the newest writer of no rank is running.
+        """Note that a writer is done; the run is done when no writer is running.
 
-        Returns the run's state.
+        It has crashed when a rank has whose last writer, the one heard of last, did. Returns the run's state.
         """
         async with self._database.write() as connection:
             await connection.execute(
                 update(writers).where(writers.c.id == writer_id).values(state=state, last_seen_at=now)
             )
-            newest = select(func.max(writers.c.id)).where(writers.c.run_id == run_id).group_by(writers.c.rank)
-            rows = await connection.execute(select(writers.c.state).where(writers.c.id.in_(newest)))
-            states = {row.state for row in rows}
-            if RunState.RUNNING in states:
+            # The ranks of a run end at about the same time: each must see the end of those before it.
+            await connection.execute(select(runs.c.id).where(runs.c.id == run_id).with_for_update())
+            rows = await connection.execute(
+                select(writers.c.rank, writers.c.state)
+                .where(writers.c.run_id == run_id)
+                .order_by(writers.c.last_seen_at, writers.c.id)
+            )
+            everyone = [(row.rank, row.state) for row in rows]
+            last = set(dict(everyone).values())
+            if any(found == RunState.RUNNING for _, found in everyone):
                 result = RunState.RUNNING
             else:
-                result = RunState.CRASHED if RunState.CRASHED in states else RunState.FINISHED
+                result = RunState.CRASHED if RunState.CRASHED in last else RunState.FINISHED
             await connection.execute(update(runs).where(runs.c.id == run_id).values(state=result, last_seen_at=now))
         return result
 
@@ -95,8 +111,9 @@ class RunStore:
         if not writer_ids:
             return
         async with self._database.write() as connection:
-            await connection.execute(update(writers).where(writers.c.id.in_(writer_ids)).values(last_seen_at=now))
-            alive = select(writers.c.run_id).where(writers.c.id.in_(writer_ids))
+            running = and_(writers.c.id.in_(writer_ids), writers.c.state == RunState.RUNNING)
+            await connection.execute(update(writers).where(running).values(last_seen_at=now))
+            alive = select(writers.c.run_id).where(running)
             await connection.execute(
                 update(runs).where(runs.c.id.in_(alive), runs.c.state == RunState.RUNNING).values(last_seen_at=now)
             )
@@ -180,7 +197,21 @@ async def _run_of_writer(connection: AsyncConnection, hello: Hello) -> str | Non
     return (await connection.execute(query)).scalar_one_or_none()
 
 
-async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hello, now: float) -> tuple[int, int]:
+async def is_running(connection: AsyncConnection, run_id: str, writer_id: int, rank: int, state: str) -> bool:
+    """Whether a writer in ``state`` that has sent a record runs: a stale one does if no other has taken its place."""
+    if state != RunState.STALE:
+        return state == RunState.RUNNING
+    others = select(writers.c.id).where(
+        writers.c.run_id == run_id,
+        writers.c.rank == rank,
+        writers.c.id != writer_id,
+        writers.c.state == RunState.RUNNING,
+    )
+    return (await connection.execute(others.limit(1))).first() is None
+
+
+async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hello, now: float) -> tuple[int, int, bool]:
+    """(id, last sequence, whether this hello is an echo of a writer that has ended and whose place is taken)."""
     await connection.execute(
         insert_ignore(connection, writers).values(
             run_id=run_id,
@@ -194,25 +225,29 @@ async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hell
         )
     )
     same = and_(writers.c.run_id == run_id, writers.c.writer == hello.writer)
-    row = (await connection.execute(select(writers.c.id, writers.c.rank, writers.c.last_seq).where(same))).one()
+    row = (
+        await connection.execute(
+            select(writers.c.id, writers.c.rank, writers.c.last_seq, writers.c.state, writers.c.last_seen_at)
+            .where(same)
+            .with_for_update()
+        )
+    ).one()
+    others = and_(writers.c.run_id == run_id, writers.c.rank == row.rank, writers.c.id != row.id)
+    if row.state in {RunState.FINISHED, RunState.CRASHED}:
+        later = select(writers.c.id).where(others, writers.c.last_seen_at > row.last_seen_at).limit(1)
+        if (await connection.execute(later)).first() is not None:
+            return row.id, row.last_seq, True
     await connection.execute(
         update(writers).where(same).values(state=RunState.RUNNING, last_seen_at=now, sdk=hello.sdk)
     )
     # A rank that was restarted goes on with a new writer; the old one will never say that it is done.
     await connection.execute(
-        update(writers)
-        .where(
-            writers.c.run_id == run_id,
-            writers.c.rank == row.rank,
-            writers.c.id != row.id,
-            writers.c.state == RunState.RUNNING,
-        )
-        .values(state=RunState.STALE)
+        update(writers).where(others, writers.c.state == RunState.RUNNING).values(state=RunState.STALE)
     )
-    return row.id, row.last_seq
+    return row.id, row.last_seq, False
 
 
-async def _refresh_run(connection: AsyncConnection, run_id: str, now: float) -> None:
+async def _refresh_run(connection: AsyncConnection, run_id: str) -> None:
     """Bring the counts and the optimizer of a run up to date with its layouts."""
     rows = await connection.execute(
         select(layouts, writers.c.rank)
@@ -231,8 +266,6 @@ async def _refresh_run(connection: AsyncConnection, run_id: str, now: float) -> 
         update(runs)
         .where(runs.c.id == run_id)
         .values(
-            state=RunState.RUNNING,
-            last_seen_at=now,
             layer_count=len(sizes),
             parameter_count=min(sum(sizes.values()), 2**63 - 1),
             rank_count=ranks,

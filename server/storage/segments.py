@@ -18,7 +18,7 @@ from server.errors import SequenceMovedError
 from server.models import Event, RunState
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
-from server.storage.runs import Registration
+from server.storage.runs import Registration, is_running
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +78,25 @@ class SegmentStore:
         stored then.
         """
         async with self._database.write() as connection:
-            row = await connection.execute(
-                select(writers.c.last_seq).where(writers.c.id == writer.writer_id).with_for_update()
+            found = await connection.execute(
+                select(writers.c.last_seq, writers.c.state).where(writers.c.id == writer.writer_id).with_for_update()
             )
-            last_seq = row.scalar_one()
-            if last_seq != expected_seq:
-                raise SequenceMovedError(last_seq)
+            row = found.one()
+            if row.last_seq != expected_seq:
+                raise SequenceMovedError(row.last_seq)
+            alive: dict[str, Any] = {}
+            if await is_running(connection, writer.run_id, writer.writer_id, writer.rank, row.state):
+                alive = {"state": RunState.RUNNING, "last_seen_at": now}
             attempt, rollbacks = await self._insert_segments(connection, writer, drafts, now)
             await self._insert_names(connection, writer, drafts)
             last = drafts[-1]
             await connection.execute(
-                update(writers).where(writers.c.id == writer.writer_id).values(last_seq=last.last_seq, last_seen_at=now)
+                update(writers).where(writers.c.id == writer.writer_id).values(last_seq=last.last_seq, **alive)
             )
             await connection.execute(
                 update(runs)
                 .where(runs.c.id == writer.run_id)
-                .values(state=RunState.RUNNING, last_seen_at=now, last_step=last.last_step, attempt=attempt)
+                .values(last_step=last.last_step, attempt=attempt, **alive)
             )
         return Commit(
             last_seq=last.last_seq,

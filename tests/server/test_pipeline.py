@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from websockets.sync.client import ClientConnection
 
 from client_sdk.protocol import Record
+from server.storage.runs import RunStore
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 
@@ -157,3 +160,28 @@ def test_a_rollback_is_an_event_and_a_new_attempt(server: RunningServer) -> None
     assert run["attempt"] == 1
     assert series["last"] == [1.0] * 10 + [2.0] * 20
     assert first["last"] == [1.0] * 20
+
+
+def test_a_beat_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+    mark_stale = RunStore.mark_stale
+
+    async def fail_once(store: RunStore, before: float) -> list[str]:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("nobody expected this")
+        return await mark_stale(store, before)
+
+    monkeypatch.setattr(RunStore, "mark_stale", fail_once)
+    with running_server(tmp_path, heartbeat_every=0.02, stale_after=0.1) as server, server.connect("/live") as live:
+        with server.connect("/ingest") as socket:
+            writer = Writer(socket)
+            writer.hello()
+            writer.commit(record(0))
+            assert failed.wait(20)
+        with server.api() as api:
+            while api.get("/runs/run").json()["state"] != "stale":
+                live.recv(timeout=20)
+            with server.connect("/ingest") as socket:
+                Writer(socket).hello()
+                assert api.get("/runs/run").json()["state"] == "running"

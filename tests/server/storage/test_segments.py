@@ -101,8 +101,8 @@ async def test_states_follow_the_newest_writer_of_each_rank(stores: Stores) -> N
     old = await stores.register(writer="old")
     new = await stores.register(writer="new")
     other = await stores.register(writer="other", rank=1)
-    assert await stores.runs.finish_writer("run", new.writer_id, RunState.FINISHED, 1.0) is RunState.RUNNING
-    assert await stores.runs.finish_writer("run", other.writer_id, RunState.CRASHED, 1.0) is RunState.CRASHED
+    assert await stores.runs.finish_writer("run", new.writer_id, RunState.FINISHED, 2_000.0) is RunState.RUNNING
+    assert await stores.runs.finish_writer("run", other.writer_id, RunState.CRASHED, 2_001.0) is RunState.CRASHED
     assert await stores.runs.state_of("run") == "crashed"
     assert old.last_seq == 0
     await stores.register(writer="new")
