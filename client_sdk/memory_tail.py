@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 
 from client_sdk.segment import FRAME
@@ -53,6 +54,18 @@ class MemoryTail:
                     break
                 payloads.append(payload)
             return payloads
+
+    def move(self, write: Callable[[int, bytes], None], most_bytes: int) -> None:
+        """Give the oldest records to ``write``, with their sequences, until they are ``most_bytes`` or all; let go of
+        each that it takes. Raises what it raises."""
+        moved = 0
+        with self._lock:
+            while self._records and moved < most_bytes:
+                write(self._first, self._records[0])
+                size = FRAME.size + len(self._records.popleft())
+                self._first += 1
+                self.size -= size
+                moved += size
 
     def forget(self, seq: int) -> None:
         """Let go of everything up to and with ``seq``."""

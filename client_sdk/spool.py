@@ -37,6 +37,7 @@ DISK_LIMIT: Final = 2 * 1024**3  # bytes of unacknowledged records
 THINNING_BEGINS: Final = 0.95  # of the limit
 MEMORY_LIMIT: Final = 64 * 1024**2  # bytes, when the disk fails
 DISK_RETRY: Final = 10.0  # seconds before a failed disk is tried again
+RETURN_BYTES: Final = 256 * 1024  # moved from memory to a disk that works again, in one `append`
 
 MAX_PASSES: Final = 64  # of thinning over one file; nothing is left long before
 
@@ -152,15 +153,15 @@ class Spool:
         ``reserve`` multiplies the limits, so that what matters most still fits when the rest no longer does.
         """
         size = FRAME.size + len(payload)
-        if not self._memory and self.directory is not None and (not self._disk_retry_at or self._may_retry()):
+        may_write = self.directory is not None and (not self._disk_retry_at or self._may_retry())
+        if may_write and (not self._memory or self._return_to_disk()):
             if self.queued_bytes + size > self._disk_limit * reserve:
                 return False
             try:
-                self._append_to_disk(payload, size)
+                self._append_to_disk(self.last_seq + 1, payload)
             except OSError as error:
                 self._give_up_disk(error)
             else:
-                self._appended_bytes += size
                 self.last_seq += 1
                 return True
         if not self._memory.append(self.last_seq + 1, payload, reserve):
@@ -258,22 +259,35 @@ class Spool:
 
     # -- inside: appending --
 
-    def _append_to_disk(self, payload: bytes, size: int) -> None:
+    def _return_to_disk(self) -> bool:
+        """Move some of what is in memory to the disk; a run that logs steadily would never see its memory empty.
+
+        True when nothing is left in memory."""
+        try:
+            self._memory.move(self._append_to_disk, RETURN_BYTES)
+        except OSError as error:
+            self._give_up_disk(error)
+        return not self._memory
+
+    def _append_to_disk(self, seq: int, payload: bytes) -> None:
+        size = FRAME.size + len(payload)
         appender = self._appender
         if appender is not None:
             last = self._segments[-1]
             if last.end < self._segment_bytes and appender.has_room(last.end, size):
                 last.end = appender.append(last.end, payload)
                 last.count += 1
+                self._appended_bytes += size
                 return
             self._close_appender()
         assert self._files is not None
-        appender = self._files.take(self.last_seq + 1, size)
-        last = Segment(appender.path, self.last_seq + 1, start=self._appended_bytes)
+        appender = self._files.take(seq, size)
+        last = Segment(appender.path, seq, start=self._appended_bytes)
         self._segments.append(last)
         self._appender = appender
         last.end = appender.append(last.end, payload)
         last.count += 1
+        self._appended_bytes += size
 
     def _close_appender(self) -> None:
         appender, self._appender = self._appender, None
@@ -389,8 +403,8 @@ class Spool:
     def _load(self, directory: Path) -> None:
         """Read what is there, cut torn tails, fill holes so that sequences stay consecutive."""
         assert self._place is not None
-        self._segments, self.lost = load_segments(directory, self.meta.hello.started_at)
         self.acknowledged = self._place.read_watermark()
+        self._segments, self.lost = load_segments(directory, self.meta.hello.started_at, self.acknowledged)
         if self._segments:
             last = self._segments[-1]
             self._appended_bytes = last.bytes_before(last.end)

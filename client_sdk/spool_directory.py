@@ -24,7 +24,7 @@ import msgspec
 from client_sdk.protocol import Finish, Hello
 
 META_NAME: Final = "meta"
-_LOCK: Final = "lock"
+LOCK_NAME: Final = "lock"
 _ACKNOWLEDGED: Final = "acknowledged"
 _WATERMARK: Final = struct.Struct("<QI")
 
@@ -53,7 +53,7 @@ class SpoolDirectory:
         key = (os.getpid(), str(self.path))
         if key in _held:
             raise OSError("this process uses it")
-        descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -102,14 +102,18 @@ class SpoolDirectory:
 
 def find_spools(root: Path) -> list[tuple[Path, Meta]]:
     """Spool directories under ``root`` with what they say, in the order in which their runs began; those in use among
-    them. Damaged ones are left out."""
-    found: list[tuple[Path, Meta]] = []
+    them. Damaged ones are left out.
+
+    The order is that of the lock files, which are never written: the clock of a training may jump.
+    """
+    found: list[tuple[int, Path, Meta]] = []
     try:
         for path in root.iterdir():
             try:
-                found.append((path, SpoolDirectory(path).read_meta()))
+                began = (path / LOCK_NAME).stat().st_mtime_ns
+                found.append((began, path, SpoolDirectory(path).read_meta()))
             except (OSError, msgspec.DecodeError):
                 continue  # another file, or a spool that somebody deletes just now
     except OSError:
         return []
-    return sorted(found, key=lambda entry: (entry[1].hello.started_at, entry[0].name))
+    return [(path, meta) for _, path, meta in sorted(found, key=lambda entry: entry[:2])]

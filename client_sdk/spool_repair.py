@@ -18,8 +18,11 @@ REWRITTEN: Final = "rewritten"
 """Name of a segment's successor until it takes its place."""
 
 
-def load_segments(directory: Path, started_at: float) -> tuple[list[Segment], int]:
-    """The segments in order, their sequences consecutive; and how many records of them are stand-ins for lost ones."""
+def load_segments(directory: Path, started_at: float, acknowledged: int) -> tuple[list[Segment], int]:
+    """The segments in order, their sequences consecutive; and how many records of them are stand-ins for lost ones.
+
+    Of records up to ``acknowledged`` none is missed: some may have been in memory alone, while a disk was full.
+    """
     for path in (*directory.glob(SPARES), directory / REWRITTEN):
         path.unlink(missing_ok=True)
     segments: list[Segment] = []
@@ -29,6 +32,9 @@ def load_segments(directory: Path, started_at: float) -> tuple[list[Segment], in
         if segment is None:
             path.unlink()
             continue
+        if segment.first_seq - 1 <= acknowledged:
+            while segments:
+                segments.pop().path.unlink(missing_ok=True)
         if segments and segment.first_seq > segments[-1].last_seq + 1:
             missing = segment.first_seq - 1 - segments[-1].last_seq
             _fill(segments[-1], missing, started_at)
