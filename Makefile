@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench format clean
+.PHONY: help install demo test check bench chaos fuzz soak format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,21 @@ check: $(STAMP) ## ruff, mypy --strict, the import contract, alembic check
 bench: $(STAMP) ## run the benchmarks, each prints its table
 	@for file in $$(grep -l __main__ benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+# docs/reliability.md says what these three prove. None of them is part of `make test`, which has short versions.
+CHAOS_SEED ?= 1
+FUZZ_FRAMES ?= 100000
+SOAK_MINUTES ?= 30
+
+chaos: $(STAMP) ## 110 faults against a training, on SQLite and on Postgres; CHAOS_SEED=2 for others
+	$(BIN)/python -m tests.chaos --seed $(CHAOS_SEED) --database sqlite --quiet
+	$(BIN)/python -m tests.chaos --seed $(CHAOS_SEED) --database postgres --quiet
+
+fuzz: $(STAMP) ## 100,000 mutated frames against the ingest socket
+	$(BIN)/python -m tests.fuzz --frames $(FUZZ_FRAMES)
+
+soak: $(STAMP) ## memory of trainer and server over SOAK_MINUTES=30 at 50 steps a second
+	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
 
 format: $(STAMP) ## let ruff format the code
 	$(BIN)/ruff check --fix .

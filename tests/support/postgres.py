@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import quote
+
+import psutil
+
+RESTART_TIMEOUT = 60.0  # seconds
+RESTART_RETRY = 0.2  # seconds
 
 
 class Postgres:
@@ -60,8 +68,27 @@ class Postgres:
         command = [str(self._pg_ctl), "-D", str(self._data), *arguments]
         subprocess.run(command, user=self._server.system_user, stdout=subprocess.DEVNULL, check=True, timeout=30)
 
+    def kill(self) -> None:
+        """SIGKILL to the postmaster; its backends notice and end by themselves. Returns when it is gone."""
+        process = psutil.Process(self._server.get_pid())
+        process.send_signal(signal.SIGKILL)
+        process.wait(RESTART_TIMEOUT)
+
+    def start_again(self) -> None:
+        """After `kill`: crash recovery on the same data and address. Raises `TimeoutError`."""
+        deadline = time.monotonic() + RESTART_TIMEOUT
+        while True:
+            try:
+                return self._server.ensure_postgres_running()
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                # The backends of the killed postmaster hold its shared memory until they have noticed.
+                if time.monotonic() > deadline:
+                    raise TimeoutError("Postgres does not start again") from error
+                time.sleep(RESTART_RETRY)
+
     def stop(self) -> None:
         # The package looks for the process that it started; after `resume` it would leave ours running.
-        self._control("-m", "immediate", "stop")
+        with contextlib.suppress(subprocess.CalledProcessError):  # it was killed, and never started again
+            self._control("-m", "immediate", "stop")
         self._server.cleanup()
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,0 +1,175 @@
+"""``python -m tests.chaos``: the whole campaign, its table, and exit code 1 where a promise was broken.
+
+Against `spikewatch up` on SQLite, or against `spikewatch serve` on a real Postgres (``--database postgres``). Traffic
+stays on the loopback interface; every process is ended by its id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from tests.chaos.campaign import Campaign
+from tests.chaos.clock import JumpingClock
+from tests.chaos.proxy import ChaosProxy
+from tests.chaos.report import judge, table
+from tests.chaos.schedule import KINDS, schedule
+from tests.chaos.services import Supervised
+from tests.chaos.training import Training
+from tests.chaos.verify import in_api, in_database, should_be_shown, shown
+from tests.support.embedded import COMMAND
+from tests.support.postgres import Postgres
+
+TOKEN = "sw_chaos_" + "x" * 32
+NO_REDIS = "Redis: not part of this campaign, as the server does not use one yet"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--database", choices=["sqlite", "postgres"], default="sqlite")
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--faults", type=int, default=110)
+    parser.add_argument("--rate", type=float, default=200.0, help="steps a second")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="directory for all files, kept (default: a temporary one)")
+    parser.add_argument("--quiet", action="store_true", help="print the table alone")
+    options = parser.parse_args()
+    directory = options.keep or Path(tempfile.mkdtemp(prefix="spikewatch-chaos-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        return _campaign(options, directory)
+    finally:
+        if options.keep is None:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _campaign(options: argparse.Namespace, directory: Path) -> int:
+    chance = random.Random(options.seed)
+    kinds = [kind for kind in KINDS if kind != "kill -9 postgres" or options.database == "postgres"]
+    faults = schedule(options.seed, options.faults, kinds)
+    port = _free_port()
+    clock = JumpingClock(directory / "clock")
+    with _database(options.database, directory) as (postgres, url):
+        server = _server(postgres, url, port, directory)
+        with ChaosProxy(port, chance) as proxy:
+            environment = os.environ | {
+                "SPIKEWATCH_URL": f"http://127.0.0.1:{proxy.port}",
+                "SPIKEWATCH_TOKEN": TOKEN,
+                "SPIKEWATCH_DIR": str(directory / "spool"),
+            }
+            training = Training(
+                uuid.uuid4().hex, environment, options.rate, directory / "clock", directory / "trainer.log"
+            )
+            campaign = Campaign(
+                training=training,
+                server=server,
+                postgres=postgres,
+                proxy=proxy,
+                clock=clock,
+                tell=_silence if options.quiet else _say,
+            )
+            try:
+                server.start()
+                campaign.run(faults, options.steps, chance)
+                is_delivered = training.deliver_the_rest(directory / "spool", f"http://127.0.0.1:{port}")
+                with _api(port) as api:
+                    exported = in_api(api, training.run_id)
+                    last = max(entry.step for entry in training.entries)
+                    page = shown(api, training.run_id, last)
+                    run = api.get(f"/runs/{training.run_id}").json()
+            finally:
+                training.end()
+                server.stop()
+                clock.close()
+        stored = asyncio.run(in_database(url, training.run_id))
+    truth = should_be_shown(training.entries, training.starts)
+    verdict = judge(
+        training.entries,
+        incarnations=len(training.starts),
+        database=stored,
+        api=exported,
+        shown=page,
+        should_be_shown=truth,
+    )
+    print(
+        f"chaos on {options.database}, seed {options.seed}: {len(training.entries):,} steps in "
+        f"{len(training.starts)} starts of the trainer, {server.starts} of the server"
+    )
+    print(table(training.entries, campaign.strikes, campaign.missed, verdict))
+    for name, found in (
+        ("lost", verdict.lost),
+        ("stored twice", verdict.twice),
+        ("with other bits", verdict.altered),
+        ("that nobody logged", verdict.invented),
+        ("missing or other in the API", verdict.unexported),
+        ("shown from another attempt", verdict.misshown),
+    ):
+        examples = "" if not found else f", for example {sorted(found)[:5]}"
+        print(f"steps {name}: {len(found)}{examples}")
+    print(f"dropped, says the SDK: {training.dropped}; state of the run: {run['state']}; {NO_REDIS}")
+    kept = verdict.is_kept and is_delivered and training.dropped == 0 and run["state"] == "finished"
+    kept = kept and not campaign.missed
+    print("every step exactly once, bit for bit" if kept else "BROKEN")
+    return 0 if kept else 1
+
+
+@contextlib.contextmanager
+def _database(kind: str, directory: Path) -> Iterator[tuple[Postgres | None, str]]:
+    if kind == "sqlite":
+        yield None, f"sqlite:///{directory / 'data' / 'spikewatch.sqlite3'}"
+        return
+    postgres = Postgres()
+    try:
+        yield postgres, postgres.create_database()
+    finally:
+        postgres.stop()
+
+
+def _server(postgres: Postgres | None, url: str, port: int, directory: Path) -> Supervised:
+    environment = os.environ | {
+        "SPIKEWATCH_HOME": str(directory),
+        "SPIKEWATCH_PORT": str(port),
+        "SPIKEWATCH_ADMIN_TOKEN": TOKEN,
+    }
+    log = directory / "server.log"
+    if postgres is None:
+        return Supervised([*COMMAND, "up", "--data", str(directory / "data")], environment, log)
+    environment |= {"SPIKEWATCH_DATABASE_URL": url}
+    subprocess.run([*COMMAND, "migrate"], env=environment, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    return Supervised([*COMMAND, "serve"], environment, log)
+
+
+def _api(port: int) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", headers=headers, timeout=60, trust_env=False)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _silence(text: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

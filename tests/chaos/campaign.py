@@ -1,0 +1,151 @@
+"""One campaign: a training, a server, a database and a schedule of faults that strike them."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from client_sdk.spool import DISK_RETRY
+from tests.chaos.clock import JumpingClock
+from tests.chaos.proxy import ChaosProxy, Harm, Order
+from tests.chaos.schedule import Fault, Kind
+from tests.chaos.services import Supervised
+from tests.chaos.training import UNLIMITED, Training
+from tests.support.postgres import Postgres
+
+STRIKE_TIMEOUT = 60.0  # seconds in which a frame must come that an order can harm
+ROLLBACK = 300  # steps that a restarted training goes back at most
+DISK_FULL_STEPS = 100
+DISK_MARGIN = 1.0  # seconds
+DISK_LEFT = 60_000  # bytes that a file may still have when the disk is nearly full
+JUMPS = (-86_400.0, -3_600.0, -1.5, 0.7, 3_600.0, 1_000_000.0)  # seconds
+
+HARMS: dict[Kind, Harm] = {
+    "cut in mid-frame": "cut",
+    "answers cut off": "mute",
+    "delayed frame": "delay",
+    "duplicated frames": "duplicate",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strike:
+    """A fault that happened."""
+
+    fault: Fault
+    position: int
+    """Entries of the ledger at that moment."""
+
+
+class Campaign:
+    def __init__(
+        self,
+        *,
+        training: Training,
+        server: Supervised,
+        postgres: Postgres | None,
+        proxy: ChaosProxy,
+        clock: JumpingClock,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.strikes: list[Strike] = []
+        self.missed: list[Fault] = []
+        """Faults for which no frame came in time."""
+        self._training = training
+        self._server = server
+        self._postgres = postgres
+        self._proxy = proxy
+        self._clock = clock
+        self._tell = tell
+        self._database_returns: threading.Thread | None = None
+        self._disk_is_used_at = 0.0  # monotonic; until then a trainer keeps in memory what its disk did not take
+
+    def run(self, faults: Sequence[Fault], steps: int, chance: random.Random) -> None:
+        """Strike while at least ``steps`` steps are logged, evenly; then let the training finish."""
+        training = self._training
+        training.start(0)
+        gap = steps / (len(faults) + 1)
+        begin = time.monotonic()
+        for number, fault in enumerate(faults, 1):
+            # A fault may last for many steps; the next one waits for steps of its own all the same.
+            here = len(training.entries)
+            training.wait_for_entries(max(round(number * gap), here + round(gap * chance.uniform(0.2, 0.6))))
+            position = len(training.entries)
+            self._tell(f"{time.monotonic() - begin:6.1f} s, {position:6d} steps, fault {number:3d}: {fault.kind}")
+            if self._strike(fault):
+                self.strikes.append(Strike(fault=fault, position=position))
+            else:
+                self.missed.append(fault)
+        training.wait_for_entries(steps)
+        self._await_database()
+        self._server.wait_up()
+        self._clock.set_right()
+        training.finish()
+
+    def _strike(self, fault: Fault) -> bool:
+        """True when it happened."""
+        match fault.kind:
+            case "kill -9 trainer":
+                self._kill_trainer(fault.amount)
+            case "kill -9 server":
+                self._server.kill(fault.amount)
+            case "kill -9 postgres":
+                self._kill_database(fault.amount)
+            case "disk full":
+                self._fill_disk(fault.amount)
+            case "clock jump":
+                self._clock.jump(JUMPS[int(fault.amount * len(JUMPS))])
+            case _:
+                return self._harm(HARMS[fault.kind], fault.amount)
+        return True
+
+    def _kill_trainer(self, amount: float) -> None:
+        """Half of the restarts go on where the training was, half go back to a checkpoint."""
+        training = self._training
+        if (wait := self._disk_is_used_at - time.monotonic()) > 0:
+            time.sleep(wait)
+            training.wait_for_entries(len(training.entries) + 1)
+        training.kill()
+        back = 0 if amount < 0.5 else int(amount * ROLLBACK)
+        training.start(max(0, training.next_step - back))
+        training.wait_for_entries(len(training.entries) + 1)
+
+    def _kill_database(self, amount: float) -> None:
+        assert self._postgres is not None
+        self._await_database()
+        postgres = self._postgres
+        postgres.kill()
+
+        def come_back() -> None:
+            time.sleep(amount)
+            postgres.start_again()
+
+        self._database_returns = threading.Thread(target=come_back, name="postgres")
+        self._database_returns.start()
+
+    def _await_database(self) -> None:
+        if self._database_returns is not None:
+            self._database_returns.join()
+
+    def _fill_disk(self, amount: float) -> None:
+        """What is logged meanwhile is in memory alone, as the SDK warns: no trainer is killed before the server has it
+        and the disk is in use again."""
+        training = self._training
+        training.limit_files(int(amount * DISK_LEFT))
+        training.wait_for_entries(len(training.entries) + DISK_FULL_STEPS)
+        training.limit_files(UNLIMITED)
+        self._disk_is_used_at = time.monotonic() + DISK_RETRY + DISK_MARGIN
+        self._await_database()
+        self._server.wait_up()
+        training.wait_for_acknowledgement()
+
+    def _harm(self, harm: Harm, amount: float) -> bool:
+        order = Order(harm=harm, seconds=amount * 2)
+        self._proxy.order(order)
+        if order.done.wait(STRIKE_TIMEOUT):
+            return True
+        self._proxy.withdraw(order)
+        return False

@@ -1,0 +1,56 @@
+"""Blocks that a key and a step determine, so that whoever knows both can tell what was logged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.measurement import Measurement
+from client_sdk.protocol import HISTOGRAM_BINS, Histograms, Layout
+from tests.support.instruments import Landed
+
+
+def generator(key: int, step: int) -> np.random.Generator:
+    """Independent of every other (key, step)."""
+    return np.random.Generator(np.random.Philox(key=(key << 64) | step))
+
+
+class RandomInstrument:
+    """Keeps nothing of what it measured."""
+
+    def __init__(
+        self, layers: tuple[str, ...], statistics: tuple[str, ...], *, key: int = 0, histogram_every: int = 0
+    ) -> None:
+        """``histogram_every``: steps; 0 for none."""
+        self.layout = Layout(id=0, layers=layers, statistics=statistics, sizes=tuple(100 for _ in layers))
+        self._key = key
+        self._histogram_every = histogram_every
+
+    def block(self, step: int) -> NDArray[np.float32]:
+        """(layers, statistics): positive, of many magnitudes, one in 50 infinite and one in 50 not measured."""
+        random = generator(self._key, step)
+        shape = (len(self.layout.layers), len(self.layout.statistics))
+        values = np.exp(random.normal(0.0, 4.0, shape)).astype(np.float32)
+        odd = random.random(shape)
+        values[odd < 0.02] = np.nan
+        values[odd > 0.98] = np.inf
+        return values
+
+    def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Landed:
+        histograms: tuple[Histograms, ...] = ()
+        if self._histogram_every and step % self._histogram_every == 0:
+            histograms = tuple(self._histograms(which, step) for which in ("update", "ratio"))
+        return Landed(Measurement(block=self.block(step), histograms=histograms))
+
+    def _histograms(self, which: str, step: int) -> Histograms:
+        layers = len(self.layout.layers)
+        counts = generator(self._key + 1, step).integers(0, 1_000, (layers, HISTOGRAM_BINS), dtype=np.uint32)
+        return Histograms(
+            which=which,
+            low=np.full(layers, -2.0, "<f4").tobytes(),
+            high=np.full(layers, 2.0, "<f4").tobytes(),
+            counts=counts.astype("<u4").tobytes(),
+        )
