@@ -2,8 +2,8 @@
 
     python benchmarks/fairness.py [--steps N] [--floods N]
 
-The server is a process of its own. A calm run sends one record at a time, alone and then beside runs that send batches of
-256 KiB as fast as they are acknowledged.
+The server is a process of its own. A calm run sends one record at a time, alone and then beside runs that send batches
+of 256 KiB as fast as they are acknowledged.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from client_sdk.protocol import Record  # noqa: E402
 from tests.support.embedded import Embedded, embedded  # noqa: E402
 from tests.support.writer import Writer, record  # noqa: E402
 
@@ -42,7 +43,7 @@ def flood(url: str, token: str, name: str) -> None:
         print("ready", flush=True)
         while True:
             for _ in range(4):
-                writer.send(*(record(writer.seq + n, **values) for n in range(BATCH)))
+                writer.send(*(Record(step=writer.seq + n, time=1.0, scalars=values) for n in range(BATCH)))
             writer.wait_for(writer.seq - 2 * BATCH)
 
 
