@@ -52,6 +52,12 @@ class Config(BaseSettings):
     heartbeat_every: float = Field(
         default=10.0, gt=0, description="Seconds between two checks of connections and run states."
     )
+    retention_days: float = Field(
+        default=0.0,
+        ge=0,
+        description="Days after which a run that has ended or fallen silent is deleted; 0 keeps all for ever.",
+    )
+    retention_every: float = Field(default=3600.0, gt=0, description="Seconds between two looks for such runs.")
     live_queue: int = Field(
         default=256, ge=8, description="Messages held per live subscriber; beyond, the oldest are dropped."
     )

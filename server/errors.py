@@ -8,10 +8,12 @@ ServerError
 │   └── DatabaseUnavailableError  it does not answer now; retry
 ├── SequenceMovedError            another connection of the same writer committed first
 ├── ProjectMismatchError          the run belongs to another project
+├── RunDeletedError               the run is being deleted
 ├── LayoutChangedError            a layout was sent again with other layers or statistics
 ├── CorruptDataError              stored measurements cannot be read; other queries are not touched
 │   ├── SegmentCorruptError       a stored payload cannot be decoded
 │   └── TileCorruptError          a tile cannot be decoded
+├── ImportFileError               a file cannot be imported: which, where and why
 ├── IngestError                   an ingest frame is refused: a stable code of docs/protocol.md
 └── ApiError                      an HTTP or live request is refused: a stable code and a status
 """
@@ -62,6 +64,13 @@ class ProjectMismatchError(ServerError):
         super().__init__(f"the run {run_id!r} belongs to another project")
 
 
+class RunDeletedError(ServerError):
+    """Nothing can be added to the run, because it is being deleted."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the run {run_id!r} was deleted; start a new one")
+
+
 class LayoutChangedError(ServerError):
     """A layout never changes once it is sent; this one did."""
 
@@ -89,6 +98,17 @@ class TileCorruptError(CorruptDataError):
         super().__init__(f"the tile {name!r} of span {span_id} cannot be read: {reason}")
         self.span_id = span_id
         self.name = name
+        self.reason = reason
+
+
+class ImportFileError(ServerError):
+    """A file cannot be imported."""
+
+    def __init__(self, path: object, place: str | None, reason: str) -> None:
+        """``place``: where in the file, for example "line 7"."""
+        super().__init__(f"{path}, {place}: {reason}" if place is not None else f"{path}: {reason}")
+        self.path = path
+        self.place = place
         self.reason = reason
 
 

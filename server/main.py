@@ -20,22 +20,25 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI, WebSocket
 
-from server.api import alerts, errors, health, runs
+from server.api import alerts, errors, exports, health, runs
 from server.api.access import Services
 from server.auth.guard import DashboardGuard
 from server.auth.sessions import Sessions
 from server.auth.tokens import Authenticator
-from server.broker import MemoryBroker
+from server.broker import Broker, MemoryBroker
 from server.config import Config
 from server.errors import ApiError, ConfigurationError
+from server.exports.streams import Exporter
 from server.ingest.connection import IngestLimits
 from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint
-from server.pipeline.pipeline import Pipeline
+from server.pipeline.deletion import Deleter
+from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
 from server.storage import migrate
 from server.storage.alerts import AlertStore
 from server.storage.compaction import Compactor
 from server.storage.database import Database
+from server.storage.deletion import DeletionStore
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
 from server.storage.heatmap import HeatmapQuery
@@ -48,6 +51,7 @@ from server.storage.runs import RunStore
 from server.storage.segments import SegmentStore
 from server.storage.series import SeriesQuery
 from server.storage.spans import SpanStore
+from server.storage.steps import StepReader
 from server.storage.tokens import TokenStore
 
 logger = logging.getLogger(__name__)
@@ -75,17 +79,13 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     fleet = FleetQuery(database, run_store, layouts)
     reader = BucketReader(database, cache)
     authenticator = Authenticator(TokenStore(database), admin_token=config.admin_token)
-    pipeline = Pipeline(
-        runs=run_store,
-        fleet=fleet,
-        layouts=layouts,
-        segments=SegmentStore(database),
-        monitors=MonitorStore(database),
-        broker=broker,
+    pipeline = make_pipeline(config, database, broker)
+    deleter = Deleter(
+        DeletionStore(database),
+        forget=pipeline.forget,
         clock=time.time,
-        announcements_per_second=config.run_messages_per_second,
-        stale_after=config.stale_after,
-        heartbeat_every=config.heartbeat_every,
+        retention_days=config.retention_days,
+        look_every=config.retention_every,
     )
     ingest = IngestEndpoint(
         pipeline=pipeline,
@@ -106,9 +106,11 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await pipeline.start()
         compacting = asyncio.create_task(compactor.run())
+        deleter.start()
         try:
             yield
         finally:
+            await deleter.stop()
             compacting.cancel()
             await asyncio.gather(compacting, return_exceptions=True)
             await pipeline.stop()
@@ -135,6 +137,8 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         histograms=HistogramQuery(database),
         events=EventStore(database),
         alerts=AlertStore(database),
+        exporter=Exporter(StepReader(database, layouts)),
+        deleter=deleter,
         clock=time.time,
     )
 
@@ -145,6 +149,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     app.state.drain = drain
     errors.install(app)
     app.include_router(runs.router, prefix=API)
+    app.include_router(exports.router, prefix=API)
     app.include_router(alerts.router, prefix=API)
     app.include_router(health.router)
 
@@ -163,6 +168,26 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     if config.dashboard:
         _add_dashboard(app, config, authenticator)
     return app
+
+
+def make_pipeline(
+    config: Config, database: Database, broker: Broker, *, follower_idle: float = FOLLOWER_IDLE
+) -> Pipeline:
+    """What commits and detects, for a server or for an import."""
+    run_store, layouts = RunStore(database), LayoutStore(database)
+    return Pipeline(
+        runs=run_store,
+        fleet=FleetQuery(database, run_store, layouts),
+        layouts=layouts,
+        segments=SegmentStore(database),
+        monitors=MonitorStore(database),
+        broker=broker,
+        clock=time.time,
+        announcements_per_second=config.run_messages_per_second,
+        stale_after=config.stale_after,
+        heartbeat_every=config.heartbeat_every,
+        follower_idle=follower_idle,
+    )
 
 
 def _add_dashboard(app: FastAPI, config: Config, authenticator: Authenticator) -> None:

@@ -39,6 +39,8 @@ class RunState(StrEnum):
     FINISHED = "finished"
     CRASHED = "crashed"
     STALE = "stale"
+    DELETING = "deleting"
+    """Out of sight, and soon gone. Nobody is shown this state."""
 
 
 class Stage(StrEnum):

@@ -11,7 +11,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from server.auth.tokens import UNAUTHENTICATED, Authenticator
 from server.errors import ApiError
-from server.models import Principal, Scope
+from server.exports.streams import Exporter
+from server.models import Principal, RunState, Scope
+from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
 from server.storage.alerts import AlertStore
 from server.storage.database import Database
@@ -39,6 +41,8 @@ class Services:
     histograms: HistogramQuery
     events: EventStore
     alerts: AlertStore
+    exporter: Exporter
+    deleter: Deleter
     clock: Callable[[], float]
 
 
@@ -70,10 +74,13 @@ Operator = Annotated[Principal, Depends(_writing_principal)]
 
 
 async def visible_run(services: Services, principal: Principal, run_id: str) -> None:
-    """Raises 404 for a run that is not there, and alike for one of a project that the token does not open."""
+    """Raises 404 for a run that is not there, and alike for one of a project that the token does not open; 410 while
+    what is left of a deleted one is taken away."""
     project = await services.runs.project_of(run_id)
     if project is None or not principal.may_see(project):
         raise ApiError(404, "unknown_run", f"there is no run {run_id!r}; GET /api/v1/runs lists them")
+    if await services.runs.state_of(run_id) in {None, RunState.DELETING}:
+        raise ApiError(410, "run_deleted", f"the run {run_id!r} was deleted")
 
 
 async def visible_alert(services: Services, principal: Principal, alert_id: str) -> dict[str, Any]:

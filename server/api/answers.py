@@ -67,6 +67,11 @@ class RunAnswer(BaseModel):
     config: dict[str, JsonValue]
 
 
+class DeletionAnswer(BaseModel):
+    id: str
+    state: Literal["deleting"]
+
+
 class AttemptAnswer(BaseModel):
     rank: int
     attempt: int

@@ -22,6 +22,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "No valid token."},
     403: {"model": ErrorAnswer, "description": "The token does not allow this."},
     404: {"model": ErrorAnswer, "description": "There is no such thing."},
+    410: {"model": ErrorAnswer, "description": "The run was deleted."},
     503: {"model": ErrorAnswer, "description": "The database does not answer; try again."},
 }
 """For the OpenAPI document of every call."""

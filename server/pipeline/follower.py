@@ -109,7 +109,8 @@ class RunFollower:
                     return
                 while await self._read_some():
                     pass
-                await self._close_if_ended()
+                if not await self._close_if_ended():
+                    return
                 failures = 0
             except Exception as error:  # one run's trouble must not end its followership
                 self._head = None
@@ -259,17 +260,22 @@ class RunFollower:
         self._saved_at = self._clock()
         await self._publish(shown, happened)
 
-    async def _close_if_ended(self) -> None:
-        """When the run has ended and everything is read, nothing stays open."""
-        if await self._runs.state_of(self.run_id) not in {RunState.FINISHED, RunState.CRASHED}:
-            return
+    async def _close_if_ended(self) -> bool:
+        """When the run has ended and everything is read, nothing stays open. False when the run was deleted."""
+        state = await self._runs.state_of(self.run_id)
+        if state in {None, RunState.DELETING}:
+            self._head = None
+            return False
+        if state not in {RunState.FINISHED, RunState.CRASHED}:
+            return True
         if self._head is None:
             rank = await self._segments.lowest_rank(self.run_id)
             if rank is None:
-                return
+                return True
             self._head = await self._load(rank)
         head = self._head
         for alert in head.book.close_all(self._clock()):
             head.changed[alert.id] = alert
         if head.is_noteworthy or head.position != (head.saved_position or 0):
             await self._save(head)
+        return True

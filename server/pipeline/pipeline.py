@@ -10,7 +10,14 @@ from typing import Any
 
 from client_sdk.protocol import Batch, Finish, Hello, Record
 from server.broker import Broker, Message
-from server.errors import DatabaseError, IngestError, LayoutChangedError, ProjectMismatchError, SequenceMovedError
+from server.errors import (
+    DatabaseError,
+    IngestError,
+    LayoutChangedError,
+    ProjectMismatchError,
+    RunDeletedError,
+    SequenceMovedError,
+)
 from server.models import Event, RunState
 from server.pipeline.announcer import Announcer
 from server.pipeline.follower import RunFollower
@@ -53,6 +60,7 @@ class Pipeline:
         announcements_per_second: float,
         stale_after: float,
         heartbeat_every: float,
+        follower_idle: float = FOLLOWER_IDLE,
     ) -> None:
         self._runs = runs
         self._layouts = layouts
@@ -62,6 +70,7 @@ class Pipeline:
         self._clock = clock
         self._stale_after = stale_after
         self._heartbeat_every = heartbeat_every
+        self._follower_idle = follower_idle
         self._announcer = Announcer(fleet, broker, clock, announcements_per_second)
         self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
         self._followers: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
@@ -101,6 +110,8 @@ class Pipeline:
             raise IngestError("forbidden", str(error), close_code=4401) from error
         except LayoutChangedError as error:
             raise IngestError("bad_layout", str(error)) from error
+        except RunDeletedError as error:
+            raise IngestError("run_deleted", str(error)) from error
         self._projects[registration.run_id] = registration.project
         self._announcer.mark(registration.run_id)
         return Writer(registration, {layout.id: len(layout.statistics) for layout in hello.layouts})
@@ -132,6 +143,8 @@ class Pipeline:
                 # Another connection of this writer got there first: what it stored is left out, the rest is new.
                 writer.last_seq = moved.last_seq
                 continue
+            except RunDeletedError as error:
+                raise IngestError("run_deleted", str(error)) from error
             writer.last_seq = commit.last_seq
             run_id = writer.registration.run_id
             await self._publish(
@@ -165,6 +178,20 @@ class Pipeline:
         self._announcer.mark(run_id)
         self._follow(run_id)
 
+    async def settle(self, run_id: str) -> None:
+        """Wait until the detectors have read all that is committed of a run, and have left it: soon, where the
+        pipeline was made with a short ``follower_idle``."""
+        held = self._followers.get(run_id)
+        if held is not None:
+            await asyncio.wait([held[1]])
+
+    def forget(self, run_id: str) -> None:
+        """The run is being deleted: its detectors stop."""
+        held = self._followers.pop(run_id, None)
+        if held is not None:
+            held[1].cancel()
+        self._projects.pop(run_id, None)
+
     async def publish_alert(self, alert: dict[str, Any]) -> None:
         """Tell viewers and training processes of an alert that changed, as the API shows it."""
         await self._publish(alert["run_id"], {"type": "alert", "alert": alert})
@@ -191,7 +218,7 @@ class Pipeline:
             executor=self._executor,
             publish=publish,
             clock=self._clock,
-            idle_after=FOLLOWER_IDLE,
+            idle_after=self._follower_idle,
         )
         self._followers[run_id] = (follower, asyncio.create_task(follower.run()))
 

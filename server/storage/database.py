@@ -152,6 +152,7 @@ def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     for pragma in (
+        "auto_vacuum = INCREMENTAL",  # of a new file; the space of deleted runs can be given back
         f"busy_timeout = {BUSY_TIMEOUT}",
         "journal_mode = WAL",
         "synchronous = FULL",  # an acknowledged record survives a power failure, not only a crash

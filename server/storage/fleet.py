@@ -18,6 +18,8 @@ from server.storage.database import Database
 from server.storage.layouts import LayoutStore, layer_rows
 from server.storage.runs import RunStore
 
+_IS_SHOWN = runs.c.state != RunState.DELETING
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunPage:
@@ -34,7 +36,7 @@ class FleetQuery:
     async def summary(self, run_id: str) -> dict[str, Any] | None:
         """One run as the API shows it in lists, or None."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(select(runs).where(runs.c.id == run_id))).all()
+            rows = (await connection.execute(select(runs).where(runs.c.id == run_id, _IS_SHOWN))).all()
             found = await _summaries(connection, rows)
         return found[0] if found else None
 
@@ -72,7 +74,7 @@ class FleetQuery:
         self, *, project: str | None, state: str | None, limit: int, cursor: tuple[float, str] | None
     ) -> RunPage:
         """Summaries, the newest first. ``cursor`` is (created_at, id) of the last run of the page before."""
-        query = select(runs).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit + 1)
+        query = select(runs).where(_IS_SHOWN).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit + 1)
         if project is not None:
             query = query.where(runs.c.project == project)
         if state is not None:

@@ -16,7 +16,7 @@ from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Hello, Layout
-from server.errors import ProjectMismatchError
+from server.errors import ProjectMismatchError, RunDeletedError
 from server.models import AlertState, RunState
 from server.schema import alerts, layouts, monitors, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
@@ -42,7 +42,7 @@ class RunStore:
     async def register(self, hello: Hello, now: float) -> Registration:
         """Create or rejoin the run and the writer, and add the layouts that are new.
 
-        Raises `ProjectMismatchError`, `LayoutChangedError` and `DatabaseError`.
+        Raises `ProjectMismatchError`, `RunDeletedError`, `LayoutChangedError` and `DatabaseError`.
         """
         async with self._database.write() as connection:
             run_id = hello.run_id or await _run_of_writer(connection, hello) or uuid.uuid4().hex[:16]
@@ -62,9 +62,12 @@ class RunStore:
                     attempt=0,
                 )
             )
-            row = (await connection.execute(select(runs.c.project).where(runs.c.id == run_id))).one()
+            query = select(runs.c.project, runs.c.state).where(runs.c.id == run_id).with_for_update()
+            row = (await connection.execute(query)).one()
             if row.project != hello.project:
                 raise ProjectMismatchError(run_id)
+            if row.state == RunState.DELETING:
+                raise RunDeletedError(run_id)
             writer_id, last_seq, is_echo = await _register_writer(connection, run_id, hello, now)
             known = await register_layouts(connection, writer_id, hello.layouts)
             await _refresh_run(connection, run_id)
@@ -103,7 +106,11 @@ class RunStore:
                 result = RunState.RUNNING
             else:
                 result = RunState.CRASHED if RunState.CRASHED in last else RunState.FINISHED
-            await connection.execute(update(runs).where(runs.c.id == run_id).values(state=result, last_seen_at=now))
+            await connection.execute(
+                update(runs)
+                .where(runs.c.id == run_id, runs.c.state != RunState.DELETING)
+                .values(state=result, last_seen_at=now)
+            )
         return result
 
     async def heartbeat(self, writer_ids: Sequence[int], now: float) -> None:

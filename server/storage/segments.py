@@ -14,7 +14,7 @@ from zlib import crc32
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.errors import SequenceMovedError
+from server.errors import RunDeletedError, SequenceMovedError
 from server.models import Event, RunState
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
@@ -74,14 +74,16 @@ class SegmentStore:
     ) -> Commit:
         """Store consecutive drafts that begin at ``expected_seq`` + 1.
 
-        Raises `SequenceMovedError` when the writer's last sequence is another one, and `DatabaseError`; nothing is
-        stored then.
+        Raises `SequenceMovedError` when the writer's last sequence is another one, `RunDeletedError`, and
+        `DatabaseError`; nothing is stored then.
         """
         async with self._database.write() as connection:
             found = await connection.execute(
                 select(writers.c.last_seq, writers.c.state).where(writers.c.id == writer.writer_id).with_for_update()
             )
-            row = found.one()
+            row = found.one_or_none()
+            if row is None:
+                raise RunDeletedError(writer.run_id)
             if row.last_seq != expected_seq:
                 raise SequenceMovedError(row.last_seq)
             alive: dict[str, Any] = {}
@@ -93,11 +95,13 @@ class SegmentStore:
             await connection.execute(
                 update(writers).where(writers.c.id == writer.writer_id).values(last_seq=last.last_seq, **alive)
             )
-            await connection.execute(
+            shown = await connection.execute(
                 update(runs)
-                .where(runs.c.id == writer.run_id)
+                .where(runs.c.id == writer.run_id, runs.c.state != RunState.DELETING)
                 .values(last_step=last.last_step, attempt=attempt, **alive)
             )
+            if shown.rowcount != 1:
+                raise RunDeletedError(writer.run_id)
         return Commit(
             last_seq=last.last_seq,
             first_step=min(draft.first_step for draft in drafts),

@@ -1,0 +1,90 @@
+"""``/runs/{id}/export`` and the deletion of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response, StreamingResponse
+
+from server.api.access import Operator, Reader, ServicesOf, visible_run
+from server.api.answers import DeletionAnswer
+from server.api.encoding import json_response
+from server.api.errors import REFUSALS
+from server.api.runs import KNOWN_SCALARS, RunId
+from server.errors import ApiError
+from server.exports.streams import MEDIA_TYPES, Format
+from server.storage.steps import RunSteps, Selection
+
+router = APIRouter(tags=["runs"], responses=REFUSALS)
+
+
+@router.get(
+    "/runs/{run_id}/export",
+    summary="Every step of a run, streamed",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "The file. docs/export.md says what its columns are.",
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
+        }
+    },
+)
+async def export_run(
+    *,
+    services: ServicesOf,
+    principal: Reader,
+    run_id: RunId,
+    form: Annotated[Format, Query(alias="format", description="msgpack is for `client_sdk.read`.")] = Format.PARQUET,
+    layers: Annotated[bool, Query(description="Of a CSV: the layers, one row for each step and layer.")] = False,
+    keys: Annotated[
+        str | None, Query(max_length=32_768, description="Scalars, separated by commas; default: all, empty: none.")
+    ] = None,
+    stats: Annotated[
+        str | None,
+        Query(max_length=32_768, description="Layer statistics, separated by commas; default: all, empty: none."),
+    ] = None,
+) -> Response:
+    await visible_run(services, principal, run_id)
+    run = await services.fleet.summary(run_id)
+    if run is None:
+        raise ApiError(410, "run_deleted", f"the run {run_id!r} was deleted")
+    steps = await services.exporter.begin(run_id)
+    selection = Selection(scalars=_names(keys), statistics=_names(stats))
+    _check(selection, steps, run_id)
+    stream = services.exporter.stream(run, steps, form, selection=selection, layers=layers)
+    file_name = quote(f"{run_id}{'-layers' if layers and form is Format.CSV else ''}.{form}")
+    headers = {
+        "Content-Disposition": f'attachment; filename="{file_name}"',
+        "Link": f'</api/v1/runs/{quote(run_id)}>; rel="describedby"',
+    }
+    return StreamingResponse(stream, media_type=MEDIA_TYPES[form], headers=headers)
+
+
+@router.delete("/runs/{run_id}", response_model=DeletionAnswer, status_code=202, summary="Delete a run for good")
+async def delete_run(services: ServicesOf, principal: Operator, run_id: RunId) -> Response:
+    """The run is gone from every answer at once; what it holds is removed in the background."""
+    await visible_run(services, principal, run_id)
+    if not await services.deleter.delete(run_id):
+        raise ApiError(410, "run_deleted", f"the run {run_id!r} was deleted")
+    answer = json_response({"id": run_id, "state": "deleting"})
+    answer.status_code = 202
+    return answer
+
+
+def _names(given: str | None) -> Collection[str] | None:
+    return None if given is None else tuple(dict.fromkeys(part for part in given.split(",") if part))
+
+
+def _check(selection: Selection, steps: RunSteps, run_id: str) -> None:
+    known = {name for writer in steps.writers for layout in writer.layouts.values() for name in layout.statistics}
+    for name in selection.statistics or ():
+        if name not in known:
+            raise ApiError(404, "unknown_statistic", f"no layer of the run has {name!r}; GET /runs/{run_id} lists them")
+    for name in selection.scalars or ():
+        if name not in steps.scalars and name not in KNOWN_SCALARS:
+            raise ApiError(
+                404, "unknown_scalar", f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
+            )

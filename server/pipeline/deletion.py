@@ -1,0 +1,92 @@
+"""Deletes runs in the background: those that people delete, and those that are older than is to be kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from server.errors import DatabaseError
+from server.storage.deletion import DeletionStore
+
+logger = logging.getLogger(__name__)
+
+DAY = 86_400.0  # seconds
+RETRY_AFTER = 60.0  # seconds
+
+
+class Deleter:
+    def __init__(
+        self,
+        store: DeletionStore,
+        *,
+        forget: Callable[[str], None],
+        clock: Callable[[], float],
+        retention_days: float,
+        look_every: float,
+    ) -> None:
+        """``forget``: what to do at once with a run that goes. ``retention_days``: days after which a run that is no
+        longer heard of is deleted, 0 for never. ``look_every``: seconds between two looks for such runs."""
+        self._store = store
+        self._forget = forget
+        self._clock = clock
+        self._retention_days = retention_days
+        self._look_every = look_every
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin with what an earlier deletion has left over."""
+        self._wanted.set()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def delete(self, run_id: str) -> bool:
+        """Take the run out of sight now, and the rest of it away soon. False when there is no such run."""
+        found = await self._store.mark(run_id)
+        if found:
+            self._forget(run_id)
+            self._wanted.set()
+        return found
+
+    async def delete_expired(self) -> int:
+        """Mark the runs that are older than is to be kept, and say how many."""
+        if self._retention_days <= 0:
+            return 0
+        expired = await self._store.expired(self._clock() - DAY * self._retention_days)
+        for run_id in expired:
+            await self.delete(run_id)
+            logger.info("run %s is older than is kept", run_id, extra={"action": "run_expired", "run_id": run_id})
+        return len(expired)
+
+    async def purge(self) -> None:
+        """Remove everything of the runs that are marked, and give their space back."""
+        for run_id in await self._store.marked():
+            self._forget(run_id)
+            while await self._store.purge_some(run_id):
+                pass
+            logger.info("run %s is deleted", run_id, extra={"action": "run_deleted", "run_id": run_id})
+        while await self._store.give_back_some():
+            pass
+
+    async def _run(self) -> None:
+        while True:
+            wait = self._look_every
+            try:
+                await self.delete_expired()
+                self._wanted.clear()
+                await self.purge()
+            except DatabaseError as error:
+                logger.warning("deleting waits (%s)", error, extra={"action": "deletion_waits"})
+                wait = min(wait, RETRY_AFTER)
+            except Exception:  # a run that cannot be deleted must not keep the others
+                logger.exception("deleting failed", extra={"action": "deletion_failed"})
+            try:
+                async with asyncio.timeout(wait):
+                    await self._wanted.wait()
+            except TimeoutError:
+                continue

@@ -1,0 +1,79 @@
+"""Taking runs away: first out of sight, then piece by piece, then the space they held.
+
+A run that is being deleted has the state `RunState.DELETING` for as long as anything of it is left. Every step is a
+small transaction that may be repeated, by another server too, so a deletion that was cut off is simply taken up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Table, delete, select, text, update
+
+from server.models import RunState
+from server.schema import alerts, events, histograms, runs, segments, writers
+from server.storage.database import Database
+
+BATCH = 64  # rows of one transaction; a segment is up to a few MiB
+VACUUM_PAGES = 2_000  # pages given back in one transaction
+_LARGE: Sequence[Table] = (segments, histograms, events, alerts)
+"""What a long run has many rows of. The rest goes with the run itself."""
+
+
+class DeletionStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def mark(self, run_id: str) -> bool:
+        """Take the run out of sight, for good. False when there is no such run."""
+        async with self._database.write() as connection:
+            marked = await connection.execute(update(runs).where(runs.c.id == run_id).values(state=RunState.DELETING))
+            return marked.rowcount == 1
+
+    async def marked(self) -> list[str]:
+        """Runs of which something may be left."""
+        async with self._database.read() as connection:
+            found = await connection.execute(select(runs.c.id).where(runs.c.state == RunState.DELETING))
+            return list(found.scalars())
+
+    async def expired(self, before: float) -> list[str]:
+        """Runs that have ended or fallen silent and were not heard of since ``before``."""
+        query = select(runs.c.id).where(
+            runs.c.state.in_([RunState.FINISHED, RunState.CRASHED, RunState.STALE]), runs.c.last_seen_at < before
+        )
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def purge_some(self, run_id: str) -> bool:
+        """Remove a little of a marked run; False when nothing is left of it."""
+        for table in _LARGE:
+            ids = select(table.c.id).where(table.c.run_id == run_id).limit(BATCH)
+            async with self._database.write() as connection:
+                gone = await connection.execute(delete(table).where(table.c.id.in_(ids)))
+                if gone.rowcount > 0:
+                    return True
+        async with self._database.write() as connection:
+            # In the order in which a commit locks them, so that the two never wait for each other.
+            await connection.execute(delete(writers).where(writers.c.run_id == run_id))
+            await connection.execute(delete(runs).where(runs.c.id == run_id, runs.c.state == RunState.DELETING))
+        return False
+
+    async def give_back_some(self) -> bool:
+        """Shrink a SQLite file by some of its unused pages; False when none are left.
+
+        Postgres does it by itself: autovacuum frees the pages for new rows.
+        """
+        if not self._database.is_sqlite:
+            return False
+        async with self._database.write() as connection:
+            before = (await connection.execute(text("PRAGMA freelist_count"))).scalar_one()
+            if not before:
+                return False
+            # SQLite frees a page at each row that is fetched, and SQLAlchemy sees a statement without rows.
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            cursor = await driver.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+            await cursor.fetchall()
+            await cursor.close()
+            after = (await connection.execute(text("PRAGMA freelist_count"))).scalar_one()
+        return 0 < after < before
