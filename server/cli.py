@@ -183,6 +183,61 @@ def doctor(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Id of the run; `spikewatch runs` lists them.")],
+    out: Annotated[Path, typer.Option(help="File to write: .parquet or .csv. An existing one is replaced.")],
+    layers: Annotated[bool, typer.Option(help="In a CSV: the layers, a row for each step and layer.")] = False,
+    data: Data = None,
+) -> None:
+    """Write every step of a run into a file."""
+    from server.transfers import export_run
+
+    with _one_line_errors():
+        rows = _with_database(_config(data=data), lambda database: export_run(database, run, out, layers=layers))
+        print(f"{out}: {rows} rows")
+
+
+@app.command("import")
+def import_command(
+    paths: Annotated[list[Path], typer.Argument(help="Folders or files: TensorBoard events, .wandb, .csv, .parquet.")],
+    project: Annotated[str | None, typer.Option(help="Where the runs go. [default: theirs, or `imported`]")] = None,
+    rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW: a scalar that means, say, `loss`.")] = None,
+    step_column: Annotated[str | None, typer.Option(help="The column of steps, where it is not found.")] = None,
+    data: Data = None,
+) -> None:
+    """Make runs of the logs of other tools. The same file again changes nothing."""
+    from server.transfers import import_paths
+
+    with _one_line_errors():
+        config = _config(data=data)
+        renames = _renames(rename or [])
+        broken = _with_database(
+            config,
+            lambda database: import_paths(
+                config, database, paths, project=project, renames=renames, step_column=step_column
+            ),
+        )
+    if broken:
+        raise typer.Exit(EXIT_UNUSABLE)
+
+
+@app.command()
+def delete(
+    run: Annotated[str, typer.Argument(help="Id of the run; `spikewatch runs` lists them.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data: Data = None,
+) -> None:
+    """Delete a run for good, and give its space back."""
+    from server.transfers import delete_run
+
+    if not yes:
+        typer.confirm(f"Delete the run {run} for good?", abort=True)
+    with _one_line_errors():
+        _with_database(_config(data=data), lambda database: delete_run(database, run))
+        print(f"The run {run} is deleted.")
+
+
+@app.command()
 def demo(exit_after: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False) -> None:
     """Train three small models for real and watch them: one spikes, one is healthy, one meets a bad batch."""
     from server.demo.main import run_demo
@@ -200,6 +255,14 @@ def evaluate(
     from server.detectors.evaluate import main as evaluate_main
 
     raise typer.Exit(evaluate_main(directory))
+
+
+def _renames(given: list[str]) -> dict[str, str]:
+    pairs = [item.rpartition("=") for item in given]
+    for old, _, new in pairs:
+        if not old or not new:
+            raise ConfigurationError("--rename is OLD=NEW, for example --rename train/objective=loss")
+    return {old: new for old, _, new in pairs}
 
 
 def _serve_embedded(service: Service) -> None:

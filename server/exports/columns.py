@@ -77,7 +77,9 @@ class Plan:
 
     def scalar_fields(self) -> list[pa.Field[Any]]:
         taken = {name for name, _ in FIXED}
-        return [_field(name, taken, pa.float64(), "scalar", name) for name in self.scalars]
+        return [
+            pa.field(_name(name, taken), pa.float64(), metadata=_described("scalar", name)) for name in self.scalars
+        ]
 
     def schema(self) -> pa.Schema:
         """Scalars under their own names, statistics as `layer_NAME`; an underscore sets apart what would clash."""
@@ -86,7 +88,11 @@ class Plan:
         taken = {field.name for field in [*fields, *scalars]}
         names = json.dumps({str(rank): found for rank, found in self.layers.items()}).encode()
         lists = [
-            _field(f"layer_{name}", taken, pa.list_(pa.float32()), "statistic", name, {LAYERS_KEY: names})
+            pa.field(
+                _name(f"layer_{name}", taken),
+                pa.list_(pa.float32()),
+                metadata={**_described("statistic", name), LAYERS_KEY: names},
+            )
             for name in self.statistics
         ]
         return pa.schema([*fields, *scalars, *lists], {METADATA_KEY: json.dumps(self.metadata()).encode()})
@@ -95,7 +101,7 @@ class Plan:
         """One row for each step and layer."""
         fields = [pa.field(name, kind, nullable=False) for name, kind in (*FIXED, ("layer", pa.string()))]
         taken = {field.name for field in fields}
-        return pa.schema([*fields, *(_field(n, taken, pa.float32(), "statistic", n) for n in self.statistics)])
+        return pa.schema([*fields, *(pa.field(_name(name, taken), pa.float32()) for name in self.statistics)])
 
     def rows(self, chunk: StepChunk, schema: pa.Schema) -> pa.RecordBatch:
         """The rows of a chunk under `schema`."""
@@ -163,14 +169,15 @@ class Plan:
         return [cubes[name] for name in self.statistics]
 
 
-def _field(
-    name: str, taken: set[str], kind: pa.DataType, what: str, original: str, more: Mapping[bytes, bytes] | None = None
-) -> pa.Field[Any]:
+def _name(name: str, taken: set[str]) -> str:
     while name in taken:
         name += "_"
     taken.add(name)
-    described = json.dumps({"kind": what, "name": original}).encode()
-    return pa.field(name, kind, metadata={METADATA_KEY: described, **(more or {})})
+    return name
+
+
+def _described(kind: str, name: str) -> dict[bytes, bytes]:
+    return {METADATA_KEY: json.dumps({"kind": kind, "name": name}).encode()}
 
 
 def _lists(cube: Cube) -> pa.Array[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -212,7 +212,7 @@ class Exporter:
         selection: Selection | None = None,
         layers: bool = False,
         progress: Progress | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The file, piece by piece. ``layers``: of a CSV, the layers instead of the scalars.
 
         Raises `SegmentCorruptError` and `DatabaseError`; what has come by then is no whole file.

@@ -76,4 +76,4 @@ class DeletionStore:
             await cursor.fetchall()
             await cursor.close()
             after = (await connection.execute(text("PRAGMA freelist_count"))).scalar_one()
-        return 0 < after < before
+        return bool(0 < after < before)

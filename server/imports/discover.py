@@ -1,0 +1,63 @@
+"""Which runs lie under the paths that somebody names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from server.errors import ImportFileError
+from server.imports import csv_file, parquet_file, tensorboard, wandb_file
+from server.imports.logged_run import LoggedRun, Note
+
+Opener = Callable[[], list[LoggedRun]]
+
+
+def discover(path: Path, step_column: str | None, note: Note) -> Iterator[tuple[Path, Opener]]:
+    """Each file or folder with runs, and how to open it; a folder is searched with all that is below it.
+
+    Raises `ImportFileError` where there is nothing to import.
+    """
+    if path.is_dir():
+        found = False
+        for folder, folders, names in os.walk(path):
+            folders.sort()
+            here = Path(folder)
+            if any(here.glob(tensorboard.PATTERN)):
+                found = True
+                inside = here.relative_to(path)
+                name = path.resolve().name if inside == Path() else str(Path(path.resolve().name) / inside)
+
+                def open_events(here: Path = here, name: str = name) -> list[LoggedRun]:
+                    return [tensorboard.open_folder(here, name, note)]
+
+                yield here, open_events
+            for file in sorted(names):
+                if Path(file).suffix in (wandb_file.SUFFIX, ".csv", ".parquet") and "tfevents" not in file:
+                    found = True
+                    yield here / file, _opener(here / file, step_column, note)
+        if not found:
+            raise ImportFileError(
+                path, None, "nothing to import below it: no event files, no .wandb, no .csv and no .parquet"
+            )
+    elif path.is_file():
+        yield path, _opener(path, step_column, note)
+    else:
+        raise ImportFileError(path, None, "there is no such file or folder")
+
+
+def _opener(path: Path, step_column: str | None, note: Note) -> Opener:
+    def open_it() -> list[LoggedRun]:
+        if "tfevents" in path.name:
+            return [tensorboard.open_file(path, note)]
+        if path.suffix == wandb_file.SUFFIX:
+            return [wandb_file.open_file(path, note)]
+        if path.suffix == ".parquet":
+            return parquet_file.open_file(path, step_column, note)
+        if path.suffix in (".csv", ".tsv", ".txt"):
+            return csv_file.open_file(path, step_column, note)
+        raise ImportFileError(
+            path, None, "its name tells no format: expected an event file of TensorBoard, .wandb, .csv or .parquet"
+        )
+
+    return open_it

@@ -1,0 +1,183 @@
+"""Takes a logged run through the pipeline, as if a training process had sent it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from client_sdk.protocol import MAX_SCALARS, PROTOCOL_VERSION, Batch, Finish, Hello, Record
+from server.errors import ImportFileError, IngestError
+from server.imports.logged_run import LoggedRun
+from server.imports.names import guess
+from server.ingest.hello import checked
+from server.models import Principal, Scope
+from server.pipeline.packing import is_name
+from server.pipeline.pipeline import Pipeline, Writer
+
+BATCH_RECORDS = 1_024
+BATCH_BYTES = 4 * 1024 * 1024  # of blocks
+DEFAULT_PROJECT = "imported"
+
+Progress = Callable[[int, int], None]
+"""Told how many records are done, of how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    run_id: str
+    name: str
+    project: str
+    records: int
+    new_records: int
+    """Less than `records` where an earlier import had brought them."""
+    renamed: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Overview:
+    records: int
+    names: frozenset[str]
+    ranks: frozenset[int]
+    started_at: float
+
+
+class Importer:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def bring(
+        self,
+        logged: LoggedRun,
+        *,
+        project: str | None = None,
+        renames: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Imported:
+        """Import one run whole, and let the detectors read it to its end.
+
+        The run's id follows from the contents, the project and ``renames`` (name in the file to name of the scalar), so
+        the same again changes nothing, and an import that was cut off goes on. The file is read through once before
+        anything is stored: one that is broken leaves nothing. Raises `ImportFileError` and `DatabaseError`.
+        """
+        overview = await asyncio.to_thread(_survey, logged)
+        chosen = dict(renames or {})
+        for name in chosen:
+            if name not in overview.names:
+                raise ImportFileError(logged.path, None, f"it has no {name!r} that could be renamed")
+        if logged.renames:
+            taken = set(chosen.values())
+            free = overview.names - set(chosen)
+            chosen |= {name: known for name, known in guess(free | taken).items() if name not in taken}
+        place = project or logged.project or DEFAULT_PROJECT
+        run_id = _run_id(logged.identity, place, renames or {})
+        try:
+            writers = await self._greet(logged, overview, run_id, place, chosen)
+            new = await self._send(logged, overview, writers, chosen, progress)
+            for writer in writers.values():
+                await self._pipeline.finish(writer, Finish(last_seq=writer.last_seq, state=logged.state))
+        except IngestError as error:
+            raise ImportFileError(logged.path, None, error.message) from error
+        await self._pipeline.settle(run_id)
+        return Imported(
+            run_id=run_id,
+            name=logged.name,
+            project=place,
+            records=overview.records,
+            new_records=new,
+            renamed=chosen,
+        )
+
+    async def _greet(
+        self, logged: LoggedRun, overview: _Overview, run_id: str, project: str, renamed: Mapping[str, str]
+    ) -> dict[int, Writer]:
+        config: dict[str, Any] = dict(logged.config)
+        if renamed:
+            config["imported_names"] = {known: name for name, known in renamed.items()}
+        writers = {}
+        for rank in sorted(overview.ranks):
+            hello = Hello(
+                version=PROTOCOL_VERSION,
+                run_id=run_id,
+                writer=f"import-{run_id}-{rank}",
+                project=project,
+                name=logged.name[-256:],
+                rank=rank,
+                config=config,
+                tags=tuple(tag for tag in logged.tags if is_name(tag))[:64],
+                layouts=(logged.layouts[rank],) if rank in logged.layouts else (),
+                started_at=overview.started_at,
+                sdk="import",
+            )
+            writers[rank] = await self._pipeline.register(checked(hello, Principal(scope=Scope.ADMIN)))
+        return writers
+
+    async def _send(
+        self,
+        logged: LoggedRun,
+        overview: _Overview,
+        writers: Mapping[int, Writer],
+        renamed: Mapping[str, str],
+        progress: Progress | None,
+    ) -> int:
+        sequence = dict.fromkeys(writers, 0)
+        stored = {rank: writer.last_seq for rank, writer in writers.items()}
+        batches = _batches(logged.records(), renamed)
+        done = 0
+        while (found := await asyncio.to_thread(next, batches, None)) is not None:
+            rank, records = found
+            first_seq = sequence[rank] + 1
+            sequence[rank] += len(records)
+            done += len(records)
+            if sequence[rank] > stored[rank]:
+                await self._pipeline.commit(writers[rank], [Batch(first_seq=first_seq, records=tuple(records))])
+            if progress is not None:
+                progress(done, overview.records)
+        return overview.records - sum(min(stored[rank], sequence[rank]) for rank in sequence)
+
+
+def _run_id(identity: str, project: str, renames: Mapping[str, str]) -> str:
+    parts = msgspec.json.encode([identity, project, sorted(renames.items())])
+    return hashlib.sha256(parts).hexdigest()[:16]
+
+
+def _survey(logged: LoggedRun) -> _Overview:
+    """Read everything once. Raises `ImportFileError`."""
+    count, names, ranks, started_at = 0, set[str](), set[int](), 0.0
+    for rank, record in logged.records():
+        if count == 0 and record.time == record.time:
+            started_at = record.time
+        count += 1
+        ranks.add(rank)
+        names.update(record.scalars)
+        if len(record.scalars) > MAX_SCALARS:
+            raise ImportFileError(
+                logged.path, f"step {record.step}", f"{len(record.scalars)} scalars; at most {MAX_SCALARS} are allowed"
+            )
+    if count == 0:
+        raise ImportFileError(logged.path, None, "it holds no scalars")
+    for name in names:
+        if not is_name(name):
+            raise ImportFileError(logged.path, None, f"{name[:40]!r} cannot be the name of a scalar")
+    return _Overview(records=count, names=frozenset(names), ranks=frozenset(ranks), started_at=started_at)
+
+
+def _batches(records: Iterator[tuple[int, Record]], renamed: Mapping[str, str]) -> Iterator[tuple[int, list[Record]]]:
+    """Consecutive records of one rank, as many as a commit takes."""
+    waiting: list[Record] = []
+    held, current = 0, 0
+    for rank, record in records:
+        size = 0 if record.block is None else len(record.block)
+        if waiting and (rank != current or len(waiting) >= BATCH_RECORDS or held + size > BATCH_BYTES):
+            yield current, waiting
+            waiting, held = [], 0
+        current = rank
+        held += size
+        scalars = {renamed.get(name, name): value for name, value in record.scalars.items()}
+        waiting.append(msgspec.structs.replace(record, scalars=scalars) if renamed else record)
+    if waiting:
+        yield current, waiting

@@ -1,0 +1,39 @@
+"""From the names that people give their metrics to those that the detectors know. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+_NOISE = frozenset(
+    {"train", "training", "step", "batch", "iter", "total", "optimizer", "optim", "adam", "adamw", "sgd"}
+)
+_KNOWN: dict[str, frozenset[frozenset[str]]] = {
+    "loss": frozenset({frozenset({"loss"})}),
+    "lr": frozenset({frozenset({"lr"}), frozenset({"learning", "rate"}), frozenset({"learningrate"})}),
+    "grad_norm": frozenset(
+        {frozenset({"grad", "norm"}), frozenset({"gradient", "norm"}), frozenset({"gnorm"}), frozenset({"gradnorm"})}
+    ),
+}
+
+
+def guess(names: Collection[str]) -> dict[str, str]:
+    """Name to known name, for each known name that is not there itself and that one of the names must mean.
+
+    "train/loss" and "Loss/train" are the loss, "val/loss" is not. Of several candidates the plainest is taken:
+    train/loss before train/loss_step.
+    """
+    found = {}
+    for known, forms in _KNOWN.items():
+        if known in names:
+            continue
+        candidates = [name for name in names if _words(name) - _NOISE in forms]
+        plainest = sorted(candidates, key=lambda name: (len(_words(name)), len(name), name))
+        if plainest:
+            found[plainest[0]] = known
+    return found
+
+
+def _words(name: str) -> frozenset[str]:
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return frozenset(word for word in re.split(r"[^a-z]+", apart.lower()) if word)

@@ -1,0 +1,238 @@
+"""Parquet files with a column of steps: our own exports with their layers, and anybody's scalars."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from client_sdk.protocol import Layout, Optimizer, Record
+from server.errors import ImportFileError
+from server.exports.columns import METADATA_KEY
+from server.imports.logged_run import LoggedRun, Note, checked_step, digest
+from server.imports.table_columns import Part, find_parts
+
+MAX_VALUES = 4 * 1024 * 1024  # float32 of the layers held at once
+MAX_ROWS = 4_096
+Flags = NDArray[np.bool_]
+
+
+class _Described(msgspec.Struct):
+    """Metadata of a column of ours."""
+
+    kind: str
+    name: str
+
+
+class _About(msgspec.Struct):
+    """Metadata of a file of ours."""
+
+    format: int
+    run: dict[str, Any]
+    layers: dict[int, tuple[str, ...]]
+    sizes: dict[int, dict[str, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    path: Path
+    part: Part
+    statistics: Mapping[str, str]
+    """Column to the name of the statistic."""
+    layers: Mapping[int, tuple[str, ...]]
+    fallback: float
+
+
+def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun]:
+    """Raises `ImportFileError`."""
+    with _readable(path), pa.parquet.ParquetFile(path) as file:
+        schema: pa.Schema = file.schema_arrow
+    about = _about(path, schema)
+    if about is None:
+        return _open_foreign(path, schema, step_column, note)
+    described = {field.name: item for field in schema if (item := _description(path, field)) is not None}
+    statistics = {name: item.name for name, item in described.items() if item.kind == "statistic"}
+    scalars = {name: item.name for name, item in described.items() if item.kind == "scalar"}
+    source = _Source(
+        path=path,
+        part=Part(name=None, step="step", time="time", rank="rank", scalars=scalars),
+        statistics=statistics,
+        layers=about.layers,
+        fallback=0.0,
+    )
+    optimizer = about.run.get("optimizer")
+    layouts = {
+        rank: Layout(
+            id=0,
+            layers=names,
+            statistics=tuple(statistics.values()),
+            sizes=tuple(found.get(name, 0) for name in names) if (found := about.sizes.get(rank)) else (),
+            optimizer=None
+            if optimizer is None or optimizer.get("lr") is None
+            else msgspec.convert(optimizer, Optimizer),
+        )
+        for rank, names in about.layers.items()
+        if statistics
+    }
+    return [
+        LoggedRun(
+            path=path,
+            identity=digest([path]),
+            name=about.run["name"],
+            records=lambda: _records(source),
+            project=about.run["project"],
+            config=about.run["config"],
+            tags=tuple(about.run["tags"]),
+            layouts=layouts,
+            state="crashed" if about.run["state"] == "crashed" else "finished",
+            renames=False,
+        )
+    ]
+
+
+def _open_foreign(path: Path, schema: pa.Schema, step_column: str | None, note: Note) -> list[LoggedRun]:
+    numeric = {field.name for field in schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)}
+    timed = {field.name for field in schema if pa.types.is_timestamp(field.type)}
+    runs = []
+    for part in find_parts(path, [name for name in schema.names if name in numeric | timed], step_column):
+        scalars = {column: name for column, name in part.scalars.items() if column in numeric}
+        for field in schema:
+            if field.name not in scalars and field.name not in {part.step, part.time}:
+                note(f"{path}: the column {field.name!r} holds no numbers and is left out")
+        kept = Part(name=part.name, step=part.step, time=part.time, rank=part.rank, scalars=scalars)
+        source = _Source(path=path, part=kept, statistics={}, layers={}, fallback=path.stat().st_mtime)
+
+        def records(source: _Source = source) -> Iterator[tuple[int, Record]]:
+            return _records(source)
+
+        runs.append(
+            LoggedRun(
+                path=path,
+                identity=digest([path], part.name or ""),
+                name=part.name or path.stem,
+                records=records,
+                tags=("parquet",),
+            )
+        )
+    return runs
+
+
+def _records(source: _Source) -> Iterator[tuple[int, Record]]:
+    part = source.part
+    wanted = [part.step, *part.scalars, *source.statistics]
+    wanted += [name for name in (part.time, part.rank) if name is not None]
+    widest = max((len(names) for names in source.layers.values()), default=0) * len(source.statistics)
+    size = max(1, min(MAX_ROWS, MAX_VALUES // max(widest, 1)))
+    row = 0
+    with _readable(source.path), pa.parquet.ParquetFile(source.path) as file:
+        for batch in file.iter_batches(batch_size=size, columns=wanted):
+            yield from _rows(source, batch, row)
+            row += batch.num_rows
+
+
+def _rows(source: _Source, batch: pa.RecordBatch, first: int) -> Iterator[tuple[int, Record]]:
+    part, n = source.part, batch.num_rows
+    steps = _steps(source, batch.column(part.step), first)
+    times = np.full(n, source.fallback) if part.time is None else _times(batch.column(part.time))
+    ranks = np.zeros(n, np.int64) if part.rank is None else batch.column(part.rank).to_numpy(zero_copy_only=False)
+    columns = [(name, *_floats(batch.column(column))) for column, name in part.scalars.items()]
+    lists = [_entries(batch.column(column)) for column in source.statistics]
+    for at in range(n):
+        scalars = {name: float(values[at]) for name, values, present in columns if present[at]}
+        rank = int(ranks[at])
+        names = source.layers.get(rank, ())
+        block = None
+        if any(present[at] for _, _, present in lists):
+            cube = np.full((len(names), len(lists)), np.nan, dtype="<f4")
+            for number, (values, offsets, present) in enumerate(lists):
+                if not present[at]:
+                    continue
+                entries = values[offsets[at] : offsets[at + 1]]
+                if len(entries) != len(names):
+                    raise ImportFileError(
+                        source.path, f"row {first + at + 1}", f"{len(entries)} entries for {len(names)} layers"
+                    )
+                cube[:, number] = entries
+            block = cube.tobytes()
+        place = f"row {first + at + 1}"
+        yield (
+            rank,
+            Record(
+                step=checked_step(source.path, place, int(steps[at])),
+                time=float(times[at]),
+                scalars=scalars,
+                layout=None if block is None else 0,
+                block=block,
+            ),
+        )
+
+
+def _steps(source: _Source, column: pa.Array[Any], first: int) -> NDArray[np.int64]:
+    missing = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+    if len(missing):
+        raise ImportFileError(source.path, f"row {first + int(missing[0]) + 1}", "it has no step")
+    if pa.types.is_integer(column.type):
+        return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False), dtype=np.int64)
+    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    odd = np.flatnonzero(~(np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < 2**63)))
+    if len(odd):
+        at = int(odd[0])
+        raise ImportFileError(source.path, f"row {first + at + 1}", f"the step {values[at]} is no whole number")
+    return np.asarray(values, dtype=np.int64)
+
+
+def _times(column: pa.Array[Any]) -> NDArray[np.float64]:
+    if pa.types.is_timestamp(column.type):
+        micros = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+        return _floats(micros)[0] / 1e6
+    return _floats(column)[0]
+
+
+def _floats(column: pa.Array[Any]) -> tuple[NDArray[np.float64], Flags]:
+    """Values, NaN for null, and where they are not null."""
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    filled = column.cast(pa.float64(), safe=False).fill_null(float("nan"))
+    return filled.to_numpy(zero_copy_only=False), present
+
+
+def _entries(column: pa.Array[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64], Flags]:
+    """All entries of a column of lists, where each row's begin and end, and which rows are not null."""
+    lists = column.cast(pa.large_list(pa.float32()))
+    offsets = lists.offsets.to_numpy(zero_copy_only=False)
+    values = lists.values.fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    return values, offsets, column.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _about(path: Path, schema: pa.Schema) -> _About | None:
+    data = (schema.metadata or {}).get(METADATA_KEY)
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=_About, strict=False)
+    except msgspec.DecodeError as error:
+        raise ImportFileError(path, None, f"its metadata are not what an export writes ({error})") from error
+
+
+def _description(path: Path, field: pa.Field[Any]) -> _Described | None:
+    data = (field.metadata or {}).get(METADATA_KEY)
+    try:
+        return None if data is None else msgspec.json.decode(data, type=_Described)
+    except msgspec.DecodeError as error:
+        raise ImportFileError(path, None, f"the metadata of the column {field.name!r} are broken ({error})") from error
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ImportFileError(path, None, f"it cannot be read as Parquet ({str(error).strip()})") from error

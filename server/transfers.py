@@ -1,0 +1,168 @@
+"""Runs out to files, in from files, and away, straight from the database, with progress in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from server.broker import MemoryBroker
+from server.config import Config
+from server.errors import ConfigurationError, ImportFileError
+from server.exports.columns import Plan
+from server.exports.streams import Exporter, Format
+from server.imports.csv_file import SIDECAR
+from server.imports.discover import Opener, discover
+from server.imports.importer import Imported, Importer
+from server.imports.logged_run import LoggedRun, Note
+from server.main import make_pipeline
+from server.pipeline.deletion import Deleter
+from server.storage import migrate
+from server.storage.alerts import AlertStore
+from server.storage.database import Database
+from server.storage.deletion import DeletionStore
+from server.storage.fleet import FleetQuery
+from server.storage.layouts import LayoutStore
+from server.storage.runs import RunStore
+from server.storage.steps import Selection, StepReader
+
+FORMATS = {".parquet": Format.PARQUET, ".csv": Format.CSV}
+FOLLOWER_IDLE = 0.05  # seconds; an import waits for its detectors to have read everything
+
+
+async def export_run(database: Database, run_id: str, out: Path, *, layers: bool = False) -> int:
+    """Write a run into a file and return the number of its records; beside a CSV lies one with the run's settings.
+
+    The file appears whole or not at all. Raises `ConfigurationError`, `SegmentCorruptError` and `DatabaseError`.
+    """
+    form = FORMATS.get(out.suffix.lower())
+    if form is None:
+        raise ConfigurationError(f"{out}: the ending tells the format; use one of {', '.join(FORMATS)}")
+    await migrate.upgrade(database)
+    stored = LayoutStore(database)
+    run = await FleetQuery(database, RunStore(database), stored).summary(run_id)
+    if run is None:
+        raise ConfigurationError(f"there is no run {run_id!r}; `spikewatch runs` lists them")
+    exporter = Exporter(StepReader(database, stored))
+    steps = await exporter.begin(run_id)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with _progress() as progress, part.open("wb") as file:
+            task = progress.add_task(out.name, total=steps.records)
+            pieces = exporter.stream(
+                run, steps, form, layers=layers, progress=lambda records: progress.advance(task, records)
+            )
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    file.write(piece)
+        part.replace(out)
+        if form is Format.CSV:
+            about = Plan.of(run, steps, Selection()).metadata()
+            out.with_name(out.name + SIDECAR).write_bytes(msgspec.json.format(msgspec.json.encode(about)))
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return steps.records
+
+
+async def import_paths(
+    config: Config,
+    database: Database,
+    paths: Sequence[Path],
+    *,
+    project: str | None = None,
+    renames: Mapping[str, str] | None = None,
+    step_column: str | None = None,
+) -> int:
+    """Import all runs under the paths and say of each what came of it. Returns how many files were broken."""
+    await migrate.upgrade(database)
+    pipeline = make_pipeline(config, database, MemoryBroker(config.live_queue), follower_idle=FOLLOWER_IDLE)
+    importer, alerts = Importer(pipeline), AlertStore(database)
+    broken = 0
+    try:
+        with _progress() as progress:
+            told: set[str] = set()
+
+            def tell(text: str) -> None:
+                if text in told:  # a file is read more than once
+                    return
+                told.add(text)
+                progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+            def report(error: ImportFileError) -> None:
+                tell(f"spikewatch: {error}")
+
+            for path in paths:
+                for opener in _openers(path, step_column, tell, report):
+                    if opener is None:
+                        broken += 1
+                        continue
+                    try:
+                        for logged in opener():
+                            done = await _import_one(importer, logged, progress, project, renames)
+                            raised = await alerts.find(run_id=done.run_id)
+                            tell(_sentence(logged, done, len(raised)))
+                    except ImportFileError as error:
+                        broken += 1
+                        report(error)
+    finally:
+        await pipeline.stop()
+    return broken
+
+
+async def delete_run(database: Database, run_id: str) -> None:
+    """Delete a run and return when its space is given back. Raises `ConfigurationError` and `DatabaseError`."""
+    await migrate.upgrade(database)
+    deleter = Deleter(DeletionStore(database), forget=lambda _: None, clock=time.time, retention_days=0, look_every=1.0)
+    if not await deleter.delete(run_id):
+        raise ConfigurationError(f"there is no run {run_id!r}; `spikewatch runs` lists them")
+    await deleter.purge()
+
+
+async def _import_one(
+    importer: Importer, logged: LoggedRun, progress: Progress, project: str | None, renames: Mapping[str, str] | None
+) -> Imported:
+    task = progress.add_task(logged.name, total=None)
+    try:
+        return await importer.bring(
+            logged,
+            project=project,
+            renames=renames,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    finally:
+        progress.remove_task(task)
+
+
+def _openers(
+    path: Path, step_column: str | None, tell: Note, report: Callable[[ImportFileError], None]
+) -> Iterator[Opener | None]:
+    """Of each file how to open it; None, with a word, where there is nothing."""
+    try:
+        for _, opener in discover(path, step_column, tell):
+            yield opener
+    except ImportFileError as error:
+        report(error)
+        yield None
+
+
+def _sentence(logged: LoggedRun, done: Imported, alerts: int) -> str:
+    named = "".join(f", {old} → {new}" for old, new in done.renamed.items())
+    fresh = "" if done.new_records == done.records else f", {done.new_records} of them new"
+    raised = f"{alerts} alert{'' if alerts == 1 else 's'}"
+    return f"{logged.path}: run {done.run_id} in {done.project}, {done.records} records{fresh}, {raised}{named}"
+
+
+def _progress() -> Progress:
+    """On stderr, and only where that is a terminal."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
