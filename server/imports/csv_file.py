@@ -23,6 +23,10 @@ SIDECAR = ".json"
 """Beside an export FILE.csv lies FILE.csv.json, with what a CSV has no place for."""
 
 
+class _Sidecar(msgspec.Struct):
+    run: dict[str, Any]
+
+
 def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun]:
     """Raises `ImportFileError`."""
     try:
@@ -120,7 +124,7 @@ def _sidecar(path: Path) -> dict[str, Any]:
     if not beside.is_file():
         return {}
     try:
-        run: dict[str, Any] = msgspec.json.decode(beside.read_bytes(), type=dict[str, dict[str, Any]])["run"]
-    except (OSError, msgspec.DecodeError, KeyError) as error:
+        run: dict[str, Any] = msgspec.json.decode(beside.read_bytes(), type=_Sidecar).run
+    except (OSError, msgspec.DecodeError) as error:
         raise ImportFileError(beside, None, f"this is not what an export writes ({error})") from error
     return run

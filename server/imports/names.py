@@ -35,5 +35,5 @@ def guess(names: Collection[str]) -> dict[str, str]:
 
 
 def _words(name: str) -> frozenset[str]:
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", name)
     return frozenset(word for word in re.split(r"[^a-z]+", apart.lower()) if word)

@@ -1,0 +1,107 @@
+"""Reading runs back in Python, from a real server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from client_sdk.errors import ConfigurationError, TransportError
+from client_sdk.protocol import Layout
+from client_sdk.read import Server
+from tests.support.server import RunningServer, running_server
+from tests.support.writer import Writer, record
+
+OTHER = Layout(id=0, layers=("only",), statistics=("grad_norm",))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running_server(tmp_path_factory.mktemp("read")) as server:
+        with server.connect("/ingest") as socket:
+            writer = Writer(socket)
+            writer.hello("full", "one")
+            for start in range(0, 3_000, 1_000):
+                writer.commit(*(record(start + at, float(start + at), block=[[at, 1], [2, 3]]) for at in range(1_000)))
+            writer.commit(record(2_000, math.nan, extra=1.0), record(2_001, 0.5, block=[[math.nan] * 2] * 2))
+        with server.connect("/ingest") as socket:
+            writer = Writer(socket)
+            writer.hello("full", "two", rank=1, layouts=(OTHER,))
+            writer.commit(record(4, 9.0, block=[[7]], only_here=1.0))
+        with server.connect("/ingest") as socket:
+            Writer(socket).hello("other", "three", project="other")
+        yield server
+
+
+@pytest.fixture
+def reader(running: RunningServer) -> Server:
+    return Server(running.url, running.token)
+
+
+def test_a_series_has_every_step_that_no_later_attempt_replaced(reader: Server) -> None:
+    step, loss, time = reader.run("full").series("loss")
+    np.testing.assert_array_equal(step, np.arange(2_002))
+    np.testing.assert_array_equal(loss, [*range(2_000), math.nan, 0.5])
+    assert time[3] == 1_000_003.0
+    first = reader.run("full").series("loss", attempt=0)
+    np.testing.assert_array_equal(first.value, np.arange(3_000))
+    assert reader.run("full").series("extra").step.tolist() == [2_000]
+    assert reader.run("full").series("only_here").step.tolist() == [4]
+    assert len(reader.run("full").series("lambda_max").step) == 0
+
+
+def test_layers_are_steps_by_layers(reader: Server) -> None:
+    layers = reader.run("full").layers("grad_norm")
+    assert layers.layers == ("first", "second")
+    assert layers.values.shape == (2_000, 2)
+    assert layers.values.dtype == np.float32
+    assert layers.values[1_234].tolist() == [234, 2]
+    assert layers.step.tolist() == list(range(2_000))
+    other = reader.run("full").layers("grad_norm", rank=1)
+    assert (other.layers, other.values.tolist()) == (("only",), [[7.0]])
+    assert reader.run("full").layers("grad_norm", attempt=7).values.shape == (0, 0)
+
+
+def test_a_data_frame_has_a_row_for_each_call_of_log(reader: Server) -> None:
+    frame = reader.run("full").to_pandas()
+    assert isinstance(frame, pd.DataFrame)
+    assert len(frame) == 2_003
+    assert frame[frame["rank"] == 1]["only_here"].tolist() == [1.0]
+    assert list(reader.run("full").to_pandas(["extra"]).columns) == ["rank", "attempt", "step", "time", "extra"]
+    assert len(reader.run("other").to_pandas()) == 0
+
+
+def test_runs_are_listed_and_found(reader: Server) -> None:
+    assert {run.id for run in reader.runs()} == {"full", "other"}
+    assert [run.id for run in reader.runs(project="other")] == ["other"]
+    assert reader.runs(state="crashed") == []
+    assert "full" in repr(reader.run("full"))
+
+
+def test_a_run_is_saved_whole_or_not_at_all(reader: Server, tmp_path: Path) -> None:
+    saved = reader.run("full").save(tmp_path / "run.parquet")
+    assert pq.read_table(saved).num_rows == 3_003
+    assert len(pd.read_csv(reader.run("full").save(tmp_path / "run.csv"))) == 3_003
+    with pytest.raises(ConfigurationError, match=r"\.parquet or \.csv"):
+        reader.run("full").save(tmp_path / "run.xlsx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.csv", "run.parquet"]
+
+
+def test_what_is_wrong_has_the_code_of_the_server(reader: Server, running: RunningServer) -> None:
+    for ask, code in (
+        (lambda: reader.run("none"), "unknown_run"),
+        (lambda: reader.run("full").series("nothing"), "unknown_scalar"),
+        (lambda: reader.run("full").layers("nothing"), "unknown_statistic"),
+        (lambda: Server(running.url, "wrong").runs(), "unauthenticated"),
+        (lambda: Server("http://127.0.0.1:9", "none").runs(), "unreachable"),
+    ):
+        with pytest.raises(TransportError) as raised:
+            ask()
+        assert raised.value.code == code
+    with pytest.raises(ConfigurationError):
+        Server("file:///etc")

@@ -1,0 +1,86 @@
+"""An importer over a database of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from server.broker import MemoryBroker
+from server.config import Config
+from server.exports.streams import Exporter, Format
+from server.imports.discover import discover
+from server.imports.importer import Imported, Importer
+from server.main import make_pipeline
+from server.storage import migrate
+from server.storage.alerts import AlertStore
+from server.storage.database import Database
+from server.storage.fleet import FleetQuery
+from server.storage.layouts import LayoutStore
+from server.storage.runs import RunStore
+from server.storage.steps import StepReader
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """What comes in and goes out of one database."""
+
+    database: Database
+    importer: Importer
+    notes: list[str]
+
+    async def bring(self, path: Path, step_column: str | None = None, **options: Any) -> list[Imported]:
+        """Import everything below a path."""
+        return [
+            await self.importer.bring(logged, **options)
+            for _, opener in discover(path, step_column, self.notes.append)
+            for logged in opener()
+        ]
+
+    async def details(self, run_id: str) -> dict[str, Any]:
+        layouts = LayoutStore(self.database)
+        found = await FleetQuery(self.database, RunStore(self.database), layouts).details(run_id)
+        assert found is not None
+        return found
+
+    async def alert_kinds(self, run_id: str) -> set[str]:
+        return {alert["kind"] for alert in await AlertStore(self.database).find(run_id=run_id)}
+
+    async def export(self, run_id: str, path: Path, form: Format = Format.PARQUET) -> Path:
+        exporter = Exporter(StepReader(self.database, LayoutStore(self.database)))
+        run: Mapping[str, Any] = await self.details(run_id)
+        pieces = [piece async for piece in exporter.stream(run, await exporter.begin(run_id), form)]
+        path.write_bytes(b"".join(pieces))
+        return path
+
+    async def table(self, run_id: str, folder: Path) -> pa.Table:
+        """The run as its Parquet export shows it, without its id."""
+        return pq.read_table(await self.export(run_id, folder / f"{run_id}.parquet")).drop_columns(["run"])
+
+
+@contextlib.asynccontextmanager
+async def workshop_at(folder: Path) -> AsyncIterator[Workshop]:
+    database = Database(f"sqlite:///{folder / 'imports.sqlite3'}")
+    await migrate.upgrade(database)
+    pipeline = make_pipeline(Config(), database, MemoryBroker(64), follower_idle=0.01)
+    try:
+        yield Workshop(database=database, importer=Importer(pipeline), notes=[])
+    finally:
+        await pipeline.stop()
+        await database.close()
+
+
+@pytest.fixture
+async def workshop(tmp_path: Path) -> AsyncIterator[Workshop]:
+    folder = tmp_path / "database"
+    folder.mkdir()
+    async with workshop_at(folder) as opened:
+        yield opened

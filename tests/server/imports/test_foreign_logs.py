@@ -1,0 +1,168 @@
+"""Logs of other tools, written by those tools, become runs that the detectors and views know."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from server.errors import ImportFileError
+from server.imports.names import guess
+from tests.server.imports.conftest import DATA, Workshop
+
+WANDB = DATA / "run-8cx3lrgv.wandb"
+
+
+def column(table: pa.Table, name: str, attempt: int = 0) -> dict[int, float]:
+    """Step to value, of one attempt."""
+    rows = zip(table["step"].to_pylist(), table["attempt"].to_pylist(), table[name].to_pylist(), strict=True)
+    return {step: value for step, own, value in rows if own == attempt and value is not None}
+
+
+async def test_a_folder_of_tensorboard_becomes_a_run(workshop: Workshop, tmp_path: Path) -> None:
+    (done,) = await workshop.bring(DATA / "restarted")
+    assert (done.name, done.project, done.renamed) == ("restarted", "imported", {"train/loss": "loss"})
+    run = await workshop.details(done.run_id)
+    assert run["state"] == "finished"
+    assert run["scalars"] == ["epoch/val_loss", "loss", "lr"]
+    assert run["config"] == {"imported_names": {"loss": "train/loss"}}
+    assert run["created_at"] == 1_700_000_000.0
+    assert [(item["first_step"], item["last_step"]) for item in run["attempts"]] == [(0, 59), (40, 99)]
+    table = await workshop.table(done.run_id, tmp_path)
+    first, second = column(table, "loss"), column(table, "loss", 1)
+    assert list(first) == list(range(60))
+    assert first[30] == pytest.approx(2 / math.e)
+    assert list(second) == list(range(40, 100))
+    assert second[77] == 9.0
+    assert math.isnan(second[78])
+    assert list(column(table, "epoch/val_loss")) == [0, 1, 2]
+
+
+async def test_detectors_run_on_old_logs(workshop: Workshop) -> None:
+    (tensorboard,) = await workshop.bring(DATA / "restarted")
+    assert {"spike", "nonfinite"} <= await workshop.alert_kinds(tensorboard.run_id)
+    (wandb,) = await workshop.bring(WANDB)
+    assert "nonfinite" in await workshop.alert_kinds(wandb.run_id)
+    assert (await workshop.details(wandb.run_id))["open_alerts"] == 0
+
+
+async def test_scalars_in_tensors_are_read_and_what_is_no_scalar_is_named(workshop: Workshop, tmp_path: Path) -> None:
+    (done,) = await workshop.bring(DATA / "tensors")
+    assert done.name == "tensors/train"
+    table = await workshop.table(done.run_id, tmp_path)
+    assert column(table, "loss") == {step: float(np.float32(1 / step)) for step in range(1, 31)}
+    assert column(table, "accuracy") == {step: step / 31 for step in range(1, 31)}
+    assert any("'weights' is no scalar" in note for note in workshop.notes)
+
+
+async def test_a_wandb_file_becomes_a_run(workshop: Workshop, tmp_path: Path) -> None:
+    (done,) = await workshop.bring(WANDB)
+    assert (done.name, done.project, done.records) == ("calm-sky", "old-project", 120)
+    run = await workshop.details(done.run_id)
+    assert run["config"] == {"lr": 0.1, "model": {"layers": 2}}
+    assert run["tags"] == ["wandb", "a"]
+    assert run["scalars"] == ["loss", "val.acc"]
+    table = await workshop.table(done.run_id, tmp_path)
+    loss = column(table, "loss")
+    assert list(loss) == list(range(120))
+    assert loss[77] == 8.0
+    assert math.isnan(loss[78])
+    assert loss[40] == 2 / math.e
+    assert column(table, "val.acc")[30] == 30 / 120
+
+
+async def test_the_same_file_is_the_same_run_wherever_it_lies(workshop: Workshop, tmp_path: Path) -> None:
+    (first,) = await workshop.bring(WANDB)
+    shutil.copy(WANDB, tmp_path / "elsewhere.wandb")
+    (again,) = await workshop.bring(tmp_path / "elsewhere.wandb")
+    assert again.run_id == first.run_id
+    assert (first.new_records, again.new_records) == (120, 0)
+    (other,) = await workshop.bring(WANDB, project="other")
+    assert other.run_id != first.run_id
+    run = await workshop.details(first.run_id)
+    assert (run["attempt"], run["last_step"], run["state"]) == (0, 119, "finished")
+
+
+async def test_a_log_that_a_crash_cut_off_is_read_up_to_there(workshop: Workshop, tmp_path: Path) -> None:
+    events = next((DATA / "restarted").glob("*.0"))
+    for source, name in ((events, events.name), (WANDB, "cut.wandb")):
+        cut = tmp_path / name
+        cut.write_bytes(source.read_bytes()[:-300])
+        (done,) = await workshop.bring(cut)
+        assert 50 < done.records < 120
+        assert any("breaks off in record" in note for note in workshop.notes)
+
+
+@pytest.mark.parametrize("at", [20, 2_000])
+async def test_damage_is_named_by_file_and_record_and_leaves_nothing(
+    workshop: Workshop, tmp_path: Path, at: int
+) -> None:
+    events = next((DATA / "restarted").glob("*.0"))
+    for source, name in ((events, events.name), (WANDB, "bad.wandb")):
+        broken = tmp_path / name
+        data = bytearray(source.read_bytes())
+        data[at] ^= 0x10
+        broken.write_bytes(data)
+        with pytest.raises(ImportFileError, match=rf"{name}, record \d+: .*") as raised:
+            await workshop.bring(broken)
+        assert raised.value.place is not None
+    assert await workshop.importer._pipeline._runs.lagging() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("x.wandb", b"not one of them", r"no \.wandb file"),
+        ("x.tfevents", b"not an event file at all", "no event file"),
+        ("x.tfevents", b"", "no scalars"),
+        ("x.csv", b"", "empty"),
+        ("x.csv", b"step,loss\n", "no scalars"),
+        ("x.csv", b"a,b\n1,2\n", "no column of steps"),
+        ("x.csv", b"step,loss,loss\n", "comes twice"),
+        ("x.csv", b"step,loss\n1,2\n2\n", r"line 3: 1 cells under 2 columns"),
+        ("x.csv", b"step,loss\n1,2\n2,oops\n", r"line 3: 'oops' in the column 'loss' is no number"),
+        ("x.csv", b"step,loss\n1.5,2\n", r"line 2: '1.5' in the column 'step' is no whole number"),
+        ("x.csv", b"step,loss\n-1,2\n", r"line 2: the step -1"),
+        ("x.csv", b"step,loss\n\xff\xfe,2\n", "utf-8"),
+        ("x.parquet", b"PAR1 no", "cannot be read as Parquet"),
+        ("x.zip", b"", "tells no format"),
+    ],
+)
+async def test_what_cannot_be_imported_is_said(
+    workshop: Workshop, tmp_path: Path, name: str, data: bytes, reason: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ImportFileError, match=reason):
+        await workshop.bring(tmp_path / name)
+
+
+async def test_what_is_not_there_is_said(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(ImportFileError, match="no such file"):
+        await workshop.bring(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImportFileError, match="nothing to import"):
+        await workshop.bring(tmp_path / "empty")
+    with pytest.raises(ImportFileError, match="no 'objective'"):
+        await workshop.bring(WANDB, renames={"objective": "loss"})
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["train/loss", "val/loss"], {"train/loss": "loss"}),
+        (["Loss/train", "Loss/test", "lr-AdamW"], {"Loss/train": "loss", "lr-AdamW": "lr"}),
+        (
+            ["trainLoss", "learning_rate", "gradient norm"],
+            {"trainLoss": "loss", "learning_rate": "lr", "gradient norm": "grad_norm"},
+        ),
+        (["train/loss", "train/loss_step"], {"train/loss": "loss"}),
+        (["loss", "train/loss"], {}),
+        (["val_loss", "accuracy"], {}),
+    ],
+)
+def test_names_of_other_tools_are_understood(names: list[str], found: dict[str, str]) -> None:
+    assert guess(names) == found
