@@ -40,7 +40,7 @@ FOLLOWER_IDLE = 0.05  # seconds; an import waits for its detectors to have read 
 async def export_run(database: Database, run_id: str, out: Path, *, layers: bool = False) -> int:
     """Write a run into a file and return the number of its records; beside a CSV lies one with the run's settings.
 
-    The file appears whole or not at all. Raises `ConfigurationError`, `SegmentCorruptError` and `DatabaseError`.
+    The file appears whole or not at all. Raises `ConfigurationError`, `CorruptDataError` and `DatabaseError`.
     """
     form = FORMATS.get(out.suffix.lower())
     if form is None:

@@ -215,7 +215,7 @@ class Exporter:
     ) -> AsyncGenerator[bytes, None]:
         """The file, piece by piece. ``layers``: of a CSV, the layers instead of the scalars.
 
-        Raises `SegmentCorruptError` and `DatabaseError`; what has come by then is no whole file.
+        Raises `CorruptDataError` and `DatabaseError`; what has come by then is no whole file.
         """
         chosen = Selection() if selection is None else selection
         if form is Format.CSV:

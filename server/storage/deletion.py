@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from sqlalchemy import Table, delete, select, text, update
 
 from server.models import RunState
-from server.schema import alerts, events, histograms, runs, segments, writers
+from server.schema import alerts, events, histograms, runs, segments, spans, writers
 from server.storage.database import Database
 
-BATCH = 64  # rows of one transaction; a segment is up to a few MiB
 VACUUM_PAGES = 2_000  # pages given back in one transaction
-_LARGE: Sequence[Table] = (segments, histograms, events, alerts)
-"""What a long run has many rows of. The rest goes with the run itself."""
+_LARGE: Sequence[tuple[Table, int]] = ((segments, 64), (spans, 16), (histograms, 64), (events, 256), (alerts, 256))
+"""What a long run has many rows of, and how many go in one transaction; the tiles of a span go with it. The rest goes
+with the run itself."""
 
 
 class DeletionStore:
@@ -46,8 +46,8 @@ class DeletionStore:
 
     async def purge_some(self, run_id: str) -> bool:
         """Remove a little of a marked run; False when nothing is left of it."""
-        for table in _LARGE:
-            ids = select(table.c.id).where(table.c.run_id == run_id).limit(BATCH)
+        for table, most in _LARGE:
+            ids = select(table.c.id).where(table.c.run_id == run_id).limit(most)
             async with self._database.write() as connection:
                 gone = await connection.execute(delete(table).where(table.c.id.in_(ids)))
                 if gone.rowcount > 0:

@@ -7,7 +7,7 @@ by their sequence, in whichever span or segment they are by then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -49,7 +49,7 @@ class HistoryReader:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def pieces(self, run_id: str, *, names: Collection[str] | None = None) -> AsyncIterator[Piece]:
+    async def pieces(self, run_id: str, *, names: Collection[str] | None = None) -> AsyncGenerator[Piece, None]:
         """Every record of the run once, those of attempts that were replaced too: by rank, then by writer in the order
         in which they came, then by sequence.
 

@@ -1,26 +1,24 @@
-"""Every step of a run as it was logged, in order and in bounded memory: what exports and the read API are made of.
+"""Every step of a run as it was logged, with what it means: what exports and the read API are made of.
 
-A walk sees the records that were committed when it began and no others. It goes rank by rank, writer by writer, each in
-the order of its sequence; the attempts of a rank therefore follow each other.
+A walk sees the records that were committed when it began and no others, so that the columns known then are all there
+are. It goes rank by rank, writer by writer, each in the order of its sequence; the attempts of a rank therefore follow
+each other.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
-from server.errors import SegmentCorruptError
 from server.models import Layout
-from server.schema import scalars, segments, writers
-from server.storage.columns import BlockColumns, Columns, Payload
+from server.schema import scalars, writers
+from server.storage.columns import BlockColumns, Columns
 from server.storage.database import Database
+from server.storage.history import HistoryReader
 from server.storage.layouts import LayoutStore
-
-PAGE = 256  # segments looked up at once
-FETCH_BYTES = 4 * 1024 * 1024  # compressed payloads held at once; a larger one is held alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +63,34 @@ class Selection:
     scalars: Collection[str] | None = None
     statistics: Collection[str] | None = None
 
+    def names(self) -> Collection[str] | None:
+        """All that may have to be read; None: everything."""
+        if self.scalars is None or self.statistics is None:
+            return None
+        return {*self.scalars, *self.statistics}
+
+    def of(self, columns: Columns) -> Columns:
+        """These columns alone. A scalar and a statistic may have the same name."""
+        found = columns.scalars
+        if self.scalars is not None:
+            found = {name: column for name, column in found.items() if name in self.scalars}
+        blocks = columns.blocks
+        if self.statistics is not None:
+            chosen = self.statistics
+            kept = [{name: item for name, item in block.statistics.items() if name in chosen} for block in blocks]
+            blocks = tuple(
+                BlockColumns(layout=block.layout, layers=block.layers, rows=block.rows, statistics=statistics)
+                for block, statistics in zip(blocks, kept, strict=True)
+                if statistics
+            )
+        return Columns(steps=columns.steps, times=columns.times, scalars=found, blocks=blocks)
+
 
 class StepReader:
     def __init__(self, database: Database, layouts: LayoutStore) -> None:
         self._database = database
         self._layouts = layouts
+        self._history = HistoryReader(database)
 
     async def begin(self, run_id: str) -> RunSteps:
         """Fix what a walk will see."""
@@ -97,71 +118,16 @@ class StepReader:
         )
 
     async def walk(self, steps: RunSteps, selection: Selection | None = None) -> AsyncIterator[StepChunk]:
-        """Every record, in chunks. Raises `SegmentCorruptError` and `DatabaseError`."""
+        """Every record, in chunks. Raises `CorruptDataError` and `DatabaseError`."""
         chosen = Selection() if selection is None else selection
-        for writer in steps.writers:
-            async for attempt, columns in self._walk_writer(steps.run_id, writer, chosen):
-                yield StepChunk(rank=writer.rank, attempt=attempt, layouts=writer.layouts, columns=columns)
-
-    async def _walk_writer(
-        self, run_id: str, writer: WriterSteps, selection: Selection
-    ) -> AsyncIterator[tuple[int, Columns]]:
-        done = 0
-        while done < writer.last_seq:
-            query = (
-                select(segments.c.id, segments.c.attempt, segments.c.last_seq, func.length(segments.c.payload))
-                .where(
-                    segments.c.run_id == run_id,
-                    segments.c.writer_id == writer.writer_id,
-                    segments.c.first_seq > done,
-                    segments.c.last_seq <= writer.last_seq,
+        known = {writer.writer_id: writer for writer in steps.writers}
+        async with contextlib.aclosing(self._history.pieces(steps.run_id, names=chosen.names())) as pieces:
+            async for piece in pieces:
+                writer = known.get(piece.writer_id)
+                count = 0 if writer is None else writer.last_seq + 1 - piece.first_seq
+                if writer is None or count <= 0:
+                    continue  # came after the walk began
+                columns = piece.columns if count >= len(piece.columns.steps) else piece.columns.rows(0, count)
+                yield StepChunk(
+                    rank=piece.rank, attempt=piece.attempt, layouts=writer.layouts, columns=chosen.of(columns)
                 )
-                .order_by(segments.c.first_seq)
-                .limit(PAGE)
-            )
-            async with self._database.read() as connection:
-                page = [tuple(row) for row in await connection.execute(query)]
-            if not page:
-                return  # the run was deleted meanwhile
-            while page:
-                taken, size = [page.pop(0)], 0
-                while page and (size := size + page[0][3]) <= FETCH_BYTES:
-                    taken.append(page.pop(0))
-                payloads = await self._payloads([number for number, *_ in taken])
-                for number, attempt, last_seq, _ in taken:
-                    data = payloads.get(number)
-                    if data is None:
-                        return
-                    yield attempt, await asyncio.to_thread(_decode, number, data, selection)
-                    done = last_seq
-
-    async def _payloads(self, ids: list[int]) -> dict[int, bytes]:
-        query = select(segments.c.id, segments.c.payload).where(segments.c.id.in_(ids))
-        async with self._database.read() as connection:
-            return {row.id: row.payload for row in await connection.execute(query)}
-
-
-def _decode(number: int, data: bytes, selection: Selection) -> Columns:
-    try:
-        payload = Payload(data)
-        columns = payload.columns() if selection.statistics is None else _decode_chosen(payload, selection.statistics)
-    except ValueError as error:
-        raise SegmentCorruptError(number, str(error)) from error
-    if selection.scalars is None:
-        return columns
-    kept = {name: column for name, column in columns.scalars.items() if name in selection.scalars}
-    return Columns(steps=columns.steps, times=columns.times, scalars=kept, blocks=columns.blocks)
-
-
-def _decode_chosen(payload: Payload, statistics: Collection[str]) -> Columns:
-    """As `Payload.columns`, without decompressing the statistics that are not asked for."""
-    blocks: dict[int, BlockColumns] = {}
-    for name in statistics:
-        for layout, rows, values in payload.statistic(name):
-            known = {} if layout not in blocks else blocks[layout].statistics
-            blocks[layout] = BlockColumns(
-                layout=layout, layers=values.shape[0], rows=rows, statistics={**known, name: values}
-            )
-    return Columns(
-        steps=payload.steps(), times=payload.times(), scalars=payload.scalars(), blocks=tuple(blocks.values())
-    )

@@ -162,6 +162,7 @@ def test_what_cannot_be_exported_is_refused(api: httpx.Client, path: str, status
     assert (answer.status_code, answer.json()["error"]) == (status, code)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_the_memory_of_an_export_does_not_grow_with_the_run(database: Database) -> None:
     """20,000 steps of 100 layers × 2 statistics are 16 MB; the export is to hold a row group or two."""
     stores = Stores.over(database)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Workshop:
         exporter = Exporter(StepReader(self.database, LayoutStore(self.database)))
         run: Mapping[str, Any] = await self.details(run_id)
         pieces = [piece async for piece in exporter.stream(run, await exporter.begin(run_id), form)]
-        path.write_bytes(b"".join(pieces))
+        await asyncio.to_thread(path.write_bytes, b"".join(pieces))
         return path
 
     async def table(self, run_id: str, folder: Path) -> pa.Table:
