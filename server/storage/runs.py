@@ -62,8 +62,8 @@ class RunStore:
                     attempt=0,
                 )
             )
-            query = select(runs.c.project, runs.c.state).where(runs.c.id == run_id).with_for_update()
-            row = (await connection.execute(query)).one()
+            # Not locked: commits lock the writer first and the run after it, and so does this.
+            row = (await connection.execute(select(runs.c.project, runs.c.state).where(runs.c.id == run_id))).one()
             if row.project != hello.project:
                 raise ProjectMismatchError(run_id)
             if row.state == RunState.DELETING:
@@ -72,9 +72,13 @@ class RunStore:
             known = await register_layouts(connection, writer_id, hello.layouts)
             await _refresh_run(connection, run_id)
             if not is_echo:
-                await connection.execute(
-                    update(runs).where(runs.c.id == run_id).values(state=RunState.RUNNING, last_seen_at=now)
+                shown = await connection.execute(
+                    update(runs)
+                    .where(runs.c.id == run_id, runs.c.state != RunState.DELETING)
+                    .values(state=RunState.RUNNING, last_seen_at=now)
                 )
+                if shown.rowcount != 1:
+                    raise RunDeletedError(run_id)
         return Registration(
             run_id=run_id,
             project=hello.project,
