@@ -165,8 +165,14 @@ spans = Table(
     Column("times", LargeBinary),
     UniqueConstraint("writer_id", "level", "first_seq"),
     Index(None, "run_id", "parent_id"),
-    Index(None, "parent_id"),
     sqlite_autoincrement=True,  # an id is never used again: caches count on it
+)
+# Only of those that have a parent, lest the search for those that have none in one run goes through all runs.
+Index(
+    "ix_spans_parent_id",
+    spans.c.parent_id,
+    sqlite_where=spans.c.parent_id.is_not(None),
+    postgresql_where=spans.c.parent_id.is_not(None),
 )
 
 tiles = Table(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,7 +193,11 @@ def reduce_values(
 
 def fold(parts: Sequence[tuple[int, Buckets]], width: int, fields: frozenset[Field] = ALL_FIELDS) -> Buckets:
     """Buckets of ``width`` steps from parts in order, each with a width of its own that is none greater."""
-    even = [merge([buckets], width // own, fields) for own, buckets in parts if len(buckets.numbers)]
+    filled = [part for part in parts if len(part[1].numbers)]
+    even = [
+        merge([buckets for _, buckets in group], width // own, fields)
+        for own, group in groupby(filled, key=lambda part: part[0])
+    ]
     return merge(even, 1, fields) if even else parts[0][1]
 
 

@@ -1,0 +1,38 @@
+"""`spikewatch doctor` in a terminal."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from server.cli import app
+from tests.support.server import running_server
+from tests.support.writer import Writer, record
+
+
+def test_the_doctor_names_damage_and_its_exit_code_says_whether_any_is_left(tmp_path: Path) -> None:
+    with running_server(tmp_path) as server, server.connect("/ingest") as socket:
+        writer = Writer(socket)
+        writer.hello("run")
+        writer.commit(record(1), record(2))
+    data = ["doctor", "--data", str(tmp_path / "data")]
+    sound = CliRunner().invoke(app, data)
+    assert (sound.exit_code, sound.output) == (0, "Everything is readable.\n")
+
+    connection = sqlite3.connect(tmp_path / "data" / "spikewatch.sqlite3")
+    with connection:
+        changed = connection.execute("UPDATE segments SET payload = x'00'").rowcount
+        changed += connection.execute("UPDATE tiles SET last = x'00'").rowcount
+    connection.close()
+    assert changed
+
+    damaged = CliRunner().invoke(app, data)
+    assert damaged.exit_code == 1
+    assert "run run: " in damaged.output
+    assert "checksum" in damaged.output or "no blob" in damaged.output
+    repaired = CliRunner().invoke(app, [*data, "--repair"])
+    assert repaired.exit_code == 0
+    assert "lost" in repaired.output
+    assert CliRunner().invoke(app, data).exit_code == 0
