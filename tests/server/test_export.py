@@ -11,17 +11,20 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from client_sdk.protocol import Layout
 from server.exports.streams import Exporter, Format
+from server.models import RunState
 from server.storage.database import Database
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
 from server.storage.runs import RunStore
 from server.storage.steps import Selection, StepReader
 from tests.server.storage.conftest import Stores
+from tests.server.storage.test_compaction import compactor, read_everything
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 
@@ -202,3 +205,26 @@ async def test_an_export_shows_what_was_there_when_it_began(database: Database) 
         seen += chunk.columns.steps.tolist()
         await stores.commit(writer, 5, [record(9)])
     assert seen == [0, 1, 2, 3, 4]
+
+
+async def test_a_compaction_changes_nothing_in_an_export(database: Database) -> None:
+    stores = Stores.over(database)
+    writer = await stores.register("run")
+    for at in range(40):
+        step = at if at < 30 else at - 10
+        await stores.commit(writer, at, [record(step, step / 7, block=[[step, math.nan], [2, 3]])])
+    await stores.runs.finish_writer("run", writer.writer_id, RunState.FINISHED, 1_000.0)
+    layouts = LayoutStore(database)
+    exporter = Exporter(StepReader(database, layouts))
+    run = await FleetQuery(database, RunStore(database), layouts).summary("run")
+    assert run is not None
+
+    async def table() -> pa.Table:
+        pieces = [piece async for piece in exporter.stream(run, await exporter.begin("run"), Format.PARQUET)]
+        return pq.read_table(io.BytesIO(b"".join(pieces)))
+
+    before = await table()
+    await read_everything(database)
+    assert await compactor(database, 8).run_once() > 0
+    assert before.num_rows == 40
+    assert (await table()).to_pandas().to_json() == before.to_pandas().to_json()
