@@ -49,9 +49,7 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_spans_run_id_parent_id"), "spans", ["run_id", "parent_id"])
     has_parent = sa.text("parent_id IS NOT NULL")
-    op.create_index(
-        "ix_spans_parent_id", "spans", ["parent_id"], sqlite_where=has_parent, postgresql_where=has_parent
-    )
+    op.create_index("ix_spans_parent_id", "spans", ["parent_id"], sqlite_where=has_parent, postgresql_where=has_parent)
     op.create_table(
         "tiles",
         sa.Column("span_id", _row_id(), nullable=False),
