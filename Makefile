@@ -62,7 +62,8 @@ format: $(STAMP) ## let ruff format the code
 # The browser tests use the system's Chromium. Root on Debian gets it installed; elsewhere they are skipped, loudly.
 .PHONY: chromium
 chromium:
-	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 || \
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	    command -v $$name >/dev/null 2>&1 && exit 0; done; \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
 	    echo "installing chromium for the browser tests"; apt-get update -qq && apt-get install -y -qq chromium >/dev/null; \
 	  else echo "NO CHROMIUM: the browser tests will be skipped; install chromium to run them"; fi
