@@ -22,7 +22,7 @@ class DashboardConfig:
         parts = urlsplit(self.api_url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(
-                f"api_url is {self.api_url!r}: it must look like http://host:port, for example {DEFAULT_API_URL}"
+                f"SPIKEWATCH_URL is {self.api_url!r}: it must look like http://host:port, for example {DEFAULT_API_URL}"
             )
         if self.max_refresh_rate <= 0:
             raise ValueError("max_refresh_rate must be above zero")
@@ -36,6 +36,6 @@ class DashboardConfig:
     def from_environment(environment: Mapping[str, str]) -> DashboardConfig:
         """Read SPIKEWATCH_URL and SPIKEWATCH_TOKEN."""
         return DashboardConfig(
-            api_url=environment.get("SPIKEWATCH_URL", DEFAULT_API_URL),
+            api_url=environment.get("SPIKEWATCH_URL") or DEFAULT_API_URL,
             token=environment.get("SPIKEWATCH_TOKEN", ""),
         )

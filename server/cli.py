@@ -295,6 +295,8 @@ def _config(**given: Any) -> Config:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise ConfigurationError(f"SPIKEWATCH_{name}: {first['msg']}") from error
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def _with_database(config: Config, use: Callable[[Database], Awaitable[Result]]) -> Result:

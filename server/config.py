@@ -1,23 +1,30 @@
-"""Settings of the server, from the environment (``SPIKEWATCH_…``) or from the command line. No I/O.
+"""Settings of the server, from the environment (``SPIKEWATCH_…``) or from the command line.
 
 Every setting is described where it is defined; `spikewatch serve --help` and the documentation print these texts.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from server.secret_files import SecretFiles
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+SECRETS = ("admin_token", "dashboard_password", "database_password", "database_url")
+"""Settings that may come from a file instead: SPIKEWATCH_ADMIN_TOKEN_FILE and so on (`server.secret_files`)."""
 
 
 class Config(BaseSettings):
     """Frozen once made; `with_port` gives the copy that knows the port really bound."""
 
-    model_config = SettingsConfigDict(env_prefix="SPIKEWATCH_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SPIKEWATCH_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     home: Path = Field(
         default=Path("~/.spikewatch"), description="Directory of token files and, by default, of the data."
@@ -25,14 +32,27 @@ class Config(BaseSettings):
     data: Path | None = Field(default=None, description="Directory of the embedded database. Default: HOME/data.")
     database_url: str | None = Field(
         default=None,
-        description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME. Default: DATA/spikewatch.sqlite3.",
+        description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME. Default: DATA/spikewatch.sqlite3. Or "
+        "SPIKEWATCH_DATABASE_URL_FILE names a file that holds it.",
+    )
+    database_password: str | None = Field(
+        default=None,
+        description="The password of a database URL that names a user and no password. Or "
+        "SPIKEWATCH_DATABASE_PASSWORD_FILE names a file that holds it.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on. Every address asks for a token.")
     port: int = Field(default=8787, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     admin_token: str | None = Field(
         default=None,
         min_length=16,
-        description="A token with the scope admin that is not kept in the database. `up` makes its own.",
+        description="A token with the scope admin that is not kept in the database. `up` makes its own. Or "
+        "SPIKEWATCH_ADMIN_TOKEN_FILE names a file that holds it.",
+    )
+    dashboard_password: str | None = Field(
+        default=None,
+        min_length=8,
+        description="A password that opens the dashboard, beside tokens. Or SPIKEWATCH_DASHBOARD_PASSWORD_FILE names a "
+        "file that holds it.",
     )
     dashboard: bool = Field(default=True, description="Serve the dashboard at / (embedded mode).")
     public_url: str | None = Field(
@@ -75,6 +95,17 @@ class Config(BaseSettings):
     )
     session_days: float = Field(default=30.0, gt=0, description="Days that a login of the dashboard lasts.")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, SecretFiles(settings_cls, SECRETS, os.environ)
+
     @field_validator("home", "data")
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
@@ -88,7 +119,7 @@ class Config(BaseSettings):
     def resolved_database_url(self) -> str:
         """The URL of the database, with the embedded default filled in."""
         if self.database_url is not None:
-            return self.database_url
+            return _with_password(self.database_url, self.database_password)
         return f"sqlite:///{(self.data_directory / 'spikewatch.sqlite3').absolute()}"
 
     @property
@@ -117,3 +148,12 @@ class Config(BaseSettings):
 
     def with_admin_token(self, token: str) -> Self:
         return self.model_copy(update={"admin_token": token})
+
+
+def _with_password(url: str, password: str | None) -> str:
+    """The URL with the password, where it names a user without one."""
+    parts = urlsplit(url)
+    user, at, place = parts.netloc.rpartition("@")
+    if password is None or not at or ":" in user:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{place}"))

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from types import FrameType
 
@@ -34,6 +35,7 @@ from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
+from server.secret_files import secret
 from server.storage import migrate
 from server.storage.alerts import AlertStore
 from server.storage.compaction import Compactor
@@ -288,9 +290,11 @@ def serve_dashboard(config: Config, on_ready: Callable[[str], None] | None = Non
     from dashboard.config import DashboardConfig
 
     try:
-        settings = DashboardConfig.from_environment(os.environ)
+        settings = replace(
+            DashboardConfig.from_environment(os.environ), token=secret(os.environ, "SPIKEWATCH_TOKEN") or ""
+        )
     except ValueError as error:
-        raise ConfigurationError(f"SPIKEWATCH_URL: {error}") from error
+        raise ConfigurationError(str(error)) from error
     if not settings.token:
         raise ConfigurationError("the dashboard needs a token to read the API: set SPIKEWATCH_TOKEN")
     listener = bind(config.host, config.port)
