@@ -17,7 +17,7 @@ from server.secret_files import SecretFiles
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
-SECRETS = ("admin_token", "dashboard_password", "database_password", "database_url")
+SECRETS = ("admin_token", "dashboard_password", "database_password", "database_url", "secret_key", "slack_webhook")
 """Settings that may come from a file instead: SPIKEWATCH_ADMIN_TOKEN_FILE and so on (`server.secret_files`)."""
 
 
@@ -93,6 +93,26 @@ class Config(BaseSettings):
     shutdown_timeout: float = Field(
         default=10.0, gt=0, description="Seconds that commits in flight have to finish at shutdown."
     )
+    secret_key: str | None = Field(
+        default=None,
+        repr=False,
+        description="Key that encrypts the secrets of channels: 32 random bytes in URL-safe base64. Several, separated "
+        "by commas, change it: the first encrypts, all decrypt. Default: DATA/secret.key, made when it is first "
+        "needed; servers that share a database share a key. Or SPIKEWATCH_SECRET_KEY_FILE names a file that holds it.",
+    )
+    notify_allow_private: bool = Field(
+        default=False,
+        description="Let channels lead to loopback, private and link-local addresses, and to plain http.",
+    )
+    slack_webhook: str | None = Field(
+        default=None,
+        repr=False,
+        description="An incoming webhook of Slack: alerts go there without any page. Or "
+        "SPIKEWATCH_SLACK_WEBHOOK_FILE names a file that holds it.",
+    )
+    slack_api_url: str = Field(
+        default="https://slack.com/api/", description="Where Slack's Web API answers; another one for tests."
+    )
     session_days: float = Field(default=30.0, gt=0, description="Days that a login of the dashboard lasts.")
 
     @classmethod
@@ -131,6 +151,11 @@ class Config(BaseSettings):
     def admin_token_file(self) -> Path:
         """Where `up` keeps its token from one start to the next, so that open pages and trainings stay logged in."""
         return self.data_directory / "admin.token"
+
+    @property
+    def secret_key_file(self) -> Path:
+        """Where the key of the channels' secrets is made, where none is set."""
+        return self.data_directory / "secret.key"
 
     @property
     def api_url(self) -> str:

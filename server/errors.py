@@ -13,6 +13,8 @@ ServerError
 ├── CorruptDataError              stored measurements cannot be read; other queries are not touched
 │   ├── SegmentCorruptError       a stored payload cannot be decoded
 │   └── TileCorruptError          a tile cannot be decoded
+├── SecretLostError               the secret of a channel was encrypted with a key that is not known here
+├── ForbiddenAddressError         a channel leads to where the server must not be sent
 ├── ImportFileError               a file cannot be imported: which, where and why
 ├── IngestError                   an ingest frame is refused: a stable code of docs/protocol.md
 └── ApiError                      an HTTP or live request is refused: a stable code and a status
@@ -99,6 +101,20 @@ class TileCorruptError(CorruptDataError):
         self.span_id = span_id
         self.name = name
         self.reason = reason
+
+
+class SecretLostError(ServerError):
+    """A secret cannot be decrypted."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the secret was encrypted with another key than this server's: enter it again, or bring the key back "
+            "(SPIKEWATCH_SECRET_KEY)"
+        )
+
+
+class ForbiddenAddressError(ServerError):
+    """A channel leads to where the server must not be sent."""
 
 
 class ImportFileError(ServerError):

@@ -21,9 +21,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI, WebSocket
 
-from server.api import alerts, errors, exports, health, runs
+from server.api import alerts, channels, errors, exports, health, runs
 from server.api.access import Services
 from server.auth.guard import DashboardGuard
+from server.auth.secret_box import load_secret_box
 from server.auth.sessions import Sessions
 from server.auth.tokens import Authenticator
 from server.broker import Broker, MemoryBroker
@@ -33,11 +34,14 @@ from server.exports.streams import Exporter
 from server.ingest.connection import IngestLimits
 from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint
+from server.notifications.messenger import Messenger
+from server.notifications.outbound import Outbound
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
 from server.secret_files import secret
 from server.storage import migrate
 from server.storage.alerts import AlertStore
+from server.storage.channels import ChannelStore
 from server.storage.compaction import Compactor
 from server.storage.database import Database
 from server.storage.deletion import DeletionStore
@@ -103,6 +107,14 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     )
     live = LiveEndpoint(broker, authenticator)
     compactor = Compactor(SpanStore(database), config.compact_every)
+    secrets = load_secret_box(config.secret_key, config.secret_key_file)
+    messenger = Messenger(
+        outbound=Outbound(allow_private=config.notify_allow_private),
+        secrets=secrets,
+        slack_api_url=config.slack_api_url,
+        public_url=config.open_url,
+        clock=time.time,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -116,6 +128,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
             compacting.cancel()
             await asyncio.gather(compacting, return_exceptions=True)
             await pipeline.stop()
+            await messenger.close()
             await database.close()
 
     app = FastAPI(
@@ -139,6 +152,9 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         histograms=HistogramQuery(database),
         events=EventStore(database),
         alerts=AlertStore(database),
+        channels=ChannelStore(database),
+        secrets=secrets,
+        messenger=messenger,
         exporter=Exporter(StepReader(database, layouts)),
         deleter=deleter,
         clock=time.time,
@@ -153,6 +169,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     app.include_router(runs.router, prefix=API)
     app.include_router(exports.router, prefix=API)
     app.include_router(alerts.router, prefix=API)
+    app.include_router(channels.router, prefix=API)
     app.include_router(health.router)
 
     @app.websocket(f"{API}/ingest")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -261,4 +262,98 @@ tokens = Table(
     Column("last_used_at", Float(53)),
     Column("revoked_at", Float(53)),
     UniqueConstraint("digest"),
+)
+
+# Where alerts go (notices.Channel). The secret is encrypted; `target` is a hint at it that opens nothing.
+channels = Table(
+    "channels",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("name", String(256), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("target", String(256), nullable=False),
+    Column("project", String(256)),
+    Column("min_level", String(16), nullable=False),
+    Column("kinds", JSON),
+    Column("enabled", Boolean, nullable=False),
+    Column("disabled_reason", Text),
+    Column("settings", JSON, nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("last_sent_at", Float(53)),
+    Column("last_error", Text),
+    Column("failures", Integer, nullable=False, default=0),
+    # Who sends for it at the moment, and before when nobody shall try again:
+    Column("leased_by", String(64)),
+    Column("leased_until", Float(53), nullable=False, default=0.0),
+    Column("retry_at", Float(53), nullable=False, default=0.0),
+)
+
+# One change of one alert for one channel, written as one with the change itself.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    Column("message_id", String(36), nullable=False),
+    Column("channel_id", String(36), ForeignKey("channels.id", ondelete="CASCADE"), nullable=False),
+    _run_reference(),
+    Column("alert_id", String(64), nullable=False),
+    Column("incident_id", String(64), nullable=False),
+    Column("change", String(16), nullable=False),
+    Column("body", JSON, nullable=False),
+    Column("state", String(16), nullable=False),  # pending, sent, skipped or failed
+    Column("note", Text),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", Float(53), nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("done_at", Float(53)),
+    UniqueConstraint("message_id"),
+    Index(None, "run_id"),
+    Index(None, "done_at"),
+)
+# Only of those that wait: they are few, and asked for all the time.
+Index(
+    "ix_outbox_waiting",
+    outbox.c.channel_id,
+    outbox.c.not_before,
+    sqlite_where=outbox.c.state == "pending",
+    postgresql_where=outbox.c.state == "pending",
+)
+
+# What a channel was told of an incident (notices.Told): its thread, and what the cooldown and the digest go by.
+told = Table(
+    "told",
+    metadata,
+    Column("channel_id", String(36), ForeignKey("channels.id", ondelete="CASCADE"), primary_key=True),
+    Column("incident_id", String(64), primary_key=True),
+    _run_reference(),
+    Column("kind", String(32), nullable=False),
+    Column("level", String(16), nullable=False),
+    Column("told_at", Float(53), nullable=False),
+    Column("thread", String(64)),
+    Column("in_digest", Boolean, nullable=False),
+    Column("closed", Boolean, nullable=False),
+    Index(None, "run_id"),
+    Index(None, "channel_id", "told_at"),
+)
+
+# Settings that people change while the server runs, by name.
+settings = Table(
+    "settings",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", JSON, nullable=False),
+)
+
+silences = Table(
+    "silences",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("run_id", String(128), ForeignKey("runs.id", ondelete="CASCADE")),
+    Column("project", String(256)),
+    Column("kind", String(32)),
+    Column("until", Float(53), nullable=False),
+    Column("reason", Text, nullable=False),
+    Index(None, "run_id"),
 )

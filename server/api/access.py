@@ -9,13 +9,16 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from server.auth.secret_box import SecretBox
 from server.auth.tokens import UNAUTHENTICATED, Authenticator
 from server.errors import ApiError
 from server.exports.streams import Exporter
 from server.models import Principal, RunState, Scope
+from server.notifications.messenger import Messenger
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
 from server.storage.alerts import AlertStore
+from server.storage.channels import ChannelStore
 from server.storage.database import Database
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
@@ -41,6 +44,9 @@ class Services:
     histograms: HistogramQuery
     events: EventStore
     alerts: AlertStore
+    channels: ChannelStore
+    secrets: SecretBox
+    messenger: Messenger
     exporter: Exporter
     deleter: Deleter
     clock: Callable[[], float]
@@ -69,8 +75,15 @@ async def _writing_principal(principal: Annotated[Principal, Depends(_principal)
     return principal
 
 
+async def _administering_principal(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
+    if not principal.may(Scope.ADMIN) or principal.project is not None:
+        raise ApiError(403, "forbidden", "the call needs a token of the scope admin that opens all projects")
+    return principal
+
+
 Reader = Annotated[Principal, Depends(_principal)]
 Operator = Annotated[Principal, Depends(_writing_principal)]
+Administrator = Annotated[Principal, Depends(_administering_principal)]
 
 
 async def visible_run(services: Services, principal: Principal, run_id: str) -> None:

@@ -166,3 +166,91 @@ class AlertAnswer(BaseModel):
 
 class HealthAnswer(BaseModel):
     status: str
+
+
+class ChannelAnswer(BaseModel):
+    id: str
+    name: str
+    kind: Literal["slack-webhook", "slack-bot", "apprise", "webhook"]
+    target: str
+    """A hint at where it leads."""
+    project: str | None
+    min_level: str
+    kinds: list[str] | None
+    enabled: bool
+    disabled_reason: str | None
+    settings: dict[str, JsonValue]
+    created_at: float
+    last_sent_at: float | None
+    last_error: str | None
+    failures: int
+    signing_key: str | None = None
+    """Only in the answer to the call that made it."""
+
+
+class ChannelsAnswer(BaseModel):
+    channels: list[ChannelAnswer]
+
+
+class RemovedAnswer(BaseModel):
+    id: str
+    removed: bool
+
+
+class TestAnswer(BaseModel):
+    __test__ = False  # pytest takes the name for a test
+
+    ok: bool
+    answer: str
+    """What the other side said, or why it could not be asked."""
+    seconds: float
+
+
+class QuietHoursAnswer(BaseModel):
+    start: str
+    end: str
+    timezone: str
+    min_level: str
+
+
+class DigestAnswer(BaseModel):
+    window_seconds: float
+    threshold: int
+
+
+class SilenceAnswer(BaseModel):
+    id: str
+    run_id: str | None
+    project: str | None
+    kind: str | None
+    until: float
+    reason: str
+
+
+class NotificationsAnswer(BaseModel):
+    quiet_hours: QuietHoursAnswer | None
+    digest: DigestAnswer
+    cooldown_seconds: float
+    silences: list[SilenceAnswer]
+
+
+class LeadAnswer(BaseModel):
+    count: int
+    median: float | None
+    p10: float | None
+    p90: float | None
+
+
+class PrecisionAnswer(BaseModel):
+    settled: int
+    """Predictions above watch that were settled."""
+    hit: int
+    early: int
+    late: int
+    false: int
+    open: int
+    unsettled: int
+    """Resolved without a result: the run ended before it was due, or it was a mere watch."""
+    precision: float | None
+    """Share of the settled ones that came."""
+    lead_steps: LeadAnswer

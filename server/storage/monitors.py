@@ -15,6 +15,7 @@ from server.models import Event, Progress
 from server.schema import alerts, events, monitors, runs
 from server.storage.alerts import alert_json
 from server.storage.database import Database, insert_ignore
+from server.storage.outbox import enqueue, levels_before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,7 @@ class MonitorStore:
                         for event in happened
                     ],
                 )
+            known = await levels_before(connection, [alert.id for alert in changed]) if changed else {}
             shown = []
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
             for alert in changed:
@@ -112,4 +114,5 @@ class MonitorStore:
                     insert.on_conflict_do_update(index_elements=[alerts.c.id], set_=held).returning(alerts)
                 )
                 shown.append(alert_json(stored.one()))
+            await enqueue(connection, run_id, known, changed, now)
             return shown

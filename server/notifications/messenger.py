@@ -1,0 +1,74 @@
+"""Brings one message to one channel, over the wire that fits its kind, and says what came back."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from server.auth.secret_box import SecretBox
+from server.errors import SecretLostError
+from server.notices import Channel, ChannelKind
+from server.notifications.apprise_channel import AppriseSender
+from server.notifications.message import Message, trial_message
+from server.notifications.outbound import Outbound
+from server.notifications.outcomes import Answer, Fate, fate
+from server.notifications.slack import SlackBot, post_webhook
+from server.notifications.webhook import post_signed
+
+
+class Messenger:
+    def __init__(
+        self,
+        *,
+        outbound: Outbound,
+        secrets: SecretBox,
+        slack_api_url: str,
+        public_url: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._outbound = outbound
+        self._secrets = secrets
+        self._slack_api_url = slack_api_url
+        self.public_url = public_url
+        self._clock = clock
+        self._apprise = AppriseSender(allow_private=outbound.allow_private)
+
+    @property
+    def allow_private(self) -> bool:
+        """Whether channels may lead into our own network."""
+        return self._outbound.allow_private
+
+    async def close(self) -> None:
+        self._apprise.close()
+        await self._outbound.close()
+
+    async def deliver(
+        self, channel: Channel, message: Message, thread: str | None = None, picture: bytes | None = None
+    ) -> Answer:
+        """One attempt. Raises nothing that a channel could cause."""
+        try:
+            contents = self._secrets.open(channel.sealed)
+        except SecretLostError as error:
+            return Answer(status=None, code=str(error), forbidden=True)
+        secret = contents["secret"]
+        if channel.kind is ChannelKind.SLACK_WEBHOOK:
+            return await post_webhook(self._outbound, secret, message)
+        if channel.kind is ChannelKind.SLACK_BOT:
+            bot = SlackBot(self._outbound, secret, str(channel.settings.get("channel", "")), self._slack_api_url)
+            return await bot.post(message, thread, picture)
+        if channel.kind is ChannelKind.WEBHOOK:
+            return await post_signed(self._outbound, secret, contents["signing_key"], message, self._clock())
+        return await self._apprise.post(secret, message)
+
+    async def test(self, channel: Channel) -> dict[str, Any]:
+        """Send a test message now, and say what the other side said."""
+        message = trial_message(str(uuid.uuid4()), channel.name, self.public_url, self._clock())
+        started = asyncio.get_running_loop().time()
+        answer = await self.deliver(channel, message)
+        return {
+            "ok": fate(answer) is Fate.SENT,
+            "answer": str(answer),
+            "seconds": round(asyncio.get_running_loop().time() - started, 3),
+        }

@@ -1,0 +1,135 @@
+"""What the other side's answer means: arrived, try again, never this message, never any. Pure."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+MOST_WAIT: Final = 3_600.0
+"""Seconds; no Retry-After is believed beyond it."""
+BACKOFF: Final = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+"""Seconds between attempts; the last one is repeated."""
+JITTER: Final = 0.25
+
+
+class Fate(StrEnum):
+    SENT = "sent"
+    RETRY = "retry"
+    REFUSED = "refused"
+    """This message will never be taken; others may be."""
+    DEAD = "dead"
+    """No message will ever be taken: the channel is wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came back of one attempt."""
+
+    status: int | None
+    """HTTP's, None where there was no answer."""
+    code: str = ""
+    """What the other side calls its error: a word of Slack's, or the first line of the body."""
+    retry_after: float | None = None
+    """Seconds."""
+    thread: str | None = None
+    """Slack's name of the message, under which later ones are put."""
+    forbidden: bool = False
+    """We refused to connect: the address is one of our own network."""
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return self.code or "no answer"
+        return f"{self.status} {self.code}".strip()
+
+
+DEAD_CODES: Final = frozenset(
+    {
+        "access_denied", "account_inactive", "action_prohibited", "app_access_denied", "as_user_not_supported",
+        "channel_is_archived", "channel_not_found", "deprecated_endpoint", "ekm_access_denied",
+        "enterprise_is_restricted", "invalid_auth", "invalid_token", "is_archived", "method_deprecated",
+        "missing_scope", "no_active_hooks", "no_permission", "no_service", "no_team", "not_allowed_token_type",
+        "not_authed", "not_in_channel", "org_login_required", "posting_to_general_channel_denied",
+        "posting_to_channel_denied", "restricted_action", "restricted_action_non_threadable_channel",
+        "restricted_action_read_only_channel", "restricted_action_thread_locked",
+        "restricted_action_thread_only_channel", "team_access_not_granted", "team_disabled", "token_expired",
+        "token_revoked", "two_factor_setup_required", "user_not_found",
+    }
+)  # fmt: skip
+"""Words of Slack that no later attempt will change.
+https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks, …/reference/methods/chat.postMessage"""
+
+REFUSED_CODES: Final = frozenset(
+    {
+        "attachment_payload_limit_exceeded", "block_mismatch", "cannot_reply_to_message", "duplicate_channel_not_found",
+        "invalid_arg_name", "invalid_arguments", "invalid_array_arg", "invalid_attachments", "invalid_blocks",
+        "invalid_blocks_format", "invalid_charset", "invalid_form_data", "invalid_metadata_format",
+        "invalid_metadata_schema", "invalid_payload", "invalid_post_type", "markdown_text_conflict",
+        "message_limit_exceeded", "metadata_must_be_sent_from_app", "metadata_too_large", "missing_post_type",
+        "msg_blocks_too_long", "msg_too_long", "no_text", "slack_connect_blocked_file_type", "thread_not_found",
+        "too_many_attachments", "too_many_contact_cards",
+    }
+)  # fmt: skip
+"""Words of Slack about one message."""
+
+_DEAD_STATUS: Final = frozenset({401, 402, 403, 404, 405, 407, 410, 451})
+_RETRY_STATUS: Final = frozenset({408, 409, 421, 423, 425, 429})
+
+
+def fate(answer: Answer) -> Fate:
+    """The one decision about retrying.
+
+    >>> [fate(Answer(status=s)).value for s in (200, 503, 429, 404, 302, 400, None)]
+    ['sent', 'retry', 'retry', 'dead', 'dead', 'refused', 'retry']
+    >>> fate(Answer(status=200, code="channel_not_found")).value
+    'dead'
+    """
+    if answer.forbidden or answer.code in DEAD_CODES:
+        return Fate.DEAD
+    if answer.code in REFUSED_CODES:
+        return Fate.REFUSED
+    status = answer.status
+    if status is None or status >= 500 or status in _RETRY_STATUS or status < 200:
+        return Fate.RETRY
+    if status < 300:
+        # Slack's Web API answers 200 with a word where something is wrong; one that is not known may pass.
+        return Fate.SENT if answer.code in ("", "ok") else Fate.RETRY
+    if status < 400:
+        return Fate.DEAD  # redirects are not followed: they could lead anywhere
+    return Fate.DEAD if status in _DEAD_STATUS else Fate.REFUSED
+
+
+def delay(failures: int, answer: Answer, uniform: Callable[[float, float], float]) -> float:
+    """Seconds until the next attempt after so many failures in a row (counted from 1)."""
+    wait = BACKOFF[min(failures, len(BACKOFF)) - 1] * uniform(1 - JITTER, 1 + JITTER)
+    return wait if answer.retry_after is None else max(wait if failures > 1 else 0.0, answer.retry_after)
+
+
+def retry_after(header: str | None, now: float) -> float | None:
+    """Seconds of a Retry-After header, which may be a number or a date.
+
+    >>> retry_after("30", 0.0), retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 10.0), retry_after("soon", 0.0)
+    (30.0, 50.0, None)
+    """
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - now
+        except (TypeError, ValueError):
+            return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), MOST_WAIT)
+
+
+def words(answer: Answer) -> str:
+    """Why a channel was switched off, for people."""
+    if answer.forbidden:
+        return answer.code
+    if answer.status is not None and 300 <= answer.status < 400:
+        return f"it answers {answer.status}, a redirect, which is not followed; enter the address that it leads to"
+    return f"the other side answers {answer}: it will take no message; correct the channel and switch it on again"

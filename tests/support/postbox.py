@@ -1,0 +1,138 @@
+"""A local HTTP server that takes what is posted, and answers as it is told."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+WAIT = 20.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posted:
+    """One request."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    at: float
+    """Unix time of its arrival."""
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """How one request is answered."""
+
+    status: int
+    body: str = "ok"
+    headers: Mapping[str, str] | None = None
+    hang: bool = False
+    """Answer only when the postbox is closed."""
+    cut: bool = False
+    """Close the connection without a word."""
+
+
+class Postbox:
+    """Answers 200 and ``ok`` unless it is told otherwise. A context manager."""
+
+    def __init__(self) -> None:
+        self.requests: list[Posted] = []
+        self._prepared: list[Prepared] = []
+        self._standing = Prepared(status=200)
+        self._arrived = threading.Condition()
+        self.closing = threading.Event()
+        postbox = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                postbox.take(self, Posted(path=self.path, headers=dict(self.headers), body=body, at=time.time()))
+
+            def do_GET(self) -> None:
+                self.do_POST()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="postbox")
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def url(self, path: str = "/hook") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def answer(self, status: int, body: str = "", *, times: int = 1, **more: Any) -> None:
+        """Answer the next requests so, once each; later ones as before."""
+        with self._arrived:
+            self._prepared += [Prepared(status=status, body=body, **more)] * times
+
+    def always(self, status: int, body: str = "", **more: Any) -> None:
+        """Answer all requests so that nothing else is prepared for."""
+        with self._arrived:
+            self._standing = Prepared(status=status, body=body, **more)
+
+    def wait(self, count: int, timeout: float = WAIT) -> list[Posted]:
+        """The requests once there are so many."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self.requests) >= count, timeout), (
+                f"{len(self.requests)} of {count} requests came in {timeout} s"
+            )
+            return list(self.requests)
+
+    def take(self, handler: BaseHTTPRequestHandler, posted: Posted) -> None:
+        """Called from the thread of a connection."""
+        with self._arrived:
+            prepared = self._prepared.pop(0) if self._prepared else self._standing
+        prepared = self.reply_to(posted, prepared)
+        with self._arrived:
+            self.requests.append(posted)
+            self._arrived.notify_all()
+        if prepared.hang:
+            self.closing.wait(WAIT)
+            prepared = Prepared(status=200, cut=True)
+        if prepared.cut:
+            handler.close_connection = True
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return
+        content = prepared.body.encode()
+        handler.send_response(prepared.status)
+        for name, value in (prepared.headers or {}).items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.send_header("Connection", "close")  # or threads would answer on after the end
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    def reply_to(self, posted: Posted, prepared: Prepared) -> Prepared:
+        """For servers that look at what was posted."""
+        del posted
+        return prepared
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(WAIT)
