@@ -13,6 +13,7 @@ ServerError
 ├── CorruptDataError              stored measurements cannot be read; other queries are not touched
 │   ├── SegmentCorruptError       a stored payload cannot be decoded
 │   └── TileCorruptError          a tile cannot be decoded
+├── RuleFieldError                a rule says what it cannot; names the field
 ├── ImportFileError               a file cannot be imported: which, where and why
 ├── IngestError                   an ingest frame is refused: a stable code of docs/protocol.md
 └── ApiError                      an HTTP or live request is refused: a stable code and a status
@@ -98,6 +99,15 @@ class TileCorruptError(CorruptDataError):
         super().__init__(f"the tile {name!r} of span {span_id} cannot be read: {reason}")
         self.span_id = span_id
         self.name = name
+        self.reason = reason
+
+
+class RuleFieldError(ServerError, ValueError):
+    """A field of a rule says what it cannot."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
         self.reason = reason
 
 

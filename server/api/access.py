@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
@@ -15,6 +16,7 @@ from server.exports.streams import Exporter
 from server.models import Principal, RunState, Scope
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
+from server.pipeline.rehearsal import Rehearsal
 from server.storage.alerts import AlertStore
 from server.storage.database import Database
 from server.storage.events import EventStore
@@ -22,6 +24,7 @@ from server.storage.fleet import FleetQuery
 from server.storage.heatmap import HeatmapQuery
 from server.storage.histogram import HistogramQuery
 from server.storage.layouts import LayoutStore
+from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 from server.storage.series import SeriesQuery
 
@@ -41,6 +44,10 @@ class Services:
     histograms: HistogramQuery
     events: EventStore
     alerts: AlertStore
+    rules: RuleStore
+    rehearsal: Rehearsal
+    rehearsing: asyncio.Semaphore
+    """So many rehearsals at a time; the others wait."""
     exporter: Exporter
     deleter: Deleter
     clock: Callable[[], float]
@@ -69,8 +76,15 @@ async def _writing_principal(principal: Annotated[Principal, Depends(_principal)
     return principal
 
 
+async def _administering_principal(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
+    if not principal.may(Scope.ADMIN) or principal.project is not None:
+        raise ApiError(403, "forbidden", "the call needs a token of the scope admin that opens all projects")
+    return principal
+
+
 Reader = Annotated[Principal, Depends(_principal)]
 Operator = Annotated[Principal, Depends(_writing_principal)]
+Administrator = Annotated[Principal, Depends(_administering_principal)]
 
 
 async def visible_run(services: Services, principal: Principal, run_id: str) -> None:
