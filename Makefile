@@ -25,7 +25,7 @@ demo: $(STAMP) ## server, dashboard and three real trainings; DEMO_FLAGS=--exit 
 	$(BIN)/spikewatch demo $(DEMO_FLAGS)
 
 test: $(STAMP) chromium ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(PYTEST_FLAGS)
 
 check: $(STAMP) ## ruff, mypy --strict, the import contract, alembic check
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ ServerError
 │   └── TileCorruptError          a tile cannot be decoded
 ├── SecretLostError               the secret of a channel was encrypted with a key that is not known here
 ├── ForbiddenAddressError         a channel leads to where the server must not be sent
+├── RuleFieldError                a rule says what it cannot; names the field
 ├── ImportFileError               a file cannot be imported: which, where and why
 ├── IngestError                   an ingest frame is refused: a stable code of docs/protocol.md
 └── ApiError                      an HTTP or live request is refused: a stable code and a status
@@ -115,6 +116,15 @@ class SecretLostError(ServerError):
 
 class ForbiddenAddressError(ServerError):
     """A channel leads to where the server must not be sent."""
+
+
+class RuleFieldError(ServerError, ValueError):
+    """A field of a rule says what it cannot."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
 
 
 class ImportFileError(ServerError):

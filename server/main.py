@@ -21,7 +21,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI, WebSocket
 
-from server.api import alerts, channels, errors, exports, health, runs
+from server.api import alerts, channels, errors, exports, health, rules, runs
 from server.api.access import Services
 from server.auth.guard import DashboardGuard
 from server.auth.secret_box import load_secret_box
@@ -38,6 +38,7 @@ from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
+from server.pipeline.rehearsal import Rehearsal
 from server.secret_files import secret
 from server.storage import migrate
 from server.storage.alerts import AlertStore
@@ -53,6 +54,7 @@ from server.storage.layouts import LayoutStore
 from server.storage.lru import ByteLru
 from server.storage.monitors import MonitorStore
 from server.storage.reader import BucketReader
+from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 from server.storage.segments import SegmentStore
 from server.storage.series import SeriesQuery
@@ -69,6 +71,7 @@ WEBSOCKET_LIMIT = 4
 """A frame of up to so many times the limit is still read, so that it can be refused with a word."""
 PING_EVERY = 20.0  # seconds
 SAME_SIGNAL = 2.0  # seconds; a terminal and a wrapper like make may both pass on one Ctrl-C
+REHEARSALS = 2  # of rules, at a time
 PING_TIMEOUT = 60.0  # seconds; a socket is not read while its queue is full, and its pongs wait with its frames
 
 
@@ -155,6 +158,9 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         channels=ChannelStore(database),
         secrets=secrets,
         messenger=messenger,
+        rules=RuleStore(database),
+        rehearsal=Rehearsal(StepReader(database, layouts)),
+        rehearsing=asyncio.Semaphore(REHEARSALS),
         exporter=Exporter(StepReader(database, layouts)),
         deleter=deleter,
         clock=time.time,
@@ -170,6 +176,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     app.include_router(exports.router, prefix=API)
     app.include_router(alerts.router, prefix=API)
     app.include_router(channels.router, prefix=API)
+    app.include_router(rules.router, prefix=API)
     app.include_router(health.router)
 
     @app.websocket(f"{API}/ingest")
@@ -200,6 +207,7 @@ def make_pipeline(
         layouts=layouts,
         segments=SegmentStore(database),
         monitors=MonitorStore(database),
+        rules=RuleStore(database),
         broker=broker,
         clock=time.time,
         announcements_per_second=config.run_messages_per_second,

@@ -135,6 +135,13 @@ class Finding:
     layer_shares: tuple[float, ...] = ()
     evidence: Mapping[str, float | int | str | None] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
+    key: str = ""
+    """Tells findings of one kind apart: the id of a rule. Empty: one of its kind at a time."""
+
+    @property
+    def slot(self) -> str:
+        """What of a run at most one open alert is about."""
+        return f"{self.kind.value}:{self.key}" if self.key else self.kind.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +154,7 @@ class Verdict:
     """λ_max·η/2, the last one measured."""
     forecast: PredictedStep | None = None
     findings: tuple[Finding, ...] = ()
-    """Those that hold now; a kind that is absent no longer holds."""
+    """Those that hold now; a kind (of a rule: a key) that is absent no longer holds."""
     events: tuple[Event, ...] = ()
 
 

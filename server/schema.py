@@ -248,6 +248,21 @@ monitors = Table(
     Column("position", RowId, nullable=False),
     Column("state", LargeBinary, nullable=False),
     Column("saved_at", Float(53), nullable=False),
+    # Counts the saves: of two followers of one run, on two servers, one saves and the other hears that it was late.
+    Column("revision", BigInteger, nullable=False, default=0),
+    # When a rule about no data has something to say if nothing comes; null: never.
+    Column("due_at", Float(53)),
+    Index(None, "due_at"),
+)
+
+rules = Table(
+    "rules",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("project", String(256)),
+    Column("body", JSON, nullable=False),
+    Column("updated_at", Float(53), nullable=False),
 )
 
 tokens = Table(

@@ -11,6 +11,7 @@ holds each prediction against what came. Does no I/O and reads no clock; times a
 * A prediction is held against the first date it gave, `first_predicted_step`: a spike within that band is a hit,
   early or late outside it. No spike by the end of the latest band and a margin, and no sign any more: false. A mere
   watch that passes is resolved without a result: it claimed nothing.
+* Findings of one kind may stand side by side where each has a key, as those of rules do: one alert for each.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _State(msgspec.Struct):
     run_id: str
     attempt: int = 0
     incidents: dict[str, Incident] = {}
-    """By kind."""
+    """By slot: a kind, with a key where it has one."""
     silenced: dict[str, float] = {}
     """Alert id to Unix time."""
 
@@ -75,7 +76,7 @@ class AlertBook:
         if attempt != state.attempt:
             told += self.close_all(time)
             state.attempt = attempt
-        findings = {finding.kind: finding for finding in verdict.findings}
+        findings = {finding.slot: finding for finding in verdict.findings}
         settled = self._settle(findings, verdict.step, time)
         told += [] if settled is None else [settled]
         for finding in findings.values():
@@ -84,6 +85,15 @@ class AlertBook:
                 told.append(alert)
         told += self._expire(findings, verdict.step, time)
         return told
+
+    def report(self, finding: Finding, step: int, time: float) -> Alert | None:
+        """The alert of a finding that no sample brought, where it is worth telling: the clock found it."""
+        return self._hold(finding, {finding.slot: finding}, None, step, time)
+
+    def end(self, slot: str, step: int, time: float, note: str) -> Alert | None:
+        """Resolve the alert of one slot at once, and say why; None when none is open there."""
+        incident = self._state.incidents.pop(slot, None)
+        return None if incident is None else self._resolve(incident, step, time, None, note)
 
     def close_all(self, time: float) -> list[Alert]:
         """Resolve every open alert: the run ended, or stepped back. Predictions not yet due get no result."""
@@ -130,13 +140,13 @@ class AlertBook:
     def _hold(
         self,
         finding: Finding,
-        findings: dict[AlertKind, Finding],
+        findings: dict[str, Finding],
         settled: Alert | None,
         step: int,
         time: float,
     ) -> Alert | None:
         """Open the alert of a finding, or change it where the change is worth telling."""
-        incident = self._state.incidents.get(finding.kind)
+        incident = self._state.incidents.get(finding.slot)
         if incident is None:
             if finding.kind is AlertKind.SPIKE_PREDICTED and _came(findings) is not None:
                 return None
@@ -172,7 +182,9 @@ class AlertBook:
 
     def _open(self, finding: Finding, settled: Alert | None, step: int, time: float) -> Alert:
         state = self._state
-        name = f"{state.run_id}:{state.attempt}:{finding.kind.value}:{step}"
+        name = f"{state.run_id}:{state.attempt}:{finding.slot}:{step}"
+        if finding.key:
+            name += f":{time}"  # silence may begin twice at one step
         evidence = dict(finding.evidence)
         if finding.kind is AlertKind.SPIKE and settled is not None and settled.outcome is not None:
             evidence["prediction_id"] = settled.id
@@ -200,10 +212,10 @@ class AlertBook:
             attempt=state.attempt,
         )
         alert = msgspec.structs.replace(alert, evidence={**evidence, **_warned(alert, finding.level, step)})
-        state.incidents[finding.kind.value] = Incident(alert, step)
+        state.incidents[finding.slot] = Incident(alert, step)
         return alert
 
-    def _settle(self, findings: dict[AlertKind, Finding], step: int, time: float) -> Alert | None:
+    def _settle(self, findings: dict[str, Finding], step: int, time: float) -> Alert | None:
         """Close the open prediction if what it predicted has come."""
         incident = self._state.incidents.get(AlertKind.SPIKE_PREDICTED)
         came = _came(findings)
@@ -223,14 +235,14 @@ class AlertBook:
             f" It came at step {came.step}: lead {lead} steps.",
         )
 
-    def _expire(self, findings: dict[AlertKind, Finding], step: int, time: float) -> list[Alert]:
+    def _expire(self, findings: dict[str, Finding], step: int, time: float) -> list[Alert]:
         """Close what has been quiet long enough."""
         told = []
-        for kind, incident in list(self._state.incidents.items()):
-            if kind in findings or step - incident.held_step < QUIET:
+        for slot, incident in list(self._state.incidents.items()):
+            if slot in findings or step - incident.held_step < QUIET:
                 continue
             alert = incident.alert
-            if kind != AlertKind.SPIKE_PREDICTED or alert.level == AlertLevel.WATCH:
+            if slot != AlertKind.SPIKE_PREDICTED or alert.level == AlertLevel.WATCH:
                 told.append(self._resolve(incident, step, time, None, ""))
             else:
                 band = alert.predicted_step
@@ -239,7 +251,7 @@ class AlertBook:
                     continue
                 outcome = Outcome(result="false", step=None, lead=None)
                 told.append(self._resolve(incident, step, time, outcome, f" It did not come by step {step}."))
-            del self._state.incidents[kind]
+            del self._state.incidents[slot]
         return told
 
     def _resolve(self, incident: Incident, step: int, time: float, outcome: Outcome | None, note: str) -> Alert:
@@ -255,7 +267,7 @@ class AlertBook:
         )
 
 
-def _came(findings: dict[AlertKind, Finding]) -> Finding | None:
+def _came(findings: dict[str, Finding]) -> Finding | None:
     """What a prediction waits for: a spike, or a loss that is no number any more."""
     spike = findings.get(AlertKind.SPIKE)
     if spike is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
@@ -17,6 +18,7 @@ from server.models import Principal, RunState, Scope
 from server.notifications.messenger import Messenger
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
+from server.pipeline.rehearsal import Rehearsal
 from server.storage.alerts import AlertStore
 from server.storage.channels import ChannelStore
 from server.storage.database import Database
@@ -25,6 +27,7 @@ from server.storage.fleet import FleetQuery
 from server.storage.heatmap import HeatmapQuery
 from server.storage.histogram import HistogramQuery
 from server.storage.layouts import LayoutStore
+from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 from server.storage.series import SeriesQuery
 
@@ -47,6 +50,10 @@ class Services:
     channels: ChannelStore
     secrets: SecretBox
     messenger: Messenger
+    rules: RuleStore
+    rehearsal: Rehearsal
+    rehearsing: asyncio.Semaphore
+    """So many rehearsals at a time; the others wait."""
     exporter: Exporter
     deleter: Deleter
     clock: Callable[[], float]

@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from server.models import AlertLevel
+from server.rule import ChangeBy, Condition, Direction, Reduce
+
 Numbers = list[float | None]
 
 
@@ -254,3 +257,71 @@ class PrecisionAnswer(BaseModel):
     precision: float | None
     """Share of the settled ones that came."""
     lead_steps: LeadAnswer
+
+
+class RuleAnswer(BaseModel):
+    id: str
+    name: str
+    condition: Condition
+    value: float
+    enabled: bool
+    level: AlertLevel
+    project: str | None
+    tag: str | None
+    run_name: str | None
+    scalar: str | None
+    statistic: str | None
+    layers: str
+    reduce: Reduce
+    change_by: ChangeBy
+    direction: Direction
+    window: int
+    for_steps: int
+    cooldown_minutes: float
+
+
+class RulesAnswer(BaseModel):
+    rules: list[RuleAnswer]
+
+
+class FiringAnswer(BaseModel):
+    step: int
+    until_step: int | None
+    """None: still open at the end."""
+    time: float | None
+    value: float | None
+    title: str
+    message: str
+    layers: list[str]
+
+
+class OutlineAnswer(BaseModel):
+    """Of what the rule watches, infinite values left out."""
+
+    bucket_steps: int
+    step: list[int]
+    min: list[float]
+    max: list[float]
+
+
+class RehearsalAnswer(BaseModel):
+    run_id: str
+    name: str
+    project: str
+    chosen: bool
+    """Whether the rule is for this run at all."""
+    fired: int
+    firings: list[FiringAnswer]
+    """The first 200."""
+    records: int
+    values: int
+    """Records with what the rule watches."""
+    last_step: int | None
+    complete: bool
+    """False: the time was up before the end of the run."""
+    series: OutlineAnswer
+
+
+class RehearsalsAnswer(BaseModel):
+    fired: int
+    runs: list[RehearsalAnswer]

@@ -18,14 +18,16 @@ import msgspec
 from client_sdk.protocol import Alert
 from server.alerts.lifecycle import AlertBook
 from server.detectors.monitor import RunMonitor
+from server.detectors.rules import RuleBank
 from server.errors import DatabaseError
-from server.models import Event, Layout, RunState
+from server.models import AlertKind, Event, Finding, Layout, RunState, Sample
 from server.pipeline.progress import RunProgress
 from server.pipeline.samples import samples
+from server.rule import RuleSet
 from server.storage.columns import Payload
 from server.storage.layouts import LayoutStore
 from server.storage.monitors import MonitorState, MonitorStore
-from server.storage.runs import RunStore
+from server.storage.runs import RunLabels, RunStore
 from server.storage.segments import SegmentStore, StoredSegment
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class _Saved(msgspec.Struct, array_like=True):
     monitor: bytes
     book: bytes
     progress: bytes
+    rules: bytes = b""
 
 
 @dataclass(kw_only=True)
@@ -52,9 +55,14 @@ class _Head:
     position: int = 0
     saved_position: int | None = None
     """Position in the database, None where the run has no state yet."""
+    revision: int | None = None
+    """Of the state in the database."""
+    due_at: float | None = None
+    """In the database."""
     monitor: RunMonitor = field(default_factory=RunMonitor)
     book: AlertBook
     progress: RunProgress = field(default_factory=RunProgress)
+    bank: RuleBank = field(default_factory=RuleBank)
     changed: dict[str, Alert] = field(default_factory=dict)
     """Alerts not yet saved; of each the latest form."""
     happened: list[Event] = field(default_factory=list)
@@ -62,6 +70,15 @@ class _Head:
     @property
     def is_noteworthy(self) -> bool:
         return bool(self.changed or self.happened)
+
+    def note(self, *alerts: Alert | None) -> None:
+        """Alerts that opened, changed or closed."""
+        self.changed.update({alert.id: alert for alert in alerts if alert is not None})
+
+    def close_rule(self, rule_id: str, time: float, note: str) -> None:
+        """The alert of a rule is over at once, whatever the steps say."""
+        slot = f"{AlertKind.CUSTOM_RULE.value}:{rule_id}"
+        self.note(self.book.end(slot, self.bank.last_step, time, note))
 
 
 class RunFollower:
@@ -77,10 +94,11 @@ class RunFollower:
         monitors: MonitorStore,
         executor: Executor,
         publish: Publish,
+        rules: Callable[[], RuleSet],
         clock: Callable[[], float],
         idle_after: float,
     ) -> None:
-        """``idle_after``: seconds without news after which `run` returns."""
+        """``rules``: those of now. ``idle_after``: seconds without news after which `run` returns."""
         self.run_id = run_id
         self._runs = runs
         self._layout_store = layouts
@@ -88,13 +106,22 @@ class RunFollower:
         self._monitors = monitors
         self._executor = executor
         self._publish = publish
+        self._rules = rules
         self._clock = clock
         self._idle_after = idle_after
         self._awake = asyncio.Event()
         self._awake.set()
         self._head: _Head | None = None
         self._layouts: dict[int, dict[int, Layout]] = {}
+        self._labels: RunLabels | None = None
+        self._heard_since: float | None = None
         self._saved_at = 0.0
+
+    def look(self, since: float) -> None:
+        """Judge by the clock, though nothing was committed: the rules have changed, or silence is due. ``since``: what
+        came before that Unix time nobody could have heard."""
+        self._heard_since = since
+        self._awake.set()
 
     def wake(self) -> None:
         """Something was committed, or the run ended."""
@@ -109,6 +136,8 @@ class RunFollower:
                     return
                 while await self._read_some():
                     pass
+                if self._heard_since is not None:
+                    await self._look(self._heard_since)
                 if not await self._close_if_ended():
                     return
                 failures = 0
@@ -163,11 +192,12 @@ class RunFollower:
         if rank < head.rank:
             # A lower rank has begun: it leads from now on, and its own history is read from the beginning.
             head.rank, head.position = rank, 0
-            head.monitor, head.progress = RunMonitor(), RunProgress()
+            head.monitor, head.progress, head.bank = RunMonitor(), RunProgress(), RuleBank()
         found = await self._segments.after(self.run_id, head.rank, head.position, SEGMENTS_AT_ONCE)
         if not found:
             return False
         await self._learn_layouts(found)
+        await self._adopt_rules(head)
         await asyncio.get_running_loop().run_in_executor(self._executor, self._advance, head, found)
         if head.is_noteworthy or self._clock() - self._saved_at >= SAVE_EVERY:
             await self._save(head)
@@ -178,13 +208,19 @@ class RunFollower:
         if state is None:
             return _Head(rank=rank, book=AlertBook(self.run_id))
         head = _Head(
-            rank=state.rank, position=state.position, saved_position=state.position, book=AlertBook(self.run_id)
+            rank=state.rank,
+            position=state.position,
+            saved_position=state.position,
+            revision=state.revision,
+            due_at=state.due_at,
+            book=AlertBook(self.run_id),
         )
         try:
             saved = msgspec.msgpack.decode(state.state, type=_Saved)
             head.book = AlertBook.restore(saved.book)
             head.progress = RunProgress.restore(saved.progress)
             head.monitor = RunMonitor.restore(saved.monitor)
+            head.bank = RuleBank.restore(saved.rules) if saved.rules else RuleBank()
         except ValueError as error:
             logger.warning(
                 "the detectors of run %s begin anew: their saved state is of another version (%s)",
@@ -232,19 +268,56 @@ class RunFollower:
             for sample in samples(columns, segment.attempt, self._layouts[segment.writer_id]):
                 verdict = head.monitor.update(sample)
                 head.progress.update(sample, verdict)
-                for alert in head.book.apply(verdict, sample.time, sample.attempt):
-                    head.changed[alert.id] = alert
+                heard = _hear(head, sample, segment.committed_at)
+                verdict = replace(verdict, findings=(*verdict.findings, *heard))
+                head.note(*head.book.apply(verdict, sample.time, sample.attempt))
                 head.happened += [replace(event, attempt=sample.attempt) for event in verdict.events]
             head.position = segment.id
 
+    async def _adopt_rules(self, head: _Head) -> None:
+        """From here on the rules of now; alerts of those that are gone or changed are over."""
+        rules = self._rules()
+        if head.bank.version == rules.version:
+            return
+        if self._labels is None:
+            self._labels = await self._runs.labels(self.run_id)
+        if self._labels is None:
+            return  # deleted meanwhile
+        chosen = rules.of_run(self._labels.project, self._labels.name, self._labels.tags)
+        for rule_id in head.bank.adopt(chosen, rules.version):
+            head.close_rule(rule_id, self._clock(), " The rule was changed, switched off or deleted.")
+
+    async def _look(self, since: float) -> None:
+        """Everything that is committed has been read: what is missing is silence."""
+        self._heard_since = None
+        if self._head is None:
+            state = await self._monitors.load(self.run_id)
+            if state is None:
+                return
+            self._head = await self._load(state.rank)
+        head = self._head
+        await self._adopt_rules(head)
+        now = self._clock()
+        if await self._runs.state_of(self.run_id) in {RunState.RUNNING, RunState.STALE}:
+            for finding in head.bank.silence(now, since):
+                head.note(head.book.report(finding, head.bank.last_step, now))
+        if head.is_noteworthy or head.bank.due_at != head.due_at:
+            await self._save(head)
+
     async def _save(self, head: _Head) -> None:
         state = msgspec.msgpack.encode(
-            _Saved(monitor=head.monitor.snapshot(), book=head.book.snapshot(), progress=head.progress.snapshot())
+            _Saved(
+                monitor=head.monitor.snapshot(),
+                book=head.book.snapshot(),
+                progress=head.progress.snapshot(),
+                rules=head.bank.snapshot(),
+            )
         )
+        due_at, revision = head.bank.due_at, 1 if head.revision is None else head.revision + 1
         shown = await self._monitors.save(
             self.run_id,
-            before=head.saved_position,
-            after=MonitorState(rank=head.rank, position=head.position, state=state),
+            before=head.revision,
+            after=MonitorState(rank=head.rank, position=head.position, state=state, revision=revision, due_at=due_at),
             progress=head.progress.progress(),
             changed=list(head.changed.values()),
             happened=head.happened,
@@ -256,7 +329,7 @@ class RunFollower:
             self._awake.set()
             return
         happened, head.happened, head.changed = head.happened, [], {}
-        head.saved_position = head.position
+        head.saved_position, head.revision, head.due_at = head.position, revision, due_at
         self._saved_at = self._clock()
         await self._publish(shown, happened)
 
@@ -274,8 +347,15 @@ class RunFollower:
                 return True
             self._head = await self._load(rank)
         head = self._head
-        for alert in head.book.close_all(self._clock()):
-            head.changed[alert.id] = alert
+        head.note(*head.book.close_all(self._clock()))
         if head.is_noteworthy or head.position != (head.saved_position or 0):
             await self._save(head)
         return True
+
+
+def _hear(head: _Head, sample: Sample, committed_at: float) -> tuple[Finding, ...]:
+    """What the rules hold after a sample; alerts about data that came back are closed."""
+    heard = head.bank.update(sample, committed_at)
+    for rule_id, seconds in heard.returned:
+        head.close_rule(rule_id, committed_at, f" It came again after {seconds / 60:.0f} minutes.")
+    return heard.findings

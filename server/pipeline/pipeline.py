@@ -22,10 +22,12 @@ from server.models import Event, RunState
 from server.pipeline.announcer import Announcer
 from server.pipeline.follower import RunFollower
 from server.pipeline.packing import pack
+from server.pipeline.rule_keeper import RuleKeeper
 from server.storage.events import event_json
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
 from server.storage.monitors import MonitorStore
+from server.storage.rules import RuleStore
 from server.storage.runs import Registration, RunStore
 from server.storage.segments import SegmentStore
 
@@ -55,6 +57,7 @@ class Pipeline:
         layouts: LayoutStore,
         segments: SegmentStore,
         monitors: MonitorStore,
+        rules: RuleStore,
         broker: Broker,
         clock: Callable[[], float],
         announcements_per_second: float,
@@ -71,6 +74,7 @@ class Pipeline:
         self._stale_after = stale_after
         self._heartbeat_every = heartbeat_every
         self._follower_idle = follower_idle
+        self._rules = RuleKeeper(rules, monitors, clock=clock, look_every=heartbeat_every)
         self._announcer = Announcer(fleet, broker, clock, announcements_per_second)
         self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
         self._followers: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
@@ -80,6 +84,7 @@ class Pipeline:
 
     async def start(self) -> None:
         """Follow what was committed and not read before the last stop, and keep the states of the runs."""
+        await self._rules.refresh()
         for run_id in await self._runs.lagging():
             self._follow(run_id)
         self._keeper = asyncio.create_task(self._keep_states())
@@ -197,11 +202,19 @@ class Pipeline:
         await self._publish(alert["run_id"], {"type": "alert", "alert": alert})
         self._announcer.mark(alert["run_id"])
 
-    def _follow(self, run_id: str) -> None:
+    async def rules_changed(self) -> None:
+        """Somebody changed the rules: every run that is followed here goes by them from now on. Raises
+        `DatabaseError`."""
+        if await self._rules.refresh():
+            for follower, task in self._followers.values():
+                if not task.done():
+                    follower.look(self._rules.since)
+
+    def _follow(self, run_id: str) -> RunFollower:
         held = self._followers.get(run_id)
         if held is not None and not held[1].done():
             held[0].wake()
-            return
+            return held[0]
 
         async def publish(alerts: Sequence[dict[str, Any]], events: Sequence[Event]) -> None:
             for alert in alerts:
@@ -217,10 +230,12 @@ class Pipeline:
             monitors=self._monitors,
             executor=self._executor,
             publish=publish,
+            rules=lambda: self._rules.current,
             clock=self._clock,
             idle_after=self._follower_idle,
         )
         self._followers[run_id] = (follower, asyncio.create_task(follower.run()))
+        return follower
 
     async def _publish(self, run_id: str, body: dict[str, Any]) -> None:
         project = self._projects.get(run_id)
@@ -236,7 +251,8 @@ class Pipeline:
             await self._publish(run_id, {"type": "event", "run_id": run_id, "event": event_json(event)})
 
     async def _keep_states(self) -> None:
-        """Connected writers keep their runs alive; the others become stale."""
+        """Connected writers keep their runs alive; the others become stale. Rules that changed elsewhere are read, and
+        silence is listened to."""
         while True:
             await asyncio.sleep(self._heartbeat_every)
             try:
@@ -244,6 +260,9 @@ class Pipeline:
                 await self._runs.heartbeat([writer.registration.writer_id for writer in self._connected], now)
                 for run_id in await self._runs.mark_stale(now - self._stale_after):
                     self._announcer.mark(run_id)
+                await self.rules_changed()
+                for run_id in await self._rules.look():
+                    self._follow(run_id).look(self._rules.since)
             except Exception as error:  # whatever it is, the next beat comes
                 expected = isinstance(error, DatabaseError)
                 logger.log(

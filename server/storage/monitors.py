@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from client_sdk.protocol import Alert
-from server.models import Event, Progress
+from server.models import Event, Progress, RunState
 from server.schema import alerts, events, monitors, runs
 from server.storage.alerts import alert_json
 from server.storage.database import Database, insert_ignore
@@ -26,6 +26,10 @@ class MonitorState:
     position: int
     """Id of the last segment that was read."""
     state: bytes
+    revision: int = 0
+    """Counts the saves, so that of two followers only one saves."""
+    due_at: float | None = None
+    """Unix time at which silence becomes worth an alert; None: never."""
 
 
 class MonitorStore:
@@ -35,7 +39,23 @@ class MonitorStore:
     async def load(self, run_id: str) -> MonitorState | None:
         async with self._database.read() as connection:
             row = (await connection.execute(select(monitors).where(monitors.c.run_id == run_id))).first()
-            return None if row is None else MonitorState(rank=row.rank, position=row.position, state=row.state)
+            if row is None:
+                return None
+            return MonitorState(
+                rank=row.rank, position=row.position, state=row.state, revision=row.revision, due_at=row.due_at
+            )
+
+    async def due(self, now: float, limit: int) -> list[str]:
+        """Runs, at most ``limit``, that are not over and whose silence may be worth an alert by ``now``."""
+        query = (
+            select(monitors.c.run_id)
+            .join(runs, runs.c.id == monitors.c.run_id)
+            .where(monitors.c.due_at <= now, runs.c.state.in_([RunState.RUNNING, RunState.STALE]))
+            .order_by(monitors.c.due_at)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
 
     async def save(
         self,
@@ -48,18 +68,25 @@ class MonitorStore:
         happened: Sequence[Event],
         now: float,
     ) -> list[dict[str, Any]] | None:
-        """Move the position from ``before`` (None: no state yet) with all that the segments in between brought.
+        """Replace the state of the revision ``before`` (None: no state yet) with all that came of it since.
 
-        Returns the changed alerts as the API shows them, or None, with nothing stored, when somebody else has moved the
-        position: a follower on another server that is ahead.
+        Returns the changed alerts as the API shows them, or None, with
+        nothing stored, when somebody else has saved meanwhile: a follower on another server that is ahead.
         """
         async with self._database.write() as connection:
-            row = {"rank": after.rank, "position": after.position, "state": after.state, "saved_at": now}
+            row = {
+                "rank": after.rank,
+                "position": after.position,
+                "state": after.state,
+                "saved_at": now,
+                "revision": after.revision,
+                "due_at": after.due_at,
+            }
             if before is None:
                 moved = await connection.execute(insert_ignore(connection, monitors).values(run_id=run_id, **row))
             else:
                 moved = await connection.execute(
-                    update(monitors).where(monitors.c.run_id == run_id, monitors.c.position == before).values(**row)
+                    update(monitors).where(monitors.c.run_id == run_id, monitors.c.revision == before).values(**row)
                 )
             if moved.rowcount != 1:
                 return None

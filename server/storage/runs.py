@@ -35,6 +35,15 @@ class Registration:
     layouts: Mapping[int, Layout]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunLabels:
+    """What rules choose runs by. Given at the first hello, and never changed."""
+
+    project: str
+    name: str
+    tags: tuple[str, ...]
+
+
 class RunStore:
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -150,6 +159,12 @@ class RunStore:
     async def project_of(self, run_id: str) -> str | None:
         async with self._database.read() as connection:
             return (await connection.execute(select(runs.c.project).where(runs.c.id == run_id))).scalar_one_or_none()
+
+    async def labels(self, run_id: str) -> RunLabels | None:
+        async with self._database.read() as connection:
+            query = select(runs.c.project, runs.c.name, runs.c.tags).where(runs.c.id == run_id)
+            row = (await connection.execute(query)).one_or_none()
+            return None if row is None else RunLabels(project=row.project, name=row.name, tags=tuple(row.tags))
 
     async def version(self, run_id: str) -> str:
         """Equal versions mean equal measurements: every commit moves a sequence, every new layout adds to the count."""

@@ -62,6 +62,7 @@ class StoredSegment:
     id: int
     writer_id: int
     attempt: int
+    committed_at: float
     payload: bytes
 
 
@@ -200,14 +201,26 @@ class SegmentStore:
     async def after(self, run_id: str, rank: int, position: int, limit: int) -> list[StoredSegment]:
         """The next segments of a rank whose id is greater than ``position``, in the order of their commits."""
         query = (
-            select(segments.c.id, segments.c.writer_id, segments.c.attempt, segments.c.payload)
+            select(
+                segments.c.id,
+                segments.c.writer_id,
+                segments.c.attempt,
+                segments.c.committed_at,
+                segments.c.payload,
+            )
             .where(segments.c.run_id == run_id, segments.c.rank == rank, segments.c.id > position)
             .order_by(segments.c.id)
             .limit(limit)
         )
         async with self._database.read() as connection:
             return [
-                StoredSegment(id=row.id, writer_id=row.writer_id, attempt=row.attempt, payload=row.payload)
+                StoredSegment(
+                    id=row.id,
+                    writer_id=row.writer_id,
+                    attempt=row.attempt,
+                    committed_at=row.committed_at,
+                    payload=row.payload,
+                )
                 for row in await connection.execute(query)
             ]
 

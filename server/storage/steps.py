@@ -8,7 +8,7 @@ each other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -117,7 +117,7 @@ class StepReader:
             ),
         )
 
-    async def walk(self, steps: RunSteps, selection: Selection | None = None) -> AsyncIterator[StepChunk]:
+    async def walk(self, steps: RunSteps, selection: Selection | None = None) -> AsyncGenerator[StepChunk, None]:
         """Every record, in chunks. Raises `CorruptDataError` and `DatabaseError`."""
         chosen = Selection() if selection is None else selection
         known = {writer.writer_id: writer for writer in steps.writers}

@@ -1,0 +1,72 @@
+"""The rules that people wrote, in their order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import RuleFieldError
+from server.models import AlertKind, AlertState, RunState
+from server.rule import Rule, RuleSet
+from server.schema import alerts, monitors, rules, runs
+from server.storage.database import Database
+
+logger = logging.getLogger(__name__)
+
+
+class RuleStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def all(self) -> RuleSet:
+        """Every rule of every project. One that this version cannot read is left out, with a word in the log."""
+        async with self._database.read() as connection:
+            return RuleSet(rules=tuple(await _read(connection)))
+
+    async def replace(self, wanted: Sequence[Rule], now: float, *, removed: Sequence[str] = ()) -> RuleSet:
+        """Store these rules, each in the place of the one with its id and after the others where there is none, and
+        delete those with the ids ``removed``. Returns all that there are then."""
+        async with self._database.write() as connection:
+            before = {rule.id: rule for rule in await _read(connection) if rule.id not in removed}
+            after = [*(before | {rule.id: rule for rule in wanted}).values()]
+            await connection.execute(delete(rules))
+            if after:
+                await connection.execute(
+                    rules.insert(),
+                    [
+                        {
+                            "id": rule.id,
+                            "position": position,
+                            "project": rule.project,
+                            "body": rule.to_json(),
+                            "updated_at": now,
+                        }
+                        for position, rule in enumerate(after)
+                    ],
+                )
+            # Whoever follows the runs looks at them again, though nothing may come: those that go on, and those with
+            # an alert that may be over with its rule.
+            told = select(alerts.c.run_id).where(
+                alerts.c.kind == AlertKind.CUSTOM_RULE, alerts.c.state != AlertState.RESOLVED
+            )
+            going_on = select(runs.c.id).where(runs.c.state == RunState.RUNNING)
+            await connection.execute(
+                update(monitors)
+                .where(or_(monitors.c.run_id.in_(going_on), monitors.c.run_id.in_(told)))
+                .values(due_at=0.0)
+            )
+        return RuleSet(rules=tuple(after))
+
+
+async def _read(connection: AsyncConnection) -> list[Rule]:
+    found = []
+    for row in await connection.execute(select(rules.c.id, rules.c.body).order_by(rules.c.position, rules.c.id)):
+        try:
+            found.append(Rule.from_json(row.body))
+        except (RuleFieldError, msgspec.ValidationError) as error:
+            logger.error("rule %s cannot be read: %s", row.id, error, extra={"action": "rule_unreadable"})
+    return found
