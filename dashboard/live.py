@@ -1,5 +1,8 @@
 """The live tail: one websocket to the server for all open pages of this process, fanned out to their mailboxes.
 
+After a loss of the connection it goes on where it was, by the cursor of the last message: nothing is missed and nothing
+has to be read anew. Where the server says that something is missing, the pages ask for everything again.
+
 Bounded everywhere: a mailbox keeps the latest state per run, not a queue of messages, so that a page that looks away
 for an hour costs no more than one that looks every second.
 """
@@ -12,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 import msgspec
 from websockets.asyncio.client import connect
@@ -25,6 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_ALERTS_KEPT = 256
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one repeats
+READ_ANEW_EVERY = 5.0  # seconds, while the live view is degraded
 
 
 @dataclass(kw_only=True)
@@ -66,7 +71,7 @@ class Mailbox:
     def put(self, message: LiveMessage) -> None:
         """Merge one message; later ones replace earlier ones of the same thing."""
         news = self._news
-        if message.type == "resync":
+        if message.type in ("resync", "degraded", "restored"):
             news.resync = True
         elif message.type == "run" and message.run is not None and self._wants(message.run.id):
             news.runs[message.run.id] = message.run
@@ -98,8 +103,11 @@ class LiveFeed:
         self._mailboxes: set[Mailbox] = set()
         self._task: asyncio.Task[None] | None = None
         self._decoder = msgspec.json.Decoder(LiveMessage)
+        self._cursor: str | None = None
         self.offline_since: float | None = clock()
         """Unix time of the loss of the connection; None while connected."""
+        self.is_degraded = False
+        """Whether only a part of what happens is pushed; then pages read everything anew now and then."""
 
     @contextmanager
     def subscribe(self) -> Iterator[Mailbox]:
@@ -115,26 +123,37 @@ class LiveFeed:
             if not self._mailboxes and self._task is not None:
                 self._task.cancel()
                 self._task = None
+                self._cursor = None
                 self.offline_since = self._clock()
 
     async def _stay_connected(self) -> None:
         failures = 0
         while True:
+            url = self._url if self._cursor is None else f"{self._url}?cursor={quote(self._cursor)}"
+            reading_anew = asyncio.create_task(self._read_anew())
             try:
                 async with connect(
-                    self._url, additional_headers=self._headers, max_size=MAX_FRAME_BYTES, proxy=None
+                    url, additional_headers=self._headers, max_size=MAX_FRAME_BYTES, proxy=None
                 ) as socket:
                     failures = 0
                     self.offline_since = None
-                    self._broadcast(LiveMessage(type="resync"))
+                    self.is_degraded = False
                     async for frame in socket:
                         self._receive(frame)
             except (OSError, WebSocketException) as error:
                 logger.info("live feed lost", extra={"action": "live-lost", "error": str(error)})
+            finally:
+                reading_anew.cancel()
             if self.offline_since is None:
                 self.offline_since = self._clock()
             await asyncio.sleep(RETRY_DELAYS[min(failures, len(RETRY_DELAYS) - 1)])
             failures += 1
+
+    async def _read_anew(self) -> None:
+        while True:
+            await asyncio.sleep(READ_ANEW_EVERY)
+            if self.is_degraded:
+                self._broadcast(LiveMessage(type="resync"))
 
     def _receive(self, frame: str | bytes) -> None:
         try:
@@ -142,6 +161,15 @@ class LiveFeed:
         except msgspec.DecodeError:
             logger.warning("unreadable live message", extra={"action": "live-malformed"})
             return
+        if message.cursor is not None:
+            self._cursor = message.cursor
+        match message.type:
+            case "subscribed" if not message.resumed:
+                message = LiveMessage(type="resync")
+            case "degraded":
+                self.is_degraded = True
+            case "restored":
+                self.is_degraded = False
         self._broadcast(message)
 
     def _broadcast(self, message: LiveMessage) -> None:

@@ -183,3 +183,7 @@ class LiveMessage(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
     step_to: int | None = None
     committed_at: float | None = None
+    cursor: str | None = None
+    """Where to go on after this message."""
+    resumed: bool = False
+    """Of `subscribed`: what came since the cursor that was asked for follows, and nothing is missing."""

@@ -17,7 +17,16 @@ from server.secret_files import SecretFiles
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
-SECRETS = ("admin_token", "dashboard_password", "database_password", "database_url", "secret_key", "slack_webhook")
+SECRETS = (
+    "admin_token",
+    "dashboard_password",
+    "database_password",
+    "database_url",
+    "redis_password",
+    "redis_url",
+    "secret_key",
+    "slack_webhook",
+)
 """Settings that may come from a file instead: SPIKEWATCH_ADMIN_TOKEN_FILE and so on (`server.secret_files`)."""
 
 
@@ -39,6 +48,16 @@ class Config(BaseSettings):
         default=None,
         description="The password of a database URL that names a user and no password. Or "
         "SPIKEWATCH_DATABASE_PASSWORD_FILE names a file that holds it.",
+    )
+    redis_url: str | None = Field(
+        default=None,
+        description="redis://:PASSWORD@HOST:6379/0, where several servers on one database hear each other. Default: "
+        "none, one server alone. Or SPIKEWATCH_REDIS_URL_FILE names a file that holds it.",
+    )
+    redis_password: str | None = Field(
+        default=None,
+        description="The password of a Redis URL that names none. Or SPIKEWATCH_REDIS_PASSWORD_FILE names a file that "
+        "holds it.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on. Every address asks for a token.")
     port: int = Field(default=8787, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -80,6 +99,12 @@ class Config(BaseSettings):
     retention_every: float = Field(default=3600.0, gt=0, description="Seconds between two looks for such runs.")
     live_queue: int = Field(
         default=256, ge=8, description="Messages held per live subscriber; beyond, the oldest are dropped."
+    )
+    live_tail: int = Field(
+        default=4096, ge=64, description="Messages of all runs kept for viewers that come back with a cursor."
+    )
+    live_run_tail: int = Field(
+        default=256, ge=16, description="The same for each run, where viewers watch only some (with Redis)."
     )
     run_messages_per_second: float = Field(
         default=5.0, gt=0, description="Most run summaries a second that are pushed for one run."

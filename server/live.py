@@ -1,7 +1,9 @@
 """The live socket ``WS /api/v1/live``: what is new, as JSON text frames, pushed to dashboards and other viewers.
 
-Frames: ``subscribed`` first, then ``run``, ``advance``, ``alert`` and ``event`` as they come, and ``resync`` after some
-were dropped because the viewer was too slow: read everything anew. An ``error`` frame says why the socket closes.
+Frames: ``subscribed`` first, then ``run``, ``advance``, ``alert`` and ``event`` as they come, ``resync`` where some are
+missing: read everything anew, and ``degraded`` and ``restored`` when the servers lose and find each other. Each
+carries a ``cursor``, with which a viewer that comes back gets what it missed, from any server. An ``error`` frame says
+why the socket closes.
 """
 
 from __future__ import annotations
@@ -43,15 +45,17 @@ class LiveEndpoint:
                 await _send(socket, body)
                 await socket.close(CLOSE_CODES.get(error.status, 4400), error.code)
                 return
-            await self._serve(socket, principal, run_ids)
+            await self._serve(socket, principal, run_ids, socket.query_params.get("cursor"))
 
     def drain(self) -> None:
         """Close every socket: the server goes away."""
         self._draining.set()
 
-    async def _serve(self, socket: WebSocket, principal: Principal, run_ids: frozenset[str] | None) -> None:
+    async def _serve(
+        self, socket: WebSocket, principal: Principal, run_ids: frozenset[str] | None, cursor: str | None
+    ) -> None:
         tasks = [
-            asyncio.create_task(self._push(socket, principal, run_ids)),
+            asyncio.create_task(self._push(socket, principal, run_ids, cursor)),
             asyncio.create_task(_watch(socket)),
             asyncio.create_task(self._draining.wait()),
         ]
@@ -64,12 +68,20 @@ class LiveEndpoint:
         if self._draining.is_set():
             await socket.close(1012, "going_away")
 
-    async def _push(self, socket: WebSocket, principal: Principal, run_ids: frozenset[str] | None) -> None:
-        async with self._broker.subscribe(run_ids=run_ids, project=principal.project) as subscription:
-            await _send(socket, {"type": "subscribed", "runs": None if run_ids is None else sorted(run_ids)})
+    async def _push(
+        self, socket: WebSocket, principal: Principal, run_ids: frozenset[str] | None, cursor: str | None
+    ) -> None:
+        news = self._broker.subscribe(run_ids=run_ids, project=principal.project, cursor=cursor)
+        async with news as subscription:
+            subscribed = {
+                "type": "subscribed",
+                "runs": None if run_ids is None else sorted(run_ids),
+                "resumed": subscription.is_resumed,
+                "cursor": subscription.cursor,
+            }
+            await _send(socket, subscribed)
             while True:
-                message = await subscription.get()
-                await _send(socket, {"type": "resync"} if message is None else message.body)
+                await _send_text(socket, (await subscription.get()).frame)
 
     async def _admit(self, socket: WebSocket) -> Principal:
         try:
@@ -99,5 +111,9 @@ async def _watch(socket: WebSocket) -> None:
 
 
 async def _send(socket: WebSocket, body: Mapping[str, Any]) -> None:
+    await _send_text(socket, msgspec.json.encode(body).decode())
+
+
+async def _send_text(socket: WebSocket, text: str) -> None:
     async with asyncio.timeout(SEND_TIMEOUT):
-        await socket.send_text(msgspec.json.encode(body).decode())
+        await socket.send_text(text)

@@ -28,6 +28,7 @@ from server.auth.secret_box import load_secret_box
 from server.auth.sessions import Sessions
 from server.auth.tokens import Authenticator
 from server.broker import Broker, MemoryBroker
+from server.broker.redis_broker import RedisBroker, connect
 from server.config import Config
 from server.errors import ApiError, ConfigurationError
 from server.exports.streams import Exporter
@@ -81,7 +82,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     ``database``: one to use instead of that of the configuration; it is closed with the application all the same.
     """
     database = database if database is not None else Database(config.resolved_database_url)
-    broker = MemoryBroker(config.live_queue)
+    broker = make_broker(config)
     cache = ByteLru(config.cache_bytes)
     run_store = RunStore(database)
     layouts = LayoutStore(database)
@@ -121,6 +122,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await broker.start()
         await pipeline.start()
         compacting = asyncio.create_task(compactor.run())
         deleter.start()
@@ -132,6 +134,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
             await asyncio.gather(compacting, return_exceptions=True)
             await pipeline.stop()
             await messenger.close()
+            await broker.stop()
             await database.close()
 
     app = FastAPI(
@@ -171,6 +174,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         await ingest.drain(config.shutdown_timeout)
 
     app.state.drain = drain
+    app.state.broker = broker
     errors.install(app)
     app.include_router(runs.router, prefix=API)
     app.include_router(exports.router, prefix=API)
@@ -194,6 +198,18 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     if config.dashboard:
         _add_dashboard(app, config, authenticator)
     return app
+
+
+def make_broker(config: Config) -> Broker:
+    """Raises `ConfigurationError`. Connects to nothing yet."""
+    if config.redis_url is None:
+        return MemoryBroker(config.live_queue, tail=config.live_tail)
+    return RedisBroker(
+        connect(config.redis_url, config.redis_password),
+        config.live_queue,
+        run_tail=config.live_run_tail,
+        tail=config.live_tail,
+    )
 
 
 def make_pipeline(
@@ -274,6 +290,7 @@ class Service:
             elif not await migrate.is_current(database):
                 raise ConfigurationError("the schema of the database is not up to date: run `spikewatch migrate` first")
             app = create_app(self.config, database)
+            await app.state.broker.check()
         except BaseException:
             await database.close()
             raise

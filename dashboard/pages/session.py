@@ -19,7 +19,7 @@ from dash.exceptions import WebsocketDisconnected
 
 from dashboard import ids
 from dashboard.client import ApiError, ApiRefusedError
-from dashboard.live import LiveFeed, Mailbox, News
+from dashboard.live import READ_ANEW_EVERY, LiveFeed, Mailbox, News
 from dashboard.models import LiveMessage
 from dashboard.pages.shell import status
 from dashboard.pages.view import View
@@ -193,6 +193,9 @@ class Session:
         since = self._feed.offline_since
         if since is not None and word == "live":
             tone, word = "danger", "offline since " + time.strftime("%H:%M:%S", time.localtime(since))
+        elif self._feed.is_degraded and word == "live":
+            tone, word = "warn", "live view degraded"
+            detail += f" · read anew every {READ_ANEW_EVERY:g} s"
         elif self._behind is not None and word == "live":
             if self._behind > CATCHING_UP:
                 tone, word = "warn", "catching up"

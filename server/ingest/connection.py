@@ -199,11 +199,12 @@ class Connection:
         return self._writer
 
     async def _notify(self, run_id: str) -> None:
-        async with self._broker.subscribe(run_ids=frozenset({run_id}), project=None) as subscription:
+        alerts = self._broker.subscribe(run_ids=frozenset({run_id}), project=None, types=frozenset({"alert"}))
+        async with alerts as subscription:
             while True:
-                message = await subscription.get()
-                if message is not None and message.body["type"] == "alert":
-                    await self._send(AlertNotice(alert=to_alert(message.body["alert"])))
+                delivery = await subscription.get()
+                if delivery.type == "alert":
+                    await self._send(AlertNotice(alert=to_alert(delivery.body()["alert"])))
 
     async def _send(self, message: ServerMessage) -> None:
         """To a peer that is gone nothing is sent: what it sent before is committed all the same."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as serve_socket
+
 from dashboard.config import DashboardConfig
-from dashboard.live import MAX_ALERTS_KEPT, LiveFeed, Mailbox
+from dashboard.live import MAX_ALERTS_KEPT, LiveFeed, Mailbox, News
 from dashboard.models import Alert, LiveMessage, RunSummary
 from tests.dashboard.fixture_api import TOKEN, FixtureApi, example_runs, serve
 
@@ -58,6 +61,59 @@ async def test_all_mailboxes_share_one_connection_that_ends_with_the_last(api: F
         await asyncio.wait_for(asyncio.gather(first.arrived.wait(), second.arrived.wait()), 10)
         assert len(api.listeners) == 1
     assert await asyncio.to_thread(api.gone.wait, 10)
+
+
+async def test_the_feed_goes_on_by_its_cursor_and_says_when_the_view_is_degraded() -> None:
+    asked: list[str] = []
+    sockets: list[ServerConnection] = []
+    may_degrade, may_restore = asyncio.Event(), asyncio.Event()
+
+    async def answer(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        asked.append(socket.request.path.partition("?")[2])
+        sockets.append(socket)
+        resumed = "true" if len(asked) == 2 else "false"
+        await socket.send(f'{{"type":"subscribed","runs":null,"resumed":{resumed},"cursor":"g-1-0"}}')
+        await socket.send('{"type":"advance","run_id":"a","committed_at":1.0,"cursor":"g-1-1"}')
+        if len(asked) == 2:
+            await may_degrade.wait()
+            await socket.send('{"type":"degraded","cursor":"g-1-2"}')
+            await may_restore.wait()
+            await socket.send('{"type":"restored","cursor":"g-1-3"}')
+        await socket.wait_closed()
+
+    async with serve_socket(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        feed = LiveFeed(DashboardConfig(api_url=f"http://127.0.0.1:{port}", token=TOKEN))
+        with feed.subscribe() as mailbox:
+            news = await until_advanced(mailbox)
+            assert news.resync
+            await sockets[0].close()
+            news = await until_advanced(mailbox)
+            assert not news.resync, "the server had everything since the cursor"
+            may_degrade.set()
+            await asyncio.wait_for(mailbox.arrived.wait(), 20)
+            assert feed.is_degraded
+            assert mailbox.take().resync, "what the other servers do is no longer heard of"
+            may_restore.set()
+            await asyncio.wait_for(mailbox.arrived.wait(), 20)
+            assert not feed.is_degraded
+            mailbox.take()
+            await sockets[1].close()
+            assert (await until_advanced(mailbox)).resync
+            assert asked == ["", "cursor=g-1-1", "cursor=g-1-3"]
+
+
+async def until_advanced(mailbox: Mailbox) -> News:
+    """Everything up to and with the next advance."""
+    resync = False
+    while True:
+        await asyncio.wait_for(mailbox.arrived.wait(), 20)
+        news = mailbox.take()
+        resync = resync or news.resync
+        if news.advanced:
+            news.resync = resync
+            return news
 
 
 async def test_the_feed_reconnects_and_says_since_when_it_was_away() -> None:

@@ -10,12 +10,29 @@ import pytest
 from server.storage import migrate
 from server.storage.database import Database
 from tests.support.postgres import Postgres
+from tests.support.redis import Redis
 from tests.support.server import RunningServer, running_server
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     started = Postgres()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """Shared by tests that do it no harm."""
+    started = Redis()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Redis]:
+    """Of one test, which may kill it."""
+    started = Redis()
     yield started
     started.stop()
 

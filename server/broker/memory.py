@@ -1,0 +1,134 @@
+"""The broker of a server that is alone, and what every broker does."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from server.broker.message import RESYNC, Delivery, Interest, Message, word
+from server.broker.subscription import Subscription
+
+MAX_DIGITS = 20
+
+
+class Broker(Protocol):
+    """Start it before anything else; whoever made it stops it."""
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether only what this server publishes reaches its subscribers."""
+        ...
+
+    async def check(self) -> None:
+        """Raises `ConfigurationError` where the settings cannot work. An outage is none of them."""
+        ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def publish(self, message: Message) -> None:
+        """Hand a message to whoever subscribes to its run, here and on other servers. Never waits, never fails."""
+        ...
+
+    def subscribe(
+        self,
+        *,
+        run_ids: frozenset[str] | None,
+        project: str | None,
+        types: frozenset[str] | None = None,
+        cursor: str | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[Subscription]:
+        """Messages of these runs (None: of all), within one project (None: of all), of these types (None: all that
+        viewers see).
+
+        ``cursor``: of the last delivery that the subscriber has seen, from any server. What came after it comes first;
+        where that is no longer known, `RESYNC` does.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Past:
+    number: int
+    run_id: str
+    project: str
+    delivery: Delivery
+
+
+class MemoryBroker:
+    """Within one process. A cursor is ``BROKER-NUMBER``, the number counting the messages of this broker."""
+
+    def __init__(self, capacity: int, *, tail: int = 4096) -> None:
+        """``capacity``: messages held per subscriber. ``tail``: messages kept for those who come back."""
+        self._capacity = capacity
+        self._name = secrets.token_hex(6)
+        self._number = 0
+        self._past: deque[_Past] = deque(maxlen=tail)
+        self._subscribers: set[Subscription] = set()
+
+    @property
+    def is_degraded(self) -> bool:
+        return False
+
+    async def check(self) -> None:
+        return None
+
+    async def start(self) -> None:
+        return None
+
+    async def stop(self) -> None:
+        return None
+
+    async def publish(self, message: Message) -> None:
+        self._number += 1
+        delivery = Delivery(
+            type=message.type, cursor=self._cursor(self._number), payload=msgspec.json.encode(message.body)
+        )
+        self._past.append(_Past(number=self._number, run_id=message.run_id, project=message.project, delivery=delivery))
+        for subscription in self._subscribers:
+            if subscription.interest.covers(message.run_id, message.project, message.type):
+                subscription.offer(delivery)
+
+    @contextlib.asynccontextmanager
+    async def subscribe(
+        self,
+        *,
+        run_ids: frozenset[str] | None,
+        project: str | None,
+        types: frozenset[str] | None = None,
+        cursor: str | None = None,
+    ) -> AsyncIterator[Subscription]:
+        subscription = Subscription(self._capacity, Interest(run_ids=run_ids, project=project, types=types))
+        seen = self._seen(cursor)
+        subscription.cursor = self._cursor(self._number if seen is None else seen)
+        subscription.is_resumed = seen is not None
+        if seen is not None:
+            for past in self._past:
+                if past.number > seen and subscription.interest.covers(past.run_id, past.project, past.delivery.type):
+                    subscription.offer(past.delivery)
+        elif cursor is not None:
+            subscription.offer(word(RESYNC, subscription.cursor))
+        self._subscribers.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscribers.discard(subscription)
+
+    def _cursor(self, number: int) -> str:
+        return f"{self._name}-{number}"
+
+    def _seen(self, cursor: str | None) -> int | None:
+        """The number of a cursor from which everything is still known; None otherwise."""
+        name, _, text = (cursor or "").partition("-")
+        if name != self._name or not text.isdecimal() or len(text) > MAX_DIGITS:
+            return None
+        number = int(text)
+        oldest = self._past[0].number if self._past else self._number + 1
+        return number if oldest - 1 <= number <= self._number else None

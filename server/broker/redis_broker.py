@@ -1,0 +1,421 @@
+"""The broker of several servers: capped streams in Redis, which every server reads the part of that somebody wants.
+
+What is published goes through a bounded outbox to Redis, and from there to the subscribers of every server, this one
+included: one order and one set of cursors for all. While Redis is away, subscribers hear that the view is degraded, and
+what this server publishes reaches its own subscribers directly; when Redis is back, everybody is told to read anew.
+Publishing waits for nothing and fails for nothing.
+
+A cursor is ``GENERATION-MILLISECONDS-NUMBER``: see `scripts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, RedisError
+
+from server.broker import scripts
+from server.broker.memory import MAX_DIGITS
+from server.broker.message import CONTROL, DEGRADED, NOTICED, RESTORED, RESYNC, Delivery, Interest, Message, word
+from server.broker.subscription import Subscription
+from server.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT = 2.0  # seconds after which a silent Redis counts as away
+WAIT = 200  # milliseconds of one read; a stream that is wanted anew is read from the next one on
+BATCH = 128  # messages sent at once
+OUTBOX = 4096  # messages that wait for Redis; beyond, the oldest are dropped and everybody is told to read anew
+RUN_EXPIRY = 3600.0  # seconds of silence after which the stream of a run is forgotten
+RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one is repeated
+
+Id = tuple[int, int]
+"""Of an entry: (milliseconds, number), in the order of the stream."""
+Fields = dict[bytes, bytes]
+TROUBLE = (RedisError, OSError, TimeoutError)
+
+
+class _Outgoing(NamedTuple):
+    type: str
+    run_id: str
+    project: str
+    payload: bytes
+
+
+def connect(url: str, password: str | None = None) -> Redis:
+    """A client that gives up soon and by itself never tries again. Connects to nothing yet.
+
+    ``password``: where the URL has none. Raises `ConfigurationError` for a URL of no Redis.
+    """
+    try:
+        client: Redis = Redis.from_url(
+            url,
+            password=password,
+            socket_timeout=ANSWER_TIMEOUT,
+            socket_connect_timeout=ANSWER_TIMEOUT,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            "SPIKEWATCH_REDIS_URL cannot be read; use redis://:PASSWORD@HOST:6379/0, rediss://… or unix://PATH"
+        ) from error
+    return client
+
+
+class RedisBroker:
+    def __init__(
+        self,
+        redis: Redis,
+        capacity: int,
+        *,
+        run_tail: int = 256,
+        tail: int = 4096,
+        delays: Sequence[float] = RETRY_DELAYS,
+    ) -> None:
+        """``redis`` is closed with the broker. ``capacity``: messages held per subscriber. ``run_tail``, ``tail``:
+        entries kept of a run and of all. ``delays``: seconds between two tries to reach Redis; the last is repeated."""
+        self._redis = redis
+        self._capacity = capacity
+        self._run_tail = run_tail
+        self._tail = tail
+        self._delays = delays
+        self._publish = redis.register_script(scripts.PUBLISH)
+        self._renew = redis.register_script(scripts.RENEW)
+        self._resume = redis.register_script(scripts.RESUME)
+        self._outbox: deque[_Outgoing] = deque()
+        self._sending: list[_Outgoing] = []
+        self._filled = asyncio.Event()
+        self._readers: dict[str, dict[Subscription, Id]] = {scripts.NOTICES: {}}
+        """Stream to those who read it, and the id up to which each of them has it."""
+        self._positions: dict[str, Id] = {}
+        """Stream to the id up to which it was read."""
+        self._joined = 0
+        """Counts the subscribers that came: what was asked for before one did is asked for again."""
+        self._generation = ""
+        self._last: Id = (0, 0)
+        self._is_up = False
+        self._missed = False
+        """Whether subscribers elsewhere may have missed a message of this server."""
+        self._task: asyncio.Task[None] | None = None
+        self._asked: set[asyncio.Future[Any]] = set()
+
+    @property
+    def is_degraded(self) -> bool:
+        return not self._is_up
+
+    async def check(self) -> None:
+        try:
+            await self._ask(self._redis.ping())
+        except TROUBLE as error:
+            # What the first answer on a new connection was is wrapped by the client.
+            reason = error.__cause__ or error
+            if isinstance(reason, AuthenticationError | NoPermissionError):
+                raise ConfigurationError(f"Redis refuses us ({reason}); correct SPIKEWATCH_REDIS_URL") from error
+            if isinstance(reason, InvalidResponse):
+                raise ConfigurationError("what answers at SPIKEWATCH_REDIS_URL is no Redis") from error
+            # It is away: the server begins without it.
+
+    async def start(self) -> None:
+        """Connect, if Redis answers now, and keep the connection."""
+        try:
+            await self._begin()
+        except TROUBLE as error:
+            self._fall(error)
+        self._task = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """Send what is left, if that is quickly done, and let go."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        with contextlib.suppress(*TROUBLE):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                self._outbox.extendleft(reversed(self._sending))
+                while self._is_up and self._outbox:
+                    await self._send_some()
+        await asyncio.gather(*self._asked, return_exceptions=True)
+        with contextlib.suppress(*TROUBLE):
+            await self._redis.aclose()
+
+    async def publish(self, message: Message) -> None:
+        outgoing = _Outgoing(message.type, message.run_id, message.project, msgspec.json.encode(message.body))
+        if not self._is_up:
+            self._deliver_here(outgoing)
+            return
+        if len(self._outbox) >= OUTBOX:
+            self._outbox.popleft()
+            self._missed = True
+        self._outbox.append(outgoing)
+        self._filled.set()
+
+    @contextlib.asynccontextmanager
+    async def subscribe(
+        self,
+        *,
+        run_ids: frozenset[str] | None,
+        project: str | None,
+        types: frozenset[str] | None = None,
+        cursor: str | None = None,
+    ) -> AsyncIterator[Subscription]:
+        subscription = Subscription(self._capacity, Interest(run_ids=run_ids, project=project, types=types))
+        streams = _streams_of(subscription.interest)
+        await self._attach(subscription, streams, cursor)
+        try:
+            yield subscription
+        finally:
+            for stream in streams:
+                self._readers[stream].pop(subscription, None)
+                if not self._readers[stream] and stream != scripts.NOTICES:
+                    del self._readers[stream]
+                    self._positions.pop(stream, None)
+
+    async def _attach(self, subscription: Subscription, streams: Sequence[str], cursor: str | None) -> None:
+        """Begin to read for a subscriber: first what it missed, then what comes."""
+        generation, seen = _parse(cursor)
+        answer: Sequence[Any] = ()
+        if self._is_up:
+            try:
+                keys = [scripts.GENERATION, scripts.TAIL, *streams]
+                args: list[str | int] = ["" if seen is None else _text(seen), self._capacity]
+                answer = await self._ask(self._resume(keys=keys, args=args))
+            except TROUBLE as error:  # the reader will notice too, if it is more than this one answer
+                logger.warning("Redis does not answer a viewer (%s)", error, extra={"action": "redis_failed"})
+        # From here on nothing waits, so that no entry is read in between.
+        last = _id(answer[1]) if answer else self._last
+        missed: list[tuple[Id, Fields]] | None = None
+        if answer and seen is not None and answer[0].decode() == generation == self._generation:
+            is_recent = seen <= last and last[0] - seen[0] < RUN_EXPIRY * 1000
+            if is_recent and all(found is not None for found in answer[2:]):
+                missed = sorted(_entry(item) for found in answer[2:] for item in found)
+        subscription.is_resumed = missed is not None
+        subscription.cursor = self._cursor(last if missed is None or seen is None else seen)
+        for number, fields in missed or ():
+            self._offer(subscription, number, fields)
+        if missed is None and cursor is not None:
+            subscription.offer(word(RESYNC, subscription.cursor))
+        if not self._is_up:
+            subscription.offer(word(DEGRADED, subscription.cursor))
+        for stream in streams:
+            self._readers.setdefault(stream, {})[subscription] = last
+            # What others have read beyond it is read again, and they skip it.
+            self._positions[stream] = min(self._positions.get(stream, last), last)
+        self._joined += 1
+
+    async def _keep(self) -> None:
+        """Send and read for as long as Redis answers; then try again, at growing distances."""
+        delays = self._distances()
+        while True:
+            if self._is_up:
+                await self._converse()
+                delays = self._distances()
+            await asyncio.sleep(next(delays))
+            try:
+                await self._begin()
+            except TROUBLE as error:
+                logger.debug("Redis does not answer (%s)", error, extra={"action": "redis_away"})
+            except Exception:  # whatever Redis says: the live view is degraded, and nothing else is
+                logger.exception("Redis answers what makes no sense", extra={"action": "redis_failed"})
+
+    def _distances(self) -> Iterator[float]:
+        return itertools.chain(self._delays, itertools.repeat(self._delays[-1]))
+
+    async def _begin(self) -> None:
+        """Reach Redis, and read from now on."""
+        process = str((await self._ask(self._redis.info("server")))["run_id"])[:8]
+        held = (await self._ask(self._redis.get(scripts.GENERATION)) or b"").decode()
+        # A Redis that was started again may have lost its last entries: cursors of before it mean nothing.
+        if self._missed or not held.startswith(process):
+            held = await self._begin_generation(held, process)
+        newest = await self._ask(self._redis.xrevrange(scripts.TAIL, count=1))
+        self._last = _id(newest[0][0]) if newest else (0, 0)
+        self._generation = held
+        self._positions = dict.fromkeys(self._readers, self._last)
+        for readers in self._readers.values():
+            for subscription in readers:
+                readers[subscription] = self._last
+        self._is_up = True
+        for kind in (RESTORED, RESYNC):
+            self._tell_all(word(kind, self._cursor(self._last)))
+        logger.info("Redis answers", extra={"action": "redis_up"})
+
+    async def _begin_generation(self, held: str, process: str) -> str:
+        """Say that messages may be missing, unless somebody has done so since ``held``. The generation of now."""
+        self._missed = False
+        keys = [scripts.GENERATION, scripts.TAIL, scripts.NOTICES]
+        args: list[str | int] = [held, process + secrets.token_hex(4), self._tail]
+        try:
+            answer: bytes = await self._ask(self._renew(keys=keys, args=args))
+        except TROUBLE:
+            self._missed = True
+            raise
+        return answer.decode()
+
+    async def _converse(self) -> None:
+        """Returns when Redis is lost."""
+        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._send())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                error = task.exception()
+                if error is not None and not isinstance(error, TROUBLE):
+                    logger.error("the live tail failed", exc_info=error, extra={"action": "redis_failed"})
+                self._fall(error)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _fall(self, error: BaseException | None) -> None:
+        """Go on without Redis: what was not sent reaches at least the subscribers here."""
+        logger.warning(
+            "Redis does not answer (%s): the live view is degraded, and nothing else",
+            error,
+            extra={"action": "redis_lost"},
+        )
+        self._is_up = False
+        self._tell_all(word(DEGRADED, self._cursor(self._last)))
+        for outgoing in (*self._sending, *self._outbox):
+            self._deliver_here(outgoing)
+        self._sending = []
+        self._outbox.clear()
+
+    async def _send(self) -> None:
+        while True:
+            if self._missed:
+                await self._begin_generation(self._generation, self._generation[:8])
+            while not self._outbox:
+                self._filled.clear()
+                await self._filled.wait()
+            await self._send_some()
+
+    async def _send_some(self) -> None:
+        self._sending = [self._outbox.popleft() for _ in range(min(BATCH, len(self._outbox)))]
+        keys = [scripts.TAIL, scripts.NOTICES]
+        args: list[str | bytes | int] = [self._tail, self._run_tail, int(RUN_EXPIRY * 1000)]
+        for item in self._sending:
+            keys.append(scripts.run_stream(item.run_id))
+            args += [item.type, item.run_id, item.project, item.payload]
+            args += [int(item.type not in CONTROL), int(item.type in NOTICED)]
+        await self._ask(self._publish(keys=keys, args=args))
+        self._sending = []
+
+    async def _read(self) -> None:
+        while True:
+            joined = self._joined
+            asked: dict[Any, Any] = {stream: _text(position) for stream, position in self._positions.items()}
+            # Without a count: the streams are capped, and one answer is one moment of all of them.
+            answer = await self._ask(self._redis.xread(asked, block=WAIT))
+            if joined != self._joined:
+                continue
+            found: list[tuple[Id, Fields, str]] = []
+            for name, items in answer:
+                stream = name.decode()
+                if len(items) < (self._run_tail if stream.startswith(scripts.RUN_STREAMS) else self._tail):
+                    found += [(*_entry(item), stream) for item in items]
+                else:  # so much, that more may have been dropped before it was read
+                    self._skip(stream, _id(items[-1][0]))
+            for number, fields, stream in sorted(found, key=lambda item: item[0]):
+                self._take_in(stream, number, fields)
+
+    def _skip(self, stream: str, number: Id) -> None:
+        logger.warning("the live tail is read too slowly; viewers read anew", extra={"action": "tail_skipped"})
+        self._last = max(self._last, number)
+        self._positions[stream] = number
+        readers = self._readers[stream]
+        for subscription in readers:
+            readers[subscription] = number
+            subscription.offer(word(RESYNC, self._cursor(number)))
+
+    def _take_in(self, stream: str, number: Id, fields: Fields) -> None:
+        self._last = max(self._last, number)
+        if stream in self._positions:
+            self._positions[stream] = number
+        if fields[b"t"] == b"gap":
+            generation = fields[b"b"].decode()
+            if generation != self._generation:
+                self._generation = generation
+                self._tell_all(word(RESYNC, self._cursor(number)))
+            return
+        for subscription, had in list(self._readers.get(stream, {}).items()):
+            if number > had:
+                self._readers[stream][subscription] = number
+                self._offer(subscription, number, fields)
+
+    def _offer(self, subscription: Subscription, number: Id, fields: Fields) -> None:
+        kind = fields[b"t"].decode()
+        if subscription.interest.covers(fields[b"r"].decode(), fields[b"p"].decode(), kind):
+            subscription.offer(Delivery(type=kind, cursor=self._cursor(number), payload=fields[b"b"]))
+
+    def _deliver_here(self, outgoing: _Outgoing) -> None:
+        """Past Redis. The cursor stays where it was: who comes back with it is told to read anew."""
+        self._missed = True
+        delivery = Delivery(type=outgoing.type, cursor=self._cursor(self._last), payload=outgoing.payload)
+        for subscription in self._everybody():
+            if subscription.interest.covers(outgoing.run_id, outgoing.project, outgoing.type):
+                subscription.offer(delivery)
+
+    def _tell_all(self, delivery: Delivery) -> None:
+        for subscription in self._everybody():
+            subscription.offer(delivery)
+
+    async def _ask(self, question: Awaitable[Any]) -> Any:
+        """Wait for Redis so that it can be broken off: the client swallows a cancellation while it connects."""
+        answer = asyncio.ensure_future(question)
+        self._asked.add(answer)
+        answer.add_done_callback(self._forget)
+        return await asyncio.shield(answer)
+
+    def _forget(self, answer: asyncio.Future[Any]) -> None:
+        self._asked.discard(answer)
+        if not answer.cancelled():
+            answer.exception()  # it is not an error that nobody waits any more
+
+    def _everybody(self) -> set[Subscription]:
+        return {subscription for readers in self._readers.values() for subscription in readers}
+
+    def _cursor(self, number: Id) -> str:
+        return f"{self._generation or 'none'}-{_text(number)}"
+
+
+def _streams_of(interest: Interest) -> list[str]:
+    """Where a subscriber finds what it wants, with as little else as possible."""
+    if interest.types is not None and interest.types <= NOTICED:
+        return [scripts.NOTICES]
+    if interest.run_ids is None:
+        return [scripts.TAIL]
+    return [scripts.run_stream(run_id) for run_id in sorted(interest.run_ids)]
+
+
+def _parse(cursor: str | None) -> tuple[str, Id | None]:
+    """(generation, id); the id is None where there is none."""
+    generation, *numbers = (cursor or "").split("-")
+    if len(numbers) != 2 or not all(text.isdecimal() and len(text) <= MAX_DIGITS for text in numbers):
+        return "", None
+    return generation, (int(numbers[0]), int(numbers[1]))
+
+
+def _id(text: bytes) -> Id:
+    milliseconds, _, number = text.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _text(number: Id) -> str:
+    return f"{number[0]}-{number[1]}"
+
+
+def _entry(item: Sequence[Any]) -> tuple[Id, Fields]:
+    """An entry as a script or a command gives it."""
+    number, fields = item
+    return _id(number), fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
