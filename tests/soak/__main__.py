@@ -67,7 +67,7 @@ def _soak(server: Embedded, directory: Path, minutes: float, rate: float) -> int
         found = trend(at, readings)
         flat = flat and found.is_flat
         print(
-            f"{name}: second half {found.mean:.1f} MiB, slope {found.slope:+.3f} MiB/min, "
+            f"{name}: second half {found.mean:.1f} MiB, slope {found.slope:+.3f} ± {found.margin:.3f} MiB/min, "
             f"{found.growth:+.2f} MiB in all: {'flat' if found.is_flat else 'GROWING'}"
         )
     complete = status["logged"] == status["acknowledged"] == run["last_step"] + 1 and status["dropped"] == 0
