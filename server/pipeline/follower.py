@@ -17,6 +17,7 @@ import msgspec
 
 from client_sdk.protocol import Alert
 from server.alerts.lifecycle import AlertBook
+from server.detectors.layer_sums import STATISTICS
 from server.detectors.monitor import RunMonitor
 from server.detectors.rules import RuleBank
 from server.errors import DatabaseError
@@ -32,6 +33,7 @@ from server.storage.segments import SegmentStore, StoredSegment
 
 logger = logging.getLogger(__name__)
 
+READ = frozenset(STATISTICS)
 SEGMENTS_AT_ONCE = 64
 SAVE_EVERY = 1.0  # seconds between two saves while nothing noteworthy happens
 RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds; the last one is repeated
@@ -254,7 +256,7 @@ class RunFollower:
         """In the executor."""
         for segment in found:
             try:
-                columns = Payload(segment.payload).columns()
+                columns = Payload(segment.payload).columns(READ)
             except ValueError as error:
                 logger.error(
                     "segment %s of run %s is damaged and is left out by the detectors (%s)",

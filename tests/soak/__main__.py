@@ -87,9 +87,10 @@ def _sample(
             at.append(now / 60)
             of_trainer.append(resident_mib(trainer))
             of_server.append(resident_mib(server.process.pid))
-            last = api.get(f"/runs/{run_id}").raise_for_status().json()["last_step"] or 0
+            found = api.get(f"/runs/{run_id}")  # 404 until the trainer has said hello, series until it has logged
+            last = found.json()["last_step"] or 0 if found.is_success else 0
             window = {"from": max(0, last - WINDOW), "to": last}
-            api.get(f"/runs/{run_id}/series", params={"keys": "loss,lr", **window})  # 404 until something is logged
+            api.get(f"/runs/{run_id}/series", params={"keys": "loss,lr", **window})
             api.get(f"/runs/{run_id}/heatmap", params={"stat": "grad_norm", **window})
             time.sleep(max(0.0, begin + SAMPLE_EVERY * len(at) - time.monotonic()))
     return at, of_trainer, of_server
