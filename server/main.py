@@ -22,7 +22,6 @@ import uvicorn
 from fastapi import FastAPI, WebSocket
 
 from server.allocator import limit_arenas
-from server.allocator import limit_arenas
 from server.api import alerts, channels, errors, exports, health, rules, runs
 from server.api.access import Services
 from server.auth.guard import DashboardGuard

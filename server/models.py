@@ -21,6 +21,7 @@ __all__ = [
     "Cause",
     "Event",
     "Finding",
+    "LayerColumns",
     "LayerSums",
     "Layout",
     "Optimizer",
@@ -89,6 +90,14 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
 
 
+class LayerColumns(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """The layer statistics of a segment, and which record of it is meant."""
+
+    statistics: Mapping[str, NDArray[np.float32]]
+    """Name to (layers, records); absent where no layer was measured."""
+    at: int
+
+
 class LayerSums(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What the layers of one step say together; `detectors.layer_sums` makes it."""
 
@@ -125,8 +134,29 @@ class Sample:
     layout: Layout | None = None
     block: NDArray[np.float32] | None = None
     """layers × statistics of `layout`; NaN where not measured."""
+    columns: LayerColumns | None = None
+    """In place of the block, where the sample is one of a segment."""
     layer_sums: LayerSums | None = None
-    """What the detectors want of the block, where it is known already; the block may then be left out."""
+    """Where they are known already."""
+
+    @property
+    def has_layers(self) -> bool:
+        return self.block is not None or self.columns is not None
+
+    def statistic(self, name: str) -> NDArray[np.float32] | None:
+        """The column of one layer statistic, shape (layers,), or None where this sample has none."""
+        if self.layout is None or name not in self.layout.statistics:
+            return None
+        column: NDArray[np.float32]
+        if self.block is not None:
+            column = self.block[:, self.layout.statistics.index(name)]
+        elif self.columns is None:
+            return None
+        elif name in self.columns.statistics:
+            column = self.columns.statistics[name][:, self.columns.at]
+        else:
+            column = np.full(len(self.layout.layers), np.nan, dtype=np.float32)
+        return column
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,13 +60,10 @@ def sums_of(sample: Sample) -> LayerSums:
     """Those of one sample, empty where it has no layers."""
     if sample.layer_sums is not None:
         return sample.layer_sums
-    if sample.layout is None or sample.block is None:
+    if sample.layout is None or not sample.has_layers:
         return LayerSums()
-    columns = {
-        name: np.ascontiguousarray(sample.block[:, at])[None]
-        for at, name in enumerate(sample.layout.statistics)
-        if name in STATISTICS
-    }
+    found = {name: sample.statistic(name) for name in STATISTICS}
+    columns = {name: np.ascontiguousarray(column)[None] for name, column in found.items() if column is not None}
     return layer_sums(sample.layout, columns)[0] if columns else LayerSums()
 
 

@@ -83,8 +83,7 @@ class RunMonitor:
             self._state = _State(attempt=sample.attempt)
         state = self._state
         seen = state.last_step is not None and sample.step <= state.last_step
-        has_layers = sample.block is not None or sample.layer_sums is not None
-        if seen or not (has_layers or any(key in sample.scalars for key in KNOWN)):
+        if seen or not (sample.has_layers or any(key in sample.scalars for key in KNOWN)):
             return self._verdict(sample.step, ())
         first = state.last_step is None
         state.last_step = sample.step

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from server.detectors.layer_sums import STATISTICS, layer_sums
-from server.models import LayerSums, Layout, Sample
+from server.models import LayerColumns, LayerSums, Layout, Sample
 from server.storage.columns import BlockColumns, Columns
 
 
-def samples(columns: Columns, attempt: int, layouts: Mapping[int, Layout]) -> Iterator[Sample]:
-    """With the sums of their layers in place of their blocks. ``layouts``: those of the segment's writer, by their
-    number. ``columns``: with the statistics that the detectors read, at least."""
+def samples(columns: Columns, attempt: int, layouts: Mapping[int, Layout], *, summed: bool = False) -> Iterator[Sample]:
+    """``layouts``: those of the segment's writer, by their number. ``summed``: with the sums over layers that the
+    detectors want, which costs less for all records together."""
     scalars: list[dict[str, float]] = [{} for _ in columns.steps]
     for name, column in columns.scalars.items():
         rows = range(len(scalars)) if column.present.all() else np.flatnonzero(column.present).tolist()
         for row, value in zip(rows, column.values.tolist(), strict=True):
             scalars[row][name] = value
-    measured: dict[int, tuple[Layout, LayerSums]] = {}
+    layers: dict[int, dict[str, Any]] = {}
     for block in columns.blocks:
         layout = layouts[block.layout]
-        for row, sums in zip(block.rows.tolist(), _sums(block, layout), strict=True):
-            measured[row] = (layout, sums)
+        sums = _sums(block, layout) if summed else [None] * len(block.rows)
+        for at, (row, own) in enumerate(zip(block.rows.tolist(), sums, strict=True)):
+            place = LayerColumns(statistics=block.statistics, at=at)
+            layers[row] = {"layout": layout, "columns": place, "layer_sums": own}
     for row, (step, time) in enumerate(zip(columns.steps.tolist(), columns.times.tolist(), strict=True)):
-        layout_of, sums_of = measured.get(row, (None, None))
-        yield Sample(step=step, time=time, scalars=scalars[row], attempt=attempt, layout=layout_of, layer_sums=sums_of)
+        yield Sample(step=step, time=time, scalars=scalars[row], attempt=attempt, **layers.get(row, {}))
 
 
 def _sums(block: BlockColumns, layout: Layout) -> list[LayerSums]:
