@@ -21,6 +21,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI, WebSocket
 
+from server.allocator import limit_arenas
 from server.api import alerts, channels, errors, exports, health, rules, runs
 from server.api.access import Services
 from server.auth.guard import DashboardGuard
@@ -270,6 +271,7 @@ class Service:
 
     def run(self, on_ready: Callable[[Config], None] | None = None) -> None:
         """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` and `ConfigurationError` before it is ready."""
+        limit_arenas()
         try:
             asyncio.run(self._serve(on_ready))
         finally:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +21,8 @@ __all__ = [
     "Cause",
     "Event",
     "Finding",
+    "LayerColumns",
+    "LayerSums",
     "Layout",
     "Optimizer",
     "Outcome",
@@ -87,6 +90,38 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
 
 
+class LayerColumns(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """The layer statistics of a segment, and which record of it is meant."""
+
+    statistics: Mapping[str, NDArray[np.float32]]
+    """Name to (layers, records); absent where no layer was measured."""
+    at: int
+
+
+class LayerSums(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What the layers of one step say together; `detectors.layer_sums` makes it."""
+
+    has_gradients: bool = False
+    """Whether the layout has gradient norms, measured at this step or not."""
+    squares: NDArray[np.float64] | None = None
+    """g² of each layer, 0 where not measured; None where no layer's is."""
+    known: NDArray[np.bool_] | None = None
+    """Which layers' g² was measured; None for all."""
+    square_sum: float = 0.0
+    decoupling: float | None = None
+    """Σg²/Σv̂."""
+    is_fresh: bool = False
+    """v̂ equals g² in every layer."""
+    nonfinite: int = 0
+    """Coordinates."""
+    guilty: tuple[str, ...] = ()
+    """The first layers with non-finite coordinates."""
+    update_ratio: float | None = None
+    """Largest of a layer."""
+    eps_fraction: float | None = None
+    """Mean over layers, weighted by size."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One record, decoded, as the detectors see it: one writer, in the order of its sequence."""
@@ -99,12 +134,28 @@ class Sample:
     layout: Layout | None = None
     block: NDArray[np.float32] | None = None
     """layers × statistics of `layout`; NaN where not measured."""
+    columns: LayerColumns | None = None
+    """In place of the block, where the sample is one of a segment."""
+    layer_sums: LayerSums | None = None
+    """Where they are known already."""
+
+    @property
+    def has_layers(self) -> bool:
+        return self.block is not None or self.columns is not None
 
     def statistic(self, name: str) -> NDArray[np.float32] | None:
         """The column of one layer statistic, shape (layers,), or None where this sample has none."""
-        if self.layout is None or self.block is None or name not in self.layout.statistics:
+        if self.layout is None or name not in self.layout.statistics:
             return None
-        column: NDArray[np.float32] = self.block[:, self.layout.statistics.index(name)]
+        column: NDArray[np.float32]
+        if self.block is not None:
+            column = self.block[:, self.layout.statistics.index(name)]
+        elif self.columns is None:
+            return None
+        elif name in self.columns.statistics:
+            column = self.columns.statistics[name][:, self.columns.at]
+        else:
+            column = np.full(len(self.layout.layers), np.nan, dtype=np.float32)
         return column
 
 

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from server.detectors.advice import advice_after_spike
-from server.detectors.robust import Window, median, spread
+from server.detectors.robust import Window, median_and_spread
 from server.detectors.signals import Reading
 from server.models import AlertKind, AlertLevel, Cause, Event, Finding
 
@@ -54,14 +54,16 @@ class BadBatchDetector(msgspec.Struct):
         self.losses.push(loss)
         if len(values) < LEAST or explained or self.step is not None:
             return False
-        baseline = median(values)
-        steady = values[-1] <= baseline + 4 * max(spread(values, baseline), 0.02 * abs(baseline))
-        rise = loss - baseline
-        jumped = rise > max(8 * spread(values, baseline), 0.2 * abs(baseline)) and rise > 1e-3 * max(values)
         gradient = reading.grad_ratio > 2 and reading.grad_z > 4
         built_up = growth > CLIMBED or (curvature is not None and curvature > 1.0)
         own = reading.step_stability is not None and reading.step_stability > 1.0
-        if not (jumped and gradient and steady) or built_up or own:
+        if not gradient or built_up or own:
+            return False
+        baseline, spread = median_and_spread(values)
+        steady = values[-1] <= baseline + 4 * max(spread, 0.02 * abs(baseline))
+        rise = loss - baseline
+        jumped = rise > max(8 * spread, 0.2 * abs(baseline)) and rise > 1e-3 * max(values)
+        if not (jumped and steady):
             return False
         self.step, self.baseline, self.loss = reading.step, baseline, loss
         self.grad_ratio, self.grad_z = reading.grad_ratio, reading.grad_z

@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from server.detectors.robust import median, spread
+from server.detectors.robust import median, median_and_spread
 
 WINDOW: Final = 40
 LONGEST: Final = 150
@@ -106,8 +106,7 @@ class _Scan:
         while at < len(self.losses):
             in_tail = self.tail_since is not None
             recent = [float(x) for x in self.losses[max(0, at - 10) : at]] if in_tail else self.base_values[-WINDOW:]
-            base = median(recent)
-            deviation = spread(recent, base)
+            base, deviation = median_and_spread(recent)
             if not self._triggered(at, base, deviation, in_tail):
                 self._learn(at)
                 at += 1
@@ -142,8 +141,7 @@ class _Scan:
     def _learn(self, at: int) -> None:
         loss = float(self.losses[at])
         if self.tail_since is not None:
-            base = median(self.base_values[-WINDOW:])
-            deviation = spread(self.base_values[-WINDOW:], base)
+            base, deviation = median_and_spread(self.base_values[-WINDOW:])
             onset = replace(self.rules.onset, relative=self.rules.sustained.relative)
             if loss <= base + self._height(onset, base, deviation):
                 self.tail_since = None
@@ -206,7 +204,7 @@ def _bumps(losses: Losses) -> list[Labelled]:
     at = WINDOW + 1
     while at < len(logs):
         past = [float(x) for x in changes[at - WINDOW - 1 : at - 4]]
-        deviation = spread(past, median(past))
+        _, deviation = median_and_spread(past)
         lowest = at - SMOOTH + int(np.argmin(logs[at - SMOOTH : at]))
         is_bump = logs[at] - logs[lowest] >= max(math.log(1.25), 6 * deviation)
         if not is_bump or losses[at] - losses[lowest] < 1e-4 * losses[0]:

@@ -18,6 +18,7 @@ from server.detectors.bad_batch import BadBatchDetector
 from server.detectors.causes import CauseTracker
 from server.detectors.divergence import DivergenceDetector
 from server.detectors.eps_floor import EpsFloorDetector
+from server.detectors.layer_sums import sums_of
 from server.detectors.lr_jump import LearningRateJumpDetector
 from server.detectors.nonfinite import NonfiniteDetector, Occurrence
 from server.detectors.signals import Signals
@@ -82,7 +83,7 @@ class RunMonitor:
             self._state = _State(attempt=sample.attempt)
         state = self._state
         seen = state.last_step is not None and sample.step <= state.last_step
-        if seen or (sample.block is None and not any(key in sample.scalars for key in KNOWN)):
+        if seen or not (sample.has_layers or any(key in sample.scalars for key in KNOWN)):
             return self._verdict(sample.step, ())
         first = state.last_step is None
         state.last_step = sample.step
@@ -92,10 +93,11 @@ class RunMonitor:
         state = self._state
         step = sample.step
         events: list[Event] = []
-        reading = state.signals.update(sample)
+        sums = sums_of(sample)
+        reading = state.signals.update(sample, sums)
         state.stability = reading.stability if reading.stability is not None else state.stability
 
-        occurrence = Occurrence.of(sample)
+        occurrence = Occurrence.of(sample, sums)
         if occurrence is not None:
             fresh = state.nonfinite.last_step is None
             state.nonfinite.update(occurrence)

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from server.detectors.advice import advice_after_spike
-from server.detectors.signals import Reading, nonfinite_counts
-from server.models import AlertKind, AlertLevel, Cause, Event, Finding, Sample
+from server.detectors.signals import Reading
+from server.models import AlertKind, AlertLevel, Cause, Event, Finding, LayerSums, Sample
 
 HOLD: Final = 20
 """Steps after which clean values end the finding."""
@@ -38,22 +37,16 @@ class Occurrence:
     layers: tuple[str, ...]
 
     @classmethod
-    def of(cls, sample: Sample) -> Occurrence | None:
+    def of(cls, sample: Sample, sums: LayerSums) -> Occurrence | None:
         loss = sample.scalars.get("loss")
         norm = sample.scalars.get("grad_norm")
-        counts = nonfinite_counts(sample)
-        gradients = 0
-        layers: tuple[str, ...] = ()
-        if counts is not None and sample.layout is not None:
-            guilty = np.flatnonzero(counts)
-            gradients = int(counts.sum())
-            layers = tuple(sample.layout.layers[int(i)] for i in guilty[:3])
+        gradients = sums.nonfinite
         if gradients == 0 and norm is not None and not math.isfinite(norm):
             gradients = 1
         bad_loss = loss is not None and not math.isfinite(loss)
         if not bad_loss and gradients == 0:
             return None
-        return cls(step=sample.step, loss=bad_loss, gradients=gradients, layers=layers)
+        return cls(step=sample.step, loss=bad_loss, gradients=gradients, layers=sums.guilty)
 
 
 class NonfiniteDetector(msgspec.Struct):

@@ -24,16 +24,50 @@ def median(values: Sequence[float]) -> float:
     >>> median([3.0, 1.0, 100.0])
     3.0
     """
+    return _middle(sorted(values))
+
+
+def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Median of finite numbers and robust standard deviation, 1.4826 × the median absolute deviation from it; NaN for
+    none.
+
+    >>> median_and_spread([3.0, 1.0, 100.0])
+    (3.0, 2.9652)
+    """
     ordered = sorted(values)
-    middle = len(ordered) // 2
+    centre = _middle(ordered)
+    return centre, GAUSSIAN_MAD * _middle_deviation(ordered, centre)
+
+
+def _middle(ordered: Sequence[float]) -> float:
     if not ordered:
         return math.nan
+    middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
-def spread(values: Sequence[float], centre: float) -> float:
-    """Robust standard deviation: 1.4826 × the median absolute deviation from `centre`."""
-    return GAUSSIAN_MAD * median([abs(value - centre) for value in values])
+def _middle_deviation(ordered: Sequence[float], centre: float) -> float:
+    """Median of |value − centre|. In order of their values, those that are nearest to the centre lie together, so
+    the nearer half is found by bisection, and the middle deviations lie at its ends."""
+    count = len(ordered)
+    if count == 0:
+        return math.nan
+    nearest = count // 2 + 1
+    left, right = 0, count - nearest
+    while left < right:
+        middle = (left + right) // 2
+        if centre - ordered[middle] > ordered[middle + nearest] - centre:
+            left = middle + 1
+        else:
+            right = middle
+    below, above = abs(ordered[left] - centre), abs(ordered[left + nearest - 1] - centre)
+    if count % 2:
+        return max(below, above)
+    if below > above:
+        inner = max(abs(ordered[left + 1] - centre), above)
+        return 0.5 * (inner + below)
+    inner = max(below, abs(ordered[left + nearest - 2] - centre))
+    return 0.5 * (inner + above)
 
 
 class Window(msgspec.Struct):
@@ -78,8 +112,8 @@ class Track(msgspec.Struct):
         `least`."""
         if len(self.values) < least:
             return 0.0
-        centre = median(self.values)
-        return (value - centre) / max(spread(self.values, centre), floor)
+        centre, spread = median_and_spread(self.values)
+        return (value - centre) / max(spread, floor)
 
     def age(self, step: int) -> int | None:
         """Steps since the last pair; None when there is none, or when it is older than two usual pauses (10 at
@@ -103,9 +137,11 @@ class Track(msgspec.Struct):
         values = self.values[first:]
         mean_x = sum(steps) / count
         mean_y = sum(values) / count
-        sxx = sum((x - mean_x) ** 2 for x in steps)
-        sxy = sum((x - mean_x) * (y - mean_y) for x, y in zip(steps, values, strict=True))
-        syy = sum((y - mean_y) ** 2 for y in values)
+        dx = [x - mean_x for x in steps]
+        dy = [y - mean_y for y in values]
+        sxx = sum([x**2 for x in dx])
+        sxy = sum([x * y for x, y in zip(dx, dy, strict=True)])
+        syy = sum([y**2 for y in dy])
         if sxx <= 0:
             return None
         slope = sxy / sxx

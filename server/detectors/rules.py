@@ -129,6 +129,11 @@ class RuleBank:
         return self._state.rules
 
     @property
+    def statistics(self) -> frozenset[str]:
+        """The layer statistics that the rules watch."""
+        return frozenset(watch.rule.statistic for watch in self._state.watches if watch.rule.statistic is not None)
+
+    @property
     def last_step(self) -> int:
         return self._state.last_step
 

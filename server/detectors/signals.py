@@ -9,15 +9,15 @@ Formulas: docs/science.md. Decoupling is Σg²/Σv̂ over all layers; the stabil
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from server.detectors.leaders import Leaders
 from server.detectors.robust import RECENT, Mean, Track
-from server.models import Optimizer, Sample
+from server.models import LayerSums, Layout, Optimizer, Sample
 
 GROWTH_STEPS: Final = 12
 """Measurements in the regression of log‖g‖: long against the noise of one batch, short against the e-folding of a
@@ -29,16 +29,13 @@ DECOUPLED: Final = 0.1
 """Σg²/Σv̂ below which v hears nothing of the gradient: (1−β2)·0.1 of it a step, so v ≈ β2·v."""
 COUPLED: Final = 0.3
 """Above it the spell of decoupling is over (hysteresis)."""
-FRESH: Final = 1e-5
-"""Relative difference under which v̂ is g² to float32."""
 ABSURD: Final = 1e9
 """λ_grad over the limit beyond which only "far above" can be said; keeps sums of squares finite."""
 TINY: Final = 1e-300
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What is known at one step. None where nothing was measured recently enough to count."""
 
     step: int
@@ -89,9 +86,16 @@ class Reading:
     state_reset: bool
     """Every layer's v̂ equals this step's g² although training is under way: the optimizer's state was lost."""
     optimizer: Optimizer | None
-    layers: tuple[str, ...] = ()
-    """Those that lead, most guilty first."""
-    layer_shares: tuple[float, ...] = ()
+    leaders: Leaders
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Those that lead, most guilty first."""
+        return self.leaders.layers
+
+    @property
+    def layer_shares(self) -> tuple[float, ...]:
+        return self.leaders.shares
 
     @property
     def beta1(self) -> float:
@@ -126,15 +130,15 @@ class Signals(msgspec.Struct):
     slow: Array = msgspec.field(default_factory=lambda: np.zeros(0))
     """The same over about 50 steps."""
 
-    def update(self, sample: Sample) -> Reading:
+    def update(self, sample: Sample, sums: LayerSums) -> Reading:
         scalars = sample.scalars
         step = sample.step
         self.count += 1
-        squares, second = self._layers(sample)
+        self._follow_layers(sample.layout, sums)
         grad_norm = _positive(scalars.get("grad_norm"))
-        if grad_norm is None and squares is not None:
-            grad_norm = _positive(math.sqrt(float(squares.sum())))
-        decoupling, reset = _decoupling(squares, second)
+        if grad_norm is None and sums.squares is not None:
+            grad_norm = _positive(math.sqrt(sums.square_sum))
+        decoupling = sums.decoupling
         before = self.decouplings.values[-1] if self.decouplings.values else 1.0
         grad_ratio, grad_z = self._gradient(step, grad_norm)
         self._decoupled(step, decoupling)
@@ -154,17 +158,14 @@ class Signals(msgspec.Struct):
         gradient_trend = self.gradient_stabilities.line(3, step - 40)
         step_lambda = _finite(scalars.get("lambda_step"))
         least = [v for s, v in zip(self.decouplings.steps, self.decouplings.values, strict=True) if s > step - RECENT]
-        counts = nonfinite_counts(sample)
-        updates = sample.statistic("update_ratio")
-        names, shares = self._leaders(sample)
         self.last_step = step
         return Reading(
             step=step,
             loss=scalars.get("loss"),
             lr=lr,
             grad_norm=grad_norm,
-            nonfinite=0 if counts is None else int(counts.sum()),
-            has_layers=squares is not None,
+            nonfinite=sums.nonfinite,
+            has_layers=sums.squares is not None,
             growth=0.0 if line is None else line.slope,
             growth_fit=0.0 if line is None else line.fit,
             grad_ratio=grad_ratio,
@@ -183,40 +184,30 @@ class Signals(msgspec.Struct):
             step_stability=step_lambda / limit if step_lambda is not None and limit is not None else None,
             limit=limit,
             lambda_max=None if stability is None or limit is None else _exp(stability) * limit,
-            update_ratio=_largest(updates),
-            eps_fraction=_weighted(sample, "eps_fraction"),
-            state_reset=reset and self.count > RECENT and abs(before - 1.0) > 0.01,
+            update_ratio=sums.update_ratio,
+            eps_fraction=sums.eps_fraction,
+            state_reset=sums.is_fresh and self.count > RECENT and abs(before - 1.0) > 0.01,
             optimizer=None if sample.layout is None else sample.layout.optimizer,
-            layers=names,
-            layer_shares=shares,
+            leaders=Leaders(() if sample.layout is None else sample.layout.layers, self.fast, self.slow),
         )
 
-    def _layers(self, sample: Sample) -> tuple[Array | None, Array | None]:
-        """Σg² and Σv̂ of each layer. v̂ comes from its own statistic, else from g² over the decoupling."""
-        norms = sample.statistic("grad_norm")
-        if norms is None or sample.layout is None:
-            return None, None
+    def _follow_layers(self, layout: Layout | None, sums: LayerSums) -> None:
+        """The averages of g². Arrays are replaced, never changed: a reading keeps those of its step."""
+        if layout is None or not sums.has_gradients:
+            return
+        layers = len(layout.layers)
+        if layout.id != self.layout or len(self.fast) != layers:
+            self.layout, self.fast, self.slow = layout.id, np.zeros(layers), np.zeros(layers)
+        squares, known = sums.squares, sums.known
+        if squares is None:
+            return
+        if not self.slow.any():
+            self.fast, self.slow = squares.copy(), squares.copy()
+            return
         with np.errstate(all="ignore"):
-            squares = np.square(norms, dtype=np.float64)
-            if sample.layout.id != self.layout or len(self.fast) != len(squares):
-                self.layout, self.fast, self.slow = sample.layout.id, np.zeros(len(squares)), np.zeros(len(squares))
-            known = np.isfinite(squares)
-            if not known.any():
-                return None, None
-            squares = np.where(known, squares, 0.0)
-            started = self.slow.any()
-            self.fast = np.where(known, 0.75 * self.fast + 0.25 * squares, self.fast) if started else squares.copy()
-            self.slow = np.where(known, 0.98 * self.slow + 0.02 * squares, self.slow) if started else squares.copy()
-            second: Array | None = None
-            rms = sample.statistic("v_rms")
-            ratio = sample.statistic("decoupling")
-            if rms is not None and len(sample.layout.sizes) == len(rms):
-                second = np.square(rms, dtype=np.float64) * np.asarray(sample.layout.sizes, dtype=np.float64)
-            elif ratio is not None:
-                second = squares / np.asarray(ratio, dtype=np.float64)
-            if second is not None:
-                second = np.where(np.isfinite(second) & known, second, 0.0)
-        return squares, second
+            fast, slow = 0.75 * self.fast + 0.25 * squares, 0.98 * self.slow + 0.02 * squares
+        self.fast = fast if known is None else np.where(known, fast, self.fast)
+        self.slow = slow if known is None else np.where(known, slow, self.slow)
 
     def _gradient(self, step: int, grad_norm: float | None) -> tuple[float, float]:
         """‖g‖ over its moving average, and the robust z-score of its logarithm, both against the past alone."""
@@ -253,28 +244,6 @@ class Signals(msgspec.Struct):
             self.gradient_stabilities.push(step, min(max(lambda_grad / limit, -ABSURD), ABSURD))
             self.gradient_above_count = self.gradient_above_count + 1 if lambda_grad > limit else 0
 
-    def _leaders(self, sample: Sample) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """The three layers with the largest share of the recent growth of Σg², of its size where nothing grows."""
-        if sample.layout is None or len(self.fast) != len(sample.layout.layers):
-            return (), ()
-        gain = np.maximum(self.fast - self.slow, 0.0)
-        total = float(gain.sum())
-        if not total > 0:
-            gain, total = self.fast, float(self.fast.sum())
-        if not total > 0 or not math.isfinite(total):
-            return (), ()
-        top = np.argsort(-gain, kind="stable")[:3]
-        kept = [int(i) for i in top if gain[i] >= 0.01 * total]
-        return tuple(sample.layout.layers[i] for i in kept), tuple(round(float(gain[i]) / total, 4) for i in kept)
-
-
-def nonfinite_counts(sample: Sample) -> Array | None:
-    """Non-finite coordinates of each layer; 0 where not measured."""
-    counts = sample.statistic("nonfinite")
-    if counts is None:
-        return None
-    return np.maximum(np.nan_to_num(counts.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0), 0.0)
-
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
@@ -290,36 +259,3 @@ def _exp(value: float) -> float:
 
 def _last(track: Track, step: int) -> float | None:
     return None if track.age(step) is None else track.values[-1]
-
-
-def _largest(column: NDArray[np.float32] | None) -> float | None:
-    if column is None:
-        return None
-    finite = column[np.isfinite(column)]
-    return float(finite.max()) if len(finite) else None
-
-
-def _weighted(sample: Sample, name: str) -> float | None:
-    """Mean of a statistic over the layers, weighted by their size where it is known."""
-    column = sample.statistic(name)
-    if column is None or sample.layout is None:
-        return None
-    known = np.isfinite(column)
-    if not known.any():
-        return None
-    if len(sample.layout.sizes) != len(column):
-        return float(column[known].mean())
-    sizes = np.asarray(sample.layout.sizes, dtype=np.float64)[known]
-    return float((column[known] * sizes).sum() / max(float(sizes.sum()), 1.0))
-
-
-def _decoupling(squares: Array | None, second: Array | None) -> tuple[float | None, bool]:
-    """Σg²/Σv̂, and whether v̂ equals g² in every layer (true at the first step of a fresh optimizer state)."""
-    if squares is None or second is None:
-        return None, False
-    known = second > 0
-    total = float(second[known].sum())
-    if not known.any() or not total > 0 or not math.isfinite(total):
-        return None, False
-    reset = bool(np.all(np.abs(squares[known] / second[known] - 1.0) < FRESH))
-    return max(float(squares[known].sum()) / total, 1e-30), reset

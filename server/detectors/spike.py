@@ -28,7 +28,7 @@ import msgspec
 
 from server.detectors.advice import advice_after_spike
 from server.detectors.causes import CauseOfSpike
-from server.detectors.robust import Window, median, spread
+from server.detectors.robust import Window, median_and_spread
 from server.detectors.signals import Reading
 from server.models import AlertKind, AlertLevel, Event, Finding
 
@@ -99,8 +99,7 @@ class SpikeDetector(msgspec.Struct):
         in_tail = self._in_tail(step, loss)
         values = self.settling if in_tail else self.losses.values
         if len(values) >= (3 if in_tail else LEAST):
-            self.baseline = median(values)
-            self.deviation = spread(values, self.baseline)
+            self.baseline, self.deviation = median_and_spread(values)
             level = abs(self.baseline)
             floor = FLOOR * self.scale
             rise = loss - self.baseline
@@ -130,8 +129,8 @@ class SpikeDetector(msgspec.Struct):
         if self.tail_until is None:
             return False
         values = self.losses.values
-        level = median(values)
-        back = level + max(HIGH * spread(values, level), RISE * abs(level), FLOOR * self.scale)
+        level, spread = median_and_spread(values)
+        back = level + max(HIGH * spread, RISE * abs(level), FLOOR * self.scale)
         if loss > back and step < self.tail_until:
             return True
         if loss > back:

@@ -60,6 +60,7 @@ class Sign(StrEnum):
     RESET = "reset"
 
 
+NO_SIGN: Final[str] = Sign.NONE.value
 ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.DIRECTIONAL, Sign.RESET)
 
 
@@ -79,7 +80,7 @@ class SpikePredictor(msgspec.Struct):
     """The one that holds, "" for none."""
     has_warned: bool = False
     """Whether the present build-up reached a warning: what was predicted is not called possible again."""
-    sign: str = Sign.NONE.value
+    sign: str = NO_SIGN
     last_alarm: int | None = None
     last_watch: int | None = None
     last_critical: int | None = None
@@ -127,7 +128,7 @@ class SpikePredictor(msgspec.Struct):
         self.has_warned = self.has_warned or self.warned
 
     def _forget(self) -> None:
-        self.level, self.since, self.sign, self.predicted = "", None, Sign.NONE.value, None
+        self.level, self.since, self.sign, self.predicted = "", None, NO_SIGN, None
         self.has_warned = False
         self.last_alarm = self.last_watch = self.last_critical = None
 

@@ -17,6 +17,7 @@ import msgspec
 
 from client_sdk.protocol import Alert
 from server.alerts.lifecycle import AlertBook
+from server.detectors.layer_sums import STATISTICS
 from server.detectors.monitor import RunMonitor
 from server.detectors.rules import RuleBank
 from server.errors import DatabaseError
@@ -28,10 +29,11 @@ from server.storage.columns import Payload
 from server.storage.layouts import LayoutStore
 from server.storage.monitors import MonitorState, MonitorStore
 from server.storage.runs import RunLabels, RunStore
-from server.storage.segments import SegmentStore, StoredSegment
+from server.storage.segments import SegmentStore, StoredSegment, Unread
 
 logger = logging.getLogger(__name__)
 
+READ = frozenset(STATISTICS)
 SEGMENTS_AT_ONCE = 64
 SAVE_EVERY = 1.0  # seconds between two saves while nothing noteworthy happens
 RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds; the last one is repeated
@@ -134,11 +136,12 @@ class RunFollower:
             try:
                 if not await self._wait():
                     return
-                while await self._read_some():
-                    pass
+                found = await self._read_some()
+                while len(found.segments) == SEGMENTS_AT_ONCE:
+                    found = await self._read_some()
                 if self._heard_since is not None:
                     await self._look(self._heard_since)
-                if not await self._close_if_ended():
+                if not await self._close_if_ended(found.state):
                     return
                 failures = 0
             except Exception as error:  # one run's trouble must not end its followership
@@ -181,32 +184,34 @@ class RunFollower:
             self._awake.clear()
             return True
 
-    async def _read_some(self) -> bool:
-        """Read the next segments; False when there are none."""
-        rank = await self._segments.lowest_rank(self.run_id)
-        if rank is None:
-            return False
-        head = self._head
+    async def _read_some(self) -> Unread:
+        """Read the next segments, if there are any, and tell what was found."""
+        head = self._head if self._head is not None else await self._load()
+        rank, position = (None, 0) if head is None else (head.rank, head.position)
+        found = await self._segments.unread(self.run_id, rank, position, SEGMENTS_AT_ONCE)
+        if found.lowest_rank is None:
+            return found
         if head is None:
-            head = self._head = await self._load(rank)
-        if rank < head.rank:
+            head = _Head(rank=found.lowest_rank, book=AlertBook(self.run_id))
+        self._head = head
+        if found.lowest_rank < head.rank:
             # A lower rank has begun: it leads from now on, and its own history is read from the beginning.
-            head.rank, head.position = rank, 0
+            head.rank, head.position = found.lowest_rank, 0
             head.monitor, head.progress, head.bank = RunMonitor(), RunProgress(), RuleBank()
-        found = await self._segments.after(self.run_id, head.rank, head.position, SEGMENTS_AT_ONCE)
-        if not found:
-            return False
-        await self._learn_layouts(found)
+            return await self._read_some()
+        if not found.segments:
+            return found
+        await self._learn_layouts(found.segments)
         await self._adopt_rules(head)
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._advance, head, found)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._advance, head, found.segments)
         if head.is_noteworthy or self._clock() - self._saved_at >= SAVE_EVERY:
             await self._save(head)
-        return True
+        return found
 
-    async def _load(self, rank: int) -> _Head:
+    async def _load(self) -> _Head | None:
         state = await self._monitors.load(self.run_id)
         if state is None:
-            return _Head(rank=rank, book=AlertBook(self.run_id))
+            return None
         head = _Head(
             rank=state.rank,
             position=state.position,
@@ -254,7 +259,7 @@ class RunFollower:
         """In the executor."""
         for segment in found:
             try:
-                columns = Payload(segment.payload).columns()
+                columns = Payload(segment.payload).columns(READ | head.bank.statistics)
             except ValueError as error:
                 logger.error(
                     "segment %s of run %s is damaged and is left out by the detectors (%s)",
@@ -265,7 +270,7 @@ class RunFollower:
                 )
                 head.position = segment.id
                 continue
-            for sample in samples(columns, segment.attempt, self._layouts[segment.writer_id]):
+            for sample in samples(columns, segment.attempt, self._layouts[segment.writer_id], summed=True):
                 verdict = head.monitor.update(sample)
                 head.progress.update(sample, verdict)
                 heard = _hear(head, sample, segment.committed_at)
@@ -290,12 +295,9 @@ class RunFollower:
     async def _look(self, since: float) -> None:
         """Everything that is committed has been read: what is missing is silence."""
         self._heard_since = None
-        if self._head is None:
-            state = await self._monitors.load(self.run_id)
-            if state is None:
-                return
-            self._head = await self._load(state.rank)
-        head = self._head
+        head = self._head = self._head if self._head is not None else await self._load()
+        if head is None:
+            return
         await self._adopt_rules(head)
         now = self._clock()
         if await self._runs.state_of(self.run_id) in {RunState.RUNNING, RunState.STALE}:
@@ -333,20 +335,14 @@ class RunFollower:
         self._saved_at = self._clock()
         await self._publish(shown, happened)
 
-    async def _close_if_ended(self) -> bool:
+    async def _close_if_ended(self, state: str | None) -> bool:
         """When the run has ended and everything is read, nothing stays open. False when the run was deleted."""
-        state = await self._runs.state_of(self.run_id)
         if state in {None, RunState.DELETING}:
             self._head = None
             return False
-        if state not in {RunState.FINISHED, RunState.CRASHED}:
-            return True
-        if self._head is None:
-            rank = await self._segments.lowest_rank(self.run_id)
-            if rank is None:
-                return True
-            self._head = await self._load(rank)
         head = self._head
+        if state not in {RunState.FINISHED, RunState.CRASHED} or head is None:
+            return True
         head.note(*head.book.close_all(self._clock()))
         if head.is_noteworthy or head.position != (head.saved_position or 0):
             await self._save(head)

@@ -75,7 +75,7 @@ class Pipeline:
         self._heartbeat_every = heartbeat_every
         self._follower_idle = follower_idle
         self._rules = RuleKeeper(rules, monitors, clock=clock, look_every=heartbeat_every)
-        self._announcer = Announcer(fleet, broker, clock, announcements_per_second)
+        self._announcer = Announcer(fleet, broker, announcements_per_second)
         self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
         self._followers: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
         self._projects: dict[str, str] = {}

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from server.models import Layout, Sample
+from server.detectors.layer_sums import STATISTICS, layer_sums
+from server.models import LayerColumns, LayerSums, Layout, Sample
 from server.storage.columns import BlockColumns, Columns
 
 
-def samples(columns: Columns, attempt: int, layouts: Mapping[int, Layout]) -> Iterator[Sample]:
-    """``layouts``: those of the segment's writer, by their number."""
+def samples(columns: Columns, attempt: int, layouts: Mapping[int, Layout], *, summed: bool = False) -> Iterator[Sample]:
+    """``layouts``: those of the segment's writer, by their number. ``summed``: with the sums over layers that the
+    detectors want, which costs less for all records together."""
     scalars: list[dict[str, float]] = [{} for _ in columns.steps]
     for name, column in columns.scalars.items():
-        for row, value in zip(np.flatnonzero(column.present).tolist(), column.values.tolist(), strict=True):
+        rows = range(len(scalars)) if column.present.all() else np.flatnonzero(column.present).tolist()
+        for row, value in zip(rows, column.values.tolist(), strict=True):
             scalars[row][name] = value
-    blocks: dict[int, tuple[BlockColumns, int]] = {}
+    layers: dict[int, dict[str, Any]] = {}
     for block in columns.blocks:
-        for at, row in enumerate(block.rows.tolist()):
-            blocks[row] = (block, at)
+        layout = layouts[block.layout]
+        sums = _sums(block, layout) if summed else [None] * len(block.rows)
+        for at, (row, own) in enumerate(zip(block.rows.tolist(), sums, strict=True)):
+            place = LayerColumns(statistics=block.statistics, at=at)
+            layers[row] = {"layout": layout, "columns": place, "layer_sums": own}
     for row, (step, time) in enumerate(zip(columns.steps.tolist(), columns.times.tolist(), strict=True)):
-        layout, matrix = None, None
-        if row in blocks:
-            block, at = blocks[row]
-            layout = layouts[block.layout]
-            matrix = np.full((block.layers, len(layout.statistics)), np.nan, dtype=np.float32)
-            for number, name in enumerate(layout.statistics):
-                if name in block.statistics:
-                    matrix[:, number] = block.statistics[name][:, at]
-        yield Sample(step=step, time=time, scalars=scalars[row], attempt=attempt, layout=layout, block=matrix)
+        yield Sample(step=step, time=time, scalars=scalars[row], attempt=attempt, **layers.get(row, {}))
+
+
+def _sums(block: BlockColumns, layout: Layout) -> list[LayerSums]:
+    """Of each record of a block. A statistic that the layout has and the segment has not was measured nowhere."""
+    steps = len(block.rows)
+    absent = np.full((steps, block.layers), np.nan, dtype=np.float32)
+    found = {
+        name: np.ascontiguousarray(block.statistics[name].T) if name in block.statistics else absent
+        for name in STATISTICS
+        if name in layout.statistics
+    }
+    return layer_sums(layout, found) if found else [LayerSums()] * steps

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from server.storage.lru import ARRAY_BYTES
+
 Matrix = NDArray[np.floating]
 Field = Literal["min", "max", "last"]
 ALL_FIELDS: frozenset[Field] = frozenset({"min", "max", "last"})
@@ -48,7 +50,7 @@ class Buckets:
     @property
     def nbytes(self) -> int:
         arrays = (self.numbers, self.min, self.max, self.last, self.nonfinite)
-        return sum(array.nbytes for array in arrays)
+        return sum(ARRAY_BYTES + array.nbytes for array in arrays)
 
 
 def choose_width(step_from: int, step_to: int, most: int) -> int:

@@ -201,19 +201,22 @@ class Payload:
         """The layouts in use."""
         return [layout for layout, *_ in self._blocks]
 
-    def blocks(self) -> tuple[BlockColumns, ...]:
+    def blocks(self, only: frozenset[str] | None = None) -> tuple[BlockColumns, ...]:
+        """``only``: the statistics to decode, by default all."""
         found = []
         for layout, layers, rows, statistics in self._blocks:
             indices = _unpack_rows(rows)
             columns = {
                 name: _unpack(data, "<f4", layers * len(indices)).reshape(layers, -1)
                 for name, data in statistics.items()
+                if only is None or name in only
             }
             found.append(BlockColumns(layout=layout, layers=layers, rows=indices, statistics=columns))
         return tuple(found)
 
-    def columns(self) -> Columns:
-        return Columns(steps=self.steps(), times=self.times(), scalars=self.scalars(), blocks=self.blocks())
+    def columns(self, only: frozenset[str] | None = None) -> Columns:
+        """``only``: the layer statistics to decode, by default all."""
+        return Columns(steps=self.steps(), times=self.times(), scalars=self.scalars(), blocks=self.blocks(only))
 
 
 def pack_array(values: NDArray[Any], dtype: str) -> bytes:

@@ -35,10 +35,14 @@ class FleetQuery:
 
     async def summary(self, run_id: str) -> dict[str, Any] | None:
         """One run as the API shows it in lists, or None."""
-        async with self._database.read() as connection:
-            rows = (await connection.execute(select(runs).where(runs.c.id == run_id, _IS_SHOWN))).all()
-            found = await _summaries(connection, rows)
+        found = await self.summaries([run_id])
         return found[0] if found else None
+
+    async def summaries(self, run_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Those of these runs that there are, in any order."""
+        async with self._database.read() as connection:
+            rows = (await connection.execute(select(runs).where(runs.c.id.in_(run_ids), _IS_SHOWN))).all()
+            return await _summaries(connection, rows)
 
     async def details(self, run_id: str) -> dict[str, Any] | None:
         """One run with its layers, scalars, statistics and attempts, or None."""

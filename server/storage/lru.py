@@ -7,12 +7,18 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
+ENTRY_BYTES = 512
+"""Memory of an entry beside its arrays: the key, its place in the table, the objects that hold the arrays together."""
+ARRAY_BYTES = 208
+"""Memory of an array beside its data: the object, that of the array it is a view of, what the allocator rounds up."""
+
 
 class ByteLru:
     """Safe from any thread. Holds what is passed in: values must not be changed afterwards."""
 
     def __init__(self, capacity: int) -> None:
-        """``capacity``: most bytes held, as the callers count them."""
+        """``capacity``: most bytes held, as the callers count them: with the objects around the numbers, which are
+        several times the numbers where arrays are short."""
         self._capacity = capacity
         self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._size = 0

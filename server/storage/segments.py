@@ -66,6 +66,17 @@ class StoredSegment:
     payload: bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """A run as its detectors find it."""
+
+    state: str | None
+    """None where there is no such run."""
+    lowest_rank: int | None
+    """That has sent anything."""
+    segments: tuple[StoredSegment, ...]
+
+
 class SegmentStore:
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -198,38 +209,25 @@ class SegmentStore:
                 [{"run_id": writer.run_id, "rank": writer.rank, "name": name} for name in sorted(missing)],
             )
 
-    async def after(self, run_id: str, rank: int, position: int, limit: int) -> list[StoredSegment]:
-        """The next segments of a rank whose id is greater than ``position``, in the order of their commits."""
-        query = (
-            select(
-                segments.c.id,
-                segments.c.writer_id,
-                segments.c.attempt,
-                segments.c.committed_at,
-                segments.c.payload,
-            )
-            .where(segments.c.run_id == run_id, segments.c.rank == rank, segments.c.id > position)
-            .order_by(segments.c.id)
-            .limit(limit)
-        )
-        async with self._database.read() as connection:
-            return [
-                StoredSegment(
-                    id=row.id,
-                    writer_id=row.writer_id,
-                    attempt=row.attempt,
-                    committed_at=row.committed_at,
-                    payload=row.payload,
-                )
-                for row in await connection.execute(query)
-            ]
+    async def unread(self, run_id: str, rank: int | None, position: int, limit: int) -> Unread:
+        """What the detectors of a run have to know of it, in one transaction.
 
-    async def lowest_rank(self, run_id: str) -> int | None:
-        """The lowest rank that has sent anything."""
+        The next segments, in the order of their commits, are those of ``rank`` (None: of the lowest that has sent
+        anything) whose id is greater than ``position``.
+        """
+        lowest = select(func.min(attempts.c.rank)).where(attempts.c.run_id == run_id).scalar_subquery()
+        head = select(runs.c.state, lowest.label("rank")).where(runs.c.id == run_id)
+        columns = [segments.c[name] for name in ("id", "writer_id", "attempt", "committed_at", "payload")]
+        following = select(*columns).where(segments.c.run_id == run_id, segments.c.id > position)
         async with self._database.read() as connection:
-            query = select(func.min(attempts.c.rank)).where(attempts.c.run_id == run_id)
-            lowest: int | None = (await connection.execute(query)).scalar_one()
-            return lowest
+            # The state first: of a run that has ended, everything that it sent is then seen.
+            row = (await connection.execute(head)).one_or_none()
+            if row is None or row.rank is None:
+                return Unread(state=None if row is None else row.state, lowest_rank=None, segments=())
+            own = following.where(segments.c.rank == (row.rank if rank is None else rank))
+            rows = await connection.execute(own.order_by(segments.c.id).limit(limit))
+            found = tuple(StoredSegment(**item) for item in rows.mappings())
+        return Unread(state=row.state, lowest_rank=row.rank, segments=found)
 
 
 @dataclass(frozen=True, kw_only=True)

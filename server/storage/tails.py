@@ -16,7 +16,7 @@ from server.errors import SegmentCorruptError
 from server.schema import segments
 from server.storage.buckets import Buckets
 from server.storage.columns import Block, Payload, ScalarColumn
-from server.storage.lru import ByteLru
+from server.storage.lru import ARRAY_BYTES, ENTRY_BYTES, ByteLru
 from server.storage.spans import verify
 from server.storage.tile_source import batches
 from server.storage.tiles import SCALARS, LevelZero, Series, reduce_values
@@ -46,8 +46,13 @@ class Tail:
 
     @property
     def nbytes(self) -> int:
-        held = sum(column.values.nbytes + column.present.nbytes for column in self.scalars.values())
-        return 256 + self.steps.nbytes + held + sum(rows.nbytes + block.nbytes for _, rows, block in self.blocks)
+        """What it takes in memory: of a short segment mostly the objects, not the numbers."""
+        arrays: list[NDArray[Any]] = [self.steps]
+        for column in self.scalars.values():
+            arrays += (column.values, column.present)
+        for _, rows, block in self.blocks:
+            arrays += (rows, block)
+        return ENTRY_BYTES + sum(ARRAY_BYTES + array.nbytes for array in arrays)
 
 
 class TailSource:
@@ -69,7 +74,7 @@ class TailSource:
         for some in batches([place.id for place in places if place.id not in found]):
             query = select(segments.c.id, segments.c.payload, segments.c.checksum).where(segments.c.id.in_(some))
             rows = [tuple(row) for row in await connection.execute(query)]
-            for number, tail in await asyncio.to_thread(_decode, rows, wanted.statistic):
+            for number, tail in await asyncio.to_thread(decode, rows, wanted.statistic):
                 found[number] = tail
                 self._cache.put(("tail", number, wanted.statistic), tail, tail.nbytes)
         return [(place, found[place.id]) for place in places]
@@ -114,8 +119,11 @@ async def _places(connection: AsyncConnection, run_id: str, view: View, window: 
     return found
 
 
-def _decode(rows: Sequence[tuple[Any, ...]], statistic: str | None) -> list[tuple[int, Tail]]:
-    """In a thread. ``statistic``: None for the scalars. Raises `SegmentCorruptError`."""
+def decode(rows: Sequence[tuple[Any, ...]], statistic: str | None) -> list[tuple[int, Tail]]:
+    """(id, payload, checksum) of segments as a query keeps them. Takes a while; for a thread.
+
+    ``statistic``: None for the scalars. Raises `SegmentCorruptError`.
+    """
     decoded = []
     for number, data, checksum in rows:
         verify(number, data, checksum)

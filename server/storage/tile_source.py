@@ -18,7 +18,7 @@ from server.errors import TileCorruptError
 from server.schema import spans, tiles
 from server.storage.blobs import BlobError
 from server.storage.buckets import Buckets, empty
-from server.storage.lru import ByteLru
+from server.storage.lru import ARRAY_BYTES, ENTRY_BYTES, ByteLru
 from server.storage.pyramid import Piece
 from server.storage.spans import SpanPlace
 from server.storage.tiles import (
@@ -89,7 +89,7 @@ class TileSource:
         tile = loaded.tiles.get((span.id, series))
         if tile is None:
             tile = self._decode(span, series, loaded, numbers, wanted)
-            self._cache.put(_key(span, series, wanted), tile, 256 + tile.nbytes)
+            self._cache.put(_key(span, series, wanted), tile, ENTRY_BYTES + tile.nbytes)
         if isinstance(tile, LevelZero):
             return width, reduce_values(tile, numbers, width, is_scalar=series[0] == SCALARS, window=piece.window)
         first, last = piece.window
@@ -102,7 +102,7 @@ class TileSource:
                 found = loaded.steps[span.id] = unpack_steps(loaded.raw_steps[span.id])
             except BlobError as error:
                 raise TileCorruptError(span.id, "steps", str(error)) from error
-            self._cache.put(("steps", span.id), found, 256 + found.nbytes)
+            self._cache.put(("steps", span.id), found, ENTRY_BYTES + ARRAY_BYTES + found.nbytes)
         return found
 
     @staticmethod

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from server.storage.blobs import BlobError, pack, pack_last, unpack, unpack_last
 from server.storage.buckets import ALL_FIELDS, Buckets, Field, Matrix, bucket_of, merge, reduce
 from server.storage.columns import Block, BlockColumns, Columns, ScalarColumn
+from server.storage.lru import ARRAY_BYTES
 
 FAN_IN = 8
 """Spans of one level under a span of the next."""
@@ -145,7 +146,7 @@ class LevelZero:
 
     @property
     def nbytes(self) -> int:
-        return int(self.at.nbytes + self.values.nbytes)
+        return int(2 * ARRAY_BYTES + self.at.nbytes + self.values.nbytes)
 
 
 def decode_values(tile: TileBlobs, entries: int, *, is_scalar: bool) -> LevelZero:

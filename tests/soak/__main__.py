@@ -67,7 +67,7 @@ def _soak(server: Embedded, directory: Path, minutes: float, rate: float) -> int
         found = trend(at, readings)
         flat = flat and found.is_flat
         print(
-            f"{name}: second half {found.mean:.1f} MiB, slope {found.slope:+.3f} MiB/min, "
+            f"{name}: second half {found.mean:.1f} MiB, slope {found.slope:+.3f} ± {found.margin:.3f} MiB/min, "
             f"{found.growth:+.2f} MiB in all: {'flat' if found.is_flat else 'GROWING'}"
         )
     complete = status["logged"] == status["acknowledged"] == run["last_step"] + 1 and status["dropped"] == 0
@@ -87,9 +87,10 @@ def _sample(
             at.append(now / 60)
             of_trainer.append(resident_mib(trainer))
             of_server.append(resident_mib(server.process.pid))
-            last = api.get(f"/runs/{run_id}").raise_for_status().json()["last_step"] or 0
+            found = api.get(f"/runs/{run_id}")  # 404 until the trainer has said hello, series until it has logged
+            last = found.json()["last_step"] or 0 if found.is_success else 0
             window = {"from": max(0, last - WINDOW), "to": last}
-            api.get(f"/runs/{run_id}/series", params={"keys": "loss,lr", **window})  # 404 until something is logged
+            api.get(f"/runs/{run_id}/series", params={"keys": "loss,lr", **window})
             api.get(f"/runs/{run_id}/heatmap", params={"stat": "grad_norm", **window})
             time.sleep(max(0.0, begin + SAMPLE_EVERY * len(at) - time.monotonic()))
     return at, of_trainer, of_server

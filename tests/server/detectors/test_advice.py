@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import msgspec
 import pytest
 
 from server.detectors.advice import CHECKPOINT, advice_after_spike, advice_before_spike
+from server.detectors.layer_sums import sums_of
 from server.detectors.signals import Reading, Signals
 from server.models import Cause
 from tests.support import streams
@@ -15,7 +14,8 @@ from tests.support import streams
 
 @pytest.fixture
 def reading() -> Reading:
-    return Signals().update(streams.sample(1, lr=0.01))
+    sample = streams.sample(1, lr=0.01)
+    return Signals().update(sample, sums_of(sample))
 
 
 def test_checkpoint_comes_first_before_a_spike(reading: Reading) -> None:
@@ -38,13 +38,13 @@ def test_vanished_gradients_lower_eps(reading: Reading) -> None:
 
 def test_an_optimizer_without_second_moment_gets_no_advice_about_it(reading: Reading) -> None:
     sgd = msgspec.structs.replace(streams.ADAM, name="SGD", family="sgd", beta2=None, eps=None)
-    advice = advice_before_spike(Cause.STALE_SECOND_MOMENT, dataclasses.replace(reading, optimizer=sgd))
+    advice = advice_before_spike(Cause.STALE_SECOND_MOMENT, msgspec.structs.replace(reading, optimizer=sgd))
     assert not any("β2" in line or "ε" in line for line in advice)
 
 
 def test_short_memory_is_not_shortened_further(reading: Reading) -> None:
     short = msgspec.structs.replace(streams.ADAM, beta2=0.95)
-    advice = advice_before_spike(Cause.STALE_SECOND_MOMENT, dataclasses.replace(reading, optimizer=short))
+    advice = advice_before_spike(Cause.STALE_SECOND_MOMENT, msgspec.structs.replace(reading, optimizer=short))
     assert not any(line.startswith("β2") for line in advice)
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+from server.storage.columns import BlockColumns, Columns, ScalarColumn, encode
 from server.storage.lru import ByteLru
+from server.storage.tails import decode
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -33,3 +41,39 @@ def test_a_value_that_grows_is_counted_once() -> None:
     cache.put("a", 3, 200)
     assert cache.get("a") is None
     assert cache.nbytes == 0
+
+
+@pytest.mark.parametrize("statistic", [None, "grad_norm"], ids=["scalars", "statistic"])
+@pytest.mark.parametrize("records", [1, 10, 200])
+def test_what_a_kept_segment_is_counted_for_is_what_it_takes(statistic: str | None, records: int) -> None:
+    """A short one is mostly objects: counted by its numbers alone, the cache once held five times what it may."""
+    data = _segment(records)
+    cache = ByteLru(2**30)
+    count = 200
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(count):
+            ((_, tail),) = decode([(number, data, crc32(data))], statistic)
+            cache.put(("tail", number, statistic), tail, tail.nbytes)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * cache.nbytes < taken < 1.1 * cache.nbytes
+
+
+def _segment(records: int) -> bytes:
+    """20 scalars, 48 layers × 4 statistics."""
+    random = np.random.default_rng(1)
+    everywhere = np.ones(records, dtype=np.bool_)
+    statistics = {
+        name: random.random((48, records), dtype=np.float32) for name in ("grad_norm", "v_rms", "u_rms", "nonfinite")
+    }
+    return encode(
+        Columns(
+            steps=np.arange(records),
+            times=np.arange(records, dtype=np.float64),
+            scalars={f"metric {n}": ScalarColumn(present=everywhere, values=random.random(records)) for n in range(20)},
+            blocks=(BlockColumns(layout=0, layers=48, rows=np.arange(records, dtype=np.int32), statistics=statistics),),
+        )
+    )
