@@ -1,4 +1,4 @@
-"""Spikewatch in a training loop: `init`, `watch`, `log`, `on_alert`, `flush`, `finish`, `status`.
+"""Spikewatch in a training loop: `init`, `watch`, `log`, `on_alert`, `off_alert`, `flush`, `finish`, `status`.
 
     import client_sdk
 
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from client_sdk.config import Settings
 from client_sdk.errors import ConfigurationError, SpikewatchError, SpoolError, TransportError
+from client_sdk.inbox import TrainingAlert
 from client_sdk.notices import Notices
 from client_sdk.protocol import Alert
 from client_sdk.run import Run
@@ -41,11 +42,13 @@ __all__ = [
     "SpikewatchError",
     "SpoolError",
     "Status",
+    "TrainingAlert",
     "TransportError",
     "finish",
     "flush",
     "init",
     "log",
+    "off_alert",
     "on_alert",
     "status",
     "watch",
@@ -53,7 +56,7 @@ __all__ = [
 
 EXIT_TIMEOUT = 5.0  # seconds that a run which nobody finished may take at the end of the process
 
-_Callback = TypeVar("_Callback", bound=Callable[[Alert], Any])
+_Callback = TypeVar("_Callback", bound=Callable[[TrainingAlert], Any])
 
 _default: Run | None = None
 _runs: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -147,12 +150,20 @@ def log(metrics: Mapping[str, Any], step: int | None = None, closure: Callable[[
 
 
 def on_alert(callback: _Callback) -> _Callback:
-    """Call ``callback`` when an alert opens, changes or closes; on the training thread, inside the next `log`."""
+    """Call ``callback`` when an alert opens, escalates or is resolved (`TrainingAlert.change`); on the training thread,
+    inside the next `log`. Each change comes once, on every rank that logs. Returns the callback, so that it decorates.
+    """
     if _default is None:
         _notices.warn("no_run", "on_alert() before init() is ignored: call client_sdk.init(project=…) first")
     else:
         _default.on_alert(callback)
     return callback
+
+
+def off_alert(callback: Callable[[TrainingAlert], Any]) -> None:
+    """Call ``callback`` no longer."""
+    if _default is not None:
+        _default.off_alert(callback)
 
 
 def flush(timeout: float = 10.0) -> bool:

@@ -11,7 +11,6 @@ import sys
 import time
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal, cast
@@ -20,6 +19,7 @@ import msgspec
 
 from client_sdk.config import Settings
 from client_sdk.errors import ConfigurationError, SpoolError
+from client_sdk.inbox import AlertInbox, Callback
 from client_sdk.measurement import Instrument, Pending
 from client_sdk.metrics import BadValueError, HostCopy, MetricReader, as_step
 from client_sdk.notices import Notices
@@ -31,8 +31,6 @@ from client_sdk.recovery import Recovery, deliver_elsewhere
 from client_sdk.run_status import State, Status
 from client_sdk.sender import Sender
 from client_sdk.spool import Spool
-
-MAX_ALERTS: Final = 256  # that wait for the next `log`; the oldest is dropped
 
 _NO_PARTS: Final[list[tuple[int, Pending]]] = []
 _alive: Final[weakref.WeakSet[Run]] = weakref.WeakSet()
@@ -69,8 +67,8 @@ class Run:
         self._is_forked = False
         self._panel: Panel | None = None
         self._layout_count = 0
-        self._callbacks: list[Callable[[Alert], Any]] = []
-        self._alerts: deque[Alert] = deque(maxlen=MAX_ALERTS)
+        self._inbox = AlertInbox(self._notices, began_at=time.time())
+        self._alerts = self._inbox.waiting
         self._dropped = 0
         self._last_step = -1
         self._last_time: float | None = None
@@ -110,7 +108,7 @@ class Run:
             recorder = self._recorder
             assert recorder is not None
             if self._alerts:
-                self._run_callbacks()
+                self._tell_alerts()
             moment = time.perf_counter()
             if step is None:
                 step = self._last_step + 1
@@ -141,12 +139,27 @@ class Run:
             self._dropped += 1
             self._notices.caught("log", "log()", error)
 
-    def on_alert(self, callback: Callable[[Alert], Any]) -> None:
-        """Call ``callback`` on the training thread, inside the next `log`, when an alert opens, changes or closes."""
+    def on_alert(self, callback: Callback) -> None:
+        """Call ``callback`` on the training thread, inside the next `log`, when an alert of the run opens, escalates or
+        is resolved: `TrainingAlert.change` says which, and each comes once, also after a lost connection.
+
+        Every rank that logs hears of every alert of the run, each in a `log` of its own. What the callback raises is
+        reported, and training goes on; training waits for it, and is told where that takes more than a second.
+        """
         if not callable(callback):
             self._notices.warn("bad_callback", f"on_alert got {callback!r:.80}, which cannot be called; it is ignored")
             return
-        self._callbacks.append(callback)
+        self._inbox.add(callback)
+
+    def off_alert(self, callback: Callback) -> None:
+        """Take back `on_alert`; a callback that was not there is mentioned once."""
+        if not self._inbox.remove(callback):
+            self._notices.warn("bad_callback", f"off_alert got {callback!r:.80}, which on_alert never did")
+
+    @property
+    def open_alerts(self) -> tuple[Alert, ...]:
+        """Those that are open as far as this process knows, with the date that was told last."""
+        return self._inbox.open
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until everything logged so far is acknowledged. False when that took longer than ``timeout`` seconds,
@@ -188,6 +201,7 @@ class Run:
             dropped=dropped,
             connected=sender is not None and sender.connected,
             last_error=self._notices.last_error,
+            callback_seconds=self._inbox.callback_seconds,
             warnings=dict(self._notices.counts),
         )
 
@@ -241,7 +255,7 @@ class Run:
                 spool,
                 self.settings.endpoint,
                 self._notices,
-                on_alert=self._alerts.append,
+                on_alert=self._inbox.deliver,
                 earlier=recovery.claim(spool.hello),
             )
             self._sender.start()
@@ -288,14 +302,10 @@ class Run:
         self._panel = panel
         return panel
 
-    def _run_callbacks(self) -> None:
-        while self._alerts:
-            alert = self._alerts.popleft()
-            for callback in tuple(self._callbacks):
-                try:
-                    callback(alert)
-                except Exception as error:
-                    self._notices.caught("callback", "the on_alert callback", error)
+    def _tell_alerts(self) -> None:
+        seconds = self._inbox.tell()
+        if self._last_time is not None:
+            self._last_time += seconds  # a checkpoint that a callback saves is no slow step
 
     # -- inside: the end --
 

@@ -28,5 +28,7 @@ class Status:
     """Lost in whole or in part: no room, too large, a bad step, logged after `finish` or in a forked process."""
     connected: bool
     last_error: str | None
+    callback_seconds: float
+    """That training has waited for callbacks of `on_alert`."""
     warnings: Mapping[str, int]
     """How often each cause of trouble occurred; the first of each was printed."""

@@ -221,6 +221,8 @@ class Sender:
             message = connection.receive(min(remaining, FLUSH_INTERVAL))
             if isinstance(message, Welcome):
                 return message
+            if isinstance(message, AlertNotice):
+                self._on_alert(message.alert)
             if isinstance(message, Error):
                 raise TransportError(message.code, message.message, retryable=message.retryable)
         raise TransportError("unreachable", f"{self._endpoint.url} did not answer the hello")

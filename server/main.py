@@ -101,6 +101,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     ingest = IngestEndpoint(
         pipeline=pipeline,
         broker=broker,
+        alerts=AlertStore(database),
         authenticator=authenticator,
         limits=IngestLimits(
             frame_bytes=config.max_frame_bytes,

@@ -97,10 +97,10 @@ class Rule:
             raise RuleFieldError("id", "1 … 64 lower-case letters, digits and hyphens, no hyphen at either end")
         if not self.name.strip() or len(self.name) > 120:
             raise RuleFieldError("name", "1 … 120 characters")
-        for name in ("project", "tag", "run_name", "scalar", "statistic", "layers"):
+        for name in ("name", "project", "tag", "run_name", "scalar", "statistic", "layers"):
             text = getattr(self, name)
-            if text is not None and not 1 <= len(text) <= MAX_TEXT:
-                raise RuleFieldError(name, f"1 … {MAX_TEXT} characters, or leave it out")
+            if text is not None and not (1 <= len(text) <= MAX_TEXT and text.isprintable()):
+                raise RuleFieldError(name, f"1 … {MAX_TEXT} printable characters, or leave it out")
         self._check_series()
         self._check_condition()
         if not 1 <= self.for_steps <= MAX_FOR_STEPS:

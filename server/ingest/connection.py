@@ -31,16 +31,18 @@ from client_sdk.protocol import (
     encode,
 )
 from server.broker import Broker
+from server.broker.message import RESYNC
 from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
 from server.models import Principal
 from server.pipeline.pipeline import Pipeline, Writer
-from server.storage.alerts import to_alert
+from server.storage.alerts import AlertStore, to_alert
 
 logger = logging.getLogger(__name__)
 
 SEND_TIMEOUT = 30.0  # seconds; a client that does not read its answers is let go
+CATCH_UP_DELAYS = (0.5, 2.0, 10.0)  # seconds between tries to read what a writer may have missed
 MAX_CLOSE_REASON = 120  # bytes that fit a close frame
 
 GOING_AWAY = ("going_away", "the server is shutting down; connect again and go on")
@@ -56,12 +58,22 @@ class IngestLimits:
 
 
 class Connection:
-    def __init__(self, socket: WebSocket, pipeline: Pipeline, broker: Broker, limits: IngestLimits, name: str) -> None:
+    def __init__(
+        self,
+        socket: WebSocket,
+        *,
+        pipeline: Pipeline,
+        broker: Broker,
+        alerts: AlertStore,
+        limits: IngestLimits,
+        name: str,
+    ) -> None:
         """``socket`` is accepted. ``name``: what `Welcome` calls this server."""
         self.ended = asyncio.Event()
         self._socket = socket
         self._pipeline = pipeline
         self._broker = broker
+        self._alerts = alerts
         self._limits = limits
         self._name = name
         self._frames = FrameQueue(limits.queued_frames)
@@ -168,11 +180,11 @@ class Connection:
         same_run = self._writer is not None and self._writer.registration.run_id == writer.registration.run_id
         self._writer = writer
         self._pipeline.connect(writer)
+        await self._send(Welcome(run_id=writer.registration.run_id, last_seq=writer.last_seq, server=self._name))
         if not same_run:
             if self._notifier is not None:
                 self._notifier.cancel()
             self._notifier = asyncio.create_task(self._notify(writer.registration.run_id))
-        await self._send(Welcome(run_id=writer.registration.run_id, last_seq=writer.last_seq, server=self._name))
 
     async def _commit(self, batches: Sequence[Batch]) -> None:
         if not batches:
@@ -201,10 +213,25 @@ class Connection:
     async def _notify(self, run_id: str) -> None:
         alerts = self._broker.subscribe(run_ids=frozenset({run_id}), project=None, types=frozenset({"alert"}))
         async with alerts as subscription:
+            await self._catch_up(run_id)
             while True:
                 delivery = await subscription.get()
                 if delivery.type == "alert":
                     await self._send(AlertNotice(alert=to_alert(delivery.body()["alert"])))
+                elif delivery.type == RESYNC:
+                    await self._catch_up(run_id)
+
+    async def _catch_up(self, run_id: str) -> None:
+        """What the writer may have missed. It tells by itself what it has heard before."""
+        for delay in (*CATCH_UP_DELAYS, None):
+            try:
+                for alert in await self._alerts.lately(run_id):
+                    await self._send(AlertNotice(alert=to_alert(alert)))
+                return
+            except DatabaseError as error:
+                logger.warning("ingest: alerts are not read: %s", error, extra={"action": "ingest_storage_unavailable"})
+                if delay is not None:
+                    await asyncio.sleep(delay)
 
     async def _send(self, message: ServerMessage) -> None:
         """To a peer that is gone nothing is sent: what it sent before is committed all the same."""

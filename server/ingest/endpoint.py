@@ -13,15 +13,24 @@ from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.connection import GOING_AWAY, Connection, IngestLimits
 from server.models import Principal, Scope
 from server.pipeline.pipeline import Pipeline
+from server.storage.alerts import AlertStore
 
 
 class IngestEndpoint:
     def __init__(
-        self, *, pipeline: Pipeline, broker: Broker, authenticator: Authenticator, limits: IngestLimits, name: str
+        self,
+        *,
+        pipeline: Pipeline,
+        broker: Broker,
+        alerts: AlertStore,
+        authenticator: Authenticator,
+        limits: IngestLimits,
+        name: str,
     ) -> None:
         """``name``: what `Welcome` calls this server."""
         self._pipeline = pipeline
         self._broker = broker
+        self._alerts = alerts
         self._authenticator = authenticator
         self._limits = limits
         self._name = name
@@ -31,7 +40,14 @@ class IngestEndpoint:
     async def handle(self, socket: WebSocket) -> None:
         """Serve one connection to its end."""
         await socket.accept()
-        connection = Connection(socket, self._pipeline, self._broker, self._limits, self._name)
+        connection = Connection(
+            socket,
+            pipeline=self._pipeline,
+            broker=self._broker,
+            alerts=self._alerts,
+            limits=self._limits,
+            name=self._name,
+        )
         try:
             principal = await self._admit(socket)
         except IngestError as error:

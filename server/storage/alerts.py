@@ -12,6 +12,8 @@ from server.models import AlertState
 from server.schema import alerts, runs
 from server.storage.database import Database
 
+MAX_LATELY = 64  # of each; more than a training process is told at once helps nobody
+
 
 class AlertStore:
     def __init__(self, database: Database) -> None:
@@ -41,6 +43,19 @@ class AlertStore:
             query = query.where(alerts.c.kind == kind)
         async with self._database.read() as connection:
             return [alert_json(row) for row in await connection.execute(query)]
+
+    async def lately(self, run_id: str) -> list[dict[str, Any]]:
+        """What a training process that was away may have missed: the open alerts of a run and the last that closed, in
+        the order in which they opened."""
+        of_run = select(alerts).where(alerts.c.run_id == run_id)
+        is_open = alerts.c.state != AlertState.RESOLVED
+        queries = (
+            of_run.where(is_open).order_by(alerts.c.opened_at.desc()).limit(MAX_LATELY),
+            of_run.where(~is_open).order_by(alerts.c.closed_at.desc()).limit(MAX_LATELY),
+        )
+        async with self._database.read() as connection:
+            found = [alert_json(row) for query in queries for row in await connection.execute(query)]
+        return sorted(found, key=lambda alert: (alert["opened_at"], alert["step"], alert["id"]))
 
     async def get(self, alert_id: str) -> dict[str, Any] | None:
         async with self._database.read() as connection:

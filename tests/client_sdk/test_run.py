@@ -520,10 +520,13 @@ def test_callback_that_raises_is_said_once_and_the_others_are_called(
     run.on_alert(lambda one: received.append(one.id))
     run.on_alert(3)  # type: ignore[arg-type]
     for number in range(3):
-        run._alerts.append(alert(number))
+        run._inbox.deliver(alert(number))
         run.log({})
     assert received == ["0", "1", "2"]
-    assert run.status().warnings == {"bad_callback": 1, "callback": 3}
+    (cause,) = (cause for cause in run.status().warnings if cause != "bad_callback")
+    assert cause.startswith("callback:")
+    assert cause.endswith("broken:RuntimeError")
+    assert run.status().warnings == {"bad_callback": 1, cause: 3}
     assert len(warnings_of(caplog)) == 2
 
 
@@ -532,9 +535,53 @@ def test_flood_of_alerts_drops_the_oldest(make_run: MakeRun) -> None:
     received: list[str] = []
     run.on_alert(lambda one: received.append(one.id))
     for number in range(300):
-        run._alerts.append(alert(number))
+        run._inbox.deliver(alert(number))
     run.log({})
     assert received == [str(number) for number in range(300 - 256, 300)]
+    assert run.status().warnings == {"alerts_dropped": 300 - 256}
+
+
+def test_a_removed_callback_hears_nothing_more(make_run: MakeRun) -> None:
+    run = make_run()
+    received: list[str] = []
+
+    def callback(one: Alert) -> None:
+        received.append(one.id)
+
+    run.on_alert(callback)
+    run._inbox.deliver(alert(1))
+    run.log({})
+    run.off_alert(callback)
+    run._inbox.deliver(alert(2))
+    run.log({})
+    run.off_alert(callback)
+    assert received == ["1"]
+    assert run.status().warnings == {"bad_callback": 1}
+
+
+def test_a_slow_callback_is_measured_and_said_and_is_no_slow_step(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = iter(range(0, 10_000, 3))  # each look at the clock is three seconds later
+    monkeypatch.setattr("client_sdk.inbox.time.perf_counter", lambda: float(next(clock)))
+    run = make_run()
+    run.on_alert(lambda one: None)
+    run.log({}, step=0)
+    run._inbox.deliver(alert(1))
+    run.log({}, step=1)
+    assert run.status().callback_seconds == 9.0
+    assert "took 3.0 s" in caplog.text
+    assert kept(run)[1].scalars["step_time"] < 9.0
+
+
+def test_a_callback_may_log(make_run: MakeRun) -> None:
+    run = make_run()
+    run.on_alert(lambda one: run.log({"alerts": 1.0}))
+    for number in range(2):
+        run._inbox.deliver(alert(number))
+    run.log({"loss": 1.0})
+    names = [sorted(record.scalars.keys() - {"step_time"}) for record in kept(run)]
+    assert names == [["alerts"], ["alerts"], ["loss"]]
 
 
 # -- threads --

@@ -32,6 +32,8 @@ def rule(**fields: Any) -> Rule:
         ("scalar", {"scalar": None}),
         ("statistic", {"statistic": "grad_norm"}),
         ("layers", {"layers": ""}),
+        ("name", {"name": "two\nlines"}),
+        ("project", {"project": "a\x00b"}),
         ("for_steps", {"for_steps": 0}),
         ("cooldown_minutes", {"cooldown_minutes": -1.0}),
     ],

@@ -1,0 +1,121 @@
+"""Alerts on their way into the training loop: what a callback hears, when, and what becomes of its troubles.
+
+Owns the memory of what was told, so that an alert that comes again (a reconnection, another server) is told once, and
+each of its three changes once. `deliver` belongs to the sender thread, everything else to threads that train.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+from client_sdk.notices import Notices
+from client_sdk.protocol import Alert
+
+Change = Literal["opened", "escalated", "resolved"]
+
+MAX_WAITING: Final = 256  # that wait for the next `log`; the oldest is dropped
+MAX_KNOWN: Final = 1024  # alerts whose last state is remembered
+SLOW: Final = 1.0  # seconds that a callback may take before it is mentioned
+_RANK: Final = {"watch": 0, "warning": 1, "critical": 2}
+
+
+class TrainingAlert(Alert, frozen=True, kw_only=True):
+    """An `Alert` as a callback gets it: with what changed."""
+
+    change: Change
+    """opened; escalated to a higher level; or resolved, which may be the first that is heard of it."""
+
+
+Callback = Callable[[TrainingAlert], Any]
+
+
+class AlertInbox:
+    """Of one run."""
+
+    def __init__(self, notices: Notices, *, began_at: float) -> None:
+        """``began_at``: Unix time of the beginning of this process's part of the run."""
+        self.waiting: deque[TrainingAlert] = deque(maxlen=MAX_WAITING)
+        """What the next `log` tells."""
+        self.callback_seconds = 0.0
+        """That training has waited for callbacks."""
+        self._notices = notices
+        self._began_at = began_at
+        self._callbacks: list[Callback] = []
+        self._known: dict[str, Alert] = {}
+        self._telling = threading.Lock()
+
+    @property
+    def open(self) -> tuple[Alert, ...]:
+        """The alerts that are open as far as is known, as they were told last, dates that moved included."""
+        return tuple(alert for alert in tuple(self._known.values()) if alert.state != "resolved")
+
+    def add(self, callback: Callback) -> None:
+        self._callbacks.append(callback)
+
+    def remove(self, callback: Callback) -> bool:
+        """False when it was not there."""
+        try:
+            self._callbacks.remove(callback)
+        except ValueError:
+            return False
+        return True
+
+    def deliver(self, alert: Alert) -> None:
+        """Called from the sender thread: an alert as the server told it, perhaps not for the first time."""
+        before = self._known.pop(alert.id, None)
+        if before is not None and before.state == "resolved":
+            self._known[alert.id] = before
+            return
+        self._known[alert.id] = alert
+        if len(self._known) > MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        change = self._change(before, alert)
+        if change is not None:
+            if len(self.waiting) == MAX_WAITING:
+                self._notices.note("alerts_dropped", "more alerts than callbacks could hear; the oldest are dropped")
+            fields = {name: getattr(alert, name) for name in alert.__struct_fields__}
+            self.waiting.append(TrainingAlert(**fields, change=change))
+
+    def tell(self) -> float:
+        """Call every callback with what waits; the seconds that took. In a callback it does nothing."""
+        if not self._telling.acquire(blocking=False):
+            return 0.0
+        try:
+            began = time.perf_counter()
+            while self.waiting:
+                alert = self.waiting.popleft()
+                for callback in tuple(self._callbacks):
+                    self._call(callback, alert)
+            seconds = time.perf_counter() - began
+            self.callback_seconds += seconds
+            return seconds
+        finally:
+            self._telling.release()
+
+    def _call(self, callback: Callback, alert: TrainingAlert) -> None:
+        name = getattr(callback, "__qualname__", type(callback).__qualname__)
+        began = time.perf_counter()
+        try:
+            callback(alert)
+        except Exception as error:
+            self._notices.caught(f"callback:{name}:{type(error).__name__}", f"the on_alert callback {name}", error)
+        seconds = time.perf_counter() - began
+        if seconds > SLOW:
+            self._notices.warn(
+                f"slow_callback:{name}",
+                f"the on_alert callback {name} took {seconds:.1f} s, and training waited for it; leave the work to a "
+                "thread if that is not meant",
+            )
+
+    def _change(self, before: Alert | None, alert: Alert) -> Change | None:
+        """What is new about an alert; None where nothing is that a callback hears."""
+        if alert.state == "resolved":
+            # What was over before this process began is none of its business. Alerts carry the training's own time.
+            return None if before is None and alert.opened_at < self._began_at else "resolved"
+        if before is None:
+            return "opened"
+        return "escalated" if _RANK.get(alert.level, 0) > _RANK.get(before.level, 0) else None
