@@ -38,6 +38,9 @@ from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
+from server.notifications.picture import Painter
+from server.notifications.sender import Sender
+from server.notifications.zero_setup import add_slack_webhook, check_slack_webhook
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
 from server.pipeline.rehearsal import Rehearsal
@@ -55,6 +58,7 @@ from server.storage.histogram import HistogramQuery
 from server.storage.layouts import LayoutStore
 from server.storage.lru import ByteLru
 from server.storage.monitors import MonitorStore
+from server.storage.outbox import OutboxStore
 from server.storage.reader import BucketReader
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
@@ -90,7 +94,20 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     fleet = FleetQuery(database, run_store, layouts)
     reader = BucketReader(database, cache)
     authenticator = Authenticator(TokenStore(database), admin_token=config.admin_token)
-    pipeline = make_pipeline(config, database, broker)
+    secrets = load_secret_box(config.secret_key, config.secret_key_file)
+    channel_store = ChannelStore(database)
+    if config.slack_webhook is not None:
+        check_slack_webhook(config.slack_webhook, allow_private=config.notify_allow_private)
+    messenger = Messenger(
+        outbound=Outbound(allow_private=config.notify_allow_private),
+        secrets=secrets,
+        slack_api_url=config.slack_api_url,
+        public_url=config.open_url,
+        clock=time.time,
+    )
+    series = SeriesQuery(run_store, reader)
+    sender = Sender(OutboxStore(database), messenger, Painter(series).paint, time.time)
+    pipeline = make_pipeline(config, database, broker, alerts_stored=sender.wake)
     deleter = Deleter(
         DeletionStore(database),
         forget=pipeline.forget,
@@ -113,18 +130,13 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     )
     live = LiveEndpoint(broker, authenticator)
     compactor = Compactor(SpanStore(database), config.compact_every)
-    secrets = load_secret_box(config.secret_key, config.secret_key_file)
-    messenger = Messenger(
-        outbound=Outbound(allow_private=config.notify_allow_private),
-        secrets=secrets,
-        slack_api_url=config.slack_api_url,
-        public_url=config.open_url,
-        clock=time.time,
-    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await broker.start()
+        if config.slack_webhook is not None:
+            await add_slack_webhook(channel_store, secrets, config.slack_webhook, time.time())
+        sender.start()
         await pipeline.start()
         compacting = asyncio.create_task(compactor.run())
         deleter.start()
@@ -135,6 +147,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
             compacting.cancel()
             await asyncio.gather(compacting, return_exceptions=True)
             await pipeline.stop()
+            await sender.stop()
             await messenger.close()
             await broker.stop()
             await database.close()
@@ -155,12 +168,12 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         runs=run_store,
         fleet=fleet,
         layouts=layouts,
-        series=SeriesQuery(run_store, reader),
+        series=series,
         heatmap=HeatmapQuery(layouts, reader),
         histograms=HistogramQuery(database),
         events=EventStore(database),
         alerts=AlertStore(database),
-        channels=ChannelStore(database),
+        channels=channel_store,
         secrets=secrets,
         messenger=messenger,
         rules=RuleStore(database),
@@ -215,7 +228,12 @@ def make_broker(config: Config) -> Broker:
 
 
 def make_pipeline(
-    config: Config, database: Database, broker: Broker, *, follower_idle: float = FOLLOWER_IDLE
+    config: Config,
+    database: Database,
+    broker: Broker,
+    *,
+    follower_idle: float = FOLLOWER_IDLE,
+    alerts_stored: Callable[[], None] = lambda: None,
 ) -> Pipeline:
     """What commits and detects, for a server or for an import."""
     run_store, layouts = RunStore(database), LayoutStore(database)
@@ -232,6 +250,7 @@ def make_pipeline(
         stale_after=config.stale_after,
         heartbeat_every=config.heartbeat_every,
         follower_idle=follower_idle,
+        alerts_stored=alerts_stored,
     )
 
 

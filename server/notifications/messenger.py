@@ -44,9 +44,7 @@ class Messenger:
         self._apprise.close()
         await self._outbound.close()
 
-    async def deliver(
-        self, channel: Channel, message: Message, thread: str | None = None, picture: bytes | None = None
-    ) -> Answer:
+    async def deliver(self, channel: Channel, message: Message, thread: str | None = None) -> Answer:
         """One attempt. Raises nothing that a channel could cause."""
         try:
             contents = self._secrets.open(channel.sealed)
@@ -56,11 +54,14 @@ class Messenger:
         if channel.kind is ChannelKind.SLACK_WEBHOOK:
             return await post_webhook(self._outbound, secret, message)
         if channel.kind is ChannelKind.SLACK_BOT:
-            bot = SlackBot(self._outbound, secret, str(channel.settings.get("channel", "")), self._slack_api_url)
-            return await bot.post(message, thread, picture)
+            return await self._bot(channel, secret).post(message, thread)
         if channel.kind is ChannelKind.WEBHOOK:
             return await post_signed(self._outbound, secret, contents["signing_key"], message, self._clock())
         return await self._apprise.post(secret, message)
+
+    async def illustrate(self, channel: Channel, posted: Answer, picture: bytes) -> None:
+        """Put a picture under a message of a Slack bot."""
+        await self._bot(channel, self._secrets.open(channel.sealed)["secret"]).show(picture, posted)
 
     async def test(self, channel: Channel) -> dict[str, Any]:
         """Send a test message now, and say what the other side said."""
@@ -72,3 +73,6 @@ class Messenger:
             "answer": str(answer),
             "seconds": round(asyncio.get_running_loop().time() - started, 3),
         }
+
+    def _bot(self, channel: Channel, token: str) -> SlackBot:
+        return SlackBot(self._outbound, token, str(channel.settings.get("channel", "")), self._slack_api_url)

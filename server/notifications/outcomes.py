@@ -37,6 +37,8 @@ class Answer:
     """Seconds."""
     thread: str | None = None
     """Slack's name of the message, under which later ones are put."""
+    place: str | None = None
+    """Slack's id of the channel that the message is in."""
     forbidden: bool = False
     """We refused to connect: the address is one of our own network."""
 

@@ -42,7 +42,6 @@ class SlackBot:
     def __init__(self, outbound: Outbound, token: str, channel: str, api_url: str) -> None:
         self._outbound = outbound
         self._channel = channel
-        self._posted_in = channel
         self._client = AsyncWebClient(
             token=token,
             base_url=api_url,
@@ -52,14 +51,12 @@ class SlackBot:
             retry_handlers=[],  # when to try again is decided in one place, `outcomes`
         )
 
-    async def post(self, message: Message, thread: str | None, picture: bytes | None = None) -> Answer:
-        """The answer carries the thread that later messages go into."""
+    async def post(self, message: Message, thread: str | None) -> Answer:
+        """The answer carries the thread that later messages go into, and the channel's id."""
         answer = await self._say(message, thread, {**payload(message), "metadata": metadata(message)})
         if fate(answer) is Fate.REFUSED:
             logger.warning("Slack refused the blocks of a message (%s)", answer, extra={"action": "blocks_refused"})
             answer = await self._say(message, thread, plain_payload(message))
-        if picture is not None and fate(answer) is Fate.SENT:
-            await self._show(answer, thread, picture, message)
         return answer
 
     async def _say(self, message: Message, thread: str | None, body: dict[str, Any]) -> Answer:
@@ -80,25 +77,23 @@ class SlackBot:
             return Answer(status=None, code="Slack's answer cannot be read")
         except NETWORK_ERRORS as error:
             return answer_to(error)
-        self._posted_in = str(said.get("channel") or self._channel)  # its id, where a name was entered
-        return Answer(status=200, thread=thread or str(said.get("ts") or "") or None)
+        place = str(said.get("channel") or self._channel)  # its id, where a name was entered
+        return Answer(status=200, thread=thread or str(said.get("ts") or "") or None, place=place)
 
-    async def _show(self, answer: Answer, thread: str | None, picture: bytes, message: Message) -> None:
-        """A picture under the message. Where it fails the message stands without it."""
+    async def show(self, picture: bytes, posted: Answer) -> None:
+        """A picture in the thread of a message. Where it fails the message stands without it."""
         try:
             await self._client.files_upload_v2(
                 filename=PICTURE_NAME,
                 content=picture,
                 title="Loss and λ_max / limit around now",
                 alt_txt="Loss and λ_max over its limit at the last steps",
-                channel=self._posted_in,
-                thread_ts=thread or answer.thread,
+                channel=posted.place,
+                thread_ts=posted.thread,
             )
         except (SlackClientError, *NETWORK_ERRORS) as error:
             reason = str(_refusal(error)) if isinstance(error, SlackApiError) else type(error).__name__
-            logger.warning(
-                "the picture of message %s was not taken (%s)", message.id, reason, extra={"action": "picture_failed"}
-            )
+            logger.warning("a picture was not taken (%s)", reason, extra={"action": "picture_failed"})
 
 
 def _refusal(error: SlackApiError) -> Answer:

@@ -64,7 +64,10 @@ class Pipeline:
         stale_after: float,
         heartbeat_every: float,
         follower_idle: float = FOLLOWER_IDLE,
+        alerts_stored: Callable[[], None] = lambda: None,
     ) -> None:
+        """``alerts_stored``: what to do as soon as alerts have changed and are committed. It must not block."""
+        self._alerts_stored = alerts_stored
         self._runs = runs
         self._layouts = layouts
         self._segments = segments
@@ -217,6 +220,8 @@ class Pipeline:
             return held[0]
 
         async def publish(alerts: Sequence[dict[str, Any]], events: Sequence[Event]) -> None:
+            if alerts:
+                self._alerts_stored()
             for alert in alerts:
                 await self._publish(run_id, {"type": "alert", "alert": alert})
             await self._publish_events(run_id, events)

@@ -125,8 +125,8 @@ class OutboxStore:
             )
             return to_channel(row)
 
-    async def read(self, channel_id: str, now: float, since: float) -> Mailbox:
-        """What a claimed channel waits to be told, and what it was told after ``since`` and of the same runs."""
+    async def read(self, channel_id: str, now: float) -> Mailbox:
+        """What a claimed channel waits to be told, and what it was told of the same runs, and of all lately."""
         waiting_query = (
             select(
                 outbox,
@@ -144,8 +144,9 @@ class OutboxStore:
         )
         async with self._database.snapshot() as connection:
             waiting = tuple(_to_row(row) for row in await connection.execute(waiting_query))
+            settings = await read_settings(connection, now)
             about = or_(
-                told.c.told_at > since,
+                told.c.told_at > now - settings.digest.window_seconds,
                 told.c.run_id.in_({row.run_id for row in waiting}),
                 told.c.incident_id.in_({row.incident_id for row in waiting}),
             )
@@ -155,7 +156,7 @@ class OutboxStore:
             return Mailbox(
                 waiting=waiting,
                 told=tuple(_to_told(row) for row in known),
-                settings=await read_settings(connection, now),
+                settings=settings,
             )
 
     async def begin(self, channel_id: str, owner: str, ids: Sequence[int], until: float) -> bool:

@@ -35,7 +35,7 @@ class Prepared:
     """How one request is answered."""
 
     status: int
-    body: str = "ok"
+    body: str = ""
     headers: Mapping[str, str] | None = None
     hang: bool = False
     """Answer only when the postbox is closed."""

@@ -1,0 +1,164 @@
+"""A small picture of loss and λ_max over its limit, for messages that can carry one.
+
+Owns what is drawn; numbers come from `SeriesQuery`. The font that comes with Pillow has no Greek letters, so λ_max is
+spelled out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from server.errors import CorruptDataError, DatabaseError
+from server.storage.buckets import Buckets
+from server.storage.series import SeriesQuery
+
+WIDTH: Final = 760  # pixels
+HEIGHT: Final = 380
+SCALE: Final = 2
+"""Drawn so many times larger and reduced: Pillow's lines have no soft edges."""
+BEHIND: Final = 300
+"""Steps before now that are shown."""
+LEFT: Final = 64
+RIGHT: Final = 16
+INK, MUTED, GRID, ACCENT, DANGER = "#1b1d21", "#666a71", "#e4e4e0", "#2f6fde", "#c8371b"
+Points = Sequence[tuple[float, float]]
+"""Step and value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One of the two curves."""
+
+    title: str
+    points: Points
+    logarithmic: bool
+    limit: float | None = None
+
+
+def draw(panels: Sequence[Panel], now: int, predicted: tuple[int, int, int] | None) -> bytes:
+    """A PNG with a panel above another. ``predicted``: low, best, high of the spike that is expected."""
+    image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "#ffffff")
+    canvas = ImageDraw.Draw(image)
+    first = min((panel.points[0][0] for panel in panels if panel.points), default=float(now))
+    last = max(float(now), *(panel.points[-1][0] for panel in panels if panel.points), 0.0)
+    if predicted is not None:
+        last = max(last, min(float(predicted[2]), now + float(BEHIND)))
+    last += 0.02 * (last - first) + 1
+    height = HEIGHT // len(panels)
+
+    def x(step: float) -> float:
+        return SCALE * (LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT))
+
+    for number, panel in enumerate(panels):
+        top, bottom = number * height + 30, (number + 1) * height - 24
+        if predicted is not None:
+            low, best, high = predicted
+            if low < last:
+                band = (x(low), SCALE * top, x(min(high, last)), SCALE * bottom)
+                canvas.rectangle(band, fill="#f9e3de")
+                if best < last:
+                    canvas.line((x(best), SCALE * top, x(best), SCALE * bottom), fill=DANGER, width=SCALE)
+        _panel(canvas, panel, top, bottom, x)
+        canvas.line((x(now), SCALE * top, x(now), SCALE * bottom), fill=MUTED, width=SCALE)
+    for step in _ticks(first, last, 6):
+        canvas.text((x(step), SCALE * (HEIGHT - 20)), f"{step:,.0f}", fill=MUTED, font=_font(11), anchor="ma")
+    out = io.BytesIO()
+    image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+class Painter:
+    """Pictures of runs."""
+
+    def __init__(self, series: SeriesQuery) -> None:
+        self._series = series
+
+    async def paint(self, run_id: str, step: int, predicted: tuple[int, int, int] | None) -> bytes | None:
+        """The last steps up to ``step``; None where there is no loss, or it cannot be read."""
+        names = ("loss", "lambda_max", "stability_limit")
+        try:
+            found = await self._series.read(
+                run_id, names, step_from=max(0, step - BEHIND), step_to=step, points=BEHIND + 1
+            )
+        except (DatabaseError, CorruptDataError):
+            return None  # whoever opens the run's page sees why
+        width = found.bucket_steps
+        loss = points(found.series.get("loss"), width)
+        if not loss:
+            return None
+        panels = [Panel(title="loss", points=loss, logarithmic=True)]
+        ratio = _ratio(found.series.get("lambda_max"), found.series.get("stability_limit"), width)
+        if ratio:
+            panels.append(Panel(title="lambda_max / limit", points=ratio, logarithmic=False, limit=1.0))
+        return await asyncio.to_thread(draw, panels, step, predicted)
+
+
+def points(buckets: Buckets | None, width: int) -> list[tuple[float, float]]:
+    """The greatest value of each bucket that has one."""
+    if buckets is None:
+        return []
+    values: NDArray[np.floating] = buckets.max[0]
+    finite = np.isfinite(values)
+    return list(zip((buckets.numbers[finite] * width).tolist(), values[finite].tolist(), strict=True))
+
+
+def _ratio(curvature: Buckets | None, limit: Buckets | None, width: int) -> list[tuple[float, float]]:
+    limits = dict(points(limit, width))
+    return [(step, value / limits[step]) for step, value in points(curvature, width) if limits.get(step, 0.0) > 0]
+
+
+def _panel(canvas: ImageDraw.ImageDraw, panel: Panel, top: int, bottom: int, x: Callable[[float], float]) -> None:
+    values = [value for _, value in panel.points if value > 0 or not panel.logarithmic]
+    if panel.limit is not None:
+        values.append(panel.limit)
+    canvas.text((SCALE * LEFT, SCALE * (top - 8)), panel.title, fill=INK, font=_font(13), anchor="lb")
+    if not values:
+        return
+    scale: Callable[[float], float] = math.log10 if panel.logarithmic else float
+    low, high = scale(min(values)), scale(max(values))
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+    def y(value: float) -> float:
+        return SCALE * (bottom - (scale(value) - low) / (high - low) * (bottom - top))
+
+    for tick in _ticks(low, high, 4):
+        value = 10**tick if panel.logarithmic else tick
+        canvas.line((SCALE * LEFT, y(value), SCALE * (WIDTH - RIGHT), y(value)), fill=GRID, width=SCALE)
+        label = f"1e{tick:.0f}" if panel.logarithmic and tick == round(tick) else f"{value:.3g}"
+        canvas.text((SCALE * (LEFT - 6), y(value)), label, fill=MUTED, font=_font(11), anchor="rm")
+    if panel.limit is not None:
+        canvas.line((SCALE * LEFT, y(panel.limit), SCALE * (WIDTH - RIGHT), y(panel.limit)), fill=DANGER, width=SCALE)
+    curve = [(x(step), y(value)) for step, value in panel.points if value > 0 or not panel.logarithmic]
+    if len(curve) > 1:
+        canvas.line(curve, fill=ACCENT, width=2 * SCALE, joint="curve")
+    for point in curve if len(curve) < 30 else ():
+        canvas.circle(point, 2.5 * SCALE, fill=ACCENT)
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers within a range, at most so many.
+
+    >>> _ticks(0.0, 10.0, 5)
+    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    """
+    span = high - low
+    raw = span / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    width = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    first = math.ceil(low / width)
+    return [round(index * width, 12) for index in range(first, math.floor(high / width + 1e-9) + 1)]
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size * SCALE)
