@@ -130,6 +130,10 @@ class ApiClient:
         """The newest alerts of one run or of all."""
         return await self._get("/alerts", list[Alert], run=run_id, limit=ALERTS_SHOWN)
 
+    async def alert(self, alert_id: str) -> Alert:
+        """One alert."""
+        return await self._get(f"/alerts/{_segment(alert_id)}", Alert)
+
     async def acknowledge(self, alert_id: str) -> Alert:
         """Somebody has seen the alert."""
         response = await self._request("POST", f"/alerts/{_segment(alert_id)}/acknowledge", {}, {})

@@ -40,6 +40,9 @@ HISTOGRAM_TITLE: Final = "histogram-title"
 # The alerts page.
 ALERT_LIST: Final = "alert-list"
 
+# The page of one alert, which messages lead to.
+ALERT_ONE: Final = "alert-one"
+
 
 def panel(name: str) -> dict[str, str]:
     """Id of a graph that shares the step axis of the run page: "loss", "curvature" or "layers"."""

@@ -12,9 +12,17 @@
 
   const setProps = (id, props) => window.dash_clientside.set_props(id, props);
 
+  // A link in a message leads to a step: /runs/ID?step=712 shows what is around it.
+  const AROUND = 150;
+  function around(route) {
+    const asked = new URLSearchParams(window.location.search).get("step");
+    if (route.page !== "run" || asked === null || !/^\d{1,15}$/.test(asked)) return null;
+    return [Math.max(0, Number(asked) - AROUND), Number(asked) + AROUND];
+  }
+
   function fresh(route) {
     return {
-      page: route.page, run: route.run, range: null, follows, window: "", metric: "loss", stat: null, scale: "log",
+      page: route.page, run: route.run, alert: route.alert, range: around(route), follows, window: "", metric: "loss", stat: null, scale: "log",
       reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
     };
   }
@@ -61,7 +69,7 @@
     if (!data) return window.dash_clientside.no_update;
     follows += 1;
     view = fresh(data);
-    document.body.classList.remove("zoomed");
+    document.body.classList.toggle("zoomed", view.range !== null);
     document.body.dataset.page = data.page;
     return view;
   }

@@ -67,6 +67,22 @@ def kind_words(alert: Alert) -> str:
     return alert.kind.replace("-", " ")
 
 
+def single(alert: Alert, run_name: str, now: float) -> list[Component]:
+    """One alert alone, with its buttons while it is open, and the way to its run."""
+    parts: list[Component] = [
+        html.P(
+            dcc.Link(f"{run_name}, step {count(alert.step)}", href=f"/runs/{alert.run_id}?step={alert.step}"),
+            className="lead",
+        ),
+        _open_card(alert, now),
+    ]
+    if alert.advice and alert.is_open:
+        parts.append(_advice_card(alert, now))
+    if not alert.is_open:
+        parts.append(html.P(f"Settled: {result(alert)}", className="note"))
+    return parts
+
+
 def _open_card(alert: Alert, now: float) -> Component:
     title, band = headline(alert)
     return html.Section(
@@ -81,7 +97,7 @@ def _open_card(alert: Alert, now: float) -> Component:
             html.H2([title, " ", html.Span(band, className="band")] if band else title, className="headline"),
             html.P(_why(alert), className="why"),
             _evidence_table(alert),
-            _buttons(alert, now) if not alert.advice else None,
+            _buttons(alert, now) if alert.is_open and not alert.advice else None,
         ],
         className=f"card alert {tone(alert)}",
         **aria(label=f"Alert: {title}"),

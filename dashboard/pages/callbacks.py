@@ -14,6 +14,7 @@ from dashboard.client import ApiClient, ApiError
 from dashboard.config import DashboardConfig
 from dashboard.live import LiveFeed
 from dashboard.pages.alert_cards import SILENCE_MINUTES
+from dashboard.pages.alert_live import AlertLive
 from dashboard.pages.alerts_live import AlertsLive
 from dashboard.pages.fleet_live import FleetLive
 from dashboard.pages.run_live import RunLive
@@ -35,6 +36,8 @@ def page_factory(client: ApiClient) -> PageFactory:
                 return RunLive(client, run_id)
             case "alerts", _:
                 return AlertsLive(client)
+            case "alert", _ if view.alert_id is not None:
+                return AlertLive(client, view.alert_id)
             case _:
                 return None
 
@@ -63,10 +66,10 @@ def _register_routing(app: Dash) -> None:
         route = parse_path(path)
         return (
             page_content(route),
-            {"page": route.page, "run": route.run_id},
+            {"page": route.page, "run": route.run_id, "alert": route.alert_id},
             "here" if route.page == "fleet" else "",
             route.page != "run",
-            "here" if route.page == "alerts" else "",
+            "here" if route.page in ("alerts", "alert") else "",
         )
 
 

@@ -11,7 +11,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import ids
-from dashboard.pages import alerts, fleet, run
+from dashboard.pages import alert, alerts, fleet, run
 from dashboard.pages.attributes import aria
 
 
@@ -20,12 +20,13 @@ class Route:
     """What an address asks for."""
 
     page: str
-    """"fleet", "run", "alerts" or "missing"."""
+    """"fleet", "run", "alerts", "alert" or "missing"."""
     run_id: str | None = None
+    alert_id: str | None = None
 
 
 def parse_path(path: str | None) -> Route:
-    """The page of an address: `/`, `/runs/ID` or `/alerts`."""
+    """The page of an address: `/`, `/runs/ID`, `/alerts` or `/alerts/ID`."""
     parts = [unquote(part) for part in (path or "/").split("/") if part]
     match parts:
         case []:
@@ -34,6 +35,8 @@ def parse_path(path: str | None) -> Route:
             return Route(page="run", run_id=run_id)
         case ["alerts"]:
             return Route(page="alerts")
+        case ["alerts", alert_id]:
+            return Route(page="alert", alert_id=alert_id)
         case _:
             return Route(page="missing")
 
@@ -47,6 +50,8 @@ def page_content(route: Route) -> Component:
             return run.layout(run_id)
         case Route(page="alerts"):
             return alerts.layout()
+        case Route(page="alert"):
+            return alert.layout()
         case _:
             return _missing_page()
 

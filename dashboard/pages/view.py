@@ -16,6 +16,7 @@ class View:
 
     page: str
     run_id: str | None = None
+    alert_id: str | None = None
     step_range: tuple[float, float] | None = None
     """None follows the newest steps."""
     follows: int = 0
@@ -32,9 +33,9 @@ class View:
     """Layer and step whose histograms are shown."""
 
     @property
-    def place(self) -> tuple[str, str | None]:
-        """The page and its run: what must stay the same for a page's parts to be on screen."""
-        return self.page, self.run_id
+    def place(self) -> tuple[str, str | None, str | None]:
+        """The page and what it is about: what must stay the same for a page's parts to be on screen."""
+        return self.page, self.run_id, self.alert_id
 
 
 def parse_view(data: Any) -> View | None:
@@ -44,6 +45,7 @@ def parse_view(data: Any) -> View | None:
     return View(
         page=data["page"],
         run_id=_text(data.get("run")),
+        alert_id=_text(data.get("alert")),
         step_range=_range(data.get("range")),
         follows=_whole(data.get("follows")) or 0,
         window=_whole(data.get("window")),

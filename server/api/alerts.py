@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from server.api.access import Operator, Reader, ServicesOf, visible_alert, visible_run
-from server.api.answers import AlertAnswer
+from server.api.answers import AlertAnswer, PrecisionAnswer
 from server.api.encoding import json_response
 from server.api.errors import REFUSALS
+from server.errors import ApiError
 from server.models import AlertKind, AlertLevel, AlertState
 
 router = APIRouter(tags=["alerts"], responses=REFUSALS)
@@ -43,6 +44,22 @@ async def list_alerts(
         run_id=run, project=principal.project, state=state, level=level, kind=kind, limit=limit
     )
     return json_response(found)
+
+
+@router.get("/alerts/precision", response_model=PrecisionAnswer, summary="How the predictions turned out")
+async def precision(
+    services: ServicesOf,
+    principal: Reader,
+    project: Annotated[str | None, Query(max_length=256, description="Only runs of this project.")] = None,
+) -> Response:
+    if project is not None and not principal.may_see(project):
+        raise ApiError(403, "forbidden", "this token opens another project")
+    return json_response(await services.alerts.precision(project=project or principal.project))
+
+
+@router.get("/alerts/{alert_id}", response_model=AlertAnswer, summary="One alert")
+async def get_alert(services: ServicesOf, principal: Reader, alert_id: AlertId) -> Response:
+    return json_response(await visible_alert(services, principal, alert_id))
 
 
 @router.post("/alerts/{alert_id}/acknowledge", response_model=AlertAnswer, summary="Take note of an alert")

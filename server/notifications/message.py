@@ -157,7 +157,7 @@ def _headline(row: OutboxRow, change: Change) -> str:
         return f"Resolved at step {alert.updated_step:,}: {alert.title}{where}"
     what = _what(alert)
     if change is Change.ESCALATED:
-        return f"Now {alert.level}: {what[0].lower()}{what[1:]}{where}"
+        return f"Now {alert.level}: {what[:1].lower()}{what[1:]}{where}"
     return f"{what}{where}"
 
 
@@ -165,7 +165,7 @@ def _what(alert: Alert) -> str:
     """ "Spike predicted in ~85 steps (step 712, 698–731)", or the title of any other alert."""
     date = alert.predicted_step
     if alert.kind != AlertKind.SPIKE_PREDICTED or date is None:
-        return alert.title
+        return alert.title or alert.kind.replace("-", " ")
     word = "possible" if alert.level == AlertLevel.WATCH else "predicted"
     ahead = max(0, date.best - alert.updated_step)
     band = f"step {date.best:,}" + ("" if date.low == date.high else f", {date.low:,}–{date.high:,}")
@@ -189,7 +189,7 @@ def _facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
     for key, label, form in _EVIDENCE:
         value = _number(alert.evidence, key)
         if value is not None and len(facts) < 9:
-            facts.append((label, form.format(value)))
+            facts.append((label, form.format(value).replace("-", "−")))
     facts.append(("Level", alert.level))
     return tuple(facts)
 

@@ -1,7 +1,8 @@
 """A message as Slack's Block Kit. Pure.
 
-Nothing that a run's author typed can become markup, a mention or a link: sentences are ``plain_text``, names within
-``mrkdwn`` are code with `&`, `<`, `>` and the backtick replaced, nothing is unfurled, and no name is looked up.
+Nothing that a run's author typed can become markup, a mention or a link: sentences are ``plain_text``; within
+``mrkdwn`` names are code, and other text has what could be markup replaced by its likeness; `&`, `<` and `>` are
+escaped, nothing is unfurled, and no name is looked up.
 Limits: https://docs.slack.dev/reference/block-kit/blocks. What is longer is cut.
 """
 
@@ -19,8 +20,11 @@ MAX_FIELD: Final = 2_000
 MAX_FIELDS: Final = 10
 MAX_BUTTON: Final = 75
 MAX_URL: Final = 3_000
+MAX_NOTICE: Final = 600
+"""More is not read on a phone."""
 METADATA_EVENT: Final = "spikewatch_alert"
 
+NAMES: Final = frozenset({"Run", "Project", "Projects", "Leading layers", "Channel"})
 MARKS: Final = {"watch": "🟡", "warning": "🟠", "critical": "🔴"}
 CALM: Final = {Change.CONFIRMED: "🎯", Change.FALSE_ALARM: "⚪", Change.RESOLVED: "🟢"}
 
@@ -29,7 +33,7 @@ def payload(message: Message) -> dict[str, Any]:
     """What is posted to an incoming webhook; `chat.postMessage` takes the same and a channel."""
     headline = f"{_mark(message)} {message.headline}"
     return {
-        "text": escape(cut(headline, MAX_TEXT // 5)),
+        "text": _notice(headline),
         "mrkdwn": False,
         "unfurl_links": False,
         "unfurl_media": False,
@@ -39,7 +43,12 @@ def payload(message: Message) -> dict[str, Any]:
 
 def plain_payload(message: Message) -> dict[str, Any]:
     """The same without blocks, for a receiver that refuses them."""
-    return {"text": escape(cut(message.headline, MAX_TEXT // 5)), "mrkdwn": False, "unfurl_links": False}
+    return {"text": _notice(message.headline), "mrkdwn": False, "unfurl_links": False}
+
+
+def _notice(headline: str) -> str:
+    """The text of a notification on a phone, in which an address would become a link."""
+    return escape(cut(" ".join(headline.replace("://", ":∕∕").split()), MAX_NOTICE))
 
 
 def metadata(message: Message) -> dict[str, Any]:
@@ -56,8 +65,11 @@ def metadata(message: Message) -> dict[str, Any]:
 
 
 def escape(text: str) -> str:
-    """Slack's control characters as entities."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Slack's control characters as entities, and no others but line ends."""
+    return text.translate(_CONTROLS).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+_CONTROLS: Final = {number: " " for number in (*range(32), 127) if chr(number) != "\n"}
 
 
 def code(text: str) -> str:
@@ -84,14 +96,14 @@ def _blocks(message: Message, headline: str) -> list[dict[str, Any]]:
     is_reply = bool(message.about)
     blocks: list[dict[str, Any]] = []
     if is_reply or len(escape(headline)) > MAX_HEADER:
-        blocks.append(_section(f"*{_bold(headline)}*"))
+        blocks.append(_section(f"*{_bare(headline, MAX_TEXT - 2)}*"))
     else:
         blocks.append({"type": "header", "text": _plain(headline, MAX_HEADER)})
     if message.why:
         blocks.append({"type": "section", "text": _plain(message.why, MAX_TEXT)})
     facts = message.facts[:MAX_FIELDS]
     if facts:
-        fields = [_mrkdwn(f"*{label}*\n{code(value)}", MAX_FIELD) for label, value in facts]
+        fields = [_mrkdwn(f"*{label}*\n{_value(label, value)}", MAX_FIELD) for label, value in facts]
         blocks.append({"type": "section", "fields": fields})
     if message.members:
         lines = "\n".join(f"• {name}: {what}" if name else f"• {what}" for name, what in message.members)
@@ -105,6 +117,11 @@ def _blocks(message: Message, headline: str) -> list[dict[str, Any]]:
         blocks.append({"type": "actions", "elements": buttons})
     blocks.append({"type": "context", "elements": [_plain(_footer(message), MAX_TEXT)]})
     return blocks[:MAX_BLOCKS]
+
+
+def _value(label: str, value: str) -> str:
+    """Names stand as code, so that they can be read letter by letter; numbers and our own words stand as they are."""
+    return code(value) if label in NAMES else _bare(value, 200) or "–"
 
 
 def _buttons(message: Message) -> list[dict[str, Any]]:
@@ -142,10 +159,13 @@ def _mark(message: Message) -> str:
     return MARKS.get(message.level, "🟡")
 
 
-def _bold(text: str) -> str:
-    """Text in bold mrkdwn: what could end or begin other markup is replaced by its likeness."""
-    likeness = str.maketrans({"*": "∗", "_": "＿", "~": "∼", "`": "ˋ"})
-    return escape(cut(" ".join(text.split()).translate(likeness), MAX_TEXT - 2))
+_LIKENESS: Final = str.maketrans({"*": "∗", "_": "＿", "~": "∼", "`": "ˋ", "@": "＠"})
+
+
+def _bare(text: str, limit: int) -> str:
+    """Text within mrkdwn: what could be markup, a mention or an address is replaced by its likeness."""
+    line = " ".join(text.split()).translate(_LIKENESS).replace("://", ":∕∕")
+    return escape(cut(line, limit))
 
 
 def _section(text: str) -> dict[str, Any]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, select, update
+import numpy as np
+from sqlalchemy import ColumnElement, Row, and_, func, select, update
 
 from client_sdk.protocol import Alert
-from server.models import AlertState
+from server.models import AlertKind, AlertLevel, AlertState
 from server.schema import alerts, runs
 from server.storage.database import Database
 
 MAX_LATELY = 64  # of each; more than a training process is told at once helps nobody
+CAME = ("hit", "early", "late")
+"""Outcomes of predictions that came true, in time or not."""
+LEADS = 10_000
 
 
 class AlertStore:
@@ -61,6 +65,43 @@ class AlertStore:
         async with self._database.read() as connection:
             row = (await connection.execute(select(alerts).where(alerts.c.id == alert_id))).first()
             return None if row is None else alert_json(row)
+
+    async def precision(self, *, project: str | None) -> dict[str, Any]:
+        """How the predictions above a mere watch were settled, and how long before the spike they came.
+
+        Leads are of those that came, early and late ones too, the newest `LEADS`.
+        """
+        result = alerts.c.body["outcome"]["result"].as_string()
+        lead = alerts.c.body["outcome"]["lead"].as_integer()
+        predictions = and_(alerts.c.kind == AlertKind.SPIKE_PREDICTED, alerts.c.level != AlertLevel.WATCH)
+        if project is not None:
+            predictions = and_(predictions, alerts.c.run_id.in_(select(runs.c.id).where(runs.c.project == project)))
+        counted = select(alerts.c.state, result, func.count()).where(predictions).group_by(alerts.c.state, result)
+        led = (
+            select(lead)
+            .where(predictions, result.in_(CAME))
+            .order_by(alerts.c.opened_at.desc(), alerts.c.id)
+            .limit(LEADS)
+        )
+        async with self._database.snapshot() as connection:
+            counts = [(state, outcome, number) for state, outcome, number in await connection.execute(counted)]
+            leads = [value for value in (await connection.execute(led)).scalars() if value is not None]
+        by_result = {name: sum(number for _, outcome, number in counts if outcome == name) for name in (*CAME, "false")}
+        settled = sum(by_result.values())
+        return {
+            "settled": settled,
+            **by_result,
+            "open": sum(number for state, _, number in counts if state == AlertState.OPEN),
+            "unsettled": sum(n for state, outcome, n in counts if state != AlertState.OPEN and outcome is None),
+            "precision": None if settled == 0 else (settled - by_result["false"]) / settled,
+            "lead_steps": {
+                "count": len(leads),
+                **{
+                    name: float(np.percentile(leads, share)) if leads else None
+                    for name, share in (("median", 50), ("p10", 10), ("p90", 90))
+                },
+            },
+        }
 
     async def acknowledge(self, alert_id: str, now: float) -> dict[str, Any] | None:
         """Take note of an alert; the first acknowledgement counts. None where there is no such alert."""

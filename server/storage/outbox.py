@@ -138,7 +138,7 @@ class OutboxStore:
             )
             .join(runs, runs.c.id == outbox.c.run_id)
             .outerjoin(alerts, alerts.c.id == outbox.c.alert_id)
-            .where(_waits_for(channel_id), outbox.c.not_before <= now)
+            .where(_waits_for(channel_id), outbox.c.not_before <= now + GATHER)  # with those that just came
             .order_by(outbox.c.id)
             .limit(MOST)
         )

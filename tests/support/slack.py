@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.support.postbox import Posted, Postbox, Prepared
+from tests.support.postbox import Postbox, Posted, Prepared
 
 BLOCK_TYPES = {"header", "section", "context", "actions", "divider", "image", "rich_text"}
 TOKEN = "xoxb-1-test"
@@ -132,7 +132,11 @@ class SlackServer(Postbox):
         self, payload: dict[str, Any], posted: Posted, *, thread: str | None = None, by_webhook: bool = False
     ) -> SlackMessage:
         message = SlackMessage(
-            ts=f"1700000000.{len(self.messages):06}", payload=payload, at=posted.at, thread=thread, by_webhook=by_webhook
+            ts=f"1700000000.{len(self.messages):06}",
+            payload=payload,
+            at=posted.at,
+            thread=thread,
+            by_webhook=by_webhook,
         )
         self.messages.append(message)
         return message

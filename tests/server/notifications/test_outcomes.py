@@ -1,0 +1,55 @@
+"""Retryable or fatal, and how long to wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.notifications.outcomes import BACKOFF, Answer, Fate, delay, fate, retry_after
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer(status=200), Fate.SENT),
+        (Answer(status=204), Fate.SENT),
+        (Answer(status=None, code="no answer in time"), Fate.RETRY),
+        (Answer(status=429, retry_after=30.0), Fate.RETRY),
+        (Answer(status=500), Fate.RETRY),
+        (Answer(status=503, code="service_unavailable"), Fate.RETRY),
+        (Answer(status=200, code="ratelimited"), Fate.RETRY),
+        (Answer(status=200, code="internal_error"), Fate.RETRY),
+        (Answer(status=200, code="a word that Slack invents tomorrow"), Fate.RETRY),
+        (Answer(status=400, code="invalid_blocks"), Fate.REFUSED),
+        (Answer(status=200, code="msg_too_long"), Fate.REFUSED),
+        (Answer(status=422), Fate.REFUSED),
+        (Answer(status=403, code="action_prohibited"), Fate.DEAD),
+        (Answer(status=404, code="no_service"), Fate.DEAD),
+        (Answer(status=410, code="channel_is_archived"), Fate.DEAD),
+        (Answer(status=200, code="invalid_auth"), Fate.DEAD),
+        (Answer(status=200, code="channel_not_found"), Fate.DEAD),
+        (Answer(status=302), Fate.DEAD),
+        (Answer(status=None, code="own network", forbidden=True), Fate.DEAD),
+    ],
+)
+def test_an_answer_has_one_fate(answer: Answer, expected: Fate) -> None:
+    assert fate(answer) is expected
+
+
+def test_waits_grow_and_are_spread() -> None:
+    least = [delay(failures, Answer(status=500), lambda low, _: low) for failures in range(1, 12)]
+    most = [delay(failures, Answer(status=500), lambda _, high: high) for failures in range(1, 12)]
+    assert least == sorted(least)
+    assert most[-1] == BACKOFF[-1] * 1.25
+    assert all(low < high for low, high in zip(least, most, strict=True))
+
+
+def test_the_other_side_may_ask_for_a_longer_wait() -> None:
+    assert delay(1, Answer(status=429, retry_after=30.0), lambda low, _: low) == 30.0
+    assert delay(8, Answer(status=429, retry_after=0.0), lambda _, high: high) == 375.0
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [(None, None), ("7", 7.0), ("-3", 0.0), ("nan", None), ("1e99", 3600.0)]
+)
+def test_a_retry_after_is_believed_within_reason(header: str | None, seconds: float | None) -> None:
+    assert retry_after(header, 0.0) == seconds

@@ -1,0 +1,207 @@
+"""Who is told what, and when: decided from values alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from client_sdk.protocol import Alert
+from server.notices import (
+    Change,
+    Channel,
+    Digest,
+    NotificationSettings,
+    OutboxRow,
+    QuietHours,
+    Silence,
+    Told,
+    change_of,
+    incident_of,
+)
+from server.notifications.policy import OLD_NEWS, Plan, plan, told_after
+from tests.support.alerting import bot, prediction, settled, spike
+
+NOW = 1_800_000_000.0  # 08:00 in UTC
+SETTINGS = NotificationSettings(digest=Digest(window_seconds=60.0, threshold=5), cooldown_seconds=600.0)
+BOT = bot()
+
+
+def row(number: int, alert: Alert, change: Change = Change.OPENED, **changes: Any) -> OutboxRow:
+    made = OutboxRow(
+        id=number,
+        message_id=f"m{number}",
+        channel_id="channel",
+        run_id=alert.run_id,
+        run_name=alert.run_id,
+        project="demo",
+        incident_id=incident_of(alert),
+        change=change,
+        alert=msgspec.structs.replace(alert, opened_at=NOW),
+        created_at=NOW,
+        still_open=alert.state != "resolved",
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def told(alert: Alert, **changes: Any) -> Told:
+    made = Told(
+        incident_id=incident_of(alert), run_id=alert.run_id, kind=alert.kind, level=alert.level, told_at=NOW - 5.0
+    )
+    return dataclasses.replace(made, **{"thread": "1.0", **changes})
+
+
+def make(
+    rows: Sequence[OutboxRow],
+    known: Sequence[Told] = (),
+    settings: NotificationSettings = SETTINGS,
+    channel: Channel = BOT,
+    now: float = NOW,
+) -> Plan:
+    result = plan(channel, rows, known, settings, now)
+    decided = [number for delivery in result.send for number in delivery.ids]
+    decided += [item.id for group, _ in (*result.skip, *result.hold) for item in group]
+    assert sorted(decided) == sorted(item.id for item in rows), "every row has exactly one fate"
+    return result
+
+
+def sent(result: Plan) -> list[tuple[int, ...]]:
+    return [tuple(item.id for item in delivery.tells) for delivery in result.send]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ((None, None), prediction(), Change.OPENED),
+        (("warning", "open"), prediction(), None),
+        (("watch", "open"), prediction(), Change.ESCALATED),
+        (("warning", "open"), settled(prediction(), "hit", 712), Change.CONFIRMED),
+        (("warning", "open"), settled(prediction(), "late", 790), Change.CONFIRMED),
+        (("warning", "open"), settled(prediction(), "false", 760), Change.FALSE_ALARM),
+        (("warning", "open"), prediction(state="resolved"), Change.RESOLVED),
+        (("warning", "resolved"), prediction(state="resolved"), None),
+    ],
+)
+def test_a_change_is_told_by_its_name(before: tuple[str, str], now: Alert, expected: Change | None) -> None:
+    assert change_of(now, *before) is expected
+
+
+def test_an_incident_is_told_once_and_then_what_changed() -> None:
+    alert = prediction()
+    first = make([row(1, alert)])
+    assert sent(first) == [(1,)]
+    [known] = told_after(first.send[0], "1.0", NOW)
+    assert (known.thread, known.level, known.closed) == ("1.0", "warning", False)
+    graver = prediction(level="critical")
+    follow = make([row(2, graver, Change.ESCALATED)], [known])
+    assert sent(follow) == [(2,)]
+    assert follow.send[0].told == known
+    [known] = told_after(follow.send[0], "2.0", NOW)
+    assert (known.thread, known.level) == ("1.0", "critical")
+    came = settled(graver, "hit", 712)
+    last = make([row(3, came, Change.CONFIRMED), row(4, spike(settles=alert))], [known])
+    assert sent(last) == [(3,)]
+    over = msgspec.structs.replace(spike(settles=alert), state="resolved")
+    assert sent(make([row(5, over, Change.RESOLVED)], told_after(last.send[0], None, NOW))) == [(5,)]
+
+
+def test_what_came_while_a_channel_was_down_is_told_as_one() -> None:
+    alert = prediction()
+    rows = [row(1, alert), row(2, prediction(level="critical"), Change.ESCALATED)]
+    assert sent(make(rows)) == [(2,)]
+    rows = [
+        row(1, alert, still_open=False),
+        row(2, settled(alert, "hit", 712), Change.CONFIRMED),
+        row(3, spike(settles=alert)),
+    ]
+    assert sent(make(rows)) == [(2,)]
+
+
+@pytest.mark.parametrize("change", [Change.FALSE_ALARM, Change.RESOLVED])
+def test_what_was_over_before_it_was_told_is_not_told(change: Change) -> None:
+    result = make([row(1, prediction(), still_open=False), row(2, settled(prediction(), "false", 760), change)])
+    assert (sent(result), result.skip[0][1]) == ([], "over before it was told")
+
+
+def test_a_second_incident_of_a_run_waits_for_the_cooldown_unless_it_is_graver() -> None:
+    known = [told(prediction(), told_at=NOW - 100.0)]
+    again = prediction(id="p2")
+    assert make([row(1, again)], known).hold == [((row(1, again),), NOW + 500.0)]
+    assert sent(make([row(1, msgspec.structs.replace(again, level="critical"))], known)) == [(1,)]
+    assert sent(make([row(1, again)], known, now=NOW + 500.0)) == [(1,)]
+    assert sent(make([row(1, prediction("other"))], known)) == [(1,)]
+    assert sent(make([row(1, prediction(id="l", kind="lr-jump"))], known)) == [(1,)]
+    assert make([row(1, spike())], known).hold, "a spike and its prediction are one family"
+
+
+def test_two_hundred_runs_at_once_are_one_message() -> None:
+    rows = [row(number, prediction(f"r{number}")) for number in range(1, 201)]
+    result = make(rows)
+    assert len(result.send) == 1
+    assert len(result.send[0].tells) == 200
+    known = told_after(result.send[0], "1.0", NOW)
+    assert all(item.in_digest and item.thread is None for item in known)
+    late = make([row(900, prediction("late"))], known, now=NOW + 10.0)
+    assert late.hold[0][1] == NOW + 60.0
+    over = make([row(901, settled(rows[0].alert, "false", 760), Change.FALSE_ALARM)], known, now=NOW + 90.0)
+    assert (sent(over), over.skip[0][1]) == ([], "told in a digest")
+
+
+def test_a_storm_that_builds_up_slowly_costs_few_single_messages() -> None:
+    known: list[Told] = []
+    sizes: list[int] = []
+    waiting: list[tuple[float, OutboxRow]] = [
+        (NOW + number * 0.25, row(number + 1, prediction(f"r{number}"), created_at=NOW + number * 0.25))
+        for number in range(200)
+    ]
+    while waiting:
+        now = min(due for due, _ in waiting)
+        result = make([item for due, item in waiting if due <= now], known, now=now)
+        waiting = [(due, item) for due, item in waiting if due > now]
+        waiting += [(until, item) for group, until in result.hold for item in group]
+        for delivery in result.send:
+            sizes.append(len(delivery.tells))
+            known += told_after(delivery, f"{now}", now)
+    assert sizes == [1, 1, 1, 1, 196]
+
+
+def test_quiet_hours_hold_what_is_not_critical() -> None:
+    quiet = dataclasses.replace(SETTINGS, quiet_hours=QuietHours(start="22:00", end="10:30", timezone="Europe/Berlin"))
+    result = make([row(1, prediction())], settings=quiet)
+    assert result.hold == [([row(1, prediction())], NOW + 5_400.0)], "09:00 in Berlin; they end at 10:30"
+    assert sent(make([row(1, prediction(level="critical"))], settings=quiet)) == [(1,)]
+    assert sent(make([row(1, prediction())], settings=quiet, now=NOW + 5_400.0)) == [(1,)]
+    own = bot(settings={"channel": "#ml", "quiet_hours": {"start": "00:00", "end": "01:00"}})
+    assert sent(make([row(1, prediction())], settings=quiet, channel=own)) == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "silence",
+    [
+        {},
+        {"run_id": "run"},
+        {"project": "demo"},
+        {"kind": "spike-predicted"},
+        {"run_id": "run", "project": "demo", "kind": "spike-predicted"},
+    ],
+)
+def test_a_silence_holds_for_what_it_names(silence: dict[str, str]) -> None:
+    held = dataclasses.replace(SETTINGS, silences=(Silence(id="s", until=NOW + 1, **silence),))
+    assert make([row(1, prediction())], settings=held).skip[0][1] == "silenced"
+    assert sent(make([row(1, prediction())], settings=held, now=NOW + 2)) == [(1,)]
+    if silence:
+        other = dataclasses.replace(row(1, prediction("other", kind="lr-jump")), project="other")
+        assert sent(make([other], settings=held)) == [(1,)]
+
+
+def test_an_alert_that_is_silenced_is_not_told() -> None:
+    assert make([row(1, prediction(), silenced_until=NOW + 1)]).skip[0][1] == "silenced"
+
+
+def test_old_news_is_no_news() -> None:
+    assert sent(make([row(1, prediction())], now=NOW + OLD_NEWS + 1)) == []
+    late = msgspec.structs.replace(prediction(), opened_at=NOW - OLD_NEWS - 1)
+    assert sent(make([dataclasses.replace(row(1, prediction()), alert=late)])) == []

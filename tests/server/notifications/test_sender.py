@@ -1,0 +1,370 @@
+"""From the outbox over real sockets: once, in order, again where that may help, and never where it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import hmac
+import io
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+from sqlalchemy import select
+
+from server.notices import Channel, ChannelKind, Digest, NotificationSettings, Silence
+from server.notifications.picture import Panel, draw
+from server.notifications.sender import Sender
+from server.schema import outbox
+from server.storage.alerts import AlertStore
+from server.storage.channels import ChannelStore
+from server.storage.database import Database
+from server.storage.outbox import OutboxStore
+from tests.support.alerting import Detectors, bot, channel, messenger, prediction, settled, spike
+from tests.support.postbox import Postbox
+from tests.support.slack import SlackServer
+
+JSON = {"Content-Type": "application/json"}
+PICTURE = draw([Panel(title="loss", points=[(1.0, 1.0), (2.0, 2.0)], logarithmic=True)], 2, None)
+
+
+@pytest.fixture
+def slack() -> Iterator[SlackServer]:
+    with SlackServer() as server:
+        yield server
+        assert server.problems == []
+
+
+@pytest.fixture
+def detectors(database: Database) -> Detectors:
+    return Detectors(database)
+
+
+async def paint(run_id: str, step: int, predicted: tuple[int, int, int] | None) -> bytes:
+    assert (run_id, step, predicted) == ("run", 627, (698, 712, 731))
+    return PICTURE
+
+
+@contextlib.asynccontextmanager
+async def sending(
+    database: Database,
+    api_url: str = "http://127.0.0.1:1/",
+    *,
+    clock: Callable[[], float] = time.time,
+    patience: float = 5.0,
+    quick: bool = True,
+) -> AsyncIterator[Sender]:
+    """A sender at work. ``quick``: it tries again at once."""
+    wire = messenger(api_url, timeout=patience)
+    sender = Sender(OutboxStore(database), wire, paint, clock, poll=0.05, uniform=lambda low, _: 0.0 if quick else low)
+    sender.start()
+    try:
+        yield sender
+    finally:
+        await sender.stop()
+        await wire.close()
+
+
+async def settle(database: Database) -> dict[str, list[str]]:
+    """Wait until nothing is pending; the changes by their final state, with the notes."""
+    async with asyncio.timeout(20):
+        while True:
+            async with database.read() as connection:
+                rows = (await connection.execute(select(outbox).order_by(outbox.c.id))).all()
+            if rows and all(row.state != "pending" for row in rows):
+                found: dict[str, list[str]] = {}
+                for row in rows:
+                    found.setdefault(row.state, []).append(row.change if row.note is None else row.note)
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def the_channel(database: Database) -> Channel:
+    [found] = await ChannelStore(database).all()
+    return found
+
+
+async def failed(database: Database) -> Channel:
+    """The channel, once an attempt has failed."""
+    async with asyncio.timeout(20):
+        while True:
+            found = await the_channel(database)
+            if found.failures:
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def test_an_incident_is_one_thread_with_a_picture(
+    database: Database, detectors: Detectors, slack: SlackServer
+) -> None:
+    await ChannelStore(database).put(bot(settings={"channel": "#ml", "picture": True}))
+    alert = prediction()
+    async with sending(database, slack.api_url) as sender:
+        for step in (
+            [alert],
+            [prediction(level="critical")],
+            [settled(prediction(level="critical"), "hit", 712), spike(settles=alert)],
+            [spike(settles=alert, state="resolved")],
+        ):
+            await detectors.hold(*step)
+            sender.wake()
+            await settle(database)
+    headlines = [message.text for message in slack.messages]
+    assert headlines == [
+        "🟠 Spike predicted in ~85 steps (step 712, 698–731), run name of run",
+        "🔴 Now critical: spike predicted in ~85 steps (step 712, 698–731), run name of run",
+        "🎯 Confirmed: it came at step 712: lead 109 steps, run name of run",
+        "🟢 Resolved at step 712: Loss spike at step 712, run name of run",
+    ]
+    first, *later = slack.messages
+    assert first.thread is None
+    assert [message.thread for message in later] == [first.ts] * 3
+    assert slack.messages[1].payload["reply_broadcast"] is True
+    [upload] = slack.files.values()
+    assert (upload.done, upload.thread, upload.data) == (True, first.ts, PICTURE)
+    assert Image.open(io.BytesIO(upload.data)).size == (760, 380)
+    assert len({message.payload["metadata"]["event_payload"]["message_id"] for message in slack.messages}) == 4
+
+
+async def test_a_webhook_refers_to_the_incident(database: Database, detectors: Detectors, slack: SlackServer) -> None:
+    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
+    async with sending(database) as sender:
+        await detectors.hold(prediction())
+        await settle(database)
+        await detectors.hold(settled(prediction(), "false", 760))
+        sender.wake()
+        await settle(database)
+    [_, last] = slack.messages
+    assert last.text == "⚪ False alarm: it did not come by step 760, run name of run"
+    assert "about: Spike predicted at step 712, opened at step 603" in last.words
+    assert (await the_channel(database)).last_sent_at is not None
+
+
+async def test_a_signed_message_can_be_verified(database: Database, detectors: Detectors) -> None:
+    with Postbox() as postbox:
+        await ChannelStore(database).put(channel(ChannelKind.WEBHOOK, postbox.url("/hook?x=1")))
+        async with sending(database):
+            await detectors.hold(prediction())
+            await settle(database)
+        [posted] = postbox.requests
+    stamp = posted.headers["X-Spikewatch-Timestamp"]
+    expected = hmac.new(b"k" * 32, stamp.encode() + b"." + posted.body, hashlib.sha256).hexdigest()
+    assert posted.headers["X-Spikewatch-Signature"] == f"v1={expected}"
+    assert abs(int(stamp) - time.time()) < 60
+    body = posted.json
+    assert posted.headers["Idempotency-Key"] == body["message_id"]
+    assert (body["event"], body["alert"]["kind"], body["run"]["name"]) == (
+        "alert.opened",
+        "spike-predicted",
+        "name of run",
+    )
+
+
+async def test_apprise_brings_it_to_every_other_service(database: Database, detectors: Detectors) -> None:
+    with Postbox() as postbox:
+        await ChannelStore(database).put(channel(ChannelKind.APPRISE, f"json://127.0.0.1:{postbox.port}/x"))
+        async with sending(database):
+            await detectors.hold(prediction(message="@everyone [look](http://evil.example)"))
+            await settle(database)
+        [posted] = postbox.requests
+    body = posted.json
+    assert body["title"] == "Spike predicted in ~85 steps (step 712, 698–731), run name of run"
+    assert body["type"] == "warning"
+    assert "＠everyone [look] (http:∕∕evil.example)" in body["message"]
+    assert "https://spikes.example/runs/run?step=627" in body["message"].splitlines()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"status": 500, "body": "oops"},
+        {"status": 429, "body": "rate_limited", "headers": {"Retry-After": "0"}},
+        {"status": 503},
+        {"status": 200, "cut": True},
+        {"status": 200, "hang": True},
+    ],
+    ids=["500", "429", "503", "cut off", "slow"],
+)
+async def test_what_may_pass_is_tried_again(
+    database: Database, detectors: Detectors, slack: SlackServer, trouble: dict[str, Any]
+) -> None:
+    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
+    slack.answer(**{"body": "", **trouble})
+    async with sending(database, patience=0.5) as sender:
+        await detectors.hold(prediction())
+        assert await settle(database) == {"sent": ["opened"]}
+        assert sender.counts == {("slack-webhook", "retry"): 1, ("slack-webhook", "sent"): 1}
+    [message] = slack.messages
+    assert "may be a repetition" in message.words
+    first, second = (request.json["metadata"]["event_payload"] for request in slack.requests)
+    assert first == second
+
+
+async def test_a_retry_after_is_waited_for(database: Database, detectors: Detectors, slack: SlackServer) -> None:
+    await ChannelStore(database).put(bot())
+    slack.answer(429, '{"ok": false, "error": "ratelimited"}', headers={"Retry-After": "30", **JSON})
+    now = time.time()
+    clock = [now]
+    async with sending(database, slack.api_url, clock=lambda: clock[0]):
+        await detectors.hold(prediction(), now=now - 1)
+        assert (await failed(database)).last_error == "429 ratelimited"
+        assert await OutboxStore(database).next_due() == pytest.approx(now + 30.0)
+        clock[0] = now + 30.5
+        assert await settle(database) == {"sent": ["opened"]}
+    assert len(slack.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((404, "no_service"), "404 no_service"),
+        ((403, "invalid_token"), "403 invalid_token"),
+        ((410, "channel_is_archived"), "410"),
+        ((302, ""), "redirect"),
+    ],
+)
+async def test_a_wrong_webhook_is_switched_off_with_its_reason(
+    database: Database, detectors: Detectors, slack: SlackServer, answer: tuple[int, str], reason: str
+) -> None:
+    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
+    slack.always(*answer, headers={"Location": slack.url("/elsewhere")})
+    async with sending(database):
+        await detectors.hold(prediction())
+        assert list(await settle(database)) == ["failed"]
+        held = await the_channel(database)
+        assert (held.enabled, reason in (held.disabled_reason or "")) == (False, True)
+        await detectors.hold(prediction("other"))
+    assert [request.path for request in slack.requests] == ["/services/T000/B000/secret"]
+
+
+@pytest.mark.parametrize(("change", "word"), [({"token": "xoxb-2"}, "invalid_auth"), ({}, "channel_not_found")])
+async def test_a_wrong_bot_is_switched_off_with_its_reason(
+    database: Database, detectors: Detectors, slack: SlackServer, change: dict[str, str], word: str
+) -> None:
+    slack.token = change.get("token", slack.token)
+    await ChannelStore(database).put(bot(settings={"channel": "#nobody", "picture": False}))
+    async with sending(database, slack.api_url):
+        await detectors.hold(prediction())
+        await settle(database)
+    assert word in ((await the_channel(database)).disabled_reason or "")
+
+
+async def test_refused_blocks_are_followed_by_plain_words(
+    database: Database, detectors: Detectors, slack: SlackServer
+) -> None:
+    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
+    slack.answer(400, "invalid_blocks")
+    async with sending(database):
+        await detectors.hold(prediction())
+        assert await settle(database) == {"sent": ["opened"]}
+    [message] = slack.messages
+    assert "blocks" not in message.payload
+    assert message.text.startswith("Spike predicted in ~85 steps")
+
+
+async def test_a_message_that_nobody_takes_is_given_up_and_the_next_is_sent(
+    database: Database, detectors: Detectors, slack: SlackServer
+) -> None:
+    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
+    slack.answer(400, "invalid_payload", times=2)
+    async with sending(database):
+        await detectors.hold(prediction())
+        assert await settle(database) == {"failed": ["400 invalid_payload"]}
+        await detectors.hold(prediction("other"))
+        assert await settle(database) == {"failed": ["400 invalid_payload"], "sent": ["opened"]}
+
+
+async def test_a_storm_is_one_message(database: Database, detectors: Detectors, slack: SlackServer) -> None:
+    await ChannelStore(database).put(bot())
+    await detectors.storm([f"r{number}" for number in range(30)])
+    async with sending(database, slack.api_url):
+        assert await settle(database) == {"sent": ["opened"] * 30}
+    [message] = slack.messages
+    assert "30 runs raised alerts" in message.text
+
+
+async def test_two_senders_tell_everything_once(database: Database, detectors: Detectors) -> None:
+    store = ChannelStore(database)
+    calm = NotificationSettings(digest=Digest(window_seconds=60.0, threshold=1_000), cooldown_seconds=0.0)
+    await store.save_settings(calm)
+    with Postbox() as postbox:
+        for number in range(4):
+            await store.put(channel(ChannelKind.WEBHOOK, postbox.url(f"/{number}"), channel_id=f"c{number}"))
+        other = Database(
+            str(database.url.render_as_string(hide_password=False)).replace("+aiosqlite", "").replace("+asyncpg", "")
+        )
+        try:
+            async with sending(database) as one, sending(other) as two:
+                for number in range(5):
+                    await detectors.hold(prediction(f"r{number}"))
+                    one.wake()
+                    two.wake()
+                assert await settle(database) == {"sent": ["opened"] * 20}
+        finally:
+            await other.close()
+        keys = [request.headers["Idempotency-Key"] for request in postbox.requests]
+    assert len(keys) == len(set(keys)) == 20
+
+
+async def test_another_sender_goes_on_when_one_dies_in_between(
+    database: Database, detectors: Detectors, slack: SlackServer
+) -> None:
+    await ChannelStore(database).put(bot())
+    await detectors.hold(prediction())
+    store = OutboxStore(database)
+    now = time.time() + 1
+    claimed = await store.claim("the dead", now, now + 60)
+    assert claimed is not None
+    [row] = (await store.read(claimed.id, now)).waiting
+    assert await store.begin(claimed.id, "the dead", [row.id], now + 60)
+    assert await store.claim("another", now + 59, now + 99) is None
+    async with sending(database, slack.api_url, clock=lambda: now + 61):
+        assert await settle(database) == {"sent": ["opened"]}
+    [message] = slack.messages
+    assert f"message {row.message_id} · may be a repetition" in message.words
+    assert not await store.begin(claimed.id, "the dead", [row.id], now + 99)
+
+
+async def test_imported_runs_tell_nobody(database: Database, detectors: Detectors) -> None:
+    await ChannelStore(database).put(bot())
+    await detectors.hold(prediction(), sdk="import")
+    assert await OutboxStore(database).next_due() is None
+
+
+async def test_a_channel_hears_only_what_it_asked_for(database: Database, detectors: Detectors) -> None:
+    store = ChannelStore(database)
+    await store.put(bot(id="all"))
+    await store.put(bot(id="critical", min_level="critical"))
+    await store.put(bot(id="project", project="another"))
+    await store.put(bot(id="kind", kinds=("spike",)))
+    await store.put(bot(id="off", enabled=False))
+    await detectors.hold(prediction())
+    async with database.read() as connection:
+        assert list((await connection.execute(select(outbox.c.channel_id))).scalars()) == ["all"]
+
+
+async def test_silences_and_an_alerts_own_silence_are_kept(
+    database: Database, detectors: Detectors, slack: SlackServer
+) -> None:
+    store = ChannelStore(database)
+    await store.put(bot())
+    silence = Silence(id="00000000-0000-0000-0000-000000000000", until=time.time() + 60, kind="lr-jump")
+    await store.save_settings(dataclasses.replace(NotificationSettings(), silences=(silence,)))
+    await detectors.hold(prediction("a", kind="lr-jump"))
+    await detectors.hold(prediction("b"))
+    await AlertStore(database).silence("p-b", time.time() + 60)
+    async with sending(database, slack.api_url):
+        assert await settle(database) == {"skipped": ["silenced", "silenced"]}
+    assert slack.requests == []
+
+
+async def test_a_name_that_cannot_be_looked_up_is_tried_again(database: Database, detectors: Detectors) -> None:
+    await ChannelStore(database).put(channel(ChannelKind.WEBHOOK, "https://nobody.invalid/hook"))
+    async with sending(database, quick=False):
+        await detectors.hold(prediction())
+        held = await failed(database)
+    assert (held.enabled, held.last_error) == (True, "the name nobody.invalid cannot be looked up")

@@ -1,0 +1,136 @@
+"""Block Kit that Slack takes, whatever a run's author has typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client_sdk.protocol import Alert
+from server.notices import Change
+from server.notifications.apprise_channel import inert
+from server.notifications.message import Message, alert_message, digest_message, trial_message
+from server.notifications.slack_blocks import payload, plain_payload
+from tests.server.notifications.test_policy import row, told
+from tests.support.alerting import PUBLIC_URL, prediction, settled
+from tests.support.slack import faults, texts, unescape
+
+EVIL = "<!channel> *bold* _it_ ~no~ `code` <https://evil.example|click> & @here :smile: https://evil.example\n\x00"
+
+
+def message(alert: Alert, change: Change = Change.OPENED, follows: bool = False, **changes: Any) -> Message:
+    return alert_message(row(1, alert, change, **changes), told(alert) if follows else None, PUBLIC_URL)
+
+
+def words(shown: Message) -> str:
+    return "\n".join(unescape(text["text"]) for text in texts(payload(shown)["blocks"]))
+
+
+def test_a_prediction_says_when_why_and_what_to_try() -> None:
+    shown = message(prediction(), run_name="gpt-small", stage="unstable")
+    assert shown.headline == "Spike predicted in ~85 steps (step 712, 698–731), run gpt-small"
+    said = words(shown)
+    for expected in (
+        "`gpt-small`",
+        "unstable",
+        "1.21 (242 of 200)",
+        "blocks.0.attn_proj.weight 41%, head.weight 22%",
+        "stale second moment",
+        "4.8e−12",
+        "1. Save a checkpoint now",
+        "Open run at step 627",
+        "Acknowledge",
+        "Silence 1 h",
+    ):
+        assert expected in said
+    assert faults(payload(shown)) == []
+    buttons = next(block for block in payload(shown)["blocks"] if block["type"] == "actions")["elements"]
+    assert [button["url"] for button in buttons] == [
+        f"{PUBLIC_URL}/runs/run?step=627",
+        f"{PUBLIC_URL}/alerts/p-run?do=acknowledge",
+        f"{PUBLIC_URL}/alerts/p-run?do=silence",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("alert", "change", "headline"),
+    [
+        (
+            prediction(level="critical"),
+            Change.ESCALATED,
+            "Now critical: spike predicted in ~85 steps (step 712, 698–731), run r",
+        ),
+        (settled(prediction(), "hit", 718), Change.CONFIRMED, "Confirmed: it came at step 718: lead 115 steps, run r"),
+        (settled(prediction(), "false", 760), Change.FALSE_ALARM, "False alarm: it did not come by step 760, run r"),
+        (
+            prediction(state="resolved"),
+            Change.RESOLVED,
+            "Resolved at step 627: Spike predicted at step 712, run r",
+        ),
+    ],
+)
+def test_later_messages_say_what_became_of_it(alert: Alert, change: Change, headline: str) -> None:
+    shown = message(alert, change, follows=True, run_name="r")
+    assert shown.headline == headline
+    assert "about: Spike predicted at step 712, opened at step 603" in words(shown)
+    assert faults(payload(shown)) == []
+
+
+def test_nothing_that_an_author_typed_means_anything() -> None:
+    alert = prediction(
+        title=EVIL, message=EVIL * 100, layers=(EVIL, EVIL), cause=EVIL, kind="custom-rule", advice=(EVIL,) * 100
+    )
+    for change, follows in ((Change.OPENED, False), (Change.ESCALATED, True), (Change.RESOLVED, True)):
+        sent = payload(message(alert, change, follows, run_name=EVIL, project=EVIL, stage=EVIL))
+        assert faults(sent) == []
+        for text in texts(sent["blocks"]):
+            assert "<" not in text["text"]
+            if text["type"] == "mrkdwn":
+                outside = re.sub(r"`[^`\n]*`", "", text["text"])
+                assert not re.search(r"://|@|[_~]\w", outside.replace("λ_", "")), text
+        assert "<" not in sent["text"]
+
+
+@given(
+    st.text(max_size=400),
+    st.text(max_size=4_000),
+    st.lists(st.text(max_size=300), max_size=12),
+    st.sampled_from(list(Change)),
+    st.booleans(),
+)
+def test_any_text_keeps_within_slacks_limits(
+    name: str, sentence: str, listed: list[str], change: Change, follows: bool
+) -> None:
+    alert = prediction(
+        title=name, message=sentence, layers=tuple(listed), layer_shares=(), advice=tuple(listed), kind="bad-batch"
+    )
+    shown = message(alert, change, follows, run_name=name, project=name)
+    assert faults(payload(shown)) == []
+    assert faults({**plain_payload(shown), "blocks": []}) == []
+
+
+def test_a_digest_names_a_few_of_many_runs() -> None:
+    rows = [row(number, prediction(f"r{number}"), run_name=EVIL) for number in range(200)]
+    shown = digest_message(rows, 60.0, PUBLIC_URL)
+    assert shown.headline == "200 runs raised alerts within 1 s"
+    assert "and 190 more" in words(shown)
+    assert faults(payload(shown)) == []
+
+
+def test_a_test_message_is_one() -> None:
+    assert faults(payload(trial_message("id", EVIL, PUBLIC_URL, 0.0))) == []
+
+
+def test_a_repetition_is_recognisable() -> None:
+    shown = dataclasses.replace(message(prediction()), is_repeat=True)
+    assert "message m1 · may be a repetition of one with this id" in words(shown)
+
+
+@given(st.text())
+def test_text_for_other_channels_calls_nobody_and_leads_nowhere(text: str) -> None:
+    said = inert(text + EVIL)
+    assert not re.search(r"@|<|>|\]\(|://", said)
