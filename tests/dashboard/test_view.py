@@ -48,7 +48,8 @@ def test_a_range_is_at_least_a_step_wide_and_the_right_way_round() -> None:
 @pytest.mark.parametrize(
     ("path", "route"),
     [("/", Route(page="fleet")), (None, Route(page="fleet")), ("/runs/a%2Fb", Route(page="run", run_id="a/b")),
-     ("/alerts/", Route(page="alerts")), ("/alerts/a%2Fb", Route(page="alert", alert_id="a/b")), ("/nowhere", Route(page="missing")), ("/runs", Route(page="missing"))],
+     ("/alerts/", Route(page="alerts")), ("/alerts/a%2Fb", Route(page="alert", alert_id="a/b")),
+     ("/nowhere", Route(page="missing")), ("/runs", Route(page="missing"))],
 )  # fmt: skip
 def test_addresses_name_pages(path: str | None, route: Route) -> None:
     assert parse_path(path) == route
