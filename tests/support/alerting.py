@@ -116,23 +116,23 @@ class Detectors:
     def __init__(self, database: Database) -> None:
         self._runs = RunStore(database)
         self._monitors = MonitorStore(database)
-        self._positions: dict[str, int] = {}
+        self._revisions: dict[str, int] = {}
 
     async def hold(self, *alerts: Alert, sdk: str = "python/test", now: float | None = None) -> None:
         """Store these alerts of one run as one change; the run is there afterwards."""
         run_id = alerts[0].run_id
         now = time.time() if now is None else now
-        before = self._positions.get(run_id)
+        before = self._revisions.get(run_id)
         if before is None:
             hello = Hello(
                 version=1, run_id=run_id, writer=f"w-{run_id}", project="demo", name=f"name of {run_id}", sdk=sdk
             )
             await self._runs.register(hello, now)
-        self._positions[run_id] = (before or 0) + 1
+        revision = self._revisions[run_id] = (before or 0) + 1
         stored = await self._monitors.save(
             run_id,
             before=before,
-            after=MonitorState(rank=0, position=self._positions[run_id], state=b""),
+            after=MonitorState(rank=0, position=revision, state=b"", revision=revision),
             progress=Progress(stage="unstable"),
             changed=list(alerts),
             happened=(),
