@@ -43,12 +43,13 @@ async def fill(stores: Stores, run_id: str) -> None:
 
 
 async def rows(database: Database) -> dict[str, int]:
+    """What there is of runs; rules belong to none."""
     async with database.read() as connection:
         counts = {
             table.name: (await connection.execute(select(func.count()).select_from(table))).scalar_one()
             for table in metadata.sorted_tables
         }
-    return {name: count for name, count in counts.items() if count}
+    return {name: count for name, count in counts.items() if count and name != "rules"}
 
 
 async def test_nothing_of_a_deleted_run_is_left(database: Database) -> None:
