@@ -22,6 +22,8 @@ MAX_STATISTICS: Final = 64
 MAX_NAME_CHARS: Final = 256
 MAX_STEP: Final = 2**63 - 1
 HISTOGRAM_BINS: Final = 64
+STATISTICS_THINNED: Final = "statistics_thinned"
+"""The scalar that marks a record whose layer statistics the client gave up for want of disk."""
 
 LAYER_STATISTICS: Final = (
     "grad_norm",

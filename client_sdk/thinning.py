@@ -7,14 +7,10 @@ Pure; which records, and when, is the spool's. A record that gave up its block s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
 
-from client_sdk.protocol import MAX_SCALARS, Record, decode_record, encode
-
-THINNED: Final = "statistics_thinned"
-"""Name of the scalar that marks a record whose layer statistics were given up."""
+from client_sdk.protocol import MAX_SCALARS, STATISTICS_THINNED, Record, decode_record, encode
 
 
 def thin(payloads: Sequence[bytes]) -> tuple[list[bytes], int]:
@@ -46,7 +42,7 @@ def strip(record: Record, *, block: bool = True, histograms: bool = True) -> Rec
     """``record`` without its block and histograms, and marked."""
     kept_block = None if block else record.block
     kept_histograms = () if histograms else record.histograms
-    marked = {**record.scalars, THINNED: 1.0} if len(record.scalars) < MAX_SCALARS else record.scalars
+    marked = {**record.scalars, STATISTICS_THINNED: 1.0} if len(record.scalars) < MAX_SCALARS else record.scalars
     return msgspec.structs.replace(
         record,
         scalars=marked,

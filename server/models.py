@@ -165,7 +165,8 @@ class Event:
 
     step: int
     kind: str
-    """"stage", "spike", "lr-jump", "nonfinite", "rollback", or an alert kind."""
+    """"stage", "spike", "lr-jump", "nonfinite", "rollback", "statistics-thinned", "statistics-complete", or an alert
+    kind."""
     attempt: int = 0
     detail: Mapping[str, float | int | str | None] = field(default_factory=dict)
     """For "stage": {"stage": …}; for "spike": {"loss": …, "baseline": …, "peak_step": …}."""

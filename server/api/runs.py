@@ -243,7 +243,8 @@ async def get_histogram(
 async def get_events(
     services: ServicesOf, principal: Reader, run_id: RunId, step_from: From = None, to: To = None
 ) -> Response:
-    """Stage changes, spikes, learning-rate jumps, non-finite values and rollbacks, in the order in which they came."""
+    """Stage changes, spikes, learning-rate jumps, non-finite values, rollbacks, and stretches whose layer statistics
+    the client thinned for want of disk, in the order in which they came."""
     _check_range(step_from, to)
     await visible_run(services, principal, run_id)
     return json_response(await services.events.of_run(run_id, step_from=step_from, step_to=to))

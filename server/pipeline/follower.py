@@ -24,6 +24,7 @@ from server.errors import DatabaseError
 from server.models import AlertKind, Event, Finding, Layout, RunState, Sample
 from server.pipeline.progress import RunProgress
 from server.pipeline.samples import samples
+from server.pipeline.thinned_span import ThinnedSpan
 from server.rule import RuleSet
 from server.storage.columns import Payload
 from server.storage.layouts import LayoutStore
@@ -47,6 +48,7 @@ class _Saved(msgspec.Struct, array_like=True):
     book: bytes
     progress: bytes
     rules: bytes = b""
+    thinned: bytes = b""
 
 
 @dataclass(kw_only=True)
@@ -65,6 +67,7 @@ class _Head:
     book: AlertBook
     progress: RunProgress = field(default_factory=RunProgress)
     bank: RuleBank = field(default_factory=RuleBank)
+    thinned: ThinnedSpan = field(default_factory=ThinnedSpan)
     changed: dict[str, Alert] = field(default_factory=dict)
     """Alerts not yet saved; of each the latest form."""
     happened: list[Event] = field(default_factory=list)
@@ -198,6 +201,7 @@ class RunFollower:
             # A lower rank has begun: it leads from now on, and its own history is read from the beginning.
             head.rank, head.position = found.lowest_rank, 0
             head.monitor, head.progress, head.bank = RunMonitor(), RunProgress(), RuleBank()
+            head.thinned = ThinnedSpan()
             return await self._read_some()
         if not found.segments:
             return found
@@ -226,6 +230,7 @@ class RunFollower:
             head.progress = RunProgress.restore(saved.progress)
             head.monitor = RunMonitor.restore(saved.monitor)
             head.bank = RuleBank.restore(saved.rules) if saved.rules else RuleBank()
+            head.thinned = ThinnedSpan.restore(saved.thinned) if saved.thinned else ThinnedSpan()
         except ValueError as error:
             logger.warning(
                 "the detectors of run %s begin anew: their saved state is of another version (%s)",
@@ -277,6 +282,7 @@ class RunFollower:
                 verdict = replace(verdict, findings=(*verdict.findings, *heard))
                 head.note(*head.book.apply(verdict, sample.time, sample.attempt))
                 head.happened += [replace(event, attempt=sample.attempt) for event in verdict.events]
+                head.happened += head.thinned.update(sample)
             head.position = segment.id
 
     async def _adopt_rules(self, head: _Head) -> None:
@@ -313,6 +319,7 @@ class RunFollower:
                 book=head.book.snapshot(),
                 progress=head.progress.snapshot(),
                 rules=head.bank.snapshot(),
+                thinned=head.thinned.snapshot(),
             )
         )
         due_at, revision = head.bank.due_at, 1 if head.revision is None else head.revision + 1
@@ -344,6 +351,7 @@ class RunFollower:
         if state not in {RunState.FINISHED, RunState.CRASHED} or head is None:
             return True
         head.note(*head.book.close_all(self._clock()))
+        head.happened += head.thinned.end()
         if head.is_noteworthy or head.position != (head.saved_position or 0):
             await self._save(head)
         return True

@@ -1,4 +1,4 @@
-"""Events of a run: stage changes, spikes, learning-rate jumps, non-finite values, rollbacks."""
+"""Events of a run: stage changes, spikes, learning-rate jumps, non-finite values, rollbacks, thinned statistics."""
 
 from __future__ import annotations
 

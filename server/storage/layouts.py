@@ -55,9 +55,13 @@ def layer_rows(stored: Sequence[StoredLayout]) -> list[tuple[int, str, str]]:
     return [(rank, layer, f"rank{rank}/{layer}" if several else layer) for rank, layer in rows]
 
 
-async def register_layouts(connection: AsyncConnection, writer_id: int, sent: Sequence[Layout]) -> dict[int, Layout]:
+async def register_layouts(
+    connection: AsyncConnection, writer_id: int, sent: Sequence[Layout]
+) -> tuple[dict[int, Layout], bool]:
+    """All layouts of the writer by their number, and whether some are new. Raises `LayoutChangedError`."""
     rows = await connection.execute(select(layouts).where(layouts.c.writer_id == writer_id))
     known = {row.number: _to_layout(row) for row in rows}
+    stored = len(known)
     for layout in sent:
         statistics = with_derived(layout.statistics)
         before = known.get(layout.id)
@@ -76,7 +80,7 @@ async def register_layouts(connection: AsyncConnection, writer_id: int, sent: Se
             )
         )
         known[layout.id] = msgspec.structs.replace(layout, statistics=statistics)
-    return known
+    return known, len(known) > stored
 
 
 def with_derived(statistics: Sequence[str]) -> tuple[str, ...]:

@@ -77,10 +77,11 @@ class RunStore:
                 raise ProjectMismatchError(run_id)
             if row.state == RunState.DELETING:
                 raise RunDeletedError(run_id)
-            writer_id, last_seq, is_echo = await _register_writer(connection, run_id, hello, now)
-            known = await register_layouts(connection, writer_id, hello.layouts)
-            await _refresh_run(connection, run_id)
-            if not is_echo:
+            place = await _register_writer(connection, run_id, hello, now)
+            known, has_new_layouts = await register_layouts(connection, place.writer_id, hello.layouts)
+            if place.is_new or has_new_layouts:
+                await _refresh_run(connection, run_id)
+            if not place.is_echo:
                 shown = await connection.execute(
                     update(runs)
                     .where(runs.c.id == run_id, runs.c.state != RunState.DELETING)
@@ -91,9 +92,9 @@ class RunStore:
         return Registration(
             run_id=run_id,
             project=hello.project,
-            writer_id=writer_id,
+            writer_id=place.writer_id,
             rank=hello.rank,
-            last_seq=last_seq,
+            last_seq=place.last_seq,
             layouts=known,
         )
 
@@ -236,9 +237,19 @@ async def is_running(connection: AsyncConnection, run_id: str, writer_id: int, r
     return (await connection.execute(others.limit(1))).first() is None
 
 
-async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hello, now: float) -> tuple[int, int, bool]:
-    """(id, last sequence, whether this hello is an echo of a writer that has ended and whose place is taken)."""
-    await connection.execute(
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A writer after its hello."""
+
+    writer_id: int
+    last_seq: int
+    is_new: bool
+    is_echo: bool = False
+    """The hello is a late one of a writer that has ended and whose place is taken."""
+
+
+async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hello, now: float) -> _Place:
+    inserted = await connection.execute(
         insert_ignore(connection, writers).values(
             run_id=run_id,
             writer=hello.writer,
@@ -262,7 +273,7 @@ async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hell
     if row.state in {RunState.FINISHED, RunState.CRASHED}:
         later = select(writers.c.id).where(others, writers.c.last_seen_at > row.last_seen_at).limit(1)
         if (await connection.execute(later)).first() is not None:
-            return row.id, row.last_seq, True
+            return _Place(writer_id=row.id, last_seq=row.last_seq, is_new=False, is_echo=True)
     await connection.execute(
         update(writers).where(same).values(state=RunState.RUNNING, last_seen_at=now, sdk=hello.sdk)
     )
@@ -270,7 +281,7 @@ async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hell
     await connection.execute(
         update(writers).where(others, writers.c.state == RunState.RUNNING).values(state=RunState.STALE)
     )
-    return row.id, row.last_seq, False
+    return _Place(writer_id=row.id, last_seq=row.last_seq, is_new=inserted.rowcount == 1)
 
 
 async def _refresh_run(connection: AsyncConnection, run_id: str) -> None:

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from client_sdk.errors import SpoolError
-from client_sdk.protocol import Finish, Hello, Layout, Record, decode_record, encode
+from client_sdk.protocol import STATISTICS_THINNED, Finish, Hello, Layout, Record, decode_record, encode
 from client_sdk.segment import FRAME, HEADER
 from client_sdk.spool import Spool
-from client_sdk.thinning import THINNED
 
 HELLO = Hello(version=1, run_id="run", writer="writer", project="p")
 payloads = st.lists(st.binary(min_size=1, max_size=300), max_size=30)
@@ -328,7 +327,9 @@ def test_full_spool_thins_blocks_and_keeps_every_scalar(tmp_path: Path) -> None:
     assert all(one.block == one.step.to_bytes(4) * 100 and one.layout == 0 for one in whole)
     assert 40 < len(whole) < 400
     assert spool.thinned >= 600 - len(whole)
-    assert all((THINNED in one.scalars) == (one.block is None) for one in records), "the server is told which"
+    assert all((STATISTICS_THINNED in one.scalars) == (one.block is None) for one in records), (
+        "the server is told which"
+    )
     gaps = [second.step - first.step for first, second in itertools.pairwise(whole)]
     assert max(gaps) <= 16, "blocks stay spread over the whole run"
     on_disk = sum(len(payload) + FRAME.size for payload in map(encode, records))

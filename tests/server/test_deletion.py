@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,13 @@ from server.errors import RunDeletedError
 from server.models import RunState, Scope
 from server.pipeline.deletion import DAY, Deleter
 from server.schema import metadata, runs
+from server.storage import migrate
 from server.storage.database import Database
 from server.storage.deletion import DeletionStore
+from server.storage.layouts import register_layouts
 from server.storage.tokens import TokenStore
 from tests.server.storage.conftest import Stores
+from tests.support.postgres import Postgres
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import LAYOUT, Writer, histogram, record
 
@@ -39,12 +43,13 @@ async def fill(stores: Stores, run_id: str) -> None:
 
 
 async def rows(database: Database) -> dict[str, int]:
+    """What there is of runs; rules belong to none."""
     async with database.read() as connection:
         counts = {
             table.name: (await connection.execute(select(func.count()).select_from(table))).scalar_one()
             for table in metadata.sorted_tables
         }
-    return {name: count for name, count in counts.items() if count}
+    return {name: count for name, count in counts.items() if count and name != "rules"}
 
 
 async def test_nothing_of_a_deleted_run_is_left(database: Database) -> None:
@@ -84,6 +89,27 @@ async def test_nothing_can_be_added_to_a_run_that_is_being_deleted(database: Dat
     await deleter(database).purge()
     with pytest.raises(RunDeletedError):
         await stores.commit(writer, 1, [record(2)])
+
+
+async def test_a_hello_under_way_does_not_revive_a_run_that_somebody_deletes(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion falls between the look at the run's state and the writing of it, which SQLite's one writer at a time
+    does not let happen."""
+    database = Database(postgres.create_database())
+    await migrate.upgrade(database)
+    stores = Stores.over(database)
+    await stores.register("gone")
+
+    async def deleted_meanwhile(*arguments: Any) -> Any:
+        assert await DeletionStore(database).mark("gone")
+        return await register_layouts(*arguments)
+
+    monkeypatch.setattr("server.storage.runs.register_layouts", deleted_meanwhile)
+    with pytest.raises(RunDeletedError):
+        await stores.register("gone", writer="late")
+    assert await stores.runs.state_of("gone") == RunState.DELETING
+    await database.close()
 
 
 async def test_retention_takes_old_runs_that_have_ended_and_no_others(database: Database) -> None:

@@ -8,11 +8,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from websockets.sync.client import ClientConnection
 
-from client_sdk.protocol import Record
+from client_sdk.protocol import STATISTICS_THINNED, Record
 from server.storage.runs import RunStore
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
@@ -185,3 +186,27 @@ def test_a_beat_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.M
             with server.connect("/ingest") as socket:
                 Writer(socket).hello()
                 assert api.get("/runs/run").json()["state"] == "running"
+
+
+def test_a_stretch_of_thinned_statistics_is_among_the_events(tmp_path: Path) -> None:
+    """Also across a restart of the server in the middle of it."""
+    records = [record(step) for step in range(100)]
+    for step in range(51, 80, 2):
+        records[step] = Record(step=step, time=float(step), scalars={"loss": 1.0, STATISTICS_THINNED: 1.0})
+    for upto in (60, 100):
+        with running_server(tmp_path) as server, server.connect("/live") as live:
+            send(server, records[:upto], 7, finish=upto == 100)
+            with server.api() as api:
+                while not (events := thinning(api)) or (upto == 100 and len(events) < 2):
+                    live.recv(timeout=20)
+    assert [(event["kind"], event["step"]) for event in events] == [
+        ("statistics-thinned", 51),
+        ("statistics-complete", 79),
+    ]
+    assert events[1]["from_step"] == 51
+    assert events[1]["to_step"] == 79
+    assert events[1]["records"] == 15
+
+
+def thinning(api: httpx.Client) -> list[Any]:
+    return [event for event in api.get("/runs/run/events").json() if event["kind"].startswith("statistics-")]

@@ -164,10 +164,14 @@ def test_a_rule_tells_live_what_it_told_of_history(shared: RunningServer, api: h
             writer.commit(*(training_step(step) for step in range(start, min(start + 7, 120))))
         writer.finish()
     tried = api.post("/rules/test", json={"rule": LOSS_IS_HIGH, "run": "present"}).json()["runs"][0]
+
+    def told() -> list[Any]:
+        return [alert for alert in api.get("/alerts?run=present").json() if alert["kind"] == "custom-rule"]
+
     with shared.connect("/live") as live:
-        while api.get("/runs/present").json()["stage"] is None or api.get("/runs/present").json()["open_alerts"]:
+        while len(told()) < len(tried["firings"]) or api.get("/runs/present").json()["open_alerts"]:
             live.recv(timeout=20)
-    alerts = [alert for alert in api.get("/alerts?run=present").json() if alert["kind"] == "custom-rule"]
+    alerts = told()
     assert sorted(alert["step"] for alert in alerts) == [firing["step"] for firing in tried["firings"]] == [39, 79, 119]
     assert {alert["title"] for alert in alerts} == {firing["title"] for firing in tried["firings"]}
 

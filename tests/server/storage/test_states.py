@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from client_sdk.protocol import Hello
+from sqlalchemy import select
+
+from client_sdk.protocol import Hello, Layout
 from server.models import RunState
+from server.schema import runs
+from server.storage.database import Database
 from server.storage.runs import Registration
 from tests.server.storage.conftest import Stores
 from tests.support.writer import record
@@ -91,3 +95,27 @@ async def test_hellos_commits_and_heartbeats_at_once_wait_for_each_other_in_one_
 
     await asyncio.gather(beat(), *(train(rank, writer) for rank, writer in enumerate(ranks)))
     assert await stores.runs.state_of("run") == "running"
+
+
+async def test_a_hello_that_brings_nothing_new_leaves_the_run_alone(database: Database) -> None:
+    """Its counts are worked out of the layouts of all writers, which a reconnect must not pay for."""
+    stores = Stores.over(database)
+    layout = Layout(id=0, layers=("a", "b"), statistics=("grad_norm",), sizes=(3, 4))
+    await stores.register(layouts=(layout,))
+    async with database.write() as connection:
+        await connection.execute(runs.update().values(layer_count=77))
+    again = await stores.register(layouts=(layout,))
+    assert set(again.layouts) == {0}
+    assert await counts(database) == (77, 1)
+    wider = Layout(id=1, layers=("c",), statistics=("grad_norm",), sizes=(5,))
+    await stores.register(layouts=(layout, wider))
+    assert await counts(database) == (3, 1)
+    await stores.register(writer="other", rank=1, layouts=())
+    assert await counts(database) == (3, 2)
+
+
+async def counts(database: Database) -> tuple[int, int]:
+    """Layers and ranks of the one run."""
+    async with database.read() as connection:
+        row = (await connection.execute(select(runs.c.layer_count, runs.c.rank_count))).one()
+        return row.layer_count, row.rank_count
