@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import copy
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -10,7 +11,18 @@ import msgspec
 import numpy as np
 
 from dashboard.config import API_PREFIX, DashboardConfig
-from dashboard.models import Alert, Event, Heatmap, Histogram, RunDetail, RunPage, RunSummary, Series
+from dashboard.models import (
+    Alert,
+    Event,
+    Heatmap,
+    Histogram,
+    Identity,
+    Login,
+    RunDetail,
+    RunPage,
+    RunSummary,
+    Series,
+)
 
 T = TypeVar("T")
 
@@ -36,11 +48,13 @@ class ApiUnavailableError(ApiError):
 class ApiRefusedError(ApiError):
     """The server answered with an error; `code` is stable, `status` is HTTP's."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, *, retry_after: str | None = None) -> None:
+        """``retry_after``: the header Retry-After, seconds."""
         super().__init__(status, code, message)
         self.status = status
         self.code = code
         self.message = message
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         return f"{self.message} ({self.code}, HTTP {self.status})"
@@ -62,12 +76,18 @@ class ApiClient:
     def __init__(self, config: DashboardConfig, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._http = httpx.AsyncClient(
             base_url=config.api_url.rstrip("/") + API_PREFIX,
-            headers={"Authorization": f"Bearer {config.token}"} if config.token else {},
             timeout=httpx.Timeout(TIMEOUT, connect=5.0),
             limits=httpx.Limits(max_connections=32),
             trust_env=False,  # a proxy of the environment is for the outside world, not for one's own server
             transport=transport,
         )
+        self._authorization = _authorization(config.token)
+
+    def acting_for(self, credential: str) -> Self:
+        """The same client, over the same connections, with the rights of another credential. Not to be closed."""
+        other = copy.copy(self)
+        other._authorization = _authorization(credential)
+        return other
 
     async def aclose(self) -> None:
         """Close the pooled connections."""
@@ -145,6 +165,21 @@ class ApiClient:
         response = await self._request("POST", path, {}, {}, json={"minutes": minutes})
         return _decode(response.content, Alert)
 
+    async def log_in(self, secret: str, address: str) -> tuple[str, Identity]:
+        """The credential of a new login, and whose it is. ``address``: of the browser, for the count of wrong tries."""
+        headers = {"X-Forwarded-For": address} if address else {}
+        response = await self._request("POST", "/sessions", {}, headers, json={"secret": secret})
+        login = _decode(response.content, Login)
+        return login.session, login
+
+    async def identity(self) -> Identity:
+        """Whose the credential is."""
+        return await self._get("/sessions/current", Identity)
+
+    async def log_out(self) -> None:
+        """The credential is valid no longer."""
+        await self._request("DELETE", "/sessions/current", {}, {})
+
     async def _get(self, path: str, kind: type[T], **query: Any) -> T:
         response = await self._request("GET", path, query, {"Accept": "application/json"})
         return _decode(response.content, kind)
@@ -154,7 +189,9 @@ class ApiClient:
     ) -> httpx.Response:
         params = {key: value for key, value in query.items() if value is not None}
         try:
-            response = await self._http.request(method, path, params=params, headers=headers, json=json)
+            response = await self._http.request(
+                method, path, params=params, headers={**self._authorization, **headers}, json=json
+            )
         except httpx.HTTPError as error:
             raise ApiUnavailableError(f"no answer from the server: {error or type(error).__name__}") from error
         if response.is_success:
@@ -162,11 +199,16 @@ class ApiClient:
         raise _refusal(response)
 
 
+def _authorization(credential: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {credential}"} if credential else {}
+
+
 def _refusal(response: httpx.Response) -> ApiRefusedError:
     """The error of an answer, in the contract's shape or, failing that, in HTTP's words."""
     try:
         body = response.json()
-        return ApiRefusedError(response.status_code, str(body["error"]), str(body["message"]))
+        retry_after = response.headers.get("Retry-After")
+        return ApiRefusedError(response.status_code, str(body["error"]), str(body["message"]), retry_after=retry_after)
     except (ValueError, KeyError, TypeError):
         return ApiRefusedError(response.status_code, "http", response.reason_phrase or "refused")
 

@@ -1,9 +1,9 @@
-"""Settings of the dashboard: where the API is, and the token that opens it. No I/O beyond the environment."""
+"""Settings of the dashboard: where the API is. No I/O beyond the environment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 DEFAULT_API_URL = "http://127.0.0.1:8787"
@@ -15,7 +15,10 @@ class DashboardConfig:
     """How to reach the server. Raises `ValueError` when the address is not one."""
 
     api_url: str = DEFAULT_API_URL
-    token: str = ""
+    token: str = field(default="", repr=False)
+    """Acts for whoever looks where no login is in front, as in tests. Behind a login there is none."""
+    public_url: str | None = None
+    """The address that people open, where a proxy in front hides it."""
     max_refresh_rate: float = 4.0  # refreshes of one page per second, at most
 
     def __post_init__(self) -> None:
@@ -34,8 +37,8 @@ class DashboardConfig:
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> DashboardConfig:
-        """Read SPIKEWATCH_URL and SPIKEWATCH_TOKEN."""
+        """Read SPIKEWATCH_URL and SPIKEWATCH_PUBLIC_URL."""
         return DashboardConfig(
             api_url=environment.get("SPIKEWATCH_URL") or DEFAULT_API_URL,
-            token=environment.get("SPIKEWATCH_TOKEN", ""),
+            public_url=environment.get("SPIKEWATCH_PUBLIC_URL") or None,
         )

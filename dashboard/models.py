@@ -187,3 +187,18 @@ class LiveMessage(msgspec.Struct, frozen=True, kw_only=True):
     """Where to go on after this message."""
     resumed: bool = False
     """Of `subscribed`: what came since the cursor that was asked for follows, and nothing is missing."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose a credential is."""
+
+    scope: str = "read"
+    project: str | None = None
+    label: str = ""
+    expires_at: float | None = None
+
+
+class Login(Identity, frozen=True, kw_only=True):
+    """A new login; `session` is its credential."""
+
+    session: str

@@ -10,13 +10,14 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
 
+from client_sdk.protocol import MAX_NAME_CHARS
 from server.auth.token_file import load_token_file, write_token_file
 from server.auth.tokens import digest_of, new_token
 from server.config import LOOPBACK_HOSTS, Config
@@ -79,7 +80,7 @@ def serve_command() -> None:
 
 @app.command()
 def dashboard(host: Host = None, port: Port = None) -> None:
-    """Run the dashboard alone: SPIKEWATCH_URL names the server, SPIKEWATCH_TOKEN opens it and logs you in."""
+    """Run the dashboard alone: SPIKEWATCH_URL names the server, whose tokens log you in."""
     from server.main import serve_dashboard
 
     with _one_line_errors():
@@ -109,8 +110,48 @@ def create_token(
         await TokenStore(database).create(digest_of(token), scope, project, label, time.time())
 
     with _one_line_errors():
+        if project is not None and not 0 < len(project) <= MAX_NAME_CHARS:
+            raise ConfigurationError(f"--project: 1 … {MAX_NAME_CHARS} characters")
         _with_database(_config(data=data), create)
         print(token)
+
+
+@token_app.command("list")
+def list_tokens(data: Data = None) -> None:
+    """Every token: what it opens, and when it was used last. Secrets are not kept, so none is shown."""
+
+    async def read(database: Database) -> list[dict[str, Any]]:
+        await migrations.upgrade(database)
+        return await TokenStore(database).all(None)
+
+    with _one_line_errors():
+        found = _with_database(_config(data=data), read)
+    if not found:
+        print("No tokens yet: `spikewatch token create` makes one.")
+        return
+    rows = [("ID", "SCOPE", "PROJECT", "LABEL", "CREATED", "LAST USED", "STATE")]
+    for token in found:
+        created, used = (_day(token[name]) for name in ("created_at", "last_used_at"))
+        state = "valid" if token["revoked_at"] is None else f"revoked {_day(token['revoked_at'])}"
+        project = token["project"] if token["project"] is not None else "(all)"
+        rows.append((str(token["id"]), token["scope"], project, token["label"], created, used, state))
+    _print_table(rows)
+
+
+@token_app.command("revoke")
+def revoke_token(
+    number: Annotated[int, typer.Argument(metavar="ID", help="`spikewatch token list` tells it.")], data: Data = None
+) -> None:
+    """End a token, and the logins that it opened. Running servers close its connections within seconds."""
+
+    async def revoke(database: Database) -> bool:
+        await migrations.upgrade(database)
+        return await TokenStore(database).revoke(number, time.time())
+
+    with _one_line_errors():
+        if not _with_database(_config(data=data), revoke):
+            raise ConfigurationError(f"there is no token {number} to revoke; `spikewatch token list` shows them")
+        print(f"The token {number} is revoked.")
 
 
 @app.command()
@@ -147,9 +188,7 @@ def runs(
                 str(run["open_alerts"]),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _print_table(rows)
 
 
 @app.command()
@@ -255,6 +294,20 @@ def evaluate(
     from server.detectors.evaluate import main as evaluate_main
 
     raise typer.Exit(evaluate_main(directory))
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    # Names come from users: whatever is not printable would reach the terminal as a command.
+    safe = [
+        ["".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cell) for cell in row] for row in rows
+    ]
+    widths = [max(len(row[column]) for row in safe) for column in range(len(safe[0]))]
+    for row in safe:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _day(when: float | None) -> str:
+    return "never" if when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
 
 
 def _renames(given: list[str]) -> dict[str, str]:

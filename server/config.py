@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, field_validator
@@ -72,6 +72,33 @@ class Config(BaseSettings):
         min_length=8,
         description="A password that opens the dashboard, beside tokens. Or SPIKEWATCH_DASHBOARD_PASSWORD_FILE names a "
         "file that holds it.",
+    )
+    dashboard_password_scope: Literal["read", "write", "admin"] = Field(
+        default="admin", description="What a login with the password allows: read, write or admin."
+    )
+    login_attempts: int = Field(
+        default=10, ge=1, description="Wrong logins that one address may make within the login window."
+    )
+    login_window: float = Field(default=300.0, gt=0, description="Seconds of the login window.")
+    trusted_proxies: str = Field(
+        default="127.0.0.1,::1",
+        description="Addresses and networks, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed; * believes everybody's.",
+    )
+    token_connections: int = Field(default=2_000, ge=1, description="Most open sockets of one token in this process.")
+    token_connections_per_second: float = Field(
+        default=100.0, gt=0, description="Most new sockets a second of one token, after a first burst."
+    )
+    token_values_per_second: float = Field(
+        default=0.0,
+        ge=0,
+        description="Most numbers a second that are read from the sockets of one token; above, they wait. 0: no limit.",
+    )
+    max_body_bytes: int = Field(
+        default=1024 * 1024, ge=1024, description="Largest body of a request to the API; larger ones get 413."
+    )
+    request_timeout: float = Field(
+        default=30.0, gt=0, description="Seconds that a new connection has to send the head of a request."
     )
     dashboard: bool = Field(default=True, description="Serve the dashboard at / (embedded mode).")
     public_url: str | None = Field(

@@ -16,6 +16,7 @@ ServerError
 ├── SecretLostError               the secret of a channel was encrypted with a key that is not known here
 ├── ForbiddenAddressError         a channel leads to where the server must not be sent
 ├── RuleFieldError                a rule says what it cannot; names the field
+├── LimitError                    a token has or does more than it may; retry
 ├── ImportFileError               a file cannot be imported: which, where and why
 ├── IngestError                   an ingest frame is refused: a stable code of docs/protocol.md
 └── ApiError                      an HTTP or live request is refused: a stable code and a status
@@ -127,6 +128,10 @@ class RuleFieldError(ServerError, ValueError):
         self.reason = reason
 
 
+class LimitError(ServerError):
+    """A token has or does more than it may. The text says which limit, and what to do."""
+
+
 class ImportFileError(ServerError):
     """A file cannot be imported."""
 
@@ -155,11 +160,13 @@ class IngestError(ServerError):
 class ApiError(ServerError):
     """A request is refused: ``{"error": code, "message": message}`` with ``status``."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, *, retry_after: int | None = None) -> None:
+        """``retry_after``: seconds, for the header Retry-After."""
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         return f"{self.status} {self.code}: {self.message}"

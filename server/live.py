@@ -16,20 +16,22 @@ from typing import Any
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from server.auth.tokens import UNAUTHENTICATED, Authenticator, bearer_token
+from server.auth.admissions import Admission, Admissions
+from server.auth.tokens import REVOKED, UNAUTHENTICATED, Authenticator, Identity, bearer_token
 from server.broker import Broker
-from server.errors import UNAVAILABLE, ApiError, DatabaseError
+from server.errors import UNAVAILABLE, ApiError, DatabaseError, LimitError
 from server.models import Principal, Scope
 
 SEND_TIMEOUT = 30.0  # seconds; a viewer that does not read is let go
 MAX_RUNS = 1_000
-CLOSE_CODES = {401: 4401, 403: 4401, 503: 1011}
+CLOSE_CODES = {401: 4401, 403: 4401, 429: 1013, 503: 1011}
 
 
 class LiveEndpoint:
-    def __init__(self, broker: Broker, authenticator: Authenticator) -> None:
+    def __init__(self, broker: Broker, authenticator: Authenticator, admissions: Admissions) -> None:
         self._broker = broker
         self._authenticator = authenticator
+        self._admissions = admissions
         self._draining = asyncio.Event()
 
     async def handle(self, socket: WebSocket) -> None:
@@ -37,27 +39,27 @@ class LiveEndpoint:
         await socket.accept()
         with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError):
             try:
-                principal = await self._admit(socket)
+                identity = await self._identify(socket)
                 run_ids = _asked_runs(socket.query_params.get("runs"))
+                with self._admissions.admit(identity) as admission:
+                    await self._serve(socket, admission, run_ids, socket.query_params.get("cursor"))
             except ApiError as error:
-                retryable = error.status == 503
-                body = {"type": "error", "code": error.code, "message": error.message, "retryable": retryable}
-                await _send(socket, body)
-                await socket.close(CLOSE_CODES.get(error.status, 4400), error.code)
-                return
-            await self._serve(socket, principal, run_ids, socket.query_params.get("cursor"))
+                await _refuse(socket, error)
+            except LimitError as error:
+                await _refuse(socket, ApiError(429, "too_many_connections", str(error)))
 
     def drain(self) -> None:
         """Close every socket: the server goes away."""
         self._draining.set()
 
     async def _serve(
-        self, socket: WebSocket, principal: Principal, run_ids: frozenset[str] | None, cursor: str | None
+        self, socket: WebSocket, admission: Admission, run_ids: frozenset[str] | None, cursor: str | None
     ) -> None:
         tasks = [
-            asyncio.create_task(self._push(socket, principal, run_ids, cursor)),
+            asyncio.create_task(self._push(socket, admission.identity.principal, run_ids, cursor)),
             asyncio.create_task(_watch(socket)),
             asyncio.create_task(self._draining.wait()),
+            asyncio.create_task(admission.ended.wait()),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -67,6 +69,8 @@ class LiveEndpoint:
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._draining.is_set():
             await socket.close(1012, "going_away")
+        elif admission.ended.is_set():
+            raise ApiError(401, "unauthenticated", REVOKED)
 
     async def _push(
         self, socket: WebSocket, principal: Principal, run_ids: frozenset[str] | None, cursor: str | None
@@ -83,16 +87,16 @@ class LiveEndpoint:
             while True:
                 await _send_text(socket, (await subscription.get()).frame)
 
-    async def _admit(self, socket: WebSocket) -> Principal:
+    async def _identify(self, socket: WebSocket) -> Identity:
         try:
-            principal = await self._authenticator.principal(bearer_token(socket.headers))
+            identity = await self._authenticator.identity(bearer_token(socket.headers))
         except DatabaseError as error:
             raise ApiError(503, "storage_unavailable", UNAVAILABLE) from error
-        if principal is None:
+        if identity is None:
             raise ApiError(401, "unauthenticated", UNAUTHENTICATED)
-        if not principal.may(Scope.READ):
+        if not identity.principal.may(Scope.READ):
             raise ApiError(403, "forbidden", "this token may not read")
-        return principal
+        return identity
 
 
 def _asked_runs(value: str | None) -> frozenset[str] | None:
@@ -102,6 +106,12 @@ def _asked_runs(value: str | None) -> frozenset[str] | None:
     if len(run_ids) > MAX_RUNS:
         raise ApiError(400, "invalid_parameter", f"runs: at most {MAX_RUNS}")
     return run_ids or None
+
+
+async def _refuse(socket: WebSocket, error: ApiError) -> None:
+    body = {"type": "error", "code": error.code, "message": error.message, "retryable": error.status in {429, 503}}
+    await _send(socket, body)
+    await socket.close(CLOSE_CODES.get(error.status, 4400), error.code)
 
 
 async def _watch(socket: WebSocket) -> None:

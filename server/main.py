@@ -14,7 +14,6 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import replace
 from importlib.metadata import version
 from types import FrameType
 
@@ -22,11 +21,11 @@ import uvicorn
 from fastapi import FastAPI, WebSocket
 
 from server.allocator import limit_arenas
-from server.api import alerts, channels, errors, exports, health, rules, runs
+from server.api import alerts, channels, errors, exports, health, rules, runs, sessions, tokens
 from server.api.access import Services
-from server.auth.guard import DashboardGuard
+from server.auth.admissions import Admissions, TokenLimits
+from server.auth.logins import Logins, LoginSettings
 from server.auth.secret_box import load_secret_box
-from server.auth.sessions import Sessions
 from server.auth.tokens import Authenticator
 from server.broker import Broker, MemoryBroker
 from server.broker.redis_broker import RedisBroker, connect
@@ -36,6 +35,7 @@ from server.exports.streams import Exporter
 from server.ingest.connection import IngestLimits
 from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint
+from server.models import Scope
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
 from server.notifications.picture import Painter
@@ -44,7 +44,6 @@ from server.notifications.zero_setup import add_slack_webhook, check_slack_webho
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
 from server.pipeline.rehearsal import Rehearsal
-from server.secret_files import secret
 from server.storage import migrate
 from server.storage.alerts import AlertStore
 from server.storage.channels import ChannelStore
@@ -64,6 +63,7 @@ from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 from server.storage.segments import SegmentStore
 from server.storage.series import SeriesQuery
+from server.storage.sessions import SessionStore
 from server.storage.spans import SpanStore
 from server.storage.steps import StepReader
 from server.storage.tokens import TokenStore
@@ -71,8 +71,6 @@ from server.storage.tokens import TokenStore
 logger = logging.getLogger(__name__)
 
 API = "/api/v1"
-OPEN_PATHS = ("/api", "/healthz", "/readyz")
-"""Paths that the login of the dashboard does not guard: they ask for a token themselves, or tell nothing."""
 WEBSOCKET_LIMIT = 4
 """A frame of up to so many times the limit is still read, so that it can be refused with a word."""
 PING_EVERY = 20.0  # seconds
@@ -93,7 +91,6 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     layouts = LayoutStore(database)
     fleet = FleetQuery(database, run_store, layouts)
     reader = BucketReader(database, cache)
-    authenticator = Authenticator(TokenStore(database), admin_token=config.admin_token)
     secrets = load_secret_box(config.secret_key, config.secret_key_file)
     channel_store = ChannelStore(database)
     if config.slack_webhook is not None:
@@ -108,6 +105,33 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     series = SeriesQuery(run_store, reader)
     sender = Sender(OutboxStore(database), messenger, Painter(series).paint, time.time)
     pipeline = make_pipeline(config, database, broker, alerts_stored=sender.wake)
+    token_store, session_store = TokenStore(database), SessionStore(database)
+    authenticator = Authenticator(
+        token_store,
+        session_store,
+        admin_token=config.admin_token,
+        password=None
+        if config.dashboard_password is None
+        else (config.dashboard_password, Scope(config.dashboard_password_scope)),
+    )
+    admissions = Admissions(
+        authenticator,
+        TokenLimits(
+            connections=config.token_connections,
+            new_per_second=config.token_connections_per_second,
+            values_per_second=config.token_values_per_second,
+        ),
+    )
+    logins = Logins(
+        authenticator,
+        session_store,
+        LoginSettings(
+            password=config.dashboard_password,
+            days=config.session_days,
+            attempts=config.login_attempts,
+            window=config.login_window,
+        ),
+    )
     deleter = Deleter(
         DeletionStore(database),
         forget=pipeline.forget,
@@ -120,6 +144,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         broker=broker,
         alerts=AlertStore(database),
         authenticator=authenticator,
+        admissions=admissions,
         limits=IngestLimits(
             frame_bytes=config.max_frame_bytes,
             group_bytes=config.group_bytes,
@@ -128,7 +153,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         ),
         name=f"spikewatch/{version('spikewatch')}",
     )
-    live = LiveEndpoint(broker, authenticator)
+    live = LiveEndpoint(broker, authenticator, admissions)
     compactor = Compactor(SpanStore(database), config.compact_every)
 
     @contextlib.asynccontextmanager
@@ -138,14 +163,15 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
             await add_slack_webhook(channel_store, secrets, config.slack_webhook, time.time())
         sender.start()
         await pipeline.start()
-        compacting = asyncio.create_task(compactor.run())
+        tasks = [asyncio.create_task(compactor.run()), asyncio.create_task(admissions.watch())]
         deleter.start()
         try:
             yield
         finally:
             await deleter.stop()
-            compacting.cancel()
-            await asyncio.gather(compacting, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await pipeline.stop()
             await sender.stop()
             await messenger.close()
@@ -164,6 +190,9 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     app.state.services = Services(
         database=database,
         authenticator=authenticator,
+        admissions=admissions,
+        logins=logins,
+        tokens=token_store,
         pipeline=pipeline,
         runs=run_store,
         fleet=fleet,
@@ -196,6 +225,8 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     app.include_router(alerts.router, prefix=API)
     app.include_router(channels.router, prefix=API)
     app.include_router(rules.router, prefix=API)
+    app.include_router(sessions.router, prefix=API)
+    app.include_router(tokens.router, prefix=API)
     app.include_router(health.router)
 
     @app.websocket(f"{API}/ingest")
@@ -211,7 +242,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         raise ApiError(404, "not_found", f"there is no /api/{rest}; {API}/openapi.json lists what is")
 
     if config.dashboard:
-        _add_dashboard(app, config, authenticator)
+        _add_dashboard(app, config)
     return app
 
 
@@ -254,24 +285,13 @@ def make_pipeline(
     )
 
 
-def _add_dashboard(app: FastAPI, config: Config, authenticator: Authenticator) -> None:
+def _add_dashboard(app: FastAPI, config: Config) -> None:
     from dashboard.app import mount_dashboard
+    from dashboard.config import DashboardConfig
+    from dashboard.login.cookies import Cookies
 
-    if config.admin_token is None:
-        raise ConfigurationError("the dashboard needs a token to read the API: set SPIKEWATCH_ADMIN_TOKEN")
-    mount_dashboard(app, api_url=config.api_url, token=config.admin_token)
-    _guard(app, config, authenticator, config.admin_token)
-
-
-def _guard(app: FastAPI, config: Config, authenticator: Authenticator, secret: str) -> None:
-    app.add_middleware(
-        DashboardGuard,
-        authenticator=authenticator,
-        sessions=Sessions(secret, days=config.session_days),
-        # Browsers keep the cookies of all ports of a host together.
-        cookie=f"spikewatch_session_{config.port}",
-        open_paths=OPEN_PATHS,
-    )
+    settings = DashboardConfig(api_url=config.api_url, public_url=config.public_url)
+    mount_dashboard(app, settings, cookies=Cookies(suffix=f"_{config.port}"))
 
 
 class Service:
@@ -333,6 +353,7 @@ class Service:
             ws_ping_timeout=PING_TIMEOUT,
             ws_per_message_deflate=False,
             server_header=False,
+            forwarded_allow_ips=self.config.trusted_proxies,
             timeout_graceful_shutdown=int(self.config.shutdown_timeout) + 1,
         )
         self._server = _DrainingServer(settings, app.state.drain, announce)
@@ -348,24 +369,28 @@ def serve(config: Config, *, migrate: bool = True, on_ready: Callable[[Config], 
 def serve_dashboard(config: Config, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve the dashboard alone, beside a server that SPIKEWATCH_URL names, until SIGTERM or SIGINT.
 
-    SPIKEWATCH_TOKEN opens the server to it, and it to browsers. Raises `ConfigurationError`.
+    Whoever logs in does so with a token or the password of that server. Raises `ConfigurationError`.
     """
     from dashboard.app import create_app as create_dashboard
     from dashboard.config import DashboardConfig
+    from dashboard.login.cookies import Cookies
 
     try:
-        settings = replace(
-            DashboardConfig.from_environment(os.environ), token=secret(os.environ, "SPIKEWATCH_TOKEN") or ""
-        )
+        settings = DashboardConfig.from_environment(os.environ)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    if not settings.token:
-        raise ConfigurationError("the dashboard needs a token to read the API: set SPIKEWATCH_TOKEN")
     listener = bind(config.host, config.port)
     config = config.with_port(listener.getsockname()[1])
-    app = create_dashboard(settings)
-    _guard(app, config, Authenticator(None, admin_token=settings.token), settings.token)
-    uvicorn_config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, server_header=False)
+    app = create_dashboard(settings, cookies=Cookies(suffix=f"_{config.port}"))
+    uvicorn_config = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        ws="websockets-sansio",
+        server_header=False,
+        forwarded_allow_ips=config.trusted_proxies,
+    )
 
     async def nothing_in_flight() -> None:
         return None

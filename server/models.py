@@ -225,6 +225,10 @@ class Principal:
     scope: Scope
     project: str | None = None
     """The one project that the token opens, None for all."""
+    key: str = field(default="", compare=False)
+    """Names the token in limits and logs, never its secret. A login has that of its token."""
+    label: str = field(default="", compare=False)
+    """What its maker said that the token is for."""
 
     def may(self, scope: Scope) -> bool:
         order = list(Scope)

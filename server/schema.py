@@ -372,3 +372,19 @@ silences = Table(
     Column("reason", Text, nullable=False),
     Index(None, "run_id"),
 )
+
+# Logins of the dashboard. One that a token opened ends with it; the others prove which secret of the settings did.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    Column("digest", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("token_id", RowId, ForeignKey("tokens.id", ondelete="CASCADE")),
+    Column("proof", String(64)),
+    Column("created_at", Float(53), nullable=False),
+    Column("expires_at", Float(53), nullable=False),
+    UniqueConstraint("digest"),
+    Index(None, "token_id"),
+    Index(None, "expires_at"),
+)

@@ -12,7 +12,6 @@ from dash.exceptions import PreventUpdate
 from dashboard import ids
 from dashboard.client import ApiClient, ApiError
 from dashboard.config import DashboardConfig
-from dashboard.live import LiveFeed
 from dashboard.pages.alert_cards import SILENCE_MINUTES
 from dashboard.pages.alert_live import AlertLive
 from dashboard.pages.alerts_live import AlertsLive
@@ -21,6 +20,8 @@ from dashboard.pages.run_live import RunLive
 from dashboard.pages.session import LivePage, PageFactory, Session
 from dashboard.pages.shell import page_content, parse_path
 from dashboard.pages.view import View, parse_view
+from dashboard.viewer import current_viewer
+from dashboard.viewers import Viewers
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,11 @@ def page_factory(client: ApiClient) -> PageFactory:
     return make
 
 
-def register(app: Dash, *, config: DashboardConfig, client: ApiClient, feed: LiveFeed) -> None:
+def register(app: Dash, *, config: DashboardConfig, viewers: Viewers) -> None:
     """Attach every callback to the application."""
-    sessions: dict[str, Session] = {}
     _register_routing(app)
-    _register_live(app, sessions, config, feed, page_factory(client))
-    _register_buttons(app, client)
+    _register_live(app, config, viewers)
+    _register_buttons(app, viewers)
     _register_clientside(app)
 
 
@@ -73,9 +73,10 @@ def _register_routing(app: Dash) -> None:
         )
 
 
-def _register_live(
-    app: Dash, sessions: dict[str, Session], config: DashboardConfig, feed: LiveFeed, make_page: PageFactory
-) -> None:
+def _register_live(app: Dash, config: DashboardConfig, viewers: Viewers) -> None:
+    sessions: dict[tuple[str, str], Session] = {}
+    """By login and tab: nobody steers the page of another."""
+
     @app.callback(
         Input(ids.RESUME, "data"), State(ids.TAB, "data"), State(ids.VIEW, "data"), websocket=True, persistent=True
     )
@@ -83,32 +84,38 @@ def _register_live(
         """Lives as long as the page; view.js asks for another one when the beats stop."""
         if ctx.websocket is None:
             raise PreventUpdate
-        session = Session(ctx.websocket, feed, make_page, tab=tab, max_refresh_rate=config.max_refresh_rate)
+        viewer = current_viewer.get()
+        make_page = page_factory(viewers.client(viewer))
+        session = Session(
+            ctx.websocket, viewers.feed(viewer), make_page, tab=tab, max_refresh_rate=config.max_refresh_rate
+        )
         session.look(parse_view(view))
-        replaced = sessions.get(tab)
+        key = (viewer.credential, tab)
+        replaced = sessions.get(key)
         if replaced is not None:
             replaced.leave()
-        sessions[tab] = session
+        sessions[key] = session
         try:
             await session.attend()
         finally:
-            if sessions.get(tab) is session:
-                del sessions[tab]
+            if sessions.get(key) is session:
+                del sessions[key]
 
     @app.callback(Input(ids.VIEW, "data"), State(ids.TAB, "data"), websocket=True, prevent_initial_call=True)
     async def look(view: Any, tab: str) -> None:
-        session = sessions.get(tab)
+        session = sessions.get((current_viewer.get().credential, tab))
         if session is not None:
             session.look(parse_view(view))
 
 
-def _register_buttons(app: Dash, client: ApiClient) -> None:
+def _register_buttons(app: Dash, viewers: Viewers) -> None:
     everything = Input({"act": ALL, "alert": ALL}, "n_clicks")
 
     @app.callback(Output(ids.NOTICE, "children"), everything, prevent_initial_call=True)
     async def act(_clicks: list[int | None]) -> str:
         if not ctx.triggered or not ctx.triggered[0]["value"] or not isinstance(ctx.triggered_id, dict):
             raise PreventUpdate
+        client = viewers.client(current_viewer.get())
         verb, alert_id = ctx.triggered_id["act"], ctx.triggered_id["alert"]
         actions: dict[str, Callable[[], Any]] = {
             "acknowledge": lambda: client.acknowledge(alert_id),

@@ -10,8 +10,10 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from server.auth.admissions import Admissions
+from server.auth.logins import Logins
 from server.auth.secret_box import SecretBox
-from server.auth.tokens import UNAUTHENTICATED, Authenticator
+from server.auth.tokens import UNAUTHENTICATED, Authenticator, Identity
 from server.errors import ApiError
 from server.exports.streams import Exporter
 from server.models import Principal, RunState, Scope
@@ -30,6 +32,7 @@ from server.storage.layouts import LayoutStore
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 from server.storage.series import SeriesQuery
+from server.storage.tokens import TokenStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,9 @@ class Services:
 
     database: Database
     authenticator: Authenticator
+    admissions: Admissions
+    logins: Logins
+    tokens: TokenStore
     pipeline: Pipeline
     runs: RunStore
     fleet: FleetQuery
@@ -67,13 +73,20 @@ _bearer = HTTPBearer(auto_error=False, description="A token: `spikewatch token c
 ServicesOf = Annotated[Services, Depends(services_of)]
 
 
-async def _principal(
+async def _identity(
     services: ServicesOf, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> Principal:
-    principal = await services.authenticator.principal(None if credentials is None else credentials.credentials)
-    if principal is None:
+) -> Identity:
+    identity = await services.authenticator.identity(None if credentials is None else credentials.credentials)
+    if identity is None:
         raise ApiError(401, "unauthenticated", UNAUTHENTICATED)
-    return principal
+    return identity
+
+
+Identified = Annotated[Identity, Depends(_identity)]
+
+
+async def _principal(identity: Identified) -> Principal:
+    return identity.principal
 
 
 async def _writing_principal(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
@@ -88,9 +101,17 @@ async def _administering_principal(principal: Annotated[Principal, Depends(_prin
     return principal
 
 
+async def _project_administering_principal(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
+    if not principal.may(Scope.ADMIN):
+        raise ApiError(403, "forbidden", "the call needs a token with the scope admin")
+    return principal
+
+
 Reader = Annotated[Principal, Depends(_principal)]
 Operator = Annotated[Principal, Depends(_writing_principal)]
 Administrator = Annotated[Principal, Depends(_administering_principal)]
+ProjectAdministrator = Annotated[Principal, Depends(_project_administering_principal)]
+"""Of one project, or of all."""
 
 
 async def visible_run(services: Services, principal: Principal, run_id: str) -> None:

@@ -325,3 +325,29 @@ class RehearsalAnswer(BaseModel):
 class RehearsalsAnswer(BaseModel):
     fired: int
     runs: list[RehearsalAnswer]
+
+
+class IdentityAnswer(BaseModel):
+    scope: Literal["read", "write", "admin"]
+    project: str | None
+    label: str
+    token_id: int | None
+    expires_at: float | None
+
+
+class LoginAnswer(IdentityAnswer):
+    session: str
+
+
+class TokenAnswer(BaseModel):
+    id: int
+    scope: Literal["read", "write", "admin"]
+    project: str | None
+    label: str
+    created_at: float
+    last_used_at: float | None
+    revoked_at: float | None
+
+
+class NewTokenAnswer(TokenAnswer):
+    token: str

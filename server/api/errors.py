@@ -23,6 +23,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorAnswer, "description": "The token does not allow this."},
     404: {"model": ErrorAnswer, "description": "There is no such thing."},
     410: {"model": ErrorAnswer, "description": "The run was deleted."},
+    413: {"model": ErrorAnswer, "description": "The body is too large."},
+    429: {"model": ErrorAnswer, "description": "Too often; Retry-After says when again."},
     503: {"model": ErrorAnswer, "description": "The database does not answer; try again."},
 }
 """For the OpenAPI document of every call."""
@@ -44,7 +46,10 @@ def _answer(status: int, code: str, message: str) -> JSONResponse:
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _answer(error.status, error.code, error.message)
+    answer = _answer(error.status, error.code, error.message)
+    if error.retry_after is not None:
+        answer.headers["Retry-After"] = str(error.retry_after)
+    return answer
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

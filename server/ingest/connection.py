@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -76,6 +76,7 @@ class Connection:
         self._alerts = alerts
         self._limits = limits
         self._name = name
+        self._pause_after: Callable[[int], float] = lambda _: 0.0
         self._frames = FrameQueue(limits.queued_frames)
         self._writer: Writer | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -84,8 +85,9 @@ class Connection:
         self._fault: IngestError | None = None
         """What ended the reading; said after everything that was read before it is committed."""
 
-    async def serve(self, principal: Principal) -> None:
-        """Returns when the connection is over."""
+    async def serve(self, principal: Principal, pause_after: Callable[[int], float]) -> None:
+        """Returns when the connection is over. ``pause_after``: seconds to read no more, for so many values."""
+        self._pause_after = pause_after
         self._reader = asyncio.create_task(self._read())
         try:
             await self._commit_all(principal)
@@ -109,6 +111,10 @@ class Connection:
     def drain(self) -> None:
         """Read no more; what is queued is committed."""
         self._stop_reading(IngestError(*GOING_AWAY, retryable=True, close_code=1012))
+
+    def dismiss(self, error: IngestError) -> None:
+        """End it; what was read is still committed."""
+        self._stop_reading(error)
 
     async def refuse(self, error: IngestError) -> None:
         """Say what is wrong and close."""
@@ -199,6 +205,10 @@ class Connection:
                 await self._commit([batch])
             return
         await self._send(Ack(seq=last_seq))
+        pause = self._pause_after(_values(batches))
+        if pause > 0:
+            # Unread, the socket fills and the client waits; its records wait in its spool, and nothing is lost.
+            await asyncio.sleep(pause)
 
     async def _finish(self, message: Finish) -> None:
         writer = self._greeted()
@@ -258,6 +268,11 @@ def _decode(frames: Sequence[bytes]) -> tuple[list[ClientMessage], IngestError |
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             return messages, _explain(frame, error)
     return messages, None
+
+
+def _values(batches: Sequence[Batch]) -> int:
+    """Numbers in the records: scalars and statistics."""
+    return sum(len(record.scalars) + len(record.block or b"") // 4 for batch in batches for record in batch.records)
 
 
 class _Versioned(msgspec.Struct):

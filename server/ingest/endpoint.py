@@ -7,11 +7,12 @@ import contextlib
 
 from starlette.websockets import WebSocket
 
-from server.auth.tokens import UNAUTHENTICATED, Authenticator, bearer_token
+from server.auth.admissions import Admission, Admissions
+from server.auth.tokens import REVOKED, UNAUTHENTICATED, Authenticator, Identity, bearer_token
 from server.broker import Broker
-from server.errors import UNAVAILABLE, DatabaseError, IngestError
+from server.errors import UNAVAILABLE, DatabaseError, IngestError, LimitError
 from server.ingest.connection import GOING_AWAY, Connection, IngestLimits
-from server.models import Principal, Scope
+from server.models import Scope
 from server.pipeline.pipeline import Pipeline
 from server.storage.alerts import AlertStore
 
@@ -24,6 +25,7 @@ class IngestEndpoint:
         broker: Broker,
         alerts: AlertStore,
         authenticator: Authenticator,
+        admissions: Admissions,
         limits: IngestLimits,
         name: str,
     ) -> None:
@@ -32,6 +34,7 @@ class IngestEndpoint:
         self._broker = broker
         self._alerts = alerts
         self._authenticator = authenticator
+        self._admissions = admissions
         self._limits = limits
         self._name = name
         self._connections: set[Connection] = set()
@@ -49,15 +52,28 @@ class IngestEndpoint:
             name=self._name,
         )
         try:
-            principal = await self._admit(socket)
+            identity = await self._identify(socket)
+            with self._admissions.admit(identity) as admission:
+                await self._serve(connection, admission)
         except IngestError as error:
             await connection.refuse(error)
-            return
+        except LimitError as error:
+            await connection.refuse(IngestError("too_many_connections", str(error), retryable=True, close_code=1013))
+
+    async def _serve(self, connection: Connection, admission: Admission) -> None:
+        principal = admission.identity.principal
+
+        async def dismiss() -> None:
+            await admission.ended.wait()
+            connection.dismiss(IngestError("unauthenticated", REVOKED, close_code=4401))
+
         self._connections.add(connection)
+        dismissing = asyncio.create_task(dismiss())
         try:
-            await connection.serve(principal)
+            await connection.serve(principal, lambda values: self._admissions.pause_after(principal, values))
         finally:
             self._connections.discard(connection)
+            dismissing.cancel()
 
     async def drain(self, seconds: float) -> None:
         """Stop reading, commit and acknowledge what was read, say going away.
@@ -72,15 +88,15 @@ class IngestEndpoint:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(connection.ended.wait() for connection in connections))
 
-    async def _admit(self, socket: WebSocket) -> Principal:
+    async def _identify(self, socket: WebSocket) -> Identity:
         if self._draining:
             raise IngestError(*GOING_AWAY, retryable=True, close_code=1012)
         try:
-            principal = await self._authenticator.principal(bearer_token(socket.headers))
+            identity = await self._authenticator.identity(bearer_token(socket.headers))
         except DatabaseError as error:
             raise IngestError("storage_unavailable", UNAVAILABLE, retryable=True, close_code=1011) from error
-        if principal is None:
+        if identity is None:
             raise IngestError("unauthenticated", UNAUTHENTICATED, close_code=4401)
-        if not principal.may(Scope.WRITE):
+        if not identity.principal.may(Scope.WRITE):
             raise IngestError("forbidden", "this token may only read; training needs the scope write", close_code=4401)
-        return principal
+        return identity

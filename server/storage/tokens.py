@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from server.models import Principal, Scope
-from server.schema import tokens
+from server.schema import sessions, tokens
 from server.storage.database import Database
+
+IN_ONE_QUERY = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,30 +26,61 @@ class TokenStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, digest: str, scope: Scope, project: str | None, label: str, now: float) -> None:
+    async def create(self, digest: str, scope: Scope, project: str | None, label: str, now: float) -> int:
+        """Its id."""
+        values = {"digest": digest, "scope": scope, "project": project, "label": label, "created_at": now}
         async with self._database.write() as connection:
-            await connection.execute(
-                tokens.insert().values(digest=digest, scope=scope, project=project, label=label, created_at=now)
-            )
+            token_id: int = await connection.scalar(tokens.insert().values(**values).returning(tokens.c.id))
+            return token_id
 
     async def find(self, digest: str) -> StoredToken | None:
         """The token with this SHA-256 digest (hexadecimal), None where there is none or it was revoked."""
         async with self._database.read() as connection:
             query = select(tokens).where(tokens.c.digest == digest, tokens.c.revoked_at.is_(None))
             row = (await connection.execute(query)).first()
-        if row is None:
-            return None
-        principal = Principal(scope=Scope(row.scope), project=row.project)
-        return StoredToken(id=row.id, digest=row.digest, principal=principal)
+        return None if row is None else stored_token(row)
+
+    async def living(self, digests: Collection[str]) -> set[str]:
+        """Those among them that are not revoked."""
+        found: set[str] = set()
+        async with self._database.read() as connection:
+            for piece in pieces(digests):
+                query = select(tokens.c.digest).where(tokens.c.digest.in_(piece), tokens.c.revoked_at.is_(None))
+                found.update((await connection.execute(query)).scalars())
+        return found
+
+    async def all(self, project: str | None) -> list[dict[str, Any]]:
+        """Every token as the API shows it, the oldest first; within one project where one is given."""
+        shown = [column for column in tokens.c if column.name != "digest"]
+        query = select(*shown).order_by(tokens.c.id)
+        if project is not None:
+            query = query.where(tokens.c.project == project)
+        async with self._database.read() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
 
     async def touch(self, token_id: int, now: float) -> None:
         """Note that the token was used."""
         async with self._database.write() as connection:
             await connection.execute(update(tokens).where(tokens.c.id == token_id).values(last_used_at=now))
 
-    async def revoke(self, digest: str, now: float) -> bool:
+    async def revoke(self, token_id: int, now: float, *, project: str | None = None) -> bool:
+        """End it and the logins that it opened; within one project where one is given. False where none lives."""
+        these = [tokens.c.id == token_id, tokens.c.revoked_at.is_(None)]
+        if project is not None:
+            these.append(tokens.c.project == project)
         async with self._database.write() as connection:
-            result = await connection.execute(
-                update(tokens).where(tokens.c.digest == digest, tokens.c.revoked_at.is_(None)).values(revoked_at=now)
-            )
+            result = await connection.execute(update(tokens).where(*these).values(revoked_at=now))
+            if result.rowcount > 0:
+                await connection.execute(delete(sessions).where(sessions.c.token_id == token_id))
             return result.rowcount > 0
+
+
+def stored_token(row: Any) -> StoredToken:
+    principal = Principal(scope=Scope(row.scope), project=row.project, key=f"token:{row.id}", label=row.label)
+    return StoredToken(id=row.id, digest=row.digest, principal=principal)
+
+
+def pieces(digests: Collection[str]) -> Iterator[list[str]]:
+    """As many as one statement may name."""
+    known = sorted(digests)
+    return (known[first : first + IN_ONE_QUERY] for first in range(0, len(known), IN_ONE_QUERY))

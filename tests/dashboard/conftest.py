@@ -68,7 +68,8 @@ PATIENCE = 25_000  # milliseconds; a busy machine is slow, not wrong
 @pytest.fixture(scope="module")
 def warm_context(browser: Browser) -> Iterator[BrowserContext]:
     """One browser profile for all tests of a module: a fresh one would load and compile the scripts again each time."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark")
+    # Playwright waits for conditions by evaluating strings, which the pages' policy forbids; test_isolation keeps it.
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark", bypass_csp=True)
     context.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
     yield context

@@ -21,6 +21,7 @@ from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSoc
 from fastapi.responses import JSONResponse
 
 from dashboard.app import mount_dashboard
+from dashboard.config import DashboardConfig
 from tests.dashboard.synthetic import SyntheticRun
 
 TOKEN = "fixture-token"
@@ -182,7 +183,7 @@ def build(api: FixtureApi, api_url: str) -> FastAPI:
             if not api.listeners:
                 api.gone.set()
 
-    mount_dashboard(app, api_url=api_url, token=TOKEN)
+    mount_dashboard(app, DashboardConfig(api_url=api_url, token=TOKEN), cookies=None)
     return app
 
 

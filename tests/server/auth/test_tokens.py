@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from server.auth.sessions import Sessions
+from server.auth.logins import Logins, LoginSettings, _network
+from server.auth.throttle import MAX_KEYS, Throttle
 from server.auth.token_file import load_token_file, write_token_file
 from server.auth.tokens import TOKEN_CACHE, Authenticator, digest_of, new_token
+from server.errors import ApiError
 from server.models import Principal, Scope
 from server.storage.database import Database
+from server.storage.sessions import SessionStore
 from server.storage.tokens import TokenStore
 
 
@@ -31,7 +34,7 @@ async def test_a_token_gives_what_it_was_made_for(database: Database, clock: Clo
     store = TokenStore(database)
     token = new_token()
     await store.create(digest_of(token), Scope.WRITE, "project", "a label", 0.0)
-    authenticator = Authenticator(store, admin_token="sw_admin_token_0000", clock=clock)
+    authenticator = Authenticator(store, SessionStore(database), admin_token="sw_admin_token_0000", clock=clock)
     assert await authenticator.principal(token) == Principal(scope=Scope.WRITE, project="project")
     assert await authenticator.principal("sw_admin_token_0000") == Principal(scope=Scope.ADMIN)
     for wrong in (None, "", token + "x", token[:-1], digest_of(token), "x" * 10_000, "\udc80"):
@@ -41,11 +44,11 @@ async def test_a_token_gives_what_it_was_made_for(database: Database, clock: Clo
 async def test_a_revoked_token_works_no_longer_than_the_cache(database: Database, clock: Clock) -> None:
     store = TokenStore(database)
     token = new_token()
-    await store.create(digest_of(token), Scope.READ, None, "", 0.0)
-    authenticator = Authenticator(store, admin_token=None, clock=clock)
+    token_id = await store.create(digest_of(token), Scope.READ, None, "", 0.0)
+    authenticator = Authenticator(store, SessionStore(database), admin_token=None, clock=clock)
     assert await authenticator.principal(token) is not None
-    assert await store.revoke(digest_of(token), 1.0)
-    assert not await store.revoke(digest_of(token), 1.0)
+    assert await store.revoke(token_id, 1.0)
+    assert not await store.revoke(token_id, 1.0)
     clock.now += TOKEN_CACHE + 1
     assert await authenticator.principal(token) is None
 
@@ -70,16 +73,61 @@ def test_each_scope_includes_the_one_before(scope: Scope, allowed: set[Scope]) -
     assert {other for other in Scope if Principal(scope=scope).may(other)} == allowed
 
 
-def test_a_session_ends_and_cannot_be_made_up(clock: Clock) -> None:
-    sessions = Sessions("secret", days=1, clock=clock)
-    value = sessions.issue()
-    assert sessions.is_valid(value)
-    expiry, _, signature = value.partition(".")
-    for forged in (f"{int(expiry) + 1}.{signature}", f"{expiry}.", "", "x.y", f"{expiry}.{signature[:-1]}é"):
-        assert not sessions.is_valid(forged)
-    assert not Sessions("another", days=1, clock=clock).is_valid(value)
+async def test_a_login_ends_with_its_time_its_token_or_its_secret(database: Database, clock: Clock) -> None:
+    tokens, sessions = TokenStore(database), SessionStore(database)
+    token = new_token()
+    token_id = await tokens.create(digest_of(token), Scope.WRITE, "project", "label", 0.0)
+
+    def authenticator(admin_token: str = "sw_admin_token_0000") -> Authenticator:
+        return Authenticator(tokens, sessions, admin_token=admin_token, clock=clock)
+
+    async def log_in(secret: str) -> str:
+        logins = Logins(
+            authenticator(), sessions, LoginSettings(days=1, attempts=3, window=60), clock=clock, monotonic=clock
+        )
+        login = await logins.open(secret, "192.0.2.1")
+        assert login.credential not in repr(login)
+        return login.credential
+
+    of_token, of_admin = await log_in(token), await log_in("sw_admin_token_0000")
+    found = await authenticator().identity(of_token)
+    assert found is not None
+    assert (found.principal, found.token_id) == (Principal(scope=Scope.WRITE, project="project"), token_id)
+    assert await authenticator().principal(of_admin) == Principal(scope=Scope.ADMIN)
+    assert await authenticator("sw_admin_token_0001").principal(of_admin) is None
+    with pytest.raises(ApiError, match="opens nothing"):
+        await log_in(of_token)
+    held = authenticator()
+    identities = [found, *filter(None, [await held.identity(of_admin), await held.identity(token)])]
+    assert await held.ended(identities) == set()
+    await tokens.revoke(token_id, 1.0)
+    assert await held.ended(identities) == {digest_of(of_token), digest_of(token)}
+    assert await authenticator().principal(of_token) is None
     clock.now += 86_401
-    assert not sessions.is_valid(value)
+    assert await authenticator().principal(of_admin) is None
+    assert await held.principal(of_admin) is None, "a cached login ends in time as well"
+
+
+def test_addresses_of_one_household_count_as_one(clock: Clock) -> None:
+    assert _network("2001:db8::1") == _network("2001:db8::ffff:1") != _network("2001:db8:0:1::1")
+    assert _network("192.0.2.1") != _network("192.0.2.2")
+    assert _network("testclient") == "testclient"
+
+
+def test_a_throttle_refills_steadily_and_forgets_old_keys(clock: Clock) -> None:
+    throttle = Throttle(3, 0.5, clock)
+    assert [throttle.take("a") for _ in range(4)] == [0, 0, 0, 2.0]
+    assert throttle.take("b") == 0
+    clock.now += 2
+    assert [throttle.take("a"), throttle.take("a")] == [0, 2.0]
+    throttle.give_back("a")
+    assert throttle.take("a") == 0
+    assert throttle.owe("c", 13) == 20.0
+    clock.now += 20
+    assert throttle.owe("c", 0) == 0
+    for key in range(MAX_KEYS + 5):
+        throttle.take(key)
+    assert len(throttle._buckets) == MAX_KEYS
 
 
 def test_a_token_file_is_for_its_owner_alone_and_is_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page that asks for a token. Stands alone: it loads nothing, and shows nothing of the dashboard."""
+"""The page that asks for a token or password. Stands alone: it loads nothing, and shows nothing of the dashboard."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import html
 
 from starlette.responses import HTMLResponse, Response
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
-def login_page(problem: str | None, status: int = 200) -> Response:
+
+def login_page(problem: str | None, *, csrf: str, target: str = "/", status: int = 200) -> Response:
+    """``csrf``: what the form repeats. ``target``: the path to go to afterwards."""
     note = f'<p role="alert">{html.escape(problem)}</p>' if problem is not None else ""
-    return HTMLResponse(
-        _LOGIN_PAGE.replace("<!-- note -->", note), status_code=status, headers={"Cache-Control": "no-store"}
-    )
+    page = _LOGIN_PAGE
+    for mark, words in (("note", note), ("csrf", _hidden("csrf", csrf)), ("target", _hidden("target", target))):
+        page = page.replace(f"<!-- {mark} -->", words)
+    headers = {"Cache-Control": "no-store", "Content-Security-Policy": POLICY}
+    return HTMLResponse(page, status_code=status, headers=headers)
+
+
+def _hidden(name: str, value: str) -> str:
+    return f'<input type="hidden" name="{name}" value="{html.escape(value)}">'
 
 
 _LOGIN_PAGE = """<!doctype html>
@@ -30,8 +39,9 @@ input,button{width:100%;box-sizing:border-box;padding:.6rem .75rem;border-radius
   font:inherit;background:transparent;color:inherit}
 button{margin-top:.9rem;background:var(--accent);border-color:var(--accent);color:#fff;font-weight:600;cursor:pointer}
 </style></head><body><main><h1>Spikewatch</h1>
-<p>Open the address that <code>spikewatch up</code> printed, or enter a token.</p><!-- note -->
-<form method="post" action="/login"><label for="token">Token</label>
-<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<p>Open the address that <code>spikewatch up</code> printed, or enter a token, or the password of this dashboard.</p>
+<!-- note -->
+<form method="post" action="/login"><!-- csrf --><!-- target --><label for="secret">Token or password</label>
+<input id="secret" name="secret" type="password" autocomplete="current-password" required autofocus>
 <button type="submit">Log in</button></form></main></body></html>
 """

@@ -1,0 +1,55 @@
+"""How often: a bucket of tries for each key, refilled steadily. In memory, bounded."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+MAX_KEYS = 10_000
+
+
+class Throttle:
+    """Token bucket (https://en.wikipedia.org/wiki/Token_bucket): ``burst`` at once, then ``per_second``, for each key.
+
+    Keeps the `MAX_KEYS` keys that were used last; a key that is forgotten begins anew, with a full bucket.
+    """
+
+    def __init__(self, burst: float, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        if burst <= 0 or per_second <= 0:
+            raise ValueError("burst and per_second must be above zero")
+        self._burst = burst
+        self._per_second = per_second
+        self._clock = clock
+        self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+        """Key to what is left and when that was counted."""
+
+    def take(self, key: Hashable, amount: float = 1.0) -> float:
+        """Take ``amount`` and return 0, or take nothing and return the seconds after which it may be tried again."""
+        left = self._left(key)
+        needed = min(amount, self._burst)
+        if left < needed:
+            return (needed - left) / self._per_second
+        self._put(key, left - amount)
+        return 0.0
+
+    def owe(self, key: Hashable, amount: float) -> float:
+        """Take ``amount`` in any case, and return the seconds after which the bucket is out of debt."""
+        left = self._left(key) - amount
+        self._put(key, left)
+        return max(-left / self._per_second, 0.0)
+
+    def give_back(self, key: Hashable, amount: float = 1.0) -> None:
+        """What was taken did not count after all."""
+        self._put(key, min(self._left(key) + amount, self._burst))
+
+    def _left(self, key: Hashable) -> float:
+        now = self._clock()
+        left, counted_at = self._buckets.get(key, (self._burst, now))
+        return min(left + (now - counted_at) * self._per_second, self._burst)
+
+    def _put(self, key: Hashable, left: float) -> None:
+        self._buckets[key] = (left, self._clock())
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > MAX_KEYS:
+            self._buckets.popitem(last=False)
