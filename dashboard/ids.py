@@ -12,6 +12,9 @@ VIEW: Final = "view"  # store: what this browser looks at; set by view.js
 TAB: Final = "tab"  # store: names this page load
 RESUME: Final = "resume"  # store: view.js writes it to ask for a new live callback
 BEAT: Final = "beat"  # store: written with every push; view.js says "offline since" when it stops
+SIGNED_OUT: Final = (
+    -1.0
+)  # in place of a beat: the login is over, and view.js loads the page anew, which asks for another
 STATUS: Final = "status"
 NOTICE: Final = "notice"
 NAV_FLEET: Final = "nav-fleet"

@@ -138,6 +138,10 @@
 
   function beat(sent) {
     if (!sent) return;
+    if (sent < 0) {
+      signedOut();
+      return;
+    }
     lastBeat = Date.now();
     online();
   }
@@ -156,6 +160,11 @@
     if (place.textContent !== text) place.textContent = text;
   }
 
+  // The login is over: ask for a new one, and come back to where this was.
+  function signedOut() {
+    location.assign(`/login?target=${encodeURIComponent(location.pathname)}`);
+  }
+
   window.addEventListener("spikewatch-disconnected", () => offline());
   window.addEventListener("spikewatch-connected", () => {
     if (lostAt !== null) setProps("resume", {data: Date.now()});
@@ -167,7 +176,7 @@
       const answer = await fetch("/assets/mark.svg", {cache: "no-store", redirect: "manual"});
       if (answer.ok) setProps("resume", {data: Date.now()});
       else if (answer.status === 401 || answer.status === 403 || answer.type === "opaqueredirect") {
-        offline("signed out: open the address that spikewatch printed");
+        signedOut();
       }
     } catch {
       // still away

@@ -100,7 +100,8 @@ class LoginGuard:
         if is_safe and "token" in request.query_params:
             return await self._log_in(request, request.query_params["token"], _without_token(request))
         if request.url.path == "/login":
-            return self._form(request, None) if is_safe else await self._submitted(request, cookies)
+            target = _local(request.query_params.get("target", "/"))
+            return self._form(request, None, target=target) if is_safe else await self._submitted(request, cookies)
         viewer = await self._viewer(cookies)
         if viewer is None:
             return self._form(request, None, status=401)

@@ -183,9 +183,15 @@ class Session:
         await self._push(page.idle(view, self._clock()) if page is not None else quiet)
 
     async def _show_trouble(self, error: ApiError) -> None:
-        word = "refused" if isinstance(error, ApiRefusedError) else "server not reachable"
+        word, notice = "refused" if isinstance(error, ApiRefusedError) else "server not reachable", str(error)
+        is_over = isinstance(error, ApiRefusedError) and error.status == 401
+        if is_over:
+            word, notice = "signed out", "This login has ended. The page will ask for a new one."
         logger.info("refresh failed", extra={"action": "refresh-failed", "error": str(error)})
-        await self._push(Refresh(updates=(), tone="danger", word=word, detail="", notice=str(error)))
+        await self._push(Refresh(updates=(), tone="danger", word=word, detail="", notice=notice))
+        if is_over:
+            self._socket.set_prop_sync(ids.BEAT, "data", ids.SIGNED_OUT)
+            raise WebsocketDisconnected
 
     async def _push(self, refresh: Refresh) -> None:
         """Send one frame and wait until the browser has taken it in."""

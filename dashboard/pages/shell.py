@@ -13,6 +13,7 @@ from dash.development.base_component import Component
 from dashboard import ids
 from dashboard.pages import alert, alerts, fleet, run
 from dashboard.pages.attributes import aria
+from dashboard.viewer import NOBODY, Viewer, current_viewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ def layout() -> Component:
                     html.Div(status("connecting", "connecting"), id=ids.STATUS, className="status"),
                     html.Div(className="offline", role="alert"),
                     html.Button(className="theme", type="button", title="Dark or light", **aria(label="Switch theme")),
+                    *account(current_viewer.get()),
                 ],
                 className="top",
             ),
@@ -89,6 +91,27 @@ def layout() -> Component:
         ],
         className="app",
     )
+
+
+def account(viewer: Viewer) -> list[Component]:
+    """Who is logged in, and the way out; nothing where no login is in front."""
+    if viewer == NOBODY:
+        return []
+    shown = viewer.project or viewer.label
+    opens = f"the project {viewer.project}" if viewer.project is not None else "all projects"
+    words = f"Log out: {viewer.label or 'a token'} ({viewer.scope}, {opens})"
+    return [
+        html.Form(
+            [
+                html.Span(shown, className="who", title=words),
+                dcc.Input(type="hidden", name="csrf", value=viewer.csrf),
+                html.Button(className="leave", type="submit", title=words, **aria(label="Log out")),
+            ],
+            action="/logout",
+            method="POST",
+            className="account",
+        )
+    ]
 
 
 def status(tone: str, word: str, detail: str = "") -> list[Component]:

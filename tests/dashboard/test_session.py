@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dashboard import ids
-from dashboard.client import ApiUnavailableError
+from dashboard.client import ApiRefusedError, ApiUnavailableError
 from dashboard.config import DashboardConfig
 from dashboard.live import LiveFeed, News
 from dashboard.models import LiveMessage
@@ -52,12 +52,15 @@ class Page:
         self.news: list[News] = []
         self.views: list[View] = []
         self.failures = 0
+        self.refusal: ApiRefusedError | None = None
         self.asked = asyncio.Queue[int]()
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         if self.failures:
             self.failures -= 1
             raise ApiUnavailableError("no answer from the server")
+        if self.refusal is not None:
+            raise self.refusal
         self.news.append(news)
         self.views.append(view)
         self.asked.put_nowait(len(self.news))
@@ -138,6 +141,17 @@ async def test_an_api_that_does_not_answer_is_said_and_asked_again() -> None:
         await scene.shown(1)
         assert scene.page.news[0].resync, "what was missed is asked for again"
         assert scene.browser.props[ids.NOTICE, "children"] == ""
+
+
+async def test_a_login_that_has_ended_is_said_and_not_asked_again() -> None:
+    async with Scene() as scene:
+        scene.page.refusal = ApiRefusedError(401, "unauthenticated", "give a token")
+        scene.session.look(FLEET)
+        await asyncio.wait_for(scene.task, 10)
+        assert scene.browser.status() == "signed out "
+        assert "has ended" in scene.browser.props[ids.NOTICE, "children"]
+        assert scene.browser.props[ids.BEAT, "data"] == ids.SIGNED_OUT
+        assert not scene.page.news
 
 
 async def test_a_feed_that_is_away_is_not_called_live() -> None:
