@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
@@ -34,12 +35,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
                 label = f"label {HOSTILE}"[:200]
                 made = api.post("/tokens", json={"scope": "write", "project": project, "label": label}).json()
             tokens[project] = made["token"]
-        log(server, "ours", "ours", "our run", tokens["ours"], "weight")
-        log(server, "theirs", HOSTILE, HOSTILE, tokens[HOSTILE], HOSTILE)
+        log(server, "ours", project="ours", name="our run", token=tokens["ours"], layer="weight")
+        log(server, "theirs", project=HOSTILE, name=HOSTILE, token=tokens[HOSTILE], layer=HOSTILE)
         yield Two(server=server, tokens=tokens)
 
 
-def log(server: RunningServer, run_id: str, project: str, name: str, token: str, layer: str) -> None:
+def log(server: RunningServer, run_id: str, *, project: str, name: str, token: str, layer: str) -> None:
     """A run with layers, a histogram, a scalar of its own and an alert."""
     layout = type(LAYOUT)(id=0, layers=(layer, "second"), statistics=("grad_norm", layer[:200]), sizes=(3, 4))
     rows = [[1] * 64, [3] * 64]
@@ -50,7 +51,8 @@ def log(server: RunningServer, run_id: str, project: str, name: str, token: str,
         for step in range(STEPS):
             loss = float("nan") if step == 40 else 1.0
             histograms = (histogram("update", rows),) if step == 50 else ()
-            writer.send(record(step, loss, block=[[1, 2], [3, step]], histograms=histograms, **{layer: 1.0 + step}))
+            own: Any = {layer: 1.0 + step}
+            writer.send(record(step, loss, block=[[1, 2], [3, step]], histograms=histograms, **own))
         writer.wait_for(STEPS)
 
 
@@ -106,7 +108,7 @@ def test_a_token_of_one_project_opens_the_dashboard_and_shows_that_project_alone
         writer.hello("new", "new", project="hidden", name="a new run elsewhere")
         writer.commit(record(0))
         expect(other.locator("a.fleet-row")).to_have_count(3)
-    log(two.server, "ours-2", "ours", "our second run", two.tokens["ours"], "weight")
+    log(two.server, "ours-2", project="ours", name="our second run", token=two.tokens["ours"], layer="weight")
     expect(rows).to_have_count(2)
     assert "elsewhere" not in page.inner_text("body")
     other_context.close()
@@ -160,7 +162,7 @@ def test_logging_out_and_revocation_lead_back_to_the_login(two: Two, context: Br
         page.goto(f"{two.server.url}/alerts?token={made['token']}")
         expect(page.locator(".status .state")).to_have_text("live")
         api.delete(f"/tokens/{made['id']}")
-        log(two.server, "ours-3", "ours", "our third run", two.tokens["ours"], "weight")
+        log(two.server, "ours-3", project="ours", name="our third run", token=two.tokens["ours"], layer="weight")
         expect(page.locator("#secret")).to_be_visible()
         page.fill("#secret", two.tokens["ours"])
         page.click("button")
