@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, expect
 
 from tests.dashboard.conftest import PATIENCE
 from tests.support.server import RunningServer, running_server
@@ -69,9 +69,18 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 def watched(context: BrowserContext) -> tuple[Page, list[str]]:
     """A page, and what goes wrong in it: blocked by its policy, failed to load, asked of another host."""
     page, faults = context.new_page(), list[str]()
-    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            faults.append(message.text)
+
+    def asked(dialog: Dialog) -> None:
+        faults.append("a dialog")
+        dialog.dismiss()
+
+    page.on("console", heard)
     page.on("pageerror", lambda error: faults.append(f"uncaught: {error}"))
-    page.on("dialog", lambda dialog: (faults.append("a dialog"), dialog.dismiss())[1])
+    page.on("dialog", asked)
     return page, faults
 
 
