@@ -71,7 +71,8 @@ class Mailbox:
     def put(self, message: LiveMessage) -> None:
         """Merge one message; later ones replace earlier ones of the same thing."""
         news = self._news
-        if message.type in ("resync", "degraded", "restored"):
+        # An error says why the socket closes; the API tells the page what it means for it, a login that has ended say.
+        if message.type in ("resync", "degraded", "restored", "error"):
             news.resync = True
         elif message.type == "run" and message.run is not None and self._wants(message.run.id):
             news.runs[message.run.id] = message.run
