@@ -8,8 +8,9 @@ from enum import StrEnum
 from typing import Any
 
 from client_sdk.protocol import Alert
-from server.models import AlertLevel, AlertState
+from server.models import AlertKind, AlertLevel, AlertState
 
+MAX_FAMILY_CHARS = 32
 LEVEL_RANK = {AlertLevel.WATCH.value: 0, AlertLevel.WARNING.value: 1, AlertLevel.CRITICAL.value: 2}
 
 
@@ -29,6 +30,9 @@ class Change(StrEnum):
     """What was predicted came: a hit, or early, or late."""
     FALSE_ALARM = "false-alarm"
     RESOLVED = "resolved"
+
+
+CLOSING = (Change.CONFIRMED, Change.FALSE_ALARM, Change.RESOLVED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +150,8 @@ class Told:
 
     incident_id: str
     run_id: str
-    kind: str
+    family: str
+    """See `family_of`."""
     level: str
     """The highest that was told."""
     told_at: float
@@ -176,3 +181,13 @@ def incident_of(alert: Alert) -> str:
     """The incident that an alert belongs to: a spike that was predicted belongs to its prediction."""
     prediction = alert.evidence.get("prediction_id")
     return prediction if isinstance(prediction, str) else alert.id
+
+
+def family_of(alert: Alert) -> str:
+    """What shares a cooldown: a prediction and its spike, the alerts of one rule, or else those of one kind."""
+    if alert.kind == AlertKind.SPIKE_PREDICTED:
+        return AlertKind.SPIKE.value
+    rule = alert.evidence.get("rule")
+    if alert.kind == AlertKind.CUSTOM_RULE and isinstance(rule, str):
+        return f"rule {rule}"[:MAX_FAMILY_CHARS]
+    return alert.kind

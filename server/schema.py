@@ -343,7 +343,7 @@ told = Table(
     Column("channel_id", String(36), ForeignKey("channels.id", ondelete="CASCADE"), primary_key=True),
     Column("incident_id", String(64), primary_key=True),
     _run_reference(),
-    Column("kind", String(32), nullable=False),
+    Column("family", String(32), nullable=False),
     Column("level", String(16), nullable=False),
     Column("told_at", Float(53), nullable=False),
     Column("thread", String(64)),

@@ -95,7 +95,7 @@ def upgrade() -> None:
         sa.Column("channel_id", sa.String(length=36), nullable=False),
         sa.Column("incident_id", sa.String(length=64), nullable=False),
         sa.Column("run_id", sa.String(length=128), nullable=False),
-        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("family", sa.String(length=32), nullable=False),
         sa.Column("level", sa.String(length=16), nullable=False),
         sa.Column("told_at", sa.Float(precision=53), nullable=False),
         sa.Column("thread", sa.String(length=64), nullable=True),

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from client_sdk.protocol import Alert
 from server.models import AlertKind, AlertLevel, AlertState
-from server.notices import LEVEL_RANK, Change, OutboxRow, Told
+from server.notices import CLOSING, LEVEL_RANK, Change, OutboxRow, Told
 
 DIGEST_NAMED: Final = 10
 """Runs that a digest names."""
@@ -71,7 +71,7 @@ def alert_message(row: OutboxRow, told: Told | None, public_url: str) -> Message
         id=row.message_id,
         headline=_headline(row, change),
         why=alert.message,
-        facts=_facts(row),
+        facts=_closing_facts(row) if change in CLOSING else _facts(row),
         advice=alert.advice if change in (Change.OPENED, Change.ESCALATED) else (),
         level=alert.level,
         change=change,
@@ -186,11 +186,25 @@ def _facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
         facts.append(("Leading layers", _layers(alert)))
     if alert.cause != "unknown":
         facts.append(("Likely cause", alert.cause.replace("-", " ")))
+    series = alert.evidence.get("series")
+    if isinstance(series, str):
+        facts.append(("Series", series))
     for key, label, form in _EVIDENCE:
         value = _number(alert.evidence, key)
         if value is not None and len(facts) < 9:
             facts.append((label, form.format(value).replace("-", "−")))
     facts.append(("Level", alert.level))
+    return tuple(facts)
+
+
+def _closing_facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
+    """The end of an incident is short: what was measured was told before."""
+    facts = [("Run", row.run_name), ("Project", row.project)]
+    date = row.alert.first_predicted_step
+    if date is not None and row.alert.outcome is not None:
+        facts.append(
+            ("First predicted", f"step {date.best:,} ({date.low:,}–{date.high:,}), at step {row.alert.step:,}")
+        )
     return tuple(facts)
 
 
@@ -204,6 +218,9 @@ _EVIDENCE: Final = (
     ("grad_norm_ratio", "‖g‖ against its usual size", "{:.1f}×"),
     ("learning_rate_before", "Learning rate before", "{:.3g}"),
     ("learning_rate_after", "Learning rate after", "{:.3g}"),
+    ("value", "Value", "{:.4g}"),
+    ("limit", "Limit", "{:.4g}"),
+    ("silent_minutes", "Silent for minutes", "{:,.1f}"),
     ("eps_fraction", "Coordinates below ε", "{:.0%}"),
 )
 """Key, label and form of what the detectors measured, the most telling first."""

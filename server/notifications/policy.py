@@ -2,8 +2,8 @@
 
 * One incident is told once, when it opens for this channel; then what changed: graver, came, did not come, over.
 * What was over before it could be told is told only if a spike came.
-* After an incident of a run, others of the same family (a prediction and its spike are one) and no higher level wait
-  for the end of the cooldown, and are told then if they still stand.
+* After an incident of a run, others of the same family (`family_of`) and no higher level wait for the end of the
+  cooldown, and are told then if they still stand.
 * Alerts of many runs within the digest's window become one message. A storm that builds up slowly costs at most
   ``threshold`` − 1 single messages; from then on what comes is gathered until the window ends.
 * In quiet hours what is below their level waits for their end, and is told then if it still stands.
@@ -19,12 +19,21 @@ from datetime import time as time_of_day
 from typing import Final
 from zoneinfo import ZoneInfo
 
-from server.models import AlertKind
-from server.notices import LEVEL_RANK, Change, Channel, NotificationSettings, OutboxRow, QuietHours, Silence, Told
+from server.notices import (
+    CLOSING,
+    LEVEL_RANK,
+    Change,
+    Channel,
+    NotificationSettings,
+    OutboxRow,
+    QuietHours,
+    Silence,
+    Told,
+    family_of,
+)
 
 OLD_NEWS: Final = 6 * 3_600.0
 """Seconds after which nobody is told any more: of records that arrive late, or while a channel was down."""
-CLOSING: Final = (Change.CONFIRMED, Change.FALSE_ALARM, Change.RESOLVED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +133,7 @@ def _told(row: OutboxRow, before: Told | None, now: float, *, in_digest: bool, t
     return Told(
         incident_id=row.incident_id,
         run_id=row.run_id,
-        kind=row.alert.kind if before is None else before.kind,
+        family=family_of(row.alert) if before is None else before.family,
         level=level,
         told_at=now,
         thread=thread if before is None or before.thread is None else before.thread,
@@ -205,17 +214,13 @@ def _follow_up(rows: list[OutboxRow], before: Told, result: Plan) -> None:
     result.send += [Delivery(tells=(row,), told=before) for row in chosen]
 
 
-def _family(kind: str) -> str:
-    return AlertKind.SPIKE.value if kind == AlertKind.SPIKE_PREDICTED else kind
-
-
 def _cooldown_end(row: OutboxRow, told: Iterable[Told], cooldown: float, now: float) -> float | None:
     ends = [
         item.told_at + cooldown
         for item in told
         if item.run_id == row.run_id
         and item.incident_id != row.incident_id
-        and _family(item.kind) == _family(row.alert.kind)
+        and item.family == family_of(row.alert)
         and LEVEL_RANK[item.level] >= LEVEL_RANK[row.alert.level]
     ]
     return max((end for end in ends if end > now), default=None)

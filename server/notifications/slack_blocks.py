@@ -24,7 +24,7 @@ MAX_NOTICE: Final = 600
 """More is not read on a phone."""
 METADATA_EVENT: Final = "spikewatch_alert"
 
-NAMES: Final = frozenset({"Run", "Project", "Projects", "Leading layers", "Channel"})
+NAMES: Final = frozenset({"Run", "Project", "Projects", "Leading layers", "Series", "Channel"})
 MARKS: Final = {"watch": "🟡", "warning": "🟠", "critical": "🔴"}
 CALM: Final = {Change.CONFIRMED: "🎯", Change.FALSE_ALARM: "⚪", Change.RESOLVED: "🟢"}
 

@@ -187,7 +187,7 @@ class OutboxStore:
                     "closed": item.closed,
                 }
                 insert = dialect.insert(told).values(
-                    channel_id=channel_id, incident_id=item.incident_id, run_id=item.run_id, kind=item.kind, **held
+                    channel_id=channel_id, incident_id=item.incident_id, run_id=item.run_id, family=item.family, **held
                 )
                 await connection.execute(
                     insert.on_conflict_do_update(index_elements=[told.c.channel_id, told.c.incident_id], set_=held)
@@ -289,7 +289,7 @@ def _to_told(row: Row[Any]) -> Told:
     return Told(
         incident_id=row.incident_id,
         run_id=row.run_id,
-        kind=row.kind,
+        family=row.family,
         level=row.level,
         told_at=row.told_at,
         thread=row.thread,

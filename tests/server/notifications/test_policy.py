@@ -20,6 +20,7 @@ from server.notices import (
     Silence,
     Told,
     change_of,
+    family_of,
     incident_of,
 )
 from server.notifications.policy import OLD_NEWS, Plan, plan, told_after
@@ -49,7 +50,11 @@ def row(number: int, alert: Alert, change: Change = Change.OPENED, **changes: An
 
 def told(alert: Alert, **changes: Any) -> Told:
     made = Told(
-        incident_id=incident_of(alert), run_id=alert.run_id, kind=alert.kind, level=alert.level, told_at=NOW - 5.0
+        incident_id=incident_of(alert),
+        run_id=alert.run_id,
+        family=family_of(alert),
+        level=alert.level,
+        told_at=NOW - 5.0,
     )
     return dataclasses.replace(made, **{"thread": "1.0", **changes})
 
@@ -134,6 +139,9 @@ def test_a_second_incident_of_a_run_waits_for_the_cooldown_unless_it_is_graver()
     assert sent(make([row(1, again)], known, now=NOW + 500.0)) == [(1,)]
     assert sent(make([row(1, prediction("other"))], known)) == [(1,)]
     assert sent(make([row(1, prediction(id="l", kind="lr-jump"))], known)) == [(1,)]
+    rules = [prediction(id=name, kind="custom-rule", evidence={"rule": name}) for name in ("a", "b")]
+    assert sent(make([row(1, rules[0])], [told(rules[1])])) == [(1,)]
+    assert make([row(1, msgspec.structs.replace(rules[0], id="c"))], [told(rules[0])]).hold
     assert make([row(1, spike())], known).hold, "a spike and its prediction are one family"
 
 
