@@ -103,7 +103,8 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         clock=time.time,
     )
     series = SeriesQuery(run_store, reader)
-    sender = Sender(OutboxStore(database), messenger, Painter(series).paint, time.time)
+    outbox = OutboxStore(database)
+    sender = Sender(outbox, messenger, Painter(series).paint, time.time)
     pipeline = make_pipeline(config, database, broker, alerts_stored=sender.wake)
     token_store, session_store = TokenStore(database), SessionStore(database)
     authenticator = Authenticator(
@@ -203,6 +204,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         events=EventStore(database),
         alerts=AlertStore(database),
         channels=channel_store,
+        outbox=outbox,
         secrets=secrets,
         messenger=messenger,
         rules=RuleStore(database),

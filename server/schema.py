@@ -325,6 +325,7 @@ outbox = Table(
     Column("done_at", Float(53)),
     UniqueConstraint("message_id"),
     Index(None, "run_id"),
+    Index(None, "alert_id"),
     Index(None, "done_at"),
 )
 # Only of those that wait: they are few, and asked for all the time.

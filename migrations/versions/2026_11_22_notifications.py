@@ -72,6 +72,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
         sa.UniqueConstraint("message_id", name=op.f("uq_outbox_message_id")),
     )
+    op.create_index(op.f("ix_outbox_alert_id"), "outbox", ["alert_id"])
     op.create_index(op.f("ix_outbox_done_at"), "outbox", ["done_at"])
     op.create_index(op.f("ix_outbox_run_id"), "outbox", ["run_id"])
     waiting = sa.text("state = 'pending'")

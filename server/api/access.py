@@ -29,6 +29,7 @@ from server.storage.fleet import FleetQuery
 from server.storage.heatmap import HeatmapQuery
 from server.storage.histogram import HistogramQuery
 from server.storage.layouts import LayoutStore
+from server.storage.outbox import OutboxStore
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 from server.storage.series import SeriesQuery
@@ -54,6 +55,7 @@ class Services:
     events: EventStore
     alerts: AlertStore
     channels: ChannelStore
+    outbox: OutboxStore
     secrets: SecretBox
     messenger: Messenger
     rules: RuleStore

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from server.api.access import Operator, Reader, ServicesOf, visible_alert, visible_run
-from server.api.answers import AlertAnswer, PrecisionAnswer
+from server.api.answers import AlertAnswer, NotificationAnswer, PrecisionAnswer
 from server.api.encoding import json_response
 from server.api.errors import REFUSALS
 from server.errors import ApiError
@@ -60,6 +60,14 @@ async def precision(
 @router.get("/alerts/{alert_id}", response_model=AlertAnswer, summary="One alert")
 async def get_alert(services: ServicesOf, principal: Reader, alert_id: AlertId) -> Response:
     return json_response(await visible_alert(services, principal, alert_id))
+
+
+@router.get(
+    "/alerts/{alert_id}/notifications", response_model=list[NotificationAnswer], summary="Who was told of an alert"
+)
+async def notifications(services: ServicesOf, principal: Reader, alert_id: AlertId) -> Response:
+    await visible_alert(services, principal, alert_id)
+    return json_response(await services.outbox.of_alert(alert_id))
 
 
 @router.post("/alerts/{alert_id}/acknowledge", response_model=AlertAnswer, summary="Take note of an alert")

@@ -237,6 +237,20 @@ class NotificationsAnswer(BaseModel):
     silences: list[SilenceAnswer]
 
 
+class NotificationAnswer(BaseModel):
+    channel: str
+    message_id: str
+    change: str
+    state: Literal["pending", "sent", "skipped", "failed"]
+    note: str | None
+    """Why it was skipped or given up."""
+    attempts: int
+    created_at: float
+    """When the change was stored."""
+    done_at: float | None
+    """When the other side had answered, or it was given up."""
+
+
 class LeadAnswer(BaseModel):
     count: int
     median: float | None

@@ -23,9 +23,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from server.demo.cases import MODULES
+from server.demo.cases import MODULES, TANH_NET
 from server.demo.judge import JUDGES, Judgement
 from server.demo.progress import lines
+from server.demo.timeline import timeline
 
 PORT: Final = 8787
 START_DEADLINE: Final = 120.0  # seconds until the server must answer
@@ -90,6 +91,17 @@ class Api:
         """All alerts of a run in the order in which they opened."""
         answer: list[dict[str, Any]] = self._http.get("/alerts", params={"run": run_id}).raise_for_status().json()
         return sorted(answer, key=lambda alert: alert["step"])
+
+    def notifications(self, alert_id: str) -> list[dict[str, Any]]:
+        """Who was told of an alert."""
+        answer: list[dict[str, Any]] = self._http.get(f"/alerts/{alert_id}/notifications").raise_for_status().json()
+        return answer
+
+    def tell_everything(self) -> None:
+        """Channels hear of a mere watch too: a demo is there to be seen."""
+        for channel in self._http.get("/channels").raise_for_status().json()["channels"]:
+            body = {key: channel[key] for key in ("name", "kind", "project", "kinds", "enabled", "settings")}
+            self._http.put(f"/channels/{channel['id']}", json={**body, "min_level": "watch"}).raise_for_status()
 
     def losses(self, run_id: str) -> tuple[list[int], list[float | None]]:
         """Every step and its loss."""
@@ -158,6 +170,14 @@ def judge(api: Api) -> list[Judgement]:
         time.sleep(REFRESH_INTERVAL)
 
 
+def spike_timeline(api: Api) -> list[str]:
+    """What happened around the spike of tanh-net, and when."""
+    run = api.runs().get(TANH_NET)
+    if run is None:
+        return []
+    return timeline([(alert, api.notifications(alert["id"])) for alert in api.alerts(run["id"])])
+
+
 def run_demo(exit_after: bool = False) -> int:
     """Run the demo. Returns 0 when all three outcomes held, 1 when one did not, 2 when it could not be run."""
     console = Console()
@@ -189,6 +209,7 @@ def _run_in(work: Path, console: Console, exit_after: bool) -> int:
         token = wait_for_server(url, work, port, server, server_log)
         console.print(f"\n  Open [bold]{url}/?token={token}[/bold]\n", highlight=False, soft_wrap=True)
         api = Api(url, token)
+        api.tell_everything()
         environment = {
             "SPIKEWATCH_URL": url,
             "SPIKEWATCH_TOKEN": token,
@@ -205,6 +226,8 @@ def _run_in(work: Path, console: Console, exit_after: bool) -> int:
             console.print(
                 f"  {mark} [bold]{judgement.run}[/bold]: {judgement.sentence}", highlight=False, soft_wrap=True
             )
+        for text in spike_timeline(api):
+            console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
         held = len(judgements) == len(MODULES) and all(judgement.held for judgement in judgements)
         if not exit_after:
             console.print(f"\n  The pages stay up at {url} until Ctrl-C.", highlight=False)

@@ -230,6 +230,26 @@ class OutboxStore:
         async with self._database.write() as connection:
             await self._hold(connection, channel_id, owner, leased_until=0.0, leased_by=None)
 
+    async def of_alert(self, alert_id: str) -> list[dict[str, Any]]:
+        """Who was, or is to be, told of an alert: one entry for each change and channel, in their order."""
+        query = (
+            select(
+                channels.c.name.label("channel"),
+                outbox.c.message_id,
+                outbox.c.change,
+                outbox.c.state,
+                outbox.c.note,
+                outbox.c.attempts,
+                outbox.c.created_at,
+                outbox.c.done_at,
+            )
+            .join(channels, channels.c.id == outbox.c.channel_id)
+            .where(outbox.c.alert_id == alert_id)
+            .order_by(outbox.c.id)
+        )
+        async with self._database.read() as connection:
+            return [dict(row._mapping) for row in await connection.execute(query)]
+
     async def next_due(self) -> float | None:
         """When there is something to do next, None where nothing waits."""
         due = (

@@ -10,20 +10,24 @@ from pathlib import Path
 import pytest
 
 from tests.support.embedded import COMMAND
+from tests.support.slack import SlackServer
 
 TIMEOUT = 240.0  # seconds; once installed it takes under two minutes on two idle cores
 
 
 @pytest.mark.timeout(TIMEOUT + 30)
 def test_demo_predicts_the_spike_and_names_the_bad_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = subprocess.run(
-        [*COMMAND, "demo", "--exit"],
-        env=os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "TERM": "dumb"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    with SlackServer() as slack:
+        done = subprocess.run(
+            [*COMMAND, "demo", "--exit"],
+            env=os.environ
+            | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "TERM": "dumb"}
+            | {"SPIKEWATCH_SLACK_WEBHOOK": slack.webhook, "SPIKEWATCH_NOTIFY_ALLOW_PRIVATE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     said = re.search(
         r"spike predicted at step (\d+) for step \d+ .*it came at step (\d+): lead (\d+) steps", done.stdout
@@ -34,6 +38,22 @@ def test_demo_predicts_the_spike_and_names_the_bad_batch(tmp_path: Path, capsys:
     assert lead == came - predicted
     assert "bad-batch: named a bad batch at step 400, not a predicted spike" in done.stdout
     assert 'char-transformer: healthy for 500 steps, no alert above "watch"' in done.stdout
+    _followed_to_slack(slack, done.stdout, lead)
     assert list(tmp_path.glob("spikewatch-demo-*")) == [], "the demo left something behind"
     with capsys.disabled():
         print("\n" + "\n".join(line for line in done.stdout.splitlines() if "✓" in line))
+        print(done.stdout[done.stdout.index("Timeline of the spike") :])
+
+
+def _followed_to_slack(slack: SlackServer, printed: str, lead: int) -> None:
+    """The run of the spike, from its steps to messages that Slack takes."""
+    assert slack.problems == []
+    headlines = [message.text for message in slack.messages if "run tanh-net" in message.text]
+    assert re.match(r". Spike (possible|predicted) in ~[\d,]+ steps \(step \d+, \d+–\d+\), run tanh-net", headlines[0])
+    assert any(f"lead {lead} steps" in headline for headline in headlines), headlines
+    assert not any("char-transformer" in message.text and "🟡" not in message.text for message in slack.messages)
+    told = re.search(
+        r'step \d+ logged, where "spike-predicted" opens.*opened: stored.*message sent: Spike', printed, re.S
+    )
+    assert told is not None, printed
+    assert f"message sent: it came, lead {lead} steps" in printed

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -95,6 +95,13 @@ class Postbox:
                 f"{len(self.requests)} of {count} requests came in {timeout} s"
             )
             return list(self.requests)
+
+    def wait_for(self, wanted: Callable[[Posted], bool], timeout: float = WAIT) -> Posted:
+        """The first request that is wanted, once it is there."""
+        with self._arrived:
+            found = self._arrived.wait_for(lambda: next(filter(wanted, self.requests), None), timeout)
+            assert found is not None, f"none of {len(self.requests)} requests is wanted"
+            return found
 
     def take(self, handler: BaseHTTPRequestHandler, posted: Posted) -> None:
         """Called from the thread of a connection."""

@@ -1,0 +1,39 @@
+"""From the step to the message, as lines of a table. Pure: alerts and their notifications in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+Notification = Mapping[str, Any]
+
+WORDS = {
+    "opened": "message sent: {title}",
+    "escalated": "message sent: it is graver now",
+    "confirmed": "message sent: it came, lead {lead} steps",
+    "false-alarm": "message sent: it did not come",
+    "resolved": "message sent: resolved",
+}
+
+
+def timeline(told: Sequence[tuple[Mapping[str, Any], Sequence[Notification]]]) -> list[str]:
+    """What happened to the alerts of a run, each with what was sent of it; nothing without an alert."""
+    entries: list[tuple[float, str]] = []
+    for alert, notifications in told:
+        entries.append((alert["opened_at"], f'step {alert["step"]} logged, where "{alert["kind"]}" opens'))
+        outcome = alert["outcome"] or {}
+        if outcome.get("step") is not None and alert["closed_at"] is not None:
+            entries.append((alert["closed_at"], f"step {outcome['step']} logged: the spike has come"))
+        for one in notifications:
+            entries.append((one["created_at"], f"{one['change']}: stored, with a message for {one['channel']}"))
+            if one["state"] == "sent":
+                words = WORDS[one["change"]].format(title=alert["title"], lead=outcome.get("lead"))
+                latency = f" ({1000 * (one['done_at'] - one['created_at']):.0f} ms after it was stored)"
+                entries.append((one["done_at"], words + latency))
+    if not entries:
+        return []
+    entries.sort(key=lambda entry: entry[0])
+    start = entries[0][0]
+    lines = ["", f"Timeline of the spike (seconds after {datetime.fromtimestamp(start, UTC):%H:%M:%S.%f} UTC)"]
+    return lines + [f"  {at - start:8.3f}  {text}" for at, text in entries]
