@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import hmac
 import io
+import json
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -327,6 +329,28 @@ async def test_another_sender_goes_on_when_one_dies_in_between(
     [message] = slack.messages
     assert f"message {row.message_id} · may be a repetition" in message.words
     assert not await store.begin(claimed.id, "the dead", [row.id], now + 99)
+
+
+async def test_a_message_in_flight_when_a_server_is_killed_comes_again_and_says_so(
+    database: Database, database_url: str, detectors: Detectors, slack: SlackServer
+) -> None:
+    await ChannelStore(database).put(bot())
+    await detectors.hold(prediction())
+    slack.answer(200, hang=True)
+    command = [sys.executable, "-m", "tests.support.sender_process", database_url, slack.api_url]
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        await asyncio.to_thread(slack.wait, 1)
+    finally:
+        process.kill()
+        await process.wait()
+    ahead = time.time() + 61
+    async with sending(database, slack.api_url, clock=lambda: ahead):
+        assert await settle(database) == {"sent": ["opened"]}
+    first, second = (json.loads(request.body)["metadata"]["event_payload"]["message_id"] for request in slack.requests)
+    assert first == second
+    [message] = slack.messages
+    assert f"message {first} · may be a repetition" in message.words
 
 
 async def test_imported_runs_tell_nobody(database: Database, detectors: Detectors) -> None:

@@ -1,0 +1,27 @@
+"""A sender in a process of its own, to be killed: `python -m tests.support.sender_process DATABASE_URL API_URL`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from server.notifications.sender import Sender
+from server.storage.database import Database
+from server.storage.outbox import OutboxStore
+from tests.support.alerting import messenger
+
+
+async def paint(run_id: str, step: int, predicted: tuple[int, int, int] | None) -> None:
+    """No pictures."""
+    del run_id, step, predicted
+
+
+async def main(database_url: str, api_url: str) -> None:
+    sender = Sender(OutboxStore(Database(database_url)), messenger(api_url), paint, time.time, poll=0.05)
+    sender.start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
