@@ -156,6 +156,8 @@ def test_names_are_shown_as_text_on_every_page(two: Two, context: BrowserContext
     expect(hover).to_contain_text("</script>")
     page.mouse.down()
     page.mouse.up()
+    if page.locator("#histogram-title").count() == 0 or "<img" not in page.inner_text("#histogram-title"):
+        page.mouse.click(box["x"] + box["width"] * 0.8, box["y"] + 20)  # the first one met a redrawing
     expect(page.locator("#histogram-title")).to_contain_text("<img src=x")
     assert_clean(page, faults)
 
