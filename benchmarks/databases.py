@@ -1,10 +1,11 @@
-"""A fresh database of either kind for a benchmark."""
+"""A database of either kind for a benchmark: a fresh one, or one that is kept from one time to the next."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from sqlalchemy import text
 
@@ -28,6 +29,29 @@ async def fresh_database(kind: str) -> AsyncIterator[Database]:
             await database.close()
             if server is not None:
                 server.stop()
+
+
+@contextlib.asynccontextmanager
+async def kept_database(kind: str, place: Path) -> AsyncIterator[Database]:
+    """That of the directory, migrated; made where there is none. It stays when it is closed."""
+    url, server = _keep(kind, place)
+    database = Database(url)
+    try:
+        await migrate.upgrade(database)
+        yield database
+    finally:
+        await database.close()
+        if server is not None:
+            server.stop()
+
+
+def _keep(kind: str, place: Path) -> tuple[str, Postgres | None]:
+    place.mkdir(parents=True, exist_ok=True)
+    if kind == "sqlite":
+        return f"sqlite:///{place.resolve()}/bench.sqlite3", None
+    is_new = not (place / "data").exists()
+    server = Postgres(place.resolve())
+    return server.create_database() if is_new else server.url_of("test1"), server
 
 
 async def size_of(database: Database) -> int:

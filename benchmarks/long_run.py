@@ -11,12 +11,12 @@ import time
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from benchmarks.recordings import Recording
 from client_sdk.precision import compact
 from client_sdk.protocol import Hello, Layout
-from server.schema import attempts, scalars, writers
+from server.schema import attempts, scalars, spans, writers
 from server.storage.columns import BlockColumns, Columns, ScalarColumn
 from server.storage.compaction import Compactor
 from server.storage.database import Database
@@ -69,6 +69,13 @@ class LongRun:
         )
         return Columns(steps=steps, times=(1.7e9 + steps * 0.1).astype(np.float64), scalars=found, blocks=(block,))
 
+    async def written(self, database: Database, run_id: str) -> int | None:
+        """How many steps of the run are there; None where there are none."""
+        query = select(func.max(spans.c.last_step)).where(spans.c.run_id == run_id, spans.c.level == 0)
+        async with database.read() as connection:
+            last: int | None = (await connection.execute(query)).scalar_one()
+        return None if last is None else last + 1
+
     async def write(self, database: Database, run_id: str, steps: int) -> None:
         """Put the first ``steps`` steps into tiles of all levels."""
         layout = Layout(id=0, layers=self.layers, statistics=STATISTICS)
@@ -109,3 +116,4 @@ class LongRun:
                 rate = (start + CAPACITY) / (time.monotonic() - began)
                 print(f"  {start + CAPACITY:,} steps, {rate:,.0f} a second", file=sys.stderr, flush=True)
         await compactor.raise_levels(run_id)
+        await compactor.close(run_id, writer.writer_id, 0)

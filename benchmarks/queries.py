@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import numpy as np
 
-from benchmarks.databases import KINDS, fresh_database, settle, size_of
+from benchmarks.databases import KINDS, fresh_database, kept_database, settle, size_of
 from benchmarks.long_run import LongRun
 from benchmarks.recordings import load
 from server.config import Config
@@ -97,27 +99,42 @@ async def measure(database: Database, run: LongRun, steps: int) -> dict[str, dic
     return {name: {run_id: np.array(took) for run_id, took in found.items()} for name, found in times.items()}
 
 
-async def benchmark(kind: str, steps: int) -> None:
+async def benchmark(kind: str, steps: int, place: Path | None) -> None:
     run = LongRun(load("transformer"), layers=300, scalar_count=20)
-    async with fresh_database(kind) as database:
-        before = await size_of(database)
-        print(f"{kind}: writing {steps:,} steps", file=sys.stderr, flush=True)
-        began = time.monotonic()
-        await run.write(database, "long", steps)
-        wrote = time.monotonic() - began
-        size = await size_of(database) - before
-        await run.write(database, "short", SHORT)
-        await settle(database)
+    async with fresh_database(kind) if place is None else kept_database(kind, place) as database:
+        await fill(database, run, kind, steps)
+        size = await size_of(database)
         found = await measure(database, run, steps)
-    values = steps * (300 * 4 + 20)
+    values = (steps + SHORT) * (300 * 4 + 20)
     print(f"\n{kind}: {steps:,} steps, {size / 2**30:.2f} GiB on disk, {size / values:.2f} bytes a value, all levels")
-    print(f"compacted at {values / wrote / 1e6:.1f} million values a second")
-    print(f"| query | p50 ms | p95 ms | CPU p50 ms | CPU p95 ms | CPU p50 ms, {SHORT:,} steps | ratio |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"load of the machine: {' '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores")
+    print(f"| query | p50 ms | p95 ms | CPU p50 ms | CPU p95 ms | the same, {SHORT:,} steps | ratio p50 | ratio CPU |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, took in found.items():
         (p50, p95), (cpu50, cpu95) = np.percentile(took["long"], [50, 95], axis=0).T
-        short = np.percentile(took["short"][:, 1], 50)
-        print(f"| {name} | {p50:.0f} | {p95:.0f} | {cpu50:.0f} | {cpu95:.0f} | {short:.0f} | {cpu50 / short:.2f} |")
+        (short50, short95), (shortcpu, _) = np.percentile(took["short"], [50, 95], axis=0).T
+        print(
+            f"| {name} | {p50:.1f} | {p95:.1f} | {cpu50:.1f} | {cpu95:.1f} "
+            f"| {short50:.1f}, {short95:.1f}, CPU {shortcpu:.1f} | {p50 / short50:.2f} | {cpu50 / shortcpu:.2f} |"
+        )
+
+
+async def fill(database: Database, run: LongRun, kind: str, steps: int) -> None:
+    """Write both runs where they are not there already."""
+    for run_id, length in (("short", SHORT), ("long", steps)):
+        there = await run.written(database, run_id)
+        if there == length:
+            continue
+        if there is not None:
+            raise SystemExit(
+                f"the kept database has a run of {there:,} steps instead of {length:,}; name another place"
+            )
+        print(f"{kind}: writing {length:,} steps", file=sys.stderr, flush=True)
+        began = time.monotonic()
+        await run.write(database, run_id, length)
+        rate = length * (300 * 4 + 20) / (time.monotonic() - began) / 1e6
+        print(f"{kind}: compacted at {rate:.1f} million values a second", file=sys.stderr, flush=True)
+    await settle(database)
 
 
 def main() -> None:
@@ -125,9 +142,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=DEFAULT)
     parser.add_argument("--full", action="store_true", help=f"{FULL:,} steps")
     parser.add_argument("--database", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the databases here, or use those that are here")
     options = parser.parse_args()
     for kind in options.database:
-        asyncio.run(benchmark(kind, FULL if options.full else options.steps))
+        place = None if options.keep is None else options.keep / kind
+        asyncio.run(benchmark(kind, FULL if options.full else options.steps, place))
 
 
 if __name__ == "__main__":

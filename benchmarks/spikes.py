@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ async def benchmark(kind: str, steps: int) -> tuple[int, int]:
         for zoom in range(ZOOMS):
             length = int(np.exp(noise.uniform(np.log(100), np.log(steps)))) if zoom else steps
             first = int(noise.integers(0, steps - length + 1))
-            window = {"step_from": first, "step_to": first + length - 1}
+            window: dict[str, Any] = {"step_from": first, "step_to": first + length - 1}
             inside = run.spikes[(run.spikes >= first) & (run.spikes < first + length)]
             looked_for += 2 * len(inside)
             found = await series.read("run", [run.names[0]], points=1_000, **window)

@@ -58,6 +58,8 @@ runs = Table(
     # What the follower of the run derives, saved with the snapshot of the detectors:
     Column("last_step", BigInteger),
     Column("attempt", Integer, nullable=False, default=0),
+    # How often measurements of the run were marked as lost: part of its version, as new ones are.
+    Column("repairs", Integer, nullable=False, default=0, server_default="0"),
     Column("step_rate", Float(53)),
     Column("loss", Float(53)),
     Column("lr", Float(53)),
@@ -188,6 +190,7 @@ tiles = Table(
     Column("greatest", LargeBinary),
     Column("last", LargeBinary),  # null: found damaged, and lost
     Column("nonfinite", LargeBinary),
+    Column("names", JSON(none_as_null=True)),  # of the scalars that the tile holds; null for a statistic
 )
 
 histograms = Table(

@@ -31,7 +31,7 @@ from server.storage.histogram import HistogramQuery
 from server.storage.layouts import LayoutStore
 from server.storage.outbox import OutboxStore
 from server.storage.rules import RuleStore
-from server.storage.runs import RunStore
+from server.storage.runs import RunStore, Standing
 from server.storage.series import SeriesQuery
 from server.storage.tokens import TokenStore
 
@@ -116,14 +116,15 @@ ProjectAdministrator = Annotated[Principal, Depends(_project_administering_princ
 """Of one project, or of all."""
 
 
-async def visible_run(services: Services, principal: Principal, run_id: str) -> None:
+async def visible_run(services: Services, principal: Principal, run_id: str) -> Standing:
     """Raises 404 for a run that is not there, and alike for one of a project that the token does not open; 410 while
     what is left of a deleted one is taken away."""
-    project = await services.runs.project_of(run_id)
-    if project is None or not principal.may_see(project):
+    found = await services.runs.standing(run_id)
+    if found is None or not principal.may_see(found.project):
         raise ApiError(404, "unknown_run", f"there is no run {run_id!r}; GET /api/v1/runs lists them")
-    if await services.runs.state_of(run_id) in {None, RunState.DELETING}:
+    if found.state == RunState.DELETING:
         raise ApiError(410, "run_deleted", f"the run {run_id!r} was deleted")
+    return found
 
 
 async def visible_alert(services: Services, principal: Principal, alert_id: str) -> dict[str, Any]:

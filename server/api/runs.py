@@ -106,7 +106,7 @@ async def get_series(
     """Buckets are aligned: each begins at a multiple of `bucket_steps`, a power of two, and holds steps of the asked
     range alone. Buckets without values are left out."""
     _check_range(step_from, to)
-    await visible_run(services, principal, run_id)
+    run = await visible_run(services, principal, run_id)
     names = list(dict.fromkeys(part for part in keys.split(",") if part))
     if not 1 <= len(names) <= MAX_KEYS:
         raise ApiError(400, "invalid_parameter", f"keys: 1 … {MAX_KEYS} names")
@@ -116,10 +116,12 @@ async def get_series(
             raise ApiError(
                 404, "unknown_scalar", f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
             )
-    tag = Tag(request, await services.runs.version(run_id))
+    tag = Tag(request, run.version)
     if tag.is_known:
         return tag.unchanged()
-    found = await services.series.read(run_id, names, step_from=step_from, step_to=to, points=points, attempt=attempt)
+    found = await services.series.read(
+        run_id, names, ranks=logged, step_from=step_from, step_to=to, points=points, attempt=attempt
+    )
     return tag.on(await asyncio.to_thread(_series_response, found, names, request.headers.get("accept-encoding", "")))
 
 
@@ -135,7 +137,7 @@ def _series_response(found: Series, names: list[str], accept_encoding: str) -> R
             "min": numbers(buckets.min[0]),
             "max": numbers(buckets.max[0]),
             "last": numbers(buckets.last[0]),
-            "nonfinite": numbers(buckets.nonfinite[0]),
+            "nonfinite": numbers(buckets.counts()[0]),
         }
     body = {
         "step_from": found.step_from,
@@ -174,12 +176,12 @@ async def get_heatmap(
     """Columns are consecutive aligned buckets, empty ones included. `nonfinite` lists `[row, column, count]` of the
     cells with values that are not finite."""
     _check_range(step_from, to)
-    await visible_run(services, principal, run_id)
+    run = await visible_run(services, principal, run_id)
     if stat not in LAYER_STATISTICS:
         stored = await services.layouts.of_run(run_id)
         if not any(stat in item.layout.statistics for item in stored):
             raise ApiError(404, "unknown_statistic", f"no layer of the run has {stat!r}; GET /runs/{run_id} lists them")
-    tag = Tag(request, await services.runs.version(run_id))
+    tag = Tag(request, run.version)
     if tag.is_known:
         return tag.unchanged()
     found = await services.heatmap.read(

@@ -7,7 +7,7 @@ bucket of the next level of the pyramid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,40 +17,82 @@ from numpy.typing import NDArray
 from server.storage.lru import ARRAY_BYTES
 
 Matrix = NDArray[np.floating]
+Counts = NDArray[np.int32]
 Field = Literal["min", "max", "last"]
 ALL_FIELDS: frozenset[Field] = frozenset({"min", "max", "last"})
+
+_EXTREMES: Mapping[Field, np.ufunc] = {"min": np.fmin, "max": np.fmax}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:
-    """Rows (series or layers) × non-empty buckets, ascending. A field that nobody asked for is NaN throughout."""
+    """Rows (series or layers) × non-empty buckets, ascending."""
 
     numbers: NDArray[np.int64]
     """(b,): k of each bucket; it begins at the step k·B."""
-    min: Matrix
-    """(rows, b); NaN where nothing finite was measured."""
-    max: Matrix
-    last: Matrix
-    """The last value measured, finite or not; NaN also where nothing was measured."""
-    nonfinite: NDArray[np.int32]
-    """(rows, b): how many values were measured and not finite."""
+    fields: Mapping[Field, Matrix]
+    """Those that were asked for, each (rows, b). Least and greatest: NaN where nothing finite was measured. Last: of
+    what was measured, finite or not; NaN also where nothing was."""
+    nonfinite: Counts | None
+    """(rows, b): how many values were measured and not finite; None: none anywhere."""
+
+    @property
+    def min(self) -> Matrix:
+        return self.fields["min"]
+
+    @property
+    def max(self) -> Matrix:
+        return self.fields["max"]
+
+    @property
+    def last(self) -> Matrix:
+        return self.fields["last"]
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.fields.values())))
+
+    @property
+    def nbytes(self) -> int:
+        arrays = [self.numbers, *self.fields.values(), *([] if self.nonfinite is None else [self.nonfinite])]
+        return sum(ARRAY_BYTES + array.nbytes for array in arrays)
+
+    def measured(self) -> NDArray[np.bool_]:
+        """(rows, b): whether anything was."""
+        found = ~np.isnan(next(iter(self.fields.values())))
+        return found if self.nonfinite is None else found | (self.nonfinite > 0)
+
+    def counts(self) -> Counts:
+        """``nonfinite``, also where all are 0."""
+        if self.nonfinite is None:
+            return np.zeros((self.rows, len(self.numbers)), dtype=np.int32)
+        return self.nonfinite
+
+    def at(self, columns: slice | NDArray[Any]) -> Buckets:
+        """Some of the buckets."""
+        return Buckets(
+            numbers=self.numbers[columns],
+            fields={field: matrix[:, columns] for field, matrix in self.fields.items()},
+            nonfinite=None if self.nonfinite is None else self.nonfinite[:, columns],
+        )
+
+    def of(self, rows: slice | NDArray[np.int64]) -> Buckets:
+        """Some of the rows, with buckets in which nothing may have been measured."""
+        return Buckets(
+            numbers=self.numbers,
+            fields={field: matrix[rows] for field, matrix in self.fields.items()},
+            nonfinite=None if self.nonfinite is None else self.nonfinite[rows],
+        )
 
     def between(self, first: int, last: int) -> Buckets:
         """The buckets with first ≤ k ≤ last."""
         left, right = np.searchsorted(self.numbers, [first, last + 1])
-        cut = slice(int(left), int(right))
-        return Buckets(
-            numbers=self.numbers[cut],
-            min=self.min[:, cut],
-            max=self.max[:, cut],
-            last=self.last[:, cut],
-            nonfinite=self.nonfinite[:, cut],
-        )
+        return self if right - left == len(self.numbers) else self.at(slice(int(left), int(right)))
 
-    @property
-    def nbytes(self) -> int:
-        arrays = (self.numbers, self.min, self.max, self.last, self.nonfinite)
-        return sum(ARRAY_BYTES + array.nbytes for array in arrays)
+    def filled(self) -> Buckets:
+        """Without the buckets in which nothing was measured."""
+        kept = np.flatnonzero(self.measured().any(axis=0))
+        return self if len(kept) == len(self.numbers) else self.at(kept)
 
 
 def choose_width(step_from: int, step_to: int, most: int) -> int:
@@ -71,84 +113,128 @@ def first_step_of(numbers: NDArray[np.int64], width: int) -> NDArray[np.int64]:
     return numbers << (width.bit_length() - 1)
 
 
-def reduce(steps: NDArray[np.int64], values: Matrix, measured: NDArray[np.bool_], width: int) -> Buckets:
+def reduce(
+    steps: NDArray[np.int64],
+    values: Matrix,
+    measured: NDArray[np.bool_] | None,
+    width: int,
+    fields: Iterable[Field] = ALL_FIELDS,
+) -> Buckets:
     """Buckets of (rows, n) values at n ascending steps.
 
-    Only values that are ``measured`` count; buckets in which no row measured anything are left out.
+    ``measured``: which values count; None for all. Buckets in which no row measured anything are left out.
     """
-    rows = values.shape[0]
-    if len(steps) == 0 or rows == 0:
-        return empty(rows, values.dtype)
-    numbers = bucket_of(steps, width)
-    starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
-    finite = measured & np.isfinite(values)
-    least = np.minimum.reduceat(np.where(finite, values, np.inf), starts, axis=1)
-    greatest = np.maximum.reduceat(np.where(finite, values, -np.inf), starts, axis=1)
-    any_finite = np.logical_or.reduceat(finite, starts, axis=1)
-    nonfinite = np.add.reduceat((measured & ~finite).astype(np.int32), starts, axis=1)
-    # Index of the last measured value of each bucket, −1 for none.
-    where = np.maximum.reduceat(np.where(measured, np.arange(len(steps)), -1), starts, axis=1)
-    last = np.where(where >= 0, np.take_along_axis(values, np.maximum(where, 0), axis=1), np.nan)
-    kept = (where >= 0).any(axis=0)
+    finite = np.isfinite(values)
+    if (measured is None or measured.all()) and finite.all():
+        each = Buckets(numbers=steps, fields=dict.fromkeys(fields, values), nonfinite=None)
+        return widen(each, width)
+    counts = np.ones(values.shape, dtype=np.bool_) if measured is None else measured
     nan = values.dtype.type(np.nan)
+    extremes, last = np.where(finite & counts, values, nan), np.where(counts, values, nan)
+    each = Buckets(
+        numbers=steps,
+        fields={field: last if field == "last" else extremes for field in fields},
+        nonfinite=(counts & ~finite).astype(np.int32),
+    )
+    return widen(each.filled(), width)
+
+
+def widen(buckets: Buckets, factor: int) -> Buckets:
+    """Buckets ``factor`` times as wide. Equal numbers are of the same bucket, the later ones were measured later."""
+    numbers = buckets.numbers
+    gaps = np.diff(numbers)
+    if (gaps == 1).all():
+        while factor > 1 and len(buckets.numbers) > 1:
+            buckets, factor = _halve(buckets), factor // 2
+        if factor == 1 or not len(numbers):
+            return buckets
+        return Buckets(numbers=bucket_of(buckets.numbers, factor), fields=buckets.fields, nonfinite=buckets.nonfinite)
+    if factor == 1 and (gaps > 0).all():
+        return buckets
+    wide = bucket_of(numbers, factor)
+    starts = np.flatnonzero(np.concatenate(([True], wide[1:] != wide[:-1])))
+    fields: dict[Field, Matrix] = {}
+    for field, matrix in buckets.fields.items():
+        if field == "last":
+            measured = buckets.measured() if buckets.nonfinite is None else ~np.isnan(matrix) | (buckets.nonfinite > 0)
+            where = np.maximum.reduceat(np.where(measured, np.arange(len(wide)), -1), starts, axis=1)
+            picked = np.take_along_axis(matrix, np.maximum(where, 0), axis=1)
+            fields[field] = np.where(where >= 0, picked, matrix.dtype.type(np.nan))
+        else:
+            fields[field] = _EXTREMES[field].reduceat(matrix, starts, axis=1)
+    bad = buckets.nonfinite
     return Buckets(
-        numbers=numbers[starts][kept],
-        min=np.where(any_finite, least, nan)[:, kept],
-        max=np.where(any_finite, greatest, nan)[:, kept],
-        last=last.astype(values.dtype)[:, kept],
-        nonfinite=nonfinite[:, kept],
+        numbers=wide[starts],
+        fields=fields,
+        nonfinite=None if bad is None else np.add.reduceat(bad, starts, axis=1, dtype=np.int32),
     )
 
 
-def empty(rows: int, dtype: np.dtype[np.floating]) -> Buckets:
-    """No bucket of ``rows`` rows."""
-    nothing = np.empty((rows, 0), dtype=dtype)
-    return Buckets(
-        numbers=np.empty(0, dtype=np.int64),
-        min=nothing,
-        max=nothing,
-        last=nothing,
-        nonfinite=np.empty((rows, 0), dtype=np.int32),
-    )
+def _halve(buckets: Buckets) -> Buckets:
+    """Buckets twice as wide of consecutive ones: many times faster than a reduction over groups of any size."""
+    numbers = buckets.numbers
+    alone = int(numbers[0]) & 1  # the first bucket is the second half of its pair
+    pairs = (len(numbers) - alone) // 2
+    left, right = slice(alone, alone + 2 * pairs, 2), slice(alone + 1, alone + 2 * pairs, 2)
+    wide = np.arange(int(numbers[0]) >> 1, (int(numbers[-1]) >> 1) + 1)
+    bad = buckets.nonfinite
+    fields: dict[Field, Matrix] = {}
+    for field, matrix in buckets.fields.items():
+        out = np.empty((matrix.shape[0], len(wide)), dtype=matrix.dtype)
+        out[:, :alone], out[:, alone + pairs :] = matrix[:, :alone], matrix[:, alone + 2 * pairs :]
+        inside = out[:, alone : alone + pairs]
+        if field == "last":
+            later = matrix[:, right]
+            unmeasured = np.isnan(later) if bad is None else np.isnan(later) & (bad[:, right] == 0)
+            np.copyto(inside, later)
+            np.copyto(inside, matrix[:, left], where=unmeasured)
+        else:
+            _EXTREMES[field](matrix[:, left], matrix[:, right], out=inside)
+        fields[field] = out
+    if bad is not None:
+        total = np.empty((bad.shape[0], len(wide)), dtype=np.int32)
+        total[:, :alone], total[:, alone + pairs :] = bad[:, :alone], bad[:, alone + 2 * pairs :]
+        np.add(bad[:, left], bad[:, right], out=total[:, alone : alone + pairs])
+        bad = total
+    return Buckets(numbers=wide, fields=fields, nonfinite=bad)
 
 
-def merge(parts: Sequence[Buckets], factor: int, fields: frozenset[Field] = ALL_FIELDS) -> Buckets:
-    """Buckets of one series in the order in which they were measured, as buckets ``factor`` times as wide.
+class Canvas:
+    """Buckets of one width, put together part by part, in the order in which the parts were measured."""
 
-    At least one part. Parts may share buckets; where they do, the last value is that of the later part.
-    """
-    numbers = bucket_of(np.concatenate([part.numbers for part in parts]), factor)
-    if len(parts) == 1 and factor == 1:
-        return parts[0]
-    order = np.argsort(numbers, kind="stable") if np.any(numbers[1:] < numbers[:-1]) else None
-    if order is not None:
-        numbers = numbers[order]
-    nonfinite = _gather([part.nonfinite for part in parts], order)
-    rows, count = nonfinite.shape
-    if count == 0:
-        return parts[0]
-    starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
-    dtype = parts[0].max.dtype
-    untold = np.broadcast_to(dtype.type(np.nan), (rows, len(starts)))
-    least = greatest = last = untold
-    if "min" in fields:
-        least = np.fmin.reduceat(_gather([part.min for part in parts], order), starts, axis=1)
-    if "max" in fields:
-        greatest = np.fmax.reduceat(_gather([part.max for part in parts], order), starts, axis=1)
-    if "last" in fields:
-        values = _gather([part.last for part in parts], order)
-        measured = ~np.isnan(values) | (nonfinite > 0)
-        where = np.maximum.reduceat(np.where(measured, np.arange(count), -1), starts, axis=1)
-        last = np.where(where >= 0, np.take_along_axis(values, np.maximum(where, 0), axis=1), dtype.type(np.nan))
-    return Buckets(
-        numbers=numbers[starts],
-        min=least,
-        max=greatest,
-        last=last,
-        nonfinite=np.add.reduceat(nonfinite, starts, axis=1, dtype=np.int32),
-    )
+    def __init__(
+        self, numbers: NDArray[np.int64], rows: int, dtype: np.dtype[Any], fields: Iterable[Field] = ALL_FIELDS
+    ) -> None:
+        """``numbers``: of all buckets that there may be, ascending."""
+        self._numbers = numbers
+        shape = (rows, len(numbers))
+        self._fields: dict[Field, Matrix] = {field: np.full(shape, np.nan, dtype=dtype) for field in fields}
+        self._nonfinite: Counts | None = None
 
+    def put(self, part: Buckets, rows: NDArray[np.int64] | None = None) -> None:
+        """``rows``: of the canvas, each at most once; None for all, in order. A part has no bucket twice."""
+        count = len(part.numbers)
+        if count == 0:
+            return
+        found = np.searchsorted(self._numbers, part.numbers)
+        at: slice | NDArray[np.intp] = found
+        if int(found[-1]) - int(found[0]) == count - 1:
+            at = slice(int(found[0]), int(found[0]) + count)
+        where: Any = (slice(None), at)
+        if rows is not None:
+            where = (rows, at) if isinstance(at, slice) else np.ix_(rows, at)
+        for field, new in part.fields.items():
+            matrix = self._fields[field]
+            if field == "last":
+                measured = ~np.isnan(new) if part.nonfinite is None else ~np.isnan(new) | (part.nonfinite > 0)
+                matrix[where] = np.where(measured, new, matrix[where])
+            else:
+                matrix[where] = _EXTREMES[field](matrix[where], new)
+        if part.nonfinite is not None:
+            if self._nonfinite is None:
+                self._nonfinite = np.zeros(next(iter(self._fields.values())).shape, dtype=np.int32)
+            self._nonfinite[where] += part.nonfinite
 
-def _gather(matrices: Sequence[NDArray[Any]], order: NDArray[np.int64] | None) -> NDArray[Any]:
-    together = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)
-    return together if order is None else together[:, order]
+    def buckets(self) -> Buckets:
+        """All of them, empty ones included."""
+        return Buckets(numbers=self._numbers, fields=self._fields, nonfinite=self._nonfinite)

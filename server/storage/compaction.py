@@ -15,30 +15,30 @@ from numpy.typing import NDArray
 
 from server.errors import DatabaseError, SegmentCorruptError, TileCorruptError
 from server.storage.blobs import BlobError, pack
-from server.storage.buckets import Buckets, bucket_of, first_step_of
+from server.storage.buckets import Buckets, Canvas, bucket_of, first_step_of, widen
 from server.storage.columns import Payload, concatenate
 from server.storage.spans import SegmentBytes, SpanPlace, SpanStore, StoredTile, Stream
 from server.storage.tiles import (
     FAN_IN,
     SCALARS,
     SLACK,
-    Series,
     SpanDraft,
     TileBlobs,
+    TileKey,
     capacity,
     choose_span_width,
     cut,
     decode_buckets,
     decode_values,
-    fold,
     reduce_values,
+    shared_rows,
     tile_of_buckets,
+    title_of,
+    together,
     unpack_steps,
 )
 
 logger = logging.getLogger(__name__)
-
-SCALARS_AT_ONCE = 64
 
 
 class Compactor:
@@ -87,12 +87,25 @@ class Compactor:
                     break
                 left -= taken
                 written += spans
+            if stream.is_closed and left <= 0:
+                await self.close(stream.run_id, stream.writer_id, stream.attempt)
         return written
 
     async def raise_levels(self, run_id: str) -> None:
         """Put a span above every eight of one level. Raises `TileCorruptError`."""
         while True:
             due = _full_level(await self._store.roots(run_id))
+            if due is None or not await self._raise(run_id, due):
+                return
+
+    async def close(self, run_id: str, writer_id: int, attempt: int) -> None:
+        """Put the last spans of a stream that has ended under others too, so that a query reads fewer of them.
+
+        Should it go on after all, what comes stands beside. Raises `TileCorruptError`.
+        """
+        while True:
+            roots = await self._store.roots(run_id)
+            due = _last_spans([root for root in roots if (root.writer_id, root.attempt) == (writer_id, attempt)])
             if due is None or not await self._raise(run_id, due):
                 return
 
@@ -124,12 +137,14 @@ class Compactor:
         most = int(SLACK * sum(child.entries for child in children) / len(children))
         width = choose_span_width(starts, max(child.width for child in children), most)
         own = np.unique(bucket_of(starts, width))
-        found: dict[Series, TileBlobs] = {}
-        for group in _groups(await self._store.series_of(ids)):
-            stored = await self._store.tiles_of(ids, group)
+        found: dict[TileKey, TileBlobs] = {}
+        # Scalars together, statistics, which are large, one by one.
+        keys = await self._store.keys_of(ids)
+        for layout, name in dict.fromkeys((layout, None if layout == SCALARS else name) for layout, name in keys):
+            stored = await self._store.tiles_of(ids, layout, name)
             found |= await asyncio.to_thread(_raise_tiles, children, stored, numbers, own, width)
         return SpanDraft(
-            level=children[0].level + 1,
+            level=max(child.level for child in children) + 1,
             width=width,
             first_seq=children[0].first_seq,
             last_seq=children[-1].last_seq,
@@ -173,11 +188,13 @@ def _full_level(roots: Sequence[SpanPlace]) -> list[SpanPlace] | None:
     return None
 
 
-def _groups(series: Sequence[Series]) -> list[list[Series]]:
-    """Scalars together, statistics, which are large, one by one."""
-    scalars = [item for item in series if item[0] == SCALARS]
-    some = [scalars[start : start + SCALARS_AT_ONCE] for start in range(0, len(scalars), SCALARS_AT_ONCE)]
-    return some + [[item] for item in series if item[0] != SCALARS]
+def _last_spans(roots: Sequence[SpanPlace]) -> list[SpanPlace] | None:
+    """Where a level has two spans or more: these and all after them, of which each level has one at most."""
+    for level in sorted({root.level for root in roots}):
+        places = [number for number, root in enumerate(roots) if root.level == level]
+        if len(places) > 1:
+            return list(roots[places[0] :])
+    return None
 
 
 def _raise_tiles(
@@ -186,27 +203,41 @@ def _raise_tiles(
     numbers: Mapping[int, NDArray[np.int64]],
     own: NDArray[np.int64],
     width: int,
-) -> dict[Series, TileBlobs]:
-    """In a thread. Raises `TileCorruptError`."""
-    places = {child.id: child for child in children}
-    parts: dict[Series, dict[int, Buckets]] = {}
-    for tile in stored:
-        if tile.blobs is None:
-            continue  # lost: what stands above it says nothing of these steps either
-        place, steps = places[tile.span_id], numbers[tile.span_id]
-        is_scalar = tile.series[0] == SCALARS
-        try:
-            if place.level == 0:
-                values = decode_values(tile.blobs, place.entries, is_scalar=is_scalar)
-                buckets = reduce_values(values, steps, width, is_scalar=is_scalar)
+) -> dict[TileKey, TileBlobs]:
+    """The tiles above those of one statistic, or of all scalars. In a thread. Raises `TileCorruptError`."""
+    order = {child.id: number for number, child in enumerate(children)}
+    # What is lost has no blobs: what stands above it says nothing of these steps either.
+    found = sorted((tile for tile in stored if tile.blobs is not None), key=lambda tile: order[tile.span_id])
+    if not found:
+        return {}
+    parts = [
+        (tile.blobs, _widened(children[order[tile.span_id]], tile, numbers[tile.span_id], width))
+        for tile in found
+        if tile.blobs is not None
+    ]
+    scalars = {name for blobs, _ in parts for name in blobs.names or ()}
+    made: dict[TileKey, TileBlobs] = {}
+    for names in together(scalars) if scalars else [None]:
+        canvas = Canvas(own, parts[0][0].rows, np.dtype("<f4"))
+        if names is not None:
+            canvas = Canvas(own, len(names), np.dtype("<f8"))
+        for blobs, buckets in parts:
+            if names is None:
+                canvas.put(buckets)
             else:
-                buckets = fold([(place.width, decode_buckets(tile.blobs, steps, is_scalar=is_scalar))], width)
-        except BlobError as error:
-            raise TileCorruptError(tile.span_id, tile.series[1], str(error)) from error
-        parts.setdefault(tile.series, {})[tile.span_id] = buckets
-    made = {}
-    for series, found in parts.items():
-        whole = fold([(width, found[child.id]) for child in children if child.id in found], width)
+                here, there = shared_rows(blobs.names or (), names)
+                canvas.put(buckets.of(here), there)
+        whole = canvas.buckets().filled()
         if len(whole.numbers):
-            made[series] = tile_of_buckets(whole, own)
+            made[found[0].key if names is None else (SCALARS, names[0])] = tile_of_buckets(whole, own, names)
     return made
+
+
+def _widened(place: SpanPlace, tile: StoredTile, numbers: NDArray[np.int64], width: int) -> Buckets:
+    assert tile.blobs is not None
+    try:
+        if place.level == 0:
+            return reduce_values(decode_values(tile.blobs, place.entries), numbers, width)
+        return widen(decode_buckets(tile.blobs, numbers), width // place.width)
+    except BlobError as error:
+        raise TileCorruptError(tile.span_id, title_of(tile.key, tile.blobs.names), str(error)) from error

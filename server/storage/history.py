@@ -7,10 +7,10 @@ by their sequence, in whichever span or segment they are by then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import SegmentCorruptError, TileCorruptError
@@ -19,7 +19,7 @@ from server.storage.blobs import BlobError, unpack
 from server.storage.columns import BlockColumns, Columns, Payload
 from server.storage.database import Database
 from server.storage.spans import StoredTile, tile_of, verify
-from server.storage.tiles import LevelZero, Series, columns_of, decode_values, unpack_steps
+from server.storage.tiles import SCALARS, LevelZero, TileKey, columns_of, decode_values, title_of, unpack_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ async def _next(
     if span is not None and span.first_seq == reached + 1:
         wanted = select(tiles).where(tiles.c.span_id == span.id)
         if names is not None:
-            wanted = wanted.where(tiles.c.name.in_(sorted(names)))
+            wanted = wanted.where(or_(tiles.c.layout == SCALARS, tiles.c.name.in_(sorted(names))))
         stored = tuple(tile_of(row) for row in await connection.execute(wanted))
         return _Found(
             attempt=span.attempt,
@@ -129,17 +129,18 @@ def _decode(found: _Found, names: Collection[str] | None) -> Columns:
         return columns if names is None else _only(columns, names)
     assert found.span is not None
     number, entries, steps, times = found.span
-    held: dict[Series, LevelZero] = {}
+    held: dict[TileKey, tuple[Sequence[str] | None, LevelZero]] = {}
     name = "steps"
     try:
         at, when = unpack_steps(steps), unpack(times, "<f8")[0]
         for tile in found.tiles:
-            name = tile.series[1]
             if tile.blobs is not None:
-                held[tile.series] = decode_values(tile.blobs, entries, is_scalar=tile.is_scalar)
+                name = title_of(tile.key, tile.blobs.names)
+                held[tile.key] = (tile.blobs.names, decode_values(tile.blobs, entries))
     except BlobError as error:
         raise TileCorruptError(number, name, str(error)) from error
-    return columns_of(at, when, held)
+    columns = columns_of(at, when, held)
+    return columns if names is None else _only(columns, names)
 
 
 def _only(columns: Columns, names: Collection[str]) -> Columns:

@@ -16,15 +16,16 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import CorruptDataError, SegmentCorruptError
-from server.schema import segments, spans, tiles, writers
+from server.schema import runs, segments, spans, tiles, writers
 from server.storage.blobs import BlobError, pack, unpack
 from server.storage.columns import Columns, Payload, encode
 from server.storage.compaction import Compactor
 from server.storage.database import Database
 from server.storage.spans import PLACE, SpanPlace, SpanStore, place_of, tile_of, verify
-from server.storage.tiles import SCALARS, decode_buckets, decode_values, unpack_steps
+from server.storage.tiles import decode_buckets, decode_values, title_of, unpack_steps
 
 BATCH = 64  # rows looked at together
 
@@ -82,6 +83,7 @@ class Doctor:
                             .where(segments.c.id == row.id)
                             .values(payload=payload, checksum=crc32(payload))
                         )
+                        await _note_repair(connection, row.run_id)
                 yield Damage(
                     run_id=row.run_id,
                     where=f"segment {row.id} (steps {row.first_step} … {row.last_step})",
@@ -116,13 +118,16 @@ class Doctor:
             return
         remedy = ""
         if repair:
-            remedy = await (self._lose(place, problems) if place.level == 0 else self._rebuild(row.run_id, place))
+            remedy = await (
+                self._lose(row.run_id, place, problems) if place.level == 0 else self._rebuild(row.run_id, place)
+            )
         what = f"span {place.id} (level {place.level}, steps {place.first_step} … {place.last_step})"
+        titles = {(tile.layout, tile.name): title_of((tile.layout, tile.name), tile.names) for tile in stored}
         for (layout, name), problem in problems.items():
-            where = f"{name} of {what}" if layout is None else f"tile {name!r} of {what}"
+            where = f"{name} of {what}" if layout is None else f"tile {titles[layout, name]!r} of {what}"
             yield Damage(run_id=row.run_id, where=where, problem=problem, remedy=remedy)
 
-    async def _lose(self, place: SpanPlace, problems: dict[tuple[int | None, str], str]) -> str:
+    async def _lose(self, run_id: str, place: SpanPlace, problems: dict[tuple[int | None, str], str]) -> str:
         async with self._database.write() as connection:
             for layout, name in problems:
                 same = tiles.c.span_id == place.id
@@ -139,6 +144,7 @@ class Doctor:
                 values["times"] = pack(nothing.times)
             if values:
                 await connection.execute(update(spans).where(spans.c.id == place.id).values(**values))
+            await _note_repair(connection, run_id)
         return "it is lost over these steps; coarser views keep its extremes"
 
     async def _rebuild(self, run_id: str, place: SpanPlace) -> str:
@@ -195,6 +201,11 @@ class Doctor:
                 )
 
 
+async def _note_repair(connection: AsyncConnection, run_id: str) -> None:
+    """What was answered before is not what is answered now: the version of the run says so."""
+    await connection.execute(update(runs).where(runs.c.id == run_id).values(repairs=runs.c.repairs + 1))
+
+
 def _segment_problem(row: Any) -> str | None:
     try:
         verify(row.id, row.payload, row.checksum)
@@ -230,9 +241,9 @@ def _span_problems(
             if tile.blobs is None:
                 continue
             if place.level == 0:
-                decode_values(tile.blobs, place.entries, is_scalar=row.layout == SCALARS)
+                decode_values(tile.blobs, place.entries)
             else:
-                decode_buckets(tile.blobs, numbers, is_scalar=row.layout == SCALARS)
+                decode_buckets(tile.blobs, numbers)
         except BlobError as error:
             problems[row.layout, row.name] = str(error)
     return problems

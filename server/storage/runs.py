@@ -44,6 +44,15 @@ class RunLabels:
     tags: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    project: str
+    state: str
+    version: str
+    """Equal versions mean equal measurements: every commit moves a sequence, every new layout adds to the count, and
+    every repair that gave measurements up to the repairs."""
+
+
 class RunStore:
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -167,13 +176,23 @@ class RunStore:
             row = (await connection.execute(query)).one_or_none()
             return None if row is None else RunLabels(project=row.project, name=row.name, tags=tuple(row.tags))
 
-    async def version(self, run_id: str) -> str:
-        """Equal versions mean equal measurements: every commit moves a sequence, every new layout adds to the count."""
+    async def standing(self, run_id: str) -> Standing | None:
+        """None for a run that is not there."""
         count = select(func.count()).where(layouts.c.writer_id == writers.c.id).scalar_subquery()
-        query = select(writers.c.id, writers.c.last_seq, count.label("layouts")).where(writers.c.run_id == run_id)
+        query = (
+            select(
+                runs.c.project, runs.c.state, runs.c.repairs, writers.c.id, writers.c.last_seq, count.label("layouts")
+            )
+            .outerjoin(writers, writers.c.run_id == runs.c.id)
+            .where(runs.c.id == run_id)
+            .order_by(writers.c.id)
+        )
         async with self._database.read() as connection:
-            rows = await connection.execute(query.order_by(writers.c.id))
-            return ",".join(f"{row.id}:{row.last_seq}:{row.layouts}" for row in rows)
+            rows = (await connection.execute(query)).all()
+        if not rows:
+            return None
+        sequences = ",".join(f"{row.id}:{row.last_seq}:{row.layouts}" for row in rows)
+        return Standing(project=rows[0].project, state=rows[0].state, version=f"{rows[0].repairs},{sequences}")
 
     async def scalar_ranks(self, run_id: str) -> dict[str, int]:
         """Each scalar of the run and the lowest rank that logs it."""

@@ -20,7 +20,7 @@ from server.errors import SegmentCorruptError
 from server.models import RunState
 from server.schema import monitors, runs, segments, spans, tiles, writers
 from server.storage.database import Database, insert_ignore
-from server.storage.tiles import FAN_IN, SCALARS, Series, SpanDraft, TileBlobs
+from server.storage.tiles import FAN_IN, SpanDraft, TileBlobs, TileKey
 
 MAX_BYTES = 32 * 2**20
 """Payloads that are compacted at once hold about so much, one of them more."""
@@ -72,13 +72,9 @@ class SpanPlace:
 @dataclass(frozen=True, kw_only=True)
 class StoredTile:
     span_id: int
-    series: Series
+    key: TileKey
     blobs: TileBlobs | None
     """None: it was found damaged and is lost."""
-
-    @property
-    def is_scalar(self) -> bool:
-        return self.series[0] == SCALARS
 
 
 PLACE = tuple(spans.c[name] for name in SpanPlace.__dataclass_fields__)
@@ -208,18 +204,16 @@ class SpanStore:
         async with self._database.read() as connection:
             return {row.id: row.steps for row in await connection.execute(query)}
 
-    async def series_of(self, span_ids: Sequence[int]) -> list[Series]:
+    async def keys_of(self, span_ids: Sequence[int]) -> list[TileKey]:
         query = select(tiles.c.layout, tiles.c.name).where(tiles.c.span_id.in_(span_ids)).distinct()
         async with self._database.read() as connection:
             return sorted((row.layout, row.name) for row in await connection.execute(query))
 
-    async def tiles_of(self, span_ids: Sequence[int], series: Sequence[Series]) -> list[StoredTile]:
-        """Tiles of several series of one layout."""
-        query = select(tiles).where(
-            tiles.c.span_id.in_(span_ids),
-            tiles.c.layout == series[0][0],
-            tiles.c.name.in_([name for _, name in series]),
-        )
+    async def tiles_of(self, span_ids: Sequence[int], layout: int, statistic: str | None) -> list[StoredTile]:
+        """Those of one statistic of a layout, or of all scalars."""
+        query = select(tiles).where(tiles.c.span_id.in_(span_ids), tiles.c.layout == layout)
+        if statistic is not None:
+            query = query.where(tiles.c.name == statistic)
         async with self._database.read() as connection:
             return [tile_of(row) for row in await connection.execute(query)]
 
@@ -288,6 +282,7 @@ class SpanStore:
                         "layout": layout,
                         "name": name,
                         "rows": tile.rows,
+                        "names": None if tile.names is None else list(tile.names),
                         "present": tile.present,
                         "least": tile.least,
                         "greatest": tile.greatest,
@@ -318,10 +313,11 @@ def tile_of(row: Any) -> StoredTile:
     if row.last is not None:
         blobs = TileBlobs(
             rows=row.rows,
+            names=None if row.names is None else tuple(row.names),
             present=row.present,
             least=row.least,
             greatest=row.greatest,
             last=row.last,
             nonfinite=row.nonfinite,
         )
-    return StoredTile(span_id=row.span_id, series=(row.layout, row.name), blobs=blobs)
+    return StoredTile(span_id=row.span_id, key=(row.layout, row.name), blobs=blobs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import SegmentCorruptError
 from server.schema import segments
-from server.storage.buckets import Buckets
+from server.storage.buckets import Canvas
 from server.storage.columns import Block, Payload, ScalarColumn
 from server.storage.lru import ARRAY_BYTES, ENTRY_BYTES, ByteLru
 from server.storage.spans import verify
 from server.storage.tile_source import batches
-from server.storage.tiles import SCALARS, LevelZero, Series, reduce_values
+from server.storage.tiles import layer_values, reduce_values, scalar_values
 from server.storage.views import View, Window
 from server.storage.wanted import Wanted
 
@@ -64,7 +64,7 @@ class TailSource:
     ) -> list[tuple[TailPlace, Tail]]:
         """Those that the window shows. Raises `SegmentCorruptError`."""
         places = await _places(connection, run_id, view, window)
-        places = [place for place in places if wanted.series(place.rank)]
+        places = [place for place in places if wanted.is_from(place.rank, place.writer_id)]
         # All scalars of a segment are decoded together: they lie together, and a page asks for several.
         found: dict[int, Tail] = {}
         for place in places:
@@ -80,18 +80,25 @@ class TailSource:
         return [(place, found[place.id]) for place in places]
 
 
-def take_tail(place: TailPlace, tail: Tail, wanted: Wanted, width: int) -> Iterator[tuple[Series, Buckets]]:
-    """Each asked series of the segment, as buckets of ``width`` steps."""
-    for layout, name in wanted.series(place.rank):
-        if layout == SCALARS and name in tail.scalars:
-            scalar = tail.scalars[name]
-            values = LevelZero(at=np.flatnonzero(scalar.present), values=scalar.values[None])
-            yield (layout, name), reduce_values(values, tail.steps, width, is_scalar=True, window=place.window)
-    for layout, rows, block in tail.blocks:
-        if layout in wanted.layouts and wanted.statistic is not None:
-            values = LevelZero(at=rows.astype(np.int64), values=block)
-            buckets = reduce_values(values, tail.steps, width, is_scalar=False, window=place.window)
-            yield (layout, wanted.statistic), buckets
+def put_tail(canvas: Canvas, place: TailPlace, tail: Tail, wanted: Wanted, width: int) -> None:
+    """What is asked of the segment, as buckets of ``width`` steps."""
+    if wanted.statistic is None:
+        rows = [
+            row
+            for row, (name, rank) in enumerate(wanted.scalars.items())
+            if rank == place.rank and name in tail.scalars
+        ]
+        if rows:
+            names = list(wanted.scalars)
+            values = scalar_values([tail.scalars[names[row]] for row in rows])
+            buckets = reduce_values(values, tail.steps, width, fields=wanted.fields, window=place.window)
+            canvas.put(buckets, np.array(rows, dtype=np.int64))
+        return
+    for layout, at, block in tail.blocks:
+        layers = wanted.layers.get((place.writer_id, layout))
+        if layers is not None:
+            values = layer_values(at.astype(np.int64), block)
+            canvas.put(reduce_values(values, tail.steps, width, fields=wanted.fields, window=place.window), layers)
 
 
 async def _places(connection: AsyncConnection, run_id: str, view: View, window: Window) -> list[TailPlace]:
@@ -104,8 +111,8 @@ async def _places(connection: AsyncConnection, run_id: str, view: View, window: 
         shown = view.windows.get((row.rank, row.attempt))
         if shown is None:
             continue
-        part = (max(window[0], shown[0]), min(window[1], shown[1]))
-        if row.first_step <= part[1] and row.last_step >= part[0]:
+        part = (max(window[0], shown[0], row.first_step), min(window[1], shown[1], row.last_step))
+        if part[0] <= part[1]:
             found.append(
                 TailPlace(
                     id=row.id,

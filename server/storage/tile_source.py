@@ -11,24 +11,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Row, Select, case, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import TileCorruptError
-from server.schema import spans, tiles
+from server.schema import tiles
 from server.storage.blobs import BlobError
-from server.storage.buckets import Buckets, empty
+from server.storage.buckets import Buckets, Canvas, widen
 from server.storage.lru import ARRAY_BYTES, ENTRY_BYTES, ByteLru
 from server.storage.pyramid import Piece
 from server.storage.spans import SpanPlace
 from server.storage.tiles import (
-    SCALARS,
     LevelZero,
-    Series,
     TileBlobs,
+    TileKey,
     decode_buckets,
     decode_values,
     reduce_values,
+    shared_rows,
+    title_of,
     unpack_steps,
 )
 from server.storage.wanted import Wanted
@@ -36,122 +37,163 @@ from server.storage.wanted import Wanted
 FETCH = 256
 """Rows of one statement."""
 
+NAME_BYTES = 128
+"""Memory of a name, about."""
+
 Tile = LevelZero | Buckets
 
-_NOTHING = empty(1, np.dtype(np.float32))
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A tile that a query has found, decoded in the cache or still as bytes."""
+
+    key: TileKey
+    names: tuple[str, ...] | None
+    blobs: TileBlobs | None = None
+    tile: Tile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What a query has read and not decoded yet, and what it found in the cache."""
+    """What a query has read."""
 
-    steps: dict[int, NDArray[np.int64]] = field(default_factory=dict)
-    tiles: dict[tuple[int, Series], Tile] = field(default_factory=dict)
-    raw_steps: dict[int, bytes] = field(default_factory=dict)
-    raw_tiles: dict[tuple[int, Series], TileBlobs | None] = field(default_factory=dict)
-    """None: lost."""
+    steps: dict[int, bytes]
+    """Span to its steps."""
+    tiles: dict[int, list[Found]] = field(default_factory=dict)
+    """Span to its tiles, without those that are lost."""
 
 
 class TileSource:
     def __init__(self, cache: ByteLru) -> None:
         self._cache = cache
 
-    async def load(self, connection: AsyncConnection, pieces: Sequence[Piece], wanted: Wanted) -> Loaded:
-        """Fetch what the cache does not have."""
-        loaded = Loaded()
-        known = {piece.span.id: piece.span for piece in pieces}
-        missing: dict[bool, list[int]] = {True: [], False: []}
-        for number, span in known.items():
-            steps = self._cache.get(("steps", number))
-            if steps is not None:
-                loaded.steps[number] = steps
-            all_held = True
-            for series in wanted.series(span.rank):
-                tile = self._cache.get(_key(span, series, wanted))
-                all_held = all_held and tile is not None
-                if tile is not None:
-                    loaded.tiles[number, series] = tile
-            if not all_held:
-                missing[span.level == 0].append(number)
-        for some in batches([number for number in known if number not in loaded.steps]):
-            query = select(spans.c.id, spans.c.steps).where(spans.c.id.in_(some))
-            loaded.raw_steps.update({row.id: row.steps for row in await connection.execute(query)})
-        for is_level_zero, numbers in missing.items():
-            for some in batches(numbers):
-                for row in await connection.execute(tile_query(some, wanted, is_level_zero=is_level_zero)):
-                    loaded.raw_tiles[row.span_id, (row.layout, row.name)] = _blobs_of(row)
+    async def load(
+        self, connection: AsyncConnection, pieces: Sequence[Piece], steps: dict[int, bytes], wanted: Wanted
+    ) -> Loaded:
+        """Fetch what the cache does not have. ``steps``: of the spans, as they are stored."""
+        loaded = Loaded(steps=steps)
+        missing = []
+        for number in dict.fromkeys(piece.span.id for piece in pieces):
+            held = self._held(number, wanted)
+            if held is None:
+                missing.append(number)
+            loaded.tiles[number] = held or []
+        for some in batches(missing):
+            for row in await connection.execute(tile_query(some, wanted)):
+                if not row.is_lost:
+                    loaded.tiles[row.span_id].append(_found(row))
+        for number in missing:
+            names = [(found.key, found.names) for found in loaded.tiles[number]]
+            self._cache.put(
+                _directory(number, wanted),
+                names,
+                ENTRY_BYTES + NAME_BYTES * sum(len(some or key) for key, some in names),
+            )
         return loaded
 
-    def take(self, piece: Piece, series: Series, loaded: Loaded, wanted: Wanted, width: int) -> tuple[int, Buckets]:
-        """(width, buckets) of what a piece has of a series. Decodes; for a thread. Raises `TileCorruptError`."""
+    def put(self, canvas: Canvas, piece: Piece, loaded: Loaded, wanted: Wanted, width: int) -> None:
+        """What a piece has of what is asked. Decodes; for a thread. Raises `TileCorruptError`."""
+        span = piece.span
+        names = [name for name, rank in wanted.scalars.items() if rank == span.rank]
+        rows = {name: row for row, name in enumerate(wanted.scalars)}
+        for found in loaded.tiles[span.id]:
+            if found.names is None:
+                there = wanted.layers.get((span.writer_id, found.key[0]))
+                if there is not None:
+                    canvas.put(self._buckets(piece, found, loaded, wanted, width), there)
+                continue
+            here, at = shared_rows(found.names, names)
+            if len(here):
+                there = np.array([rows[names[row]] for row in at], dtype=np.int64)
+                canvas.put(self._buckets(piece, found, loaded, wanted, width).of(here), there)
+
+    def _held(self, number: int, wanted: Wanted) -> list[Found] | None:
+        """All tiles of a span that are asked for, where the cache has every one."""
+        names = self._cache.get(_directory(number, wanted))
+        if names is None:
+            return None
+        held = []
+        for key, some in names:
+            if some is None or not wanted.scalars.keys().isdisjoint(some):
+                tile = self._cache.get(_key(number, key, wanted))
+                if tile is None:
+                    return None
+                held.append(Found(key=key, names=some, tile=tile))
+        return held
+
+    def _buckets(self, piece: Piece, found: Found, loaded: Loaded, wanted: Wanted, width: int) -> Buckets:
         span = piece.span
         numbers = self._steps(span, loaded)
-        tile = loaded.tiles.get((span.id, series))
+        tile = found.tile
         if tile is None:
-            tile = self._decode(span, series, loaded, numbers, wanted)
-            self._cache.put(_key(span, series, wanted), tile, ENTRY_BYTES + tile.nbytes)
+            assert found.blobs is not None
+            try:
+                if span.level == 0:
+                    tile = decode_values(found.blobs, span.entries)
+                else:
+                    tile = decode_buckets(found.blobs, numbers, fields=wanted.fields)
+            except BlobError as error:
+                raise TileCorruptError(span.id, title_of(found.key, found.names), str(error)) from error
+            self._cache.put(_key(span.id, found.key, wanted), tile, ENTRY_BYTES + tile.nbytes)
         if isinstance(tile, LevelZero):
-            return width, reduce_values(tile, numbers, width, is_scalar=series[0] == SCALARS, window=piece.window)
+            return reduce_values(tile, numbers, width, fields=wanted.fields, window=piece.window)
         first, last = piece.window
-        return span.width, tile.between(first // span.width, last // span.width)
+        return widen(tile.between(first // span.width, last // span.width), width // span.width)
 
     def _steps(self, span: SpanPlace, loaded: Loaded) -> NDArray[np.int64]:
-        found = loaded.steps.get(span.id)
-        if found is None:
+        steps: NDArray[np.int64] | None = self._cache.get(("steps", span.id))
+        if steps is None:
             try:
-                found = loaded.steps[span.id] = unpack_steps(loaded.raw_steps[span.id])
+                steps = unpack_steps(loaded.steps[span.id])
             except BlobError as error:
                 raise TileCorruptError(span.id, "steps", str(error)) from error
-            self._cache.put(("steps", span.id), found, ENTRY_BYTES + ARRAY_BYTES + found.nbytes)
-        return found
-
-    @staticmethod
-    def _decode(span: SpanPlace, series: Series, loaded: Loaded, numbers: NDArray[np.int64], wanted: Wanted) -> Tile:
-        blobs = loaded.raw_tiles.get((span.id, series))
-        if blobs is None:
-            return _NOTHING
-        is_scalar = series[0] == SCALARS
-        try:
-            if span.level == 0:
-                return decode_values(blobs, span.entries, is_scalar=is_scalar)
-            return decode_buckets(blobs, numbers, is_scalar=is_scalar, fields=wanted.fields)
-        except BlobError as error:
-            raise TileCorruptError(span.id, series[1], str(error)) from error
+            self._cache.put(("steps", span.id), steps, ENTRY_BYTES + ARRAY_BYTES + steps.nbytes)
+        return steps
 
 
 def batches(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
     return (numbers[start : start + FETCH] for start in range(0, len(numbers), FETCH))
 
 
-def tile_query(span_ids: Sequence[int], wanted: Wanted, *, is_level_zero: bool) -> Select[Any]:
+def tile_query(span_ids: Sequence[int], wanted: Wanted) -> Select[Any]:
     """The asked tiles of spans, and of them only the columns that are needed."""
-    needed = {"last"}
-    if not is_level_zero:
-        needed = {"nonfinite"}
-        needed |= {"least"} if "min" in wanted.fields else set()
-        needed |= {"greatest"} if "max" in wanted.fields else set()
-        needed |= {"least", "greatest", "last"} if "last" in wanted.fields else set()
-    columns = [tiles.c[name] for name in ("span_id", "layout", "name", "rows", "present", *sorted(needed))]
-    query = select(*columns, tiles.c.last.is_(None).label("is_lost")).where(tiles.c.span_id.in_(span_ids))
-    if wanted.statistic is not None:
-        return query.where(tiles.c.layout.in_(sorted(wanted.layouts)), tiles.c.name == wanted.statistic)
-    names = sorted(frozenset[str]().union(*wanted.scalars.values()))
-    return query.where(tiles.c.layout == SCALARS, tiles.c.name.in_(names))
+    needed = {tiles.c.nonfinite}
+    if wanted.fields & {"min", "last"}:
+        needed.add(tiles.c.least)
+    if wanted.fields & {"max", "last"}:
+        needed.add(tiles.c.greatest)
+    # At level 0 the values; above it, those that nobody asked for stay where they are.
+    last = tiles.c.last if "last" in wanted.fields else case((tiles.c.least.is_(None), tiles.c.last))
+    query = select(
+        *(tiles.c[name] for name in ("span_id", "layout", "name", "rows", "names", "present")),
+        *sorted(needed, key=str),
+        last.label("last"),
+        tiles.c.last.is_(None).label("is_lost"),
+    ).where(tiles.c.span_id.in_(span_ids), tiles.c.layout.in_(wanted.layouts))
+    return query if wanted.statistic is None else query.where(tiles.c.name == wanted.statistic)
 
 
-def _blobs_of(row: Row[Any]) -> TileBlobs | None:
-    if row.is_lost:
-        return None
+def _found(row: Row[Any]) -> Found:
     fields = row._mapping
-    return TileBlobs(
-        rows=row.rows,
-        present=row.present,
-        least=fields.get("least"),
-        greatest=fields.get("greatest"),
-        last=fields.get("last", b""),
-        nonfinite=fields.get("nonfinite"),
+    names = None if row.names is None else tuple(row.names)
+    return Found(
+        key=(row.layout, row.name),
+        names=names,
+        blobs=TileBlobs(
+            rows=row.rows,
+            names=names,
+            present=row.present,
+            least=fields.get("least"),
+            greatest=fields.get("greatest"),
+            last=b"" if row.last is None else row.last,
+            nonfinite=row.nonfinite,
+        ),
     )
 
 
-def _key(span: SpanPlace, series: Series, wanted: Wanted) -> tuple[object, ...]:
-    return ("tile", span.id, series, wanted.fields if span.level else None)
+def _directory(number: int, wanted: Wanted) -> tuple[object, ...]:
+    return ("tiles", number, wanted.statistic, None if wanted.statistic is None else tuple(wanted.layouts))
+
+
+def _key(number: int, key: TileKey, wanted: Wanted) -> tuple[object, ...]:
+    return ("tile", number, key, wanted.fields)

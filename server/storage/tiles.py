@@ -2,7 +2,8 @@
 
 A *span* is a run of consecutive records of one writer and attempt. A span of level 0 holds every one of them; one of
 level n + 1 stands over `FAN_IN` consecutive spans of level n and holds the same steps in buckets. A *tile* is one
-series of a span: a scalar, or one statistic of all layers of a layout.
+statistic of all layers of a layout over a span, or some of its scalars: those that follow each other by name, so that a
+query of twenty reads a tile and not twenty.
 
 Buckets begin at multiples of the span's width, a power of two: the least that leaves a span about as many buckets as
 each of those under it has entries. So they are 8 steps wide at level 1, 64 at level 2, … where every step is logged,
@@ -11,15 +12,16 @@ and wider where few are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.storage.blobs import BlobError, pack, pack_last, unpack, unpack_last
-from server.storage.buckets import ALL_FIELDS, Buckets, Field, Matrix, bucket_of, merge, reduce
+from server.storage.blobs import BlobError, pack, pack_bits, pack_last, unpack, unpack_bits, unpack_last
+from server.storage.buckets import ALL_FIELDS, Buckets, Field, Matrix, bucket_of, reduce
 from server.storage.columns import Block, BlockColumns, Columns, ScalarColumn
 from server.storage.lru import ARRAY_BYTES
 
@@ -31,26 +33,31 @@ MAX_TILE_VALUES = 2**19
 """Layers × records that a tile of level 0 holds at most: what bounds the memory of the compaction."""
 MIN_CAPACITY = 16
 SLACK = 1.5
+SCALARS_TOGETHER = 64
+"""Scalars of a tile, at most."""
 
 SCALARS = -1
-"""The layout of a tile that holds a scalar."""
+"""The layout of a tile that holds scalars."""
 
-Series = tuple[int, str]
-"""(layout or `SCALARS`, name)."""
+TileKey = tuple[int, str]
+"""(layout, statistic), or (`SCALARS`, the first name): a tile within its span."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileBlobs:
-    """One series of one span, as it is stored: blobs of `storage.blobs`.
+    """A tile as it is stored: blobs of `storage.blobs`, row-major, a row for each layer or scalar.
 
-    Level 0 has ``last`` alone, which holds the values: float64 of a scalar, or float32, layers × entries. Above it,
-    ``least``, ``greatest`` and ``last`` are of each bucket, and ``nonfinite``, int32, is absent where all are 0.
+    Level 0 has ``last`` alone, which holds the values: float32, layers × entries; or float64 of scalars, of each those
+    that were logged. Above it, ``least``, ``greatest`` and ``last`` are of each bucket, and ``nonfinite``, int32, is
+    absent where all are 0; what a row did not measure in a bucket is NaN in all three, and not counted.
     """
 
     rows: int
-    """1 for a scalar, else the number of layers."""
+    names: tuple[str, ...] | None
+    """Of the scalars, ascending; None for a statistic."""
     present: bytes | None
-    """Blob, uint32: which entries of the span this series has, ascending; None for all."""
+    """Blob, uint32: which entries of the span this tile has, ascending; None for all. Of scalars at level 0 it is bits,
+    rows × entries: was this one logged in this record."""
     last: bytes
     least: bytes | None = None
     greatest: bytes | None = None
@@ -73,7 +80,7 @@ class SpanDraft:
     """Blob, int64: the step of each record, or the number of each bucket."""
     times: bytes | None
     """Blob, float64: Unix time of each record; None above level 0."""
-    tiles: Mapping[Series, TileBlobs]
+    tiles: Mapping[TileKey, TileBlobs]
 
 
 def capacity(layers: int) -> int:
@@ -92,10 +99,7 @@ def choose_span_width(starts: NDArray[np.int64], least: int, most: int) -> int:
 def span_of_records(columns: Columns, first_seq: int) -> SpanDraft:
     """A span of level 0. ``columns``: at least one record, the steps ascending."""
     n = len(columns.steps)
-    tiles: dict[Series, TileBlobs] = {}
-    for name, scalar in columns.scalars.items():
-        present = None if scalar.present.all() else _pack_present(np.flatnonzero(scalar.present))
-        tiles[SCALARS, name] = TileBlobs(rows=1, present=present, last=pack(scalar.values))
+    tiles = scalar_tiles(columns.scalars)
     for block in columns.blocks:
         for name, values in block.statistics.items():
             measured = ~np.isnan(values).all(axis=0)
@@ -105,6 +109,7 @@ def span_of_records(columns: Columns, first_seq: int) -> SpanDraft:
             kept = values if measured.all() else values[:, measured]
             tiles[block.layout, name] = TileBlobs(
                 rows=block.layers,
+                names=None,
                 present=None if whole else _pack_present(block.rows[measured]),
                 last=pack(kept),
             )
@@ -122,84 +127,151 @@ def span_of_records(columns: Columns, first_seq: int) -> SpanDraft:
     )
 
 
-def tile_of_buckets(buckets: Buckets, numbers: NDArray[np.int64]) -> TileBlobs:
-    """A tile above level 0. ``numbers``: the buckets of the span, a superset of those of the series."""
+def scalar_tiles(columns: Mapping[str, ScalarColumn]) -> dict[TileKey, TileBlobs]:
+    """Tiles of level 0. Each scalar was logged at least once."""
+    tiles: dict[TileKey, TileBlobs] = {}
+    for names in together(columns):
+        found = [columns[name] for name in names]
+        present = np.stack([scalar.present for scalar in found])
+        tiles[SCALARS, names[0]] = TileBlobs(
+            rows=len(names),
+            names=names,
+            present=None if present.all() else pack_bits(present),
+            last=pack(np.concatenate([scalar.values for scalar in found]), [len(scalar.values) for scalar in found]),
+        )
+    return tiles
+
+
+def together(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Scalars as tiles have them."""
+    known = sorted(names)
+    return (tuple(known[at : at + SCALARS_TOGETHER]) for at in range(0, len(known), SCALARS_TOGETHER))
+
+
+def title_of(key: TileKey, names: Sequence[str] | None) -> str:
+    """What a tile is called in messages."""
+    return key[1] if names is None or len(names) < 2 else f"{names[0]} … {names[-1]}"
+
+
+def shared_rows(held: Sequence[str], wanted: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of the scalars that are in both, in either."""
+    places = {name: row for row, name in enumerate(wanted)}
+    here = [row for row, name in enumerate(held) if name in places]
+    there = [places[held[row]] for row in here]
+    return np.array(here, dtype=np.int64), np.array(there, dtype=np.int64)
+
+
+def tile_of_buckets(buckets: Buckets, numbers: NDArray[np.int64], names: tuple[str, ...] | None = None) -> TileBlobs:
+    """A tile above level 0. ``numbers``: the buckets of the span, a superset of those of the tile, which are some.
+
+    ``names``: of the rows, where they are scalars.
+    """
     at = np.searchsorted(numbers, buckets.numbers)
+    # Scalars have little in common: each row is compressed by itself.
+    pages = None if names is None else [len(buckets.numbers)] * buckets.rows
+    bad = buckets.nonfinite
     return TileBlobs(
-        rows=buckets.nonfinite.shape[0],
+        rows=buckets.rows,
+        names=names,
         present=None if len(at) == len(numbers) else _pack_present(at),
-        least=pack(buckets.min),
-        greatest=pack(buckets.max),
-        last=pack_last(buckets.last, buckets.min, buckets.max),
-        nonfinite=pack(buckets.nonfinite) if buckets.nonfinite.any() else None,
+        least=pack(buckets.min, pages),
+        greatest=pack(buckets.max, pages),
+        last=pack_last(buckets.last, buckets.min, buckets.max, by_row=names is not None),
+        nonfinite=pack(bad) if bad is not None and bad.any() else None,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevelZero:
-    """The values of a series, as a tile of level 0 holds them."""
+    """The values of a tile of level 0."""
 
     at: NDArray[np.int64]
     """(m,): which records of the span."""
     values: Matrix
     """(rows, m)"""
+    measured: NDArray[np.bool_] | None
+    """(rows, m): which of them were; None: all."""
 
     @property
     def nbytes(self) -> int:
-        return int(2 * ARRAY_BYTES + self.at.nbytes + self.values.nbytes)
+        arrays: list[NDArray[Any]] = [self.at, self.values, *([] if self.measured is None else [self.measured])]
+        return sum(ARRAY_BYTES + array.nbytes for array in arrays)
 
 
-def decode_values(tile: TileBlobs, entries: int, *, is_scalar: bool) -> LevelZero:
+def layer_values(at: NDArray[np.int64], values: Matrix) -> LevelZero:
+    """Of a statistic, in which NaN says "not measured"."""
+    missing = np.isnan(values)
+    return LevelZero(at=at, values=values, measured=~missing if missing.any() else None)
+
+
+def scalar_values(columns: Sequence[ScalarColumn]) -> LevelZero:
+    """Of some scalars, at least one, in which a NaN that was logged was measured."""
+    measured = np.stack([column.present for column in columns])
+    values = np.full(measured.shape, np.nan)
+    values[measured] = np.concatenate([column.values for column in columns])
+    return LevelZero(at=np.arange(measured.shape[1]), values=values, measured=None if measured.all() else measured)
+
+
+def decode_values(tile: TileBlobs, entries: int) -> LevelZero:
     """Raises `BlobError`."""
+    if tile.names is not None:
+        return _decode_scalars(tile, entries)
     at = _unpack_present(tile.present, entries)
-    values = unpack(tile.last, "<f8" if is_scalar else "<f4", tile.rows)
+    values = unpack(tile.last, "<f4", tile.rows)
     if values.shape[1] != len(at):
         raise BlobError(f"{values.shape[1]} values for {len(at)} records")
-    return LevelZero(at=at, values=values)
+    return layer_values(at, values)
 
 
-def decode_buckets(
-    tile: TileBlobs, numbers: NDArray[np.int64], *, is_scalar: bool, fields: frozenset[Field] = ALL_FIELDS
-) -> Buckets:
+def _decode_scalars(tile: TileBlobs, entries: int) -> LevelZero:
+    at = np.arange(entries)
+    if tile.present is None:
+        values = unpack(tile.last, "<f8", tile.rows)
+        if values.shape[1] != entries:
+            raise BlobError(f"{values.shape[1]} values for {entries} records")
+        return LevelZero(at=at, values=values, measured=None)
+    measured = unpack_bits(tile.present, (tile.rows, entries))
+    logged = unpack(tile.last, "<f8")[0]
+    if len(logged) != np.count_nonzero(measured):
+        raise BlobError(f"{len(logged)} values for {np.count_nonzero(measured)} that were logged")
+    spread = np.full(measured.shape, np.nan)
+    spread[measured] = logged
+    return LevelZero(at=at, values=spread, measured=measured)
+
+
+def decode_buckets(tile: TileBlobs, numbers: NDArray[np.int64], *, fields: frozenset[Field] = ALL_FIELDS) -> Buckets:
     """The asked fields of a tile above level 0; ``numbers`` are those of its span. Raises `BlobError`."""
-    own = numbers[_unpack_present(tile.present, len(numbers))]
-    dtype = np.dtype("<f8" if is_scalar else "<f4")
+    own = numbers if tile.present is None else numbers[_unpack_present(tile.present, len(numbers))]
+    dtype = "<f4" if tile.names is None else "<f8"
     shape = (tile.rows, len(own))
-    untold = np.broadcast_to(dtype.type(np.nan), shape)
-    least = greatest = last = untold
+    found: dict[Field, Matrix] = {}
     if fields & {"min", "last"}:
-        least = _field(tile.least, dtype.str, shape)
+        found["min"] = _field(tile.least, dtype, shape)
     if fields & {"max", "last"}:
-        greatest = _field(tile.greatest, dtype.str, shape)
+        found["max"] = _field(tile.greatest, dtype, shape)
     if "last" in fields:
-        last = unpack_last(tile.last, least, greatest)
-    nonfinite = (
-        np.zeros(shape, np.int32) if tile.nonfinite is None else _field(tile.nonfinite, "<i4", shape).astype(np.int32)
+        found["last"] = unpack_last(tile.last, found["min"], found["max"])
+    bad = None if tile.nonfinite is None else _field(tile.nonfinite, "<i4", shape).astype(np.int32)
+    return Buckets(
+        numbers=own, fields={field: matrix for field, matrix in found.items() if field in fields}, nonfinite=bad
     )
-    return Buckets(numbers=own, min=least, max=greatest, last=last, nonfinite=nonfinite)
 
 
 def reduce_values(
-    tile: LevelZero, steps: NDArray[np.int64], width: int, *, is_scalar: bool, window: tuple[int, int] | None = None
+    tile: LevelZero,
+    steps: NDArray[np.int64],
+    width: int,
+    *,
+    fields: Iterable[Field] = ALL_FIELDS,
+    window: tuple[int, int] | None = None,
 ) -> Buckets:
     """Buckets of the values at the steps of ``window``, by default all. ``steps``: of the span's records."""
-    at, values = steps[tile.at], tile.values
+    at, values, measured = steps[tile.at], tile.values, tile.measured
     if window is not None:
         left, right = np.searchsorted(at, window[0]), np.searchsorted(at, window[1], side="right")
         at, values = at[left:right], values[:, left:right]
-    # NaN in a block says "not measured"; a scalar that was logged was measured, whatever it is.
-    measured = np.ones(values.shape, dtype=np.bool_) if is_scalar else ~np.isnan(values)
-    return reduce(at, values, measured, width)
-
-
-def fold(parts: Sequence[tuple[int, Buckets]], width: int, fields: frozenset[Field] = ALL_FIELDS) -> Buckets:
-    """Buckets of ``width`` steps from parts in order, each with a width of its own that is none greater."""
-    filled = [part for part in parts if len(part[1].numbers)]
-    even = [
-        merge([buckets for _, buckets in group], width // own, fields)
-        for own, group in groupby(filled, key=lambda part: part[0])
-    ]
-    return merge(even, 1, fields) if even else parts[0][1]
+        measured = None if measured is None else measured[:, left:right]
+    return reduce(at, values, measured, width, fields)
 
 
 def unpack_steps(blob: bytes) -> NDArray[np.int64]:
@@ -208,18 +280,24 @@ def unpack_steps(blob: bytes) -> NDArray[np.int64]:
     return steps
 
 
-def columns_of(steps: NDArray[np.int64], times: NDArray[np.float64], tiles: Mapping[Series, LevelZero]) -> Columns:
-    """A span of level 0 as the records that it was made of; a statistic that some lack is NaN there."""
-    n = len(steps)
+def columns_of(
+    steps: NDArray[np.int64],
+    times: NDArray[np.float64],
+    tiles: Mapping[TileKey, tuple[Sequence[str] | None, LevelZero]],
+) -> Columns:
+    """A span of level 0 as the records that it was made of; a statistic that some lack is NaN there.
+
+    ``tiles``: the names of scalars, or None, and the values.
+    """
     scalars: dict[str, ScalarColumn] = {}
     statistics: dict[int, dict[str, LevelZero]] = {}
-    for (layout, name), tile in tiles.items():
-        if layout == SCALARS:
-            present = np.zeros(n, dtype=np.bool_)
-            present[tile.at] = True
-            scalars[name] = ScalarColumn(present=present, values=tile.values[0].astype(np.float64, copy=False))
-        else:
+    for (layout, name), (names, tile) in tiles.items():
+        if names is None:
             statistics.setdefault(layout, {})[name] = tile
+            continue
+        for row, scalar in enumerate(names):
+            present = np.ones(len(steps), dtype=np.bool_) if tile.measured is None else tile.measured[row]
+            scalars[scalar] = ScalarColumn(present=present, values=tile.values[row][present])
     blocks = []
     for layout, found in sorted(statistics.items()):
         rows = np.unique(np.concatenate([tile.at for tile in found.values()]))
@@ -242,7 +320,7 @@ def cut(columns: Columns, first_seq: int, most: int) -> Iterator[SpanDraft]:
         yield span_of_records(columns.rows(start, stop), first_seq + start)
 
 
-def _field(blob: bytes | None, dtype: str, shape: tuple[int, int]) -> NDArray[np.floating]:
+def _field(blob: bytes | None, dtype: str, shape: tuple[int, int]) -> Matrix:
     if blob is None:
         raise BlobError("a field is missing")
     values = unpack(blob, dtype, shape[0])

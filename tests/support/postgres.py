@@ -22,9 +22,11 @@ RESTART_RETRY = 0.2  # seconds
 class Postgres:
     """Started at construction; `stop` when done."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
+        """``directory``: where its data are kept for the next time; by default they go with it."""
+        self._is_kept = directory is not None
         # Not below pytest's own directory: that is closed to the other user as whom Postgres runs where we are root.
-        directory = Path(tempfile.mkdtemp(prefix="spikewatch-"))
+        directory = Path(tempfile.mkdtemp(prefix="spikewatch-")) if directory is None else directory
         self._directory = directory
         # The package wants a runtime directory when it is imported, warns where there is none, and locks files in it
         # for as long as the process lives: it is one for all, and stays.
@@ -38,7 +40,7 @@ class Postgres:
 
             self._pg_ctl = POSTGRES_BIN_PATH / "pg_ctl"
             self._data = directory / "data"
-            self._server = get_server(self._data, cleanup_mode="delete")
+            self._server = get_server(self._data, cleanup_mode="stop" if self._is_kept else "delete")
         finally:
             if before is None:
                 del os.environ["XDG_RUNTIME_DIR"]
@@ -53,6 +55,9 @@ class Postgres:
         """The URL of a new, empty database."""
         name = f"test{next(self._numbers)}"
         self._server.psql(f"create database {name}")
+        return self.url_of(name)
+
+    def url_of(self, name: str) -> str:
         if self._socket is not None:
             return f"postgresql://postgres@/{name}?host={self._socket}&port={self._port or 5432}"
         return f"postgresql://postgres@127.0.0.1:{self._port}/{name}"
@@ -87,6 +92,9 @@ class Postgres:
                 time.sleep(RESTART_RETRY)
 
     def stop(self) -> None:
+        if self._is_kept:
+            self._server.cleanup()
+            return
         # The package looks for the process that it started; after `resume` it would leave ours running.
         with contextlib.suppress(subprocess.CalledProcessError):  # it was killed, and never started again
             self._control("-m", "immediate", "stop")

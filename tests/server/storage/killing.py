@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import event, text
 
+from server.models import RunState
 from server.pipeline.packing import pack
 from server.storage import migrate
 from server.storage.database import Database
@@ -29,7 +30,7 @@ from tests.server.storage.conftest import Stores
 from tests.server.storage.test_compaction import compactor, read_everything
 from tests.support.writer import record
 
-STEPS = 320
+STEPS = 345  # more than fill two levels, so that the last spans are put under others too
 BATCH = 5
 MOST_POINTS = 60  # a process dies at one of its first so many points, and the next one goes on from there
 
@@ -84,6 +85,7 @@ async def _fill(url: str) -> None:
     ]
     await stores.segments.commit(writer, 0, drafts, 1_000.0)
     await read_everything(database)
+    await stores.runs.finish_writer("run", writer.writer_id, RunState.FINISHED, 1_000.0)
     await database.close()
 
 

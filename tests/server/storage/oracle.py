@@ -83,7 +83,7 @@ async def check_series(stores: Stores, expected: Expected, window: Window, point
         assert len(buckets.numbers) <= points
         assert buckets.numbers.tolist() == sorted(wanted)
         for at, number in enumerate(buckets.numbers.tolist()):
-            row = (buckets.min[0, at], buckets.max[0, at], buckets.last[0, at], buckets.nonfinite[0, at])
+            row = (buckets.min[0, at], buckets.max[0, at], buckets.last[0, at], buckets.counts()[0, at])
             np.testing.assert_array_equal(row, wanted[number])
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from server.storage.buckets import Buckets, choose_width, merge, reduce
+from server.storage.buckets import Buckets, Canvas, Field, choose_width, reduce, widen
 
 
 def naive(
@@ -33,7 +33,7 @@ def row_of(buckets: Buckets, row: int, measured: NDArray[np.bool_]) -> dict[int,
             float(buckets.min[row, at]),
             float(buckets.max[row, at]),
             float(buckets.last[row, at]),
-            int(buckets.nonfinite[row, at]),
+            int(buckets.counts()[row, at]),
         )
         for at, number in enumerate(buckets.numbers.tolist())
     }
@@ -43,6 +43,7 @@ def same(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
     return all(a == b or (np.isnan(a) and np.isnan(b)) for a, b in zip(left, right, strict=True))
 
 
+FIELDS: tuple[Field, ...] = ("min", "max", "last")
 STEPS = st.lists(st.integers(0, 300), min_size=0, max_size=60).map(
     lambda steps: np.array(sorted(steps), dtype=np.int64)
 )
@@ -92,12 +93,34 @@ def test_a_width_fits_the_longest_run_there_can_be() -> None:
     assert choose_width(0, 2**63 - 1, 1) == 2**63
 
 
-def test_joined_parts_are_one_range() -> None:
-    steps = np.arange(100, dtype=np.int64)
-    values = np.sin(steps)[None, :]
-    measured = np.ones(values.shape, dtype=np.bool_)
-    whole = reduce(steps, values, measured, 4)
-    parts = [reduce(steps[cut], values[:, cut], measured[:, cut], 4) for cut in (slice(0, 48), slice(48, 100))]
-    joined = merge(parts, 1)
-    assert joined.numbers.tolist() == whole.numbers.tolist()
-    assert joined.max.tolist() == whole.max.tolist()
+@given(STEPS, st.integers(0, 4), st.integers(0, 4), st.data())
+def test_widening_buckets_is_reducing_to_wider_ones(
+    steps: NDArray[np.int64], fine: int, more: int, data: st.DataObject
+) -> None:
+    shape = (2, len(steps))
+    values = data.draw(hnp.arrays(np.float64, shape, elements=st.floats(-1e9, 1e9) | st.sampled_from([np.nan, np.inf])))
+    measured = data.draw(hnp.arrays(np.bool_, shape))
+    wide = reduce(steps, values, measured, 2 ** (fine + more))
+    steply = widen(reduce(steps, values, measured, 2**fine), 2**more)
+    np.testing.assert_array_equal(wide.numbers, steply.numbers)
+    for field in FIELDS:
+        np.testing.assert_array_equal(wide.fields[field], steply.fields[field])
+    np.testing.assert_array_equal(wide.counts(), steply.counts())
+
+
+@given(STEPS, st.integers(0, 4), st.integers(0, 60), st.data())
+def test_parts_on_a_canvas_are_one_range(steps: NDArray[np.int64], power: int, cut: int, data: st.DataObject) -> None:
+    shape = (2, len(steps))
+    values = data.draw(hnp.arrays(np.float64, shape, elements=st.floats(-1e9, 1e9) | st.sampled_from([np.nan, np.inf])))
+    measured = data.draw(hnp.arrays(np.bool_, shape))
+    whole = reduce(steps, values, measured, 2**power)
+    canvas = Canvas(np.unique(steps // 2**power), 3, np.dtype("<f8"))
+    rows = np.array([2, 0])
+    for part in (slice(0, cut), slice(cut, None)):
+        canvas.put(reduce(steps[part], values[:, part], measured[:, part], 2**power), rows)
+    found = canvas.buckets().filled()
+    np.testing.assert_array_equal(found.numbers, whole.numbers)
+    for field in FIELDS:
+        np.testing.assert_array_equal(found.fields[field][rows], whole.fields[field])
+        assert np.isnan(found.fields[field][1]).all()
+    np.testing.assert_array_equal(found.counts()[rows], whole.counts())

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from sqlalchemy import func, select, text, update
 
 from client_sdk.protocol import Layout, Record
 from server.errors import TileCorruptError
+from server.models import RunState
 from server.schema import monitors, segments, spans, tiles
 from server.storage.compaction import Compactor, make_spans
 from server.storage.database import Database
+from server.storage.history import HistoryReader
 from server.storage.spans import SpanStore
 from server.storage.tiles import FAN_IN
 from tests.server.storage.conftest import Stores
@@ -61,14 +64,27 @@ async def store(stores: Stores, given_batches: Sequence[Sequence[Record]]) -> No
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batches(), st.integers(1, 40), st.tuples(st.integers(0, 160), st.integers(0, 160)), st.integers(1, 6))
+@given(
+    batches(),
+    st.integers(1, 40),
+    st.tuples(st.integers(0, 160), st.integers(0, 160)),
+    st.tuples(st.integers(1, 6), st.booleans()),
+)
 async def test_tiles_answer_as_the_records_do_at_every_zoom(
-    database: Database, given_batches: list[list[Record]], points: int, zoom: tuple[int, int], entries: int
+    database: Database,
+    given_batches: list[list[Record]],
+    points: int,
+    zoom: tuple[int, int],
+    how: tuple[int, bool],
 ) -> None:
+    entries, has_ended = how
     stores = Stores.over(database)
     half = len(given_batches) // 2
     await store(stores, given_batches[:half])
     await read_everything(database)
+    if has_ended:
+        writer = await stores.register()
+        await stores.runs.finish_writer("run", writer.writer_id, RunState.FINISHED, 1.0)
     await compactor(database, entries).run_once()
     writer = await stores.register()
     last = writer.last_seq
@@ -137,7 +153,73 @@ async def test_the_tail_of_a_running_writer_stays_in_segments_until_it_ends(stor
     await stores.runs.finish_writer("run", writer.writer_id, "finished", 1.0)  # type: ignore[arg-type]
     await compactor(stores.database).run_once()
     assert await segment_count(stores.database) == 0
-    assert await levels(stores.database) == {0: 2}
+    assert await levels(stores.database) == {0: 2, 1: 1}
+
+
+async def test_the_last_value_of_a_bucket_that_two_levels_share_is_the_later_one(stores: Stores) -> None:
+    """The edge comes from a span that began after the one above it, and was still measured before."""
+    count = SMALL_SPAN * FAN_IN
+    records = [record(step, float(step), block=[[step, 1], [2, 3]]) for step in range(count)]
+    await store(stores, [records])
+    await read_everything(stores.database)
+    await compactor(stores.database).run_once()
+    for first in range(count // 2):
+        await check_heatmap(stores, Expected(records), (first, count - 1), 3)
+        await check_series(stores, Expected(records), (first, count - 1), 3)
+
+
+async def test_the_last_spans_of_an_ended_writer_are_put_under_others(stores: Stores) -> None:
+    """So that a query reads no more of a run that ended anywhere than of one that ended where levels are full."""
+    count = SMALL_SPAN * (FAN_IN**2 + 3 * FAN_IN + 2)
+    records = [record(step, float(step % 13), block=[[step, 1], [2, 3]]) for step in range(count + SMALL_SPAN)]
+    await store(stores, [records[:count]])
+    await read_everything(stores.database)
+    writer = await stores.register()
+    await stores.runs.finish_writer("run", writer.writer_id, RunState.FINISHED, 1.0)
+    await compactor(stores.database).run_once()
+    roots = await SpanStore(stores.database).roots("run")
+    assert [(root.level, root.first_seq, root.last_seq) for root in roots] == [(3, 1, count)]
+    for columns in (3, 20, 1_000):
+        await check_series(stores, Expected(records[:count]), (None, None), columns)
+        await check_heatmap(stores, Expected(records[:count]), (5, count - 3), columns)
+    # It goes on after all.
+    writer = await stores.register()
+    await stores.commit(writer, count, records[count:])
+    await read_everything(stores.database)
+    await compactor(stores.database).run_once()
+    for columns in (3, 20, 1_000):
+        await check_series(stores, Expected(records), (None, None), columns)
+
+
+async def test_scalars_that_come_and_go_are_read_as_they_were_logged(stores: Stores) -> None:
+    """More than a tile holds, each in some of the records, one of them as NaN."""
+    noise = np.random.default_rng(5)
+    names = [f"metric{number:03}" for number in range(150)]
+    records = []
+    for step in range(SMALL_SPAN * FAN_IN + 3):
+        chosen = noise.choice(names, 40, replace=False).tolist() if step % 3 else names[:100]
+        extra = {name: math.nan if noise.random() < 0.1 else float(noise.normal()) for name in chosen}
+        records.append(structs.replace(record(step), scalars={"loss": float(step), **extra}))
+    await store(stores, [records])
+    await read_everything(stores.database)
+    await compactor(stores.database).run_once()
+    expected = Expected(records)
+    for points in (1, 5, 1_000):
+        asked = ["loss", *(str(name) for name in noise.choice(names, 30, replace=False))]
+        found = await stores.series.read("run", asked, step_from=None, step_to=None, points=points)
+        for name in asked:
+            wanted = expected.series(name, (None, None), found.bucket_steps)
+            buckets = found.series[name]
+            assert buckets.numbers.tolist() == sorted(wanted)
+            for at, number in enumerate(buckets.numbers.tolist()):
+                row = (buckets.min[0, at], buckets.max[0, at], buckets.last[0, at], buckets.counts()[0, at])
+                np.testing.assert_array_equal(row, wanted[number])
+    logged: dict[str, list[float]] = {}
+    async for piece in HistoryReader(stores.database).pieces("run"):
+        for name, column in piece.columns.scalars.items():
+            logged.setdefault(name, []).extend(column.values.tolist())
+    for name in names:
+        np.testing.assert_array_equal(logged[name], [item.scalars[name] for item in records if name in item.scalars])
 
 
 async def test_what_the_detectors_have_not_read_stays_in_segments(stores: Stores) -> None:
