@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
+from server.schema import spans, tiles
 from server.storage import migrate
 from server.storage.database import Database
+from server.storage.tiles import SCALARS
 from tests.support.postgres import Postgres
 
 KINDS = ("sqlite", "postgres")
@@ -61,6 +63,21 @@ async def size_of(database: Database) -> int:
         query = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
     async with database.read() as connection:
         return int((await connection.execute(text(query))).scalar_one())
+
+
+async def sizes_of_levels(database: Database) -> list[tuple[int, bool, int]]:
+    """(level, is it of scalars, bytes of the tiles) of all runs."""
+    blobs = (tiles.c.present, tiles.c.least, tiles.c.greatest, tiles.c.last, tiles.c.nonfinite)
+    size = sum((func.coalesce(func.length(blob), 0) for blob in blobs[1:]), func.coalesce(func.length(blobs[0]), 0))
+    is_scalar = (tiles.c.layout == SCALARS).label("is_scalar")
+    query = (
+        select(spans.c.level, is_scalar, func.sum(size))
+        .join(spans, spans.c.id == tiles.c.span_id)
+        .group_by(spans.c.level, is_scalar)
+        .order_by(is_scalar, spans.c.level)
+    )
+    async with database.read() as connection:
+        return [(int(row[0]), bool(row[1]), int(row[2])) for row in await connection.execute(query)]
 
 
 async def settle(database: Database) -> None:

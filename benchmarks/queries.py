@@ -1,11 +1,17 @@
 """How long a query takes on a long run, next to the same query on a run of 10,000 steps, in one sitting.
 
-    python -m benchmarks.queries [--steps N] [--database sqlite postgres] [--full]
+    python -m benchmarks.queries [--steps N] [--database sqlite postgres] [--full] [--keep DIR]
 
 The run has 300 layers × 4 statistics and 20 scalars at every step. Each query goes through the whole server but the
-socket: authentication, storage, compression; the server's own cache is off. CPU is that of this process, all threads:
-what a query takes on a machine that does nothing else. ``--full`` is a million steps, which takes some gigabytes and a
-quarter of an hour for each database.
+socket: authentication, storage, compression; the server's own cache is off. The two runs take turns, so that whatever
+else the machine does falls on both. CPU is that of this process, all threads, the client that unpacks the answer
+included: what a query takes on a machine that does nothing else.
+
+A zoom of 1 % is 10,000 steps of a run of a million and 100 steps of a short one, so it is measured against a zoom of as
+many steps too, as far as the short run has them.
+
+``--full`` is a million steps, which takes some gigabytes and a quarter of an hour for each database. ``--keep`` leaves
+them in a directory, and finds them there the next time.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.databases import KINDS, fresh_database, kept_database, settle, size_of
+from benchmarks.databases import KINDS, fresh_database, kept_database, settle, size_of, sizes_of_levels
 from benchmarks.long_run import LongRun
 from benchmarks.recordings import load
 from server.config import Config
@@ -65,12 +71,14 @@ def many_series(
     return "series", {"keys": ",".join(run.names), "points": 1000}, {}
 
 
-QUERIES: dict[str, Query] = {
-    "heatmap, all steps, 600 columns": full_heatmap,
-    "heatmap, a random 1 %": zoomed_heatmap,
-    "heatmap, 500 steps raw": raw_heatmap,
-    "20 scalars × 1,000 points": many_series,
+QUERIES: dict[str, tuple[Query, Query]] = {
+    "heatmap, all steps, 600 columns": (full_heatmap, full_heatmap),
+    "heatmap, a random 1 %": (zoomed_heatmap, zoomed_heatmap),
+    "heatmap, a random 1 % against as many steps": (zoomed_heatmap, full_heatmap),
+    "heatmap, 500 steps raw": (raw_heatmap, raw_heatmap),
+    "20 scalars × 1,000 points": (many_series, many_series),
 }
+"""What is asked of the long run, and of the short one."""
 
 
 def _statistic(noise: np.random.Generator) -> str:
@@ -78,21 +86,27 @@ def _statistic(noise: np.random.Generator) -> str:
 
 
 async def measure(database: Database, run: LongRun, steps: int) -> dict[str, dict[str, np.ndarray]]:
-    """Query to run to milliseconds; the two runs take turns."""
+    """Query to run to (repeats, 3): milliseconds, those of CPU, and kB of the answer; the two runs take turns."""
     config = Config(admin_token=TOKEN, dashboard=False, cache_bytes=0)
     app = create_app(config, database)
     noise = np.random.default_rng(1)
-    times: dict[str, dict[str, list[tuple[float, float]]]] = {name: {"short": [], "long": []} for name in QUERIES}
+    times: dict[str, dict[str, list[tuple[float, float, float]]]] = {
+        name: {"short": [], "long": []} for name in QUERIES
+    }
     transport = httpx.ASGITransport(app)
     headers = {"authorization": f"Bearer {TOKEN}", "accept-encoding": "zstd, gzip"}
     async with httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers) as client:
         for attempt in range(REPEATS + 3):
-            for name, make in QUERIES.items():
-                for run_id, length in (("short", SHORT), ("long", steps)):
+            for name, (of_long, of_short) in QUERIES.items():
+                for run_id, length, make in (("short", SHORT, of_short), ("long", steps, of_long)):
                     call, parameters, accept = make(noise, length, run)
                     began, busy = time.perf_counter(), time.process_time()
                     answer = await client.get(f"/api/v1/runs/{run_id}/{call}", params=parameters, headers=accept)
-                    took = (1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - busy))
+                    took = (
+                        1e3 * (time.perf_counter() - began),
+                        1e3 * (time.process_time() - busy),
+                        len(answer.content) / 1e3,
+                    )
                     answer.raise_for_status()
                     if attempt >= 3:  # the first ones open connections and fill the planner's caches
                         times[name][run_id].append(took)
@@ -104,18 +118,25 @@ async def benchmark(kind: str, steps: int, place: Path | None) -> None:
     async with fresh_database(kind) if place is None else kept_database(kind, place) as database:
         await fill(database, run, kind, steps)
         size = await size_of(database)
+        levels = await sizes_of_levels(database)
         found = await measure(database, run, steps)
     values = (steps + SHORT) * (300 * 4 + 20)
     print(f"\n{kind}: {steps:,} steps, {size / 2**30:.2f} GiB on disk, {size / values:.2f} bytes a value, all levels")
+    for is_scalar, what in ((False, "layer statistics"), (True, "scalars")):
+        first, *above = [size for _, scalar, size in levels if scalar is is_scalar]
+        shares = ", ".join(f"{size / first:.1%}" for size in above)
+        print(f"{what}: the levels above add {sum(above) / first:.1%} to level 0 ({shares})")
     print(f"load of the machine: {' '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores")
-    print(f"| query | p50 ms | p95 ms | CPU p50 ms | CPU p95 ms | the same, {SHORT:,} steps | ratio p50 | ratio CPU |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"| query | p50 ms | p95 ms | CPU ms | kB | {SHORT:,} steps: p50 | p95 | CPU | kB | ratio p50 | p95 | CPU |")
+    print(f"|{'---|' * 12}")
     for name, took in found.items():
-        (p50, p95), (cpu50, cpu95) = np.percentile(took["long"], [50, 95], axis=0).T
-        (short50, short95), (shortcpu, _) = np.percentile(took["short"], [50, 95], axis=0).T
+        p50, cpu, size = np.percentile(took["long"], 50, axis=0)
+        short50, short_cpu, short_size = np.percentile(took["short"], 50, axis=0)
+        p95, short95 = (np.percentile(took[run_id][:, 0], 95) for run_id in ("long", "short"))
         print(
-            f"| {name} | {p50:.1f} | {p95:.1f} | {cpu50:.1f} | {cpu95:.1f} "
-            f"| {short50:.1f}, {short95:.1f}, CPU {shortcpu:.1f} | {p50 / short50:.2f} | {cpu50 / shortcpu:.2f} |"
+            f"| {name} | {p50:.0f} | {p95:.0f} | {cpu:.1f} | {size:.0f} "
+            f"| {short50:.0f} | {short95:.0f} | {short_cpu:.1f} | {short_size:.0f} "
+            f"| {p50 / short50:.2f} | {p95 / short95:.2f} | {cpu / short_cpu:.2f} |"
         )
 
 

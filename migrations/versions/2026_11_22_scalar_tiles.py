@@ -1,7 +1,7 @@
 """one tile for many scalars
 
-Revision ID: 0005
-Revises: 0004
+Revision ID: 0006
+Revises: 0005
 
 Until now a tile held one scalar. The tiles that are there are put together, bit for bit.
 """
@@ -21,8 +21,8 @@ from server.storage.buckets import Buckets, Canvas
 from server.storage.columns import ScalarColumn
 from server.storage.tiles import SCALARS, TileBlobs, scalar_tiles, tile_of_buckets, together, unpack_steps
 
-revision: str = "0005"
-down_revision: str | None = "0004"
+revision: str = "0006"
+down_revision: str | None = "0005"
 branch_labels: str | None = None
 depends_on: str | None = None
 
@@ -67,7 +67,7 @@ def downgrade() -> None:
     connection = op.get_bind()
     if connection.scalar(sa.text("SELECT 1 FROM tiles WHERE names IS NOT NULL LIMIT 1")) is not None:
         raise DatabaseError(
-            "the runs are compacted as the schema 0004 cannot read them; restore a backup made before the upgrade"
+            "the runs are compacted as the schema 0005 cannot read them; restore a backup made before the upgrade"
         )
     op.drop_column("runs", "repairs")
     op.drop_column("tiles", "names")

@@ -48,10 +48,12 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that only reads. Raises `DatabaseError`."""
+        """For statements that only read; on Postgres each of them sees its own moment. Raises `DatabaseError`."""
         with self._translated_errors():
-            async with self.engine.connect() as connection:
-                yield connection
+            async with self.engine.connect() as plain:
+                # As READ COMMITTED has it, without the round trips that begin and end a transaction.
+                level = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+                yield await plain.execution_options(**level)
 
     @contextlib.asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:

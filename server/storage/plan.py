@@ -9,7 +9,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, or_, select
+from sqlalchemy import BigInteger, ColumnElement, FromClause, Select, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.schema import spans
@@ -19,6 +19,8 @@ from server.storage.tile_source import batches
 from server.storage.views import View, Window
 from server.storage.wanted import Wanted
 
+MAX_WIDTH = 2**62
+"""No span has wider buckets; that of the widest query is no 64-bit number."""
 COLUMNS = (*PLACE, spans.c.parent_id, spans.c.steps)
 
 
@@ -44,7 +46,8 @@ async def plan(connection: AsyncConnection, query: Query, damaged: Set[int]) -> 
     steps: dict[int, bytes] = {}
     fetched: dict[int | None, list[_Child]] = {}
     values = {"first": first, "last": last}
-    for row in await connection.execute(TREE, {**values, "run_id": query.run_id, "width": query.width}):
+    width = min(query.width, MAX_WIDTH)
+    for row in await connection.execute(TREE, {**values, "run_id": query.run_id, "width": width}):
         fetched.setdefault(row.parent_id, []).append(_child(row))
     todo: list[tuple[_Child, Window]] = []
     for root in fetched.get(None, ()):
@@ -77,26 +80,27 @@ async def plan(connection: AsyncConnection, query: Query, damaged: Set[int]) -> 
     return pieces, steps
 
 
-def _overlap() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return spans.c.first_step <= bindparam("last", type_=BigInteger), spans.c.last_step >= bindparam(
-        "first", type_=BigInteger
-    )
+_FIRST, _LAST = bindparam("first", type_=BigInteger), bindparam("last", type_=BigInteger)
+
+
+def _overlaps(table: FromClause) -> ColumnElement[bool]:
+    return (table.c.first_step <= _LAST) & (table.c.last_step >= _FIRST)
 
 
 def _tree() -> Select[Any]:
-    first, last = bindparam("first", type_=BigInteger), bindparam("last", type_=BigInteger)
-    width = bindparam("width", type_=BigInteger)
-    roots = select(*COLUMNS).where(spans.c.run_id == bindparam("run_id"), spans.c.parent_id.is_(None), *_overlap())
+    roots = select(*COLUMNS).where(spans.c.run_id == bindparam("run_id"), spans.c.parent_id.is_(None), _overlaps(spans))
     tree = roots.cte("tree", recursive=True)
     above = tree.alias()
     is_asked = or_(
-        above.c.width > width,
+        above.c.width > bindparam("width", type_=BigInteger),
         # The bucket that the range cuts in two.
-        (above.c.first_step < first) & (spans.c.first_step - above.c.width < first),
-        (above.c.last_step > last) & (spans.c.last_step + above.c.width > last),
+        (above.c.first_step < _FIRST) & (spans.c.first_step - above.c.width < _FIRST),
+        (above.c.last_step > _LAST) & (spans.c.last_step > _LAST - above.c.width),
     )
     below = select(*COLUMNS).join(above, spans.c.parent_id == above.c.id)
-    return select(tree.union_all(below.where(above.c.level > 0, is_asked, *_overlap())))
+    # Were it the new spans that are asked whether they overlap, SQLite would filter all spans there are beforehand.
+    tree = tree.union_all(below.where(above.c.level > 0, _overlaps(above), is_asked))
+    return select(tree).where(_overlaps(tree))
 
 
 TREE = _tree()
@@ -104,7 +108,7 @@ TREE = _tree()
 
 Made once: to make it takes longer than to run it.
 """
-CHILDREN = select(*COLUMNS).where(spans.c.parent_id.in_(bindparam("parents", expanding=True)), *_overlap())
+CHILDREN = select(*COLUMNS).where(spans.c.parent_id.in_(bindparam("parents", expanding=True)), _overlaps(spans))
 
 
 def _is_fetched(span: SpanPlace, window: Window, query: Query) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from sqlalchemy import func, select, text, update
 
-from client_sdk.protocol import Layout, Record
+from client_sdk.protocol import MAX_STEP, Layout, Record
 from server.errors import TileCorruptError
 from server.models import RunState
 from server.schema import monitors, segments, spans, tiles
@@ -296,6 +296,17 @@ async def test_sparse_logging_gets_wider_buckets_and_no_copies(stores: Stores) -
     assert row.width >= 4_096
     found = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=10_000)
     assert found.series["loss"].last[0].tolist() == [float(at) for at in range(count)]
+
+
+async def test_steps_may_be_as_great_as_they_come(stores: Stores) -> None:
+    count = SMALL_SPAN * FAN_IN
+    records = [record(at if at < count // 2 else MAX_STEP - count + at, float(at)) for at in range(count)]
+    await store(stores, [records])
+    await read_everything(stores.database)
+    await compactor(stores.database).run_once()
+    for window in ((None, None), (3, MAX_STEP), (count, MAX_STEP - 2)):
+        for points in (1, 7, 1_000):
+            await check_series(stores, Expected(records), window, points)
 
 
 async def test_a_statistic_that_is_measured_now_and_then_keeps_its_places(stores: Stores) -> None:

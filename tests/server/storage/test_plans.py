@@ -39,7 +39,7 @@ async def test_no_statement_reads_a_table_from_end_to_end(stores: Stores) -> Non
 
 
 async def _plan(database: Database, statement: str, parameters: Any) -> list[str]:
-    async with database.read() as connection:
+    async with database.snapshot() as connection:
         if database.is_sqlite:
             rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
             return [str(row.detail) for row in rows]

@@ -34,7 +34,7 @@ def _records() -> list[Record]:
 
 
 async def _as_before(database: Database) -> None:
-    """Write the tiles of scalars as the schema 0004 has them, and go back to it."""
+    """Write the tiles of scalars as the schema 0005 has them, and go back to it."""
     async with database.write() as connection:
         query = select(tiles, spans.c.level, spans.c.entries, spans.c.steps).join(spans, spans.c.id == tiles.c.span_id)
         for row in (await connection.execute(query.where(tiles.c.layout == SCALARS))).all():
@@ -58,7 +58,7 @@ async def _as_before(database: Database) -> None:
                     values |= {"nonfinite": pack(own.counts()) if own.counts().any() else None}
                 values["present"] = pack(at.astype(np.uint32)) if len(at) < row.entries else None
                 await connection.execute(tiles.insert().values(**values))
-    await migrate.downgrade(database, "0004")
+    await migrate.downgrade(database, "0005")
 
 
 async def test_the_tiles_that_are_there_are_put_together(stores: Stores) -> None:
@@ -93,4 +93,4 @@ async def test_going_back_is_refused_once_something_is_compacted(stores: Stores)
     await read_everything(stores.database)
     await compactor(stores.database).run_once()
     with pytest.raises(DatabaseError, match="restore a backup"):
-        await migrate.downgrade(stores.database, "0004")
+        await migrate.downgrade(stores.database, "0005")
