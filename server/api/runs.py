@@ -22,6 +22,7 @@ from server.api.answers import (
 )
 from server.api.encoding import MSGPACK, Tag, accepts_msgpack, compressed, float32_bytes, json_response, numbers
 from server.api.errors import REFUSALS
+from server.api.presence import while_present
 from server.errors import ApiError
 from server.models import RunState
 from server.storage.fleet import decode_cursor
@@ -119,8 +120,11 @@ async def get_series(
     tag = Tag(request, run.version)
     if tag.is_known:
         return tag.unchanged()
-    found = await services.series.read(
-        run_id, names, ranks=logged, step_from=step_from, step_to=to, points=points, attempt=attempt
+    found = await while_present(
+        request,
+        services.series.read(
+            run_id, names, ranks=logged, step_from=step_from, step_to=to, points=points, attempt=attempt
+        ),
     )
     return tag.on(await asyncio.to_thread(_series_response, found, names, request.headers.get("accept-encoding", "")))
 
@@ -184,8 +188,11 @@ async def get_heatmap(
     tag = Tag(request, run.version)
     if tag.is_known:
         return tag.unchanged()
-    found = await services.heatmap.read(
-        run_id, stat, step_from=step_from, step_to=to, columns=columns, reduce=reduce, attempt=attempt
+    found = await while_present(
+        request,
+        services.heatmap.read(
+            run_id, stat, step_from=step_from, step_to=to, columns=columns, reduce=reduce, attempt=attempt
+        ),
     )
     accept_encoding = request.headers.get("accept-encoding", "")
     return tag.on(await asyncio.to_thread(_heatmap_response, found, accepts_msgpack(accept), accept_encoding))

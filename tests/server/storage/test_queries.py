@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -212,3 +213,20 @@ async def test_the_greatest_step_there_is_can_be_read(stores: Stores) -> None:
 
 def _block(rows: list[list[float]]) -> bytes:
     return np.array(rows, dtype="<f4").tobytes()
+
+
+async def test_a_query_that_is_broken_off_anywhere_leaves_the_database_as_usable_as_before(stores: Stores) -> None:
+    """More of them than there are connections."""
+    await _store(stores, [[record(step, float(step), block=[[step, 1], [2, 3]]) for step in range(20)]])
+    for moment in range(40):
+        reading = asyncio.create_task(
+            Stores.over(stores.database).heatmap.read(
+                "run", "grad_norm", step_from=None, step_to=None, columns=20, reduce="max"
+            )
+        )
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    found = await stores.heatmap.read("run", "grad_norm", step_from=None, step_to=None, columns=20, reduce="max")
+    assert found.z[0].tolist() == [float(step) for step in range(20)]
