@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench chaos fuzz soak format clean
+.PHONY: help install demo test check bench chaos fuzz kill-test soak format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,10 +40,11 @@ bench: $(STAMP) ## run the benchmarks, each prints its table
 	@for file in $$(grep -l __main__ benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
-# docs/reliability.md says what these three prove. None of them is part of `make test`, which has short versions.
+# docs/reliability.md says what these four prove. None of them is part of `make test`, which has short versions.
 CHAOS_SEED ?= 1
 FUZZ_FRAMES ?= 100000
 SOAK_MINUTES ?= 30
+KILLS ?= 150
 
 chaos: $(STAMP) ## 110 faults against a training, on SQLite and on Postgres; CHAOS_SEED=2 for others
 	$(BIN)/python -m tests.chaos --seed $(CHAOS_SEED) --database sqlite --quiet
@@ -51,6 +52,9 @@ chaos: $(STAMP) ## 110 faults against a training, on SQLite and on Postgres; CHA
 
 fuzz: $(STAMP) ## 100,000 mutated frames against the ingest socket
 	$(BIN)/python -m tests.fuzz --frames $(FUZZ_FRAMES)
+
+kill-test: $(STAMP) ## 300 compactions killed anywhere, on SQLite and on Postgres; KILLS=50 for each of them
+	$(BIN)/python -m tests.server.storage.kill_campaign --kills $(KILLS)
 
 soak: $(STAMP) ## memory of trainer and server over SOAK_MINUTES=30 at 50 steps a second
 	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)

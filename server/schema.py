@@ -58,7 +58,7 @@ runs = Table(
     # What the follower of the run derives, saved with the snapshot of the detectors:
     Column("last_step", BigInteger),
     Column("attempt", Integer, nullable=False, default=0),
-    # How often measurements of the run were marked as lost: part of its version, as new ones are.
+    # How often damage of the run was repaired: part of its version, as measurements may be lost by it.
     Column("repairs", Integer, nullable=False, default=0, server_default="0"),
     Column("step_rate", Float(53)),
     Column("loss", Float(53)),

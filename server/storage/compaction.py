@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import DatabaseError, SegmentCorruptError, TileCorruptError
+from server.errors import CorruptDataError, DatabaseError, SegmentCorruptError, TileCorruptError
 from server.storage.blobs import BlobError, pack
 from server.storage.buckets import Buckets, Canvas, bucket_of, first_step_of, widen
 from server.storage.columns import Payload, concatenate
@@ -50,8 +50,8 @@ class Compactor:
         self._store = store
         self._interval = interval
         self._span_entries = span_entries
-        self._given_up: set[tuple[int, int]] = set()
-        """(writer, attempt) of streams with damage, left alone until the next start."""
+        self._given_up: dict[tuple[int, int], int] = {}
+        """(writer, attempt) of streams with damage, left alone until more repairs of the run were made than these."""
 
     async def run(self) -> None:
         """Until cancelled. Outages of the database are waited for."""
@@ -59,8 +59,7 @@ class Compactor:
         while True:
             try:
                 if not caught_up:
-                    for run_id in await self._store.runs_with_full_levels():
-                        await self.raise_levels(run_id)
+                    await self._catch_up()
                     caught_up = True
                 await self.run_once()
             except DatabaseError as error:
@@ -73,23 +72,31 @@ class Compactor:
         """Compact all that is due. Returns how many spans of level 0 were written."""
         written = 0
         for stream in await self._store.streams():
-            if (stream.writer_id, stream.attempt) in self._given_up:
+            if self._given_up.get((stream.writer_id, stream.attempt)) == stream.repairs:
                 continue
             most = self._span_entries(stream.layers)
             left = stream.records
-            while left >= most or (stream.is_closed and left > 0):
-                try:
+            try:
+                while left >= most or (stream.is_closed and left > 0):
                     taken, spans = await self._compact(stream, most)
-                except (SegmentCorruptError, TileCorruptError) as error:
-                    self._give_up(stream, error)
-                    break
-                if taken == 0:
-                    break
-                left -= taken
-                written += spans
-            if stream.is_closed and left <= 0:
-                await self.close(stream.run_id, stream.writer_id, stream.attempt)
+                    if taken == 0:
+                        break
+                    left -= taken
+                    written += spans
+                if stream.is_closed and left <= 0:
+                    await self.close(stream.run_id, stream.writer_id, stream.attempt)
+            except CorruptDataError as error:
+                self._given_up[stream.writer_id, stream.attempt] = stream.repairs
+                _report(stream.run_id, error)
         return written
+
+    async def _catch_up(self) -> None:
+        """Build the levels that a compaction did not come to which was cut off."""
+        for run_id in await self._store.runs_with_full_levels():
+            try:
+                await self.raise_levels(run_id)
+            except CorruptDataError as error:  # that of other runs goes on
+                _report(run_id, error)
 
     async def raise_levels(self, run_id: str) -> None:
         """Put a span above every eight of one level. Raises `TileCorruptError`."""
@@ -156,14 +163,14 @@ class Compactor:
             tiles=found,
         )
 
-    def _give_up(self, stream: Stream, error: Exception) -> None:
-        self._given_up.add((stream.writer_id, stream.attempt))
-        logger.error(
-            "the compaction of run %s stops (%s); its data stays readable; `spikewatch doctor` says more",
-            stream.run_id,
-            error,
-            extra={"action": "compaction_corrupt", "run_id": stream.run_id},
-        )
+
+def _report(run_id: str, error: CorruptDataError) -> None:
+    logger.error(
+        "the compaction of run %s stops (%s); its data stays readable; `spikewatch doctor --repair` lets it go on",
+        run_id,
+        error,
+        extra={"action": "compaction_corrupt", "run_id": run_id},
+    )
 
 
 def make_spans(taken: Sequence[SegmentBytes], most: int) -> list[SpanDraft]:

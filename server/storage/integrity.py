@@ -165,6 +165,7 @@ class Doctor:
                 .values(steps=draft.steps, width=draft.width, entries=draft.entries)
             )
             await self._store.insert_tiles(connection, place.id, draft)
+            await _note_repair(connection, run_id)
         return "it is made again from the level below"
 
     async def _sequences(self) -> AsyncIterator[Damage]:
@@ -202,7 +203,8 @@ class Doctor:
 
 
 async def _note_repair(connection: AsyncConnection, run_id: str) -> None:
-    """What was answered before is not what is answered now: the version of the run says so."""
+    """The version of the run changes with it, as what was answered before may not be what is answered now, and a
+    compaction that had stopped at the damage goes on."""
     await connection.execute(update(runs).where(runs.c.id == run_id).values(repairs=runs.c.repairs + 1))
 
 

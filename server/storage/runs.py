@@ -50,7 +50,7 @@ class Standing:
     state: str
     version: str
     """Equal versions mean equal measurements: every commit moves a sequence, every new layout adds to the count, and
-    every repair that gave measurements up to the repairs."""
+    every repair, by which some may be lost, to the repairs."""
 
 
 class RunStore:

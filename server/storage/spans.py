@@ -42,6 +42,8 @@ class Stream:
     """Nothing will be appended, as far as one can tell: its writer has ended, or has stepped back since."""
     position: int | None
     """Id of the last segment that may be compacted; None for all."""
+    repairs: int = 0
+    """Of the run, so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class SpanStore:
             select(
                 *found.c,
                 runs.c.layer_count,
+                runs.c.repairs,
                 writers.c.state,
                 monitors.c.rank.label("read_rank"),
                 monitors.c.position,
@@ -124,6 +127,7 @@ class SpanStore:
                 layers=row.layer_count,
                 is_closed=row.state != RunState.RUNNING or row.attempt < newest[row.writer_id],
                 position=row.position if row.rank == row.read_rank else None,
+                repairs=row.repairs,
             )
             for row in rows
         ]

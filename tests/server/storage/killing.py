@@ -38,16 +38,17 @@ MOST_POINTS = 60  # a process dies at one of its first so many points, and the n
 def main() -> int:
     url, seed, kills = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     noise = random.Random(seed)
-    died = 0
+    died = checked = 0
     _in_a_process(partial(_fill, url))
     while died < kills:
         killed = _in_a_process(partial(_compact, url, noise.randrange(1, MOST_POINTS)))
         died += killed
         if _in_a_process(partial(_check, url)):
             raise AssertionError("the check was killed")
+        checked += 1
         if not killed:
             _in_a_process(partial(_fill, url))
-    sys.stdout.write(f"killed {died} times\n")
+    sys.stdout.write(f"killed {died} times; {checked} states\n")
     return 0
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from sqlalchemy import delete, func, select, update
 
 from server.schema import segments, spans, tiles
 from server.storage.database import Database
 from server.storage.integrity import Damage, Doctor
+from server.storage.spans import SpanStore
 from tests.server.storage.conftest import Stores
 from tests.server.storage.oracle import Expected, check_heatmap, check_series
 from tests.server.storage.test_compaction import SMALL_SPAN, compactor, read_everything, store
@@ -98,6 +101,39 @@ async def test_damaged_segments_and_steps_lose_their_own_records_alone(stores: S
     series = await fresh.series.read("run", ["loss"], step_from=None, step_to=None, points=1_000)
     steps = series.series["loss"].numbers.tolist()
     assert steps == [step for step in range(COUNT) if step >= SMALL_SPAN and step != COUNT - 3]
+
+
+async def test_a_compaction_that_stopped_at_damage_goes_on_after_the_repair(stores: Stores) -> None:
+    await store(stores, [[item] for item in RECORDS[: 4 * SMALL_SPAN]])
+    await read_everything(stores.database)
+    async with stores.database.write() as connection:
+        number = (await connection.execute(select(func.min(segments.c.id)))).scalar_one()
+        await connection.execute(update(segments).where(segments.c.id == number).values(payload=b"no segment"))
+    worker = compactor(stores.database)
+    assert [await worker.run_once() for _ in range(2)] == [0, 0]
+    await examine(stores.database, repair=True)
+    assert await worker.run_once() == 4
+    assert await examine(stores.database) == []
+
+
+async def test_a_run_with_a_damaged_tile_keeps_no_other_from_its_levels(stores: Stores) -> None:
+    await filled(stores)
+    async with stores.database.write() as connection:
+        # As a compaction leaves it that was cut off: the levels above are not there yet.
+        above = select(spans.c.id).where(spans.c.level > 0)
+        await connection.execute(delete(spans).where(spans.c.id.in_(above)))
+        await connection.execute(update(spans).values(parent_id=None))
+    await spoil(stores.database, 0, "grad_norm", "last")
+    worker = compactor(stores.database)
+    running = asyncio.create_task(worker.run())
+    other = await stores.register("other", "other")
+    await stores.commit(other, 0, RECORDS[: 2 * SMALL_SPAN])
+    await read_everything(stores.database, "other")
+    async with asyncio.timeout(30):
+        while not await SpanStore(stores.database).roots("other"):
+            pass
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_records_that_are_missing_or_there_twice_are_named(stores: Stores) -> None:

@@ -25,4 +25,4 @@ def test_a_kill_at_any_point_of_a_compaction_loses_and_doubles_nothing(
     command = [sys.executable, "-m", "tests.server.storage.killing", url, "7", str(kills)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3_000:]
-    assert done.stdout.strip() == f"killed {kills} times"
+    assert done.stdout.startswith(f"killed {kills} times; ")
