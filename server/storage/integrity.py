@@ -1,7 +1,7 @@
 """Is every stored measurement readable, and each in one place? And repairing what can be: `spikewatch doctor`.
 
 Above level 0 a damaged span is made again from those below it. At level 0 there is nothing to make it from: the damaged
-series is marked as lost over the steps of that span, and so read as not measured there; what stands above it keeps its
+tile is marked as lost over the steps of that span, and so read as not measured there; what stands above it keeps its
 extremes. A damaged segment becomes one of as many records that measured nothing.
 """
 
