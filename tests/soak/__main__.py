@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import httpx
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -52,8 +53,12 @@ def _soak(server: Embedded, directory: Path, minutes: float, rate: float) -> int
         assert trainer.stdin is not None
         assert trainer.stdout is not None
         run_id = trainer.stdout.readline().strip()
-        with _open_page(server, run_id):
-            at, of_trainer, of_server = _sample(server, trainer.pid, run_id, minutes)
+        try:
+            with _open_page(server, run_id):
+                at, of_trainer, of_server = _sample(server, trainer.pid, run_id, minutes)
+        except (httpx.TransportError, OSError):
+            print(f"the server is gone, exit code {server.process.poll()}:\n{(directory / 'up.log').read_text()}")
+            raise
         status = _end(trainer.stdin, trainer.stdout)
     with server.api() as api:
         run = api.get(f"/runs/{run_id}").json()
