@@ -5,17 +5,15 @@ step: written bytes are in the page cache, which outlives the process. A disk th
 into a bounded one in memory; the disk is tried again once that is empty.
 
 Thread ownership: `append` by one thread at a time (the recorder's lock sees to it); `read`, `acknowledge` and `rebase`
-from the sender thread; `tend` from the recorder's thread. What readers and `tend` share is under a lock that `append`
-never takes, so that no I/O of theirs holds up `log`.
+from the sender thread; `tend` from the recorder's thread. No I/O of theirs holds up `log`: see
+`client_sdk.segment_line`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -27,10 +25,9 @@ from client_sdk.errors import SpoolError
 from client_sdk.file_supply import FileSupply
 from client_sdk.memory_tail import MemoryTail
 from client_sdk.protocol import Finish, Hello
-from client_sdk.segment import FRAME, HEADER, Segment
+from client_sdk.segment import FRAME, Segment
+from client_sdk.segment_line import SegmentLine
 from client_sdk.spool_directory import Meta, SpoolDirectory
-from client_sdk.spool_repair import REWRITTEN, load_segments
-from client_sdk.thinning import thin
 
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
 DISK_LIMIT: Final = 2 * 1024**3  # bytes of unacknowledged records
@@ -38,8 +35,6 @@ THINNING_BEGINS: Final = 0.95  # of the limit
 MEMORY_LIMIT: Final = 64 * 1024**2  # bytes, when the disk fails
 DISK_RETRY: Final = 10.0  # seconds before a failed disk is tried again
 RETURN_BYTES: Final = 256 * 1024  # moved from memory to a disk that works again, in one `append`
-
-MAX_PASSES: Final = 64  # of thinning over one file; nothing is left long before
 
 
 class Spool:
@@ -66,21 +61,13 @@ class Spool:
         """Why the disk was given up, the last time it was."""
         self.lost = 0
         """Records that a damaged file no longer had when it was opened."""
-        self.thinned = 0
-        """Records that gave up layer statistics to make room."""
         self._place = None if directory is None else SpoolDirectory(directory)
         self._disk_limit = disk_limit
         self._segment_bytes = segment_bytes
         self._files = None if directory is None else FileSupply(directory, segment_bytes, mapped=mapped)
         self._clock = clock
-        self._segments: list[Segment] = []
-        self._segments_lock = threading.Lock()
+        self._line = SegmentLine(directory)
         self._appender: Appender | None = None  # of the last segment
-        self._appended_bytes = 0  # payload and framing, ever
-        self._acknowledged_bytes = 0
-        self._thinned_bytes = 0  # of what is not acknowledged
-        self._cursor: tuple[int, Segment, int] | None = None  # next sequence to read, where it is
-        self._marks: deque[tuple[int, int]] = deque()  # (last sequence of a read, bytes up to it)
         self._memory = MemoryTail(memory_limit)
         self._meta_lock = threading.Lock()
         self._disk_retry_at = 0.0
@@ -129,7 +116,7 @@ class Spool:
         try:
             spool._place.hold()
             spool.meta = spool._place.read_meta()
-            spool._load(directory)
+            spool._load()
         except (OSError, msgspec.DecodeError) as error:
             spool.release()
             raise SpoolError(f"cannot use the spool {directory}: {error}") from error
@@ -138,8 +125,12 @@ class Spool:
     @property
     def queued_bytes(self) -> int:
         """Bytes not yet acknowledged, on disk and in memory."""
-        on_disk = self._appended_bytes - self._acknowledged_bytes - self._thinned_bytes
-        return max(0, on_disk) + self._memory.size
+        return self._line.queued_bytes + self._memory.size
+
+    @property
+    def thinned(self) -> int:
+        """Records that gave up layer statistics to make room."""
+        return self._line.thinned
 
     @property
     def hello(self) -> Hello:
@@ -184,16 +175,16 @@ class Spool:
         what waits for the server when the limit is near. Never raises."""
         if self._files is None:
             return
-        last = self._segments[-1] if self._segments else None
+        last = self._line.last
         try:
             self._files.close_retired()
             is_low = last is None or self._appender is None or last.end > self._segment_bytes // 2
             if is_low and not self._disk_retry_at:
                 self._files.prepare()
+            if self.queued_bytes > self._disk_limit * THINNING_BEGINS:
+                self._line.thin_oldest()
         except OSError as error:
             self.failure = error
-        if self.queued_bytes > self._disk_limit * THINNING_BEGINS:
-            self._thin_oldest()
 
     # -- the sender's side --
 
@@ -205,10 +196,7 @@ class Spool:
         if after >= self.last_seq:
             return []
         payloads = self._memory.read(after + 1, max_bytes)
-        if payloads is not None:
-            return payloads
-        with self._segments_lock:
-            return self._read_disk(after, max_bytes)
+        return self._line.read(after, max_bytes) if payloads is None else payloads
 
     def acknowledge(self, seq: int) -> None:
         """Forget every record up to and with ``seq``."""
@@ -216,12 +204,8 @@ class Spool:
         if seq <= self.acknowledged:
             return
         self._memory.forget(seq)
-        with self._segments_lock:
-            self._acknowledged_bytes = self._bytes_up_to(seq)
-            self.acknowledged = seq
-            while len(self._segments) > 1 and self._segments[0].last_seq <= seq:
-                self._segments.pop(0).path.unlink(missing_ok=True)
-            self._count_thinned()
+        self._line.forget(seq)
+        self.acknowledged = seq
         if self._place is not None:
             try:
                 self._place.write_watermark(seq)
@@ -235,9 +219,9 @@ class Spool:
     @property
     def oldest(self) -> int:
         """First sequence that can still be read."""
-        segments = self._segments
-        if segments:
-            return segments[0].first_seq
+        first = self._line.first
+        if first is not None:
+            return first.first_seq
         return self._memory.first if self._memory else self.last_seq + 1
 
     def release(self) -> None:
@@ -271,28 +255,28 @@ class Spool:
 
     def _append_to_disk(self, seq: int, payload: bytes) -> None:
         size = FRAME.size + len(payload)
-        appender = self._appender
-        if appender is not None:
-            last = self._segments[-1]
+        appender, last = self._appender, self._line.last
+        if appender is not None and last is not None:
             if last.end < self._segment_bytes and appender.has_room(last.end, size):
                 last.end = appender.append(last.end, payload)
                 last.count += 1
-                self._appended_bytes += size
+                self._line.appended_bytes += size
                 return
             self._close_appender()
         assert self._files is not None
         appender = self._files.take(seq, size)
-        last = Segment(appender.path, seq, start=self._appended_bytes)
-        self._segments.append(last)
+        last = Segment(appender.path, seq, start=self._line.appended_bytes)
+        self._line.append(last)
         self._appender = appender
         last.end = appender.append(last.end, payload)
         last.count += 1
-        self._appended_bytes += size
+        self._line.appended_bytes += size
 
     def _close_appender(self) -> None:
         appender, self._appender = self._appender, None
-        if appender is not None and self._files is not None:
-            self._files.retire(appender, self._segments[-1].end)
+        last = self._line.last
+        if appender is not None and last is not None and self._files is not None:
+            self._files.retire(appender, last.end)
 
     def _may_retry(self) -> bool:
         if self._clock() < self._disk_retry_at:
@@ -305,82 +289,6 @@ class Spool:
         self._disk_retry_at = self._clock() + DISK_RETRY
         with contextlib.suppress(OSError):
             self._close_appender()
-
-    # -- inside: reading; the segments lock must be held by the caller --
-
-    def _read_disk(self, after: int, max_bytes: int) -> list[bytes]:
-        seq = after + 1
-        if self._cursor is not None and self._cursor[0] == seq:
-            _, segment, offset = self._cursor
-        else:
-            segment = self._segment_of(seq)
-            offset = segment.locate(seq)
-            self._marks.clear()
-        if offset >= segment.end:
-            segment, offset = self._segment_of(seq), HEADER.size
-        payloads, offset = segment.read(offset, max_bytes)
-        self._cursor = (seq + len(payloads), segment, offset)
-        self._marks.append((seq + len(payloads) - 1, segment.bytes_before(offset)))
-        return payloads
-
-    def _segment_of(self, seq: int) -> Segment:
-        for segment in self._segments:
-            if segment.first_seq <= seq <= segment.last_seq:
-                return segment
-        raise OSError(f"record {seq} is not in the spool {self.directory}")
-
-    def _bytes_up_to(self, seq: int) -> int:
-        """Bytes on disk of the records up to and with ``seq``, thinned ones as they were appended."""
-        while self._marks and self._marks[0][0] <= seq:
-            last, size = self._marks.popleft()
-            if last == seq:
-                return size
-        for segment in self._segments:
-            if seq < segment.first_seq:
-                return segment.start
-            if seq <= segment.last_seq:
-                return segment.bytes_before(segment.locate(seq + 1))
-        return self._segments[-1].bytes_before(self._segments[-1].end) if self._segments else 0
-
-    # -- inside: thinning --
-
-    def _thin_oldest(self) -> None:
-        """Take every other block out of the oldest of the least thinned files that the sender has not begun to read."""
-        assert self.directory is not None
-        with self._segments_lock:
-            reading = self.acknowledged + 1 if self._cursor is None else self._cursor[0]
-            waiting = [one for one in self._segments[:-1] if one.first_seq >= reading and one.passes < MAX_PASSES]
-        if not waiting:
-            return
-        segment = min(waiting, key=lambda one: one.passes)
-        try:
-            payloads, changed = thin(segment.read(HEADER.size, segment.end)[0])
-            segment.passes = segment.passes + 1 if changed else MAX_PASSES
-            if changed:
-                self._replace(segment, payloads, self.directory / REWRITTEN)
-                self.thinned += changed
-        except FileNotFoundError:
-            return  # the sender has come to it meanwhile, and the server has it
-        except (OSError, msgspec.DecodeError) as error:
-            segment.passes = MAX_PASSES
-            self.failure = error if isinstance(error, OSError) else OSError(str(error))
-
-    def _replace(self, segment: Segment, payloads: list[bytes], place: Path) -> None:
-        """Let ``segment`` consist of ``payloads``, unless the sender has begun to read it. Raises `OSError`."""
-        end = segment.rewrite(payloads, place)
-        with self._segments_lock:
-            if self._cursor is not None and self._cursor[0] > segment.first_seq:
-                raise FileNotFoundError(f"{segment.path} is being sent")
-            os.replace(place, segment.path)
-            segment.saved += segment.end - end
-            segment.end = end
-            self._count_thinned()
-
-    def _count_thinned(self) -> None:
-        """Segments lock must be held by the caller."""
-        self._thinned_bytes = sum(
-            segment.saved for segment in tuple(self._segments) if segment.start >= self._acknowledged_bytes
-        )
 
     # -- inside: the directory --
 
@@ -400,16 +308,9 @@ class Spool:
                 except OSError as error:
                     self.failure = error
 
-    def _load(self, directory: Path) -> None:
-        """Read what is there, cut torn tails, fill holes so that sequences stay consecutive."""
+    def _load(self) -> None:
+        """What is there, made whole."""
         assert self._place is not None
-        self.acknowledged = self._place.read_watermark()
-        self._segments, self.lost = load_segments(directory, self.meta.hello.started_at, self.acknowledged)
-        if self._segments:
-            last = self._segments[-1]
-            self._appended_bytes = last.bytes_before(last.end)
-            self.acknowledged = max(self.acknowledged, self._segments[0].first_seq - 1)
-            self.last_seq = max(last.last_seq, self.acknowledged)
-        else:
-            self.last_seq = self.acknowledged
-        self._acknowledged_bytes = self._bytes_up_to(self.acknowledged)
+        self.acknowledged, self.lost = self._line.load(self.meta.hello.started_at, self._place.read_watermark())
+        last = self._line.last
+        self.last_seq = self.acknowledged if last is None else max(last.last_seq, self.acknowledged)

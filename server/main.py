@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -73,6 +74,9 @@ logger = logging.getLogger(__name__)
 API = "/api/v1"
 WEBSOCKET_LIMIT = 4
 """A frame of up to so many times the limit is still read, so that it can be refused with a word."""
+SWITCH_INTERVAL = 0.001
+"""Seconds for which a thread that computes keeps others from Python; each waits for up to all of them, and the thread
+that reads and answers sockets should not wait for long."""
 PING_EVERY = 20.0  # seconds
 SAME_SIGNAL = 2.0  # seconds; a terminal and a wrapper like make may both pass on one Ctrl-C
 REHEARSALS = 2  # of rules, at a time
@@ -314,6 +318,7 @@ class Service:
     def run(self, on_ready: Callable[[Config], None] | None = None) -> None:
         """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` and `ConfigurationError` before it is ready."""
         limit_arenas()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         try:
             asyncio.run(self._serve(on_ready))
         finally:

@@ -36,11 +36,13 @@ from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
 from server.models import Principal
-from server.pipeline.pipeline import Pipeline, Writer
+from server.pipeline.pipeline import INLINE_BYTES, Pipeline, Writer
 from server.storage.alerts import AlertStore, to_alert
 
 logger = logging.getLogger(__name__)
 
+CONTENDED_BYTES = 256 * 1024
+"""Frames that share a commit while others wait for theirs, where a frame is not larger: turns stay short."""
 SEND_TIMEOUT = 30.0  # seconds; a client that does not read its answers is let go
 CATCH_UP_DELAYS = (0.5, 2.0, 10.0)  # seconds between tries to read what a writer may have missed
 MAX_CLOSE_REASON = 120  # bytes that fit a close frame
@@ -154,7 +156,8 @@ class Connection:
     async def _commit_all(self, principal: Principal) -> None:
         frames = await self._first_frames()
         while frames:
-            messages, fault = await asyncio.to_thread(_decode, frames)
+            is_small = sum(map(len, frames)) <= INLINE_BYTES
+            messages, fault = _decode(frames) if is_small else await asyncio.to_thread(_decode, frames)
             waiting: list[Batch] = []
             for message in messages:
                 if isinstance(message, Batch):
@@ -169,7 +172,8 @@ class Connection:
             await self._commit(waiting)
             if fault is not None:
                 raise fault
-            frames = await self._frames.take(self._limits.group_bytes)
+            most = CONTENDED_BYTES if self._pipeline.is_contended else self._limits.group_bytes
+            frames = await self._frames.take(most)
 
     async def _first_frames(self) -> list[bytes]:
         try:

@@ -5,7 +5,6 @@ Owns how a transaction begins and which errors come out of it; owns no statement
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +18,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.errors import ConfigurationError, DatabaseCorruptError, DatabaseError, DatabaseUnavailableError
+from server.storage.turns import Turns
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -44,7 +44,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _make_engine(self.url, self.is_sqlite)
         # SQLite has one writer at a time: waiting here is fair and free, waiting in SQLite is neither.
-        self._write_lock = asyncio.Lock() if self.is_sqlite else None
+        self._turns = Turns(1) if self.is_sqlite else None
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -67,14 +67,23 @@ class Database:
                 yield await plain.execution_options(**level)
 
     @contextlib.asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that commits at the end of the block, or rolls back when it raises. Raises `DatabaseError`."""
-        async with self._write_lock if self._write_lock is not None else contextlib.nullcontext():
+    async def write(self, whose: str = "", cost: float = 0.0) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits at the end of the block, or rolls back when it raises. Raises `DatabaseError`.
+
+        Where writers wait for each other, those of the same name (``whose``: a run) share a turn by their ``cost`` in
+        bytes, and small ones come before backlogs.
+        """
+        async with self._turns.turn(whose, cost) if self._turns is not None else contextlib.nullcontext():
             with self._translated_errors():
                 async with self.engine.connect() as plain:
                     connection = await plain.execution_options(spikewatch_write=True)
                     async with connection.begin():
                         yield connection
+
+    @property
+    def is_contended(self) -> bool:
+        """Writers wait for each other."""
+        return self._turns is not None and self._turns.is_contended
 
     @contextlib.contextmanager
     def _translated_errors(self) -> Iterator[None]:

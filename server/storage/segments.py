@@ -81,6 +81,11 @@ class SegmentStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def is_contended(self) -> bool:
+        """Commits wait for each other."""
+        return self._database.is_contended
+
     async def commit(
         self, writer: Registration, expected_seq: int, drafts: Sequence[SegmentDraft], now: float
     ) -> Commit:
@@ -89,7 +94,8 @@ class SegmentStore:
         Raises `SequenceMovedError` when the writer's last sequence is another one, `RunDeletedError`, and
         `DatabaseError`; nothing is stored then.
         """
-        async with self._database.write() as connection:
+        cost = sum(len(draft.payload) for draft in drafts)
+        async with self._database.write(writer.run_id, cost) as connection:
             found = await connection.execute(
                 select(writers.c.last_seq, writers.c.state).where(writers.c.id == writer.writer_id).with_for_update()
             )

@@ -173,8 +173,9 @@ class SpanStore:
     ) -> bool:
         """Put spans of level 0 in the place of segments. False, and nothing changed, when somebody else has."""
         ids = [segment.id for segment in taken]
+        cost = sum(len(segment.payload) for segment in taken)
         try:
-            async with self._database.write() as connection:
+            async with self._database.write("compaction", cost) as connection:
                 for draft in drafts:
                     if await self._insert(connection, stream, draft) is None:
                         raise _ReplacedElsewhereError
