@@ -17,6 +17,7 @@ from server.errors import (
     ProjectMismatchError,
     RunDeletedError,
     SequenceMovedError,
+    WriterTakenError,
 )
 from server.models import Event, RunState
 from server.pipeline.announcer import Announcer
@@ -46,6 +47,8 @@ class Writer:
         self.last_seq = registration.last_seq
         self.sent_statistics = sent_statistics
         """Layout to the number of columns of its blocks on the wire."""
+        self.on_taken: Callable[[], None] = lambda: None
+        """Called when a later connection is this writer, on this server or another."""
 
 
 class Pipeline:
@@ -84,6 +87,7 @@ class Pipeline:
         self._projects: dict[str, str] = {}
         self._connected: dict[Writer, None] = {}
         self._keeper: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Follow what was committed and not read before the last stop, and keep the states of the runs."""
@@ -91,12 +95,14 @@ class Pipeline:
         for run_id in await self._runs.lagging():
             self._follow(run_id)
         self._keeper = asyncio.create_task(self._keep_states())
+        self._listener = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:
         """Save what the detectors have read. Nothing may be committed any more."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        for task in (self._keeper, self._listener):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         followers = list(self._followers.values())
         for _, task in followers:
             task.cancel()
@@ -121,6 +127,10 @@ class Pipeline:
         except RunDeletedError as error:
             raise IngestError("run_deleted", str(error)) from error
         self._projects[registration.run_id] = registration.project
+        if registration.epoch > 1:
+            # The database refuses what its earlier connection sends; that one may as well know.
+            body = {"type": "writer", "writer_id": registration.writer_id, "epoch": registration.epoch}
+            await self._broker.publish(Message(run_id=registration.run_id, project=registration.project, body=body))
         self._announcer.mark(registration.run_id)
         return Writer(registration, {layout.id: len(layout.statistics) for layout in hello.layouts})
 
@@ -135,7 +145,7 @@ class Pipeline:
         """Commit consecutive batches as one and return the last sequence that is durable: it may be acknowledged.
 
         What was committed before is left out, so a resend changes nothing. Raises `IngestError` (``sequence_gap`` where
-        records are missing in between) and `DatabaseError`.
+        records are missing in between, ``writer_taken`` where a later connection is this writer) and `DatabaseError`.
         """
         for _ in range(MOVED_RETRIES):
             first_seq, records = _new_records(batches, writer.last_seq)
@@ -151,6 +161,8 @@ class Pipeline:
                 # Another connection of this writer got there first: what it stored is left out, the rest is new.
                 writer.last_seq = moved.last_seq
                 continue
+            except WriterTakenError as error:
+                raise taken() from error
             except RunDeletedError as error:
                 raise IngestError("run_deleted", str(error)) from error
             writer.last_seq = commit.last_seq
@@ -181,7 +193,15 @@ class Pipeline:
                 retryable=True,
             )
         run_id = writer.registration.run_id
-        await self._runs.finish_writer(run_id, writer.registration.writer_id, RunState(message.state), self._clock())
+        known = writer.registration
+        try:
+            await self._runs.finish_writer(
+                run_id, known.writer_id, RunState(message.state), self._clock(), epoch=known.epoch
+            )
+        except WriterTakenError as error:
+            raise taken() from error
+        except RunDeletedError as error:
+            raise IngestError("run_deleted", str(error)) from error
         self.disconnect(writer)
         self._announcer.mark(run_id)
         self._follow(run_id)
@@ -255,6 +275,19 @@ class Pipeline:
         for event in events:
             await self._publish(run_id, {"type": "event", "run_id": run_id, "event": event_json(event)})
 
+    async def _listen(self) -> None:
+        """Let go of connections that a later one has taken the place of, whichever server it came to."""
+        async with self._broker.subscribe(run_ids=None, project=None, types=frozenset({"writer"})) as subscription:
+            while True:
+                delivery = await subscription.get()
+                if delivery.type != "writer":
+                    continue
+                news = delivery.body()
+                for writer in list(self._connected):
+                    known = writer.registration
+                    if known.writer_id == news["writer_id"] and known.epoch < news["epoch"]:
+                        writer.on_taken()
+
     async def _keep_states(self) -> None:
         """Connected writers keep their runs alive; the others become stale. Rules that changed elsewhere are read, and
         silence is listened to."""
@@ -280,6 +313,11 @@ class Pipeline:
             for run_id, (_, task) in list(self._followers.items()):
                 if task.done():
                     del self._followers[run_id]
+
+
+def taken() -> IngestError:
+    """What a connection is told whose writer a later one is."""
+    return IngestError("writer_taken", str(WriterTakenError()), retryable=True)
 
 
 def _new_records(batches: Sequence[Batch], last_seq: int) -> tuple[int, list[Record]]:

@@ -55,11 +55,11 @@ async def test_an_echo_of_a_writer_that_has_ended_changes_no_state(stores: Store
     ended = await hello(stores, "ended", 0.0)
     await stores.runs.finish_writer("run", ended.writer_id, RunState.CRASHED, 1.0)
     after = await hello(stores, "after", 2.0)
-    assert (await hello(stores, "ended", 3.0)).writer_id == ended.writer_id
-    await stores.commit(ended, 0, [record(0)])
+    echo = await hello(stores, "ended", 3.0)
+    assert echo.writer_id == ended.writer_id
+    await stores.commit(echo, 0, [record(0)])
     assert await stores.runs.finish_writer("run", after.writer_id, RunState.FINISHED, 4.0) is RunState.FINISHED
-    await hello(stores, "ended", 5.0)
-    await stores.commit(ended, 1, [record(1)])
+    await stores.commit(await hello(stores, "ended", 5.0), 1, [record(1)])
     assert await stores.runs.state_of("run") == "finished"
 
 
@@ -86,7 +86,7 @@ async def test_hellos_commits_and_heartbeats_at_once_wait_for_each_other_in_one_
     async def train(rank: int, writer: Registration) -> None:
         for step in range(10):
             await stores.commit(writer, step, [record(step)])
-            await hello(stores, f"rank{rank}", 1.0, rank=rank)
+            writer = await hello(stores, f"rank{rank}", 1.0, rank=rank)
 
     async def beat() -> None:
         for _ in range(20):
