@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 
 from client_sdk.protocol import Batch, Finish, Hello, Record
 from server.broker import Broker, Message
+from server.broker.leases import Leases
 from server.errors import (
     DatabaseError,
     IngestError,
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 FOLLOWER_IDLE = 120.0  # seconds without a commit after which a run's detectors leave memory
 DETECTOR_THREADS = 2
 MOVED_RETRIES = 3
+LEASE = "follower:"
+ORPHANS_EVERY = 6  # beats of the leases between two looks for runs that nobody follows
 
 
 class Writer:
@@ -62,6 +66,7 @@ class Pipeline:
         monitors: MonitorStore,
         rules: RuleStore,
         broker: Broker,
+        leases: Leases,
         clock: Callable[[], float],
         announcements_per_second: float,
         stale_after: float,
@@ -76,6 +81,7 @@ class Pipeline:
         self._segments = segments
         self._monitors = monitors
         self._broker = broker
+        self._leases = leases
         self._clock = clock
         self._stale_after = stale_after
         self._heartbeat_every = heartbeat_every
@@ -84,10 +90,13 @@ class Pipeline:
         self._announcer = Announcer(fleet, broker, announcements_per_second)
         self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
         self._followers: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
+        self._elsewhere: dict[str, float] = {}
+        """Runs that another server follows, and the time until which it is not asked again whether it still does."""
         self._projects: dict[str, str] = {}
         self._connected: dict[Writer, None] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
+        self._warden: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Follow what was committed and not read before the last stop, and keep the states of the runs."""
@@ -96,10 +105,12 @@ class Pipeline:
             self._follow(run_id)
         self._keeper = asyncio.create_task(self._keep_states())
         self._listener = asyncio.create_task(self._listen())
+        if self._leases.is_shared:
+            self._warden = asyncio.create_task(self._keep_leases())
 
     async def stop(self) -> None:
         """Save what the detectors have read. Nothing may be committed any more."""
-        for task in (self._keeper, self._listener):
+        for task in (self._keeper, self._listener, self._warden):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -114,6 +125,7 @@ class Pipeline:
                 await follower.save_now()
             except DatabaseError as error:
                 logger.warning("the state of run %s is not saved (%s)", follower.run_id, error)
+            await self._leases.release(_lease_of(follower.run_id))
         await self._announcer.stop()
 
     async def register(self, hello: Hello) -> Writer:
@@ -180,7 +192,7 @@ class Pipeline:
             )
             await self._publish_events(run_id, commit.events)
             self._announcer.mark(run_id)
-            self._follow(run_id)
+            self._follow(run_id, rank=writer.registration.rank)
             return commit.last_seq
         raise IngestError("internal", "another connection of this writer is committing; try again", retryable=True)
 
@@ -204,7 +216,7 @@ class Pipeline:
             raise IngestError("run_deleted", str(error)) from error
         self.disconnect(writer)
         self._announcer.mark(run_id)
-        self._follow(run_id)
+        self._follow(run_id, rank=known.rank)
 
     async def settle(self, run_id: str) -> None:
         """Wait until the detectors have read all that is committed of a run, and have left it: soon, where the
@@ -233,11 +245,19 @@ class Pipeline:
                 if not task.done():
                     follower.look(self._rules.since)
 
-    def _follow(self, run_id: str) -> RunFollower:
+    def _follow(self, run_id: str, *, rank: int | None = None) -> RunFollower | None:
+        """Let the detectors read on. None where another server does that for this run.
+
+        ``rank``: of the writer here that has sent something. The detectors go by the lowest rank, so its server takes
+        them over; one that has only others leaves them where they are.
+        """
         held = self._followers.get(run_id)
         if held is not None and not held[1].done():
             held[0].wake()
             return held[0]
+        is_leading = rank == 0
+        if not is_leading and self._elsewhere.get(run_id, 0.0) > self._clock():
+            return None
 
         async def publish(alerts: Sequence[dict[str, Any]], events: Sequence[Event]) -> None:
             if alerts:
@@ -259,8 +279,53 @@ class Pipeline:
             clock=self._clock,
             idle_after=self._follower_idle,
         )
-        self._followers[run_id] = (follower, asyncio.create_task(follower.run()))
+        self._followers[run_id] = (follower, asyncio.create_task(self._run_follower(follower, is_leading)))
         return follower
+
+    async def _run_follower(self, follower: RunFollower, is_leading: bool) -> None:
+        """With a lease, so that no other server does the same."""
+        lease = _lease_of(follower.run_id)
+        if not await self._leases.take(lease, force=is_leading):
+            self._elsewhere[follower.run_id] = self._clock() + self._leases.seconds / 3
+            return
+        self._elsewhere.pop(follower.run_id, None)
+        await follower.run()
+        await self._leases.release(lease)
+
+    async def _keep_leases(self) -> None:
+        """Keep the leases of what is followed here, let go of runs that have moved, and take up what nobody follows."""
+        for beat in itertools.count():
+            await asyncio.sleep(self._leases.seconds / 3)
+            try:
+                here = {writer.registration.run_id for writer in self._connected}
+                active = {run_id for run_id, (_, task) in self._followers.items() if not task.done()}
+                resting = {run_id for run_id in active - here if self._followers[run_id][0].is_resting}
+                for run_id in await self._leases.keep([_lease_of(run_id) for run_id in active - resting]):
+                    await self._unfollow(run_id.removeprefix(LEASE))
+                for run_id in resting:
+                    await self._unfollow(run_id)
+                    await self._leases.release(_lease_of(run_id))
+                now = self._clock()
+                self._elsewhere = {run_id: until for run_id, until in self._elsewhere.items() if until > now}
+                if beat % ORPHANS_EVERY == 0:
+                    for run_id in await self._runs.lagging():
+                        self._follow(run_id)
+            except Exception as error:  # whatever it is, the next beat comes
+                expected = isinstance(error, DatabaseError)
+                logger.log(
+                    logging.WARNING if expected else logging.ERROR,
+                    "the leases are not kept (%s)",
+                    error,
+                    exc_info=None if expected else error,
+                    extra={"action": "leases_failed"},
+                )
+
+    async def _unfollow(self, run_id: str) -> None:
+        """Another server follows the run, or may. What is not saved it reads again."""
+        held = self._followers.pop(run_id, None)
+        if held is not None:
+            held[1].cancel()
+            await asyncio.gather(held[1], return_exceptions=True)
 
     async def _publish(self, run_id: str, body: dict[str, Any]) -> None:
         project = self._projects.get(run_id)
@@ -300,7 +365,9 @@ class Pipeline:
                     self._announcer.mark(run_id)
                 await self.rules_changed()
                 for run_id in await self._rules.look():
-                    self._follow(run_id).look(self._rules.since)
+                    follower = self._follow(run_id)
+                    if follower is not None:
+                        follower.look(self._rules.since)
             except Exception as error:  # whatever it is, the next beat comes
                 expected = isinstance(error, DatabaseError)
                 logger.log(
@@ -313,6 +380,10 @@ class Pipeline:
             for run_id, (_, task) in list(self._followers.items()):
                 if task.done():
                     del self._followers[run_id]
+
+
+def _lease_of(run_id: str) -> str:
+    return LEASE + run_id
 
 
 def taken() -> IngestError:
