@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ IDLE_TIMEOUT = 5_000
 """Milliseconds that a transaction may wait for its own server. One that hangs would keep the rows locked that a writer
 needs which has moved to another server; Postgres lets go of them and refuses the rest."""
 BUSY_TIMEOUT = 30_000  # milliseconds that a writer of another process is waited for
+LOCKED_RETRY = 0.005  # seconds
 
 
 class Database:
@@ -171,8 +173,23 @@ def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
         "temp_store = MEMORY",
         "journal_size_limit = 67108864",
     ):
-        cursor.execute(f"PRAGMA {pragma}")
+        _execute_patiently(cursor, f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _execute_patiently(cursor: Any, statement: str) -> None:
+    """Programs that open a new file at once may lock each other out of making it a WAL, which SQLite says without
+    having waited (https://www.sqlite.org/wal.html#sometimes_queries_return_sqlite_busy_in_wal_mode)."""
+    deadline = time.monotonic() + BUSY_TIMEOUT / 1000
+    while True:
+        try:
+            cursor.execute(statement)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(LOCKED_RETRY)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:
