@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.protocol import Layout
+from server.models import Sample
 from server.pipeline.samples import samples
 from server.storage.database import Database
 from server.storage.history import HistoryReader
@@ -49,14 +50,19 @@ async def in_database(url: str, run_id: str) -> Found:
             layouts.setdefault(item.writer_id, {})[item.layout.id] = item.layout
         async for piece in HistoryReader(database).pieces(run_id):
             for sample in samples(piece.columns, piece.attempt, layouts[piece.writer_id]):
-                assert sample.block is not None
                 scalars = dict(sample.scalars)
                 key = (int(scalars["incarnation"]), sample.step)
-                bits = digest(sample.step, scalars, sample.block[:, : len(STATISTICS)])
+                bits = digest(sample.step, scalars, _block_of(sample))
                 found.add(key, is_exact=bits == expected(*key))
     finally:
         await database.close()
     return found
+
+
+def _block_of(sample: Sample) -> NDArray[np.float32]:
+    """(layers, statistics), as it was logged."""
+    columns = [sample.statistic(name) for name in STATISTICS]
+    return np.stack([column for column in columns if column is not None], axis=1)
 
 
 def in_api(api: httpx.Client, run_id: str) -> Found:
