@@ -147,20 +147,28 @@ class RunStore:
         if not writer_ids:
             return
         async with self._database.write() as connection:
+            # Locked in the order of their ids: other servers beat for other ranks of the same runs.
             running = and_(writers.c.id.in_(writer_ids), writers.c.state == RunState.RUNNING)
-            await connection.execute(update(writers).where(running).values(last_seen_at=now))
-            alive = select(writers.c.run_id).where(running)
-            await connection.execute(
-                update(runs).where(runs.c.id.in_(alive), runs.c.state == RunState.RUNNING).values(last_seen_at=now)
-            )
+            query = select(writers.c.id, writers.c.run_id).where(running).order_by(writers.c.id).with_for_update()
+            found = (await connection.execute(query)).all()
+            ids = [row.id for row in found]
+            await connection.execute(update(writers).where(writers.c.id.in_(ids)).values(last_seen_at=now))
+            alive = and_(runs.c.id.in_({row.run_id for row in found}), runs.c.state == RunState.RUNNING)
+            await connection.execute(select(runs.c.id).where(alive).order_by(runs.c.id).with_for_update())
+            await connection.execute(update(runs).where(alive).values(last_seen_at=now))
 
     async def mark_stale(self, before: float) -> list[str]:
         """Runs that were running and have not been heard of since ``before`` become stale; returns them."""
         silent = and_(runs.c.state == RunState.RUNNING, runs.c.last_seen_at < before)
         async with self._database.read() as connection:
-            if (await connection.execute(select(runs.c.id).where(silent).limit(1))).first() is None:
-                return []
+            suspects = list((await connection.execute(select(runs.c.id).where(silent))).scalars())
+        if not suspects:
+            return []
         async with self._database.write() as connection:
+            theirs = select(writers.c.id).where(writers.c.run_id.in_(suspects))
+            await connection.execute(theirs.order_by(writers.c.id).with_for_update())
+            silent = and_(silent, runs.c.id.in_(suspects))
+            await connection.execute(select(runs.c.id).where(silent).order_by(runs.c.id).with_for_update())
             found = await connection.execute(
                 update(runs).where(silent).values(state=RunState.STALE).returning(runs.c.id)
             )

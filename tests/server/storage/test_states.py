@@ -119,3 +119,29 @@ async def counts(database: Database) -> tuple[int, int]:
     async with database.read() as connection:
         row = (await connection.execute(select(runs.c.layer_count, runs.c.rank_count))).one()
         return row.layer_count, row.rank_count
+
+
+async def test_servers_that_beat_for_ranks_of_the_same_runs_do_not_deadlock(
+    stores: Stores,
+) -> None:
+    names = [f"run{number}" for number in range(8)]
+    greetings = [
+        Hello(version=1, run_id=name, writer=f"{name}-{rank}", project="project", rank=rank)
+        for rank in range(2)
+        for name in names
+    ]
+    registered = [await stores.runs.register(greeting, 0.0) for greeting in greetings]
+    here, there = registered[:8], registered[8:][::-1]
+
+    async def beat(ours: list[Registration]) -> None:
+        for number in range(15):
+            await stores.runs.heartbeat([writer.writer_id for writer in ours], float(number))
+            await stores.runs.mark_stale(number + 0.5)
+
+    async def train(writer: Registration) -> None:
+        for step in range(8):
+            await stores.commit(writer, step, [record(step)])
+
+    await asyncio.gather(beat(here), beat(there), *(train(writer) for writer in registered[::3]))
+    await stores.runs.mark_stale(2_000.0)
+    assert {await stores.runs.state_of(name) for name in names} == {"stale"}
