@@ -46,7 +46,7 @@ FUZZ_FRAMES ?= 100000
 SOAK_MINUTES ?= 30
 KILLS ?= 150
 
-chaos: $(STAMP) ## 110 faults against a training, on SQLite and on Postgres; CHAOS_SEED=2 for others
+chaos: $(STAMP) ## 110 faults against a training, on SQLite and on two servers with Postgres and Redis; CHAOS_SEED=2 for others
 	$(BIN)/python -m tests.chaos --seed $(CHAOS_SEED) --database sqlite --quiet
 	$(BIN)/python -m tests.chaos --seed $(CHAOS_SEED) --database postgres --quiet
 

@@ -44,6 +44,7 @@ WINDOW_BYTES: Final = 8 * 1024 * 1024
 WELCOME_TIMEOUT: Final = 10.0  # seconds
 FINISH_TIMEOUT: Final = 5.0  # seconds for the answer to `finish`
 REFUSED_DELAY: Final = 60.0  # seconds until a server that refused us is asked again
+TAKEN_DELAY: Final = 5.0  # seconds until we say again that we are a writer which somebody else says to be, too
 
 _FRAME_CODES: Final = frozenset({"malformed", "too_large", "bad_record"})
 """Errors about one frame; the others are about the session."""
@@ -299,6 +300,8 @@ class Sender:
         self.error = error
         if error.code == "going_away" and self._may_move_on:
             delay, self._may_move_on = 0.0, False  # somebody else answers at this address, or will soon
+        elif error.code == "writer_taken":
+            delay = TAKEN_DELAY
         elif error.retryable:
             delay = next(self._delays)
         elif error.code in _FRAME_CODES and self._isolate(error):
@@ -318,6 +321,8 @@ class Sender:
                 error.code,
                 f"{error.message}. Start it with `spikewatch up`, or correct url=… or SPIKEWATCH_URL; {kept}",
             )
+        elif error.code == "writer_taken":
+            self._notices.warn(error.code, f"{error.message}. Until then {kept}")
         elif error.retryable:
             self._notices.note(error.code, str(error))
         else:

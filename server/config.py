@@ -127,6 +127,12 @@ class Config(BaseSettings):
     live_queue: int = Field(
         default=256, ge=8, description="Messages held per live subscriber; beyond, the oldest are dropped."
     )
+    lease_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="Seconds after which another server takes over the detectors of a run, where the one that had them "
+        "no longer says that it is there.",
+    )
     live_tail: int = Field(
         default=4096, ge=64, description="Messages of all runs kept for viewers that come back with a cursor."
     )

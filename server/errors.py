@@ -7,6 +7,7 @@ ServerError
 │   ├── DatabaseAheadError        its schema is newer than this program; one line, exit code 2
 │   └── DatabaseUnavailableError  it does not answer now; retry
 ├── SequenceMovedError            another connection of the same writer committed first
+├── WriterTakenError              a later connection says that it is this writer
 ├── ProjectMismatchError          the run belongs to another project
 ├── RunDeletedError               the run is being deleted
 ├── LayoutChangedError            a layout was sent again with other layers or statistics
@@ -59,6 +60,16 @@ class SequenceMovedError(ServerError):
     def __init__(self, last_seq: int) -> None:
         super().__init__(f"the last committed sequence is {last_seq}")
         self.last_seq = last_seq
+
+
+class WriterTakenError(ServerError):
+    """A later connection has said hello as the same writer; this one may add nothing any more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another connection has said hello as this writer, and only the last one may send; "
+            "if two processes use one spool or one writer, end one of them"
+        )
 
 
 class ProjectMismatchError(ServerError):

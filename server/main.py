@@ -29,6 +29,7 @@ from server.auth.logins import Logins, LoginSettings
 from server.auth.secret_box import load_secret_box
 from server.auth.tokens import Authenticator
 from server.broker import Broker, MemoryBroker
+from server.broker.leases import Leases, LocalLeases, RedisLeases
 from server.broker.redis_broker import RedisBroker, connect
 from server.config import Config
 from server.errors import ApiError, ConfigurationError
@@ -89,7 +90,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     ``database``: one to use instead of that of the configuration; it is closed with the application all the same.
     """
     database = database if database is not None else Database(config.resolved_database_url)
-    broker = make_broker(config)
+    broker, leases = make_broker(config)
     cache = ByteLru(config.cache_bytes)
     run_store = RunStore(database)
     layouts = LayoutStore(database)
@@ -109,7 +110,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     series = SeriesQuery(run_store, reader)
     outbox = OutboxStore(database)
     sender = Sender(outbox, messenger, Painter(series).paint, time.time)
-    pipeline = make_pipeline(config, database, broker, alerts_stored=sender.wake)
+    pipeline = make_pipeline(config, database, broker, leases, alerts_stored=sender.wake)
     token_store, session_store = TokenStore(database), SessionStore(database)
     authenticator = Authenticator(
         token_store,
@@ -159,7 +160,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         name=f"spikewatch/{version('spikewatch')}",
     )
     live = LiveEndpoint(broker, authenticator, admissions)
-    compactor = Compactor(SpanStore(database), config.compact_every)
+    compactor = Compactor(SpanStore(database), config.compact_every, is_ours=lambda: leases.take("compactor"))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -252,22 +253,20 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     return app
 
 
-def make_broker(config: Config) -> Broker:
+def make_broker(config: Config) -> tuple[Broker, Leases]:
     """Raises `ConfigurationError`. Connects to nothing yet."""
     if config.redis_url is None:
-        return MemoryBroker(config.live_queue, tail=config.live_tail)
-    return RedisBroker(
-        connect(config.redis_url, config.redis_password),
-        config.live_queue,
-        run_tail=config.live_run_tail,
-        tail=config.live_tail,
-    )
+        return MemoryBroker(config.live_queue, tail=config.live_tail), LocalLeases()
+    redis = connect(config.redis_url, config.redis_password)
+    broker = RedisBroker(redis, config.live_queue, run_tail=config.live_run_tail, tail=config.live_tail)
+    return broker, RedisLeases(redis, config.lease_seconds, is_away=lambda: broker.is_degraded)
 
 
 def make_pipeline(
     config: Config,
     database: Database,
     broker: Broker,
+    leases: Leases | None = None,
     *,
     follower_idle: float = FOLLOWER_IDLE,
     alerts_stored: Callable[[], None] = lambda: None,
@@ -282,6 +281,7 @@ def make_pipeline(
         monitors=MonitorStore(database),
         rules=RuleStore(database),
         broker=broker,
+        leases=leases if leases is not None else LocalLeases(),
         clock=time.time,
         announcements_per_second=config.run_messages_per_second,
         stale_after=config.stale_after,

@@ -79,6 +79,8 @@ writers = Table(
     Column("writer", String(128), nullable=False),
     Column("rank", Integer, nullable=False),
     Column("last_seq", BigInteger, nullable=False, default=0),
+    # Counts the hellos. Whoever was told another number has lost the writer to a later connection.
+    Column("epoch", BigInteger, nullable=False, default=0, server_default="0"),
     Column("state", String(16), nullable=False),
     Column("sdk", String(256), nullable=False, default=""),
     Column("started_at", Float(53), nullable=False),

@@ -16,7 +16,7 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,6 +26,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, RedisError
 
 from server.broker import scripts
+from server.broker.asking import Asker
 from server.broker.memory import MAX_DIGITS
 from server.broker.message import CONTROL, DEGRADED, NOTICED, RESTORED, RESYNC, Delivery, Interest, Message, word
 from server.broker.subscription import Subscription
@@ -109,7 +110,7 @@ class RedisBroker:
         self._missed = False
         """Whether subscribers elsewhere may have missed a message of this server."""
         self._task: asyncio.Task[None] | None = None
-        self._asked: set[asyncio.Future[Any]] = set()
+        self._asker = Asker()
 
     @property
     def is_degraded(self) -> bool:
@@ -117,7 +118,7 @@ class RedisBroker:
 
     async def check(self) -> None:
         try:
-            await self._ask(self._redis.ping())
+            await self._asker.ask(self._redis.ping())
         except TROUBLE as error:
             # What the first answer on a new connection was is wrapped by the client.
             reason = error.__cause__ or error
@@ -145,7 +146,7 @@ class RedisBroker:
                 self._outbox.extendleft(reversed(self._sending))
                 while self._is_up and self._outbox:
                     await self._send_some()
-        await asyncio.gather(*self._asked, return_exceptions=True)
+        await self._asker.settle()
         with contextlib.suppress(*TROUBLE):
             await self._redis.aclose()
 
@@ -189,7 +190,7 @@ class RedisBroker:
             try:
                 keys = [scripts.GENERATION, scripts.TAIL, *streams]
                 args: list[str | int] = ["" if seen is None else _text(seen), self._capacity]
-                answer = await self._ask(self._resume(keys=keys, args=args))
+                answer = await self._asker.ask(self._resume(keys=keys, args=args))
             except TROUBLE as error:  # the reader will notice too, if it is more than this one answer
                 logger.warning("Redis does not answer a viewer (%s)", error, extra={"action": "redis_failed"})
         # From here on nothing waits, so that no entry is read in between.
@@ -233,12 +234,12 @@ class RedisBroker:
 
     async def _begin(self) -> None:
         """Reach Redis, and read from now on."""
-        process = str((await self._ask(self._redis.info("server")))["run_id"])[:8]
-        held = (await self._ask(self._redis.get(scripts.GENERATION)) or b"").decode()
+        process = str((await self._asker.ask(self._redis.info("server")))["run_id"])[:8]
+        held = (await self._asker.ask(self._redis.get(scripts.GENERATION)) or b"").decode()
         # A Redis that was started again may have lost its last entries: cursors of before it mean nothing.
         if self._missed or not held.startswith(process):
             held = await self._begin_generation(held, process)
-        newest = await self._ask(self._redis.xrevrange(scripts.TAIL, count=1))
+        newest = await self._asker.ask(self._redis.xrevrange(scripts.TAIL, count=1))
         self._last = _id(newest[0][0]) if newest else (0, 0)
         self._generation = held
         self._positions = dict.fromkeys(self._readers, self._last)
@@ -256,7 +257,7 @@ class RedisBroker:
         keys = [scripts.GENERATION, scripts.TAIL, scripts.NOTICES]
         args: list[str | int] = [held, process + secrets.token_hex(4), self._tail]
         try:
-            answer: bytes = await self._ask(self._renew(keys=keys, args=args))
+            answer: bytes = await self._asker.ask(self._renew(keys=keys, args=args))
         except TROUBLE:
             self._missed = True
             raise
@@ -308,7 +309,7 @@ class RedisBroker:
             keys.append(scripts.run_stream(item.run_id))
             args += [item.type, item.run_id, item.project, item.payload]
             args += [int(item.type not in CONTROL), int(item.type in NOTICED)]
-        await self._ask(self._publish(keys=keys, args=args))
+        await self._asker.ask(self._publish(keys=keys, args=args))
         self._sending = []
 
     async def _read(self) -> None:
@@ -316,7 +317,7 @@ class RedisBroker:
             joined = self._joined
             asked: dict[Any, Any] = {stream: _text(position) for stream, position in self._positions.items()}
             # Without a count: the streams are capped, and one answer is one moment of all of them.
-            answer = await self._ask(self._redis.xread(asked, block=WAIT))
+            answer = await self._asker.ask(self._redis.xread(asked, block=WAIT))
             if joined != self._joined:
                 continue
             found: list[tuple[Id, Fields, str]] = []
@@ -369,18 +370,6 @@ class RedisBroker:
     def _tell_all(self, delivery: Delivery) -> None:
         for subscription in self._everybody():
             subscription.offer(delivery)
-
-    async def _ask(self, question: Awaitable[Any]) -> Any:
-        """Wait for Redis so that it can be broken off: the client swallows a cancellation while it connects."""
-        answer = asyncio.ensure_future(question)
-        self._asked.add(answer)
-        answer.add_done_callback(self._forget)
-        return await asyncio.shield(answer)
-
-    def _forget(self, answer: asyncio.Future[Any]) -> None:
-        self._asked.discard(answer)
-        if not answer.cancelled():
-            answer.exception()  # it is not an error that nobody waits any more
 
     def _everybody(self) -> set[Subscription]:
         return {subscription for readers in self._readers.values() for subscription in readers}

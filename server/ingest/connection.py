@@ -36,7 +36,7 @@ from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
 from server.models import Principal
-from server.pipeline.pipeline import INLINE_BYTES, Pipeline, Writer
+from server.pipeline.pipeline import INLINE_BYTES, Pipeline, Writer, taken
 from server.storage.alerts import AlertStore, to_alert
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,9 @@ class Connection:
                 self._fault = fault
                 self._frames.close()
 
+    def _lose_writer(self) -> None:
+        self._stop_reading(taken())
+
     def _stop_reading(self, fault: IngestError) -> None:
         self._fault = fault
         self._frames.close()
@@ -184,9 +187,11 @@ class Connection:
             raise IngestError("hello_first", f"nothing came for {seconds:g} s; the first frame is hello") from None
 
     async def _greet(self, hello: Hello, principal: Principal) -> None:
-        writer = await self._pipeline.register(checked(hello, principal))
+        greeting = checked(hello, principal)
         if self._writer is not None:
             self._pipeline.disconnect(self._writer)
+        writer = await self._pipeline.register(greeting)
+        writer.on_taken = self._lose_writer
         same_run = self._writer is not None and self._writer.registration.run_id == writer.registration.run_id
         self._writer = writer
         self._pipeline.connect(writer)

@@ -121,15 +121,18 @@ class RunFollower:
         self._labels: RunLabels | None = None
         self._heard_since: float | None = None
         self._saved_at = 0.0
+        self.is_resting = False
+        """Whether everything is read and saved, and nothing has come since."""
 
     def look(self, since: float) -> None:
         """Judge by the clock, though nothing was committed: the rules have changed, or silence is due. ``since``: what
         came before that Unix time nobody could have heard."""
         self._heard_since = since
-        self._awake.set()
+        self.wake()
 
     def wake(self) -> None:
         """Something was committed, or the run ended."""
+        self.is_resting = False
         self._awake.set()
 
     async def run(self) -> None:
@@ -173,9 +176,11 @@ class RunFollower:
         """True when there may be something to read; False when it has been quiet for long."""
         while True:
             unsaved = self._head is not None and self._head.position != (self._head.saved_position or 0)
+            self.is_resting = not unsaved and not self._awake.is_set()
             try:
                 async with asyncio.timeout(SAVE_EVERY if unsaved else self._idle_after):
                     await self._awake.wait()
+                    self.is_resting = False
             except TimeoutError:
                 if self._awake.is_set():
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 
 from client_sdk.protocol import Batch, Finish, Hello, Record
 from server.broker import Broker, Message
+from server.broker.leases import Leases
 from server.errors import (
     DatabaseError,
     IngestError,
@@ -17,6 +19,7 @@ from server.errors import (
     ProjectMismatchError,
     RunDeletedError,
     SequenceMovedError,
+    WriterTakenError,
 )
 from server.models import Event, RunState
 from server.pipeline.announcer import Announcer
@@ -38,6 +41,8 @@ DETECTOR_THREADS = 2
 MOVED_RETRIES = 3
 INLINE_BYTES = 32 * 1024
 """Commits of less are packed where they are: a fraction of a millisecond, less than the way to a thread and back."""
+LEASE = "follower:"
+ORPHANS_EVERY = 6  # beats of the leases between two looks for runs that nobody follows
 
 
 class Writer:
@@ -48,6 +53,8 @@ class Writer:
         self.last_seq = registration.last_seq
         self.sent_statistics = sent_statistics
         """Layout to the number of columns of its blocks on the wire."""
+        self.on_taken: Callable[[], None] = lambda: None
+        """Called when a later connection is this writer, on this server or another."""
 
 
 class Pipeline:
@@ -61,6 +68,7 @@ class Pipeline:
         monitors: MonitorStore,
         rules: RuleStore,
         broker: Broker,
+        leases: Leases,
         clock: Callable[[], float],
         announcements_per_second: float,
         stale_after: float,
@@ -75,6 +83,7 @@ class Pipeline:
         self._segments = segments
         self._monitors = monitors
         self._broker = broker
+        self._leases = leases
         self._clock = clock
         self._stale_after = stale_after
         self._heartbeat_every = heartbeat_every
@@ -83,9 +92,13 @@ class Pipeline:
         self._announcer = Announcer(fleet, broker, announcements_per_second)
         self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
         self._followers: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
+        self._elsewhere: dict[str, float] = {}
+        """Runs that another server follows, and the time until which it is not asked again whether it still does."""
         self._projects: dict[str, str] = {}
         self._connected: dict[Writer, None] = {}
         self._keeper: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._warden: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Follow what was committed and not read before the last stop, and keep the states of the runs."""
@@ -93,12 +106,16 @@ class Pipeline:
         for run_id in await self._runs.lagging():
             self._follow(run_id)
         self._keeper = asyncio.create_task(self._keep_states())
+        self._listener = asyncio.create_task(self._listen())
+        if self._leases.is_shared:
+            self._warden = asyncio.create_task(self._keep_leases())
 
     async def stop(self) -> None:
         """Save what the detectors have read. Nothing may be committed any more."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        for task in (self._keeper, self._listener, self._warden):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         followers = list(self._followers.values())
         for _, task in followers:
             task.cancel()
@@ -110,6 +127,7 @@ class Pipeline:
                 await follower.save_now()
             except DatabaseError as error:
                 logger.warning("the state of run %s is not saved (%s)", follower.run_id, error)
+            await self._leases.release(_lease_of(follower.run_id))
         await self._announcer.stop()
 
     async def register(self, hello: Hello) -> Writer:
@@ -123,6 +141,10 @@ class Pipeline:
         except RunDeletedError as error:
             raise IngestError("run_deleted", str(error)) from error
         self._projects[registration.run_id] = registration.project
+        if registration.epoch > 1:
+            # The database refuses what its earlier connection sends; that one may as well know.
+            body = {"type": "writer", "writer_id": registration.writer_id, "epoch": registration.epoch}
+            await self._broker.publish(Message(run_id=registration.run_id, project=registration.project, body=body))
         self._announcer.mark(registration.run_id)
         return Writer(registration, {layout.id: len(layout.statistics) for layout in hello.layouts})
 
@@ -137,7 +159,7 @@ class Pipeline:
         """Commit consecutive batches as one and return the last sequence that is durable: it may be acknowledged.
 
         What was committed before is left out, so a resend changes nothing. Raises `IngestError` (``sequence_gap`` where
-        records are missing in between) and `DatabaseError`.
+        records are missing in between, ``writer_taken`` where a later connection is this writer) and `DatabaseError`.
         """
         is_small = sum(map(_size, batches)) <= INLINE_BYTES
         for _ in range(MOVED_RETRIES):
@@ -153,6 +175,8 @@ class Pipeline:
                 # Another connection of this writer got there first: what it stored is left out, the rest is new.
                 writer.last_seq = moved.last_seq
                 continue
+            except WriterTakenError as error:
+                raise taken() from error
             except RunDeletedError as error:
                 raise IngestError("run_deleted", str(error)) from error
             writer.last_seq = commit.last_seq
@@ -170,7 +194,7 @@ class Pipeline:
             )
             await self._publish_events(run_id, commit.events)
             self._announcer.mark(run_id)
-            self._follow(run_id)
+            self._follow(run_id, rank=writer.registration.rank)
             return commit.last_seq
         raise IngestError("internal", "another connection of this writer is committing; try again", retryable=True)
 
@@ -188,10 +212,18 @@ class Pipeline:
                 retryable=True,
             )
         run_id = writer.registration.run_id
-        await self._runs.finish_writer(run_id, writer.registration.writer_id, RunState(message.state), self._clock())
+        known = writer.registration
+        try:
+            await self._runs.finish_writer(
+                run_id, known.writer_id, RunState(message.state), self._clock(), epoch=known.epoch
+            )
+        except WriterTakenError as error:
+            raise taken() from error
+        except RunDeletedError as error:
+            raise IngestError("run_deleted", str(error)) from error
         self.disconnect(writer)
         self._announcer.mark(run_id)
-        self._follow(run_id)
+        self._follow(run_id, rank=known.rank)
 
     async def settle(self, run_id: str) -> None:
         """Wait until the detectors have read all that is committed of a run, and have left it: soon, where the
@@ -220,11 +252,19 @@ class Pipeline:
                 if not task.done():
                     follower.look(self._rules.since)
 
-    def _follow(self, run_id: str) -> RunFollower:
+    def _follow(self, run_id: str, *, rank: int | None = None) -> RunFollower | None:
+        """Let the detectors read on. None where another server does that for this run.
+
+        ``rank``: of the writer here that has sent something. The detectors go by the lowest rank, so its server takes
+        them over; one that has only others leaves them where they are.
+        """
         held = self._followers.get(run_id)
         if held is not None and not held[1].done():
             held[0].wake()
             return held[0]
+        is_leading = rank == 0
+        if not is_leading and self._elsewhere.get(run_id, 0.0) > self._clock():
+            return None
 
         async def publish(alerts: Sequence[dict[str, Any]], events: Sequence[Event]) -> None:
             if alerts:
@@ -246,8 +286,53 @@ class Pipeline:
             clock=self._clock,
             idle_after=self._follower_idle,
         )
-        self._followers[run_id] = (follower, asyncio.create_task(follower.run()))
+        self._followers[run_id] = (follower, asyncio.create_task(self._run_follower(follower, is_leading)))
         return follower
+
+    async def _run_follower(self, follower: RunFollower, is_leading: bool) -> None:
+        """With a lease, so that no other server does the same."""
+        lease = _lease_of(follower.run_id)
+        if not await self._leases.take(lease, force=is_leading):
+            self._elsewhere[follower.run_id] = self._clock() + self._leases.seconds / 3
+            return
+        self._elsewhere.pop(follower.run_id, None)
+        await follower.run()
+        await self._leases.release(lease)
+
+    async def _keep_leases(self) -> None:
+        """Keep the leases of what is followed here, let go of runs that have moved, and take up what nobody follows."""
+        for beat in itertools.count():
+            await asyncio.sleep(self._leases.seconds / 3)
+            try:
+                here = {writer.registration.run_id for writer in self._connected}
+                active = {run_id for run_id, (_, task) in self._followers.items() if not task.done()}
+                resting = {run_id for run_id in active - here if self._followers[run_id][0].is_resting}
+                for run_id in await self._leases.keep([_lease_of(run_id) for run_id in active - resting]):
+                    await self._unfollow(run_id.removeprefix(LEASE))
+                for run_id in resting:
+                    await self._unfollow(run_id)
+                    await self._leases.release(_lease_of(run_id))
+                now = self._clock()
+                self._elsewhere = {run_id: until for run_id, until in self._elsewhere.items() if until > now}
+                if beat % ORPHANS_EVERY == 0:
+                    for run_id in await self._runs.lagging():
+                        self._follow(run_id)
+            except Exception as error:  # whatever it is, the next beat comes
+                expected = isinstance(error, DatabaseError)
+                logger.log(
+                    logging.WARNING if expected else logging.ERROR,
+                    "the leases are not kept (%s)",
+                    error,
+                    exc_info=None if expected else error,
+                    extra={"action": "leases_failed"},
+                )
+
+    async def _unfollow(self, run_id: str) -> None:
+        """Another server follows the run, or may. What is not saved it reads again."""
+        held = self._followers.pop(run_id, None)
+        if held is not None:
+            held[1].cancel()
+            await asyncio.gather(held[1], return_exceptions=True)
 
     async def _publish(self, run_id: str, body: dict[str, Any]) -> None:
         project = self._projects.get(run_id)
@@ -262,6 +347,19 @@ class Pipeline:
         for event in events:
             await self._publish(run_id, {"type": "event", "run_id": run_id, "event": event_json(event)})
 
+    async def _listen(self) -> None:
+        """Let go of connections that a later one has taken the place of, whichever server it came to."""
+        async with self._broker.subscribe(run_ids=None, project=None, types=frozenset({"writer"})) as subscription:
+            while True:
+                delivery = await subscription.get()
+                if delivery.type != "writer":
+                    continue
+                news = delivery.body()
+                for writer in list(self._connected):
+                    known = writer.registration
+                    if known.writer_id == news["writer_id"] and known.epoch < news["epoch"]:
+                        writer.on_taken()
+
     async def _keep_states(self) -> None:
         """Connected writers keep their runs alive; the others become stale. Rules that changed elsewhere are read, and
         silence is listened to."""
@@ -274,7 +372,9 @@ class Pipeline:
                     self._announcer.mark(run_id)
                 await self.rules_changed()
                 for run_id in await self._rules.look():
-                    self._follow(run_id).look(self._rules.since)
+                    follower = self._follow(run_id)
+                    if follower is not None:
+                        follower.look(self._rules.since)
             except Exception as error:  # whatever it is, the next beat comes
                 expected = isinstance(error, DatabaseError)
                 logger.log(
@@ -287,6 +387,15 @@ class Pipeline:
             for run_id, (_, task) in list(self._followers.items()):
                 if task.done():
                     del self._followers[run_id]
+
+
+def _lease_of(run_id: str) -> str:
+    return LEASE + run_id
+
+
+def taken() -> IngestError:
+    """What a connection is told whose writer a later one is."""
+    return IngestError("writer_taken", str(WriterTakenError()), retryable=True)
 
 
 def _new_records(batches: Sequence[Batch], last_seq: int) -> tuple[int, list[Record]]:

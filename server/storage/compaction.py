@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,19 +44,32 @@ logger = logging.getLogger(__name__)
 class Compactor:
     """Used from one task."""
 
-    def __init__(self, store: SpanStore, interval: float, span_entries: Callable[[int], int] = capacity) -> None:
+    def __init__(
+        self,
+        store: SpanStore,
+        interval: float,
+        span_entries: Callable[[int], int] = capacity,
+        *,
+        is_ours: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         """``interval``: seconds between two looks for something to do. ``span_entries``: layers of a run to the records
-        that fill a span of level 0."""
+        that fill a span of level 0. ``is_ours``: whether `run` shall do it now, or another server does; None: always.
+        """
         self._store = store
         self._interval = interval
         self._span_entries = span_entries
         self._given_up: dict[tuple[int, int], int] = {}
         """(writer, attempt) of streams with damage, left alone until more repairs of the run were made than these."""
+        self._is_ours = is_ours
 
     async def run(self) -> None:
         """Until cancelled. Outages of the database are waited for."""
         caught_up = False
         while True:
+            if self._is_ours is not None and not await self._is_ours():
+                caught_up = False  # the other may end in the middle of something
+                await asyncio.sleep(self._interval)
+                continue
             try:
                 if not caught_up:
                     await self._catch_up()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,15 @@ _DRIVERS = {
 # or stops, failures of the system (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _PASSING_CLASSES = frozenset({"08", "40", "53", "57", "58"})
 
+_IDLE_TOO_LONG = "25P03"
+
 _CORRUPT = ("file is not a database", "malformed", "unsupported file format")
 
+IDLE_TIMEOUT = 5_000
+"""Milliseconds that a transaction may wait for its own server. One that hangs would keep the rows locked that a writer
+needs which has moved to another server; Postgres lets go of them and refuses the rest."""
 BUSY_TIMEOUT = 30_000  # milliseconds that a writer of another process is waited for
+LOCKED_RETRY = 0.005  # seconds
 
 
 class Database:
@@ -121,6 +128,8 @@ def _is_passing(error: Exception) -> bool:
     if not isinstance(error, exc.DBAPIError):
         return False
     state = getattr(error.orig, "sqlstate", None)
+    if state == _IDLE_TOO_LONG:
+        return True
     return error.connection_invalidated or (isinstance(state, str) and state[:2] in _PASSING_CLASSES)
 
 
@@ -145,6 +154,8 @@ def _encode_json(value: Any) -> str:
 def _make_engine(url: URL, is_sqlite: bool) -> AsyncEngine:
     options: dict[str, Any] = {"json_serializer": _encode_json, "json_deserializer": msgspec.json.decode}
     if not is_sqlite:
+        settings = {"idle_in_transaction_session_timeout": str(IDLE_TIMEOUT), "application_name": "spikewatch"}
+        options["connect_args"] = {"server_settings": settings}
         return create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=10, pool_pre_ping=True, **options)
     if url.database in (None, "", ":memory:"):
         raise ConfigurationError("a database in memory would forget acknowledged data; name a file")
@@ -173,8 +184,23 @@ def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
         "temp_store = MEMORY",
         "journal_size_limit = 67108864",
     ):
-        cursor.execute(f"PRAGMA {pragma}")
+        _execute_patiently(cursor, f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _execute_patiently(cursor: Any, statement: str) -> None:
+    """Programs that open a new file at once may lock each other out of making it a WAL, which SQLite says without
+    having waited (https://www.sqlite.org/wal.html#sometimes_queries_return_sqlite_busy_in_wal_mode)."""
+    deadline = time.monotonic() + BUSY_TIMEOUT / 1000
+    while True:
+        try:
+            cursor.execute(statement)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(LOCKED_RETRY)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from alembic import command
@@ -10,7 +12,7 @@ from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
-from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 import migrations
 from server.errors import DatabaseAheadError
@@ -30,18 +32,30 @@ async def upgrade(database: Database, revision: str = "head") -> None:
     """Apply what is missing. Raises `DatabaseAheadError` when the database has a revision unknown to this program."""
     await check_not_ahead(database)
     config = alembic_config()
-    async with database.write() as connection:
-        if not database.is_sqlite:
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-        await connection.run_sync(_run, config, revision)
+    async with _alone(database) as connection:
+        config.attributes["connection"] = connection.sync_connection
+        await connection.run_sync(lambda _: command.upgrade(config, revision))
 
 
 async def downgrade(database: Database, revision: str) -> None:
-    """Take back revisions down to ``revision`` ("base" for all)."""
+    """Take back revisions down to ``revision`` ("base" for all), or none.
+
+    Raises `DatabaseAheadError` as `upgrade` does, and `DatabaseError` where an older schema cannot hold what is stored.
+    """
+    await check_not_ahead(database)
     config = alembic_config()
-    async with database.write() as connection:
+    async with _alone(database) as connection:
         config.attributes["connection"] = connection.sync_connection
         await connection.run_sync(lambda _: command.downgrade(config, revision))
+
+
+@contextlib.asynccontextmanager
+async def _alone(database: Database) -> AsyncIterator[AsyncConnection]:
+    """One transaction, while every other program that migrates waits. On SQLite any that writes does."""
+    async with database.write() as connection:
+        if not database.is_sqlite:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        yield connection
 
 
 async def check_not_ahead(database: Database) -> None:
@@ -64,8 +78,3 @@ async def is_current(database: Database) -> bool:
         heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
     scripts = await asyncio.to_thread(ScriptDirectory.from_config, alembic_config())
     return set(heads) == set(scripts.get_heads())
-
-
-def _run(connection: Connection, config: AlembicConfig, revision: str) -> None:
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)

@@ -4,6 +4,10 @@ Of the writers of a rank at most one is running: the one that said hello last. A
 is stale; so is one that has not been heard of for long, and that one comes back with its next record. One that has
 ended stays ended when a late echo of it arrives, a frame that a network held back, while another has its place.
 Transactions lock rows of `writers` before those of `runs`.
+
+Each hello gives its connection the next *epoch* of the writer, and what an earlier one still sends is refused in the
+transaction that would store it: of several connections that say they are one writer, on whatever servers, the last
+alone can add to it, however late the others are.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Hello, Layout
-from server.errors import ProjectMismatchError, RunDeletedError
+from server.errors import ProjectMismatchError, RunDeletedError, WriterTakenError
 from server.models import AlertState, RunState
 from server.schema import alerts, layouts, monitors, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
@@ -32,6 +36,7 @@ class Registration:
     writer_id: int
     rank: int
     last_seq: int
+    epoch: int
     layouts: Mapping[int, Layout]
 
 
@@ -104,15 +109,25 @@ class RunStore:
             writer_id=place.writer_id,
             rank=hello.rank,
             last_seq=place.last_seq,
+            epoch=place.epoch,
             layouts=known,
         )
 
-    async def finish_writer(self, run_id: str, writer_id: int, state: RunState, now: float) -> RunState:
+    async def finish_writer(
+        self, run_id: str, writer_id: int, state: RunState, now: float, *, epoch: int | None = None
+    ) -> RunState:
         """Note that a writer is done; the run is done when no writer is running.
 
-        It has crashed when a rank has whose last writer, the one heard of last, did. Returns the run's state.
+        It has crashed when a rank has whose last writer, the one heard of last, did. ``epoch``: of the connection that
+        says so; None for no connection. Returns the run's state. Raises `WriterTakenError` and `RunDeletedError`.
         """
         async with self._database.write() as connection:
+            found = await connection.execute(select(writers.c.epoch).where(writers.c.id == writer_id).with_for_update())
+            current = found.scalar_one_or_none()
+            if current is None:
+                raise RunDeletedError(run_id)
+            if epoch is not None and current != epoch:
+                raise WriterTakenError
             await connection.execute(
                 update(writers).where(writers.c.id == writer_id).values(state=state, last_seen_at=now)
             )
@@ -141,20 +156,28 @@ class RunStore:
         if not writer_ids:
             return
         async with self._database.write() as connection:
+            # Locked in the order of their ids: other servers beat for other ranks of the same runs.
             running = and_(writers.c.id.in_(writer_ids), writers.c.state == RunState.RUNNING)
-            await connection.execute(update(writers).where(running).values(last_seen_at=now))
-            alive = select(writers.c.run_id).where(running)
-            await connection.execute(
-                update(runs).where(runs.c.id.in_(alive), runs.c.state == RunState.RUNNING).values(last_seen_at=now)
-            )
+            query = select(writers.c.id, writers.c.run_id).where(running).order_by(writers.c.id).with_for_update()
+            found = (await connection.execute(query)).all()
+            ids = [row.id for row in found]
+            await connection.execute(update(writers).where(writers.c.id.in_(ids)).values(last_seen_at=now))
+            alive = and_(runs.c.id.in_({row.run_id for row in found}), runs.c.state == RunState.RUNNING)
+            await connection.execute(select(runs.c.id).where(alive).order_by(runs.c.id).with_for_update())
+            await connection.execute(update(runs).where(alive).values(last_seen_at=now))
 
     async def mark_stale(self, before: float) -> list[str]:
         """Runs that were running and have not been heard of since ``before`` become stale; returns them."""
         silent = and_(runs.c.state == RunState.RUNNING, runs.c.last_seen_at < before)
         async with self._database.read() as connection:
-            if (await connection.execute(select(runs.c.id).where(silent).limit(1))).first() is None:
-                return []
+            suspects = list((await connection.execute(select(runs.c.id).where(silent))).scalars())
+        if not suspects:
+            return []
         async with self._database.write() as connection:
+            theirs = select(writers.c.id).where(writers.c.run_id.in_(suspects))
+            await connection.execute(theirs.order_by(writers.c.id).with_for_update())
+            silent = and_(silent, runs.c.id.in_(suspects))
+            await connection.execute(select(runs.c.id).where(silent).order_by(runs.c.id).with_for_update())
             found = await connection.execute(
                 update(runs).where(silent).values(state=RunState.STALE).returning(runs.c.id)
             )
@@ -262,6 +285,7 @@ class _Place:
 
     writer_id: int
     last_seq: int
+    epoch: int
     is_new: bool
     is_echo: bool = False
     """The hello is a late one of a writer that has ended and whose place is taken."""
@@ -274,6 +298,7 @@ async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hell
             writer=hello.writer,
             rank=hello.rank,
             last_seq=0,
+            epoch=0,
             state=RunState.RUNNING,
             sdk=hello.sdk,
             started_at=hello.started_at,
@@ -283,24 +308,28 @@ async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hell
     same = and_(writers.c.run_id == run_id, writers.c.writer == hello.writer)
     row = (
         await connection.execute(
-            select(writers.c.id, writers.c.rank, writers.c.last_seq, writers.c.state, writers.c.last_seen_at)
+            select(
+                *(writers.c[name] for name in ("id", "rank", "last_seq", "epoch", "state", "last_seen_at")),
+            )
             .where(same)
             .with_for_update()
         )
     ).one()
+    epoch = row.epoch + 1
     others = and_(writers.c.run_id == run_id, writers.c.rank == row.rank, writers.c.id != row.id)
     if row.state in {RunState.FINISHED, RunState.CRASHED}:
         later = select(writers.c.id).where(others, writers.c.last_seen_at > row.last_seen_at).limit(1)
         if (await connection.execute(later)).first() is not None:
-            return _Place(writer_id=row.id, last_seq=row.last_seq, is_new=False, is_echo=True)
+            await connection.execute(update(writers).where(same).values(epoch=epoch))
+            return _Place(writer_id=row.id, last_seq=row.last_seq, epoch=epoch, is_new=False, is_echo=True)
     await connection.execute(
-        update(writers).where(same).values(state=RunState.RUNNING, last_seen_at=now, sdk=hello.sdk)
+        update(writers).where(same).values(state=RunState.RUNNING, last_seen_at=now, sdk=hello.sdk, epoch=epoch)
     )
     # A rank that was restarted goes on with a new writer; the old one will never say that it is done.
     await connection.execute(
         update(writers).where(others, writers.c.state == RunState.RUNNING).values(state=RunState.STALE)
     )
-    return _Place(writer_id=row.id, last_seq=row.last_seq, is_new=inserted.rowcount == 1)
+    return _Place(writer_id=row.id, last_seq=row.last_seq, epoch=epoch, is_new=inserted.rowcount == 1)
 
 
 async def _refresh_run(connection: AsyncConnection, run_id: str) -> None:

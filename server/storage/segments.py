@@ -14,7 +14,7 @@ from zlib import crc32
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.errors import RunDeletedError, SequenceMovedError
+from server.errors import RunDeletedError, SequenceMovedError, WriterTakenError
 from server.models import Event, RunState
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
@@ -91,17 +91,21 @@ class SegmentStore:
     ) -> Commit:
         """Store consecutive drafts that begin at ``expected_seq`` + 1.
 
-        Raises `SequenceMovedError` when the writer's last sequence is another one, `RunDeletedError`, and
-        `DatabaseError`; nothing is stored then.
+        Raises `WriterTakenError` when a later connection is this writer, `SequenceMovedError` when the writer's last
+        sequence is another one, `RunDeletedError`, and `DatabaseError`; nothing is stored then.
         """
         cost = sum(len(draft.payload) for draft in drafts)
         async with self._database.write(writer.run_id, cost) as connection:
             found = await connection.execute(
-                select(writers.c.last_seq, writers.c.state).where(writers.c.id == writer.writer_id).with_for_update()
+                select(writers.c.last_seq, writers.c.epoch, writers.c.state)
+                .where(writers.c.id == writer.writer_id)
+                .with_for_update()
             )
             row = found.one_or_none()
             if row is None:
                 raise RunDeletedError(writer.run_id)
+            if row.epoch != writer.epoch:
+                raise WriterTakenError
             if row.last_seq != expected_seq:
                 raise SequenceMovedError(row.last_seq)
             alive: dict[str, Any] = {}

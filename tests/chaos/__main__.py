@@ -1,7 +1,7 @@
 """``python -m tests.chaos``: the whole campaign, its table, and exit code 1 where a promise was broken.
 
-Against `spikewatch up` on SQLite, or against `spikewatch serve` on a real Postgres (``--database postgres``). Traffic
-stays on the loopback interface; every process is ended by its id.
+Against `spikewatch up` on SQLite, or against two `spikewatch serve` on a real Postgres and Redis (``--database
+postgres``). Traffic stays on the loopback interface; every process is ended by its id.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tests.chaos.campaign import Campaign
 from tests.chaos.clock import JumpingClock
 from tests.chaos.proxy import ChaosProxy
 from tests.chaos.report import judge, table
-from tests.chaos.schedule import KINDS, schedule
+from tests.chaos.schedule import KINDS, OF_SEVERAL_SERVERS, schedule
 from tests.chaos.services import Supervised
 from tests.chaos.training import Training
 from tests.chaos.verify import in_api, in_database, should_be_shown, shown
 from tests.support.embedded import COMMAND
 from tests.support.postgres import Postgres
+from tests.support.redis import Redis
 
 TOKEN = "sw_chaos_" + "x" * 32
-NO_REDIS = "Redis: not part of this campaign, as the server does not use one yet"
 
 
 def main() -> int:
@@ -58,13 +58,13 @@ def main() -> int:
 
 def _campaign(options: argparse.Namespace, directory: Path) -> int:
     chance = random.Random(options.seed)
-    kinds = [kind for kind in KINDS if kind != "kill -9 postgres" or options.database == "postgres"]
+    kinds = [kind for kind in KINDS if kind not in OF_SEVERAL_SERVERS or options.database == "postgres"]
     faults = schedule(options.seed, options.faults, kinds)
-    port = _free_port()
+    ports = [_free_port() for _ in range(2 if options.database == "postgres" else 1)]
     clock = JumpingClock(directory / "clock")
-    with _database(options.database, directory) as (postgres, url):
-        server = _server(postgres, url, port, directory)
-        with ChaosProxy(port, chance) as proxy:
+    with _database(options.database, directory) as (postgres, redis, url):
+        servers = [_server(postgres, redis, url, port, directory) for port in ports]
+        with ChaosProxy(ports, chance) as proxy:
             environment = os.environ | {
                 "SPIKEWATCH_URL": f"http://127.0.0.1:{proxy.port}",
                 "SPIKEWATCH_TOKEN": TOKEN,
@@ -75,24 +75,27 @@ def _campaign(options: argparse.Namespace, directory: Path) -> int:
             )
             campaign = Campaign(
                 training=training,
-                server=server,
+                servers=servers,
                 postgres=postgres,
+                redis=redis,
                 proxy=proxy,
                 clock=clock,
                 tell=_silence if options.quiet else _say,
             )
             try:
-                server.start()
+                for server in servers:
+                    server.start()
                 campaign.run(faults, options.steps, chance)
-                is_delivered = training.deliver_the_rest(directory / "spool", f"http://127.0.0.1:{port}")
-                with _api(port) as api:
+                is_delivered = training.deliver_the_rest(directory / "spool", f"http://127.0.0.1:{ports[0]}")
+                with _api(ports[-1]) as api:
                     exported = in_api(api, training.run_id)
                     last = max(entry.step for entry in training.entries)
                     page = shown(api, training.run_id, last)
                     run = api.get(f"/runs/{training.run_id}").json()
             finally:
                 training.end()
-                server.stop()
+                for server in servers:
+                    server.stop()
                 clock.close()
         stored = asyncio.run(in_database(url, training.run_id))
     truth = should_be_shown(training.entries, training.starts)
@@ -106,7 +109,8 @@ def _campaign(options: argparse.Namespace, directory: Path) -> int:
     )
     print(
         f"chaos on {options.database}, seed {options.seed}: {len(training.entries):,} steps in "
-        f"{len(training.starts)} starts of the trainer, {server.starts} of the server"
+        f"{len(training.starts)} starts of the trainer, {sum(server.starts for server in servers)} of "
+        f"{'two servers' if len(servers) == 2 else 'the server'}"
     )
     print(table(training.entries, campaign.strikes, campaign.missed, verdict))
     for name, found in (
@@ -119,7 +123,7 @@ def _campaign(options: argparse.Namespace, directory: Path) -> int:
     ):
         examples = "" if not found else f", for example {sorted(found)[:5]}"
         print(f"steps {name}: {len(found)}{examples}")
-    print(f"dropped, says the SDK: {training.dropped}; state of the run: {run['state']}; {NO_REDIS}")
+    print(f"dropped, says the SDK: {training.dropped}; state of the run: {run['state']}")
     kept = verdict.is_kept and is_delivered and training.dropped == 0 and run["state"] == "finished"
     kept = kept and not campaign.missed
     print("every step exactly once, bit for bit" if kept else "BROKEN")
@@ -127,27 +131,28 @@ def _campaign(options: argparse.Namespace, directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def _database(kind: str, directory: Path) -> Iterator[tuple[Postgres | None, str]]:
+def _database(kind: str, directory: Path) -> Iterator[tuple[Postgres | None, Redis | None, str]]:
     if kind == "sqlite":
-        yield None, f"sqlite:///{directory / 'data' / 'spikewatch.sqlite3'}"
+        yield None, None, f"sqlite:///{directory / 'data' / 'spikewatch.sqlite3'}"
         return
-    postgres = Postgres()
+    postgres, redis = Postgres(), Redis()
     try:
-        yield postgres, postgres.create_database()
+        yield postgres, redis, postgres.create_database()
     finally:
+        redis.stop()
         postgres.stop()
 
 
-def _server(postgres: Postgres | None, url: str, port: int, directory: Path) -> Supervised:
+def _server(postgres: Postgres | None, redis: Redis | None, url: str, port: int, directory: Path) -> Supervised:
     environment = os.environ | {
         "SPIKEWATCH_HOME": str(directory),
         "SPIKEWATCH_PORT": str(port),
         "SPIKEWATCH_ADMIN_TOKEN": TOKEN,
     }
-    log = directory / "server.log"
-    if postgres is None:
+    log = directory / f"server-{port}.log"
+    if postgres is None or redis is None:
         return Supervised([*COMMAND, "up", "--data", str(directory / "data")], environment, log)
-    environment |= {"SPIKEWATCH_DATABASE_URL": url}
+    environment |= {"SPIKEWATCH_DATABASE_URL": url, "SPIKEWATCH_REDIS_URL": redis.url}
     subprocess.run([*COMMAND, "migrate"], env=environment, check=True, stdout=subprocess.DEVNULL, timeout=120)
     return Supervised([*COMMAND, "serve"], environment, log)
 

@@ -1,4 +1,4 @@
-"""One campaign: a training, a server, a database and a schedule of faults that strike them."""
+"""One campaign: a training, one server or two, a database, perhaps a Redis, and the faults that strike them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from tests.chaos.schedule import Fault, Kind
 from tests.chaos.services import Supervised
 from tests.chaos.training import UNLIMITED, Training
 from tests.support.postgres import Postgres
+from tests.support.redis import Redis
 
 STRIKE_TIMEOUT = 60.0  # seconds in which a frame must come that an order can harm
 ROLLBACK = 300  # steps that a restarted training goes back at most
 DISK_FULL_STEPS = 100
 DISK_MARGIN = 1.0  # seconds
 DISK_LEFT = 60_000  # bytes that a file may still have when the disk is nearly full
+HANG = 4.0  # seconds, about
 JUMPS = (-86_400.0, -3_600.0, -1.5, 0.7, 3_600.0, 1_000_000.0)  # seconds
 
 HARMS: dict[Kind, Harm] = {
@@ -45,8 +47,9 @@ class Campaign:
         self,
         *,
         training: Training,
-        server: Supervised,
+        servers: Sequence[Supervised],
         postgres: Postgres | None,
+        redis: Redis | None,
         proxy: ChaosProxy,
         clock: JumpingClock,
         tell: Callable[[str], None],
@@ -55,12 +58,14 @@ class Campaign:
         self.missed: list[Fault] = []
         """Faults for which no frame came in time."""
         self._training = training
-        self._server = server
+        self._servers = servers
         self._postgres = postgres
+        self._redis = redis
         self._proxy = proxy
         self._clock = clock
         self._tell = tell
-        self._database_returns: threading.Thread | None = None
+        self._returns: list[threading.Thread] = []
+        """Of services that are away."""
         self._disk_is_used_at = 0.0  # monotonic; until then a trainer keeps in memory what its disk did not take
 
     def run(self, faults: Sequence[Fault], steps: int, chance: random.Random) -> None:
@@ -80,8 +85,7 @@ class Campaign:
             else:
                 self.missed.append(fault)
         training.wait_for_entries(steps)
-        self._await_database()
-        self._server.wait_up()
+        self._await_services()
         self._clock.set_right()
         training.finish()
 
@@ -91,9 +95,15 @@ class Campaign:
             case "kill -9 trainer":
                 self._kill_trainer(fault.amount)
             case "kill -9 server":
-                self._server.kill(fault.amount)
+                self._one_of(self._servers, fault.amount).kill(fault.amount)
             case "kill -9 postgres":
-                self._kill_database(fault.amount)
+                assert self._postgres is not None
+                self._postgres_is_killed(self._postgres, fault.amount)
+            case "kill -9 redis":
+                assert self._redis is not None
+                self._redis_is_killed(self._redis, fault.amount)
+            case "server hangs":
+                self._hang(self._one_of(self._servers, fault.amount), fault.amount)
             case "disk full":
                 self._fill_disk(fault.amount)
             case "clock jump":
@@ -113,22 +123,44 @@ class Campaign:
         training.start(max(0, training.next_step - back))
         training.wait_for_entries(len(training.entries) + 1)
 
-    def _kill_database(self, amount: float) -> None:
-        assert self._postgres is not None
-        self._await_database()
-        postgres = self._postgres
+    def _postgres_is_killed(self, postgres: Postgres, amount: float) -> None:
+        self._await_returns()
         postgres.kill()
+        self._after(amount, postgres.start_again)
 
-        def come_back() -> None:
-            time.sleep(amount)
-            postgres.start_again()
+    def _redis_is_killed(self, redis: Redis, amount: float) -> None:
+        """With it go its streams and leases: it keeps nothing on a disk."""
+        self._await_returns()
+        redis.kill()
+        self._after(2 * amount, redis.start_again)
 
-        self._database_returns = threading.Thread(target=come_back, name="postgres")
-        self._database_returns.start()
+    def _hang(self, server: Supervised, amount: float) -> None:
+        """The server stops in the middle of whatever it does, and goes on when the training has moved to the other."""
+        self._await_returns()
+        server.pause()
+        self._proxy.cut_all()
+        self._after(HANG * (0.2 + amount), server.go_on)
 
-    def _await_database(self) -> None:
-        if self._database_returns is not None:
-            self._database_returns.join()
+    def _one_of(self, servers: Sequence[Supervised], amount: float) -> Supervised:
+        return servers[int(amount * 1_000) % len(servers)]
+
+    def _after(self, seconds: float, come_back: Callable[[], None]) -> None:
+        def wait() -> None:
+            time.sleep(seconds)
+            come_back()
+
+        thread = threading.Thread(target=wait, name="return")
+        self._returns.append(thread)
+        thread.start()
+
+    def _await_returns(self) -> None:
+        while self._returns:
+            self._returns.pop().join()
+
+    def _await_services(self) -> None:
+        self._await_returns()
+        for server in self._servers:
+            server.wait_up()
 
     def _fill_disk(self, amount: float) -> None:
         """What is logged meanwhile is in memory alone, as the SDK warns: no trainer is killed before the server has it
@@ -138,8 +170,7 @@ class Campaign:
         training.wait_for_entries(len(training.entries) + DISK_FULL_STEPS)
         training.limit_files(UNLIMITED)
         self._disk_is_used_at = time.monotonic() + DISK_RETRY + DISK_MARGIN
-        self._await_database()
-        self._server.wait_up()
+        self._await_services()
         training.wait_for_acknowledgement()
 
     def _harm(self, harm: Harm, amount: float) -> bool:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
@@ -35,9 +37,10 @@ class Order:
 class ChaosProxy:
     """Use as a context manager. `order` may be called from any thread."""
 
-    def __init__(self, target: int, random: random.Random) -> None:
-        """``target``: a port on the loopback interface."""
-        self._target = target
+    def __init__(self, targets: Sequence[int], random: random.Random) -> None:
+        """``targets``: ports on the loopback interface. A connection goes to the next one that takes it."""
+        self._targets = itertools.cycle(targets)
+        self._count = len(targets)
         self._random = random
         self._orders: deque[Order] = deque()
         self._loop = asyncio.new_event_loop()
@@ -53,6 +56,10 @@ class ChaosProxy:
         """Forget an order that no frame has come for."""
         with contextlib.suppress(ValueError):
             self._orders.remove(order)
+
+    def cut_all(self) -> None:
+        """Reset every connection. Those that come afterwards pass."""
+        self._loop.call_soon_threadsafe(lambda: [link.cancel() for link in self._links])
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -92,10 +99,12 @@ class ChaosProxy:
             writer.transport.abort()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            from_server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            return  # the server is down: the client sees its connection end
+        for _ in range(self._count):
+            with contextlib.suppress(OSError):
+                from_server, to_server = await asyncio.open_connection("127.0.0.1", next(self._targets))
+                break
+        else:
+            return  # the servers are down: the client sees its connection end
         link = _Link(reader=reader, writer=writer, from_server=from_server, to_server=to_server)
         ways = [asyncio.create_task(self._forth(link)), asyncio.create_task(_back(link))]
         try:

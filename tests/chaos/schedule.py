@@ -11,6 +11,8 @@ Kind = Literal[
     "kill -9 trainer",
     "kill -9 server",
     "kill -9 postgres",
+    "kill -9 redis",
+    "server hangs",
     "cut in mid-frame",
     "answers cut off",
     "delayed frame",
@@ -19,11 +21,15 @@ Kind = Literal[
     "clock jump",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+OF_SEVERAL_SERVERS: frozenset[Kind] = frozenset({"kill -9 postgres", "kill -9 redis", "server hangs"})
+"""Those that need a database and a Redis apart from the server, and a second server."""
 
 SHARES: dict[Kind, int] = {
     "kill -9 trainer": 16,
     "kill -9 server": 12,
     "kill -9 postgres": 10,
+    "kill -9 redis": 8,
+    "server hangs": 6,
     "cut in mid-frame": 20,
     "answers cut off": 10,
     "delayed frame": 12,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 import time
@@ -45,11 +46,23 @@ class Supervised:
         self._delay = delay
         self._process.kill()
 
+    def pause(self) -> None:
+        """SIGSTOP, once it is up: it answers nothing, and forgets nothing."""
+        self.wait_up()
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """After `pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """SIGTERM, and no new start."""
         self._stopping = True
         process = self._process
         if process is not None:
+            process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
                 process.wait(STOP_TIMEOUT)

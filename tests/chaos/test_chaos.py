@@ -1,4 +1,4 @@
-"""Delivery under faults, in short; `make chaos` runs 110 of them over 20,000 steps, on SQLite and on Postgres."""
+"""Delivery under faults, in short; `make chaos` runs 110 over 20,000 steps, on SQLite and on Postgres and Redis."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ FAULTS = 16
 
 
 @pytest.mark.timeout(300)
-def test_every_step_that_log_returned_from_is_there_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_every_step_that_log_returned_from_is_there_once(tmp_path: Path, database: str) -> None:
     command = [sys.executable, "-m", "tests.chaos", "--steps", str(STEPS), "--faults", str(FAULTS), "--seed", "7"]
-    done = subprocess.run([*command, "--keep", str(tmp_path)], capture_output=True, text=True, timeout=280, check=False)
+    command += ["--database", database, "--keep", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every step exactly once, bit for bit" in done.stdout
 

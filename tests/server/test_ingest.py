@@ -92,17 +92,21 @@ def test_a_resend_changes_nothing(server: RunningServer, writer: Writer) -> None
     assert losses(server) == [float(step) for step in range(6)]
 
 
-def test_a_new_connection_goes_on_where_the_old_one_was(server: RunningServer, writer: Writer) -> None:
+def test_of_connections_that_are_one_writer_the_last_goes_on_and_the_others_are_told(
+    server: RunningServer, writer: Writer
+) -> None:
     writer.hello()
-    writer.commit(record(0), record(1))
+    writer.commit(record(0, 0.0), record(1, 1.0))
     with server.connect("/ingest") as socket:
-        again = Writer(socket)
-        assert again.hello().last_seq == 2
-        again.commit(record(2))
-        # The first connection does not know of it; what it sends again is left out.
-        writer.send(record(2), record(3), first_seq=3)
-        assert writer.expect(Ack).seq == 4
-    assert len(losses(server)) == 4
+        later = Writer(socket)
+        assert later.hello().last_seq == 2
+        error, code = closing(writer)
+        assert (error.code, error.retryable, code) == ("writer_taken", True, 4400)
+        assert "two processes" in error.message
+        later.commit(record(2, 2.0))
+        later.hello(layouts=(LAYOUT, msgspec.structs.replace(LAYOUT, id=1)))  # it does not take itself for another
+        later.commit(record(3, 3.0, block=[[1.0, 2.0], [3.0, 4.0]], layout=1))
+    assert losses(server) == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_gap_is_refused_and_may_be_tried_again(writer: Writer) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import threading
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 
-from server.errors import DatabaseAheadError, DatabaseCorruptError, DatabaseUnavailableError
+from server.errors import DatabaseAheadError, DatabaseCorruptError, DatabaseError, DatabaseUnavailableError
+from server.models import RunState
 from server.schema import metadata
 from server.storage import migrate
 from server.storage.database import Database
+from tests.server.storage.conftest import Stores
+from tests.support.writer import histogram, record
 
 
 def _differences(connection: Connection) -> list[object]:
@@ -51,6 +58,84 @@ async def test_a_newer_schema_is_refused(database: Database) -> None:
         await connection.execute(text("UPDATE alembic_version SET version_num = 'future'"))
     with pytest.raises(DatabaseAheadError, match="newer spikewatch"):
         await migrate.upgrade(database)
+    with pytest.raises(DatabaseAheadError, match="newer spikewatch"):
+        await migrate.downgrade(database, "base")
+
+
+def test_servers_that_start_together_migrate_once(database_url: str) -> None:
+    together = threading.Barrier(6)
+    failures: list[BaseException] = []
+
+    async def start() -> None:
+        database = Database(database_url)
+        try:
+            await migrate.upgrade(database)
+            assert await migrate.is_current(database)
+        finally:
+            await database.close()
+
+    def run() -> None:
+        together.wait(20)
+        try:
+            asyncio.run(start())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
+async def _rows(database: Database) -> dict[str, int]:
+    """Of the tables that every schema has."""
+    async with database.read() as connection:
+        return {
+            name: (await connection.execute(text(f"SELECT count(*) FROM {name}"))).scalar_one()
+            for name in ("runs", "writers", "layouts", "segments", "attempts", "scalars", "histograms")
+        }
+
+
+async def test_every_migration_goes_down_and_up_again_with_data_in_it(database: Database) -> None:
+    stores = Stores.over(database)
+    shapes = (histogram("ratio", [[1] * 64, [2] * 64]),)
+    records = [record(step, float(step), block=[[1.0, 2.0], [3.0, 4.0]], histograms=shapes) for step in range(20)]
+    await stores.commit(await stores.register(), 0, records)
+    before = await _rows(database)
+    assert min(before.values()) > 0
+    history = [script.revision for script in ScriptDirectory.from_config(migrate.alembic_config()).walk_revisions()]
+    for newer, older in itertools.pairwise(history):
+        for _ in range(2):
+            await migrate.downgrade(database, older)
+            assert await _rows(database) == before, f"{newer} to {older}"
+            await migrate.upgrade(database, newer)
+            assert await _rows(database) == before, f"{older} to {newer}"
+        await migrate.downgrade(database, older)
+    await migrate.upgrade(database)
+    found = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=100)
+    assert found.series["loss"].last[0].tolist() == [float(step) for step in range(20)]
+    writer = await stores.register()
+    assert (writer.last_seq, writer.epoch) == (20, 1), "hellos of before they were counted do not count"
+
+
+async def test_a_schema_that_cannot_hold_what_is_stored_is_refused_and_nothing_changes(database: Database) -> None:
+    stores = Stores.over(database)
+    writer = await stores.register()
+    await stores.commit(writer, 0, [record(step) for step in range(20)])
+    await stores.runs.finish_writer("run", writer.writer_id, RunState.FINISHED, 1_001.0)
+    async with database.write() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO spans (run_id, writer_id, rank, attempt, level, width, first_seq, last_seq, first_step, "
+                "last_step, entries, steps) VALUES ('run', :writer, 0, 0, 0, 1, 1, 20, 0, 19, 20, :steps)"
+            ),
+            {"writer": writer.writer_id, "steps": b""},
+        )
+    with pytest.raises(DatabaseError, match="restore a backup"):
+        await migrate.downgrade(database, "0001")
+    assert await migrate.is_current(database)
 
 
 async def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path) -> None:

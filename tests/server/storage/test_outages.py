@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import exc, text
+from sqlalchemy import exc, select, text, update
 
 from server.errors import DatabaseUnavailableError
+from server.schema import writers
+from server.storage import database as database_module
+from server.storage import migrate
 from server.storage.database import Database
+from tests.server.storage.conftest import Stores
+from tests.support.postgres import Postgres
 
 PASSING = {
     "starting up": "57P03",
@@ -34,3 +39,27 @@ async def test_what_passes_is_an_outage(database: Database, name: str) -> None:
 async def test_a_mistake_in_a_statement_stays_one(database: Database) -> None:
     with pytest.raises(exc.DBAPIError):
         await _raise(database, "22012")
+
+
+async def test_a_server_that_hangs_in_a_transaction_holds_up_the_others_for_a_while_only(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "IDLE_TIMEOUT", 200)
+    url = postgres.create_database()
+    hung, alive = Database(url), Database(url)
+    await migrate.upgrade(alive)
+    before = await Stores.over(hung).register()
+
+    async def hang() -> None:
+        async with hung.write() as connection:
+            locked = select(writers.c.last_seq).where(writers.c.id == before.writer_id).with_for_update()
+            await connection.execute(locked)
+            after = await Stores.over(alive).register()  # waits for the row, until Postgres lets go of it
+            assert after.epoch == before.epoch + 1
+            await connection.execute(update(writers).values(last_seq=99))
+
+    with pytest.raises(DatabaseUnavailableError):
+        await hang()
+    assert (await Stores.over(alive).register()).last_seq == 0
+    for database in (hung, alive):
+        await database.close()

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from sqlalchemy import select
 
-from server.errors import LayoutChangedError, ProjectMismatchError, SequenceMovedError
+from server.errors import LayoutChangedError, ProjectMismatchError, SequenceMovedError, WriterTakenError
+from server.models import RunState
 from server.schema import attempts, segments, writers
 from server.storage.columns import Payload
 from tests.server.storage.conftest import Stores
@@ -38,6 +39,24 @@ async def test_of_two_commits_at_once_one_is_stored(stores: Stores) -> None:
     )
     assert sum(isinstance(result, SequenceMovedError) for result in results) == 3
     assert await _steps(stores) == [(0, [0, 1])]
+
+
+async def test_an_earlier_hello_can_neither_add_nor_end(stores: Stores) -> None:
+    earlier = await stores.register()
+    await stores.commit(earlier, 0, [record(0)])
+    later = await stores.register()
+    assert (later.last_seq, later.writer_id) == (1, earlier.writer_id)
+    with pytest.raises(WriterTakenError):
+        await stores.commit(earlier, 1, [record(1), record(2)])  # the right sequence, too late
+    await stores.commit(later, 1, [record(1)])
+    with pytest.raises(WriterTakenError):
+        await stores.commit(earlier, 2, [record(2)])
+    with pytest.raises(WriterTakenError):
+        await stores.runs.finish_writer("run", earlier.writer_id, RunState.CRASHED, 1_001.0, epoch=earlier.epoch)
+    assert await stores.runs.state_of("run") == "running"
+    assert await _steps(stores) == [(0, [0]), (0, [1])]
+    ended = await stores.runs.finish_writer("run", later.writer_id, RunState.FINISHED, 1_002.0, epoch=later.epoch)
+    assert ended is RunState.FINISHED
 
 
 async def test_a_step_back_begins_an_attempt_and_tells_of_it(stores: Stores) -> None:
@@ -96,7 +115,6 @@ async def test_a_writer_whose_run_the_server_named_finds_it_again(stores: Stores
 
 
 async def test_states_follow_the_newest_writer_of_each_rank(stores: Stores) -> None:
-    from server.models import RunState
 
     old = await stores.register(writer="old")
     new = await stores.register(writer="new")

@@ -55,11 +55,11 @@ async def test_an_echo_of_a_writer_that_has_ended_changes_no_state(stores: Store
     ended = await hello(stores, "ended", 0.0)
     await stores.runs.finish_writer("run", ended.writer_id, RunState.CRASHED, 1.0)
     after = await hello(stores, "after", 2.0)
-    assert (await hello(stores, "ended", 3.0)).writer_id == ended.writer_id
-    await stores.commit(ended, 0, [record(0)])
+    echo = await hello(stores, "ended", 3.0)
+    assert echo.writer_id == ended.writer_id
+    await stores.commit(echo, 0, [record(0)])
     assert await stores.runs.finish_writer("run", after.writer_id, RunState.FINISHED, 4.0) is RunState.FINISHED
-    await hello(stores, "ended", 5.0)
-    await stores.commit(ended, 1, [record(1)])
+    await stores.commit(await hello(stores, "ended", 5.0), 1, [record(1)])
     assert await stores.runs.state_of("run") == "finished"
 
 
@@ -86,7 +86,7 @@ async def test_hellos_commits_and_heartbeats_at_once_wait_for_each_other_in_one_
     async def train(rank: int, writer: Registration) -> None:
         for step in range(10):
             await stores.commit(writer, step, [record(step)])
-            await hello(stores, f"rank{rank}", 1.0, rank=rank)
+            writer = await hello(stores, f"rank{rank}", 1.0, rank=rank)
 
     async def beat() -> None:
         for _ in range(20):
@@ -119,3 +119,29 @@ async def counts(database: Database) -> tuple[int, int]:
     async with database.read() as connection:
         row = (await connection.execute(select(runs.c.layer_count, runs.c.rank_count))).one()
         return row.layer_count, row.rank_count
+
+
+async def test_servers_that_beat_for_ranks_of_the_same_runs_do_not_deadlock(
+    stores: Stores,
+) -> None:
+    names = [f"run{number}" for number in range(8)]
+    greetings = [
+        Hello(version=1, run_id=name, writer=f"{name}-{rank}", project="project", rank=rank)
+        for rank in range(2)
+        for name in names
+    ]
+    registered = [await stores.runs.register(greeting, 0.0) for greeting in greetings]
+    here, there = registered[:8], registered[8:][::-1]
+
+    async def beat(ours: list[Registration]) -> None:
+        for number in range(15):
+            await stores.runs.heartbeat([writer.writer_id for writer in ours], float(number))
+            await stores.runs.mark_stale(number + 0.5)
+
+    async def train(writer: Registration) -> None:
+        for step in range(8):
+            await stores.commit(writer, step, [record(step)])
+
+    await asyncio.gather(beat(here), beat(there), *(train(writer) for writer in registered[::3]))
+    await stores.runs.mark_stale(2_000.0)
+    assert {await stores.runs.state_of(name) for name in names} == {"stale"}
