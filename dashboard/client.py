@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -13,15 +14,20 @@ import numpy as np
 from dashboard.config import API_PREFIX, DashboardConfig
 from dashboard.models import (
     Alert,
+    Channel,
+    ChannelTest,
     Event,
     Heatmap,
     Histogram,
     Identity,
     Login,
+    Notifications,
+    Rule,
     RunDetail,
     RunPage,
     RunSummary,
     Series,
+    Tried,
 )
 
 T = TypeVar("T")
@@ -29,7 +35,7 @@ T = TypeVar("T")
 ALERTS_SHOWN = 200
 RUN_PAGE_SIZE = 200
 MAX_RUNS = 2_000
-TIMEOUT = 20.0  # seconds
+TIMEOUT = 30.0  # seconds; a rule is tried on history for up to 20
 
 
 class ApiError(Exception):
@@ -68,6 +74,14 @@ class _HeatmapHead(msgspec.Struct, frozen=True, kw_only=True):
     bucket_steps: int = 1
     z: bytes = b""
     nonfinite: tuple[tuple[int, int, int], ...] = ()
+
+
+class _Rules(msgspec.Struct, frozen=True):
+    rules: list[Rule]
+
+
+class _Channels(msgspec.Struct, frozen=True):
+    channels: list[Channel]
 
 
 class ApiClient:
@@ -179,6 +193,54 @@ class ApiClient:
     async def log_out(self) -> None:
         """The credential is valid no longer."""
         await self._request("DELETE", "/sessions/current", {}, {})
+
+    async def rules(self) -> list[Rule]:
+        """Every rule, in its order."""
+        return (await self._get("/rules", _Rules)).rules
+
+    async def put_rule(self, rule: Mapping[str, Any]) -> Rule:
+        """Make a rule, or change the one with its id."""
+        return await self._send("PUT", f"/rules/{_segment(rule['id'])}", Rule, rule)
+
+    async def delete_rule(self, rule_id: str) -> None:
+        """Its open alerts are resolved."""
+        await self._request("DELETE", f"/rules/{_segment(rule_id)}", {}, {})
+
+    async def try_rule(self, rule: Mapping[str, Any], *, run: str | None, project: str | None) -> Tried:
+        """When the rule would have told somebody, in one run or in the newest of a project."""
+        return await self._send("POST", "/rules/test", Tried, {"rule": rule, "run": run, "project": project})
+
+    async def channels(self) -> list[Channel]:
+        """Where alerts go."""
+        return (await self._get("/channels", _Channels)).channels
+
+    async def put_channels(self, channels: Sequence[Mapping[str, Any]]) -> list[Channel]:
+        """Replace them all. One with an id and no secret keeps its own."""
+        return (await self._send("PUT", "/channels", _Channels, {"channels": channels})).channels
+
+    async def put_channel(self, channel_id: str, channel: Mapping[str, Any]) -> Channel:
+        """Change one."""
+        return await self._send("PUT", f"/channels/{_segment(channel_id)}", Channel, channel)
+
+    async def delete_channel(self, channel_id: str) -> None:
+        """Nothing goes there any more."""
+        await self._request("DELETE", f"/channels/{_segment(channel_id)}", {}, {})
+
+    async def test_channel(self, channel_id: str) -> ChannelTest:
+        """Send a test message there."""
+        return await self._send("POST", f"/channels/{_segment(channel_id)}/test", ChannelTest, None)
+
+    async def notifications(self) -> Notifications:
+        """What holds for all channels."""
+        return await self._get("/notifications", Notifications)
+
+    async def put_notifications(self, wanted: Notifications) -> Notifications:
+        """Replace it."""
+        return await self._send("PUT", "/notifications", Notifications, msgspec.to_builtins(wanted))
+
+    async def _send(self, method: str, path: str, kind: type[T], body: Any) -> T:
+        response = await self._request(method, path, {}, {"Accept": "application/json"}, json=body)
+        return _decode(response.content, kind)
 
     async def _get(self, path: str, kind: type[T], **query: Any) -> T:
         response = await self._request("GET", path, query, {"Accept": "application/json"})

@@ -8,7 +8,7 @@ from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.live import News
 from dashboard.models import Alert
-from dashboard.pages.alerts import rows
+from dashboard.pages.alerts import precision, rows
 from dashboard.pages.session import Refresh, Update
 from dashboard.pages.view import View
 
@@ -34,8 +34,11 @@ class AlertsLive:
             return self.idle(view, now)
         self._alerts.update(news.alerts)
         shown = await asyncio.to_thread(rows, list(self._alerts.values()), self._names, now)
-        update = Update(component=ids.ALERT_LIST, props={"children": shown})
-        return Refresh(updates=(update,), tone="ok", word="live", detail=self._detail())
+        updates = (
+            Update(component=ids.ALERT_LIST, props={"children": shown}),
+            Update(component=ids.ALERT_PRECISION, props={"children": precision(list(self._alerts.values()))}),
+        )
+        return Refresh(updates=updates, tone="ok", word="live", detail=self._detail())
 
     def idle(self, view: View, now: float) -> Refresh:
         """Only the header."""
