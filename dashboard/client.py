@@ -22,6 +22,7 @@ from dashboard.models import (
     Identity,
     Login,
     Notifications,
+    Precision,
     Rule,
     RunDetail,
     RunPage,
@@ -167,6 +168,10 @@ class ApiClient:
     async def alert(self, alert_id: str) -> Alert:
         """One alert."""
         return await self._get(f"/alerts/{_segment(alert_id)}", Alert)
+
+    async def precision(self) -> Precision:
+        """How the predictions turned out."""
+        return await self._get("/alerts/precision", Precision)
 
     async def acknowledge(self, alert_id: str) -> Alert:
         """Somebody has seen the alert."""

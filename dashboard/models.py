@@ -326,3 +326,20 @@ class Notifications(msgspec.Struct, frozen=True, kw_only=True):
     digest: Digest = Digest()
     cooldown_seconds: float = 600.0
     silences: tuple[Silence, ...] = ()
+
+
+class Lead(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps from predictions to the spikes that came."""
+
+    median: float | None = None
+
+
+class Precision(msgspec.Struct, frozen=True, kw_only=True):
+    """How the predictions above watch turned out."""
+
+    settled: int = 0
+    hit: int = 0
+    early: int = 0
+    late: int = 0
+    false: int = 0
+    lead_steps: Lead = Lead()

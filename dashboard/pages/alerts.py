@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 
 from dash import html
 from dash.development.base_component import Component
 
 from dashboard import ids
-from dashboard.models import Alert
+from dashboard.models import Alert, Precision
 from dashboard.numbers import steps, unix_time
 from dashboard.pages.alert_cards import OUTCOMES, alert_row
 
@@ -38,14 +37,13 @@ def rows(alerts: Sequence[Alert], names: Mapping[str, str], now: float) -> list[
     return [alert_row(alert, names.get(alert.run_id, alert.run_id[:8]), now) for alert in ordered[:SHOWN]]
 
 
-def precision(alerts: Sequence[Alert]) -> list[Component | str]:
+def precision(found: Precision) -> list[Component | str]:
     """How often predictions came true, of those that claimed something and are settled."""
-    settled = [alert.outcome for alert in alerts if alert.kind == "spike-predicted" and alert.outcome is not None]
-    if not settled:
+    if not found.settled:
         return ["No prediction has been settled yet."]
-    counted = {name: sum(outcome.result == name for outcome in settled) for name in OUTCOMES}
-    came = len(settled) - counted["false"]
+    counted = {"hit": found.hit, "early": found.early, "late": found.late, "false": found.false}
     words = [f"{number} {OUTCOMES[name]}" for name, number in counted.items() if number]
-    leads = [outcome.lead for outcome in settled if outcome.lead is not None and outcome.result != "false"]
-    lead = f"; median lead {steps(int(statistics.median(leads)))}" if leads else ""
-    return [html.B(f"{came} of {len(settled)} predictions came true"), f" ({', '.join(words)}){lead}"]
+    median = found.lead_steps.median
+    lead = "" if median is None else f"; median lead {steps(int(median))}"
+    came = found.settled - found.false
+    return [html.B(f"{came} of {found.settled} predictions came true"), f" ({', '.join(words)}){lead}"]

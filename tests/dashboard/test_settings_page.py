@@ -11,7 +11,7 @@ import pytest
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
-from dashboard.models import Alert, Channel, Notifications, Outcome, Silence
+from dashboard.models import Channel, Lead, Notifications, Precision, Silence
 from dashboard.pages.alerts import precision
 from dashboard.pages.deeds import Deeds, parse_deed
 from dashboard.pages.fields import FieldError
@@ -63,12 +63,8 @@ def test_silences_that_are_over_are_not_shown() -> None:
 
 
 def test_precision_counts_predictions_that_were_settled() -> None:
-    def alert(result: str | None, lead: int | None = None, kind: str = "spike-predicted") -> Alert:
-        outcome = None if result is None else Outcome(result=result, lead=lead)
-        return Alert(id="a", run_id="r", kind=kind, level="warning", state="resolved", step=1, outcome=outcome)
-
-    assert precision([alert(None), alert("hit", 5, "spike")]) == ["No prediction has been settled yet."]
-    said = precision([alert("hit", 100), alert("early", 40), alert("false"), alert("hit", 60)])
+    assert precision(Precision()) == ["No prediction has been settled yet."]
+    said = precision(Precision(settled=4, hit=2, early=1, false=1, lead_steps=Lead(median=60.0)))
     assert "3 of 4 predictions came true" in str(said[0])
     assert said[1] == " (2 hit, 1 came early, 1 did not come); median lead 60 steps"
 
