@@ -28,6 +28,7 @@ from dashboard.models import (
     RunPage,
     RunSummary,
     Series,
+    Token,
     Tried,
 )
 
@@ -242,6 +243,18 @@ class ApiClient:
     async def put_notifications(self, wanted: Notifications) -> Notifications:
         """Replace it."""
         return await self._send("PUT", "/notifications", Notifications, msgspec.to_builtins(wanted))
+
+    async def tokens(self) -> list[Token]:
+        """All that were made, without their secrets."""
+        return await self._get("/tokens", list[Token])
+
+    async def make_token(self, *, scope: str, project: str | None, label: str) -> Token:
+        """A new one, with its secret this once."""
+        return await self._send("POST", "/tokens", Token, {"scope": scope, "project": project, "label": label})
+
+    async def revoke_token(self, token_id: int) -> None:
+        """It opens nothing any more."""
+        await self._request("DELETE", f"/tokens/{token_id}", {}, {})
 
     async def _send(self, method: str, path: str, kind: type[T], body: Any) -> T:
         response = await self._request(method, path, {}, {"Accept": "application/json"}, json=body)

@@ -60,6 +60,7 @@ CHANNEL_EDITOR: Final = "channel-editor"
 QUIET_FORM: Final = "quiet-form"
 DIGEST_FORM: Final = "digest-form"
 SILENCE_LIST: Final = "silence-list"
+TOKEN_LIST: Final = "token-list"  # noqa: S105 - the id of a component
 
 # The page of one alert, which messages lead to.
 ALERT_ONE: Final = "alert-one"

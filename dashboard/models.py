@@ -343,3 +343,15 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
     late: int = 0
     false: int = 0
     lead_steps: Lead = Lead()
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """A token without its secret; a new one has it, this once."""
+
+    id: int
+    scope: str
+    project: str | None = None
+    label: str = ""
+    last_used_at: float | None = None
+    revoked_at: float | None = None
+    token: str | None = None

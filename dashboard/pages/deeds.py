@@ -16,9 +16,9 @@ import msgspec
 
 from dashboard import ids
 from dashboard.client import ApiClient, ApiError, ApiRefusedError
-from dashboard.models import Channel, Notifications, Rule
+from dashboard.models import Channel, Notifications, Rule, Token
 from dashboard.pages import rules, settings
-from dashboard.pages.fields import FieldError
+from dashboard.pages.fields import FieldError, optional
 from dashboard.pages.settings_live import forms
 
 _FIELD: Final = re.compile(r"(?:[a-z_0-9]+\.)*([a-z_]+)(?: of [^:]*)?: (.+)", re.DOTALL)
@@ -77,6 +77,8 @@ class Deeds:
             "save-digest": self._save_digest,
             "save-silence": self._save_silence,
             "delete-silence": self._delete_silence,
+            "save-token": self._make_token,
+            "revoke-token": self._revoke_token,
         }
 
     async def do(self, deed: Deed) -> Shown:
@@ -219,6 +221,23 @@ class Deeds:
     async def _silence_list(self, found: Notifications) -> Shown:
         runs = await self._client.runs()
         return {ids.SILENCE_LIST: {"children": forms(found, runs, self._clock())[ids.SILENCE_LIST]}}
+
+    async def _make_token(self, deed: Deed) -> Shown:
+        made = await self._client.make_token(
+            scope=deed.fields.get("scope", ""),
+            project=optional(deed.fields, "project"),
+            label=deed.fields.get("label", "").strip(),
+        )
+        return await self._token_list(made)
+
+    async def _revoke_token(self, deed: Deed) -> Shown:
+        if deed.of.isdecimal():
+            await self._client.revoke_token(int(deed.of))
+        return await self._token_list(None)
+
+    async def _token_list(self, made: Token | None) -> Shown:
+        found = await self._client.tokens()
+        return {ids.TOKEN_LIST: {"children": settings.tokens(found, self._clock(), made)}}
 
     async def _change_notifications(self, **changes: Any) -> Notifications:
         """What is over is left out, so that the list stays short."""

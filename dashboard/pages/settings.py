@@ -10,7 +10,7 @@ from dash import html
 from dash.development.base_component import Component
 
 from dashboard import ids
-from dashboard.models import Channel, Digest, Notifications, QuietHours, RunSummary, Silence
+from dashboard.models import Channel, Digest, Notifications, QuietHours, RunSummary, Silence, Token
 from dashboard.numbers import duration, exact
 from dashboard.pages.fields import FieldError, Options, button, choice, form, number, optional, text, whole
 
@@ -18,6 +18,8 @@ CHANNEL_FORM: Final = "channel"
 QUIET: Final = "quiet"
 DIGEST: Final = "digest"
 SILENCE: Final = "silence"
+TOKEN: Final = "token"  # noqa: S105 - the name of a form
+SCOPES: Final[Options] = (("read", "read"), ("write", "write: for trainings"), ("admin", "admin"))
 KINDS: Final[Options] = (
     ("slack-webhook", "Slack, incoming webhook"),
     ("slack-bot", "Slack, bot token"),
@@ -47,6 +49,8 @@ def layout() -> Component:
                             html.Div([bone, bone], id=ids.CHANNEL_LIST, className="card items"),
                             html.Div(button("New channel", "new-channel", of="new"), className="form-buttons"),
                             html.Div(id=ids.CHANNEL_EDITOR),
+                            html.H2("Tokens", className="part later"),
+                            html.Div([bone], id=ids.TOKEN_LIST, className="card items"),
                         ]
                     ),
                     html.Section(
@@ -308,4 +312,43 @@ def silence(fields: Mapping[str, str], now: float, name: str) -> Silence:
         project=optional(fields, "project"),
         kind=optional(fields, "kind"),
         reason=fields.get("reason", "").strip(),
+    )
+
+
+def tokens(found: Sequence[Token], now: float, made: Token | None = None) -> list[Component]:
+    """Those that open something, and the form of a new one. ``made``: the one whose secret is shown, this once."""
+    valid = [token for token in found if token.revoked_at is None]
+    shown: list[Component] = [_token(token, now, made) for token in valid]
+    if not valid:
+        shown.append(html.P("No token but the server's own.", className="muted none"))
+    fields = [
+        text("label", "What for", placeholder="cluster"),
+        choice("scope", "Scope", SCOPES, "write"),
+        text("project", "Project", placeholder="all"),
+    ]
+    new = form(TOKEN, fields, [button("New token", "save-token")], of=str(len(found)), choices={})
+    return [*shown, html.Div(new, className="item")]
+
+
+def _token(token: Token, now: float, made: Token | None) -> Component:
+    used = "never used" if token.last_used_at is None else f"last used {duration(now - token.last_used_at)} ago"
+    words = [token.scope, f"project {token.project}" if token.project else "all projects", used]
+    secret = made.token if made is not None and made.id == token.id else None
+    return html.Div(
+        [
+            html.Div(
+                [
+                    html.B(token.label or f"token {token.id}"),
+                    html.P(" · ".join(words), className="muted"),
+                    html.P(["Copy it now, it is shown this once: ", html.Code(secret)], className="warn key")
+                    if secret
+                    else None,
+                ],
+                className="item-words",
+            ),
+            html.Div(
+                button("Revoke", "revoke-token", of=str(token.id), sure="Really revoke?"), className="item-buttons"
+            ),
+        ],
+        className="item",
     )

@@ -27,11 +27,13 @@ class SettingsLive:
         if self._is_loaded and not news.resync:
             return self.idle(view, now)
         client = self._client
-        channels, notifications, runs = await asyncio.gather(client.channels(), client.notifications(), client.runs())
+        channels, notifications, runs, tokens = await asyncio.gather(
+            client.channels(), client.notifications(), client.runs(), client.tokens()
+        )
         first, self._is_loaded = not self._is_loaded, True
         updates = {ids.CHANNEL_LIST: settings.channels(channels, now)}
         if first:  # forms that somebody may be filling in are left alone
-            updates |= forms(notifications, runs, now)
+            updates |= forms(notifications, runs, now) | {ids.TOKEN_LIST: settings.tokens(tokens, now)}
         return Refresh(
             updates=[Update(component=name, props={"children": shown}) for name, shown in updates.items()],
             tone="ok",

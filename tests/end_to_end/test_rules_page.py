@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from websockets.sync.client import ClientConnection, connect
@@ -159,6 +160,24 @@ def test_channels_and_quiet_hours_are_set_and_secrets_never_shown(server: Embedd
     item.locator("button", has_text="Remove").click()
     item.locator("button", has_text="Really remove?").click()
     expect(page.locator("#channel-list .none")).to_contain_text("No channel yet")
+
+
+def test_a_token_is_shown_once_and_revoked(server: Embedded, page: Page) -> None:
+    page.locator("nav a", has_text="Settings").click()
+    tokens = page.locator("#token-list")
+    tokens.locator("[name=label]").fill("cluster")
+    tokens.locator("[name=project]").fill("gpt")
+    tokens.locator("button", has_text="New token").click()
+    secret = tokens.locator("code").inner_text()
+    with httpx.Client(base_url=f"{server.url}/api/v1", headers={"Authorization": f"Bearer {secret}"}) as api:
+        assert api.get("/runs").status_code == 200
+        page.reload()
+        expect(tokens.locator(".item").first).to_contain_text("write · project gpt")
+        assert secret not in page.content()
+        tokens.locator("button", has_text="Revoke").click()
+        tokens.locator("button", has_text="Really revoke?").click()
+        expect(tokens.locator(".none")).to_be_visible()
+        assert api.get("/runs").status_code == 401
 
 
 def test_the_pages_open_by_their_address(server: Embedded, page: Page, tmp_path: Path) -> None:
