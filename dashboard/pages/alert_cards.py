@@ -260,4 +260,6 @@ def alert_row(alert: Alert, run_name: str, now: float) -> Component:
         html.Span("" if opened is None else f"{duration(now - opened)} ago", className="muted"),
     ]
     link = dcc.Link(cells, href=f"/runs/{alert.run_id}", className="alert-link")
-    return html.Div([link, _buttons(alert, now)] if alert.is_open else [link], className="alert-row")
+    return html.Div(
+        [link, _buttons(alert, now) if alert.is_open else html.Div(className="buttons")], className="alert-row"
+    )

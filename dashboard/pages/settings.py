@@ -284,13 +284,13 @@ def _silence(silence: Silence, names: Mapping[str, str], now: float) -> Componen
         f"of {names.get(silence.run_id, silence.run_id[:8])}" if silence.run_id else "",
         f"of project {silence.project}" if silence.project else "",
     ]
-    left = f"for another {duration(silence.until - now)} {silence.reason}"
+    left = " · ".join(filter(None, (f"for another {duration(silence.until - now)}", silence.reason)))
     return html.Div(
         [
             html.Div(
                 [
                     html.B(" ".join(part for part in what if part)),
-                    html.P(f"{left} {silence.reason}", className="muted"),
+                    html.P(left, className="muted"),
                 ],
                 className="item-words",
             ),
