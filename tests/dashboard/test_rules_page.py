@@ -10,7 +10,8 @@ import pytest
 from dashboard.figures.rehearsal import rehearsal_figure
 from dashboard.models import Firing, Outline, Rule, RunSummary, TriedRun
 from dashboard.pages.fields import FieldError
-from dashboard.pages.rules import body, editor, sentence, slug
+from dashboard.pages.rules import body, editor, items, layout, sentence, slug
+from dashboard.viewer import Viewer
 
 LOSS = Rule(id="r", name="Loss is high", condition="above", value=10.0, scalar="loss")
 
@@ -84,6 +85,20 @@ def test_what_cannot_be_meant_is_said_at_its_field(field: str, changes: dict[str
     with pytest.raises(FieldError) as caught:
         body(filled(LOSS, **changes), None, [])
     assert caught.value.field == field
+
+
+def test_who_may_not_change_rules_sees_them_without_buttons() -> None:
+    assert "edit-rule" in str(items([LOSS]))
+    shown = str(items([LOSS], may_change=False)) + str(layout(may_change=False))
+    assert "Loss is high" in shown
+    assert "data-verb" not in shown
+    for viewer, may in (
+        (Viewer(), True),
+        (Viewer(credential="x", scope="admin"), True),
+        (Viewer(credential="x", scope="admin", project="p"), False),
+        (Viewer(credential="x", scope="write"), False),
+    ):
+        assert viewer.is_administrator is may
 
 
 def test_a_new_rule_gets_an_id_of_its_own() -> None:
