@@ -36,7 +36,7 @@ Callback = Callable[[TrainingAlert], Any]
 class AlertInbox:
     """Of one run."""
 
-    def __init__(self, notices: Notices, *, began_at: float) -> None:
+    def __init__(self, notices: Notices, *, began_at: float, clock: Callable[[], float] = time.perf_counter) -> None:
         """``began_at``: Unix time of the beginning of this process's part of the run."""
         self.waiting: deque[TrainingAlert] = deque(maxlen=MAX_WAITING)
         """What the next `log` tells."""
@@ -44,6 +44,7 @@ class AlertInbox:
         """That training has waited for callbacks."""
         self._notices = notices
         self._began_at = began_at
+        self._clock = clock
         self._callbacks: list[Callback] = []
         self._known: dict[str, Alert] = {}
         self._telling = threading.Lock()
@@ -85,12 +86,12 @@ class AlertInbox:
         if not self._telling.acquire(blocking=False):
             return 0.0
         try:
-            began = time.perf_counter()
+            began = self._clock()
             while self.waiting:
                 alert = self.waiting.popleft()
                 for callback in tuple(self._callbacks):
                     self._call(callback, alert)
-            seconds = time.perf_counter() - began
+            seconds = self._clock() - began
             self.callback_seconds += seconds
             return seconds
         finally:
@@ -98,12 +99,12 @@ class AlertInbox:
 
     def _call(self, callback: Callback, alert: TrainingAlert) -> None:
         name = getattr(callback, "__qualname__", type(callback).__qualname__)
-        began = time.perf_counter()
+        began = self._clock()
         try:
             callback(alert)
         except Exception as error:
             self._notices.caught(f"callback:{name}:{type(error).__name__}", f"the on_alert callback {name}", error)
-        seconds = time.perf_counter() - began
+        seconds = self._clock() - began
         if seconds > SLOW:
             self._notices.warn(
                 f"slow_callback:{name}",

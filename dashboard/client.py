@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -13,15 +14,22 @@ import numpy as np
 from dashboard.config import API_PREFIX, DashboardConfig
 from dashboard.models import (
     Alert,
+    Channel,
+    ChannelTest,
     Event,
     Heatmap,
     Histogram,
     Identity,
     Login,
+    Notifications,
+    Precision,
+    Rule,
     RunDetail,
     RunPage,
     RunSummary,
     Series,
+    Token,
+    Tried,
 )
 
 T = TypeVar("T")
@@ -29,7 +37,7 @@ T = TypeVar("T")
 ALERTS_SHOWN = 200
 RUN_PAGE_SIZE = 200
 MAX_RUNS = 2_000
-TIMEOUT = 20.0  # seconds
+TIMEOUT = 30.0  # seconds; a rule is tried on history for up to 20
 
 
 class ApiError(Exception):
@@ -68,6 +76,14 @@ class _HeatmapHead(msgspec.Struct, frozen=True, kw_only=True):
     bucket_steps: int = 1
     z: bytes = b""
     nonfinite: tuple[tuple[int, int, int], ...] = ()
+
+
+class _Rules(msgspec.Struct, frozen=True):
+    rules: list[Rule]
+
+
+class _Channels(msgspec.Struct, frozen=True):
+    channels: list[Channel]
 
 
 class ApiClient:
@@ -154,6 +170,10 @@ class ApiClient:
         """One alert."""
         return await self._get(f"/alerts/{_segment(alert_id)}", Alert)
 
+    async def precision(self) -> Precision:
+        """How the predictions turned out."""
+        return await self._get("/alerts/precision", Precision)
+
     async def acknowledge(self, alert_id: str) -> Alert:
         """Somebody has seen the alert."""
         response = await self._request("POST", f"/alerts/{_segment(alert_id)}/acknowledge", {}, {})
@@ -179,6 +199,66 @@ class ApiClient:
     async def log_out(self) -> None:
         """The credential is valid no longer."""
         await self._request("DELETE", "/sessions/current", {}, {})
+
+    async def rules(self) -> list[Rule]:
+        """Every rule, in its order."""
+        return (await self._get("/rules", _Rules)).rules
+
+    async def put_rule(self, rule: Mapping[str, Any]) -> Rule:
+        """Make a rule, or change the one with its id."""
+        return await self._send("PUT", f"/rules/{_segment(rule['id'])}", Rule, rule)
+
+    async def delete_rule(self, rule_id: str) -> None:
+        """Its open alerts are resolved."""
+        await self._request("DELETE", f"/rules/{_segment(rule_id)}", {}, {})
+
+    async def try_rule(self, rule: Mapping[str, Any], *, run: str | None, project: str | None) -> Tried:
+        """When the rule would have told somebody, in one run or in the newest of a project."""
+        return await self._send("POST", "/rules/test", Tried, {"rule": rule, "run": run, "project": project})
+
+    async def channels(self) -> list[Channel]:
+        """Where alerts go."""
+        return (await self._get("/channels", _Channels)).channels
+
+    async def put_channels(self, channels: Sequence[Mapping[str, Any]]) -> list[Channel]:
+        """Replace them all. One with an id and no secret keeps its own."""
+        return (await self._send("PUT", "/channels", _Channels, {"channels": channels})).channels
+
+    async def put_channel(self, channel_id: str, channel: Mapping[str, Any]) -> Channel:
+        """Change one."""
+        return await self._send("PUT", f"/channels/{_segment(channel_id)}", Channel, channel)
+
+    async def delete_channel(self, channel_id: str) -> None:
+        """Nothing goes there any more."""
+        await self._request("DELETE", f"/channels/{_segment(channel_id)}", {}, {})
+
+    async def test_channel(self, channel_id: str) -> ChannelTest:
+        """Send a test message there."""
+        return await self._send("POST", f"/channels/{_segment(channel_id)}/test", ChannelTest, None)
+
+    async def notifications(self) -> Notifications:
+        """What holds for all channels."""
+        return await self._get("/notifications", Notifications)
+
+    async def put_notifications(self, wanted: Notifications) -> Notifications:
+        """Replace it."""
+        return await self._send("PUT", "/notifications", Notifications, msgspec.to_builtins(wanted))
+
+    async def tokens(self) -> list[Token]:
+        """All that were made, without their secrets."""
+        return await self._get("/tokens", list[Token])
+
+    async def make_token(self, *, scope: str, project: str | None, label: str) -> Token:
+        """A new one, with its secret this once."""
+        return await self._send("POST", "/tokens", Token, {"scope": scope, "project": project, "label": label})
+
+    async def revoke_token(self, token_id: int) -> None:
+        """It opens nothing any more."""
+        await self._request("DELETE", f"/tokens/{token_id}", {}, {})
+
+    async def _send(self, method: str, path: str, kind: type[T], body: Any) -> T:
+        response = await self._request(method, path, {}, {"Accept": "application/json"}, json=body)
+        return _decode(response.content, kind)
 
     async def _get(self, path: str, kind: type[T], **query: Any) -> T:
         response = await self._request("GET", path, query, {"Accept": "application/json"})

@@ -20,6 +20,10 @@ NOTICE: Final = "notice"
 NAV_FLEET: Final = "nav-fleet"
 NAV_RUN: Final = "nav-run"
 NAV_ALERTS: Final = "nav-alerts"
+NAV_RULES: Final = "nav-rules"
+NAV_SETTINGS: Final = "nav-settings"
+DEED: Final = "deed"  # store: the form or button that forms.js sends
+TROUBLE: Final = "trouble"  # store: what is wrong with which field; forms.js shows it there
 
 # The fleet page.
 FLEET: Final = "fleet-rows"  # store: rows for fleet.js
@@ -42,6 +46,21 @@ HISTOGRAM_TITLE: Final = "histogram-title"
 
 # The alerts page.
 ALERT_LIST: Final = "alert-list"
+ALERT_PRECISION: Final = "alert-precision"
+
+# The page of rules.
+RULE_LIST: Final = "rule-list"
+RULE_EDITOR: Final = "rule-editor"
+RULE_TRIED: Final = "rule-tried"  # store: what a test found
+RULE_RESULT: Final = "rule-result"
+
+# The settings.
+CHANNEL_LIST: Final = "channel-list"
+CHANNEL_EDITOR: Final = "channel-editor"
+QUIET_FORM: Final = "quiet-form"
+DIGEST_FORM: Final = "digest-form"
+SILENCE_LIST: Final = "silence-list"
+TOKEN_LIST: Final = "token-list"  # noqa: S105 - the id of a component
 
 # The page of one alert, which messages lead to.
 ALERT_ONE: Final = "alert-one"

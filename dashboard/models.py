@@ -202,3 +202,156 @@ class Login(Identity, frozen=True, kw_only=True):
     """A new login; `session` is its credential."""
 
     session: str
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule that somebody wrote; docs/rules.md says what the fields mean."""
+
+    id: str
+    name: str
+    condition: str
+    value: float
+    enabled: bool = True
+    level: str = "warning"
+    project: str | None = None
+    tag: str | None = None
+    run_name: str | None = None
+    scalar: str | None = None
+    statistic: str | None = None
+    layers: str = "*"
+    reduce: str = "max"
+    change_by: str = "factor"
+    direction: str = "up"
+    window: int = 100
+    for_steps: int = 1
+    cooldown_minutes: float = 30.0
+
+
+class Firing(msgspec.Struct, frozen=True, kw_only=True):
+    """One alert that a rule would have opened."""
+
+    step: int
+    until_step: int | None = None
+    value: float | None = None
+    message: str = ""
+    layers: tuple[str, ...] = ()
+
+
+class Outline(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rule watches, in buckets."""
+
+    bucket_steps: int
+    step: tuple[int, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+
+
+class TriedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule against the history of one run."""
+
+    run_id: str
+    name: str
+    chosen: bool
+    fired: int
+    firings: tuple[Firing, ...]
+    values: int
+    last_step: int | None
+    complete: bool
+    series: Outline
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule against history."""
+
+    fired: int
+    runs: tuple[TriedRun, ...]
+
+
+class Channel(msgspec.Struct, frozen=True, kw_only=True):
+    """Where alerts go. Its secret is never told."""
+
+    id: str
+    name: str
+    kind: str
+    target: str = ""
+    project: str | None = None
+    min_level: str = "warning"
+    kinds: tuple[str, ...] | None = None
+    enabled: bool = True
+    disabled_reason: str | None = None
+    settings: dict[str, Any] = {}
+    last_sent_at: float | None = None
+    last_error: str | None = None
+    signing_key: str | None = None
+
+
+class ChannelTest(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a test message."""
+
+    ok: bool
+    answer: str = ""
+
+
+class QuietHours(msgspec.Struct, frozen=True, kw_only=True):
+    """When only grave alerts are told; times are HH:MM."""
+
+    start: str
+    end: str
+    timezone: str = "UTC"
+    min_level: str = "critical"
+
+
+class Digest(msgspec.Struct, frozen=True, kw_only=True):
+    """Of many alerts within a window one message is made."""
+
+    window_seconds: float = 60.0
+    threshold: int = 5
+
+
+class Silence(msgspec.Struct, frozen=True, kw_only=True):
+    """Alerts that nobody is told of for a while."""
+
+    id: str
+    until: float
+    run_id: str | None = None
+    project: str | None = None
+    kind: str | None = None
+    reason: str = ""
+
+
+class Notifications(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds for all channels."""
+
+    quiet_hours: QuietHours | None = None
+    digest: Digest = Digest()
+    cooldown_seconds: float = 600.0
+    silences: tuple[Silence, ...] = ()
+
+
+class Lead(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps from predictions to the spikes that came."""
+
+    median: float | None = None
+
+
+class Precision(msgspec.Struct, frozen=True, kw_only=True):
+    """How the predictions above watch turned out."""
+
+    settled: int = 0
+    hit: int = 0
+    early: int = 0
+    late: int = 0
+    false: int = 0
+    lead_steps: Lead = Lead()
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """A token without its secret; a new one has it, this once."""
+
+    id: int
+    scope: str
+    project: str | None = None
+    label: str = ""
+    last_used_at: float | None = None
+    revoked_at: float | None = None
+    token: str | None = None

@@ -20,6 +20,11 @@ class Viewer:
     scope: str = "read"
 
     @property
+    def is_administrator(self) -> bool:
+        """Whether they may change rules and settings. The API decides; this spares them buttons that do nothing."""
+        return not self.credential or (self.scope == "admin" and self.project is None)
+
+    @property
     def csrf(self) -> str:
         """What a request that changes something must repeat: only a page of this login knows it."""
         return hmac.new(self.credential.encode(), b"csrf", hashlib.sha256).hexdigest()

@@ -247,7 +247,7 @@ def tone(alert: Alert) -> str:
 
 
 def alert_row(alert: Alert, run_name: str, now: float) -> Component:
-    """One line of the page of all alerts."""
+    """One line of the page of all alerts; it leads to the run, and an open alert has its buttons."""
     opened = unix_time(alert.opened_at)
     cells: list[Any] = [
         html.Span([html.I(className=f"level {tone(alert)}"), alert.level], className="alert-level"),
@@ -256,7 +256,10 @@ def alert_row(alert: Alert, run_name: str, now: float) -> Component:
             className="alert-what",
         ),
         html.Span(run_name, className="alert-run", title=run_name),
-        html.Span(result(alert) if not alert.is_open else alert.state, className="alert-result"),
+        html.Span(result(alert) if alert.outcome is not None else alert.state, className="alert-result"),
         html.Span("" if opened is None else f"{duration(now - opened)} ago", className="muted"),
     ]
-    return dcc.Link(cells, href=f"/runs/{alert.run_id}", className="alert-row")
+    link = dcc.Link(cells, href=f"/runs/{alert.run_id}", className="alert-link")
+    return html.Div(
+        [link, _buttons(alert, now) if alert.is_open else html.Div(className="buttons")], className="alert-row"
+    )

@@ -7,8 +7,8 @@ import asyncio
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.live import News
-from dashboard.models import Alert
-from dashboard.pages.alerts import rows
+from dashboard.models import Alert, Precision
+from dashboard.pages.alerts import precision, rows
 from dashboard.pages.session import Refresh, Update
 from dashboard.pages.view import View
 
@@ -20,22 +20,30 @@ class AlertsLive:
         self._client = client
         self._alerts: dict[str, Alert] = {}
         self._names: dict[str, str] = {}
+        self._precision = Precision()
         self._loaded = False
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """The whole list on the first call and after a gap, otherwise what the news brought."""
         if news.resync or not self._loaded:
-            alerts, runs = await asyncio.gather(self._client.alerts(), self._client.runs())
+            alerts, runs, self._precision = await asyncio.gather(
+                self._client.alerts(), self._client.runs(), self._client.precision()
+            )
             self._alerts = {alert.id: alert for alert in alerts}
             self._names = {run.id: run.title for run in runs}
             self._loaded = True
         elif not news.alerts:
             self._names.update({run.id: run.title for run in news.runs.values()})
             return self.idle(view, now)
+        elif any(alert.outcome is not None for alert in news.alerts.values()):
+            self._precision = await self._client.precision()
         self._alerts.update(news.alerts)
         shown = await asyncio.to_thread(rows, list(self._alerts.values()), self._names, now)
-        update = Update(component=ids.ALERT_LIST, props={"children": shown})
-        return Refresh(updates=(update,), tone="ok", word="live", detail=self._detail())
+        updates = (
+            Update(component=ids.ALERT_LIST, props={"children": shown}),
+            Update(component=ids.ALERT_PRECISION, props={"children": precision(self._precision)}),
+        )
+        return Refresh(updates=updates, tone="ok", word="live", detail=self._detail())
 
     def idle(self, view: View, now: float) -> Refresh:
         """Only the header."""

@@ -6,18 +6,24 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx
+import msgspec
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, set_props
 from dash.exceptions import PreventUpdate
 
 from dashboard import ids
 from dashboard.client import ApiClient, ApiError
 from dashboard.config import DashboardConfig
+from dashboard.models import Tried
 from dashboard.pages.alert_cards import SILENCE_MINUTES
 from dashboard.pages.alert_live import AlertLive
 from dashboard.pages.alerts_live import AlertsLive
+from dashboard.pages.deeds import Deeds, parse_deed
 from dashboard.pages.fleet_live import FleetLive
+from dashboard.pages.rules import result
+from dashboard.pages.rules_live import RulesLive
 from dashboard.pages.run_live import RunLive
 from dashboard.pages.session import LivePage, PageFactory, Session
+from dashboard.pages.settings_live import SettingsLive
 from dashboard.pages.shell import page_content, parse_path
 from dashboard.pages.view import View, parse_view
 from dashboard.viewer import current_viewer
@@ -39,6 +45,10 @@ def page_factory(client: ApiClient) -> PageFactory:
                 return AlertsLive(client)
             case "alert", _ if view.alert_id is not None:
                 return AlertLive(client, view.alert_id)
+            case "rules", _:
+                return RulesLive(client, may_change=current_viewer.get().is_administrator)
+            case "settings", _ if current_viewer.get().is_administrator:
+                return SettingsLive(client)
             case _:
                 return None
 
@@ -50,6 +60,7 @@ def register(app: Dash, *, config: DashboardConfig, viewers: Viewers) -> None:
     _register_routing(app)
     _register_live(app, config, viewers)
     _register_buttons(app, viewers)
+    _register_forms(app, viewers)
     _register_clientside(app)
 
 
@@ -60,6 +71,8 @@ def _register_routing(app: Dash) -> None:
         Output(ids.NAV_FLEET, "className"),
         Output(ids.NAV_RUN, "hidden"),
         Output(ids.NAV_ALERTS, "className"),
+        Output(ids.NAV_RULES, "className"),
+        Output(ids.NAV_SETTINGS, "className"),
         Input(ids.LOCATION, "pathname"),
     )
     def go(path: str | None) -> tuple[Any, ...]:
@@ -70,6 +83,7 @@ def _register_routing(app: Dash) -> None:
             "here" if route.page == "fleet" else "",
             route.page != "run",
             "here" if route.page in ("alerts", "alert") else "",
+            *("here" if route.page == name else "" for name in ("rules", "settings")),
         )
 
 
@@ -128,6 +142,28 @@ def _register_buttons(app: Dash, viewers: Viewers) -> None:
         return ""
 
 
+def _register_forms(app: Dash, viewers: Viewers) -> None:
+    @app.callback(Input(ids.DEED, "data"), prevent_initial_call=True)
+    async def do(data: Any) -> None:
+        deed = parse_deed(data)
+        if deed is None:
+            raise PreventUpdate
+        deeds = Deeds(viewers.client(current_viewer.get()))
+        for component, props in (await deeds.do(deed)).items():
+            set_props(component, props)
+
+    @app.callback(
+        Output(ids.RULE_RESULT, "children"), Input(ids.RULE_TRIED, "data"), Input(ids.VIEW, "data"),
+        prevent_initial_call=True,
+    )  # fmt: skip
+    def show_tried(data: Any, view: Any) -> Any:
+        """Drawn anew when the theme changes."""
+        known = parse_view(view)
+        if not data or known is None:
+            return None
+        return result(msgspec.convert(data["tried"], Tried), data["rule"], known)
+
+
 def _register_clientside(app: Dash) -> None:
     def function(name: str) -> ClientsideFunction:
         return ClientsideFunction(namespace="spikewatch", function_name=name)
@@ -136,6 +172,7 @@ def _register_clientside(app: Dash) -> None:
         (function("route"), Output(ids.VIEW, "data"), Input(ids.ROUTE, "data")),
         (function("beat"), Input(ids.BEAT, "data")),
         (function("fleet"), Input(ids.FLEET, "data")),
+        (function("trouble"), Input(ids.TROUBLE, "data")),
         (function("zoom"), Input({"panel": ALL}, "relayoutData")),
         (function("cell"), Input({"panel": ALL}, "clickData")),
     )

@@ -11,7 +11,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import ids
-from dashboard.pages import alert, alerts, fleet, run
+from dashboard.pages import alert, alerts, fleet, rules, run, settings
 from dashboard.pages.attributes import aria
 from dashboard.viewer import NOBODY, Viewer, current_viewer
 
@@ -21,23 +21,23 @@ class Route:
     """What an address asks for."""
 
     page: str
-    """"fleet", "run", "alerts", "alert" or "missing"."""
+    """"fleet", "run", "alerts", "alert", "rules", "settings" or "missing"."""
     run_id: str | None = None
     alert_id: str | None = None
 
 
 def parse_path(path: str | None) -> Route:
-    """The page of an address: `/`, `/runs/ID`, `/alerts` or `/alerts/ID`."""
+    """The page of an address: `/`, `/runs/ID`, `/alerts`, `/alerts/ID`, `/rules` or `/settings`."""
     parts = [unquote(part) for part in (path or "/").split("/") if part]
     match parts:
         case []:
             return Route(page="fleet")
         case ["runs", run_id]:
             return Route(page="run", run_id=run_id)
-        case ["alerts"]:
-            return Route(page="alerts")
         case ["alerts", alert_id]:
             return Route(page="alert", alert_id=alert_id)
+        case ["alerts" | "rules" | "settings" as page]:
+            return Route(page=page)
         case _:
             return Route(page="missing")
 
@@ -53,6 +53,10 @@ def page_content(route: Route) -> Component:
             return alerts.layout()
         case Route(page="alert"):
             return alert.layout()
+        case Route(page="rules"):
+            return rules.layout(may_change=current_viewer.get().is_administrator)
+        case Route(page="settings"):
+            return settings.layout() if current_viewer.get().is_administrator else settings.closed()
         case _:
             return _missing_page()
 
@@ -67,6 +71,8 @@ def layout() -> Component:
             dcc.Store(id=ids.TAB, data=uuid.uuid4().hex),
             dcc.Store(id=ids.RESUME, data=0),
             dcc.Store(id=ids.BEAT),
+            dcc.Store(id=ids.DEED),
+            dcc.Store(id=ids.TROUBLE),
             html.A("Skip to content", href=f"#{ids.PAGE}", className="skip"),
             html.Header(
                 [
@@ -76,6 +82,13 @@ def layout() -> Component:
                             dcc.Link("Fleet", href="/", id=ids.NAV_FLEET),
                             html.Span("Run", id=ids.NAV_RUN, className="here"),
                             dcc.Link("Alerts", href="/alerts", id=ids.NAV_ALERTS),
+                            dcc.Link("Rules", href="/rules", id=ids.NAV_RULES),
+                            dcc.Link(
+                                "Settings",
+                                href="/settings",
+                                id=ids.NAV_SETTINGS,
+                                style=None if current_viewer.get().is_administrator else {"display": "none"},
+                            ),
                         ],
                         **aria(label="Pages"),
                     ),

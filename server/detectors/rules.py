@@ -312,7 +312,7 @@ def _finding(watch: Watch, state: _State) -> Finding:
         value = "–" if watch.value is None else f"{watch.value:.4g}"
         row = f", {watch.held} values in a row" if watch.held > 1 else ""
         title = f"{rule.name} at step {watch.since:,}"
-        message = f"{_upper(series)} is {value}: {_limit(watch)}{row}."
+        message = f"{_upper(series)} is {value}, {_limit(watch)}{row}."
         evidence |= {"value": watch.value, "limit": rule.value}
         if rule.condition is Condition.CHANGE:
             evidence |= {"value_before": watch.reference, "steps_back": rule.window}
@@ -338,7 +338,7 @@ def _limit(watch: Watch) -> str:
         case Condition.ABOVE | Condition.BELOW:
             return f"{rule.condition.value} {rule.value:.4g}"
         case Condition.CHANGE:
-            return f"it was {reference} {rule.window:,} steps before"
+            return f"after {reference} {rule.window:,} steps before"
         case _:
             return f"{0.0 if watch.deviations is None else watch.deviations:+.1f} deviations from its usual {reference}"
 

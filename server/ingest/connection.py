@@ -31,7 +31,7 @@ from client_sdk.protocol import (
     encode,
 )
 from server.broker import Broker
-from server.broker.message import RESYNC
+from server.broker.message import RESTORED, RESYNC
 from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
@@ -237,7 +237,7 @@ class Connection:
                 delivery = await subscription.get()
                 if delivery.type == "alert":
                     await self._send(AlertNotice(alert=to_alert(delivery.body()["alert"])))
-                elif delivery.type == RESYNC:
+                elif delivery.type in {RESYNC, RESTORED}:
                     await self._catch_up(run_id)
 
     async def _catch_up(self, run_id: str) -> None:

@@ -306,7 +306,8 @@ def test_two_pages_share_one_upstream_connection(context: BrowserContext, visit:
 
 def test_alerts_page_lists_and_leads_to_the_run(visit: Visit) -> None:
     page = visit.open("/alerts")
-    expect(page.locator("a.alert-row")).to_have_count(3)
-    page.locator("a.alert-row", has_text="tanh-net").click()
+    expect(page.locator(".alert-row a")).to_have_count(3)
+    expect(page.locator(".precision")).to_contain_text("2 of 3 predictions came true")
+    page.locator(".alert-row a", has_text="tanh-net").click()
     page.wait_for_function(PLOTTED)
     expect(page.locator("h1")).to_have_text("tanh-net")

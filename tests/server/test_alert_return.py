@@ -10,6 +10,7 @@ from typing import Any
 from client_sdk.config import Settings
 from client_sdk.protocol import AlertNotice
 from client_sdk.run import Run
+from tests.support.redis import Redis
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 
@@ -62,7 +63,31 @@ def test_a_callback_hears_an_alert_once_though_the_server_was_restarted(tmp_path
     assert heard == [("nonfinite", "opened"), ("nonfinite", "resolved")]
 
 
-def _run(server: RunningServer, directory: Path) -> Run:
+def test_a_rank_on_another_server_hears_of_an_alert_that_opened_elsewhere(tmp_path: Path, redis: Redis) -> None:
+    shared = {"redis_url": redis.url}
+    heard: list[tuple[str, str]] = []
+    with (
+        running_server(tmp_path, **shared) as one,
+        running_server(tmp_path, **shared) as two,
+        one.connect("/ingest") as socket,
+    ):
+        leading = Writer(socket)
+        leading.hello("together", rank=0)
+        leading.commit(*(record(step) for step in range(20)))
+        run = _run(two, tmp_path, run_id="together", rank=1)
+        run.on_alert(lambda alert: heard.append((alert.kind, alert.change)))
+        run.log({"loss": 1.0}, step=0)
+        assert run.flush(20)
+        leading.commit(*(record(step, math.nan if step == 30 else 1.0) for step in range(20, 40)))
+        deadline = time.monotonic() + 20
+        while not heard and time.monotonic() < deadline:
+            run.log({"loss": 1.0})
+            run.flush(20)
+        run.finish(20)
+    assert heard == [("nonfinite", "opened")]
+
+
+def _run(server: RunningServer, directory: Path, *, run_id: str | None = None, rank: int = 0) -> Run:
     return Run(
         Settings.resolve(
             project="project",
@@ -73,7 +98,7 @@ def _run(server: RunningServer, directory: Path) -> Run:
             token=server.token,
             mode="online",
             directory=directory / "spool",
-            run_id=None,
-            environ={},
+            run_id=run_id,
+            environ={"RANK": str(rank)},
         )
     )

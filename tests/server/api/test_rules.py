@@ -155,6 +155,12 @@ def test_a_rule_is_tried_on_the_runs_of_a_project_that_it_is_for(api: httpx.Clie
     assert api.post("/rules/test", json={"rule": LOSS_IS_HIGH, "run": "none"}).status_code == 404
 
 
+def test_a_test_ends_when_its_time_is_up_and_says_so(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.api.rules.REHEARSAL_SECONDS", 0.0)
+    (run,) = api.post("/rules/test", json={"rule": LOSS_IS_HIGH, "run": "past"}).json()["runs"]
+    assert (run["complete"], run["records"], run["fired"]) == (False, 0, 0)
+
+
 def test_a_rule_tells_live_what_it_told_of_history(shared: RunningServer, api: httpx.Client) -> None:
     api.put("/rules", json={"rules": [LOSS_IS_HIGH]})
     with shared.connect("/ingest") as socket:

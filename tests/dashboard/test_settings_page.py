@@ -1,0 +1,144 @@
+"""Channels and quiet hours as forms, and what people do with them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from dashboard import ids
+from dashboard.client import ApiClient
+from dashboard.config import DashboardConfig
+from dashboard.models import Channel, Lead, Notifications, Precision, Silence
+from dashboard.pages.alerts import precision
+from dashboard.pages.deeds import Deeds, parse_deed
+from dashboard.pages.fields import FieldError
+from dashboard.pages.settings import channel_body, channels, quiet_hours, silence, silences
+
+CHANNEL = Channel(id="c", name="training", kind="slack-bot", settings={"channel": "#a", "picture": False})
+
+
+def test_an_empty_secret_keeps_the_one_that_is_there() -> None:
+    fields = {"name": "n", "kind": "slack-bot", "channel": "#b", "min_level": "watch", "secret": "", "kinds": "spike"}
+    sent = channel_body(fields, CHANNEL)
+    assert "secret" not in sent
+    assert sent["settings"] == {"picture": False, "channel": "#b"}
+    assert sent["kinds"] == ["spike"]
+    with pytest.raises(FieldError, match="secret"):
+        channel_body(fields, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"), [("name", {"name": ""}), ("channel", {"channel": ""}), ("kinds", {"kinds": "spike, spikes"})]
+)
+def test_a_wrong_channel_is_refused_at_its_field(field: str, changes: dict[str, str]) -> None:
+    with pytest.raises(FieldError) as caught:
+        channel_body({"name": "n", "kind": "slack-bot", "channel": "#b", "secret": "x", **changes}, None)
+    assert caught.value.field == field
+
+
+def test_quiet_hours_are_times_of_the_day() -> None:
+    assert quiet_hours({"on": "no", "start": "never"}) is None
+    hours = quiet_hours({"on": "yes", "start": "9:30", "end": "17:00", "timezone": "", "min_level": "watch"})
+    assert hours is not None
+    assert (hours.start, hours.end, hours.timezone) == ("09:30", "17:00", "UTC")
+    with pytest.raises(FieldError, match="end"):
+        quiet_hours({"on": "yes", "start": "22:00", "end": "25:00"})
+
+
+def test_a_reason_that_a_channel_was_switched_off_is_shown() -> None:
+    off = Channel(id="c", name="n", kind="webhook", enabled=False, disabled_reason="no_service", last_error="404")
+    assert "no_service" in str(channels([off], 0.0))
+    assert "No channel yet" in str(channels([], 0.0))
+
+
+def test_silences_that_are_over_are_not_shown() -> None:
+    made = silence({"hours": "2", "kind": "spike", "reason": "x"}, 100.0, "id")
+    assert (made.until, made.kind, made.run_id) == (7_300.0, "spike", None)
+    shown = str(silences(Notifications(silences=(made, Silence(id="old", until=50.0, reason="gone"))), [], 100.0))
+    assert "of every kind" in shown
+    assert "gone" not in shown
+
+
+def test_precision_counts_predictions_that_were_settled() -> None:
+    assert precision(Precision()) == ["No prediction has been settled yet."]
+    said = precision(Precision(settled=4, hit=2, early=1, false=1, lead_steps=Lead(median=60.0)))
+    assert "3 of 4 predictions came true" in str(said[0])
+    assert said[1] == " (2 hit, 1 came early, 1 did not come); median lead 60 steps"
+
+
+class Api:
+    """What an API answers, and what it was asked."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, str, Any]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else None
+        self.asked.append((request.method, request.url.path.removeprefix("/api/v1"), body))
+        if request.method == "GET":
+            empty: dict[str, Any] = {"rules": {"rules": []}, "channels": {"channels": []}, "notifications": {}}
+            return httpx.Response(200, json=empty.get(request.url.path.rsplit("/", 1)[1], {"runs": []}))
+        return self.answer
+
+
+async def do(api: Api, verb: str, form: str, **fields: str) -> dict[str, dict[str, Any]]:
+    client = ApiClient(DashboardConfig(), transport=httpx.MockTransport(api))
+    deed = parse_deed({"verb": verb, "of": None, "form": form, "fields": fields, "number": 1})
+    assert deed is not None
+    try:
+        return await Deeds(client, clock=lambda: 1_000.0).do(deed)
+    finally:
+        await client.aclose()
+
+
+RULE = {"name": "n", "watches": "scalar", "scalar": "loss", "condition": "above", "value": "1", "for_steps": "1",
+        "cooldown_minutes": "0", "level": "watch"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        ("value: a finite number", {"value": "a finite number"}),
+        ("rules.0.scalar: which one?", {"scalar": "which one?"}),
+        ("something else entirely", {"": "something else entirely"}),
+        ("nowhere: to be seen", {"": "nowhere: to be seen"}),
+    ],
+)
+async def test_a_refusal_is_shown_at_its_field_or_at_the_foot_of_the_form(message: str, fields: dict[str, str]) -> None:
+    api = Api(httpx.Response(400, json={"error": "invalid_rule", "message": message}))
+    shown = await do(api, "save-rule", "rule", **RULE)
+    assert shown[ids.TROUBLE]["data"]["fields"] == fields
+    assert ids.RULE_EDITOR not in shown, "what was typed must stay"
+
+
+async def test_a_server_that_is_away_loses_nothing_that_was_typed() -> None:
+    def away(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    client = ApiClient(DashboardConfig(), transport=httpx.MockTransport(away))
+    deed = parse_deed({"verb": "save-rule", "form": "rule", "fields": RULE})
+    assert deed is not None
+    shown = await Deeds(client).do(deed)
+    await client.aclose()
+    assert "no answer" in shown[ids.TROUBLE]["data"]["fields"][""]
+
+
+async def test_a_new_channel_leaves_the_others_as_they_are() -> None:
+    api = Api(httpx.Response(200, json={"channels": []}))
+    await do(api, "save-channel", "channel", name="n", kind="slack-webhook", secret="https://x", min_level="watch")
+    ((_, path, sent),) = [asked for asked in api.asked if asked[0] == "PUT"]
+    assert path == "/channels"
+    assert [(channel["name"], channel["secret"]) for channel in sent["channels"]] == [("n", "https://x")]
+
+
+@pytest.mark.parametrize("data", [None, 3, {}, {"verb": 3}, {"verb": "x", "fields": [1]}])
+async def test_a_browser_may_send_anything(data: Any) -> None:
+    deed = parse_deed(data)
+    if deed is not None:
+        client = ApiClient(DashboardConfig())
+        assert await Deeds(client).do(deed) == {}
+        await client.aclose()
