@@ -141,6 +141,10 @@ def build(api: FixtureApi, api_url: str) -> FastAPI:
         chosen = [api.find(run)] if run else list(api.runs.values())
         return [alert for one in chosen for alert in one.alerts()]
 
+    @app.get("/api/v1/alerts/{alert_id}")
+    async def alert(alert_id: str) -> Any:
+        return api.find(alert_id.removesuffix("-prediction")).alerts()[0]
+
     @app.post("/api/v1/alerts/{alert_id}/acknowledge")
     async def acknowledge(alert_id: str) -> Any:
         run = api.find(alert_id.removesuffix("-prediction"))

@@ -73,6 +73,12 @@ def test_a_list_replaces_the_channels_and_keeps_known_secrets(api: httpx.Client)
         assert [request.path for request in postbox.requests] == ["/first"]
 
 
+def test_a_list_can_be_put_back_as_it_came(api: httpx.Client) -> None:
+    put(api, slack(), {"name": "hook", "kind": "webhook", "secret": "https://example.com/hook"})
+    listed = api.get("/channels").json()
+    assert put(api, *listed["channels"]) == listed["channels"]
+
+
 def test_a_test_says_what_the_other_side_said(api: httpx.Client) -> None:
     with Postbox() as postbox:
         [channel] = put(api, slack(secret=postbox.url()))
