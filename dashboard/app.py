@@ -97,7 +97,7 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
         finally:
             reset_current_request(token)  # type: ignore[no-untyped-call]
 
-    for path in ("/runs/{run_id}", "/alerts", "/rules", "/settings"):
+    for path in ("/runs/{run_id}", "/alerts", "/alerts/{alert_id}", "/rules", "/settings"):
         server.add_api_route(path, page, methods=["GET"])
     return SecurityHeaders(server, content_policy(dash.csp_hashes()))
 

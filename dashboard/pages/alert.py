@@ -14,7 +14,7 @@ def layout() -> Component:
     return html.Div(
         [
             html.H1("Alert"),
-            html.Div(html.Span(className="bone"), id=ids.ALERT_ONE, className="alert-one"),
+            html.Div(html.Span(className="bone"), id=ids.ALERT_ONE, className="alerts one"),
         ],
         className="page",
     )

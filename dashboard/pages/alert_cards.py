@@ -28,7 +28,7 @@ def column(alerts: Sequence[Alert], run_state: str, now: float) -> list[Componen
     parts: list[Component] = []
     if still_open:
         first = still_open[0]
-        parts.append(_open_card(first, now))
+        parts.append(_open_card(first, None if first.advice else _buttons(first, now)))
         if first.advice:
             parts.append(_advice_card(first, now))
         shares = next((alert for alert in still_open if alert.layer_shares), None)
@@ -68,22 +68,18 @@ def kind_words(alert: Alert) -> str:
 
 
 def single(alert: Alert, run_name: str, now: float) -> list[Component]:
-    """One alert alone, with its buttons while it is open, and the way to its run."""
-    parts: list[Component] = [
-        html.P(
-            dcc.Link(f"{run_name}, step {count(alert.step)}", href=f"/runs/{alert.run_id}?step={alert.step}"),
-            className="lead",
-        ),
-        _open_card(alert, now),
+    """One alert alone: the way to its run, its buttons while it is open, then everything about it."""
+    place = f"Open the run {run_name} at step {count(alert.step)}"
+    parts: list[Component | None] = [
+        html.P(dcc.Link(place, href=f"/runs/{alert.run_id}?step={alert.step}"), className="lead"),
+        _buttons(alert, now) if alert.is_open else html.P(f"Settled: {result(alert)}", className="note"),
+        _open_card(alert),
+        html.Section(_advice(alert), className="card advice-card") if alert.advice and alert.is_open else None,
     ]
-    if alert.advice and alert.is_open:
-        parts.append(_advice_card(alert, now))
-    if not alert.is_open:
-        parts.append(html.P(f"Settled: {result(alert)}", className="note"))
-    return parts
+    return [part for part in parts if part is not None]
 
 
-def _open_card(alert: Alert, now: float) -> Component:
+def _open_card(alert: Alert, buttons: Component | None = None) -> Component:
     title, band = headline(alert)
     return html.Section(
         [
@@ -97,7 +93,7 @@ def _open_card(alert: Alert, now: float) -> Component:
             html.H2([title, " ", html.Span(band, className="band")] if band else title, className="headline"),
             html.P(_why(alert), className="why"),
             _evidence_table(alert),
-            _buttons(alert, now) if alert.is_open and not alert.advice else None,
+            buttons,
         ],
         className=f"card alert {tone(alert)}",
         **aria(label=f"Alert: {title}"),
@@ -128,14 +124,17 @@ def _evidence_table(alert: Alert) -> Component | None:
 
 def _advice_card(alert: Alert, now: float) -> Component:
     return html.Section(
-        [
-            html.H3("What to try"),
-            html.P("ordered by fit with the evidence; change one thing", className="note"),
-            html.Ol([html.Li(symbols(item)) for item in alert.advice], className="advice"),
-            _buttons(alert, now),
-        ],
+        [*_advice(alert), _buttons(alert, now)],
         className="card advice-card",
     )
+
+
+def _advice(alert: Alert) -> list[Component]:
+    return [
+        html.H3("What to try"),
+        html.P("ordered by fit with the evidence; change one thing", className="note"),
+        html.Ol([html.Li(symbols(item)) for item in alert.advice], className="advice"),
+    ]
 
 
 def _buttons(alert: Alert, now: float) -> Component:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from starlette.responses import Response
 
 from server.api.access import Administrator, Services, ServicesOf
@@ -84,8 +84,19 @@ class ChannelBody(BaseModel):
     settings: ChannelSettings = ChannelSettings()
 
 
+READ_ONLY = frozenset({"target", "disabled_reason", "created_at", "last_sent_at", "last_error", "failures"})
+"""What a list tells of a channel and nobody sets: a list may be put back as it came."""
+
+
 class ListedChannel(ChannelBody):
     id: str | None = Field(default=None, max_length=36, description="Of a channel that is there already.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settable(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in given.items() if key not in READ_ONLY}
 
 
 class ChannelsBody(BaseModel):

@@ -35,6 +35,14 @@ def inert(text: str) -> str:
     return text.translate(_INERT).replace("](", "] (").replace("://", ":∕∕")
 
 
+def hosts_of(plugin: Any) -> list[str]:
+    """The hosts that an apprise URL itself names. In most URLs the place of the host holds a part of the secret, which
+    must not be looked up as a name."""
+    named = any("{host}" in template for template in getattr(plugin, "templates", ()))
+    hosts = [getattr(plugin, "host", None) if named else None, getattr(plugin, "smtp_host", None)]
+    return [str(host) for host in hosts if host]
+
+
 class AppriseSender:
     """Threads that are shared by all apprise channels; `close` lets them go."""
 
@@ -62,7 +70,8 @@ class AppriseSender:
         if plugin is None:
             return Answer(status=404, code="apprise cannot read the URL")
         try:
-            self._check(str(getattr(plugin, "host", None) or ""))
+            for host in hosts_of(plugin):
+                self._check(host)
         except ForbiddenAddressError as error:
             return Answer(status=None, code=str(error), forbidden=True)
         arrived: Any = plugin.notify(
@@ -77,7 +86,7 @@ class AppriseSender:
 
     def _check(self, host: str) -> None:
         """Raises `ForbiddenAddressError`. A name that cannot be looked up is left to apprise: it will fail there."""
-        if self._allow_private or "." not in host:
+        if self._allow_private:
             return
         check_host(host)
         try:

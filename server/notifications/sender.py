@@ -34,6 +34,8 @@ KEPT: Final = 7 * 86_400.0
 FORGET_EVERY: Final = 3_600.0  # seconds
 RETRY_AFTER: Final = 5.0
 """Seconds after an error of our own."""
+NOTE_DELAYS: Final = (0.2, 1.0, 3.0, 10.0)
+"""Seconds between attempts to write down what has arrived, together well within the lease."""
 STOP_TIMEOUT: Final = 5.0
 """Seconds that attempts in flight have at shutdown: one that is cut off might arrive twice."""
 
@@ -179,9 +181,7 @@ class Sender:
         }
         now = self._clock()
         if outcome is Fate.SENT:
-            await self._outbox.sent(
-                channel.id, self._owner, delivery.ids, told_after(delivery, answer.thread, now), now
-            )
+            await self._note(channel, delivery, answer, now)
             logger.info("%s was told: %s", channel.name, message.headline, extra=extra)
             await self._illustrate(channel, delivery, message, answer)
             return True
@@ -197,6 +197,17 @@ class Sender:
         await self._outbox.retry_later(channel.id, self._owner, now + wait, str(answer))
         logger.warning("%s: next try in %.0f s (%s)", channel.name, wait, answer, extra=extra)
         return False
+
+    async def _note(self, channel: Channel, delivery: Delivery, answer: Answer, now: float) -> None:
+        """Write down that it arrived. What is not written down is sent again, so this tries for a while."""
+        known = told_after(delivery, answer.thread, now)
+        for wait in NOTE_DELAYS:
+            try:
+                return await self._outbox.sent(channel.id, self._owner, delivery.ids, known, now)
+            except DatabaseError as error:
+                _report(f"that {channel.name!r} was told is not written down yet", error)
+                await asyncio.sleep(wait)
+        return await self._outbox.sent(channel.id, self._owner, delivery.ids, known, now)
 
     def _message(self, delivery: Delivery, window: float) -> Message:
         url = self._messenger.public_url

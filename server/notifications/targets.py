@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from server.errors import ForbiddenAddressError
 from server.notices import ChannelKind
 from server.notifications.addresses import check_host, check_url
+from server.notifications.apprise_channel import hosts_of
 
 SIGNING_KEY_PREFIX: Final = "swsk_"
 LOCAL_SCHEMAS: Final = frozenset({"dbus", "gio", "glib", "gnome", "kde", "qt", "macosx", "windows", "syslog", "pipe"})
@@ -70,9 +71,8 @@ def _check_apprise(url: str, *, allow_private: bool) -> None:
     plugin = apprise.Apprise.instantiate(url, suppress_exceptions=True)
     if plugin is None:
         raise TargetError("apprise cannot read this URL; https://github.com/caronc/apprise/wiki lists how each looks")
-    host = getattr(plugin, "host", None)
-    if host and not allow_private:
+    for host in () if allow_private else hosts_of(plugin):
         try:
-            check_host(str(host))
+            check_host(host)
         except ForbiddenAddressError as error:
             raise TargetError(str(error)) from error

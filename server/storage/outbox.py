@@ -170,13 +170,14 @@ class OutboxStore:
     async def sent(self, channel_id: str, owner: str, ids: Sequence[int], known: Sequence[Told], now: float) -> None:
         """These messages arrived as one; ``known`` is what the channel has been told of their incidents."""
         async with self._database.write() as connection:
-            await connection.execute(
-                update(outbox).where(outbox.c.id.in_(ids)).values(state="sent", done_at=now, note=None)
-            )
+            # The channel first, as everywhere, so that two transactions never wait for each other.
             await connection.execute(
                 update(channels).where(channels.c.id == channel_id).values(last_sent_at=now, last_error=None)
             )
             await self._hold(connection, channel_id, owner, failures=0)
+            await connection.execute(
+                update(outbox).where(outbox.c.id.in_(ids)).values(state="sent", done_at=now, note=None)
+            )
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
             for item in known:
                 held = {

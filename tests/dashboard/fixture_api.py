@@ -145,6 +145,10 @@ def build(api: FixtureApi, api_url: str) -> FastAPI:
     async def precision() -> Any:
         return {"settled": 3, "hit": 2, "early": 0, "late": 0, "false": 1, "lead_steps": {"median": 80.0}}
 
+    @app.get("/api/v1/alerts/{alert_id}")
+    async def alert(alert_id: str) -> Any:
+        return api.find(alert_id.removesuffix("-prediction")).alerts()[0]
+
     @app.post("/api/v1/alerts/{alert_id}/acknowledge")
     async def acknowledge(alert_id: str) -> Any:
         run = api.find(alert_id.removesuffix("-prediction"))

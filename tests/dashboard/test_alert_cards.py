@@ -7,7 +7,7 @@ from typing import Any
 from dash.development.base_component import Component
 
 from dashboard.models import Alert, Outcome, PredictedStep
-from dashboard.pages.alert_cards import column, headline, result, symbols, urgency
+from dashboard.pages.alert_cards import column, headline, result, single, symbols, urgency
 from dashboard.pages.evidence import growth_per_step, lines
 
 NOW = 1_000.0
@@ -100,3 +100,14 @@ def test_the_forecast_slope_is_a_number_or_nothing() -> None:
     assert growth_per_step(alert().evidence) == 0.0009
     assert growth_per_step({"lambda_max_growth_per_step": None}) is None
     assert growth_per_step({}) is None
+
+
+def test_one_alert_alone_has_its_buttons_while_it_is_open() -> None:
+    said = words(single(alert(), "tanh-net", NOW))
+    assert said.startswith("Open the run tanh-net at step 497AcknowledgeSilence 1 h")
+    assert said.count("Acknowledge") == 1
+    assert "Save a checkpoint now" in said
+    over = alert(state="resolved", outcome=Outcome(result="hit", step=650, lead=153))
+    settled = words(single(over, "tanh-net", NOW))
+    assert "Settled: hit, lead 153" in settled
+    assert "Acknowledge" not in settled

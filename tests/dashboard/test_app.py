@@ -53,7 +53,7 @@ async def test_the_host_s_lifespan_still_runs_around_the_dashboard_s() -> None:
     assert order == ["start", "stop"]
 
 
-@pytest.mark.parametrize("path", ["/", "/runs/some-run", "/alerts"])
+@pytest.mark.parametrize("path", ["/", "/runs/some-run", "/alerts", "/alerts/some-alert"])
 async def test_every_page_is_a_document_of_its_own_host_alone(path: str) -> None:
     async with client_of(create_app(DashboardConfig(), cookies=None)) as client:
         answer = await client.get(path)

@@ -122,6 +122,22 @@ def test_run_page_shows_its_panels_on_one_axis(visit: Visit) -> None:
     assert wide_enough(page)
 
 
+def test_a_messages_link_shows_what_is_around_its_step(visit: Visit) -> None:
+    page = visit.open("/runs/tanh-net?step=400")
+    page.wait_for_function(PLOTTED)
+    expect(page.locator("#follow")).to_be_visible()
+    assert page.evaluate(RANGES)[0] == [250, 550]
+
+
+def test_a_messages_buttons_lead_to_one_alert(visit: Visit) -> None:
+    page = visit.open("/alerts/tanh-net-prediction?do=acknowledge")
+    expect(page.locator(".alert .headline")).to_have_text("Step 712 between 698 and 730")
+    expect(page.get_by_role("link", name="Open the run tanh-net")).to_be_visible()
+    page.get_by_role("button", name="Acknowledge").click()
+    expect(page.locator(".done")).to_have_text("Acknowledged")
+    assert wide_enough(page)
+
+
 def test_run_page_advances_without_a_reload(visit: Visit, api: FixtureApi) -> None:
     page = visit.open("/runs/tanh-net")
     page.wait_for_function(PLOTTED)

@@ -73,6 +73,12 @@ def test_a_list_replaces_the_channels_and_keeps_known_secrets(api: httpx.Client)
         assert [request.path for request in postbox.requests] == ["/first"]
 
 
+def test_a_list_can_be_put_back_as_it_came(api: httpx.Client) -> None:
+    put(api, slack(), {"name": "hook", "kind": "webhook", "secret": "https://example.com/hook"})
+    listed = api.get("/channels").json()
+    assert put(api, *listed["channels"]) == listed["channels"]
+
+
 def test_a_test_says_what_the_other_side_said(api: httpx.Client) -> None:
     with Postbox() as postbox:
         [channel] = put(api, slack(secret=postbox.url()))
@@ -134,6 +140,24 @@ def test_addresses_of_our_own_network_are_refused(tmp_path: Path, secret: str) -
         answer = api.put("/channels", json={"channels": [{"name": "x", "kind": "webhook", "secret": secret}]})
         assert answer.status_code == 400
         assert "SPIKEWATCH_NOTIFY_ALLOW_PRIVATE" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("url", ["json://127.0.0.1/x", "mailto://user:word@example.com?smtp=10.0.0.8"])
+def test_apprise_leads_to_no_address_of_our_own_network(tmp_path: Path, url: str) -> None:
+    with running_server(tmp_path) as server, server.api() as api:
+        answer = api.put("/channels", json={"channels": [{"name": "x", "kind": "apprise", "secret": url}]})
+        assert answer.status_code == 400
+        assert "own network" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("url", ["json://localhost:{port}/x", "json://localhost.:{port}/x"])
+def test_apprise_follows_no_name_that_leads_home(tmp_path: Path, url: str) -> None:
+    with Postbox() as postbox, running_server(tmp_path) as server, server.api() as api:
+        [channel] = put(api, {"name": "x", "kind": "apprise", "secret": url.format(port=postbox.port)})
+        tried = api.post(f"/channels/{channel['id']}/test").json()
+        assert not tried["ok"]
+        assert "own network" in tried["answer"]
+        assert postbox.requests == []
 
 
 def test_a_name_that_leads_home_is_refused_when_it_is_used(tmp_path: Path) -> None:

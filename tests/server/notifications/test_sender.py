@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import select
 
+from server.errors import DatabaseUnavailableError
 from server.notices import Channel, ChannelKind, Digest, NotificationSettings, Silence
 from server.notifications.picture import Panel, draw
 from server.notifications.sender import Sender
@@ -351,6 +352,26 @@ async def test_a_message_in_flight_when_a_server_is_killed_comes_again_and_says_
     assert first == second
     [message] = slack.messages
     assert f"message {first} · may be a repetition" in message.words
+
+
+async def test_an_outage_of_the_database_repeats_no_message_that_has_arrived(
+    database: Database, detectors: Detectors, slack: SlackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ChannelStore(database).put(bot())
+    await detectors.hold(prediction())
+    note = OutboxStore.sent
+    outages = iter([True, True])
+
+    async def sent(self: OutboxStore, *args: Any) -> None:
+        if next(outages, False):
+            raise DatabaseUnavailableError("the database is away")
+        await note(self, *args)
+
+    monkeypatch.setattr(OutboxStore, "sent", sent)
+    monkeypatch.setattr("server.notifications.sender.NOTE_DELAYS", (0.0, 0.0, 0.0))
+    async with sending(database, slack.api_url):
+        assert await settle(database) == {"sent": ["opened"]}
+    assert len(slack.messages) == 1
 
 
 async def test_imported_runs_tell_nobody(database: Database, detectors: Detectors) -> None:
