@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench chaos fuzz soak format clean
+.PHONY: help install demo test check bench chaos fuzz soak lock format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,13 @@ fuzz: $(STAMP) ## 100,000 mutated frames against the ingest socket
 
 soak: $(STAMP) ## memory of trainer and server over SOAK_MINUTES=30 at 50 steps a second
 	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+
+# The exact versions, with their hashes, that the container image is built from; a test holds them against pyproject.toml.
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --no-header --python-version 3.13 --python-platform linux --generate-hashes
+
+lock: $(STAMP) ## renew the lock files of the container image
+	$(LOCK) --no-emit-package spikewatch-client -o deploy/requirements.lock pyproject.toml
+	echo 'hatchling>=1.30' | $(LOCK) -o deploy/build.lock -
 
 format: $(STAMP) ## let ruff format the code
 	$(BIN)/ruff check --fix .
