@@ -7,6 +7,7 @@ What is there already stays as it is, so that every start may run this.
 
 from __future__ import annotations
 
+import base64
 import secrets
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ def main(directory: Path) -> None:
     _kept(directory / "database_url", f"postgresql://{DATABASE}:{postgres}@postgres/{DATABASE}")
     _kept(directory / "redis_url", f"redis://:{redis}@redis:6379/0")
     _kept(directory / "admin_token", new_token())
+    # Seals the secrets of notification channels in the database: one key for all servers.
+    _kept(directory / "secret_key", base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
 
 
 def _kept(path: Path, secret: str) -> str:

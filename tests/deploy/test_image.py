@@ -19,7 +19,7 @@ REMEDY = "run `make lock`"
 
 def locked(name: str) -> dict[str, str]:
     """Name to version of every package of a lock file. Each must have the hashes of its files."""
-    versions = {}
+    versions: dict[str, str] = {}
     for entry in re.split(r"\n(?=[a-z])", (ROOT / "deploy" / name).read_text(encoding="utf-8")):
         package, _, version = entry.split()[0].partition("==")
         assert "--hash=sha256:" in entry, f"{package} has no hash: {REMEDY}"
@@ -63,9 +63,16 @@ def test_the_first_start_makes_secrets_and_a_later_one_keeps_them(tmp_path: Path
         return {path.name: path.read_text(encoding="utf-8").strip() for path in tmp_path.iterdir()}
 
     first = start()
-    assert set(first) == {"admin_token", "database_url", "postgres_password", "redis_password", "redis_url"}
+    assert set(first) == {
+        "admin_token",
+        "database_url",
+        "postgres_password",
+        "redis_password",
+        "redis_url",
+        "secret_key",
+    }
     assert first["postgres_password"] in first["database_url"]
-    assert len(set(first.values())) == 5
+    assert len(set(first.values())) == 6
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in tmp_path.iterdir())
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
     (tmp_path / "redis_url").unlink()  # of an older version, say, that had none
