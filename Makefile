@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench chaos fuzz kill-test soak format clean
+.PHONY: help install demo test check bench chaos fuzz kill-test soak compose-test load-test lock settings format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml client_sdk/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -58,6 +58,22 @@ kill-test: $(STAMP) ## 300 compactions killed anywhere, on SQLite and on Postgre
 
 soak: $(STAMP) ## memory of trainer and server over SOAK_MINUTES=30 at 50 steps a second
 	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+
+compose-test: $(STAMP) chromium ## the stack of docker-compose.yml against kill -9, restarts and outages, during a training
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compose $(COMPOSE_TEST_FLAGS)
+
+load-test: $(STAMP) ## 200 runs × 1 step/s × 100 layers × 12 statistics for a minute; LOAD_FLAGS='--target compose' for the stack
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.load $(LOAD_FLAGS)
+
+# The exact versions, with their hashes, that the container image is built from; a test holds them against pyproject.toml.
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --no-header --python-version 3.13 --python-platform linux --generate-hashes
+
+lock: $(STAMP) ## renew the lock files of the container image
+	$(LOCK) --no-emit-package spikewatch-client -o deploy/requirements.lock pyproject.toml
+	echo 'hatchling>=1.30' | $(LOCK) -o deploy/build.lock -
+
+settings: $(STAMP) ## renew docs/settings.md
+	$(BIN)/python deploy/settings_page.py >docs/settings.md
 
 format: $(STAMP) ## let ruff format the code
 	$(BIN)/ruff check --fix .

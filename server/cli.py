@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -53,6 +56,9 @@ Data = Annotated[Path | None, typer.Option(help="Directory of the data. [default
 
 def main() -> None:
     """The entry point of the package."""
+    if os.getpid() == 1:
+        # The kernel spares the first process of a container every signal that it does not handle, `docker stop` too.
+        signal.signal(signal.SIGTERM, _end)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     app()
 
@@ -85,6 +91,16 @@ def dashboard(host: Host = None, port: Port = None) -> None:
 
     with _one_line_errors():
         serve_dashboard(_config(host=host, port=port), lambda url: print(f"The dashboard is at {url}", flush=True))
+
+
+@app.command("login-url")
+def login_url() -> None:
+    """Print the address that logs a browser in: SPIKEWATCH_PUBLIC_URL with the token SPIKEWATCH_ADMIN_TOKEN."""
+    with _one_line_errors():
+        config = _config()
+        if config.admin_token is None:
+            raise ConfigurationError("there is no SPIKEWATCH_ADMIN_TOKEN here; `spikewatch up` prints its own address")
+        print(f"{config.open_url}/?token={config.admin_token}")
 
 
 @app.command()
@@ -308,6 +324,10 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def _day(when: float | None) -> str:
     return "never" if when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _renames(given: list[str]) -> dict[str, str]:

@@ -129,3 +129,13 @@ def test_tokens_are_printed_once_and_runs_are_listed(environment: dict[str, str]
     assert re.fullmatch(r"sw_[\w-]{43}", token)
     assert run(environment, "runs").stdout == "No runs yet.\n"
     assert run(environment, "token", "create", "--scope", "everything").returncode == 2
+
+
+def test_login_url_prints_the_address_that_logs_in(environment: dict[str, str]) -> None:
+    token = "sw_" + "t" * 32
+    given = {"SPIKEWATCH_ADMIN_TOKEN": token, "SPIKEWATCH_PUBLIC_URL": "https://spikes.example/"}
+    found = run({**environment, **given}, "login-url")
+    assert (found.returncode, found.stdout) == (0, f"https://spikes.example/?token={token}\n")
+    without = run(environment, "login-url")
+    assert (without.returncode, without.stdout) == (2, "")
+    assert "SPIKEWATCH_ADMIN_TOKEN" in without.stderr

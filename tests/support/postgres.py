@@ -51,6 +51,13 @@ class Postgres:
         self._socket = quote(str(info.socket_dir), safe="") if info.socket_dir is not None else None
         self._port = info.port
 
+    @property
+    def pid(self) -> int:
+        """Of the postmaster."""
+        pid = self._server.get_pid()
+        assert pid is not None
+        return pid
+
     def create_database(self) -> str:
         """The URL of a new, empty database."""
         name = f"test{next(self._numbers)}"
@@ -75,7 +82,7 @@ class Postgres:
 
     def kill(self) -> None:
         """SIGKILL to the postmaster; its backends notice and end by themselves. Returns when it is gone."""
-        process = psutil.Process(self._server.get_pid())
+        process = psutil.Process(self.pid)
         process.send_signal(signal.SIGKILL)
         process.wait(RESTART_TIMEOUT)
 

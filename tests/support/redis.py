@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -24,6 +25,12 @@ class Redis:
     @property
     def url(self) -> str:
         return f"unix://{self._socket}"
+
+    @property
+    def pid(self) -> int:
+        assert self._server._process is not None
+        pid: int = self._server._process.pid
+        return pid
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -50,5 +57,4 @@ class Redis:
         return server
 
     def _signal(self, number: signal.Signals) -> None:
-        assert self._server._process is not None
-        self._server._process.send_signal(number)
+        os.kill(self.pid, number)

@@ -1,0 +1,41 @@
+# The image of every role: `serve` (the default), `dashboard`, `migrate`, … docs/operations.md says how it is run.
+# No torch: the SDK's measuring half stays in the training environment. `make lock` renews the two lock files.
+
+FROM python:3.13-slim AS build
+# Where pip finds its packages, for whoever is behind a mirror: docker build --build-arg PIP_INDEX_URL=…
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_TRUSTED_HOST
+ENV PIP_NO_CACHE_DIR=1 PIP_PROGRESS_BAR=off PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+RUN python3 -m venv --without-pip /opt/spikewatch && python3 -m venv tools
+COPY deploy/build.lock deploy/requirements.lock ./
+RUN tools/bin/pip install --require-hashes -r build.lock \
+ && tools/bin/pip --python /opt/spikewatch/bin/python install --require-hashes -r requirements.lock
+# Of the libraries: test suites, C headers, the Jupyter plug-in of plotly, and Arrow's clients of services that are not used.
+RUN cd /opt/spikewatch/lib/python3*/site-packages \
+ && find . \( -name tests -o -name include -o -name labextension \) -type d -prune -exec rm -rf {} + \
+ && rm -f pyarrow/*flight* pyarrow/*s3*
+COPY pyproject.toml README.md ./
+COPY client_sdk client_sdk
+COPY server server
+COPY dashboard dashboard
+COPY migrations migrations
+RUN tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir wheels . ./client_sdk \
+ && tools/bin/pip --python /opt/spikewatch/bin/python install --no-deps --no-index wheels/*.whl \
+ && /opt/spikewatch/bin/python -c 'import server.main, server.transfers, server.imports, dashboard.app'
+
+FROM python:3.13-slim
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/spikewatch spikewatch \
+ && install -d -o spikewatch -g spikewatch -m 0700 /var/lib/spikewatch /run/spikewatch
+COPY --from=build /opt/spikewatch /opt/spikewatch
+COPY deploy/healthcheck.py deploy/make_secrets.py /opt/spikewatch/
+ENV PATH=/opt/spikewatch/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    SPIKEWATCH_HOME=/var/lib/spikewatch SPIKEWATCH_HOST=0.0.0.0
+USER spikewatch
+WORKDIR /var/lib/spikewatch
+EXPOSE 8787
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python3", "-IS", "/opt/spikewatch/healthcheck.py"]
+ENTRYPOINT ["spikewatch"]
+CMD ["serve"]

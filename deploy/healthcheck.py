@@ -1,0 +1,9 @@
+"""Exit code 0 while the process of this container answers. Imports little: it runs every ten seconds in every one."""
+
+import http.client
+import os
+import sys
+
+connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get("SPIKEWATCH_PORT", "8787")), timeout=4)
+connection.request("GET", "/healthz")
+sys.exit(connection.getresponse().status != http.client.OK)
