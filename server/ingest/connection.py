@@ -35,6 +35,7 @@ from server.broker.message import RESYNC
 from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
+from server.metrics import Metrics
 from server.models import Principal
 from server.pipeline.pipeline import Pipeline, Writer
 from server.storage.alerts import AlertStore, to_alert
@@ -66,6 +67,7 @@ class Connection:
         broker: Broker,
         alerts: AlertStore,
         limits: IngestLimits,
+        metrics: Metrics,
         name: str,
     ) -> None:
         """``socket`` is accepted. ``name``: what `Welcome` calls this server."""
@@ -75,6 +77,7 @@ class Connection:
         self._broker = broker
         self._alerts = alerts
         self._limits = limits
+        self._metrics = metrics
         self._name = name
         self._pause_after: Callable[[int], float] = lambda _: 0.0
         self._frames = FrameQueue(limits.queued_frames)
@@ -84,6 +87,11 @@ class Connection:
         self._send_lock = asyncio.Lock()
         self._fault: IngestError | None = None
         """What ended the reading; said after everything that was read before it is committed."""
+
+    @property
+    def queued_frames(self) -> int:
+        """Frames that were read and are not committed yet."""
+        return len(self._frames)
 
     async def serve(self, principal: Principal, pause_after: Callable[[int], float]) -> None:
         """Returns when the connection is over. ``pause_after``: seconds to read no more, for so many values."""
@@ -118,6 +126,7 @@ class Connection:
 
     async def refuse(self, error: IngestError) -> None:
         """Say what is wrong and close."""
+        self._metrics.refusals.labels(error.code).inc()
         with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError):  # the peer may be gone
             await self._send(Error(code=error.code, message=error.message, retryable=error.retryable))
             await self._socket.close(error.close_code, error.code[:MAX_CLOSE_REASON])
@@ -139,6 +148,7 @@ class Connection:
                         "too_large", f"a frame of {len(frame)} bytes; at most {limit} are allowed", close_code=1009
                     )
                     break
+                self._metrics.received_bytes.inc(len(frame))
                 await self._frames.put(frame)
         finally:
             if not self._frames.closed:
@@ -196,7 +206,8 @@ class Connection:
         if not batches:
             return
         try:
-            last_seq = await self._pipeline.commit(self._greeted(), batches)
+            with self._metrics.commit_seconds.time():
+                last_seq = await self._pipeline.commit(self._greeted(), batches)
         except IngestError:
             if len(batches) == 1:
                 raise
@@ -205,7 +216,10 @@ class Connection:
                 await self._commit([batch])
             return
         await self._send(Ack(seq=last_seq))
-        pause = self._pause_after(_values(batches))
+        values = _values(batches)
+        self._metrics.batches.inc(len(batches))
+        self._metrics.values.inc(values)
+        pause = self._pause_after(values)
         if pause > 0:
             # Unread, the socket fills and the client waits; its records wait in its spool, and nothing is lost.
             await asyncio.sleep(pause)

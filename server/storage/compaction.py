@@ -50,6 +50,8 @@ class Compactor:
         self._store = store
         self._interval = interval
         self._span_entries = span_entries
+        self.backlog = 0
+        """Records in segments that the last look left for later."""
         self._given_up: set[tuple[int, int]] = set()
         """(writer, attempt) of streams with damage, left alone until the next start."""
 
@@ -71,7 +73,7 @@ class Compactor:
 
     async def run_once(self) -> int:
         """Compact all that is due. Returns how many spans of level 0 were written."""
-        written = 0
+        written = backlog = 0
         for stream in await self._store.streams():
             if (stream.writer_id, stream.attempt) in self._given_up:
                 continue
@@ -87,6 +89,8 @@ class Compactor:
                     break
                 left -= taken
                 written += spans
+            backlog += left
+        self.backlog = backlog
         return written
 
     async def raise_levels(self, run_id: str) -> None:
