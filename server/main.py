@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -376,6 +377,7 @@ class Service:
     def run(self, on_ready: Callable[[Config], None] | None = None) -> None:
         """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` and `ConfigurationError` before it is ready."""
         limit_arenas()
+        _allow_open_files()
         try:
             asyncio.run(self._serve(on_ready))
         finally:
@@ -470,6 +472,13 @@ def serve_dashboard(config: Config, on_ready: Callable[[str], None] | None = Non
         asyncio.run(server.serve(sockets=[listener]))
     finally:
         listener.close()
+
+
+def _allow_open_files() -> None:
+    """Take as many file descriptors as this user may: every connection needs one, and shells start with a thousand."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -32,6 +32,8 @@ _PASSING_CLASSES = frozenset({"08", "40", "53", "57", "58"})
 
 _CORRUPT = ("file is not a database", "malformed", "unsupported file format")
 
+_FULL = ("disk is full", "No space left on device")
+
 BUSY_TIMEOUT = 30_000  # milliseconds that a writer of another process is waited for
 
 
@@ -85,6 +87,11 @@ class Database:
             if any(word in cause for word in _CORRUPT):
                 raise DatabaseCorruptError(
                     f"the database {name} is damaged, or is none ({cause}); move it away or restore a backup"
+                ) from error
+            if any(word in cause for word in _FULL) or getattr(getattr(error, "orig", None), "sqlstate", "") == "53100":
+                raise DatabaseUnavailableError(
+                    f"there is no space left for the database {name} ({cause}); free some: until then nothing is "
+                    "acknowledged, and clients keep what they have"
                 ) from error
             if _is_passing(error) or isinstance(
                 error, exc.OperationalError | exc.InterfaceError | sqlite3.OperationalError

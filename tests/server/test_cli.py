@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -13,8 +14,22 @@ from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from server.cli import app
 
 COMMAND = [str(Path(sysconfig.get_path("scripts")) / "spikewatch")]
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Commands that run in this process set up its logging."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture
@@ -129,3 +144,61 @@ def test_tokens_are_printed_once_and_runs_are_listed(environment: dict[str, str]
     assert re.fullmatch(r"sw_[\w-]{43}", token)
     assert run(environment, "runs").stdout == "No runs yet.\n"
     assert run(environment, "token", "create", "--scope", "everything").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "the database URL cannot be read; use sqlite:///PATH or postgresql://"),
+        ("mysql://me@db/x", "no support for the database 'mysql'"),
+        ("sqlite://", "a database in memory would forget"),
+        ("sqlite:////proc/no/such.sqlite3", "the directory of the database /proc/no/such.sqlite3 cannot be made"),
+        ("postgresql://me:hunter2@127.0.0.1:9/x", "the database postgresql+asyncpg://me:***@127.0.0.1:9/x cannot be"),
+        ("postgresql://me:hunter2@no-such-host.invalid/x", "cannot be reached"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, url: str, words: str
+) -> None:
+    monkeypatch.setenv("SPIKEWATCH_DATABASE_URL", url)
+    monkeypatch.setenv("SPIKEWATCH_HOME", environment["SPIKEWATCH_HOME"])
+    answer = CliRunner().invoke(app, ["migrate"])
+    assert answer.exit_code == 2
+    assert words in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+    assert "hunter2" not in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "up", "migrate"])
+def test_a_database_ahead_of_the_program_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setenv("SPIKEWATCH_HOME", str(tmp_path))
+    monkeypatch.setenv("SPIKEWATCH_PORT", "0")
+    assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
+    with sqlite3.connect(tmp_path / "data" / "spikewatch.sqlite3") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'future'")
+    answer = CliRunner().invoke(app, [command])
+    assert answer.exit_code == 2
+    assert "made by a newer spikewatch: upgrade the program, or restore a backup" in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+
+
+def test_tokens_are_made_listed_and_revoked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPIKEWATCH_HOME", str(tmp_path))
+
+    def spikewatch(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["token", *arguments])
+
+    assert "No tokens yet" in spikewatch("list").stdout
+    made = spikewatch("create", "--scope", "write", "--project", "p", "--label", "a\x1b[2Jb").stdout.strip()
+    assert re.fullmatch(r"sw_[\w-]{43}", made)
+    listed = spikewatch("list").stdout
+    assert made not in listed
+    assert "\x1b" not in listed, "what users write is no command to the terminal"
+    assert re.search(r"^1 +write +p +a\S+ .* never +valid$", listed, re.MULTILINE)
+    assert spikewatch("revoke", "1").exit_code == 0
+    assert "revoked" in spikewatch("list").stdout
+    again = spikewatch("revoke", "1")
+    assert (again.exit_code, "no token 1 to revoke" in again.stderr) == (2, True)
+    assert spikewatch("create", "--scope", "read", "--project", "x" * 300).exit_code == 2

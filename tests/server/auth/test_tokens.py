@@ -108,6 +108,18 @@ async def test_a_login_ends_with_its_time_its_token_or_its_secret(database: Data
     assert await held.principal(of_admin) is None, "a cached login ends in time as well"
 
 
+async def test_a_server_whose_clock_jumps_keeps_tokens_and_logins(database: Database) -> None:
+    clock = [1_000_000.0]
+    tokens, sessions = TokenStore(database), SessionStore(database)
+    await tokens.create("d" * 64, Scope.READ, None, "", clock[0])
+    authenticator = Authenticator(tokens, sessions, admin_token="sw_admin_token_0000", clock=lambda: clock[0])
+    for jump in (-300.0, 600.0, -300.0):
+        clock[0] += jump
+        assert await authenticator.principal("sw_admin_token_0000") is not None
+        assert await authenticator.principal("sw_unknown") is None
+    assert await tokens.living(["d" * 64, "e" * 64]) == {"d" * 64}
+
+
 def test_addresses_of_one_household_count_as_one(clock: Clock) -> None:
     assert _network("2001:db8::1") == _network("2001:db8::ffff:1") != _network("2001:db8:0:1::1")
     assert _network("192.0.2.1") != _network("192.0.2.2")
