@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -34,7 +35,12 @@ MOST = 20
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    limits = {"token_connections": MOST, "hello_timeout": 1.0, "request_timeout": 0.5, "max_body_bytes": 2048}
+    limits: dict[str, Any] = {
+        "token_connections": MOST,
+        "hello_timeout": 1.0,
+        "request_timeout": 0.5,
+        "max_body_bytes": 2048,
+    }
     with running_server(tmp_path_factory.mktemp("limits"), **limits) as running:
         yield running
 
