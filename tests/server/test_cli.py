@@ -201,3 +201,33 @@ def test_tokens_are_made_listed_and_revoked(monkeypatch: pytest.MonkeyPatch, tmp
     again = spikewatch("revoke", "1")
     assert (again.exit_code, "no token 1 to revoke" in again.stderr) == (2, True)
     assert spikewatch("create", "--scope", "read", "--project", "x" * 300).exit_code == 2
+
+
+def test_the_dashboard_alone_logs_in_with_a_token_of_its_server(
+    up: tuple[subprocess.Popen[str], str], environment: dict[str, str]
+) -> None:
+    found = re.search(r"(http://\S+)/\?token=(\S+)", up[1])
+    assert found is not None
+    server, token = found.groups()
+    process = subprocess.Popen(
+        [*COMMAND, "dashboard", "--port", "0"],
+        env=environment | {"SPIKEWATCH_URL": server},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        with httpx.Client(base_url=url, follow_redirects=True, timeout=30) as browser:
+            assert browser.get("/healthz").json() == {"status": "ok"}
+            assert browser.get("/").status_code == 401
+            assert browser.get("/?token=wrong").status_code == 401
+            assert "_dash-config" in browser.get(f"/?token={token}").text
+            assert browser.get("/alerts").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (0, "")
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
