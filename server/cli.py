@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ import typer
 from pydantic import ValidationError
 
 from client_sdk.protocol import MAX_NAME_CHARS
+from server import logs
 from server.auth.token_file import load_token_file, write_token_file
 from server.auth.tokens import digest_of, new_token
 from server.config import LOOPBACK_HOSTS, Config
@@ -59,7 +59,7 @@ def main() -> None:
     if os.getpid() == 1:
         # The kernel spares the first process of a container every signal that it does not handle, `docker stop` too.
         signal.signal(signal.SIGTERM, _end)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logs.configure("text", "warning")
     app()
 
 
@@ -363,13 +363,15 @@ def _serve_embedded(service: Service) -> None:
 def _config(**given: Any) -> Config:
     """Settings from the environment, with what the command line gave on top."""
     try:
-        return Config(**{key: value for key, value in given.items() if value is not None})
+        config = Config(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise ConfigurationError(f"SPIKEWATCH_{name}: {first['msg']}") from error
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+    logs.configure(config.log_format, config.log_level)
+    return config
 
 
 def _with_database(config: Config, use: Callable[[Database], Awaitable[Result]]) -> Result:

@@ -22,6 +22,7 @@ SECRETS = (
     "dashboard_password",
     "database_password",
     "database_url",
+    "metrics_token",
     "redis_password",
     "redis_url",
     "secret_key",
@@ -93,6 +94,21 @@ class Config(BaseSettings):
         default=0.0,
         ge=0,
         description="Most numbers a second that are read from the sockets of one token; above, they wait. 0: no limit.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Logs as lines for people, or as one JSON object a line."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="warning", description="What is logged: debug, info, warning or error, and everything above it."
+    )
+    metrics_token: str | None = Field(
+        default=None,
+        min_length=16,
+        description="A token that opens /metrics and nothing else. Or SPIKEWATCH_METRICS_TOKEN_FILE names a file that "
+        "holds it.",
+    )
+    metrics_open_to_loopback: bool = Field(
+        default=True, description="Whether /metrics needs no token from the same machine."
     )
     max_body_bytes: int = Field(
         default=1024 * 1024, ge=1024, description="Largest body of a request to the API; larger ones get 413."

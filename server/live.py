@@ -19,7 +19,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from server.auth.admissions import Admission, Admissions
 from server.auth.tokens import REVOKED, UNAUTHENTICATED, Authenticator, Identity, bearer_token
 from server.broker import Broker
+from server.broker.message import RESYNC
 from server.errors import UNAVAILABLE, ApiError, DatabaseError, LimitError
+from server.metrics import Metrics
 from server.models import Principal, Scope
 
 SEND_TIMEOUT = 30.0  # seconds; a viewer that does not read is let go
@@ -28,7 +30,10 @@ CLOSE_CODES = {401: 4401, 403: 4401, 429: 1013, 503: 1011}
 
 
 class LiveEndpoint:
-    def __init__(self, broker: Broker, authenticator: Authenticator, admissions: Admissions) -> None:
+    def __init__(self, broker: Broker, authenticator: Authenticator, admissions: Admissions, metrics: Metrics) -> None:
+        self.viewers = 0
+        """Open sockets."""
+        self._metrics = metrics
         self._broker = broker
         self._authenticator = authenticator
         self._admissions = admissions
@@ -61,9 +66,11 @@ class LiveEndpoint:
             asyncio.create_task(self._draining.wait()),
             asyncio.create_task(admission.ended.wait()),
         ]
+        self.viewers += 1
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self.viewers -= 1
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -85,7 +92,10 @@ class LiveEndpoint:
             }
             await _send(socket, subscribed)
             while True:
-                await _send_text(socket, (await subscription.get()).frame)
+                delivery = await subscription.get()
+                if delivery.type == RESYNC:
+                    self._metrics.live_resyncs.inc()
+                await _send_text(socket, delivery.frame)
 
     async def _identify(self, socket: WebSocket) -> Identity:
         try:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -23,7 +24,8 @@ from fastapi import FastAPI, WebSocket
 
 from server.allocator import limit_arenas
 from server.api import alerts, channels, errors, exports, health, rules, runs, sessions, tokens
-from server.api.access import Services
+from server.api.access import MetricsAccess, Services
+from server.api.limits import RequestLimits
 from server.auth.admissions import Admissions, TokenLimits
 from server.auth.logins import Logins, LoginSettings
 from server.auth.secret_box import load_secret_box
@@ -34,9 +36,11 @@ from server.broker.redis_broker import RedisBroker, connect
 from server.config import Config
 from server.errors import ApiError, ConfigurationError
 from server.exports.streams import Exporter
+from server.hasty import hasty_protocol
 from server.ingest.connection import IngestLimits
 from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint
+from server.metrics import Metrics
 from server.models import Scope
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
@@ -46,6 +50,7 @@ from server.notifications.zero_setup import add_slack_webhook, check_slack_webho
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
 from server.pipeline.rehearsal import Rehearsal
+from server.readiness import Check, Readiness
 from server.storage import migrate
 from server.storage.alerts import AlertStore
 from server.storage.channels import ChannelStore
@@ -91,6 +96,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     """
     database = database if database is not None else Database(config.resolved_database_url)
     broker, leases = make_broker(config)
+    metrics = Metrics(version("spikewatch"))
     cache = ByteLru(config.cache_bytes)
     run_store = RunStore(database)
     layouts = LayoutStore(database)
@@ -110,7 +116,14 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     series = SeriesQuery(run_store, reader)
     outbox = OutboxStore(database)
     sender = Sender(outbox, messenger, Painter(series).paint, time.time)
-    pipeline = make_pipeline(config, database, broker, leases, alerts_stored=sender.wake)
+    pipeline = make_pipeline(
+        config,
+        database,
+        broker,
+        leases,
+        alerts_stored=sender.wake,
+        alert_changed=lambda kind, state: metrics.alerts.labels(kind, state).inc(),
+    )
     token_store, session_store = TokenStore(database), SessionStore(database)
     authenticator = Authenticator(
         token_store,
@@ -137,6 +150,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
             attempts=config.login_attempts,
             window=config.login_window,
         ),
+        count=lambda result: metrics.logins.labels(result).inc(),
     )
     deleter = Deleter(
         DeletionStore(database),
@@ -157,9 +171,10 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
             queued_frames=config.queued_frames,
             hello_timeout=config.hello_timeout,
         ),
+        metrics=metrics,
         name=f"spikewatch/{version('spikewatch')}",
     )
-    live = LiveEndpoint(broker, authenticator, admissions)
+    live = LiveEndpoint(broker, authenticator, admissions, metrics)
     compactor = Compactor(SpanStore(database), config.compact_every, is_ours=lambda: leases.take("compactor"))
 
     @contextlib.asynccontextmanager
@@ -217,7 +232,33 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         rehearsing=asyncio.Semaphore(REHEARSALS),
         exporter=Exporter(StepReader(database, layouts)),
         deleter=deleter,
+        metrics=metrics,
+        metrics_access=MetricsAccess(token=config.metrics_token, open_to_loopback=config.metrics_open_to_loopback),
+        readiness=_readiness(config, database, broker),
         clock=time.time,
+    )
+    gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
+        ("ingest_connections", "Open sockets of training processes.", lambda: ingest.connections),
+        ("ingest_queued_frames", "Frames that were read and are not committed yet.", lambda: ingest.queued_frames),
+        ("live_viewers", "Open live sockets, those of dashboards included.", lambda: live.viewers),
+        ("followers", "Runs whose detectors are in memory.", lambda: pipeline.followers),
+        (
+            "follower_lag_seconds",
+            "How far the slowest detectors lag behind.",
+            lambda: pipeline.follower_lag,
+        ),
+        ("compaction_backlog_records", "Records in segments that wait for compaction.", lambda: compactor.backlog),
+        ("broker_degraded", "1 while only what this server publishes is pushed.", lambda: broker.is_degraded),
+    )
+    for name, text, ask in gauges:
+        metrics.pull(name, text, "gauge", ask)
+    metrics.pull(
+        "notifications",
+        "Attempts to send a notification.",
+        "counter",
+        lambda: {(str(kind), str(fate)): float(count) for (kind, fate), count in sender.counts.items()},
+        "channel",
+        "outcome",
     )
 
     async def drain() -> None:
@@ -250,6 +291,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 
     if config.dashboard:
         _add_dashboard(app, config)
+    app.add_middleware(RequestLimits, body_bytes=config.max_body_bytes)
     return app
 
 
@@ -270,6 +312,7 @@ def make_pipeline(
     *,
     follower_idle: float = FOLLOWER_IDLE,
     alerts_stored: Callable[[], None] = lambda: None,
+    alert_changed: Callable[[str, str], None] = lambda kind, state: None,
 ) -> Pipeline:
     """What commits and detects, for a server or for an import."""
     run_store, layouts = RunStore(database), LayoutStore(database)
@@ -288,7 +331,28 @@ def make_pipeline(
         heartbeat_every=config.heartbeat_every,
         follower_idle=follower_idle,
         alerts_stored=alerts_stored,
+        alert_changed=alert_changed,
     )
+
+
+def _readiness(config: Config, database: Database, broker: Broker) -> Readiness:
+    """What a server needs, and what it can do without."""
+
+    async def schema() -> None:
+        if not await migrate.is_current(database):
+            raise ConfigurationError("the schema of the database is not up to date: run `spikewatch migrate`")
+
+    async def redis() -> None:
+        if broker.is_degraded:
+            raise ConfigurationError("Redis does not answer")
+
+    readiness = Readiness()
+    readiness.add(Check(name="database", ask=database.ping, fault="the database does not answer"))
+    readiness.add(Check(name="schema", ask=schema, fault="the schema of the database is not that of this program"))
+    if config.redis_url is not None:
+        fault = "Redis does not answer: data is stored, the live view is degraded"
+        readiness.add(Check(name="redis", ask=redis, fault=fault, is_required=False))
+    return readiness
 
 
 def _add_dashboard(app: FastAPI, config: Config) -> None:
@@ -319,6 +383,7 @@ class Service:
         """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` and `ConfigurationError` before it is ready."""
         limit_arenas()
         sys.setswitchinterval(SWITCH_INTERVAL)
+        _allow_open_files()
         try:
             asyncio.run(self._serve(on_ready))
         finally:
@@ -354,6 +419,7 @@ class Service:
             lifespan="on",
             log_config=None,
             access_log=False,
+            http=hasty_protocol(self.config.request_timeout),
             ws="websockets-sansio",
             ws_max_size=WEBSOCKET_LIMIT * self.config.max_frame_bytes,
             ws_ping_interval=PING_EVERY,
@@ -394,6 +460,7 @@ def serve_dashboard(config: Config, on_ready: Callable[[str], None] | None = Non
         lifespan="on",
         log_config=None,
         access_log=False,
+        http=hasty_protocol(config.request_timeout),
         ws="websockets-sansio",
         server_header=False,
         forwarded_allow_ips=config.trusted_proxies,
@@ -411,6 +478,13 @@ def serve_dashboard(config: Config, on_ready: Callable[[str], None] | None = Non
         asyncio.run(server.serve(sockets=[listener]))
     finally:
         listener.close()
+
+
+def _allow_open_files() -> None:
+    """Take as many file descriptors as this user may: every connection needs one, and shells start with a thousand."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -172,7 +172,8 @@ class LoginGuard:
         return response
 
     def _form(self, request: Request, problem: str | None, *, status: int = 200, target: str | None = None) -> Response:
-        value = new_form_value()
+        # The one that the browser has stays: late answers to a page that was just left must not spoil the form shown.
+        value = self._cookies.read(request.headers).get(self._cookies.form) or new_form_value()
         page = login_page(problem, csrf=value, target=target or _without_token(request), status=status)
         self._cookies.offer_form(page, value, secure=request.url.scheme == "https")
         return page

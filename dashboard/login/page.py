@@ -6,6 +6,8 @@ import html
 
 from starlette.responses import HTMLResponse, Response
 
+from dashboard.login.headers import COMMON
+
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 
@@ -15,7 +17,8 @@ def login_page(problem: str | None, *, csrf: str, target: str = "/", status: int
     page = _LOGIN_PAGE
     for mark, words in (("note", note), ("csrf", _hidden("csrf", csrf)), ("target", _hidden("target", target))):
         page = page.replace(f"<!-- {mark} -->", words)
-    headers = {"Cache-Control": "no-store", "Content-Security-Policy": POLICY}
+    # The referrer policy among them matters: under "no-referrer" browsers send the form with the origin "null".
+    headers = {**COMMON, "Cache-Control": "no-store", "Content-Security-Policy": POLICY}
     return HTMLResponse(page, status_code=status, headers=headers)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request, Security
@@ -16,11 +16,13 @@ from server.auth.secret_box import SecretBox
 from server.auth.tokens import UNAUTHENTICATED, Authenticator, Identity
 from server.errors import ApiError
 from server.exports.streams import Exporter
+from server.metrics import Metrics
 from server.models import Principal, RunState, Scope
 from server.notifications.messenger import Messenger
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
 from server.pipeline.rehearsal import Rehearsal
+from server.readiness import Readiness
 from server.storage.alerts import AlertStore
 from server.storage.channels import ChannelStore
 from server.storage.database import Database
@@ -34,6 +36,13 @@ from server.storage.rules import RuleStore
 from server.storage.runs import RunStore, Standing
 from server.storage.series import SeriesQuery
 from server.storage.tokens import TokenStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsAccess:
+    token: str | None = field(repr=False)
+    """Opens the metrics and nothing else."""
+    open_to_loopback: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,9 @@ class Services:
     """So many rehearsals at a time; the others wait."""
     exporter: Exporter
     deleter: Deleter
+    metrics: Metrics
+    metrics_access: MetricsAccess
+    readiness: Readiness
     clock: Callable[[], float]
 
 

@@ -171,6 +171,12 @@ class HealthAnswer(BaseModel):
     status: str
 
 
+class ReadinessAnswer(BaseModel):
+    status: Literal["ok", "degraded", "unavailable"]
+    checks: dict[str, str]
+    """Dependency to "ok", or to what is wrong."""
+
+
 class ChannelAnswer(BaseModel):
     id: str
     name: str

@@ -15,7 +15,7 @@ from server.errors import UNAVAILABLE, ApiError, CorruptDataError, DatabaseError
 
 logger = logging.getLogger(__name__)
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 406: "not_acceptable"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 406: "not_acceptable", 413: "too_large"}
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "A parameter is wrong."},

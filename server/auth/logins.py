@@ -60,9 +60,12 @@ class Logins:
         store: LoginStore,
         settings: LoginSettings,
         *,
+        count: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``count``: told "opened", "refused" or "throttled" of every try."""
+        self._count = count
         self._authenticator = authenticator
         self._store = store
         self._settings = settings
@@ -102,6 +105,7 @@ class Logins:
                 for throttle, key in buckets:
                     throttle.give_back(key)
                 return
+        self._count("refused")
         logger.warning("a login was refused", extra={"action": "login_refused", "address": network})
         raise ApiError(401, "wrong_credentials", WRONG)
 
@@ -119,6 +123,7 @@ class Logins:
         identity = await self._authenticator.identity(credential)
         if identity is None:
             raise ApiError(401, "wrong_credentials", WRONG)  # the token was revoked this very moment
+        self._count("opened")
         logger.info("a login began", extra={"action": "login", "kind": kind, "token_id": token_id})
         return Login(credential=credential, identity=identity)
 
@@ -126,6 +131,7 @@ class Logins:
         if wait <= 0:
             return
         seconds = math.ceil(wait)
+        self._count("throttled")
         logger.warning("too many logins fail", extra={"action": "login_throttled", "address": network})
         raise ApiError(
             429, "too_many_attempts", f"too many wrong tries; wait {seconds} s and try again", retry_after=seconds

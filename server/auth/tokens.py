@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -120,6 +121,9 @@ class Authenticator:
         self._password = password
         self._clock = clock
         self._cache: dict[str, tuple[float, Identity | None]] = {}
+        self._looking: dict[str, asyncio.Task[Identity | None]] = {}
+        self._generation = 0
+        """Counts the calls of `forget`."""
         self._touched: dict[int, float] = {}
 
     async def principal(self, token: str | None) -> Principal | None:
@@ -136,16 +140,37 @@ class Authenticator:
             return Identity(digest=digest, principal=_ADMIN)
         now = self._clock()
         cached = self._cache.get(digest)
-        if cached is None or not 0 <= now - cached[0] <= TOKEN_CACHE:
-            if len(self._cache) > MAX_CACHED:
-                self._cache.clear()
-            look = self._find_session(token, digest) if token.startswith(SESSION_PREFIX) else self._find_token(digest)
-            cached = self._cache[digest] = (now, await look)
-        identity = cached[1]
+        if cached is not None and 0 <= now - cached[0] <= TOKEN_CACHE:
+            identity = cached[1]
+        else:
+            identity = await self._look_up(token, digest)
         if identity is None or (identity.expires_at is not None and identity.expires_at <= now):
             return None
         if identity.token_id is not None:
             await self._touch(identity.token_id, now)
+        return identity
+
+    async def _look_up(self, token: str, digest: str) -> Identity | None:
+        """Ask once for all who ask at the same time: ten thousand connections of one token are one query."""
+        looking = self._looking.get(digest)
+        if looking is None:
+            looking = self._looking[digest] = asyncio.create_task(self._find(token, digest))
+
+            def done(finished: asyncio.Task[Identity | None]) -> None:
+                if self._looking.get(digest) is finished:
+                    del self._looking[digest]
+
+            looking.add_done_callback(done)
+        return await asyncio.shield(looking)
+
+    async def _find(self, token: str, digest: str) -> Identity | None:
+        asked_at, generation = self._clock(), self._generation
+        is_session = token.startswith(SESSION_PREFIX)
+        identity = await (self._find_session(token, digest) if is_session else self._find_token(digest))
+        if generation == self._generation:  # else something was revoked while this was read
+            if len(self._cache) > MAX_CACHED:
+                self._cache.clear()
+            self._cache[digest] = (asked_at, identity)
         return identity
 
     async def ended(self, identities: Sequence[Identity]) -> set[str]:
@@ -158,7 +183,9 @@ class Authenticator:
 
     def forget(self) -> None:
         """Believe nothing that was looked up: something was revoked."""
+        self._generation += 1
         self._cache.clear()
+        self._looking.clear()
 
     async def _find_token(self, digest: str) -> Identity | None:
         known = await self._tokens.find(digest)

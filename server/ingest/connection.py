@@ -35,6 +35,7 @@ from server.broker.message import RESTORED, RESYNC
 from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
+from server.metrics import Metrics
 from server.models import Principal
 from server.pipeline.pipeline import INLINE_BYTES, Pipeline, Writer, taken
 from server.storage.alerts import AlertStore, to_alert
@@ -68,6 +69,7 @@ class Connection:
         broker: Broker,
         alerts: AlertStore,
         limits: IngestLimits,
+        metrics: Metrics,
         name: str,
     ) -> None:
         """``socket`` is accepted. ``name``: what `Welcome` calls this server."""
@@ -77,6 +79,7 @@ class Connection:
         self._broker = broker
         self._alerts = alerts
         self._limits = limits
+        self._metrics = metrics
         self._name = name
         self._pause_after: Callable[[int], float] = lambda _: 0.0
         self._frames = FrameQueue(limits.queued_frames)
@@ -86,6 +89,11 @@ class Connection:
         self._send_lock = asyncio.Lock()
         self._fault: IngestError | None = None
         """What ended the reading; said after everything that was read before it is committed."""
+
+    @property
+    def queued_frames(self) -> int:
+        """Frames that were read and are not committed yet."""
+        return len(self._frames)
 
     async def serve(self, principal: Principal, pause_after: Callable[[int], float]) -> None:
         """Returns when the connection is over. ``pause_after``: seconds to read no more, for so many values."""
@@ -120,6 +128,7 @@ class Connection:
 
     async def refuse(self, error: IngestError) -> None:
         """Say what is wrong and close."""
+        self._metrics.refusals.labels(error.code).inc()
         with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError):  # the peer may be gone
             await self._send(Error(code=error.code, message=error.message, retryable=error.retryable))
             await self._socket.close(error.close_code, error.code[:MAX_CLOSE_REASON])
@@ -141,6 +150,7 @@ class Connection:
                         "too_large", f"a frame of {len(frame)} bytes; at most {limit} are allowed", close_code=1009
                     )
                     break
+                self._metrics.received_bytes.inc(len(frame))
                 await self._frames.put(frame)
         finally:
             if not self._frames.closed:
@@ -205,7 +215,8 @@ class Connection:
         if not batches:
             return
         try:
-            last_seq = await self._pipeline.commit(self._greeted(), batches)
+            with self._metrics.commit_seconds.time():
+                last_seq = await self._pipeline.commit(self._greeted(), batches)
         except IngestError:
             if len(batches) == 1:
                 raise
@@ -214,7 +225,10 @@ class Connection:
                 await self._commit([batch])
             return
         await self._send(Ack(seq=last_seq))
-        pause = self._pause_after(_values(batches))
+        values = _values(batches)
+        self._metrics.batches.inc(len(batches))
+        self._metrics.values.inc(values)
+        pause = self._pause_after(values)
         if pause > 0:
             # Unread, the socket fills and the client waits; its records wait in its spool, and nothing is lost.
             await asyncio.sleep(pause)

@@ -12,6 +12,7 @@ from server.auth.tokens import REVOKED, UNAUTHENTICATED, Authenticator, Identity
 from server.broker import Broker
 from server.errors import UNAVAILABLE, DatabaseError, IngestError, LimitError
 from server.ingest.connection import GOING_AWAY, Connection, IngestLimits
+from server.metrics import Metrics
 from server.models import Scope
 from server.pipeline.pipeline import Pipeline
 from server.storage.alerts import AlertStore
@@ -27,6 +28,7 @@ class IngestEndpoint:
         authenticator: Authenticator,
         admissions: Admissions,
         limits: IngestLimits,
+        metrics: Metrics,
         name: str,
     ) -> None:
         """``name``: what `Welcome` calls this server."""
@@ -36,9 +38,20 @@ class IngestEndpoint:
         self._authenticator = authenticator
         self._admissions = admissions
         self._limits = limits
+        self._metrics = metrics
         self._name = name
         self._connections: set[Connection] = set()
         self._draining = False
+
+    @property
+    def connections(self) -> int:
+        """Open ones."""
+        return len(self._connections)
+
+    @property
+    def queued_frames(self) -> int:
+        """Frames that were read and are not committed yet, of all connections."""
+        return sum(connection.queued_frames for connection in self._connections)
 
     async def handle(self, socket: WebSocket) -> None:
         """Serve one connection to its end."""
@@ -49,6 +62,7 @@ class IngestEndpoint:
             broker=self._broker,
             alerts=self._alerts,
             limits=self._limits,
+            metrics=self._metrics,
             name=self._name,
         )
         try:

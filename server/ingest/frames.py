@@ -22,6 +22,9 @@ class FrameQueue:
     def closed(self) -> bool:
         return self._closed
 
+    def __len__(self) -> int:
+        return len(self._frames)
+
     async def put(self, frame: bytes) -> None:
         while len(self._frames) >= self._capacity and not self._closed:
             self._changed.clear()

@@ -105,6 +105,8 @@ class RunFollower:
     ) -> None:
         """``rules``: those of now. ``idle_after``: seconds without news after which `run` returns."""
         self.run_id = run_id
+        self.behind_since: float | None = clock()
+        """Since when something is committed and not read; None while all is read."""
         self._runs = runs
         self._layout_store = layouts
         self._segments = segments
@@ -133,6 +135,8 @@ class RunFollower:
     def wake(self) -> None:
         """Something was committed, or the run ended."""
         self.is_resting = False
+        if self.behind_since is None:
+            self.behind_since = self._clock()
         self._awake.set()
 
     async def run(self) -> None:
@@ -149,6 +153,8 @@ class RunFollower:
                     await self._look(self._heard_since)
                 if not await self._close_if_ended(found.state):
                     return
+                if not self._awake.is_set():
+                    self.behind_since = None
                 failures = 0
             except Exception as error:  # one run's trouble must not end its followership
                 self._head = None

@@ -75,9 +75,13 @@ class Pipeline:
         heartbeat_every: float,
         follower_idle: float = FOLLOWER_IDLE,
         alerts_stored: Callable[[], None] = lambda: None,
+        alert_changed: Callable[[str, str], None] = lambda kind, state: None,
     ) -> None:
-        """``alerts_stored``: what to do as soon as alerts have changed and are committed. It must not block."""
+        """``alerts_stored``: what to do as soon as alerts have changed and are committed. It must not block.
+
+        ``alert_changed``: told the kind and the state of each change."""
         self._alerts_stored = alerts_stored
+        self._alert_changed = alert_changed
         self._runs = runs
         self._layouts = layouts
         self._segments = segments
@@ -99,6 +103,17 @@ class Pipeline:
         self._keeper: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
         self._warden: asyncio.Task[None] | None = None
+
+    @property
+    def followers(self) -> int:
+        """Runs whose detectors are in memory."""
+        return len(self._followers)
+
+    @property
+    def follower_lag(self) -> float:
+        """Seconds for which the detectors of the slowest run have not read what is committed."""
+        since = [follower.behind_since for follower, task in self._followers.values() if not task.done()]
+        return max((self._clock() - begun for begun in since if begun is not None), default=0.0)
 
     async def start(self) -> None:
         """Follow what was committed and not read before the last stop, and keep the states of the runs."""
@@ -270,6 +285,7 @@ class Pipeline:
             if alerts:
                 self._alerts_stored()
             for alert in alerts:
+                self._alert_changed(alert["kind"], alert["state"])
                 await self._publish(run_id, {"type": "alert", "alert": alert})
             await self._publish_events(run_id, events)
             self._announcer.mark(run_id)

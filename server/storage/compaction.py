@@ -58,6 +58,8 @@ class Compactor:
         self._store = store
         self._interval = interval
         self._span_entries = span_entries
+        self.backlog = 0
+        """Records in segments that the last look left for later."""
         self._given_up: dict[tuple[int, int], int] = {}
         """(writer, attempt) of streams with damage, left alone until more repairs of the run were made than these."""
         self._is_ours = is_ours
@@ -83,7 +85,7 @@ class Compactor:
 
     async def run_once(self) -> int:
         """Compact all that is due. Returns how many spans of level 0 were written."""
-        written = 0
+        written = backlog = 0
         for stream in await self._store.streams():
             if self._given_up.get((stream.writer_id, stream.attempt)) == stream.repairs:
                 continue
@@ -101,6 +103,8 @@ class Compactor:
             except CorruptDataError as error:
                 self._given_up[stream.writer_id, stream.attempt] = stream.repairs
                 _report(stream.run_id, error)
+            backlog += left
+        self.backlog = backlog
         return written
 
     async def _catch_up(self) -> None:

@@ -35,6 +35,8 @@ _IDLE_TOO_LONG = "25P03"
 
 _CORRUPT = ("file is not a database", "malformed", "unsupported file format")
 
+_FULL = ("disk is full", "No space left on device")
+
 IDLE_TIMEOUT = 5_000
 """Milliseconds that a transaction may wait for its own server. One that hangs would keep the rows locked that a writer
 needs which has moved to another server; Postgres lets go of them and refuses the rest."""
@@ -103,6 +105,11 @@ class Database:
             if any(word in cause for word in _CORRUPT):
                 raise DatabaseCorruptError(
                     f"the database {name} is damaged, or is none ({cause}); move it away or restore a backup"
+                ) from error
+            if any(word in cause for word in _FULL) or getattr(getattr(error, "orig", None), "sqlstate", "") == "53100":
+                raise DatabaseUnavailableError(
+                    f"there is no space left for the database {name} ({cause}); free some: until then nothing is "
+                    "acknowledged, and clients keep what they have"
                 ) from error
             if _is_passing(error) or isinstance(
                 error, exc.OperationalError | exc.InterfaceError | sqlite3.OperationalError

@@ -260,7 +260,9 @@ def test_pages_say_what_browsers_may_do_with_them(logged_in: httpx.Client, brows
         ("referrer-policy", "same-origin"),
     ):
         assert page.headers[header] == value
-    assert "frame-ancestors 'none'" in browser.get("/login").headers["content-security-policy"]
+    login = browser.get("/login").headers
+    assert "frame-ancestors 'none'" in login["content-security-policy"]
+    assert login["referrer-policy"] == "same-origin", "without a referrer, browsers post the form from the origin null"
 
 
 def test_a_dashboard_whose_server_is_away_says_so() -> None:

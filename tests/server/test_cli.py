@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -13,8 +14,21 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner, Result
+
+from server.cli import app
 
 COMMAND = [str(Path(sysconfig.get_path("scripts")) / "spikewatch")]
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Commands that run in this process set up its logging."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture
@@ -139,3 +153,91 @@ def test_login_url_prints_the_address_that_logs_in(environment: dict[str, str]) 
     without = run(environment, "login-url")
     assert (without.returncode, without.stdout) == (2, "")
     assert "SPIKEWATCH_ADMIN_TOKEN" in without.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "the database URL cannot be read; use sqlite:///PATH or postgresql://"),
+        ("mysql://me@db/x", "no support for the database 'mysql'"),
+        ("sqlite://", "a database in memory would forget"),
+        ("sqlite:////proc/no/such.sqlite3", "the directory of the database /proc/no/such.sqlite3 cannot be made"),
+        ("postgresql://me:hunter2@127.0.0.1:9/x", "the database postgresql+asyncpg://me:***@127.0.0.1:9/x cannot be"),
+        ("postgresql://me:hunter2@no-such-host.invalid/x", "cannot be reached"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, url: str, words: str
+) -> None:
+    monkeypatch.setenv("SPIKEWATCH_DATABASE_URL", url)
+    monkeypatch.setenv("SPIKEWATCH_HOME", environment["SPIKEWATCH_HOME"])
+    answer = CliRunner().invoke(app, ["migrate"])
+    assert answer.exit_code == 2
+    assert words in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+    assert "hunter2" not in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "up", "migrate"])
+def test_a_database_ahead_of_the_program_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setenv("SPIKEWATCH_HOME", str(tmp_path))
+    monkeypatch.setenv("SPIKEWATCH_PORT", "0")
+    assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
+    with sqlite3.connect(tmp_path / "data" / "spikewatch.sqlite3") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'future'")
+    answer = CliRunner().invoke(app, [command])
+    assert answer.exit_code == 2
+    assert "made by a newer spikewatch: upgrade the program, or restore a backup" in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+
+
+def test_tokens_are_made_listed_and_revoked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPIKEWATCH_HOME", str(tmp_path))
+
+    def spikewatch(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["token", *arguments])
+
+    assert "No tokens yet" in spikewatch("list").stdout
+    made = spikewatch("create", "--scope", "write", "--project", "p", "--label", "a\x1b[2Jb").stdout.strip()
+    assert re.fullmatch(r"sw_[\w-]{43}", made)
+    listed = spikewatch("list").stdout
+    assert made not in listed
+    assert "\x1b" not in listed, "what users write is no command to the terminal"
+    assert re.search(r"^1 +write +p +a\S+ .* never +valid$", listed, re.MULTILINE)
+    assert spikewatch("revoke", "1").exit_code == 0
+    assert "revoked" in spikewatch("list").stdout
+    again = spikewatch("revoke", "1")
+    assert (again.exit_code, "no token 1 to revoke" in again.stderr) == (2, True)
+    assert spikewatch("create", "--scope", "read", "--project", "x" * 300).exit_code == 2
+
+
+def test_the_dashboard_alone_logs_in_with_a_token_of_its_server(
+    up: tuple[subprocess.Popen[str], str], environment: dict[str, str]
+) -> None:
+    found = re.search(r"(http://\S+)/\?token=(\S+)", up[1])
+    assert found is not None
+    server, token = found.groups()
+    process = subprocess.Popen(
+        [*COMMAND, "dashboard", "--port", "0"],
+        env=environment | {"SPIKEWATCH_URL": server},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        with httpx.Client(base_url=url, follow_redirects=True, timeout=30) as browser:
+            assert browser.get("/healthz").json() == {"status": "ok"}
+            assert browser.get("/").status_code == 401
+            assert browser.get("/?token=wrong").status_code == 401
+            assert "_dash-config" in browser.get(f"/?token={token}").text
+            assert browser.get("/alerts").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (0, "")
+    finally:
+        process.kill()
+        process.communicate(timeout=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from server.errors import ApiError
 from server.models import Principal, Scope
 from server.storage.database import Database
 from server.storage.sessions import SessionStore
-from server.storage.tokens import TokenStore
+from server.storage.tokens import StoredToken, TokenStore
 
 
 class Clock:
@@ -51,6 +52,29 @@ async def test_a_revoked_token_works_no_longer_than_the_cache(database: Database
     assert not await store.revoke(token_id, 1.0)
     clock.now += TOKEN_CACHE + 1
     assert await authenticator.principal(token) is None
+
+
+async def test_a_thousand_connections_at_once_ask_the_database_once(database: Database, clock: Clock) -> None:
+    store = TokenStore(database)
+    token = new_token()
+    await store.create(digest_of(token), Scope.READ, None, "", 0.0)
+    asked: list[str] = []
+    find = store.find
+
+    async def counting(digest: str) -> StoredToken | None:
+        asked.append(digest)
+        return await find(digest)
+
+    store.find = counting  # type: ignore[method-assign]
+    authenticator = Authenticator(store, SessionStore(database), admin_token=None, clock=clock)
+    found = await asyncio.gather(*(authenticator.principal(token) for _ in range(1_000)))
+    assert len(asked) == 1
+    assert None not in found
+    asking = asyncio.create_task(authenticator.principal(token))
+    authenticator.forget()
+    await asking
+    assert await authenticator.principal(token) is not None
+    assert len(asked) >= 2, "what was revoked meanwhile is looked up again"
 
 
 async def test_the_database_never_sees_a_token(database: Database) -> None:
@@ -106,6 +130,18 @@ async def test_a_login_ends_with_its_time_its_token_or_its_secret(database: Data
     clock.now += 86_401
     assert await authenticator().principal(of_admin) is None
     assert await held.principal(of_admin) is None, "a cached login ends in time as well"
+
+
+async def test_a_server_whose_clock_jumps_keeps_tokens_and_logins(database: Database) -> None:
+    clock = [1_000_000.0]
+    tokens, sessions = TokenStore(database), SessionStore(database)
+    await tokens.create("d" * 64, Scope.READ, None, "", clock[0])
+    authenticator = Authenticator(tokens, sessions, admin_token="sw_admin_token_0000", clock=lambda: clock[0])
+    for jump in (-300.0, 600.0, -300.0):
+        clock[0] += jump
+        assert await authenticator.principal("sw_admin_token_0000") is not None
+        assert await authenticator.principal("sw_unknown") is None
+    assert await tokens.living(["d" * 64, "e" * 64]) == {"d" * 64}
 
 
 def test_addresses_of_one_household_count_as_one(clock: Clock) -> None:
