@@ -27,7 +27,7 @@ from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionE
 
 from server.broker import scripts
 from server.broker.asking import Asker
-from server.broker.memory import MAX_DIGITS
+from server.broker.entries import Fields, Id, id_text, parse_cursor, parse_entry, parse_id
 from server.broker.message import CONTROL, DEGRADED, NOTICED, RESTORED, RESYNC, Delivery, Interest, Message, word
 from server.broker.subscription import Subscription
 from server.errors import ConfigurationError
@@ -41,9 +41,6 @@ OUTBOX = 4096  # messages that wait for Redis; beyond, the oldest are dropped an
 RUN_EXPIRY = 3600.0  # seconds of silence after which the stream of a run is forgotten
 RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one is repeated
 
-Id = tuple[int, int]
-"""Of an entry: (milliseconds, number), in the order of the stream."""
-Fields = dict[bytes, bytes]
 TROUBLE = (RedisError, OSError, TimeoutError)
 
 
@@ -184,22 +181,22 @@ class RedisBroker:
 
     async def _attach(self, subscription: Subscription, streams: Sequence[str], cursor: str | None) -> None:
         """Begin to read for a subscriber: first what it missed, then what comes."""
-        generation, seen = _parse(cursor)
+        generation, seen = parse_cursor(cursor)
         answer: Sequence[Any] = ()
         if self._is_up:
             try:
                 keys = [scripts.GENERATION, scripts.TAIL, *streams]
-                args: list[str | int] = ["" if seen is None else _text(seen), self._capacity]
+                args: list[str | int] = ["" if seen is None else id_text(seen), self._capacity]
                 answer = await self._asker.ask(self._resume(keys=keys, args=args))
             except TROUBLE as error:  # the reader will notice too, if it is more than this one answer
                 logger.warning("Redis does not answer a viewer (%s)", error, extra={"action": "redis_failed"})
         # From here on nothing waits, so that no entry is read in between.
-        last = _id(answer[1]) if answer else self._last
+        last = parse_id(answer[1]) if answer else self._last
         missed: list[tuple[Id, Fields]] | None = None
         if answer and seen is not None and answer[0].decode() == generation == self._generation:
             is_recent = seen <= last and last[0] - seen[0] < RUN_EXPIRY * 1000
             if is_recent and all(found is not None for found in answer[2:]):
-                missed = sorted(_entry(item) for found in answer[2:] for item in found)
+                missed = sorted(parse_entry(item) for found in answer[2:] for item in found)
         subscription.is_resumed = missed is not None
         subscription.cursor = self._cursor(last if missed is None or seen is None else seen)
         for number, fields in missed or ():
@@ -240,7 +237,7 @@ class RedisBroker:
         if self._missed or not held.startswith(process):
             held = await self._begin_generation(held, process)
         newest = await self._asker.ask(self._redis.xrevrange(scripts.TAIL, count=1))
-        self._last = _id(newest[0][0]) if newest else (0, 0)
+        self._last = parse_id(newest[0][0]) if newest else (0, 0)
         self._generation = held
         self._positions = dict.fromkeys(self._readers, self._last)
         for readers in self._readers.values():
@@ -315,7 +312,7 @@ class RedisBroker:
     async def _read(self) -> None:
         while True:
             joined = self._joined
-            asked: dict[Any, Any] = {stream: _text(position) for stream, position in self._positions.items()}
+            asked: dict[Any, Any] = {stream: id_text(position) for stream, position in self._positions.items()}
             # Without a count: the streams are capped, and one answer is one moment of all of them.
             answer = await self._asker.ask(self._redis.xread(asked, block=WAIT))
             if joined != self._joined:
@@ -324,9 +321,9 @@ class RedisBroker:
             for name, items in answer:
                 stream = name.decode()
                 if len(items) < (self._run_tail if stream.startswith(scripts.RUN_STREAMS) else self._tail):
-                    found += [(*_entry(item), stream) for item in items]
+                    found += [(*parse_entry(item), stream) for item in items]
                 else:  # so much, that more may have been dropped before it was read
-                    self._skip(stream, _id(items[-1][0]))
+                    self._skip(stream, parse_id(items[-1][0]))
             for number, fields, stream in sorted(found, key=lambda item: item[0]):
                 self._take_in(stream, number, fields)
 
@@ -375,7 +372,7 @@ class RedisBroker:
         return {subscription for readers in self._readers.values() for subscription in readers}
 
     def _cursor(self, number: Id) -> str:
-        return f"{self._generation or 'none'}-{_text(number)}"
+        return f"{self._generation or 'none'}-{id_text(number)}"
 
 
 def _streams_of(interest: Interest) -> list[str]:
@@ -385,26 +382,3 @@ def _streams_of(interest: Interest) -> list[str]:
     if interest.run_ids is None:
         return [scripts.TAIL]
     return [scripts.run_stream(run_id) for run_id in sorted(interest.run_ids)]
-
-
-def _parse(cursor: str | None) -> tuple[str, Id | None]:
-    """(generation, id); the id is None where there is none."""
-    generation, *numbers = (cursor or "").split("-")
-    if len(numbers) != 2 or not all(text.isdecimal() and len(text) <= MAX_DIGITS for text in numbers):
-        return "", None
-    return generation, (int(numbers[0]), int(numbers[1]))
-
-
-def _id(text: bytes) -> Id:
-    milliseconds, _, number = text.partition(b"-")
-    return int(milliseconds), int(number)
-
-
-def _text(number: Id) -> str:
-    return f"{number[0]}-{number[1]}"
-
-
-def _entry(item: Sequence[Any]) -> tuple[Id, Fields]:
-    """An entry as a script or a command gives it."""
-    number, fields = item
-    return _id(number), fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))

@@ -17,7 +17,8 @@ from server.imports.names import guess
 from server.ingest.hello import checked
 from server.models import Principal, Scope
 from server.pipeline.packing import is_name
-from server.pipeline.pipeline import Pipeline, Writer
+from server.pipeline.pipeline import Pipeline
+from server.pipeline.writer import Writer
 
 BATCH_RECORDS = 1_024
 BATCH_BYTES = 4 * 1024 * 1024  # of blocks

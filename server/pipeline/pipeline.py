@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from client_sdk.protocol import Batch, Finish, Hello, Record
+from client_sdk.protocol import Batch, Finish, Hello
 from server.broker import Broker, Message
 from server.broker.leases import Leases
 from server.errors import (
@@ -26,12 +26,13 @@ from server.pipeline.announcer import Announcer
 from server.pipeline.follower import RunFollower
 from server.pipeline.packing import pack
 from server.pipeline.rule_keeper import RuleKeeper
+from server.pipeline.writer import Writer, new_records, taken
 from server.storage.events import event_json
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
 from server.storage.monitors import MonitorStore
 from server.storage.rules import RuleStore
-from server.storage.runs import Registration, RunStore
+from server.storage.runs import RunStore
 from server.storage.segments import SegmentStore
 
 logger = logging.getLogger(__name__)
@@ -43,18 +44,6 @@ INLINE_BYTES = 32 * 1024
 """Commits of less are packed where they are: a fraction of a millisecond, less than the way to a thread and back."""
 LEASE = "follower:"
 ORPHANS_EVERY = 6  # beats of the leases between two looks for runs that nobody follows
-
-
-class Writer:
-    """A registered writer and how far it has got. Belongs to one connection."""
-
-    def __init__(self, registration: Registration, sent_statistics: dict[int, int]) -> None:
-        self.registration = registration
-        self.last_seq = registration.last_seq
-        self.sent_statistics = sent_statistics
-        """Layout to the number of columns of its blocks on the wire."""
-        self.on_taken: Callable[[], None] = lambda: None
-        """Called when a later connection is this writer, on this server or another."""
 
 
 class Pipeline:
@@ -178,7 +167,7 @@ class Pipeline:
         """
         is_small = sum(map(_size, batches)) <= INLINE_BYTES
         for _ in range(MOVED_RETRIES):
-            first_seq, records = _new_records(batches, writer.last_seq)
+            first_seq, records = new_records(batches, writer.last_seq)
             if not records:
                 return writer.last_seq
             arguments = (first_seq, records, writer.registration.layouts, writer.sent_statistics)
@@ -407,30 +396,6 @@ class Pipeline:
 
 def _lease_of(run_id: str) -> str:
     return LEASE + run_id
-
-
-def taken() -> IngestError:
-    """What a connection is told whose writer a later one is."""
-    return IngestError("writer_taken", str(WriterTakenError()), retryable=True)
-
-
-def _new_records(batches: Sequence[Batch], last_seq: int) -> tuple[int, list[Record]]:
-    """The records after ``last_seq`` and the sequence of the first. Raises `IngestError` for a gap."""
-    records: list[Record] = []
-    expected = last_seq + 1
-    for batch in batches:
-        if batch.first_seq < 1:
-            raise IngestError("bad_record", f"the sequence {batch.first_seq} is none: sequences count from 1")
-        if batch.first_seq > expected:
-            raise IngestError(
-                "sequence_gap",
-                f"expected record {expected}, got {batch.first_seq}; say hello and send from the last one acknowledged",
-                retryable=True,
-            )
-        fresh = batch.records[expected - batch.first_seq :]
-        records += fresh
-        expected += len(fresh)
-    return last_seq + 1, records
 
 
 def _size(batch: Batch) -> int:

@@ -118,6 +118,7 @@ def test_a_database_ahead_of_the_code_is_one_line(environment: dict[str, str], t
         ({"SPIKEWATCH_DATABASE_URL": "mysql://localhost/x"}, "use sqlite or postgresql"),
         ({"SPIKEWATCH_DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/x"}, "cannot be reached"),
         ({"SPIKEWATCH_DATABASE_URL": "sqlite://"}, "in memory"),
+        ({"SPIKEWATCH_REDIS_URL": "http://:secret@localhost"}, "redis://:PASSWORD@HOST"),
     ],
 )
 def test_bad_settings_are_one_line_without_secrets(
