@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from client_sdk.notices import Notices
 from client_sdk.protocol import Alert
@@ -18,7 +18,7 @@ from client_sdk.protocol import Alert
 Change = Literal["opened", "escalated", "resolved"]
 
 MAX_WAITING: Final = 256  # that wait for the next `log`; the oldest is dropped
-MAX_KNOWN: Final = 1024  # alerts whose last state is remembered
+MAX_KNOWN: Final = 1024  # open alerts whose last state is remembered, and as many ids of those that are over
 SLOW: Final = 1.0  # seconds that a callback may take before it is mentioned
 _RANK: Final = {"watch": 0, "warning": 1, "critical": 2}
 
@@ -31,6 +31,7 @@ class TrainingAlert(Alert, frozen=True, kw_only=True):
 
 
 Callback = Callable[[TrainingAlert], Any]
+_Value = TypeVar("_Value")
 
 
 class AlertInbox:
@@ -47,12 +48,15 @@ class AlertInbox:
         self._clock = clock
         self._callbacks: list[Callback] = []
         self._known: dict[str, Alert] = {}
+        """Those that are open, the one heard of last at the end."""
+        self._over: dict[str, None] = {}
+        """Ids of resolved ones. A whole alert weighs kilobytes, and a long run has hundreds."""
         self._telling = threading.Lock()
 
     @property
     def open(self) -> tuple[Alert, ...]:
         """The alerts that are open as far as is known, as they were told last, dates that moved included."""
-        return tuple(alert for alert in tuple(self._known.values()) if alert.state != "resolved")
+        return tuple(self._known.values())
 
     def add(self, callback: Callback) -> None:
         self._callbacks.append(callback)
@@ -67,13 +71,13 @@ class AlertInbox:
 
     def deliver(self, alert: Alert) -> None:
         """Called from the sender thread: an alert as the server told it, perhaps not for the first time."""
-        before = self._known.pop(alert.id, None)
-        if before is not None and before.state == "resolved":
-            self._known[alert.id] = before
+        if alert.id in self._over:
             return
-        self._known[alert.id] = alert
-        if len(self._known) > MAX_KNOWN:
-            del self._known[next(iter(self._known))]
+        before = self._known.pop(alert.id, None)
+        if alert.state == "resolved":
+            _remember(self._over, alert.id, None)
+        else:
+            _remember(self._known, alert.id, alert)
         change = self._change(before, alert)
         if change is not None:
             if len(self.waiting) == MAX_WAITING:
@@ -120,3 +124,10 @@ class AlertInbox:
         if before is None:
             return "opened"
         return "escalated" if _RANK.get(alert.level, 0) > _RANK.get(before.level, 0) else None
+
+
+def _remember(known: dict[str, _Value], alert_id: str, value: _Value) -> None:
+    """Put it at the end, and let go of the first where there are too many."""
+    known[alert_id] = value
+    if len(known) > MAX_KNOWN:
+        del known[next(iter(known))]

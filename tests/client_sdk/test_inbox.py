@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import msgspec
@@ -94,3 +95,12 @@ def test_a_date_that_moves_is_known_though_it_is_not_told(listener: Listener) ->
 def test_memory_is_bounded(listener: Listener) -> None:
     listener.after(*(alert(str(number)) for number in range(3 * MAX_KNOWN)))
     assert len(listener.inbox.open) == MAX_KNOWN
+
+
+def test_of_an_alert_that_is_over_the_id_alone_is_kept(listener: Listener) -> None:
+    over = alert(state="resolved")
+    held = sys.getrefcount(over)
+    assert listener.after(over) == [("a", "resolved")]
+    listener.heard.clear()
+    assert sys.getrefcount(over) == held
+    assert listener.after(alert(), over) == []
