@@ -24,6 +24,7 @@ CODES = frozenset(
         "bad_layout",
         "bad_record",
         "sequence_gap",
+        "writer_taken",
         "forbidden",
     }
 )

@@ -180,7 +180,8 @@ def test_without_a_token_nothing_is_told(filled: RunningServer) -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
         assert anonymous.get("/runs", headers={"Authorization": "Basic abc"}).status_code == 401
     assert httpx.get(f"{filled.url}/healthz").json() == {"status": "ok"}
-    assert httpx.get(f"{filled.url}/readyz").json() == {"status": "ok"}
+    ready = httpx.get(f"{filled.url}/readyz").json()
+    assert ready == {"status": "ok", "checks": {"database": "ok", "schema": "ok"}}
 
 
 def test_a_token_of_one_project_sees_no_other(filled: RunningServer) -> None:
