@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import logs
@@ -166,6 +167,7 @@ def test_logs_hold_no_secret(form: str) -> None:
 
 @pytest.mark.usefixtures("restored_logging")
 def test_json_logs_are_one_object_a_line_with_their_fields() -> None:
+    uvicorn.Config(app="any:app")  # gives its loggers handlers of their own
     stream = io.StringIO()
     logs.configure("json", "info", stream)
     logging.getLogger("uvicorn.error").info("from\nuvicorn")
