@@ -44,7 +44,10 @@ class RunningServer:
         headers = {"Authorization": f"Bearer {given}"} if given else {}
         address = self.url.replace("http", "ws", 1) + f"/api/v1{path}"
         # No bound on what waits to be read: a client that has stopped reading could not see the end of its own close.
-        return connect(address, additional_headers=headers, compression=None, max_size=None, max_queue=None)
+        # Patient: a busy machine may take more than the library's ten seconds to open one among hundreds.
+        return connect(
+            address, additional_headers=headers, compression=None, max_size=None, max_queue=None, open_timeout=60
+        )
 
 
 @contextlib.contextmanager
