@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +20,15 @@ from server.storage.database import Database
 from server.storage.lru import ByteLru
 from server.storage.plan import Query, plan
 from server.storage.pyramid import Piece
-from server.storage.tails import Tail, TailPlace, TailSource, put_tail
-from server.storage.tile_source import Loaded, TileSource
+from server.storage.tails import Tail, TailPlace, TailSource, drawn
+from server.storage.tile_source import Drawn, Loaded, TileSource
 from server.storage.views import Window, read_view
 from server.storage.wanted import Wanted
 
 logger = logging.getLogger(__name__)
+
+THREADS = min(4, os.cpu_count() or 1)
+"""Parts of an answer that are decoded at once: pcodec and numpy let other threads run meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,7 @@ class BucketReader:
         self._database = database
         self._tiles = TileSource(cache)
         self._tails = TailSource(cache)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tiles")
 
     async def read(
         self,
@@ -93,9 +99,17 @@ class BucketReader:
             parts.append(((span.attempt, span.writer_id, piece.window[0], span.first_seq), piece))
         for place, tail in tails:
             parts.append(((place.attempt, place.writer_id, place.window[0], place.first_seq), (place, tail)))
-        for _, part in sorted(parts, key=lambda part: part[0]):
+
+        def draw(part: Piece | tuple[TailPlace, Tail]) -> list[Drawn]:
             if isinstance(part, Piece):
-                self._tiles.put(canvas, part, loaded, wanted, width)
-            else:
-                put_tail(canvas, *part, wanted, width)
+                return self._tiles.drawn(part, loaded, wanted, width)
+            return drawn(*part, wanted, width)
+
+        ordered = [part for _, part in sorted(parts, key=lambda part: part[0])]
+        for start in range(0, len(ordered), THREADS):  # no more at once, as each may be large
+            some = ordered[start : start + THREADS]
+            is_slow = sum(isinstance(part, Piece) for part in some) > 1
+            for found in self._threads.map(draw, some) if is_slow else map(draw, some):
+                for buckets, rows in found:
+                    canvas.put(buckets, rows)
         return canvas.buckets()

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import SegmentCorruptError
 from server.schema import segments
-from server.storage.buckets import Canvas
+from server.storage.buckets import Buckets
 from server.storage.columns import Block, Payload, ScalarColumn
 from server.storage.lru import ARRAY_BYTES, ENTRY_BYTES, ByteLru
 from server.storage.spans import verify
@@ -80,25 +80,27 @@ class TailSource:
         return [(place, found[place.id]) for place in places]
 
 
-def put_tail(canvas: Canvas, place: TailPlace, tail: Tail, wanted: Wanted, width: int) -> None:
-    """What is asked of the segment, as buckets of ``width`` steps."""
+def drawn(place: TailPlace, tail: Tail, wanted: Wanted, width: int) -> list[tuple[Buckets, NDArray[np.int64]]]:
+    """What is asked of the segment, as buckets of ``width`` steps, and the rows that they are of."""
     if wanted.statistic is None:
         rows = [
             row
             for row, (name, rank) in enumerate(wanted.scalars.items())
             if rank == place.rank and name in tail.scalars
         ]
-        if rows:
-            names = list(wanted.scalars)
-            values = scalar_values([tail.scalars[names[row]] for row in rows])
-            buckets = reduce_values(values, tail.steps, width, fields=wanted.fields, window=place.window)
-            canvas.put(buckets, np.array(rows, dtype=np.int64))
-        return
+        if not rows:
+            return []
+        names = list(wanted.scalars)
+        values = scalar_values([tail.scalars[names[row]] for row in rows])
+        buckets = reduce_values(values, tail.steps, width, fields=wanted.fields, window=place.window)
+        return [(buckets, np.array(rows, dtype=np.int64))]
+    found = []
     for layout, at, block in tail.blocks:
         layers = wanted.layers.get((place.writer_id, layout))
         if layers is not None:
             values = layer_values(at.astype(np.int64), block)
-            canvas.put(reduce_values(values, tail.steps, width, fields=wanted.fields, window=place.window), layers)
+            found.append((reduce_values(values, tail.steps, width, fields=wanted.fields, window=place.window), layers))
+    return found
 
 
 async def _places(connection: AsyncConnection, run_id: str, view: View, window: Window) -> list[TailPlace]:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.errors import TileCorruptError
 from server.schema import tiles
 from server.storage.blobs import BlobError
-from server.storage.buckets import Buckets, Canvas, widen
+from server.storage.buckets import Buckets, widen
 from server.storage.lru import ARRAY_BYTES, ENTRY_BYTES, ByteLru
 from server.storage.pyramid import Piece
 from server.storage.spans import SpanPlace
@@ -41,6 +41,8 @@ NAME_BYTES = 128
 """Memory of a name, about."""
 
 Tile = LevelZero | Buckets
+Drawn = tuple[Buckets, NDArray[np.int64]]
+"""Buckets, and the rows of the canvas that they are of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,21 +93,23 @@ class TileSource:
             )
         return loaded
 
-    def put(self, canvas: Canvas, piece: Piece, loaded: Loaded, wanted: Wanted, width: int) -> None:
+    def drawn(self, piece: Piece, loaded: Loaded, wanted: Wanted, width: int) -> list[Drawn]:
         """What a piece has of what is asked. Decodes; for a thread. Raises `TileCorruptError`."""
         span = piece.span
         names = [name for name, rank in wanted.scalars.items() if rank == span.rank]
         rows = {name: row for row, name in enumerate(wanted.scalars)}
+        drawn: list[Drawn] = []
         for found in loaded.tiles[span.id]:
             if found.names is None:
                 there = wanted.layers.get((span.writer_id, found.key[0]))
                 if there is not None:
-                    canvas.put(self._buckets(piece, found, loaded, wanted, width), there)
+                    drawn.append((self._buckets(piece, found, loaded, wanted, width), there))
                 continue
             here, at = shared_rows(found.names, names)
             if len(here):
                 there = np.array([rows[names[row]] for row in at], dtype=np.int64)
-                canvas.put(self._buckets(piece, found, loaded, wanted, width).of(here), there)
+                drawn.append((self._buckets(piece, found, loaded, wanted, width).of(here), there))
+        return drawn
 
     def _held(self, number: int, wanted: Wanted) -> list[Found] | None:
         """All tiles of a span that are asked for, where the cache has every one."""
