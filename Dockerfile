@@ -23,7 +23,7 @@ COPY dashboard dashboard
 COPY migrations migrations
 RUN tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir wheels . ./client_sdk \
  && tools/bin/pip --python /opt/spikewatch/bin/python install --no-deps --no-index wheels/*.whl \
- && /opt/spikewatch/bin/python -c 'import server.main, server.transfers, server.imports, dashboard.app'
+ && /opt/spikewatch/bin/python -c 'import server.serving.service, server.transfers, server.imports, dashboard.app'
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/spikewatch spikewatch \

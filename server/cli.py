@@ -1,6 +1,6 @@
 """The command line ``spikewatch …``. Each command is a few lines over the rooms below; it owns texts and exit codes.
 
-Commands that serve import `server.main` themselves: the others answer in half the time without it.
+Commands that serve import `server.serving` themselves: the others answer in half the time without it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from server.storage.runs import RunStore
 from server.storage.tokens import TokenStore
 
 if TYPE_CHECKING:
-    from server.main import Service
+    from server.serving.service import Service
 
 Result = TypeVar("Result")
 
@@ -66,7 +66,7 @@ def main() -> None:
 @app.command()
 def up(host: Host = None, port: Port = None, data: Data = None) -> None:
     """Run everything in this process: server, database file, dashboard."""
-    from server.main import Service
+    from server.serving.service import Service
 
     with _one_line_errors():
         config = _config(host=host, port=port, data=data)
@@ -77,7 +77,7 @@ def up(host: Host = None, port: Port = None, data: Data = None) -> None:
 @app.command("serve")
 def serve_command() -> None:
     """Run the server alone, with settings from the environment (SPIKEWATCH_…)."""
-    from server.main import serve
+    from server.serving.service import serve
 
     with _one_line_errors():
         config = _config(dashboard=False)
@@ -87,7 +87,7 @@ def serve_command() -> None:
 @app.command()
 def dashboard(host: Host = None, port: Port = None) -> None:
     """Run the dashboard alone: SPIKEWATCH_URL names the server, whose tokens log you in."""
-    from server.main import serve_dashboard
+    from server.serving.dashboard_service import serve_dashboard
 
     with _one_line_errors():
         serve_dashboard(_config(host=host, port=port), lambda url: print(f"The dashboard is at {url}", flush=True))

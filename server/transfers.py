@@ -13,6 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from server.assembly.pipeline import make_pipeline
 from server.broker import MemoryBroker
 from server.config import Config
 from server.errors import ConfigurationError, ImportFileError
@@ -22,7 +23,6 @@ from server.imports.csv_file import SIDECAR
 from server.imports.discover import Opener, discover
 from server.imports.importer import Imported, Importer
 from server.imports.logged_run import LoggedRun, Note
-from server.main import make_pipeline
 from server.pipeline.deletion import Deleter
 from server.storage import migrate
 from server.storage.alerts import AlertStore

@@ -10,7 +10,7 @@ from typing import Literal
 import uvicorn
 from starlette.types import ASGIApp
 
-from server.main import bind
+from server.serving.listener import bind
 
 STOP_TIMEOUT = 20.0  # seconds
 

@@ -13,7 +13,7 @@ import httpx
 from websockets.sync.client import ClientConnection, connect
 
 from server.config import Config
-from server.main import Service
+from server.serving.service import Service
 
 TOKEN = "sw_" + "test" * 10
 START_TIMEOUT = 30.0  # seconds

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from server.assembly.pipeline import make_pipeline
 from server.broker import MemoryBroker
 from server.config import Config
 from server.exports.streams import Exporter, Format
 from server.imports.discover import discover
 from server.imports.importer import Imported, Importer
-from server.main import make_pipeline
 from server.storage import migrate
 from server.storage.alerts import AlertStore
 from server.storage.database import Database

@@ -1,0 +1,47 @@
+"""What works behind the requests, and the order in which it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from server.assembly.notifications import Notifications
+from server.auth.admissions import Admissions
+from server.broker import Broker
+from server.pipeline.deletion import Deleter
+from server.pipeline.pipeline import Pipeline
+from server.storage.compaction import Compactor
+from server.storage.database import Database
+
+
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    database: Database
+    broker: Broker
+    notifications: Notifications
+    pipeline: Pipeline
+    compactor: Compactor
+    admissions: Admissions
+    deleter: Deleter
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """At the end everything is stopped, each before what it writes to, and the database is closed."""
+        await self.broker.start()
+        await self.notifications.start()
+        await self.pipeline.start()
+        tasks = [asyncio.create_task(self.compactor.run()), asyncio.create_task(self.admissions.watch())]
+        self.deleter.start()
+        try:
+            yield
+        finally:
+            await self.deleter.stop()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.pipeline.stop()
+            await self.notifications.stop()
+            await self.broker.stop()
+            await self.database.close()

@@ -1,0 +1,71 @@
+"""What carries alerts out of the server: the channels with their secrets, the outbox, and who sends."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from server.auth.secret_box import SecretBox, load_secret_box
+from server.config import Config
+from server.metrics import Metrics
+from server.notifications.messenger import Messenger
+from server.notifications.outbound import Outbound
+from server.notifications.picture import Painter
+from server.notifications.sender import Sender
+from server.notifications.zero_setup import add_slack_webhook, check_slack_webhook
+from server.storage.channels import ChannelStore
+from server.storage.database import Database
+from server.storage.outbox import OutboxStore
+from server.storage.series import SeriesQuery
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notifications:
+    channels: ChannelStore
+    secrets: SecretBox
+    messenger: Messenger
+    outbox: OutboxStore
+    sender: Sender
+    slack_webhook: str | None
+    """The channel of the environment."""
+
+    async def start(self) -> None:
+        if self.slack_webhook is not None:
+            await add_slack_webhook(self.channels, self.secrets, self.slack_webhook, time.time())
+        self.sender.start()
+
+    async def stop(self) -> None:
+        await self.sender.stop()
+        await self.messenger.close()
+
+
+def make_notifications(config: Config, database: Database, series: SeriesQuery, metrics: Metrics) -> Notifications:
+    """Raises `ConfigurationError`. ``series``: what the pictures are painted from."""
+    if config.slack_webhook is not None:
+        check_slack_webhook(config.slack_webhook, allow_private=config.notify_allow_private)
+    secrets = load_secret_box(config.secret_key, config.secret_key_file)
+    messenger = Messenger(
+        outbound=Outbound(allow_private=config.notify_allow_private),
+        secrets=secrets,
+        slack_api_url=config.slack_api_url,
+        public_url=config.open_url,
+        clock=time.time,
+    )
+    outbox = OutboxStore(database)
+    sender = Sender(outbox, messenger, Painter(series).paint, time.time)
+    metrics.pull(
+        "notifications",
+        "Attempts to send a notification.",
+        "counter",
+        lambda: {(str(kind), str(fate)): float(count) for (kind, fate), count in sender.counts.items()},
+        "channel",
+        "outcome",
+    )
+    return Notifications(
+        channels=ChannelStore(database),
+        secrets=secrets,
+        messenger=messenger,
+        outbox=outbox,
+        sender=sender,
+        slack_webhook=config.slack_webhook,
+    )

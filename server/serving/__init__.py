@@ -1,0 +1,1 @@
+"""Applications on sockets: binding, serving, and ending in order."""

@@ -1,0 +1,46 @@
+"""The dashboard on its own socket, in a process without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+import uvicorn
+
+from server.assembly.dashboard import make_dashboard
+from server.config import Config
+from server.hasty import hasty_protocol
+from server.serving.draining_server import DrainingServer
+from server.serving.listener import bind
+
+
+def serve_dashboard(config: Config, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve the dashboard alone, beside a server that SPIKEWATCH_URL names, until SIGTERM or SIGINT.
+
+    Whoever logs in does so with a token or the password of that server. Raises `ConfigurationError`.
+    """
+    listener = bind(config.host, config.port)
+    try:
+        config = config.with_port(listener.getsockname()[1])
+        uvicorn_config = uvicorn.Config(
+            make_dashboard(os.environ, config.port),
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            http=hasty_protocol(config.request_timeout),
+            ws="websockets-sansio",
+            server_header=False,
+            forwarded_allow_ips=config.trusted_proxies,
+        )
+
+        async def nothing_in_flight() -> None:
+            return None
+
+        def announce() -> None:
+            if on_ready is not None:
+                on_ready(config.open_url)
+
+        asyncio.run(DrainingServer(uvicorn_config, nothing_in_flight, announce).serve(sockets=[listener]))
+    finally:
+        listener.close()
