@@ -23,20 +23,20 @@ async def fresh_database(kind: str) -> AsyncIterator[Database]:
     """Migrated and empty; gone afterwards. Its files are under the temporary directory (TMPDIR)."""
     with tempfile.TemporaryDirectory(prefix="spikewatch-bench-", ignore_cleanup_errors=True) as place:
         server = Postgres() if kind == "postgres" else None
-        database = Database(server.create_database() if server else f"sqlite:///{place}/bench.sqlite3")
-        try:
-            await migrate.upgrade(database)
-            yield database
-        finally:
-            await database.close()
-            if server is not None:
-                server.stop()
+        async with _opened(server.create_database() if server else f"sqlite:///{place}/bench.sqlite3", server) as made:
+            yield made
 
 
 @contextlib.asynccontextmanager
 async def kept_database(kind: str, place: Path) -> AsyncIterator[Database]:
     """That of the directory, migrated; made where there is none. It stays when it is closed."""
-    url, server = _keep(kind, place)
+    async with _opened(*_keep(kind, place)) as kept:
+        yield kept
+
+
+@contextlib.asynccontextmanager
+async def _opened(url: str, server: Postgres | None) -> AsyncIterator[Database]:
+    """Migrated. Afterwards the database is closed and the server stopped."""
     database = Database(url)
     try:
         await migrate.upgrade(database)

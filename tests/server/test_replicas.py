@@ -17,8 +17,9 @@ from tests.server.test_live import receive
 from tests.server.test_pipeline import STEPS, facts, send, training, until_settled
 from tests.support.postgres import Postgres
 from tests.support.redis import Redis
-from tests.support.replicas import Replica, Spreader, replica
+from tests.support.replicas import Replica, replica
 from tests.support.server import RunningServer, running_server
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.writer import Writer, record
 
 
@@ -138,9 +139,9 @@ def test_a_training_moves_at_once_when_its_server_ends_and_needs_no_redis(
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(replica(tmp_path, "one", **places))
         two = stack.enter_context(replica(tmp_path, "two", **places))
-        spreader = stack.enter_context(Spreader([one.port]))
+        balancer = stack.enter_context(TcpProxy([one.port]))
         run = client_sdk.init(
-            project="moves", url=spreader.url, token="sw_" + "test" * 10, directory=tmp_path / "spool"
+            project="moves", url=balancer.url, token="sw_" + "test" * 10, directory=tmp_path / "spool"
         )
         try:
             for step in range(50):
@@ -150,7 +151,7 @@ def test_a_training_moves_at_once_when_its_server_ends_and_needs_no_redis(
             for step in range(50, 100):
                 client_sdk.log({"loss": float(step)}, step=step)
             assert client_sdk.flush(30), "without Redis data is stored and acknowledged"
-            spreader.ports = [two.port, one.port]
+            balancer.ports = [two.port, one.port]
             one.process.terminate()
             for step in range(100, 200):
                 client_sdk.log({"loss": float(step)}, step=step)

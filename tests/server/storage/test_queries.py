@@ -3,69 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec import structs
 from sqlalchemy import text
 
 from client_sdk.protocol import Layout, Record
 from server.storage.database import Database
 from tests.server.storage.conftest import Stores
+from tests.server.storage.oracle import Expected, batches, check_heatmap, check_series
 from tests.support.writer import LAYOUT, record
-
-LOSSES = st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf, -math.inf])
-
-
-def visible(records: Sequence[Record]) -> list[Record]:
-    """What the latest view shows: a record is replaced by every later step back to its step or below."""
-    shown: list[Record] = []
-    for item in records:
-        if shown and item.step < shown[-1].step:
-            shown = [before for before in shown if before.step < item.step]
-        shown.append(item)
-    return shown
-
-
-def expected_series(
-    records: Sequence[Record], name: str, step_from: int, step_to: int, width: int
-) -> dict[int, tuple[float, float, float, int]]:
-    found: dict[int, tuple[float, float, float, int]] = {}
-    for item in records:
-        if name not in item.scalars or not step_from <= item.step <= step_to:
-            continue
-        value = item.scalars[name]
-        low, high, _, bad = found.get(item.step // width, (math.nan, math.nan, math.nan, 0))
-        finite = math.isfinite(value)
-        found[item.step // width] = (
-            float(np.fmin(low, value)) if finite else low,
-            float(np.fmax(high, value)) if finite else high,
-            value,
-            bad + (not finite),
-        )
-    return found
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> list[list[Record]]:
-    """Batches of one writer, with equal steps, gaps, steps back, and metrics that are not in every record."""
-    step = draw(st.integers(0, 50))
-    found = []
-    for _ in range(draw(st.integers(1, 6))):
-        batch = []
-        for _ in range(draw(st.integers(1, 12))):
-            step = max(0, step + draw(st.sampled_from([0, 1, 1, 1, 1, 7, 40, -9])))
-            block = [[draw(LOSSES), float(step)], [float(-step), draw(LOSSES)]] if draw(st.booleans()) else None
-            item = record(step, draw(LOSSES), block=block)
-            if draw(st.booleans()):
-                item = structs.replace(item, scalars={**item.scalars, "accuracy": draw(LOSSES)})
-            batch.append(item)
-        found.append(batch)
-    return found
 
 
 async def _clear(database: Database) -> None:
@@ -88,25 +37,10 @@ async def test_series_are_exact_at_every_zoom(
 ) -> None:
     stores = Stores.over(database)
     await _store(stores, given_batches)
-    records = visible([item for batch in given_batches for item in batch])
+    expected = Expected([item for batch in given_batches for item in batch])
     for _ in range(2):  # from the segments, then from the caches
-        for step_from, step_to in ((None, None), (start, start + length)):
-            found = await stores.series.read(
-                "run", ["loss", "accuracy"], step_from=step_from, step_to=step_to, points=points
-            )
-            for name in ("loss", "accuracy"):
-                expected = expected_series(
-                    records, name, step_from or 0, 10**9 if step_to is None else step_to, found.bucket_steps
-                )
-                if name not in found.series:
-                    assert not expected
-                    continue
-                buckets = found.series[name]
-                assert len(buckets.numbers) <= points
-                assert buckets.numbers.tolist() == sorted(expected)
-                for at, number in enumerate(buckets.numbers.tolist()):
-                    row = (buckets.min[0, at], buckets.max[0, at], buckets.last[0, at], buckets.counts()[0, at])
-                    np.testing.assert_array_equal(row, expected[number])
+        for window in ((None, None), (start, start + length)):
+            await check_series(stores, expected, window, points)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -116,29 +50,9 @@ async def test_heatmaps_are_exact_at_every_zoom(
 ) -> None:
     stores = Stores.over(database)
     await _store(stores, given_batches)
-    records = visible([item for batch in given_batches for item in batch])
-    for how, pick in (("max", np.fmax), ("min", np.fmin)):
-        options: dict[str, Any] = {"step_from": start, "step_to": start + length, "columns": columns, "reduce": how}
-        found = await stores.heatmap.read("run", "grad_norm", **options)
-        assert found.layers == ["first", "second"]
-        assert found.z.shape == (2, len(found.step))
-        assert len(found.step) <= columns
-        expected = np.full(found.z.shape, np.nan, dtype=np.float32)
-        bad = np.zeros(found.z.shape, dtype=int)
-        for item in records:
-            if item.block is None or not start <= item.step <= start + length:
-                continue
-            at = item.step // found.bucket_steps - int(found.step[0]) // found.bucket_steps
-            for row, value in enumerate(np.frombuffer(item.block, "<f4").reshape(2, 2)[:, 0]):
-                if np.isfinite(value):
-                    expected[row, at] = pick(expected[row, at], value)
-                elif np.isinf(value):
-                    bad[row, at] += 1
-        expected = np.where(np.isnan(expected) & (bad > 0), np.float32(np.inf), expected)
-        np.testing.assert_array_equal(found.z, expected)
-        assert {(row, at): count for row, at, count in found.nonfinite} == {
-            (row, at): bad[row, at] for row, at in zip(*np.nonzero(bad), strict=True)
-        }
+    expected = Expected([item for batch in given_batches for item in batch])
+    for _ in range(2):
+        await check_heatmap(stores, expected, (start, start + length), columns)
 
 
 async def test_one_spike_among_many_steps_is_shown_at_every_zoom(stores: Stores) -> None:
