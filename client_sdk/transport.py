@@ -11,10 +11,12 @@ import encodings.idna  # noqa: F401 - getaddrinfo imports it; a fork while our t
 import os
 import socket
 import struct
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_websocket
 
 from client_sdk.config import Endpoint
@@ -25,6 +27,7 @@ OPEN_TIMEOUT: Final = 5.0  # seconds, for TCP, TLS and the HTTP handshake togeth
 CLOSE_TIMEOUT: Final = 2.0  # seconds
 PING_INTERVAL: Final = 10.0  # seconds
 PING_TIMEOUT: Final = 10.0  # seconds without an answer: the connection is dead
+READ_BYTES: Final = 64 * 1024  # at once
 SEND_TIMEOUT: Final = 20.0  # seconds without any progress of a send: the connection is dead
 
 CLOSE_UNAUTHENTICATED: Final = 4401
@@ -35,6 +38,38 @@ UNAUTHENTICATED_HELP: Final = (
     "the server does not accept the token. Pass token=…, or set SPIKEWATCH_TOKEN; on the server's machine "
     "`spikewatch up` leaves one that is found by itself, and `spikewatch token create` makes others"
 )
+
+
+class ExactSocket:
+    """A socket whose `recv` makes objects of the size of what came.
+
+    `socket.recv` makes one of what was asked for, 64 KiB from websockets, and shrinks it to the few bytes of an
+    acknowledgement or an alert. Of those glibc keeps some of every size for the thread instead of joining them with the
+    free memory around them, each at the beginning of 64 KiB. Where they lie, the next read does not fit, and takes new
+    memory: a megabyte in twenty minutes of a run with alerts, and no object to blame.
+
+    Read by one thread.
+    """
+
+    def __init__(self, wrapped: socket.socket) -> None:
+        self._wrapped = wrapped
+        self._buffer = memoryview(bytearray(READ_BYTES))
+
+    def recv(self, size: int) -> bytes:
+        return bytes(self._buffer[: self._wrapped.recv_into(self._buffer[:size])])
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything but reading is the socket's own."""
+        return getattr(self._wrapped, name)
+
+
+class _FrugalConnection(ClientConnection):
+    """Reads from an `ExactSocket`."""
+
+    def __init__(self, sock: socket.socket, protocol: ClientProtocol, **options: Any) -> None:
+        # TLS within the TLS of a proxy is no socket, and reads for itself.
+        exact = cast(socket.socket, ExactSocket(sock)) if isinstance(sock, socket.socket) else sock
+        super().__init__(exact, protocol, **options)
 
 
 class Connection:
@@ -54,6 +89,7 @@ class Connection:
                 ping_timeout=PING_TIMEOUT,
                 max_size=MAX_FRAME_BYTES,
                 max_queue=1024,  # acknowledgements and alerts, small
+                create_connection=_FrugalConnection,
                 proxy=None if endpoint.is_here else True,  # True: the one that the environment or the system names
                 compression=None,  # float blocks hardly compress, and the time is the training machine's
             )

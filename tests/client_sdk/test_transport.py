@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 
+from client_sdk.config import Endpoint
+from client_sdk.protocol import Hello, Welcome, encode
+from client_sdk.transport import READ_BYTES, Connection, ExactSocket
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.ingest_server import IngestServer
 
@@ -104,3 +109,36 @@ def test_proxy_is_never_asked_for_this_machine(tmp_path: Path) -> None:
         assert said.startswith("True")
         assert server.steps() == [3]
         assert proxy.targets == []
+
+
+def test_a_small_message_is_read_without_memory_for_a_large_one() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        exact = ExactSocket(ours)
+        theirs.sendall(b"acknowledged")
+        tracemalloc.start()
+        try:
+            assert exact.recv(READ_BYTES) == b"acknowledged"
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 2_000
+        theirs.sendall(bytes(READ_BYTES))
+        assert exact.recv(100) == bytes(100), "no more than was asked for"
+
+
+def test_every_connection_reads_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    plain = ExactSocket.recv
+
+    def recv(self: ExactSocket, size: int) -> bytes:
+        read.append(plain(self, size))
+        return read[-1]
+
+    monkeypatch.setattr(ExactSocket, "recv", recv)
+    with IngestServer() as server:
+        connection = Connection(Endpoint(url=server.url))
+        connection.send(encode(Hello(version=1, run_id="r", writer="w", project="p")))
+        assert connection.receive(20) == Welcome(run_id="r", last_seq=0)
+        connection.close()
+    assert encode(Welcome(run_id="r", last_seq=0)) in b"".join(read)

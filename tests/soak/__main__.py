@@ -87,18 +87,23 @@ def _sample(
     """Minutes, and MiB of the trainer and the server."""
     at, of_trainer, of_server = [], [], []
     begin = time.monotonic()
-    with server.api() as api:
-        while (now := time.monotonic() - begin) <= 60 * minutes:
-            at.append(now / 60)
-            of_trainer.append(anonymous_mib(trainer))
-            of_server.append(anonymous_mib(server.process.pid))
-            found = api.get(f"/runs/{run_id}")  # 404 until the trainer has said hello, series until it has logged
-            last = found.json()["last_step"] or 0 if found.is_success else 0
-            window = {"from": max(0, last - WINDOW), "to": last}
-            api.get(f"/runs/{run_id}/series", params={"keys": "loss,lr", **window})
-            api.get(f"/runs/{run_id}/heatmap", params={"stat": "grad_norm", **window})
-            time.sleep(max(0.0, begin + SAMPLE_EVERY * len(at) - time.monotonic()))
+    while (now := time.monotonic() - begin) <= 60 * minutes:
+        at.append(now / 60)
+        of_trainer.append(anonymous_mib(trainer))
+        of_server.append(anonymous_mib(server.process.pid))
+        with server.api() as api:  # a new connection: the server closes those that are idle for as long as our pause
+            _look(api, run_id)
+        time.sleep(max(0.0, begin + SAMPLE_EVERY * len(at) - time.monotonic()))
     return at, of_trainer, of_server
+
+
+def _look(api: httpx.Client, run_id: str) -> None:
+    """What a page shows of the run's end."""
+    found = api.get(f"/runs/{run_id}")  # 404 until the trainer has said hello, series until it has logged
+    last = found.json()["last_step"] or 0 if found.is_success else 0
+    window = {"from": max(0, last - WINDOW), "to": last}
+    api.get(f"/runs/{run_id}/series", params={"keys": "loss,lr", **window})
+    api.get(f"/runs/{run_id}/heatmap", params={"stat": "grad_norm", **window})
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class RandomInstrument:
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Landed:
         histograms: tuple[Histograms, ...] = ()
         if self._histogram_every and step % self._histogram_every == 0:
-            histograms = tuple(self._histograms(which, step) for which in ("update", "ratio"))
+            histograms = (self._histograms("update", step), self._histograms("ratio", step))
         return Landed(Measurement(block=self.block(step), histograms=histograms))
 
     def _histograms(self, which: str, step: int) -> Histograms:
