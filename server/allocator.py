@@ -4,15 +4,22 @@ glibc gives every thread an arena of its own, up to eight a core, and an arena k
 same time. Ours hand large buffers from thread to thread (a frame is decoded in one, packed in another, stored by a
 third), so that each arena grows to the peak of all: 50 MiB more after ten minutes at 200 steps a second, and creeping
 for hours. Threads that take turns at Python's lock gain nothing from more arenas than two.
+
+What these two keep is still a third as much again as what they hold, and every busier moment adds to it: free memory
+goes back to the system by itself only from the end of an arena, and some page of SQLite's or a small object always lies
+there. So it is given back from the middle as well, now and then.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 
 ARENAS = 2
+TRIM_EVERY = 20.0  # seconds
 _M_ARENA_MAX = -8  # malloc.h
 _ENVIRONMENT = "MALLOC_ARENA_MAX"
 
@@ -24,3 +31,19 @@ def limit_arenas(count: int = ARENAS) -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     return mallopt is not None and mallopt(_M_ARENA_MAX, count) == 1
+
+
+def trim() -> bool:
+    """Give whole free pages of all arenas back to the system. False where there was none, or where the C library
+    cannot. Takes a few milliseconds, without Python's lock; for a thread."""
+    if sys.platform != "linux":
+        return False
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    return malloc_trim is not None and malloc_trim(ctypes.c_size_t(0)) == 1
+
+
+async def keep_trimmed(every: float = TRIM_EVERY, trim: Callable[[], object] = trim) -> None:
+    """`trim` every so many seconds, in a thread, until cancelled."""
+    while True:
+        await asyncio.sleep(every)
+        await asyncio.to_thread(trim)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from server.allocator import limit_arenas
+from server.allocator import keep_trimmed, limit_arenas
 from server.config import Config
 from server.errors import ConfigurationError
 from server.hasty import hasty_protocol
@@ -95,7 +95,12 @@ class Service:
         )
         self._server = DrainingServer(settings, app.state.drain, announce)
         self._server.should_exit = self._stopped
-        await self._server.serve(sockets=[self._socket])
+        trimming = asyncio.create_task(keep_trimmed())
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            trimming.cancel()
+            await asyncio.gather(trimming, return_exceptions=True)
 
 
 def serve(config: Config, *, migrate: bool = True, on_ready: Callable[[Config], None] | None = None) -> None:

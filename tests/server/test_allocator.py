@@ -1,13 +1,18 @@
-"""How many arenas the allocator makes for the threads of a server."""
+"""How many arenas the allocator makes for the threads of a server, and what it gives back."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from server.allocator import keep_trimmed
+
+is_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
 
 THREADS = """
 import ctypes, re, sys, threading
@@ -35,6 +40,18 @@ print(sum(int(start, 16) % (64 * 2**20) == 0 for start in starts))
 barrier.wait(30)
 """
 
+HOLES = """
+import os
+from server.allocator import trim
+from tests.support.processes import anonymous_mib
+
+kept = [b"x" * (64 * 1024) for _ in range(1024)]
+kept = [kept[-1]]
+full = anonymous_mib(os.getpid())
+assert trim()
+print(full - anonymous_mib(os.getpid()))
+"""
+
 
 def arenas(mode: str) -> int:
     """Heaps of threads in a process with eight of them."""
@@ -44,6 +61,34 @@ def arenas(mode: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
+@is_glibc
 def test_threads_share_an_arena_once_they_are_limited() -> None:
     assert arenas("limited") <= 1 < arenas("unlimited")
+
+
+@is_glibc
+def test_free_memory_before_the_end_of_an_arena_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, timeout=60, check=True)
+    assert 60 < float(done.stdout) < 70, "MiB, of the 64 that were freed"
+
+
+def test_it_is_given_back_again_and_again() -> None:
+    trimmed: list[int] = []
+
+    async def until_the_third_time() -> None:
+        third = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def trim() -> None:
+            trimmed.append(len(trimmed))
+            if len(trimmed) == 3:
+                loop.call_soon_threadsafe(third.set)
+
+        task = asyncio.create_task(keep_trimmed(0.0, trim))
+        async with asyncio.timeout(20):
+            await third.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(until_the_third_time())
+    assert len(trimmed) >= 3
