@@ -15,6 +15,7 @@ from server.models import AlertKind, AlertState, RunState
 from server.schema import alerts, attempts, runs
 from server.storage.alerts import shown_state
 from server.storage.database import Database
+from server.storage.id_list import padded
 from server.storage.layouts import LayoutStore, layer_rows
 from server.storage.runs import RunStore
 
@@ -41,7 +42,7 @@ class FleetQuery:
     async def summaries(self, run_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Those of these runs that there are, in any order."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(select(runs).where(runs.c.id.in_(run_ids), _IS_SHOWN))).all()
+            rows = (await connection.execute(select(runs).where(runs.c.id.in_(padded(run_ids)), _IS_SHOWN))).all()
             return await _summaries(connection, rows)
 
     async def details(self, run_id: str) -> dict[str, Any] | None:
@@ -111,7 +112,7 @@ def decode_cursor(cursor: str) -> tuple[float, str]:
 
 async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[dict[str, Any]]:
     """The JSON of the contract for rows of `runs`, in their order."""
-    ids = [row.id for row in rows]
+    ids = padded([row.id for row in rows])
     query = select(alerts.c.run_id, alerts.c.kind, alerts.c.body, alerts.c.acknowledged_at)
     unsettled = await connection.execute(
         query.where(alerts.c.run_id.in_(ids), alerts.c.state != AlertState.RESOLVED).order_by(alerts.c.opened_at)

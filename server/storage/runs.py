@@ -24,6 +24,7 @@ from server.errors import ProjectMismatchError, RunDeletedError, WriterTakenErro
 from server.models import AlertState, RunState
 from server.schema import alerts, layouts, monitors, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
+from server.storage.id_list import padded
 from server.storage.layouts import register_layouts
 
 
@@ -157,12 +158,12 @@ class RunStore:
             return
         async with self._database.write() as connection:
             # Locked in the order of their ids: other servers beat for other ranks of the same runs.
-            running = and_(writers.c.id.in_(writer_ids), writers.c.state == RunState.RUNNING)
+            running = and_(writers.c.id.in_(padded(writer_ids)), writers.c.state == RunState.RUNNING)
             query = select(writers.c.id, writers.c.run_id).where(running).order_by(writers.c.id).with_for_update()
             found = (await connection.execute(query)).all()
-            ids = [row.id for row in found]
+            ids = padded([row.id for row in found])
             await connection.execute(update(writers).where(writers.c.id.in_(ids)).values(last_seen_at=now))
-            alive = and_(runs.c.id.in_({row.run_id for row in found}), runs.c.state == RunState.RUNNING)
+            alive = and_(runs.c.id.in_(padded({row.run_id for row in found})), runs.c.state == RunState.RUNNING)
             await connection.execute(select(runs.c.id).where(alive).order_by(runs.c.id).with_for_update())
             await connection.execute(update(runs).where(alive).values(last_seen_at=now))
 
@@ -174,9 +175,10 @@ class RunStore:
         if not suspects:
             return []
         async with self._database.write() as connection:
-            theirs = select(writers.c.id).where(writers.c.run_id.in_(suspects))
+            named = padded(suspects)
+            theirs = select(writers.c.id).where(writers.c.run_id.in_(named))
             await connection.execute(theirs.order_by(writers.c.id).with_for_update())
-            silent = and_(silent, runs.c.id.in_(suspects))
+            silent = and_(silent, runs.c.id.in_(named))
             await connection.execute(select(runs.c.id).where(silent).order_by(runs.c.id).with_for_update())
             found = await connection.execute(
                 update(runs).where(silent).values(state=RunState.STALE).returning(runs.c.id)
@@ -184,7 +186,7 @@ class RunStore:
             ids = [row.id for row in found]
             await connection.execute(
                 update(writers)
-                .where(writers.c.run_id.in_(ids), writers.c.state == RunState.RUNNING)
+                .where(writers.c.run_id.in_(padded(ids)), writers.c.state == RunState.RUNNING)
                 .values(state=RunState.STALE)
             )
             return ids

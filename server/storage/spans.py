@@ -20,6 +20,7 @@ from server.errors import SegmentCorruptError
 from server.models import RunState
 from server.schema import monitors, runs, segments, spans, tiles, writers
 from server.storage.database import Database, insert_ignore
+from server.storage.id_list import padded
 from server.storage.tiles import FAN_IN, SpanDraft, TileBlobs, TileKey
 
 MAX_BYTES = 32 * 2**20
@@ -179,7 +180,7 @@ class SpanStore:
                 for draft in drafts:
                     if await self._insert(connection, stream, draft) is None:
                         raise _ReplacedElsewhereError
-                gone = await connection.execute(delete(segments).where(segments.c.id.in_(ids)))
+                gone = await connection.execute(delete(segments).where(segments.c.id.in_(padded(ids))))
                 if gone.rowcount != len(ids):
                     raise _ReplacedElsewhereError
         except (_ReplacedElsewhereError, IntegrityError):  # the latter: the run was deleted

@@ -18,6 +18,7 @@ from server.errors import TileCorruptError
 from server.schema import tiles
 from server.storage.blobs import BlobError
 from server.storage.buckets import Buckets, widen
+from server.storage.id_list import padded
 from server.storage.lru import ARRAY_BYTES, ENTRY_BYTES, ByteLru
 from server.storage.pyramid import Piece
 from server.storage.spans import SpanPlace
@@ -156,7 +157,8 @@ class TileSource:
 
 
 def batches(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (numbers[start : start + FETCH] for start in range(0, len(numbers), FETCH))
+    """As many as one statement may name, `padded`."""
+    return (padded(numbers[start : start + FETCH]) for start in range(0, len(numbers), FETCH))
 
 
 def tile_query(span_ids: Sequence[int], wanted: Wanted) -> Select[Any]:

@@ -11,6 +11,7 @@ from sqlalchemy import delete, select, update
 from server.models import Principal, Scope
 from server.schema import sessions, tokens
 from server.storage.database import Database
+from server.storage.id_list import padded
 
 IN_ONE_QUERY = 500
 
@@ -81,6 +82,6 @@ def stored_token(row: Any) -> StoredToken:
 
 
 def pieces(digests: Collection[str]) -> Iterator[list[str]]:
-    """As many as one statement may name."""
+    """As many as one statement may name, `padded`."""
     known = sorted(digests)
-    return (known[first : first + IN_ONE_QUERY] for first in range(0, len(known), IN_ONE_QUERY))
+    return (padded(known[first : first + IN_ONE_QUERY]) for first in range(0, len(known), IN_ONE_QUERY))
