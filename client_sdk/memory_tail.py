@@ -29,15 +29,15 @@ class MemoryTail:
         """Sequence of the oldest record."""
         return self._first
 
-    def append(self, seq: int, payload: bytes, reserve: float) -> bool:
-        """Keep the record ``seq``, which follows the last one. False: there is no room."""
+    def append(self, seq: int, payload: bytes | bytearray, reserve: float) -> bool:
+        """Keep a copy of the record ``seq``, which follows the last one. False: there is no room."""
         size = FRAME.size + len(payload)
         if self.size + size > self._limit * reserve:
             return False
         with self._lock:
             if not self._records:
                 self._first = seq
-            self._records.append(payload)
+            self._records.append(bytes(payload))
             self.size += size
         return True
 

@@ -36,26 +36,22 @@ class BadValueError(ValueError):
 
 
 class MetricReader:
-    """Reads what one run is given to log. A name is judged once."""
+    """Reads what one run is given to log. A name is judged once. Called from any thread."""
 
     def __init__(self, notices: Notices) -> None:
         self._notices = notices
         self._known: set[str] = set()
 
     def read(self, metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-        """Split ``metrics`` into host floats and device tensors. Bad entries are left out, warned of and counted."""
-        known = self._known
-        if type(metrics) is dict and known.issuperset(metrics) and _FLOATS.issuperset(map(type, metrics.values())):
+        """Split ``metrics`` into host floats and device tensors. Bad values are left out, warned of and counted; the
+        names of floats are left to `judged`, which may be another thread's."""
+        if type(metrics) is dict and _FLOATS.issuperset(map(type, metrics.values())):
             return metrics.copy(), _NOTHING  # what happens at nearly every step
         scalars: dict[str, float] = {}
         deferred: dict[str, Any] = {}
         for name, value in metrics.items():
-            if name not in known:
-                if type(name) is not str or not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
-                    self._notices.warn("bad_name", _describe_name(name))
-                    continue
-                if len(known) < MAX_KNOWN:
-                    known.add(name)
+            if not self._is_good(name):
+                continue
             if type(value) is float:
                 scalars[name] = value
                 continue
@@ -71,6 +67,22 @@ class MetricReader:
                     "bad_metric", f"metric {name!r} is {error}; it is skipped. Log a number or a tensor of one element"
                 )
         return scalars, deferred
+
+    def judged(self, scalars: dict[str, float]) -> dict[str, float]:
+        """What has a good name; the rest is warned of and counted."""
+        if self._known.issuperset(scalars):
+            return scalars
+        return {name: value for name, value in scalars.items() if self._is_good(name)}
+
+    def _is_good(self, name: object) -> bool:
+        if name in self._known:
+            return True
+        if type(name) is not str or not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
+            self._notices.warn("bad_name", _describe_name(name))
+            return False
+        if len(self._known) < MAX_KNOWN:
+            self._known.add(name)
+        return True
 
 
 def as_float(value: Any) -> float:

@@ -6,7 +6,7 @@ statistics (NaN where an instrument has none) and keeps layer names apart. Pure;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,10 @@ class Panel:
         self._columns = [
             [self.layout.statistics.index(name) for name in instrument.layout.statistics] for instrument in instruments
         ]
+        self._is_single = len(self.instruments) == 1
+        self._shapes = [
+            (len(instrument.layout.layers), len(instrument.layout.statistics)) for instrument in instruments
+        ]
         ends = np.cumsum([len(instrument.layout.layers) for instrument in instruments]).tolist()
         self._rows = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -38,6 +42,9 @@ class Panel:
         self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None
     ) -> list[tuple[int, Pending]]:
         """Ask every instrument; (position, pending) of those that have something. Called on the training thread."""
+        if self._is_single:
+            only = self.instruments[0].measure(step, metrics, closure)
+            return [] if only is None else [(0, only)]
         parts = []
         for position, instrument in enumerate(self.instruments):
             pending = instrument.measure(step, metrics, closure)
@@ -45,38 +52,41 @@ class Panel:
                 parts.append((position, pending))
         return parts
 
-    def merge(
-        self, parts: Iterable[tuple[int, Measurement]]
-    ) -> tuple[dict[str, float], bytes | None, tuple[Histograms, ...]]:
-        """Scalars, block and histograms of one step. A second instrument's `lr` is called `lr_2`.
+    def read(
+        self, pending: Sequence[tuple[int, Pending]]
+    ) -> tuple[dict[str, float], memoryview | None, tuple[Histograms, ...]]:
+        """Scalars, block (the instrument's own memory where there is one) and histograms of one step, as `measure`
+        gave them. A second instrument's `lr` is called `lr_2`.
 
         Raises `ValueError` when a block or histogram has not the shape of its layout.
         """
-        parts = list(parts)
+        if self._is_single:  # nearly always, and within `log`
+            only = pending[0][1].result()
+            measured = {name: float(value) for name, value in only.scalars.items()} if only.scalars else {}
+            return measured, None if only.block is None else self._checked(0, only.block).data, only.histograms
+        parts = [(position, part.result()) for position, part in pending]
         scalars: dict[str, float] = {}
         for position, part in parts:
             for name, value in part.scalars.items():
                 scalars[name if position == 0 else f"{name}_{position + 1}"] = float(value)
         return scalars, self._merge_blocks(parts), self._merge_histograms(parts)
 
-    def _merge_blocks(self, parts: list[tuple[int, Measurement]]) -> bytes | None:
-        blocks = [(position, part.block) for position, part in parts if part.block is not None]
+    def _merge_blocks(self, parts: Sequence[tuple[int, Measurement]]) -> memoryview | None:
+        blocks = [(position, self._checked(position, part.block)) for position, part in parts if part.block is not None]
         if not blocks:
             return None
-        for position, block in blocks:
-            expected = (len(self.instruments[position].layout.layers), len(self._columns[position]))
-            if block.shape != expected:
-                raise ValueError(f"block of shape {block.shape}, layout of {expected}")
-        if len(self.instruments) == 1:
-            return blocks[0][1].astype(_FLOAT, copy=False).tobytes()
         merged = np.full((len(self.layout.layers), len(self.layout.statistics)), np.nan, _FLOAT)
         for position, block in blocks:
             merged[self._rows[position], self._columns[position]] = block
-        return merged.tobytes()
+        return merged.data
 
-    def _merge_histograms(self, parts: list[tuple[int, Measurement]]) -> tuple[Histograms, ...]:
-        if len(self.instruments) == 1:
-            return parts[0][1].histograms if parts else ()
+    def _checked(self, position: int, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A block as it is sent: float32, row by row; the same array where it is so already."""
+        if block.shape != self._shapes[position]:
+            raise ValueError(f"block of shape {block.shape}, layout of {self._shapes[position]}")
+        return np.ascontiguousarray(block, _FLOAT)
+
+    def _merge_histograms(self, parts: Sequence[tuple[int, Measurement]]) -> tuple[Histograms, ...]:
         count = len(self.layout.layers)
         merged: dict[str, tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint32]]] = {}
         for position, part in parts:

@@ -243,6 +243,12 @@ def encode(message: ClientMessage | ServerMessage | RawBatch | Record) -> bytes:
     return _encoder.encode(message)
 
 
+def encode_into(record: Record, buffer: bytearray) -> None:
+    """Encode one record over what ``buffer`` holds; its length is then the record's. Saves `encode` an allocation that
+    grows four times, for who encodes records of one size in a row."""
+    _encoder.encode_into(record, buffer)
+
+
 def decode_client_message(frame: bytes) -> ClientMessage:
     """Decode a frame that a client sent. Raises `msgspec.DecodeError` (or its `ValidationError`) on anything else."""
     return _client_decoder.decode(frame)

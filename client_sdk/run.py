@@ -248,7 +248,7 @@ class Run:
 
     def _open(self) -> None:
         spool = self._spool = self._make_spool()
-        recorder = self._recorder = Recorder(spool, self._notices)
+        recorder = self._recorder = Recorder(spool, self._reader, self._notices)
         if self.settings.mode == "online":
             recovery = Recovery(self.settings.directory, self.settings.endpoint, self._notices)
             self._sender = Sender(

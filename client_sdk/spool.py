@@ -138,15 +138,15 @@ class Spool:
 
     # -- the run's side: one thread at a time --
 
-    def append(self, payload: bytes, *, reserve: float = 1.0) -> bool:
+    def append(self, payload: bytes | bytearray, *, reserve: float = 1.0) -> bool:
         """Keep one record; its sequence is then `last_seq`. False: no room, nothing was kept.
 
         ``reserve`` multiplies the limits, so that what matters most still fits when the rest no longer does.
         """
         size = FRAME.size + len(payload)
         may_write = self.directory is not None and (not self._disk_retry_at or self._may_retry())
-        if may_write and (not self._memory or self._return_to_disk()):
-            if self.queued_bytes + size > self._disk_limit * reserve:
+        if may_write and (not self._memory.size or self._return_to_disk()):
+            if self._line.queued_bytes + size > self._disk_limit * reserve:
                 return False
             try:
                 self._append_to_disk(self.last_seq + 1, payload)
@@ -171,14 +171,16 @@ class Spool:
     # -- the recorder's thread --
 
     def tend(self) -> None:
-        """Do ahead, or afterwards, what `append` should not have to: make the next file, close full ones, and thin
-        what waits for the server when the limit is near. Never raises."""
+        """Do ahead, or afterwards, what `append` should not have to: make the next pages and the next file, close full
+        ones, and thin what waits for the server when the limit is near. Never raises."""
         if self._files is None:
             return
-        last = self._line.last
+        last, appender = self._line.last, self._appender
         try:
+            if appender is not None and last is not None and appender.path == last.path:
+                appender.prepare(last.end)
             self._files.close_retired()
-            is_low = last is None or self._appender is None or last.end > self._segment_bytes // 2
+            is_low = last is None or appender is None or last.end > self._segment_bytes // 2
             if is_low and not self._disk_retry_at:
                 self._files.prepare()
             if self.queued_bytes > self._disk_limit * THINNING_BEGINS:
@@ -253,7 +255,7 @@ class Spool:
             self._give_up_disk(error)
         return not self._memory
 
-    def _append_to_disk(self, seq: int, payload: bytes) -> None:
+    def _append_to_disk(self, seq: int, payload: bytes | bytearray) -> None:
         size = FRAME.size + len(payload)
         appender, last = self._appender, self._line.last
         if appender is not None and last is not None:

@@ -34,6 +34,15 @@ def configure(form: Literal["text", "json"], level: str, stream: TextIO | None =
         logger.setLevel(logging.NOTSET)
         logger.handlers.clear()
         logger.propagate = True
+    logging.getLogger("uvicorn.error").addFilter(_as_fault_of_client)
+
+
+def _as_fault_of_client(record: logging.LogRecord) -> bool:
+    """A text frame that is no UTF-8 is answered as it should be; uvicorn's traceback of it tells nobody anything, and
+    is a way to fill the log."""
+    if record.msg == "Invalid UTF-8 sequence received from client.":
+        record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
+    return True
 
 
 def blotted(text: str) -> str:

@@ -62,6 +62,7 @@ _LABELS: dict[str, Any] = {
     "warned_at_step": "first signs",
     "prediction_result": "prediction",
     "lead_steps": "lead",
+    "false_alarms_before": "false alarms before it",
 }
 _GROWTH = frozenset({"lambda_max_growth_per_step", "gradient_growth_per_step"})
 _STEPS = frozenset(

@@ -25,7 +25,8 @@ from server.detectors.signals import Signals
 from server.detectors.spike import SpikeDetector
 from server.detectors.spike_predicted import SpikePredictor
 from server.detectors.stages import StageTracker
-from server.models import Event, Finding, Sample, Stage, Verdict
+from server.detectors.track_record import TrackRecord
+from server.models import AlertKind, AlertLevel, Event, Finding, Sample, Stage, Verdict
 
 SNAPSHOT_VERSION: Final = 1
 KNOWN: Final = ("loss", "lr", "grad_norm", "lambda_max", "lambda_grad", "lambda_step")
@@ -42,6 +43,7 @@ class _State(msgspec.Struct):
     signals: Signals = msgspec.field(default_factory=Signals)
     spike: SpikeDetector = msgspec.field(default_factory=SpikeDetector)
     predictor: SpikePredictor = msgspec.field(default_factory=SpikePredictor)
+    record: TrackRecord = msgspec.field(default_factory=TrackRecord)
     causes: CauseTracker = msgspec.field(default_factory=CauseTracker)
     stages: StageTracker = msgspec.field(default_factory=StageTracker)
     bad_batch: BadBatchDetector = msgspec.field(default_factory=BadBatchDetector)
@@ -76,11 +78,12 @@ class RunMonitor:
     def update(self, sample: Sample) -> Verdict:
         """What holds after this sample. Samples come in the order of their sequence.
 
-        A new attempt starts from nothing. A sample that carries nothing the detectors know, or whose step has been seen
-        (training and evaluation metrics logged apart), changes nothing.
+        A new attempt starts from nothing, but for how the run's predictions have fared. A sample that carries nothing
+        the detectors know, or whose step has been seen (training and evaluation metrics logged apart), changes nothing.
         """
         if sample.attempt != self._state.attempt:
-            self._state = _State(attempt=sample.attempt)
+            self._state = _State(attempt=sample.attempt, record=self._state.record)
+            self._state.record.renew()
         state = self._state
         seen = state.last_step is not None and sample.step <= state.last_step
         if seen or not (sample.has_layers or any(key in sample.scalars for key in KNOWN)):
@@ -119,7 +122,7 @@ class RunMonitor:
         change = state.spike.update(step, reading.loss)
         if change.began and state.spike.cause is None:
             state.spike.cause = state.causes.judge(reading, state.spike.onset)
-        state.predictor.update(reading, state.spike.active)
+        state.predictor.update(reading, state.spike.active, state.record.demand)
         if change.ended:
             events.append(state.spike.event())
         state.divergence.update(step, reading.loss, change.ended and state.spike.shifted)
@@ -130,12 +133,21 @@ class RunMonitor:
         if changed or first:
             events.append(Event(step=step, kind="stage", detail={"stage": state.stages.stage}))
 
+        spike, nonfinite = state.spike.finding(reading), state.nonfinite.finding(reading)
+        date = state.predictor.date(step)
+        state.record.update(
+            step,
+            is_warned=state.predictor.warned,
+            due=None if date is None else date.high,
+            spiked=(spike is not None and spike.level is not AlertLevel.WATCH)
+            or (nonfinite is not None and nonfinite.level is AlertLevel.CRITICAL),
+        )
         findings = (
-            state.predictor.finding(reading, state.causes),
-            state.spike.finding(reading),
+            state.record.tempered(state.predictor.finding(reading, state.causes)),
+            spike,
             state.bad_batch.finding(reading),
             state.lr_jump.finding(reading),
-            state.nonfinite.finding(reading),
+            nonfinite,
             state.divergence.finding(reading),
             state.eps_floor.finding(reading),
         )
@@ -144,11 +156,12 @@ class RunMonitor:
 
     def _verdict(self, step: int, events: tuple[Event, ...]) -> Verdict:
         state = self._state
+        is_told = any(finding.kind is AlertKind.SPIKE_PREDICTED for finding in state.findings)
         return Verdict(
             step=step,
             stage=Stage(state.stages.stage),
             stability_ratio=state.stability,
-            forecast=state.predictor.date(step),
+            forecast=state.predictor.date(step) if is_told else None,
             findings=state.findings,
             events=events,
         )

@@ -22,6 +22,8 @@ from server.models import LayerSums, Layout, Optimizer, Sample
 GROWTH_STEPS: Final = 12
 """Measurements in the regression of log‖g‖: long against the noise of one batch, short against the e-folding of a
 spike."""
+UNUSUAL: Final = 3.0
+"""Times the usual |growth| that one step adds to it at most: a build-up is not to become what is usual."""
 TREND_STEPS: Final = 160
 """Steps that the trend of log λ_max looks back at most."""
 TREND_POINTS: Final = 24
@@ -50,6 +52,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     growth: float
     """Slope of log‖g‖ per step over the last 12 measurements; 0 when unknown."""
     growth_fit: float
+    growth_usual: float
+    """What |growth| is in this run when nothing happens, mean of a few hundred steps; 0 when unknown."""
     grad_ratio: float
     """‖g‖ over its own moving average (decay 0.98) before this step; 1 when unknown."""
     grad_z: float
@@ -119,6 +123,7 @@ class Signals(msgspec.Struct):
     """log‖g‖."""
     decouplings: Track = msgspec.field(default_factory=lambda: Track(RECENT))
     grad_mean: Mean = msgspec.field(default_factory=lambda: Mean(0.98))
+    growth_mean: Mean = msgspec.field(default_factory=lambda: Mean(0.995))
     stabilities: Track = msgspec.field(default_factory=lambda: Track(TREND_POINTS))
     """log of λ_max over the limit."""
     gradient_stabilities: Track = msgspec.field(default_factory=lambda: Track(TREND_POINTS))
@@ -149,6 +154,9 @@ class Signals(msgspec.Struct):
         lambda_max = _finite(scalars.get("lambda_max"))
         self._curvature(step, lambda_max, _finite(scalars.get("lambda_grad")), limit)
         line = self.growth.line(GROWTH_STEPS // 2)
+        usual = self.growth_mean.value  # of the past alone
+        if line is not None:
+            self.growth_mean.push(min(abs(line.slope), UNUSUAL * usual) if usual else abs(line.slope))
         stability = _last(self.stabilities, step)
         peak = max(
             (v for s, v in zip(self.stabilities.steps, self.stabilities.values, strict=True) if s > step - RECENT),
@@ -168,6 +176,7 @@ class Signals(msgspec.Struct):
             has_layers=sums.squares is not None,
             growth=0.0 if line is None else line.slope,
             growth_fit=0.0 if line is None else line.fit,
+            growth_usual=usual or 0.0,
             grad_ratio=grad_ratio,
             grad_z=grad_z,
             decoupling=decoupling,

@@ -10,7 +10,8 @@ Signs (each alone raises false alarms on healthy runs; `docs/science.md` has the
 
 Levels: watch while λ_max nears or crosses the limit with v decoupled and a date in reach; warning when a sign holds;
 critical when λ_grad is above the limit and the gradient grows, or the date is less than 20 steps away. A level holds
-for 20 steps after its last sign. Trade-off: spikes that hang on one batch leave no such trace and are not forecast.
+for 20 steps after its last sign. After false alarms more growth is asked for (`track_record`). Trade-off: spikes that
+hang on one batch leave no such trace and are not forecast.
 """
 
 from __future__ import annotations
@@ -93,15 +94,15 @@ class SpikePredictor(msgspec.Struct):
     def warned(self) -> bool:
         return self.level in (AlertLevel.WARNING, AlertLevel.CRITICAL)
 
-    def update(self, reading: Reading, spiking: bool) -> None:
-        """`spiking`: a spike is under way, so there is nothing to predict."""
+    def update(self, reading: Reading, spiking: bool, demand: float = 0.0) -> None:
+        """`spiking`: a spike is under way, so there is nothing to predict. ``demand``: see `judge`."""
         self.seen += 1
         if spiking:
             self._forget()
             self.quiet_until = reading.step + AFTERMATH
         if self.seen <= SETTLING or reading.step < self.quiet_until:
             return
-        evidence = judge(reading)
+        evidence = judge(reading, demand)
         if evidence.predicted is not None:
             dated = evidence.predicted
             self.predicted = (dated.low, dated.best, dated.high)
@@ -172,16 +173,17 @@ class SpikePredictor(msgspec.Struct):
         )
 
 
-def judge(reading: Reading) -> Evidence:
-    """The strongest sign in one reading, and its date."""
+def judge(reading: Reading, demand: float = 0.0) -> Evidence:
+    """The strongest sign in one reading, and its date. ``demand``: growth of the gradient that is asked for, in units
+    of what is usual in this run."""
     step = reading.step
     if reading.state_reset:
         return Evidence(sign=Sign.RESET, predicted=PredictedStep(low=step + 1, best=step + 2, high=step + 20))
     predicted = forecast(reading)
     stale = is_stale(reading)
-    if _is_directional(reading, stale):
+    if _is_directional(reading, stale, demand):
         return Evidence(sign=Sign.DIRECTIONAL, predicted=predicted)
-    if stale and _is_climb(reading):
+    if stale and _is_climb(reading, demand):
         return Evidence(sign=Sign.CLIMB, predicted=predicted)
     if predicted is None or not stale:
         return Evidence(sign=Sign.NONE, predicted=None)
@@ -195,18 +197,18 @@ def judge(reading: Reading) -> Evidence:
     return Evidence(sign=Sign.NONE, predicted=None)
 
 
-def _is_directional(reading: Reading, stale: bool) -> bool:
+def _is_directional(reading: Reading, stale: bool, demand: float) -> bool:
     """The gradient lies along a direction that is past its limit, and grows; v has not noticed."""
-    if reading.gradient_stability is None or reading.growth <= 0.02:
+    if reading.gradient_stability is None or reading.growth <= max(0.02, demand * reading.growth_usual):
         return False
     if reading.decoupling is not None and reading.decoupling >= 1.0:
         return False
     return reading.gradient_stability > 1.0 and (stale or reading.gradient_above_count >= 2)
 
 
-def _is_climb(reading: Reading) -> bool:
+def _is_climb(reading: Reading, demand: float) -> bool:
     """‖g‖ is above its mean and climbs; λ_max, where it is measured, is near the limit."""
-    if reading.growth <= 0.03:
+    if reading.growth <= max(0.03, demand * reading.growth_usual):
         return False
     if reading.stability_peak is None:
         return reading.grad_ratio > 2.0

@@ -42,6 +42,7 @@ IDLE_TIMEOUT = 5_000
 needs which has moved to another server; Postgres lets go of them and refuses the rest."""
 BUSY_TIMEOUT = 30_000  # milliseconds that a writer of another process is waited for
 LOCKED_RETRY = 0.005  # seconds
+TRANSACTION = 4096  # bytes that a transaction counts for at least: what costs nothing would always come first
 
 
 class Database:
@@ -82,7 +83,9 @@ class Database:
         Where writers wait for each other, those of the same name (``whose``: a run) share a turn by their ``cost`` in
         bytes, and small ones come before backlogs.
         """
-        async with self._turns.turn(whose, cost) if self._turns is not None else contextlib.nullcontext():
+        async with (
+            self._turns.turn(whose, max(cost, TRANSACTION)) if self._turns is not None else contextlib.nullcontext()
+        ):
             with self._translated_errors():
                 async with self.engine.connect() as plain:
                     connection = await plain.execution_options(spikewatch_write=True)

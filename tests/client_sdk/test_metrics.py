@@ -78,8 +78,10 @@ def test_bad_name_is_skipped_with_one_short_warning(name: Any, caplog: pytest.Lo
     notices = Notices()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert MetricReader(notices).read({name: 1.0, "good": 1.0})[0] == {"good": 1.0}
-    assert notices.counts == {"bad_name": 2}
+            reader = MetricReader(notices)
+            assert reader.judged(reader.read({name: 1.0, "good": 1.0})[0]) == {"good": 1.0}
+            assert reader.read({name: 1, "good": 1})[0] == {"good": 1.0}
+    assert notices.counts == {"bad_name": 4}
     assert len(caplog.records) == 1
     assert "skipped" in caplog.text
     assert len(caplog.text) < 400

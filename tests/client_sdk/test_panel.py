@@ -9,7 +9,7 @@ from client_sdk.errors import ConfigurationError
 from client_sdk.measurement import Measurement
 from client_sdk.panel import Panel
 from client_sdk.protocol import Histograms
-from tests.support.instruments import StepInstrument
+from tests.support.instruments import Landed, StepInstrument
 
 
 def histogram(layers: int, value: float) -> Histograms:
@@ -20,17 +20,19 @@ def histogram(layers: int, value: float) -> Histograms:
 def test_one_instrument_keeps_its_layout_and_bytes() -> None:
     panel = Panel([StepInstrument(("a", "b"), ("x", "y"))], 3)
     block = np.array([[1, 2], [3, np.nan]], np.float32)
-    scalars, packed, _ = panel.merge([(0, Measurement(block=block, scalars={"lr": 0.5}))])
+    scalars, packed, _ = panel.read([(0, Landed(Measurement(block=block, scalars={"lr": 0.5})))])
     assert (panel.layout.id, panel.layout.layers, panel.layout.statistics) == (3, ("a", "b"), ("x", "y"))
-    assert packed == block.astype("<f4").tobytes()
+    assert packed is not None
+    assert packed.tobytes() == block.astype("<f4").tobytes()
     assert scalars == {"lr": 0.5}
 
 
 def test_block_in_column_order_or_float64_is_packed_by_rows() -> None:
     panel = Panel([StepInstrument(("a", "b"), ("x", "y"))], 0)
     block = np.asfortranarray(np.array([[1.0, 2.0], [3.0, 4.0]]))
-    _, packed, _ = panel.merge([(0, Measurement(block=block))])
-    assert packed == np.array([1, 2, 3, 4], "<f4").tobytes()
+    _, packed, _ = panel.read([(0, Landed(Measurement(block=block)))])
+    assert packed is not None
+    assert packed.tobytes() == np.array([1, 2, 3, 4], "<f4").tobytes()
 
 
 def test_two_instruments_are_stacked() -> None:
@@ -40,7 +42,7 @@ def test_two_instruments_are_stacked() -> None:
     assert panel.layout.sizes == (1, 1, 1)
     first = Measurement(block=np.array([[1, 2], [3, 4]], np.float32), scalars={"lr": 0.5})
     second = Measurement(block=np.array([[5, 6]], np.float32), scalars={"lr": 0.25})
-    scalars, packed, _ = panel.merge([(0, first), (1, second)])
+    scalars, packed, _ = panel.read([(0, Landed(first)), (1, Landed(second))])
     assert packed is not None
     merged = np.frombuffer(packed, "<f4").reshape(3, 3)
     np.testing.assert_array_equal(merged, [[1, 2, np.nan], [3, 4, np.nan], [np.nan, 5, 6]])
@@ -49,14 +51,14 @@ def test_two_instruments_are_stacked() -> None:
 
 def test_instrument_without_news_leaves_its_rows_empty() -> None:
     panel = Panel([StepInstrument(("a",), ("x",)), StepInstrument(("b",), ("x",))], 0)
-    _, packed, _ = panel.merge([(1, Measurement(block=np.array([[5]], np.float32)))])
+    _, packed, _ = panel.read([(1, Landed(Measurement(block=np.array([[5]], np.float32))))])
     assert packed is not None
     np.testing.assert_array_equal(np.frombuffer(packed, "<f4"), [np.nan, 5])
 
 
 def test_histograms_of_two_instruments_are_stacked() -> None:
     panel = Panel([StepInstrument(("a", "b"), ("x",)), StepInstrument(("c",), ("x",))], 0)
-    _, _, (merged,) = panel.merge([(1, Measurement(histograms=(histogram(1, 7.0),)))])
+    _, _, (merged,) = panel.read([(1, Landed(Measurement(histograms=(histogram(1, 7.0),))))])
     np.testing.assert_array_equal(np.frombuffer(merged.low, "<f4"), [np.nan, np.nan, 7])
     counts = np.frombuffer(merged.counts, "<u4").reshape(3, 64)
     assert counts.sum(axis=1).tolist() == [0, 0, 448]
@@ -74,7 +76,7 @@ def test_names_stay_apart_and_short() -> None:
 def test_block_of_another_shape_is_refused() -> None:
     panel = Panel([StepInstrument(("a", "b"), ("x",))], 0)
     with pytest.raises(ValueError, match="shape"):
-        panel.merge([(0, Measurement(block=np.zeros((1, 1), np.float32)))])
+        panel.read([(0, Landed(Measurement(block=np.zeros((1, 1), np.float32))))])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from client_sdk.appender import AHEAD_BYTES, Appender
 from client_sdk.errors import SpoolError
 from client_sdk.protocol import STATISTICS_THINNED, Finish, Hello, Layout, Record, decode_record, encode
 from client_sdk.segment import FRAME, HEADER
@@ -432,3 +434,33 @@ TestSpoolIsAList = SpoolMachine.TestCase
 TestSpoolIsAList.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+@pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (5, 14), reason="MADV_POPULATE_WRITE is newer")
+def test_a_record_finds_its_pages_made(tmp_path: Path) -> None:
+    appender = Appender(tmp_path / "file", 4 * AHEAD_BYTES, mapped=True)
+    payload = os.urandom(15_000)
+    end = appender.append(HEADER.size, payload)  # whatever Python itself touches for the first time
+
+    def faults_of_a_record() -> int:
+        nonlocal end
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        end = appender.append(end, payload)
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+    prepared = [faults_of_a_record() for _ in range(20)]
+    end = 2 * AHEAD_BYTES
+    unprepared = [faults_of_a_record() for _ in range(20)]
+    appender.prepare(end)
+    prepared += [faults_of_a_record() for _ in range(20)]
+    appender.close(end)
+    assert sum(prepared) < 20 <= sum(unprepared)
+
+
+def test_pages_are_not_made_behind_the_file(tmp_path: Path) -> None:
+    appender = Appender(tmp_path / "file", 10_000, mapped=True)
+    appender.prepare(9_000)
+    end = appender.append(HEADER.size, b"x" * 9_000)
+    appender.close(end)
+    appender.prepare(end)  # closed meanwhile by the other thread
+    assert (tmp_path / "file").stat().st_size == end

@@ -52,7 +52,7 @@ class Tally:
         self.frames += 1
         self.outcomes[outcome] += 1
         if failed:
-            self.failures.append(f"{outcome}: {len(frame)} bytes {frame[:200].hex(' ')}")
+            self.failures.append(f"{outcome}, frame {self.frames:,}: {len(frame)} bytes {frame[:200].hex(' ')}")
 
 
 async def attack(port: int, token: str, *, frames: int, seed: int) -> Tally:

@@ -166,6 +166,20 @@ def test_logs_hold_no_secret(form: str) -> None:
 
 
 @pytest.mark.usefixtures("restored_logging")
+def test_a_client_cannot_fill_the_log_with_tracebacks() -> None:
+    stream = io.StringIO()
+    logs.configure("json", "info", stream)
+    try:
+        b"\xff".decode()
+    except UnicodeDecodeError:
+        logging.getLogger("uvicorn.error").exception("Invalid UTF-8 sequence received from client.")
+        logging.getLogger("uvicorn.error").exception("something else")
+    fault, own = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (fault["level"], "Traceback" in str(fault)) == ("warning", False)
+    assert (own["level"], "Traceback" in str(own)) == ("error", True)
+
+
+@pytest.mark.usefixtures("restored_logging")
 def test_json_logs_are_one_object_a_line_with_their_fields() -> None:
     uvicorn.Config(app="any:app")  # gives its loggers handlers of their own
     stream = io.StringIO()

@@ -62,6 +62,14 @@ def healthy(steps: int, seed: int) -> Iterator[Sample]:
         )
 
 
+def restless(steps: int, seed: int) -> Iterator[Sample]:
+    """Nothing but noise, under a v that is far above it: gradients seem to climb now and then, for nothing."""
+    noise = np.random.default_rng(seed)
+    for step in range(1, steps + 1):
+        gradient = math.exp(0.7 * noise.standard_normal())
+        yield sample(step, 1.0 + 0.05 * noise.standard_normal(), gradient=gradient, decoupling=1e-3 * gradient**2)
+
+
 def exponential(*, start: int, rate: float, decoupling: float, steps: int) -> Iterator[Sample]:
     """Adam's mechanism in its purest form: from `start`, ‖g‖ = e^{rate·t} under a fixed v until RMS_t = 1.
 

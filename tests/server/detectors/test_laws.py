@@ -20,6 +20,7 @@ DATA = Path(__file__).parent / "data"
 STREAMS: dict[str, Callable[[], Iterator[Sample]]] = {
     "constant": lambda: streams.constant(300),
     "healthy": lambda: streams.healthy(400, seed=1),
+    "restless": lambda: streams.restless(700, seed=0),
     "exponential": lambda: streams.exponential(start=100, rate=0.2, decoupling=1e-4, steps=200),
     "approaching": lambda: streams.approaching(300, crossing=200, rate=0.002, decoupling=1e-6),
     "spoiled": lambda: streams.spoiled(streams.healthy(400, seed=2), seed=3),

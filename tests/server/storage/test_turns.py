@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+from sqlalchemy import text
+
+from server.storage.database import Database
 from server.storage.turns import Turns
 
 
@@ -100,3 +104,25 @@ async def test_whoever_gives_up_while_waiting_takes_no_turn_with_it() -> None:
     assert line.begun == ["holder", "next", "last"]
     await line.end("last")
     await asyncio.gather(*line.tasks.values(), return_exceptions=True)
+
+
+async def test_small_transactions_do_not_starve_the_commits_of_a_run(tmp_path: Path) -> None:
+    """Hellos and saved states have no size of their own; a stream of them must not always be ahead."""
+    database = Database(f"sqlite:///{tmp_path / 'turns.db'}")
+    written, done = 0, asyncio.Event()
+
+    async def write_for_ever() -> None:
+        nonlocal written
+        while not done.is_set() and written < 400:
+            async with database.write() as connection:
+                await connection.execute(text("SELECT 1"))
+                written += 1
+
+    others = [asyncio.create_task(write_for_ever()) for _ in range(3)]
+    for _ in range(3):
+        async with database.write("run", 50_000) as connection:
+            await connection.execute(text("SELECT 1"))
+    done.set()
+    await asyncio.gather(*others)
+    await database.close()
+    assert written < 100

@@ -1,0 +1,129 @@
+"""Predictions that nothing came of make the next ones quieter, and one that came true makes up for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import pytest
+
+from server.alerts.lifecycle import AlertBook
+from server.detectors.monitor import RunMonitor
+from server.detectors.track_record import LEAST_DUE, MARGIN, MOST, PAUSE, SILENT, TOLERATED, TrackRecord
+from server.models import Alert, AlertKind, AlertLevel, Finding, Sample
+from tests.support import streams
+
+WARNING = Finding(
+    kind=AlertKind.SPIKE_PREDICTED, level=AlertLevel.WARNING, step=1, title="Spike predicted soon", message="Why."
+)
+
+
+def pretend(record: TrackRecord, claims: int, *, true: bool = False) -> None:
+    """Warnings of ten steps each, loud or not; a spike, where they are ``true``, after fifty."""
+    for _ in range(claims):
+        start = record.last_step + 1
+        for step in range(start, start + 2 * LEAST_DUE):
+            record.update(step, is_warned=step < start + 10, due=None, spiked=true and step == start + 50)
+
+
+def predictions(samples: Iterable[Sample], monitor: RunMonitor | None = None) -> list[Alert]:
+    """The alerts that predicted at warning or above, as they were told last."""
+    monitor, book = monitor or RunMonitor(), AlertBook("run")
+    told: dict[str, Alert] = {}
+    for sample in samples:
+        told |= {alert.id: alert for alert in book.apply(monitor.update(sample), sample.time, sample.attempt)}
+    return [a for a in told.values() if a.kind == AlertKind.SPIKE_PREDICTED and a.level != AlertLevel.WATCH]
+
+
+def later(samples: Iterable[Sample], steps: int) -> list[Sample]:
+    return [dataclasses.replace(one, step=one.step + steps, time=one.time + steps) for one in samples]
+
+
+def test_claims_that_never_come_are_held_at_watch_and_then_silenced() -> None:
+    record = TrackRecord()
+    pretend(record, TOLERATED - 1)
+    assert record.tempered(WARNING) is not None
+    assert not record.is_tempered
+    pretend(record, 1)
+    held = record.tempered(WARNING)
+    assert held is not None
+    assert (held.level, held.title) == (AlertLevel.WATCH, "Spike possible soon")
+    assert held.evidence["false_alarms_before"] == TOLERATED
+    while record.misses < SILENT:
+        pretend(record, 1)
+    assert record.tempered(WARNING) is None
+
+
+def test_each_pause_is_twice_the_one_before_up_to_a_bound() -> None:
+    record = TrackRecord()
+    loud = []
+    for step in range(1, 60_000):
+        before = record.misses
+        record.update(step, is_warned=True, due=None, spiked=False)
+        if record.misses > before:
+            loud.append(step)
+    pauses = [late - early for early, late in zip(loud[TOLERATED - 1 :], loud[TOLERATED:], strict=False)]
+    assert all(PAUSE * 2**n <= pause <= PAUSE * 2**n + 2 * (LEAST_DUE + MARGIN + 1) for n, pause in enumerate(pauses))
+    assert len(loud) == MOST
+    assert record.misses == MOST
+
+
+def test_a_claim_that_comes_true_ends_the_pause_told_or_not() -> None:
+    record = TrackRecord()
+    while record.misses < SILENT:
+        pretend(record, 1)
+    assert record.tempered(WARNING) is None
+    pretend(record, 1, true=True)
+    heard = record.tempered(WARNING)
+    assert heard is not None
+    assert (heard.level, heard.evidence["false_alarms_before"]) == (AlertLevel.WARNING, SILENT // 2)
+    while record.misses:
+        pretend(record, 1, true=True)
+    assert record.tempered(WARNING) == WARNING
+    assert record.demand == 0
+
+
+def test_a_spike_that_nobody_saw_coming_restores_nothing() -> None:
+    record = TrackRecord()
+    pretend(record, TOLERATED)
+    record.update(record.last_step + 1, is_warned=False, due=None, spiked=True)
+    assert record.misses == TOLERATED
+
+
+def test_a_claim_is_waited_for_until_its_own_date() -> None:
+    record = TrackRecord()
+    record.update(1, is_warned=True, due=400, spiked=False)
+    record.update(400 + MARGIN - 1, is_warned=False, due=None, spiked=False)
+    assert record.misses == 0
+    record.update(400 + MARGIN, is_warned=False, due=None, spiked=False)
+    assert record.misses == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_cries_wolf_a_few_times_and_not_for_ever(seed: int) -> None:
+    told = predictions(streams.restless(4_000, seed))
+    assert 1 <= len(told) <= TOLERATED + 5  # pauses of 250, 500, 1,000 and 2,000 steps
+    assert len([alert for alert in told if alert.step > 2_000]) <= 2
+
+
+def test_a_real_build_up_is_predicted_after_false_alarms() -> None:
+    monitor = RunMonitor()
+    predictions(streams.restless(1_000, 1), monitor)
+    rising = list(streams.exponential(start=260, rate=0.1, decoupling=1e-3, steps=330))
+    first = predictions(later(rising, 1_000), monitor)
+    second = predictions(later(rising, 1_330), monitor)
+    assert [alert.outcome is not None and alert.outcome.result != "false" for alert in second[-1:]] == [True], first
+
+
+def test_distrust_outlives_an_attempt_and_its_pause_goes_on() -> None:
+    record = TrackRecord()
+    pretend(record, TOLERATED)
+    left = record.quiet_until - record.last_step
+    record.renew()
+    assert (record.misses, record.quiet_until, record.is_tempered) == (TOLERATED, left, True)
+
+    samples = list(streams.restless(1_400, 0))
+    monitor = RunMonitor()
+    first = predictions(samples, monitor)
+    again = [dataclasses.replace(sample, attempt=1) for sample in samples]
+    assert len(predictions(again, monitor)) < len(first)
