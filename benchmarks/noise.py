@@ -3,9 +3,10 @@
     python benchmarks/noise.py [--steps N] [--seeds N]
 
 Every run is noise around a constant, three layers, without a spike: whatever is predicted is false. The second moments
-are far above the gradients (Σg²/Σv̂ about 0.001), which takes away the one sign that is not there in most healthy runs,
-or as large ("coupled"). Predictions are counted at warning and above, as they were settled; the other columns are
-alerts of any level, predictions that stayed a watch among them.
+are far above the gradients ("stale", Σg²/Σv̂ about 0.001), which takes away the one sign that most healthy runs do not
+show, or as large ("coupled"). Predictions are counted at warning and above, as they were settled; one that stands for
+thousands of steps counts once, so the share of the steps under a warning is printed too. What follows are other alerts
+of any level, predictions that stayed a watch among them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from server.alerts.lifecycle import AlertBook
 from server.detectors.monitor import RunMonitor
-from server.models import AlertKind, Layout, Optimizer, Sample
+from server.models import AlertKind, AlertLevel, Layout, Optimizer, Sample
 
 LAYOUT = Layout(
     id=0,
@@ -92,13 +93,18 @@ def samples(noise: Noise, *, decoupling: float, curvature: bool) -> Iterator[Sam
 
 
 def alerts(stream: Iterator[Sample]) -> Counter[str]:
-    """What was told: resolved predictions by result, everything else by kind."""
+    """What was told: resolved predictions by result, everything else by kind; and the steps "warned" of a spike."""
     monitor, book = RunMonitor(), AlertBook("noise")
     told = {}
-    for sample in stream:
-        for alert in book.apply(monitor.update(sample), sample.time):
-            told[alert.id] = alert
     found: Counter[str] = Counter()
+    for sample in stream:
+        verdict = monitor.update(sample)
+        found["warned"] += any(
+            finding.kind is AlertKind.SPIKE_PREDICTED and finding.level is not AlertLevel.WATCH
+            for finding in verdict.findings
+        )
+        for alert in book.apply(verdict, sample.time):
+            told[alert.id] = alert
     for alert in told.values():
         if alert.kind == AlertKind.SPIKE_PREDICTED:
             found["watch" if alert.level == "watch" else "open" if alert.outcome is None else alert.outcome.result] += 1
@@ -112,7 +118,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
-    print(f"{options.steps:,} steps × {options.seeds} seeds; false predictions, and alerts of other kinds\n")
+    print(
+        f"{options.steps:,} steps × {options.seeds} seeds; false predictions, those per 1,000 steps, share of the steps"
+    )
+    print("with a warning, and how many alerts of other kinds\n")
     for name, make in NOISES.items():
         for kind, decoupling, curvature in RUNS:
             found: Counter[str] = Counter()
@@ -120,9 +129,10 @@ def main() -> None:
                 noise = make(np.random.default_rng(seed), options.steps)
                 found += alerts(samples(noise, decoupling=decoupling, curvature=curvature))
             false = found.pop("false", 0) + found.pop("open", 0)
-            per_1000 = 1000 * false / (options.steps * options.seeds)
+            steps = options.steps * options.seeds
+            share = f"{1000 * false / steps:6.2f} {100 * found.pop('warned', 0) / steps:6.1f} %"
             rest = ", ".join(f"{what} {count}" for what, count in found.most_common())
-            print(f"{name + ', ' + kind:36}{false:6} ({per_1000:.2f} per 1,000)   {rest}", flush=True)
+            print(f"{name + ', ' + kind:36}{false:6} {share}   {rest}", flush=True)
 
 
 if __name__ == "__main__":

@@ -134,13 +134,14 @@ class RunMonitor:
             events.append(Event(step=step, kind="stage", detail={"stage": state.stages.stage}))
 
         spike, nonfinite = state.spike.finding(reading), state.nonfinite.finding(reading)
+        is_over = nonfinite is not None and nonfinite.level is AlertLevel.CRITICAL
+        came = nonfinite if is_over else spike
         date = state.predictor.date(step)
         state.record.update(
             step,
-            is_warned=state.predictor.warned,
+            state.predictor.level,
             due=None if date is None else date.high,
-            spiked=(spike is not None and spike.level is not AlertLevel.WATCH)
-            or (nonfinite is not None and nonfinite.level is AlertLevel.CRITICAL),
+            spike=came.level if came is not None else None,
         )
         findings = (
             state.record.tempered(state.predictor.finding(reading, state.causes)),

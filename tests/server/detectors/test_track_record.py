@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from server.alerts.lifecycle import AlertBook
 from server.detectors.monitor import RunMonitor
-from server.detectors.track_record import LEAST_DUE, MARGIN, MOST, PAUSE, SILENT, TOLERATED, TrackRecord
+from server.detectors.track_record import LEAST_DUE, MANY, MARGIN, MOST, PAUSE, SILENT, TOLERATED, TrackRecord
 from server.models import Alert, AlertKind, AlertLevel, Finding, Sample
 from tests.support import streams
 
@@ -23,7 +23,8 @@ def pretend(record: TrackRecord, claims: int, *, true: bool = False) -> None:
     for _ in range(claims):
         start = record.last_step + 1
         for step in range(start, start + 2 * LEAST_DUE):
-            record.update(step, is_warned=step < start + 10, due=None, spiked=true and step == start + 50)
+            came = AlertLevel.WARNING if true and step == start + 50 else None
+            record.update(step, AlertLevel.CRITICAL if step < start + 10 else None, due=None, spike=came)
 
 
 def predictions(samples: Iterable[Sample], monitor: RunMonitor | None = None) -> list[Alert]:
@@ -36,7 +37,7 @@ def predictions(samples: Iterable[Sample], monitor: RunMonitor | None = None) ->
 
 
 def later(samples: Iterable[Sample], steps: int) -> list[Sample]:
-    return [dataclasses.replace(one, step=one.step + steps, time=one.time + steps) for one in samples]
+    return [replace(one, step=one.step + steps, time=one.time + steps) for one in samples]
 
 
 def test_claims_that_never_come_are_held_at_watch_and_then_silenced() -> None:
@@ -49,7 +50,7 @@ def test_claims_that_never_come_are_held_at_watch_and_then_silenced() -> None:
     assert held is not None
     assert (held.level, held.title) == (AlertLevel.WATCH, "Spike possible soon")
     assert held.evidence["false_alarms_before"] == TOLERATED
-    while record.misses < SILENT:
+    while record.claims.misses < SILENT:
         pretend(record, 1)
     assert record.tempered(WARNING) is None
 
@@ -58,26 +59,26 @@ def test_each_pause_is_twice_the_one_before_up_to_a_bound() -> None:
     record = TrackRecord()
     loud = []
     for step in range(1, 60_000):
-        before = record.misses
-        record.update(step, is_warned=True, due=None, spiked=False)
-        if record.misses > before:
+        before = record.claims.misses
+        record.update(step, AlertLevel.WARNING, due=None, spike=None)
+        if record.claims.misses > before:
             loud.append(step)
     pauses = [late - early for early, late in zip(loud[TOLERATED - 1 :], loud[TOLERATED:], strict=False)]
     assert all(PAUSE * 2**n <= pause <= PAUSE * 2**n + 2 * (LEAST_DUE + MARGIN + 1) for n, pause in enumerate(pauses))
     assert len(loud) == MOST
-    assert record.misses == MOST
+    assert record.claims.misses == MOST
 
 
 def test_a_claim_that_comes_true_ends_the_pause_told_or_not() -> None:
     record = TrackRecord()
-    while record.misses < SILENT:
+    while record.claims.misses < SILENT:
         pretend(record, 1)
     assert record.tempered(WARNING) is None
     pretend(record, 1, true=True)
     heard = record.tempered(WARNING)
     assert heard is not None
     assert (heard.level, heard.evidence["false_alarms_before"]) == (AlertLevel.WARNING, SILENT // 2)
-    while record.misses:
+    while record.claims.misses:
         pretend(record, 1, true=True)
     assert record.tempered(WARNING) == WARNING
     assert record.demand == 0
@@ -86,17 +87,39 @@ def test_a_claim_that_comes_true_ends_the_pause_told_or_not() -> None:
 def test_a_spike_that_nobody_saw_coming_restores_nothing() -> None:
     record = TrackRecord()
     pretend(record, TOLERATED)
-    record.update(record.last_step + 1, is_warned=False, due=None, spiked=True)
-    assert record.misses == TOLERATED
+    record.update(record.last_step + 1, None, due=None, spike=AlertLevel.CRITICAL)
+    assert record.claims.misses == TOLERATED
+
+
+def test_a_small_spike_settles_a_claim_without_a_word() -> None:
+    record = TrackRecord()
+    pretend(record, 1)
+    record.update(1_001, AlertLevel.WARNING, due=None, spike=None)
+    record.update(1_010, None, due=None, spike=AlertLevel.WATCH)
+    record.update(1_010 + 2 * LEAST_DUE, None, due=None, spike=None)
+    assert record.claims.misses == 1
+
+
+def test_watches_that_pass_fall_silent_and_count_for_nothing_else() -> None:
+    record = TrackRecord()
+    watch = replace(WARNING, level=AlertLevel.WATCH)
+    heard = []
+    for step in range(1, 5_000):
+        record.update(step, AlertLevel.WATCH if step % 50 < 25 else "", due=None, spike=None)
+        if step % 50 == 0:
+            heard.append(record.tempered(watch) is not None)
+    assert all(heard[: MANY - 1])
+    assert sum(heard) <= MANY + 5
+    assert record.tempered(WARNING) == WARNING
 
 
 def test_a_claim_is_waited_for_until_its_own_date() -> None:
     record = TrackRecord()
-    record.update(1, is_warned=True, due=400, spiked=False)
-    record.update(400 + MARGIN - 1, is_warned=False, due=None, spiked=False)
-    assert record.misses == 0
-    record.update(400 + MARGIN, is_warned=False, due=None, spiked=False)
-    assert record.misses == 1
+    record.update(1, AlertLevel.WARNING, due=400, spike=None)
+    record.update(400 + MARGIN - 1, None, due=None, spike=None)
+    assert record.claims.misses == 0
+    record.update(400 + MARGIN, None, due=None, spike=None)
+    assert record.claims.misses == 1
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -118,12 +141,12 @@ def test_a_real_build_up_is_predicted_after_false_alarms() -> None:
 def test_distrust_outlives_an_attempt_and_its_pause_goes_on() -> None:
     record = TrackRecord()
     pretend(record, TOLERATED)
-    left = record.quiet_until - record.last_step
+    left = record.claims.quiet_until - record.last_step
     record.renew()
-    assert (record.misses, record.quiet_until, record.is_tempered) == (TOLERATED, left, True)
+    assert (record.claims.misses, record.claims.quiet_until, record.is_tempered) == (TOLERATED, left, True)
 
     samples = list(streams.restless(1_400, 0))
     monitor = RunMonitor()
     first = predictions(samples, monitor)
-    again = [dataclasses.replace(sample, attempt=1) for sample in samples]
+    again = [replace(sample, attempt=1) for sample in samples]
     assert len(predictions(again, monitor)) < len(first)
