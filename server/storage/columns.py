@@ -68,6 +68,14 @@ class Columns:
     scalars: Mapping[str, ScalarColumn]
     blocks: tuple[BlockColumns, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about."""
+        arrays: list[NDArray[Any]] = [self.steps, self.times]
+        arrays += [array for column in self.scalars.values() for array in (column.present, column.values)]
+        arrays += [values for block in self.blocks for values in block.statistics.values()]
+        return sum(array.nbytes for array in arrays)
+
     def rows(self, start: int, stop: int) -> Columns:
         """The records start ≤ i < stop."""
         scalars = {}
