@@ -22,6 +22,8 @@ class Ledger:
         """Of a request, raised for the whole group that it is in."""
         self.refused: dict[str, Exception] = {}
         """Of a request, of which that comes."""
+        self.stuck = asyncio.Event()
+        """Set, those that are alone with "stuck" go on."""
         self.open = asyncio.Event()
         self.open.set()
         self.writer: GroupWriter[str, int] = GroupWriter(self._write, most=most, gather=0.0)
@@ -29,6 +31,8 @@ class Ledger:
     async def _write(self, requests: Sequence[str]) -> list[int | Exception]:
         self.groups.append(list(requests))
         await self.open.wait()
+        if requests == ["stuck"]:
+            await self.stuck.wait()
         for request in requests:
             if request in self.faults:
                 raise self.faults[request]
@@ -104,13 +108,10 @@ async def test_whoever_waits_for_a_row_does_not_hold_up_the_next_transaction() -
     ledger = Ledger()
     ledger.faults["stuck"] = DatabaseBusyError("locked")
     stuck, other = ledger.ask("stuck", "stuck"), ledger.ask("other", "other")
-    while len(ledger.groups) < 1:
-        await asyncio.sleep(0)
-    ledger.open.clear()  # those that are tried alone stand still
-    await settle()
-    ledger.open.set()
-    assert await ledger.ask("later", "later") == 5
     assert await other == 5
+    assert await ledger.ask("later", "later") == 5
+    assert not stuck.done()
+    ledger.stuck.set()
     with pytest.raises(DatabaseBusyError):
         await stuck
 
