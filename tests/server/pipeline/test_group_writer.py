@@ -125,7 +125,7 @@ async def test_what_nobody_waits_for_any_more_is_left_out() -> None:
     await settle()
     gone.cancel()
     ledger.open.set()
-    assert await asyncio.gather(first, kept) == [5, 4]
+    assert list(await asyncio.gather(first, kept)) == [5, 4]
     assert ledger.groups == [["first"], ["kept"]]
     await ledger.writer.stop()
 
