@@ -72,7 +72,8 @@ class Head:
         verdict = self.monitor.update(sample)
         self.progress.update(sample, verdict)
         held = self._go_by_rules(sample, committed_at)
-        verdict = replace(verdict, findings=(*verdict.findings, *held))
+        if held:
+            verdict = replace(verdict, findings=(*verdict.findings, *held))
         self.note(*self.book.apply(verdict, sample.time, sample.attempt))
         self.happened += [replace(event, attempt=sample.attempt) for event in verdict.events]
         self.happened += self.thinned.update(sample)
