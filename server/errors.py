@@ -6,6 +6,7 @@ ServerError
 │   ├── DatabaseCorruptError      the file is not a usable database; one line, exit code 2
 │   ├── DatabaseAheadError        its schema is newer than this program; one line, exit code 2
 │   └── DatabaseUnavailableError  it does not answer now; retry
+│       └── DatabaseBusyError     other transactions are in the way
 ├── SequenceMovedError            another connection of the same writer committed first
 ├── WriterTakenError              a later connection says that it is this writer
 ├── ProjectMismatchError          the run belongs to another project
@@ -48,6 +49,10 @@ class DatabaseAheadError(DatabaseError):
 
 class DatabaseUnavailableError(DatabaseError):
     """The database does not answer at the moment."""
+
+
+class DatabaseBusyError(DatabaseUnavailableError):
+    """Another transaction holds what this one needs, or needs what this one holds."""
 
 
 UNAVAILABLE = "the database does not answer at the moment; nothing is lost, try again"

@@ -10,6 +10,7 @@ from server.broker.leases import Leases, LocalLeases, RedisLeases
 from server.broker.redis_broker import RedisBroker, connect
 from server.config import Config
 from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
+from server.storage.commits import CommitStore
 from server.storage.database import Database
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
@@ -44,6 +45,7 @@ def make_pipeline(
         runs=run_store,
         fleet=FleetQuery(database, run_store, layouts),
         layouts=layouts,
+        commits=CommitStore(database),
         segments=SegmentStore(database),
         monitors=MonitorStore(database),
         rules=RuleStore(database),

@@ -24,9 +24,9 @@ from server.detectors.nonfinite import NonfiniteDetector, Occurrence
 from server.detectors.signals import Signals
 from server.detectors.spike import SpikeDetector
 from server.detectors.spike_predicted import SpikePredictor
-from server.detectors.stages import StageTracker
+from server.detectors.stages import STAGES, StageTracker
 from server.detectors.track_record import TrackRecord
-from server.models import AlertKind, AlertLevel, Event, Finding, Sample, Stage, Verdict
+from server.models import AlertKind, AlertLevel, Event, Finding, Sample, Verdict
 
 SNAPSHOT_VERSION: Final = 1
 KNOWN: Final = ("loss", "lr", "grad_norm", "lambda_max", "lambda_grad", "lambda_step")
@@ -160,7 +160,7 @@ class RunMonitor:
         is_told = any(finding.kind is AlertKind.SPIKE_PREDICTED for finding in state.findings)
         return Verdict(
             step=step,
-            stage=Stage(state.stages.stage),
+            stage=STAGES[state.stages.stage],
             stability_ratio=state.stability,
             forecast=state.predictor.date(step) if is_told else None,
             findings=state.findings,

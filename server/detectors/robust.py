@@ -139,9 +139,9 @@ class Track(msgspec.Struct):
         mean_y = sum(values) / count
         dx = [x - mean_x for x in steps]
         dy = [y - mean_y for y in values]
-        sxx = sum([x**2 for x in dx])
+        sxx = sum([x * x for x in dx])
         sxy = sum([x * y for x, y in zip(dx, dy, strict=True)])
-        syy = sum([y**2 for y in dy])
+        syy = sum([y * y for y in dy])
         if sxx <= 0:
             return None
         slope = sxy / sxx

@@ -210,7 +210,7 @@ class Signals(msgspec.Struct):
         squares, known = sums.squares, sums.known
         if squares is None:
             return
-        if not self.slow.any():
+        if not (layers and self.slow[0]) and not self.slow.any():  # the first one settles it for nearly all
             self.fast, self.slow = squares.copy(), squares.copy()
             return
         with np.errstate(all="ignore"):

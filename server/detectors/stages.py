@@ -24,6 +24,9 @@ PEAK_STEPS: Final = 3
 RECOVERY_STEPS: Final = 200
 
 
+STAGES: Final = {stage.value: stage for stage in Stage}
+
+
 class StageTracker(msgspec.Struct):
     stage: str = Stage.STABLE.value
     since: int = 0
@@ -38,7 +41,7 @@ class StageTracker(msgspec.Struct):
         return True
 
     def _next(self, reading: Reading, spiking: bool, peak_step: int, climbing: bool) -> Stage:
-        now = Stage(self.stage)
+        now = STAGES[self.stage]
         if spiking:
             return Stage.SPIKING if reading.step - peak_step < PEAK_STEPS else Stage.RECOVERING
         ratio = reading.stability

@@ -1,7 +1,8 @@
 """The detectors of one run: read what was committed, in order, exactly once, and say what came of it.
 
-The follower reads segments from storage, live and after a restart alike. Its state and everything that it concluded are
-saved in one transaction that names the position reached, so a crash repeats work and never a conclusion.
+What this server commits comes by an inbox; whatever is missing there, after a restart for one, is read from storage.
+The state and everything that was concluded are saved in one transaction that names the position reached, so a crash
+repeats work and never a conclusion.
 """
 
 from __future__ import annotations
@@ -10,25 +11,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
-
-from client_sdk.protocol import Alert
 from server.alerts.lifecycle import AlertBook
 from server.detectors.layer_sums import STATISTICS
-from server.detectors.monitor import RunMonitor
-from server.detectors.rules import RuleBank
 from server.errors import DatabaseError
-from server.models import AlertKind, Event, Finding, Layout, RunState, Sample
-from server.pipeline.progress import RunProgress
+from server.models import Event, Layout, RunState
+from server.pipeline.head import Head
+from server.pipeline.inbox import FreshSegment, Inbox
 from server.pipeline.samples import samples
-from server.pipeline.thinned_span import ThinnedSpan
 from server.rule import RuleSet
-from server.storage.columns import Payload
+from server.storage.columns import Columns, Payload
 from server.storage.layouts import LayoutStore
-from server.storage.monitors import MonitorState, MonitorStore
+from server.storage.monitors import MonitorSave, MonitorState, MonitorStore, SavedMonitor
 from server.storage.runs import RunLabels, RunStore
 from server.storage.segments import SegmentStore, StoredSegment, Unread
 
@@ -37,53 +32,14 @@ logger = logging.getLogger(__name__)
 READ = frozenset(STATISTICS)
 SEGMENTS_AT_ONCE = 64
 SAVE_EVERY = 1.0  # seconds between two saves while nothing noteworthy happens
+LOOK_EVERY = 30.0  # seconds between two looks into the database while everything comes by the inbox
+INLINE_BYTES = 32 * 1024
+"""Less is read on the event loop: in about a millisecond, less than the way to a busy thread and back takes."""
 RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds; the last one is repeated
 
 Publish = Callable[[Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
 """Tell the world about changed alerts (JSON) and events that are stored."""
-
-
-class _Saved(msgspec.Struct, array_like=True):
-    monitor: bytes
-    book: bytes
-    progress: bytes
-    rules: bytes = b""
-    thinned: bytes = b""
-
-
-@dataclass(kw_only=True)
-class _Head:
-    """Where the follower stands. Touched by one thread at a time."""
-
-    rank: int
-    position: int = 0
-    saved_position: int | None = None
-    """Position in the database, None where the run has no state yet."""
-    revision: int | None = None
-    """Of the state in the database."""
-    due_at: float | None = None
-    """In the database."""
-    monitor: RunMonitor = field(default_factory=RunMonitor)
-    book: AlertBook
-    progress: RunProgress = field(default_factory=RunProgress)
-    bank: RuleBank = field(default_factory=RuleBank)
-    thinned: ThinnedSpan = field(default_factory=ThinnedSpan)
-    changed: dict[str, Alert] = field(default_factory=dict)
-    """Alerts not yet saved; of each the latest form."""
-    happened: list[Event] = field(default_factory=list)
-
-    @property
-    def is_noteworthy(self) -> bool:
-        return bool(self.changed or self.happened)
-
-    def note(self, *alerts: Alert | None) -> None:
-        """Alerts that opened, changed or closed."""
-        self.changed.update({alert.id: alert for alert in alerts if alert is not None})
-
-    def close_rule(self, rule_id: str, time: float, note: str) -> None:
-        """The alert of a rule is over at once, whatever the steps say."""
-        slot = f"{AlertKind.CUSTOM_RULE.value}:{rule_id}"
-        self.note(self.book.end(slot, self.bank.last_step, time, note))
+Save = Callable[[MonitorSave], Awaitable[SavedMonitor]]
 
 
 class RunFollower:
@@ -97,13 +53,16 @@ class RunFollower:
         layouts: LayoutStore,
         segments: SegmentStore,
         monitors: MonitorStore,
+        inbox: Inbox,
+        save: Save,
         executor: Executor,
         publish: Publish,
         rules: Callable[[], RuleSet],
         clock: Callable[[], float],
         idle_after: float,
     ) -> None:
-        """``rules``: those of now. ``idle_after``: seconds without news after which `run` returns."""
+        """``save``: how a state is stored. ``rules``: those of now. ``idle_after``: seconds without news after which
+        `run` returns."""
         self.run_id = run_id
         self.behind_since: float | None = clock()
         """Since when something is committed and not read; None while all is read."""
@@ -111,6 +70,8 @@ class RunFollower:
         self._layout_store = layouts
         self._segments = segments
         self._monitors = monitors
+        self._inbox = inbox
+        self._save_state = save
         self._executor = executor
         self._publish = publish
         self._rules = rules
@@ -118,11 +79,14 @@ class RunFollower:
         self._idle_after = idle_after
         self._awake = asyncio.Event()
         self._awake.set()
-        self._head: _Head | None = None
+        self._head: Head | None = None
         self._layouts: dict[int, dict[int, Layout]] = {}
         self._labels: RunLabels | None = None
         self._heard_since: float | None = None
         self._saved_at = 0.0
+        self._must_look = True
+        """Into the database, whatever is in the inbox."""
+        self._looked_at = 0.0
         self.is_resting = False
         """Whether everything is read and saved, and nothing has come since."""
 
@@ -132,8 +96,20 @@ class RunFollower:
         self._heard_since = since
         self.wake()
 
+    def offer(self, segment: FreshSegment) -> None:
+        """This server has committed a segment of the run."""
+        if self._head is not None and segment.rank > self._head.rank:
+            return  # the detectors go by the lowest rank
+        if not self._inbox.offer(segment) or self._head is None:
+            self._must_look = True
+        self._stir()
+
     def wake(self) -> None:
-        """Something was committed, or the run ended."""
+        """Something was committed, or the run ended: the database knows."""
+        self._must_look = True
+        self._stir()
+
+    def _stir(self) -> None:
         self.is_resting = False
         if self.behind_since is None:
             self.behind_since = self._clock()
@@ -146,18 +122,17 @@ class RunFollower:
             try:
                 if not await self._wait():
                     return
-                found = await self._read_some()
-                while len(found.segments) == SEGMENTS_AT_ONCE:
-                    found = await self._read_some()
+                found = await self._read_all()
                 if self._heard_since is not None:
                     await self._look(self._heard_since)
-                if not await self._close_if_ended(found.state):
+                if found is not None and not await self._close_if_ended(found.state):
                     return
                 if not self._awake.is_set():
                     self.behind_since = None
                 failures = 0
             except Exception as error:  # one run's trouble must not end its followership
                 self._head = None
+                self._must_look = True
                 delay = RETRY_DELAYS[min(failures, len(RETRY_DELAYS) - 1)]
                 failures += 1
                 expected = isinstance(error, DatabaseError)
@@ -198,58 +173,63 @@ class RunFollower:
             self._awake.clear()
             return True
 
+    async def _read_all(self) -> Unread | None:
+        """Read everything that is committed, and tell what was found. Returns the last look into the database, None
+        where there was none."""
+        found = None
+        while True:
+            head = self._head
+            fresh = [] if head is None else self._inbox.take(head.rank, head.position)
+            if head is not None and fresh:
+                await self._hear(head, fresh, sum(segment.size for segment in fresh))
+            elif fresh is None or self._must_look or self._is_over(LOOK_EVERY, self._looked_at):
+                self._must_look = False
+                self._looked_at = self._clock()
+                found = await self._read_some()
+                if len(found.segments) == SEGMENTS_AT_ONCE:
+                    self._must_look = True
+                elif fresh is None and not found.segments:
+                    self._inbox.drop()  # of a rank that is not read
+            else:
+                return found
+
     async def _read_some(self) -> Unread:
-        """Read the next segments, if there are any, and tell what was found."""
+        """Read the next segments of the database, if there are any."""
         head = self._head if self._head is not None else await self._load()
         rank, position = (None, 0) if head is None else (head.rank, head.position)
         found = await self._segments.unread(self.run_id, rank, position, SEGMENTS_AT_ONCE)
         if found.lowest_rank is None:
             return found
         if head is None:
-            head = _Head(rank=found.lowest_rank, book=AlertBook(self.run_id))
+            head = Head(rank=found.lowest_rank, book=AlertBook(self.run_id))
         self._head = head
         if found.lowest_rank < head.rank:
             # A lower rank has begun: it leads from now on, and its own history is read from the beginning.
-            head.rank, head.position = found.lowest_rank, 0
-            head.monitor, head.progress, head.bank = RunMonitor(), RunProgress(), RuleBank()
-            head.thinned = ThinnedSpan()
+            head.begin(found.lowest_rank)
             return await self._read_some()
         if not found.segments:
             return found
         await self._learn_layouts(found.segments)
-        await self._adopt_rules(head)
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._advance, head, found.segments)
-        if head.is_noteworthy or self._clock() - self._saved_at >= SAVE_EVERY:
-            await self._save(head)
+        await self._hear(head, found.segments, None)
         return found
 
-    async def _load(self) -> _Head | None:
+    async def _hear(self, head: Head, found: Sequence[StoredSegment | FreshSegment], size: int | None) -> None:
+        """Let the detectors read these, in this thread where they are small. ``size``: None for not known."""
+        await self._adopt_rules(head)
+        if size is not None and size <= INLINE_BYTES:
+            self._advance(head, found)
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._advance, head, found)
+        if head.is_noteworthy or self._is_over(SAVE_EVERY, self._saved_at):
+            await self._save(head)
+
+    def _is_over(self, seconds: float, since: float) -> bool:
+        """Also where the clock was set back meanwhile."""
+        return not 0 <= self._clock() - since < seconds
+
+    async def _load(self) -> Head | None:
         state = await self._monitors.load(self.run_id)
-        if state is None:
-            return None
-        head = _Head(
-            rank=state.rank,
-            position=state.position,
-            saved_position=state.position,
-            revision=state.revision,
-            due_at=state.due_at,
-            book=AlertBook(self.run_id),
-        )
-        try:
-            saved = msgspec.msgpack.decode(state.state, type=_Saved)
-            head.book = AlertBook.restore(saved.book)
-            head.progress = RunProgress.restore(saved.progress)
-            head.monitor = RunMonitor.restore(saved.monitor)
-            head.bank = RuleBank.restore(saved.rules) if saved.rules else RuleBank()
-            head.thinned = ThinnedSpan.restore(saved.thinned) if saved.thinned else ThinnedSpan()
-        except ValueError as error:
-            logger.warning(
-                "the detectors of run %s begin anew: their saved state is of another version (%s)",
-                self.run_id,
-                error,
-                extra={"action": "snapshot_refused", "run_id": self.run_id},
-            )
-        return head
+        return None if state is None else Head.restore(self.run_id, state)
 
     async def _learn_layouts(self, found: Sequence[StoredSegment]) -> None:
         """Layouts of writers that are new, and of known ones that may have grown."""
@@ -271,32 +251,36 @@ class RunFollower:
                 continue  # reported where it is read
         return False
 
-    def _advance(self, head: _Head, found: Sequence[StoredSegment]) -> None:
-        """In the executor."""
+    def _advance(self, head: Head, found: Sequence[StoredSegment | FreshSegment]) -> None:
+        """In the executor, or instead of it."""
         for segment in found:
-            try:
-                columns = Payload(segment.payload).columns(READ | head.bank.statistics)
-            except ValueError as error:
-                logger.error(
-                    "segment %s of run %s is damaged and is left out by the detectors (%s)",
-                    segment.id,
-                    self.run_id,
-                    error,
-                    extra={"action": "segment_corrupt", "run_id": self.run_id},
-                )
+            columns, layouts = self._decode(segment, head.bank.statistics)
+            if columns is None:
                 head.position = segment.id
                 continue
-            for sample in samples(columns, segment.attempt, self._layouts[segment.writer_id], summed=True):
-                verdict = head.monitor.update(sample)
-                head.progress.update(sample, verdict)
-                heard = _hear(head, sample, segment.committed_at)
-                verdict = replace(verdict, findings=(*verdict.findings, *heard))
-                head.note(*head.book.apply(verdict, sample.time, sample.attempt))
-                head.happened += [replace(event, attempt=sample.attempt) for event in verdict.events]
-                head.happened += head.thinned.update(sample)
+            for sample in samples(columns, segment.attempt, layouts, summed=True):
+                head.hear(sample, segment.committed_at)
             head.position = segment.id
 
-    async def _adopt_rules(self, head: _Head) -> None:
+    def _decode(
+        self, segment: StoredSegment | FreshSegment, statistics: frozenset[str]
+    ) -> tuple[Columns | None, Mapping[int, Layout]]:
+        """The columns, None where they are damaged, and the layouts of their writer."""
+        if isinstance(segment, FreshSegment):
+            return segment.columns, segment.layouts
+        try:
+            return Payload(segment.payload).columns(READ | statistics), self._layouts[segment.writer_id]
+        except ValueError as error:
+            logger.error(
+                "segment %s of run %s is damaged and is left out by the detectors (%s)",
+                segment.id,
+                self.run_id,
+                error,
+                extra={"action": "segment_corrupt", "run_id": self.run_id},
+            )
+            return None, {}
+
+    async def _adopt_rules(self, head: Head) -> None:
         """From here on the rules of now; alerts of those that are gone or changed are over."""
         rules = self._rules()
         if head.bank.version == rules.version:
@@ -323,35 +307,31 @@ class RunFollower:
         if head.is_noteworthy or head.bank.due_at != head.due_at:
             await self._save(head)
 
-    async def _save(self, head: _Head) -> None:
-        state = msgspec.msgpack.encode(
-            _Saved(
-                monitor=head.monitor.snapshot(),
-                book=head.book.snapshot(),
-                progress=head.progress.snapshot(),
-                rules=head.bank.snapshot(),
-                thinned=head.thinned.snapshot(),
+    async def _save(self, head: Head) -> None:
+        due_at, revision = head.bank.due_at, 1 if head.revision is None else head.revision + 1
+        saved = await self._save_state(
+            MonitorSave(
+                run_id=self.run_id,
+                before=head.revision,
+                after=MonitorState(
+                    rank=head.rank, position=head.position, state=head.snapshot(), revision=revision, due_at=due_at
+                ),
+                progress=head.progress.progress(),
+                changed=list(head.changed.values()),
+                happened=head.happened,
+                now=self._clock(),
             )
         )
-        due_at, revision = head.bank.due_at, 1 if head.revision is None else head.revision + 1
-        shown = await self._monitors.save(
-            self.run_id,
-            before=head.revision,
-            after=MonitorState(rank=head.rank, position=head.position, state=state, revision=revision, due_at=due_at),
-            progress=head.progress.progress(),
-            changed=list(head.changed.values()),
-            happened=head.happened,
-            now=self._clock(),
-        )
-        if shown is None:
+        if saved.alerts is None:
             # Another server follows the run and is ahead: take over its state, and tell nothing twice.
             self._head = None
+            self._must_look = True
             self._awake.set()
             return
         happened, head.happened, head.changed = head.happened, [], {}
         head.saved_position, head.revision, head.due_at = head.position, revision, due_at
         self._saved_at = self._clock()
-        await self._publish(shown, happened)
+        await self._publish(saved.alerts, happened)
 
     async def _close_if_ended(self, state: str | None) -> bool:
         """When the run has ended and everything is read, nothing stays open. False when the run was deleted."""
@@ -366,11 +346,3 @@ class RunFollower:
         if head.is_noteworthy or head.position != (head.saved_position or 0):
             await self._save(head)
         return True
-
-
-def _hear(head: _Head, sample: Sample, committed_at: float) -> tuple[Finding, ...]:
-    """What the rules hold after a sample; alerts about data that came back are closed."""
-    heard = head.bank.update(sample, committed_at)
-    for rule_id, seconds in heard.returned:
-        head.close_rule(rule_id, committed_at, f" It came again after {seconds / 60:.0f} minutes.")
-    return heard.findings

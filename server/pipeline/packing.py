@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from client_sdk.protocol import HISTOGRAM_BINS, MAX_NAME_CHARS, MAX_SCALARS, MAX_STEP, Layout, Record
 from server.errors import IngestError
 from server.storage.columns import BlockColumns, Columns, ScalarColumn, encode
+from server.storage.commits import HistogramDraft, SegmentDraft
 from server.storage.histogram import dips_of
 from server.storage.histogram import encode as encode_histogram
 from server.storage.layouts import DERIVED_STATISTIC
-from server.storage.segments import HistogramDraft, SegmentDraft
 
 QUANTITIES = frozenset({"update", "ratio"})
 
@@ -39,7 +39,7 @@ def pack(
     cuts = [0, *(np.flatnonzero(np.diff(columns.steps) < 0) + 1).tolist(), len(records)]
     drafts = []
     for start, stop in pairwise(cuts):
-        part = columns.rows(start, stop)
+        part = columns if len(cuts) == 2 else columns.rows(start, stop)
         drafts.append(
             SegmentDraft(
                 first_seq=first_seq + start,
@@ -47,7 +47,7 @@ def pack(
                 first_step=int(part.steps[0]),
                 last_step=int(part.steps[-1]),
                 payload=encode(part),
-                names=frozenset(part.scalars),
+                columns=part,
                 histograms=tuple(draft for row, draft in shapes if start <= row < stop),
             )
         )

@@ -1,12 +1,10 @@
-"""Commits batches, then lets the detectors and the viewers know. Owns the followers and the states of the runs."""
+"""Commits batches, then lets the detectors and the viewers know. Owns the states of the runs."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from client_sdk.protocol import Batch, Finish, Hello
@@ -23,10 +21,13 @@ from server.errors import (
 )
 from server.models import Event, RunState
 from server.pipeline.announcer import Announcer
-from server.pipeline.follower import RunFollower
+from server.pipeline.followers import Followers
+from server.pipeline.group_writer import GroupWriter
+from server.pipeline.inbox import FreshSegment
 from server.pipeline.packing import pack
 from server.pipeline.rule_keeper import RuleKeeper
 from server.pipeline.writer import Writer, new_records, taken
+from server.storage.commits import Commit, CommitRequest, CommitStore
 from server.storage.events import event_json
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
@@ -38,12 +39,10 @@ from server.storage.segments import SegmentStore
 logger = logging.getLogger(__name__)
 
 FOLLOWER_IDLE = 120.0  # seconds without a commit after which a run's detectors leave memory
-DETECTOR_THREADS = 2
+COMMITTED_TOGETHER = 1024 * 1024  # bytes of segments after which a transaction takes no more
 MOVED_RETRIES = 3
 INLINE_BYTES = 32 * 1024
 """Commits of less are packed where they are: a fraction of a millisecond, less than the way to a thread and back."""
-LEASE = "follower:"
-ORPHANS_EVERY = 6  # beats of the leases between two looks for runs that nobody follows
 
 
 class Pipeline:
@@ -53,6 +52,7 @@ class Pipeline:
         runs: RunStore,
         fleet: FleetQuery,
         layouts: LayoutStore,
+        commits: CommitStore,
         segments: SegmentStore,
         monitors: MonitorStore,
         rules: RuleStore,
@@ -72,26 +72,29 @@ class Pipeline:
         self._alerts_stored = alerts_stored
         self._alert_changed = alert_changed
         self._runs = runs
-        self._layouts = layouts
-        self._segments = segments
-        self._monitors = monitors
         self._broker = broker
-        self._leases = leases
         self._clock = clock
         self._stale_after = stale_after
         self._heartbeat_every = heartbeat_every
-        self._follower_idle = follower_idle
         self._rules = RuleKeeper(rules, monitors, clock=clock, look_every=heartbeat_every)
         self._announcer = Announcer(fleet, broker, announcements_per_second)
-        self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
-        self._followers: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
-        self._elsewhere: dict[str, float] = {}
-        """Runs that another server follows, and the time until which it is not asked again whether it still does."""
+        self._committer: GroupWriter[CommitRequest, Commit] = GroupWriter(commits.commit, most=COMMITTED_TOGETHER)
+        self._followers = Followers(
+            runs=runs,
+            layouts=layouts,
+            segments=segments,
+            monitors=monitors,
+            leases=leases,
+            publish=self._tell,
+            rules=lambda: self._rules.current,
+            connected=lambda: {writer.registration.run_id for writer in self._connected},
+            clock=clock,
+            idle_after=follower_idle,
+        )
         self._projects: dict[str, str] = {}
         self._connected: dict[Writer, None] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._warden: asyncio.Task[None] | None = None
 
     @property
     def followers(self) -> int:
@@ -101,37 +104,23 @@ class Pipeline:
     @property
     def follower_lag(self) -> float:
         """Seconds for which the detectors of the slowest run have not read what is committed."""
-        since = [follower.behind_since for follower, task in self._followers.values() if not task.done()]
-        return max((self._clock() - begun for begun in since if begun is not None), default=0.0)
+        return self._followers.lag
 
     async def start(self) -> None:
         """Follow what was committed and not read before the last stop, and keep the states of the runs."""
         await self._rules.refresh()
-        for run_id in await self._runs.lagging():
-            self._follow(run_id)
+        await self._followers.start()
         self._keeper = asyncio.create_task(self._keep_states())
         self._listener = asyncio.create_task(self._listen())
-        if self._leases.is_shared:
-            self._warden = asyncio.create_task(self._keep_leases())
 
     async def stop(self) -> None:
         """Save what the detectors have read. Nothing may be committed any more."""
-        for task in (self._keeper, self._listener, self._warden):
+        for task in (self._keeper, self._listener):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        followers = list(self._followers.values())
-        for _, task in followers:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in followers), return_exceptions=True)
-        # A thread may still be advancing the detectors; their state is whole only after it.
-        await asyncio.to_thread(self._executor.shutdown)
-        for follower, _ in followers:
-            try:
-                await follower.save_now()
-            except DatabaseError as error:
-                logger.warning("the state of run %s is not saved (%s)", follower.run_id, error)
-            await self._leases.release(_lease_of(follower.run_id))
+        await self._committer.stop()
+        await self._followers.stop()
         await self._announcer.stop()
 
     async def register(self, hello: Hello) -> Writer:
@@ -172,9 +161,16 @@ class Pipeline:
                 return writer.last_seq
             arguments = (first_seq, records, writer.registration.layouts, writer.sent_statistics)
             drafts = pack(*arguments) if is_small else await asyncio.to_thread(pack, *arguments)
-            now = self._clock()
+            request = CommitRequest(
+                writer=writer.registration,
+                expected_seq=writer.last_seq,
+                drafts=drafts,
+                now=self._clock(),
+                known_names=writer.known_names,
+            )
+            run_id = writer.registration.run_id
             try:
-                commit = await self._segments.commit(writer.registration, writer.last_seq, drafts, now)
+                commit = await self._committer.write(request, run_id, sum(len(draft.payload) for draft in drafts))
             except SequenceMovedError as moved:
                 # Another connection of this writer got there first: what it stored is left out, the rest is new.
                 writer.last_seq = moved.last_seq
@@ -183,8 +179,7 @@ class Pipeline:
                 raise taken() from error
             except RunDeletedError as error:
                 raise IngestError("run_deleted", str(error)) from error
-            writer.last_seq = commit.last_seq
-            run_id = writer.registration.run_id
+            writer.note(commit.last_seq, (name for draft in drafts for name in draft.names))
             await self._publish(
                 run_id,
                 {
@@ -193,19 +188,19 @@ class Pipeline:
                     "attempt": commit.attempt,
                     "step_from": commit.first_step,
                     "step_to": commit.last_step,
-                    "committed_at": now,
+                    "committed_at": request.now,
                 },
             )
             await self._publish_events(run_id, commit.events)
             self._announcer.mark(run_id)
-            self._follow(run_id, rank=writer.registration.rank)
+            self._followers.offer(run_id, _fresh(request, commit))
             return commit.last_seq
         raise IngestError("internal", "another connection of this writer is committing; try again", retryable=True)
 
     @property
     def is_contended(self) -> bool:
-        """Commits wait for each other: smaller ones let the others come sooner."""
-        return self._segments.is_contended
+        """More waits than one transaction takes: smaller commits let those of others come sooner."""
+        return self._committer.is_contended
 
     async def finish(self, writer: Writer, message: Finish) -> None:
         """Raises `IngestError` when records before the end are missing, and `DatabaseError`."""
@@ -227,20 +222,16 @@ class Pipeline:
             raise IngestError("run_deleted", str(error)) from error
         self.disconnect(writer)
         self._announcer.mark(run_id)
-        self._follow(run_id, rank=known.rank)
+        self._followers.follow(run_id, rank=known.rank)
 
     async def settle(self, run_id: str) -> None:
         """Wait until the detectors have read all that is committed of a run, and have left it: soon, where the
         pipeline was made with a short ``follower_idle``."""
-        held = self._followers.get(run_id)
-        if held is not None:
-            await asyncio.wait([held[1]])
+        await self._followers.settle(run_id)
 
     def forget(self, run_id: str) -> None:
         """The run is being deleted: its detectors stop."""
-        held = self._followers.pop(run_id, None)
-        if held is not None:
-            held[1].cancel()
+        self._followers.forget(run_id)
         self._projects.pop(run_id, None)
 
     async def publish_alert(self, alert: dict[str, Any]) -> None:
@@ -252,92 +243,17 @@ class Pipeline:
         """Somebody changed the rules: every run that is followed here goes by them from now on. Raises
         `DatabaseError`."""
         if await self._rules.refresh():
-            for follower, task in self._followers.values():
-                if not task.done():
-                    follower.look(self._rules.since)
+            self._followers.look(self._rules.since)
 
-    def _follow(self, run_id: str, *, rank: int | None = None) -> RunFollower | None:
-        """Let the detectors read on. None where another server does that for this run.
-
-        ``rank``: of the writer here that has sent something. The detectors go by the lowest rank, so its server takes
-        them over; one that has only others leaves them where they are.
-        """
-        held = self._followers.get(run_id)
-        if held is not None and not held[1].done():
-            held[0].wake()
-            return held[0]
-        is_leading = rank == 0
-        if not is_leading and self._elsewhere.get(run_id, 0.0) > self._clock():
-            return None
-
-        async def publish(alerts: Sequence[dict[str, Any]], events: Sequence[Event]) -> None:
-            if alerts:
-                self._alerts_stored()
-            for alert in alerts:
-                self._alert_changed(alert["kind"], alert["state"])
-                await self._publish(run_id, {"type": "alert", "alert": alert})
-            await self._publish_events(run_id, events)
-            self._announcer.mark(run_id)
-
-        follower = RunFollower(
-            run_id,
-            runs=self._runs,
-            layouts=self._layouts,
-            segments=self._segments,
-            monitors=self._monitors,
-            executor=self._executor,
-            publish=publish,
-            rules=lambda: self._rules.current,
-            clock=self._clock,
-            idle_after=self._follower_idle,
-        )
-        self._followers[run_id] = (follower, asyncio.create_task(self._run_follower(follower, is_leading)))
-        return follower
-
-    async def _run_follower(self, follower: RunFollower, is_leading: bool) -> None:
-        """With a lease, so that no other server does the same."""
-        lease = _lease_of(follower.run_id)
-        if not await self._leases.take(lease, force=is_leading):
-            self._elsewhere[follower.run_id] = self._clock() + self._leases.seconds / 3
-            return
-        self._elsewhere.pop(follower.run_id, None)
-        await follower.run()
-        await self._leases.release(lease)
-
-    async def _keep_leases(self) -> None:
-        """Keep the leases of what is followed here, let go of runs that have moved, and take up what nobody follows."""
-        for beat in itertools.count():
-            await asyncio.sleep(self._leases.seconds / 3)
-            try:
-                here = {writer.registration.run_id for writer in self._connected}
-                active = {run_id for run_id, (_, task) in self._followers.items() if not task.done()}
-                resting = {run_id for run_id in active - here if self._followers[run_id][0].is_resting}
-                for run_id in await self._leases.keep([_lease_of(run_id) for run_id in active - resting]):
-                    await self._unfollow(run_id.removeprefix(LEASE))
-                for run_id in resting:
-                    await self._unfollow(run_id)
-                    await self._leases.release(_lease_of(run_id))
-                now = self._clock()
-                self._elsewhere = {run_id: until for run_id, until in self._elsewhere.items() if until > now}
-                if beat % ORPHANS_EVERY == 0:
-                    for run_id in await self._runs.lagging():
-                        self._follow(run_id)
-            except Exception as error:  # whatever it is, the next beat comes
-                expected = isinstance(error, DatabaseError)
-                logger.log(
-                    logging.WARNING if expected else logging.ERROR,
-                    "the leases are not kept (%s)",
-                    error,
-                    exc_info=None if expected else error,
-                    extra={"action": "leases_failed"},
-                )
-
-    async def _unfollow(self, run_id: str) -> None:
-        """Another server follows the run, or may. What is not saved it reads again."""
-        held = self._followers.pop(run_id, None)
-        if held is not None:
-            held[1].cancel()
-            await asyncio.gather(held[1], return_exceptions=True)
+    async def _tell(self, run_id: str, alerts: Sequence[dict[str, Any]], events: Sequence[Event]) -> None:
+        """What the detectors of a run have concluded, and is stored."""
+        if alerts:
+            self._alerts_stored()
+        for alert in alerts:
+            self._alert_changed(alert["kind"], alert["state"])
+            await self._publish(run_id, {"type": "alert", "alert": alert})
+        await self._publish_events(run_id, events)
+        self._announcer.mark(run_id)
 
     async def _publish(self, run_id: str, body: dict[str, Any]) -> None:
         project = self._projects.get(run_id)
@@ -377,7 +293,7 @@ class Pipeline:
                     self._announcer.mark(run_id)
                 await self.rules_changed()
                 for run_id in await self._rules.look():
-                    follower = self._follow(run_id)
+                    follower = self._followers.follow(run_id)
                     if follower is not None:
                         follower.look(self._rules.since)
             except Exception as error:  # whatever it is, the next beat comes
@@ -389,13 +305,24 @@ class Pipeline:
                     exc_info=None if expected else error,
                     extra={"action": "heartbeat_failed"},
                 )
-            for run_id, (_, task) in list(self._followers.items()):
-                if task.done():
-                    del self._followers[run_id]
+            self._followers.forget_ended()
 
 
-def _lease_of(run_id: str) -> str:
-    return LEASE + run_id
+def _fresh(request: CommitRequest, commit: Commit) -> list[FreshSegment]:
+    """What was committed, as the detectors read it."""
+    return [
+        FreshSegment(
+            id=stored.id,
+            previous_id=stored.previous_id,
+            rank=request.writer.rank,
+            attempt=stored.attempt,
+            committed_at=request.now,
+            columns=draft.columns,
+            layouts=request.writer.layouts,
+            size=draft.columns.size,
+        )
+        for draft, stored in zip(request.drafts, commit.segments, strict=True)
+    ]
 
 
 def _size(batch: Batch) -> int:

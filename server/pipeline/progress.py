@@ -51,8 +51,11 @@ class RunProgress:
     def _add_loss(self, step: int, loss: float) -> None:
         state = self._state
         k = step // state.width
+        is_new = k not in state.buckets
         before = state.buckets.get(k, -math.inf)
         state.buckets[k] = None if before is None or not math.isfinite(loss) else max(before, loss)
+        if not is_new:
+            return
         while max(state.buckets) - min(state.buckets) >= SPARKLINE_BUCKETS:
             state.width *= 2
             merged: dict[int, float | None] = {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from client_sdk.protocol import Batch, Record
 from server.errors import IngestError, WriterTakenError
 from server.storage.runs import Registration
+
+MOST_NAMES = 10_000  # that a connection remembers; the database knows them all
 
 
 class Writer:
@@ -17,8 +19,17 @@ class Writer:
         self.last_seq = registration.last_seq
         self.sent_statistics = sent_statistics
         """Layout to the number of columns of its blocks on the wire."""
+        self.known_names: frozenset[str] = frozenset()
+        """Scalars that the database knows this rank to have logged."""
         self.on_taken: Callable[[], None] = lambda: None
         """Called when a later connection is this writer, on this server or another."""
+
+    def note(self, last_seq: int, names: Iterable[str]) -> None:
+        """Everything up to ``last_seq`` is committed, these scalars among it."""
+        self.last_seq = last_seq
+        new = frozenset(names) - self.known_names
+        if new:
+            self.known_names = new if len(self.known_names) > MOST_NAMES else self.known_names | new
 
 
 def taken() -> IngestError:

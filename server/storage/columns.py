@@ -19,6 +19,7 @@ with zstd: each column can be read without the others.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,17 @@ from numpy.typing import NDArray
 
 VERSION = 1
 COMPRESSION_LEVEL = 1
+
+
+class _Codecs(threading.local):
+    """A compressor and a decompressor for each thread: making one takes longer than to compress a small column."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_codecs = _Codecs()
 
 Floats = NDArray[np.float64]
 Block = NDArray[np.float32]
@@ -67,6 +79,14 @@ class Columns:
     """(n,), Unix seconds."""
     scalars: Mapping[str, ScalarColumn]
     blocks: tuple[BlockColumns, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about."""
+        arrays: list[NDArray[Any]] = [self.steps, self.times]
+        arrays += [array for column in self.scalars.values() for array in (column.present, column.values)]
+        arrays += [values for block in self.blocks for values in block.statistics.values()]
+        return sum(array.nbytes for array in arrays)
 
     def rows(self, start: int, stop: int) -> Columns:
         """The records start ≤ i < stop."""
@@ -142,7 +162,7 @@ def encode(columns: Columns) -> bytes:
             block.layout,
             block.layers,
             _pack(block.rows, "<i4"),
-            {name: _pack(values, "<f4") for name, values in block.statistics.items() if not np.isnan(values).all()},
+            {name: _pack(values, "<f4") for name, values in block.statistics.items() if not _is_absent(values)},
         ]
         for block in columns.blocks
     ]
@@ -150,7 +170,7 @@ def encode(columns: Columns) -> bytes:
         [
             VERSION,
             n,
-            _pack(np.diff(columns.steps, prepend=np.int64(0)), "<i8"),
+            _pack(_differences(columns.steps), "<i8"),
             _pack(columns.times, "<f8"),
             names,
             _compress(np.packbits(present).tobytes()),
@@ -229,6 +249,18 @@ def unpack_array(data: bytes, dtype: str, count: int) -> NDArray[Any]:
     return _unpack(data, dtype, count)
 
 
+def _is_absent(values: Block) -> bool:
+    """NaN throughout. The first value settles it for nearly all."""
+    return bool(values.size == 0 or (np.isnan(values.flat[0]) and np.isnan(values).all()))
+
+
+def _differences(steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """From 0 to the first one, and from each to the next."""
+    found = steps.copy()
+    found[1:] -= steps[:-1]
+    return found
+
+
 def _pack(values: NDArray[Any], dtype: str) -> bytes:
     flat = np.ascontiguousarray(values, dtype=dtype).reshape(-1)
     return _compress(flat.view(np.uint8).reshape(-1, flat.itemsize).T.tobytes())
@@ -246,12 +278,12 @@ def _unpack_rows(data: bytes) -> NDArray[np.int32]:
 
 
 def _compress(raw: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(raw)
+    return _codecs.compressor.compress(raw)
 
 
 def _decompress(data: bytes, size: int | None) -> bytes:
     try:
-        raw = zstandard.ZstdDecompressor().decompress(data)
+        raw = _codecs.decompressor.decompress(data)
     except (zstandard.ZstdError, TypeError) as error:
         raise ValueError(f"a column cannot be decompressed ({error})") from error
     if size is not None and len(raw) != size:

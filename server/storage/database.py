@@ -18,7 +18,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from server.errors import ConfigurationError, DatabaseCorruptError, DatabaseError, DatabaseUnavailableError
+from server.errors import (
+    ConfigurationError,
+    DatabaseBusyError,
+    DatabaseCorruptError,
+    DatabaseError,
+    DatabaseUnavailableError,
+)
 from server.storage.turns import Turns
 
 _DRIVERS = {
@@ -33,6 +39,9 @@ _PASSING_CLASSES = frozenset({"08", "40", "53", "57", "58"})
 
 _IDLE_TOO_LONG = "25P03"
 
+_BUSY = frozenset({"40001", "40P01", "55P03"})
+"""Conflict with another transaction, deadlock, no lock in time: the same alone, or a moment later, may succeed."""
+
 _CORRUPT = ("file is not a database", "malformed", "unsupported file format")
 
 _FULL = ("disk is full", "No space left on device")
@@ -41,6 +50,7 @@ IDLE_TIMEOUT = 5_000
 """Milliseconds that a transaction may wait for its own server. One that hangs would keep the rows locked that a writer
 needs which has moved to another server; Postgres lets go of them and refuses the rest."""
 BUSY_TIMEOUT = 30_000  # milliseconds that a writer of another process is waited for
+LOCK_TIMEOUT = 0.25  # seconds that a transaction for several runs waits for a row that another one has locked
 LOCKED_RETRY = 0.005  # seconds
 TRANSACTION = 4096  # bytes that a transaction counts for at least: what costs nothing would always come first
 
@@ -77,11 +87,14 @@ class Database:
                 yield await plain.execution_options(**level)
 
     @contextlib.asynccontextmanager
-    async def write(self, whose: str = "", cost: float = 0.0) -> AsyncIterator[AsyncConnection]:
+    async def write(
+        self, whose: str = "", cost: float = 0.0, *, patience: float | None = None
+    ) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block, or rolls back when it raises. Raises `DatabaseError`.
 
-        Where writers wait for each other, those of the same name (``whose``: a run) share a turn by their ``cost`` in
-        bytes, and small ones come before backlogs.
+        Where writers wait for each other, those of the same name (``whose``) share a turn by their ``cost`` in bytes,
+        and small ones come before backlogs. ``patience``: seconds after which it gives up on a row that another
+        transaction has locked, with `DatabaseBusyError`; None: it waits. On SQLite no row is locked.
         """
         async with (
             self._turns.turn(whose, max(cost, TRANSACTION)) if self._turns is not None else contextlib.nullcontext()
@@ -90,12 +103,9 @@ class Database:
                 async with self.engine.connect() as plain:
                     connection = await plain.execution_options(spikewatch_write=True)
                     async with connection.begin():
+                        if patience is not None and not self.is_sqlite:
+                            await connection.execute(text(f"SET LOCAL lock_timeout = {round(1_000 * patience)}"))
                         yield connection
-
-    @property
-    def is_contended(self) -> bool:
-        """Writers wait for each other."""
-        return self._turns is not None and self._turns.is_contended
 
     @contextlib.contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -109,10 +119,14 @@ class Database:
                 raise DatabaseCorruptError(
                     f"the database {name} is damaged, or is none ({cause}); move it away or restore a backup"
                 ) from error
-            if any(word in cause for word in _FULL) or getattr(getattr(error, "orig", None), "sqlstate", "") == "53100":
+            if any(word in cause for word in _FULL) or _sqlstate(error) == "53100":
                 raise DatabaseUnavailableError(
                     f"there is no space left for the database {name} ({cause}); free some: until then nothing is "
                     "acknowledged, and clients keep what they have"
+                ) from error
+            if _sqlstate(error) in _BUSY:
+                raise DatabaseBusyError(
+                    f"other transactions of the database {name} are in the way ({cause})"
                 ) from error
             if _is_passing(error) or isinstance(
                 error, exc.OperationalError | exc.InterfaceError | sqlite3.OperationalError
@@ -133,14 +147,19 @@ class Database:
         await self.engine.dispose()
 
 
+def _sqlstate(error: Exception) -> str | None:
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
 def _is_passing(error: Exception) -> bool:
     """The same may succeed later: asyncpg tells most of these apart by their SQLSTATE alone."""
     if not isinstance(error, exc.DBAPIError):
         return False
-    state = getattr(error.orig, "sqlstate", None)
+    state = _sqlstate(error)
     if state == _IDLE_TOO_LONG:
         return True
-    return error.connection_invalidated or (isinstance(state, str) and state[:2] in _PASSING_CLASSES)
+    return error.connection_invalidated or (state is not None and state[:2] in _PASSING_CLASSES)
 
 
 def parse_url(url: str) -> URL:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Alert
 from server.models import Event, Progress, RunState
 from server.schema import alerts, events, monitors, runs
 from server.storage.alerts import alert_json
-from server.storage.database import Database, insert_ignore
+from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
 from server.storage.outbox import enqueue, levels_before
 
 
@@ -30,6 +31,50 @@ class MonitorState:
     """Counts the saves, so that of two followers only one saves."""
     due_at: float | None = None
     """Unix time at which silence becomes worth an alert; None: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorSave:
+    """The state of one run's detectors, with all that came of it since the one before."""
+
+    run_id: str
+    before: int | None
+    """The revision that it takes the place of; None: there is no state yet."""
+    after: MonitorState
+    progress: Progress
+    changed: Sequence[Alert]
+    happened: Sequence[Event]
+    now: float
+    """Unix time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedMonitor:
+    """What came of a save."""
+
+    alerts: Sequence[dict[str, Any]] | None
+    """Those that changed, as the API shows them. None: nothing is stored, because somebody else has saved meanwhile, a
+    follower on another server that is ahead."""
+
+
+LOCK_MONITORS = (
+    select(monitors.c.run_id, monitors.c.revision)
+    .where(monitors.c.run_id.in_(bindparam("ids", expanding=True)))
+    .order_by(monitors.c.run_id)
+    .with_for_update(key_share=True)
+)
+_STATE = ("rank", "position", "state", "saved_at", "revision", "due_at")
+_REPLACE = (
+    update(monitors)
+    .where(monitors.c.run_id == bindparam("of_run"))
+    .values({name: bindparam(f"to_{name}") for name in _STATE})
+)
+_PROGRESS = ("step_rate", "loss", "lr", "stage", "stability_ratio", "sparkline")
+_SHOW = (
+    update(runs)
+    .where(runs.c.id == bindparam("of_run"))
+    .values({name: bindparam(f"to_{name}", type_=runs.c[name].type) for name in _PROGRESS})
+)
 
 
 class MonitorStore:
@@ -57,89 +102,87 @@ class MonitorStore:
         async with self._database.read() as connection:
             return list((await connection.execute(query)).scalars())
 
-    async def save(
-        self,
-        run_id: str,
-        *,
-        before: int | None,
-        after: MonitorState,
-        progress: Progress,
-        changed: Sequence[Alert],
-        happened: Sequence[Event],
-        now: float,
-    ) -> list[dict[str, Any]] | None:
-        """Replace the state of the revision ``before`` (None: no state yet) with all that came of it since.
+    async def save(self, saves: Sequence[MonitorSave]) -> list[SavedMonitor]:
+        """Store these, at most one of a run, in one transaction; of each what came of it. Raises `DatabaseError`, and
+        then none of them is stored."""
+        patience = LOCK_TIMEOUT if len(saves) > 1 else None
+        async with self._database.write(patience=patience) as connection:
+            ids = sorted(save.run_id for save in saves)
+            found = {row.run_id: row.revision for row in await connection.execute(LOCK_MONITORS, {"ids": ids})}
+            stored: dict[str, MonitorSave] = {}
+            for save in sorted(saves, key=lambda save: save.run_id):
+                if save.before is None and save.run_id not in found:
+                    row = {"run_id": save.run_id, **_state(save)}
+                    made = await connection.execute(insert_ignore(connection, monitors).values(**row))
+                    if made.rowcount == 1:
+                        stored[save.run_id] = save
+                elif save.before is not None and found.get(save.run_id) == save.before:
+                    stored[save.run_id] = save
+            moved = [save for save in stored.values() if save.before is not None]
+            if moved:
+                await connection.execute(_REPLACE, [_parameters(save.run_id, _state(save)) for save in moved])
+            if stored:
+                rows = [_parameters(save.run_id, _shown(save.progress)) for save in stored.values()]
+                await connection.execute(_SHOW, rows)
+            alerts_of = {save.run_id: await _tell(connection, save) for save in stored.values()}
+        return [SavedMonitor(alerts=alerts_of.get(save.run_id)) for save in saves]
 
-        Returns the changed alerts as the API shows them, or None, with
-        nothing stored, when somebody else has saved meanwhile: a follower on another server that is ahead.
-        """
-        async with self._database.write() as connection:
-            row = {
-                "rank": after.rank,
-                "position": after.position,
-                "state": after.state,
-                "saved_at": now,
-                "revision": after.revision,
-                "due_at": after.due_at,
-            }
-            if before is None:
-                moved = await connection.execute(insert_ignore(connection, monitors).values(run_id=run_id, **row))
-            else:
-                moved = await connection.execute(
-                    update(monitors).where(monitors.c.run_id == run_id, monitors.c.revision == before).values(**row)
-                )
-            if moved.rowcount != 1:
-                return None
-            await connection.execute(
-                update(runs)
-                .where(runs.c.id == run_id)
-                .values(
-                    step_rate=progress.step_rate,
-                    loss=progress.loss,
-                    lr=progress.lr,
-                    stage=progress.stage,
-                    stability_ratio=progress.stability_ratio,
-                    sparkline=progress.sparkline,
-                )
-            )
-            if happened:
-                await connection.execute(
-                    events.insert(),
-                    [
-                        {
-                            "run_id": run_id,
-                            "rank": after.rank,
-                            "attempt": event.attempt,
-                            "step": event.step,
-                            "kind": event.kind,
-                            "detail": dict(event.detail),
-                            "created_at": now,
-                        }
-                        for event in happened
-                    ],
-                )
-            known = await levels_before(connection, [alert.id for alert in changed]) if changed else {}
-            shown = []
-            dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-            for alert in changed:
-                held = {
-                    "level": alert.level,
-                    "state": alert.state,
-                    "closed_at": alert.closed_at,
-                    "body": msgspec.to_builtins(alert),
+
+def _state(save: MonitorSave) -> dict[str, Any]:
+    values = {name: getattr(save.after, name) for name in _STATE if name != "saved_at"}
+    return {**values, "saved_at": save.now}
+
+
+def _shown(progress: Progress) -> dict[str, Any]:
+    return {name: getattr(progress, name) for name in _PROGRESS}
+
+
+def _parameters(run_id: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {"of_run": run_id, **{f"to_{name}": value for name, value in values.items()}}
+
+
+async def _tell(connection: AsyncConnection, save: MonitorSave) -> list[dict[str, Any]]:
+    """Store the events and the alerts that changed, and note whom to tell of them. Most saves have none."""
+    if save.happened:
+        await connection.execute(
+            events.insert(),
+            [
+                {
+                    "run_id": save.run_id,
+                    "rank": save.after.rank,
+                    "attempt": event.attempt,
+                    "step": event.step,
+                    "kind": event.kind,
+                    "detail": dict(event.detail),
+                    "created_at": save.now,
                 }
-                insert = dialect.insert(alerts).values(
-                    id=alert.id,
-                    run_id=run_id,
-                    kind=alert.kind,
-                    attempt=alert.attempt,
-                    step=alert.step,
-                    opened_at=alert.opened_at,
-                    **held,
-                )
-                stored = await connection.execute(
-                    insert.on_conflict_do_update(index_elements=[alerts.c.id], set_=held).returning(alerts)
-                )
-                shown.append(alert_json(stored.one()))
-            await enqueue(connection, run_id, known, changed, now)
-            return shown
+                for event in save.happened
+            ],
+        )
+    if not save.changed:
+        return []
+    known = await levels_before(connection, [alert.id for alert in save.changed])
+    shown = []
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    for alert in save.changed:
+        held = {
+            "level": alert.level,
+            "state": alert.state,
+            "closed_at": alert.closed_at,
+            "body": msgspec.to_builtins(alert),
+        }
+        insert = dialect.insert(alerts).values(
+            id=alert.id,
+            run_id=save.run_id,
+            kind=alert.kind,
+            attempt=alert.attempt,
+            step=alert.step,
+            opened_at=alert.opened_at,
+            **held,
+        )
+        stored = await connection.execute(
+            insert.on_conflict_do_update(index_elements=[alerts.c.id], set_=held).returning(alerts)
+        )
+        shown.append(alert_json(stored.one()))
+    await enqueue(connection, save.run_id, known, save.changed, save.now)
+    return shown

@@ -1,16 +1,12 @@
-"""Who writes next: runs take turns, so that one that floods the server does not keep the others waiting.
-
-Start-time fair queueing (Goyal et al. 1996): every piece of work begins, in virtual time, when the one before it of the
-same run would have ended, and not before now; of those that wait, the one that begins first gets the next turn. A run
-that sends little is always ahead of one that has a backlog, and backlogs share evenly, byte by byte.
-"""
+"""Who writes next to a database that has one writer at a time: whoever is called by a `FairQueue`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 from collections.abc import AsyncIterator
+
+from server.storage.fair_queue import FairQueue
 
 
 class Turns:
@@ -19,53 +15,36 @@ class Turns:
     def __init__(self, at_once: int) -> None:
         """``at_once``: turns that run at the same time."""
         self._free = at_once
-        self._now = 0.0  # virtual time: bytes
-        self._ends: dict[str, float] = {}
-        """Of the last piece of each run whose end is not past."""
-        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._count = 0
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
     @property
     def is_contended(self) -> bool:
         """Somebody waits, so nobody should take much at once."""
-        return bool(self._waiting)
+        return len(self._waiting) > 0
 
     @contextlib.asynccontextmanager
-    async def turn(self, run_id: str, cost: float) -> AsyncIterator[None]:
-        """Wait for a turn of this run and hold it. ``cost``: of the work in it, for example bytes."""
-        begin = max(self._now, self._ends.get(run_id, 0.0))
-        self._ends[run_id] = begin + cost
-        if self._free > 0 and not self._waiting:
-            self._free -= 1
-            self._advance(begin)
-        else:
-            await self._wait(begin)
-        try:
-            yield
-        finally:
-            self._pass_on()
-
-    async def _wait(self, begin: float) -> None:
+    async def turn(self, name: str, cost: float) -> AsyncIterator[None]:
+        """Wait for a turn and hold it. Those of one name share by their ``cost``, that of the work in it."""
         called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._count += 1
-        heapq.heappush(self._waiting, (begin, self._count, called))
+        self._waiting.put(name, cost, called)
+        if self._free > 0 and len(self._waiting) == 1:
+            self._free -= 1
+            self._call_next()
         try:
             await called
         except asyncio.CancelledError:
             if called.done() and not called.cancelled():
-                self._pass_on()  # the turn came with the cancellation
+                self._call_next()  # the turn came with the cancellation
             raise
+        try:
+            yield
+        finally:
+            self._call_next()
 
-    def _pass_on(self) -> None:
+    def _call_next(self) -> None:
         while self._waiting:
-            begin, _, called = heapq.heappop(self._waiting)
+            called, _ = self._waiting.pop()
             if not called.done():
-                self._advance(begin)
                 called.set_result(None)
                 return
         self._free += 1
-
-    def _advance(self, begin: float) -> None:
-        self._now = max(self._now, begin)
-        if len(self._ends) > 1_000:
-            self._ends = {run_id: end for run_id, end in self._ends.items() if end > self._now}

@@ -14,7 +14,10 @@ import pytest
 from websockets.sync.client import ClientConnection
 
 from client_sdk.protocol import STATISTICS_THINNED, Record
+from server.pipeline import inbox
+from server.pipeline.inbox import Room
 from server.storage.runs import RunStore
+from server.storage.segments import SegmentStore, Unread
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 
@@ -98,6 +101,34 @@ def test_detectors_replay_what_was_committed_and_never_read(tmp_path: Path) -> N
     database.close()
     with running_server(tmp_path) as server, server.connect("/live") as live:
         assert facts(*until_settled(server, live)) == before
+
+
+def test_detectors_read_from_memory_what_this_server_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And conclude the same as from the database, which a small room for it forces them to read."""
+    looks: list[int] = []
+    unread = SegmentStore.unread
+
+    async def counted(store: SegmentStore, run_id: str, rank: int | None, position: int, limit: int) -> Unread:
+        looks.append(position)
+        return await unread(store, run_id, rank, position, limit)
+
+    monkeypatch.setattr(SegmentStore, "unread", counted)
+    records, results, looked = training(), [], []
+    for name, room in (("memory", inbox.ROOM), ("database", 0)):
+        monkeypatch.setattr(Room, "__init__", lambda self, size=room: setattr(self, "free", size))
+        looks.clear()
+        with running_server(tmp_path / name) as server, server.connect("/live") as live:
+            with server.connect("/ingest") as socket:
+                writer = Writer(socket)
+                writer.hello()
+                for start in range(0, STEPS, 5):
+                    writer.commit(*records[start : start + 5])
+                writer.finish()
+            results.append(facts(*until_settled(server, live)))
+        looked.append(len(looks))
+    assert results[0] == results[1]
+    assert looked[0] <= 10, "at the beginning and at the end"
+    assert looked[1] > 5 * looked[0]
 
 
 def test_alerts_reach_the_training_process(server: RunningServer) -> None:

@@ -62,8 +62,8 @@ async def test_a_database_that_stands_still_stops_the_reading_and_loses_nothing(
             assert api.get("/runs/run").json()["last_step"] == seq
 
 
-def test_a_flood_does_not_starve_a_calm_run(tmp_path: Path) -> None:
-    with running_server(tmp_path) as server:
+def test_a_flood_does_not_starve_a_calm_run(tmp_path: Path, database_url: str) -> None:
+    with running_server(tmp_path, database_url=database_url) as server:
         is_calm_done = threading.Event()
         flooded: list[int] = []
 

@@ -16,7 +16,7 @@ from server.notices import Channel, ChannelKind
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
 from server.storage.database import Database
-from server.storage.monitors import MonitorState, MonitorStore
+from server.storage.monitors import MonitorSave, MonitorState, MonitorStore
 from server.storage.runs import RunStore
 from tests.support.slack import TOKEN
 
@@ -129,8 +129,8 @@ class Detectors:
             )
             await self._runs.register(hello, now)
         revision = self._revisions[run_id] = (before or 0) + 1
-        stored = await self._monitors.save(
-            run_id,
+        save = MonitorSave(
+            run_id=run_id,
             before=before,
             after=MonitorState(rank=0, position=revision, state=b"", revision=revision),
             progress=Progress(stage="unstable"),
@@ -138,7 +138,8 @@ class Detectors:
             happened=(),
             now=now,
         )
-        assert stored is not None
+        (saved,) = await self._monitors.save([save])
+        assert saved.alerts is not None
 
     async def storm(self, runs: Sequence[str]) -> None:
         """Predictions of many runs at once."""

@@ -9,13 +9,13 @@ import pytest
 
 from client_sdk.protocol import Hello, Layout, Record
 from server.pipeline.packing import pack
+from server.storage.commits import Commit, CommitRequest, CommitStore, SegmentDraft
 from server.storage.database import Database
 from server.storage.heatmap import HeatmapQuery
 from server.storage.layouts import LayoutStore
 from server.storage.lru import ByteLru
 from server.storage.reader import BucketReader
 from server.storage.runs import Registration, RunStore
-from server.storage.segments import Commit, SegmentStore
 from server.storage.series import SeriesQuery
 from tests.support.writer import LAYOUT
 
@@ -25,7 +25,7 @@ class Stores:
     database: Database
     cache: ByteLru
     runs: RunStore
-    segments: SegmentStore
+    commits: CommitStore
     series: SeriesQuery
     heatmap: HeatmapQuery
 
@@ -38,7 +38,7 @@ class Stores:
             database=database,
             cache=cache,
             runs=runs,
-            segments=SegmentStore(database),
+            commits=CommitStore(database),
             series=SeriesQuery(runs, reader),
             heatmap=HeatmapQuery(LayoutStore(database), reader),
         )
@@ -51,8 +51,15 @@ class Stores:
 
     async def commit(self, writer: Registration, after: int, records: Sequence[Record]) -> Commit:
         widths = {number: len(layout.statistics) - 1 for number, layout in writer.layouts.items()}
-        drafts = pack(after + 1, records, writer.layouts, widths)
-        return await self.segments.commit(writer, after, drafts, 1_000.0)
+        return await self.commit_drafts(writer, after, pack(after + 1, records, writer.layouts, widths))
+
+    async def commit_drafts(self, writer: Registration, after: int, drafts: Sequence[SegmentDraft]) -> Commit:
+        """Raises what the commit was refused with."""
+        request = CommitRequest(writer=writer, expected_seq=after, drafts=drafts, now=1_000.0)
+        (outcome,) = await self.commits.commit([request])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ async def _fill(url: str) -> None:
         for first in range(0, STEPS, BATCH)
         for draft in pack(first + 1, records[first : first + BATCH], writer.layouts, {0: 2})
     ]
-    await stores.segments.commit(writer, 0, drafts, 1_000.0)
+    await stores.commit_drafts(writer, 0, drafts)
     await read_everything(database)
     await stores.runs.finish_writer("run", writer.writer_id, RunState.FINISHED, 1_000.0)
     await database.close()

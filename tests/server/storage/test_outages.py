@@ -44,10 +44,11 @@ async def test_a_mistake_in_a_statement_stays_one(database: Database) -> None:
 async def test_a_server_that_hangs_in_a_transaction_holds_up_the_others_for_a_while_only(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "IDLE_TIMEOUT", 200)
     url = postgres.create_database()
-    hung, alive = Database(url), Database(url)
-    await migrate.upgrade(alive)
+    alive = Database(url)
+    await migrate.upgrade(alive)  # which may take its time
+    monkeypatch.setattr(database_module, "IDLE_TIMEOUT", 200)
+    hung = Database(url)
     before = await Stores.over(hung).register()
 
     async def hang() -> None:
