@@ -24,6 +24,7 @@ from server.models import Event, RunState
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
 from server.storage.columns import Columns
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
+from server.storage.id_list import padded
 from server.storage.runs import Registration, is_running
 
 Place = tuple[str, int]
@@ -203,10 +204,10 @@ async def _accept(
 ) -> list[_Accepted]:
     """Lock what the requests change, and refuse those that cannot be."""
     ids = sorted({request.writer.writer_id for request in requests})
-    rows = await connection.execute(LOCK_WRITERS, {"ids": ids})
+    rows = await connection.execute(LOCK_WRITERS, {"ids": padded(ids)})
     known = {row.id: _Writer(last_seq=row.last_seq, epoch=row.epoch, state=row.state) for row in rows}
     run_ids = sorted({request.writer.run_id for request in requests if request.writer.writer_id in known})
-    shown = set((await connection.execute(LOCK_RUNS, {"ids": run_ids})).scalars()) if run_ids else set()
+    shown = set((await connection.execute(LOCK_RUNS, {"ids": padded(run_ids)})).scalars()) if run_ids else set()
     accepted = []
     for at, request in enumerate(requests):
         own = request.writer
@@ -227,7 +228,7 @@ async def _accept(
 async def _store(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> list[Commit]:
     """Everything of these, whose rows are locked."""
     places = sorted({item.request.place for item in accepted})
-    rows = await connection.execute(LAST_ATTEMPTS, {"places": places})
+    rows = await connection.execute(LAST_ATTEMPTS, {"places": padded(places)})
     current = {
         (row.run_id, row.rank): _Attempt(attempt=row.attempt, last_step=row.last_step, last_segment=row.last_segment)
         for row in rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TypeVar
 
-Id = TypeVar("Id", int, str)
+Id = TypeVar("Id", int, str, tuple[str, int])
 
 
 def padded(ids: Collection[Id]) -> list[Id]:

@@ -16,6 +16,7 @@ from server.models import Event, Progress, RunState
 from server.schema import alerts, events, monitors, runs
 from server.storage.alerts import alert_json
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
+from server.storage.id_list import padded
 from server.storage.outbox import enqueue, levels_before
 
 
@@ -108,7 +109,7 @@ class MonitorStore:
         patience = LOCK_TIMEOUT if len(saves) > 1 else None
         async with self._database.write(patience=patience) as connection:
             ids = sorted(save.run_id for save in saves)
-            found = {row.run_id: row.revision for row in await connection.execute(LOCK_MONITORS, {"ids": ids})}
+            found = {row.run_id: row.revision for row in await connection.execute(LOCK_MONITORS, {"ids": padded(ids)})}
             stored: dict[str, MonitorSave] = {}
             for save in sorted(saves, key=lambda save: save.run_id):
                 if save.before is None and save.run_id not in found:
