@@ -187,7 +187,7 @@ def rehearse(calls: int) -> None:
     """The second table."""
     columns = "".join(f"{name:>10}" for name in ("p50", "p90", "p99", "max", "cpu p50", "p99"))
     print(f"{'300 × 12 + 20 scalars; microseconds':48}{columns}")
-    missed = []
+    worst = []
     for name, between in loops():
         for place, landing in (("host", 0.0), ("device", LANDING)):
             if landing and name.startswith("in a row"):
@@ -196,10 +196,17 @@ def rehearse(calls: int) -> None:
                 wall, thread = measure(log, calls, between)
             figures = [*np.percentile(wall, [50, 90, 99, 100]), *np.percentile(thread, [50, 99])]
             print(f"{name + ', on the ' + place:48}" + "".join(f"{figure:10.1f}" for figure in figures))
-            if landing and (figures[0] > GOAL_P50 or figures[2] > GOAL_P99):
-                missed.append(name)
-    verdict = f"missed in: {', '.join(missed)}" if missed else "met"
-    print(f"goal on the device, p50 ≤ {GOAL_P50} and p99 ≤ {GOAL_P99}: {verdict}")
+            if landing:
+                worst.append((*np.percentile(wall, [50, 99]), np.percentile(thread, 99)))
+    p50, p99, own_p99 = np.max(worst, axis=0)
+    print("\non the device, the worst of these rows:")
+    print(f"p50 {p50:.1f}, goal {GOAL_P50}: {_verdict(p50, GOAL_P50)}")
+    print(f"p99 {p99:.1f}, goal {GOAL_P99}: {_verdict(p99, GOAL_P99)}")
+    print(f"p99 of the cpu {own_p99:.1f}, goal {GOAL_P99}: {_verdict(own_p99, GOAL_P99)}")
+
+
+def _verdict(found: float, goal: float) -> str:
+    return "met" if found <= goal else "missed"
 
 
 def loops() -> Iterator[tuple[str, Callable[[], object]]]:
