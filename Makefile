@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench chaos fuzz kill-test soak compose-test load-test lock settings format clean
+.PHONY: help install demo test check bench chaos fuzz flood-test kill-test soak compose-test load-test lock settings format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,9 +40,10 @@ bench: $(STAMP) ## run the benchmarks, each prints its table
 	@for file in $$(grep -l __main__ benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
-# docs/reliability.md says what these four prove. None of them is part of `make test`, which has short versions.
+# docs/reliability.md says what these five prove. None of them is part of `make test`, which has short versions.
 CHAOS_SEED ?= 1
 FUZZ_FRAMES ?= 100000
+FLOOD_CONNECTIONS ?= 10000
 SOAK_MINUTES ?= 30
 KILLS ?= 150
 
@@ -52,6 +53,9 @@ chaos: $(STAMP) ## 110 faults against a training, on SQLite and on two servers w
 
 fuzz: $(STAMP) ## 100,000 mutated frames against the ingest socket
 	$(BIN)/python -m tests.fuzz --frames $(FUZZ_FRAMES)
+
+flood-test: $(STAMP) ## 10,000 connections of one token, silent, slow and greedy ones, beside a training of another
+	$(BIN)/python -m tests.flood --connections $(FLOOD_CONNECTIONS)
 
 kill-test: $(STAMP) ## 300 compactions killed anywhere, on SQLite and on Postgres; KILLS=50 for each of them
 	$(BIN)/python -m tests.server.storage.kill_campaign --kills $(KILLS)

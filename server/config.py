@@ -86,6 +86,12 @@ class Config(BaseSettings):
         description="Addresses and networks, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto are "
         "believed; * believes everybody's.",
     )
+    max_connections: int = Field(
+        default=10_000,
+        ge=8,
+        description="Most open connections of this process, of all clients together; fewer where the limit of open "
+        "files is lower. A quarter of them may be such that have sent no whole request.",
+    )
     token_connections: int = Field(default=2_000, ge=1, description="Most open sockets of one token in this process.")
     token_connections_per_second: float = Field(
         default=100.0, gt=0, description="Most new sockets a second of one token, after a first burst."
@@ -114,7 +120,9 @@ class Config(BaseSettings):
         default=1024 * 1024, ge=1024, description="Largest body of a request to the API; larger ones get 413."
     )
     request_timeout: float = Field(
-        default=30.0, gt=0, description="Seconds that a new connection has to send the head of a request."
+        default=30.0,
+        gt=0,
+        description="Seconds that a connection has to send the head of a request, and again for its body.",
     )
     dashboard: bool = Field(default=True, description="Serve the dashboard at / (embedded mode).")
     public_url: str | None = Field(

@@ -14,6 +14,7 @@ from fastapi import FastAPI, WebSocket
 
 from server.api import alerts, channels, errors, exports, health, rules, runs, sessions, tokens
 from server.api.access import MetricsAccess, Services
+from server.api.document import add_document
 from server.api.limits import RequestLimits
 from server.assembly.access import make_access
 from server.assembly.background import Background
@@ -111,7 +112,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         title="Spikewatch",
         version=version("spikewatch"),
         summary="See a loss spike coming",
-        openapi_url=f"{API}/openapi.json",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         lifespan=lambda _: background.running(),
@@ -161,6 +162,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 
 def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint) -> None:
     errors.install(app)
+    add_document(app, f"{API}/openapi.json")
     for room in (runs, exports, alerts, channels, rules, sessions, tokens):
         app.include_router(room.router, prefix=API)
     app.include_router(health.router)

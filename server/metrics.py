@@ -44,6 +44,9 @@ class Metrics:
         )
         self.live_resyncs = self._counter("live_resyncs", "Times that a viewer was too slow and frames were dropped.")
         self.alerts = self._counter("alerts", "Changes of alerts.", "kind", "state")
+        self.turned_away = self._counter(
+            "connections_turned_away", "Connections that were closed to keep the bounds of the process.", "cause"
+        )
         self.logins = self._counter("logins", "Logins of the dashboard.", "result")
 
     def pull(

@@ -140,6 +140,8 @@ class OutboxRow:
     """Of the run, now."""
     silenced_until: float | None = None
     """Until when people have silenced this alert."""
+    acknowledged: bool = False
+    """Whether somebody has taken note of the alert."""
     still_open: bool = True
     """Whether the alert is still open now."""
 

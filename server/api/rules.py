@@ -16,6 +16,7 @@ from server.api.access import Administrator, Reader, Services, ServicesOf, visib
 from server.api.answers import RehearsalsAnswer, RuleAnswer, RulesAnswer
 from server.api.encoding import json_response
 from server.api.errors import REFUSALS
+from server.api.presence import while_present
 from server.errors import ApiError, RuleFieldError
 from server.models import AlertLevel, RunState
 from server.pipeline.rehearsal import Outline, Rehearsed
@@ -103,27 +104,28 @@ async def rehearse(services: ServicesOf, principal: Administrator, request: Requ
     """Reads every step of the runs, for at most 20 seconds; a caller who leaves ends it."""
     rule = body.rule.rule("rule.")
     run_ids = await _runs_to_try(services, principal, rule, body)
-    until = time.monotonic() + REHEARSAL_SECONDS
+    tried = await while_present(request, _try(services, rule, run_ids))
+    return json_response({"fired": sum(run["fired"] for run in tried), "runs": tried})
 
-    async def is_over() -> bool:
-        return time.monotonic() > until or await request.is_disconnected()
 
+async def _try(services: Services, rule: Rule, run_ids: Sequence[str]) -> list[dict[str, Any]]:
     tried: list[dict[str, Any]] = []
     async with services.rehearsing:
+        until = time.monotonic() + REHEARSAL_SECONDS
         for run_id in run_ids:
             summary = await services.fleet.summary(run_id)
-            if summary is None or (tried and await is_over()):
+            if summary is None or (tried and time.monotonic() > until):
                 continue
             found = await services.rehearsal.of_run(
                 rule,
                 run_id,
                 goes_on=summary["state"] in {RunState.RUNNING, RunState.STALE},
                 now=services.clock(),
-                is_over=is_over,
+                is_over=lambda: time.monotonic() > until,
             )
             chosen = rule.is_for(summary["project"], summary["name"], summary["tags"])
             tried.append(await asyncio.to_thread(_told, summary, found, chosen))
-    return json_response({"fired": sum(run["fired"] for run in tried), "runs": tried})
+    return tried
 
 
 @router.put("/rules/{rule_id}", response_model=RuleAnswer, summary="Make a rule, or change it")

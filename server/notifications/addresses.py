@@ -66,7 +66,7 @@ def check_host(host: str) -> None:
         except (OSError, UnicodeError):
             return
     if not is_public(address):
-        raise ForbiddenAddressError(_refusal(host))
+        raise ForbiddenAddressError(refusal(host))
 
 
 class GuardedResolver(AbstractResolver):
@@ -84,14 +84,15 @@ class GuardedResolver(AbstractResolver):
         if not self._allow_private:
             for one in found:
                 if not is_public(one["host"]):
-                    raise ForbiddenAddressError(_refusal(host))
+                    raise ForbiddenAddressError(refusal(host))
         return found
 
     async def close(self) -> None:
         await self._names.close()
 
 
-def _refusal(host: str) -> str:
+def refusal(host: str) -> str:
+    """In words for whoever entered the address."""
     return (
         f"{host} is an address of the server's own network, which channels may not reach; "
         "SPIKEWATCH_NOTIFY_ALLOW_PRIVATE=1 allows it"

@@ -1,23 +1,30 @@
 """Every other channel, by an apprise URL: Discord, Teams, e-mail, PagerDuty, ntfy, Telegram…
 
-apprise blocks, follows redirects and looks names up by itself. It runs in threads of its own with a deadline; the host
-that a URL names is looked up and checked before each message, which a name that changes its mind within milliseconds
-could get around. Hosts that a service itself chooses are not checked.
+apprise blocks and looks names up by itself. It runs in threads of its own with a deadline, in which every connection is
+checked at the moment when it is made (`guarded_thread`), and it follows no redirects.
+
+It tells success from failure and no more, but it logs why: its plugins put the status of HTTP into such a line. What
+has none there may pass.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import socket
+import re
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from server.errors import ForbiddenAddressError
 from server.notices import Change
-from server.notifications.addresses import check_host, is_public
+from server.notifications.guarded_thread import public_addresses_only
 from server.notifications.message import Message, plain_text
-from server.notifications.outcomes import Answer
+from server.notifications.outcomes import Answer, Fate, fate
+
+_STATUS: Final = re.compile(r"\berror=(\d{3})\b")
 
 THREADS: Final = 4
 TIMEOUT: Final = 20.0
@@ -43,6 +50,52 @@ def hosts_of(plugin: Any) -> list[str]:
     return [str(host) for host in hosts if host]
 
 
+class _Failures(logging.Handler):
+    """Why apprise failed in this thread, from its own log; which goes nowhere else, as its lines name the URL."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._here = threading.local()
+
+    def listen(self) -> None:
+        logger = logging.getLogger("apprise")
+        if self not in logger.handlers:
+            logger.handlers = [self]
+            logger.propagate = False
+            logger.setLevel(logging.WARNING)
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[list[int | None]]:
+        """The status of each failure within the block, None where there was none."""
+        found: list[int | None] = []
+        self._here.found = found
+        try:
+            yield found
+        finally:
+            del self._here.found
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = getattr(self._here, "found", None)
+        if found is not None:
+            status = _STATUS.search(record.getMessage())
+            found.append(None if status is None else int(status[1]))
+
+
+_FAILURES: Final = _Failures()
+
+
+def outcome_of(failures: Sequence[int | None]) -> Answer:
+    """What an attempt that failed is taken for: for good only where every part of it failed for good.
+
+    >>> [outcome_of(found).status for found in ([404], [404, 503], [404, None], [403, 404], [])]
+    [404, 503, None, 403, None]
+    """
+    fates = {status: fate(Answer(status=status)) for status in failures}
+    passing = [status for status in failures if fates[status] is Fate.RETRY]
+    status = next(iter(passing or failures), None)
+    return Answer(status=status, code="apprise could not deliver it" + ("" if status else "; it says no more"))
+
+
 class AppriseSender:
     """Threads that are shared by all apprise channels; `close` lets them go."""
 
@@ -54,7 +107,6 @@ class AppriseSender:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def post(self, url: str, message: Message) -> Answer:
-        """apprise tells success from failure and no more: every failure may pass."""
         try:
             async with asyncio.timeout(TIMEOUT):
                 return await asyncio.get_running_loop().run_in_executor(self._executor, self._send, url, message)
@@ -64,39 +116,26 @@ class AppriseSender:
     def _send(self, url: str, message: Message) -> Answer:
         import apprise
 
-        logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its messages name the URL
+        _FAILURES.listen()
         asset = apprise.AppriseAsset(app_id="Spikewatch", secure_logging=True, async_mode=False)
         plugin = apprise.Apprise.instantiate(url, asset=asset, suppress_exceptions=True)
         if plugin is None:
             return Answer(status=404, code="apprise cannot read the URL")
+        plugin.redirects = False  # whatever the URL says
+        guard = contextlib.nullcontext() if self._allow_private else public_addresses_only()
         try:
-            for host in hosts_of(plugin):
-                self._check(host)
+            with guard, _FAILURES.collected() as failures:
+                arrived = plugin.notify(
+                    title=inert(message.headline),
+                    body=_body(message),
+                    notify_type=_notify_type(message),
+                    body_format=apprise.NotifyFormat.TEXT,
+                )
         except ForbiddenAddressError as error:
             return Answer(status=None, code=str(error), forbidden=True)
-        arrived: Any = plugin.notify(
-            title=inert(message.headline),
-            body=_body(message),
-            notify_type=_notify_type(message),
-            body_format=apprise.NotifyFormat.TEXT,
-        )
         if arrived:
             return Answer(status=200)
-        return Answer(status=None, code="apprise could not deliver it; it says no more")
-
-    def _check(self, host: str) -> None:
-        """Raises `ForbiddenAddressError`. A name that cannot be looked up is left to apprise: it will fail there."""
-        if self._allow_private:
-            return
-        check_host(host)
-        try:
-            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            return
-        if not all(is_public(str(entry[4][0])) for entry in found):
-            raise ForbiddenAddressError(
-                f"{host} is an address of the server's own network; SPIKEWATCH_NOTIFY_ALLOW_PRIVATE=1 allows it"
-            )
+        return outcome_of(failures)
 
 
 def _body(message: Message) -> str:

@@ -8,6 +8,8 @@
   ``threshold`` − 1 single messages; from then on what comes is gathered until the window ends.
 * In quiet hours what is below their level waits for their end, and is told then if it still stands.
 * What is silenced is not told at all.
+* Once somebody has acknowledged an alert, nobody is called again for it: graver news and first messages that wait for
+  their time are not sent. What became of it is told still: it came, it did not come, it is over.
 """
 
 from __future__ import annotations
@@ -150,11 +152,13 @@ def _by_incident(waiting: Sequence[OutboxRow]) -> dict[str, list[OutboxRow]]:
 
 
 def _in_time(rows: list[OutboxRow], silences: Sequence[Silence], now: float, result: Plan) -> list[OutboxRow]:
-    """Those that are neither silenced nor old."""
+    """Those that are neither silenced, nor taken note of, nor old."""
     kept = []
     for row in rows:
         if _is_silenced(row, silences, now):
             result.skip.append(([row], "silenced"))
+        elif row.acknowledged and row.change not in CLOSING:
+            result.skip.append(([row], "acknowledged"))
         elif now - row.created_at > OLD_NEWS:
             result.skip.append(([row], "the channel could not be reached for too long"))
         elif row.created_at - row.alert.opened_at > OLD_NEWS and row.change not in CLOSING:

@@ -43,6 +43,8 @@ COMMITTED_TOGETHER = 1024 * 1024  # bytes of segments after which a transaction 
 MOVED_RETRIES = 3
 INLINE_BYTES = 32 * 1024
 """Commits of less are packed where they are: a fraction of a millisecond, less than the way to a thread and back."""
+REGISTRATIONS = 4
+"""Hellos at a time: thousands that come at once leave connections of the database to commits."""
 
 
 class Pipeline:
@@ -93,6 +95,7 @@ class Pipeline:
         )
         self._projects: dict[str, str] = {}
         self._connected: dict[Writer, None] = {}
+        self._registering = asyncio.Semaphore(REGISTRATIONS)
         self._keeper: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
 
@@ -126,7 +129,8 @@ class Pipeline:
     async def register(self, hello: Hello) -> Writer:
         """Raises `IngestError` and `DatabaseError`."""
         try:
-            registration = await self._runs.register(hello, self._clock())
+            async with self._registering:
+                registration = await self._runs.register(hello, self._clock())
         except ProjectMismatchError as error:
             raise IngestError("forbidden", str(error), close_code=4401) from error
         except LayoutChangedError as error:

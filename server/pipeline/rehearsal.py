@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -88,7 +88,7 @@ class Rehearsal:
         self._reader = reader
 
     async def of_run(
-        self, rule: Rule, run_id: str, *, goes_on: bool, now: float, is_over: Callable[[], Awaitable[bool]]
+        self, rule: Rule, run_id: str, *, goes_on: bool, now: float, is_over: Callable[[], bool]
     ) -> Rehearsed:
         """Every step of the lowest rank, as the detectors read it. ``goes_on``: silence up to ``now`` counts.
 
@@ -102,7 +102,7 @@ class Rehearsal:
             async for chunk in chunks:
                 if chunk.rank != rank:
                     break
-                if await is_over():
+                if is_over():
                     complete = False
                     break
                 await asyncio.to_thread(trial.add, chunk)

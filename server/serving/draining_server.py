@@ -13,6 +13,8 @@ from types import FrameType
 
 import uvicorn
 
+from server.serving.listener import BACKLOG
+
 SAME_SIGNAL = 2.0  # seconds; a terminal and a wrapper like make may both pass on one Ctrl-C
 
 
@@ -29,6 +31,9 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            # uvicorn has one number for two things: who waits in the kernel, and whom one turn of the loop takes.
+            listener.listen(BACKLOG)
         if self.started:
             self._announce()
 

@@ -12,10 +12,10 @@ import uvicorn
 from server.allocator import keep_trimmed, limit_arenas
 from server.config import Config
 from server.errors import ConfigurationError
-from server.hasty import hasty_protocol
 from server.main import create_app
+from server.serving.doorway import Doorway
 from server.serving.draining_server import DrainingServer
-from server.serving.listener import allow_open_files, bind
+from server.serving.listener import ACCEPTED_AT_ONCE, allow_open_files, bind, room
 from server.storage import migrate
 from server.storage.database import Database
 
@@ -47,9 +47,9 @@ class Service:
         """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` and `ConfigurationError` before it is ready."""
         limit_arenas()
         sys.setswitchinterval(SWITCH_INTERVAL)
-        allow_open_files()
+        most = room(self.config.max_connections, allow_open_files())
         try:
-            asyncio.run(self._serve(on_ready))
+            asyncio.run(self._serve(most, on_ready))
         finally:
             self._socket.close()
 
@@ -59,7 +59,7 @@ class Service:
         if self._server is not None:
             self._server.should_exit = True
 
-    async def _serve(self, on_ready: Callable[[Config], None] | None) -> None:
+    async def _serve(self, most: int, on_ready: Callable[[Config], None] | None) -> None:
         database = Database(self.config.resolved_database_url)
         try:
             await migrate.check_not_ahead(database)
@@ -78,12 +78,19 @@ class Service:
             if on_ready is not None:
                 on_ready(self.config)
 
+        turned_away = app.state.services.metrics.turned_away
+        doorway = Doorway(
+            most=most,
+            seconds=self.config.request_timeout,
+            turned_away=lambda cause: turned_away.labels(cause).inc(),
+        )
         settings = uvicorn.Config(
             app,
             lifespan="on",
+            backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
-            http=hasty_protocol(self.config.request_timeout),
+            http=doorway.protocol(),
             ws="websockets-sansio",
             ws_max_size=WEBSOCKET_LIMIT * self.config.max_frame_bytes,
             ws_ping_interval=PING_EVERY,

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Table, event, exc, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.engine import URL, Connection, ExceptionContext, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.errors import (
@@ -62,7 +62,11 @@ class Database:
         """Raises `ConfigurationError` for a URL of another database. Connects to nothing yet."""
         self.url = parse_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine = _make_engine(self.url, self.is_sqlite)
+        # Connections of their own: a crowd of readers that waits for one must not stand before a commit.
+        self.reading = _make_engine(self.url, self.is_sqlite, 7 if self.is_sqlite else 5)
+        self.writing = _make_engine(self.url, self.is_sqlite, 1 if self.is_sqlite else 5)
+        for engine in (self.reading, self.writing):
+            event.listen(engine.sync_engine, "handle_error", self._translate_network_error)
         # SQLite has one writer at a time: waiting here is fair and free, waiting in SQLite is neither.
         self._turns = Turns(1) if self.is_sqlite else None
 
@@ -70,7 +74,7 @@ class Database:
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """For statements that only read; on Postgres each of them sees its own moment. Raises `DatabaseError`."""
         with self._translated_errors():
-            async with self.engine.connect() as plain:
+            async with self._connected(self.reading) as plain:
                 # As READ COMMITTED has it, without the round trips that begin and end a transaction.
                 level = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
                 yield await plain.execution_options(**level)
@@ -82,7 +86,7 @@ class Database:
         On SQLite every reading transaction is one.
         """
         with self._translated_errors():
-            async with self.engine.connect() as plain:
+            async with self._connected(self.reading) as plain:
                 level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
                 yield await plain.execution_options(**level)
 
@@ -100,17 +104,40 @@ class Database:
             self._turns.turn(whose, max(cost, TRANSACTION)) if self._turns is not None else contextlib.nullcontext()
         ):
             with self._translated_errors():
-                async with self.engine.connect() as plain:
+                async with self._connected(self.writing) as plain:
                     connection = await plain.execution_options(spikewatch_write=True)
                     async with connection.begin():
                         if patience is not None and not self.is_sqlite:
                             await connection.execute(text(f"SET LOCAL lock_timeout = {round(1_000 * patience)}"))
                         yield connection
 
+    @contextlib.asynccontextmanager
+    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """A connection of the pool. Only what opening it raises is the network's to the database: the block may have
+        troubles of its own."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(engine.connect())
+            except OSError as error:
+                raise self._unreachable(error) from error
+            yield connection
+
+    def _unreachable(self, error: BaseException) -> DatabaseUnavailableError:
+        return DatabaseUnavailableError(f"the database {self._name} cannot be reached ({error})")
+
+    def _translate_network_error(self, context: ExceptionContext) -> None:
+        """The driver lets errors of its connection through as they are, TimeoutError among them."""
+        if isinstance(context.original_exception, OSError):
+            raise self._unreachable(context.original_exception) from context.original_exception
+
+    @property
+    def _name(self) -> str | None:
+        return self.url.database if self.is_sqlite else self.url.render_as_string(hide_password=True)
+
     @contextlib.contextmanager
     def _translated_errors(self) -> Iterator[None]:
         """Turn the errors of drivers into `DatabaseError`; a mistake in a statement stays what it is."""
-        name = self.url.database if self.is_sqlite else self.url.render_as_string(hide_password=True)
+        name = self._name
         try:
             yield
         except (exc.DBAPIError, sqlite3.Error) as error:
@@ -135,8 +162,6 @@ class Database:
             raise
         except exc.TimeoutError as error:
             raise DatabaseUnavailableError("no connection to the database became free in time") from error
-        except OSError as error:
-            raise DatabaseUnavailableError(f"the database {name} cannot be reached ({error})") from error
 
     async def ping(self) -> None:
         """Raises `DatabaseError` when the database does not answer."""
@@ -144,7 +169,8 @@ class Database:
             await connection.execute(text("SELECT 1"))
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        await self.reading.dispose()
+        await self.writing.dispose()
 
 
 def _sqlstate(error: Exception) -> str | None:
@@ -180,12 +206,15 @@ def _encode_json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _make_engine(url: URL, is_sqlite: bool) -> AsyncEngine:
+def _make_engine(url: URL, is_sqlite: bool, connections: int) -> AsyncEngine:
+    """``connections``: of the pool; on Postgres as many more in a rush."""
     options: dict[str, Any] = {"json_serializer": _encode_json, "json_deserializer": msgspec.json.decode}
     if not is_sqlite:
         settings = {"idle_in_transaction_session_timeout": str(IDLE_TIMEOUT), "application_name": "spikewatch"}
         options["connect_args"] = {"server_settings": settings}
-        return create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=10, pool_pre_ping=True, **options)
+        return create_async_engine(
+            url, pool_size=connections, max_overflow=connections, pool_timeout=10, pool_pre_ping=True, **options
+        )
     if url.database in (None, "", ":memory:"):
         raise ConfigurationError("a database in memory would forget acknowledged data; name a file")
     try:
@@ -193,7 +222,7 @@ def _make_engine(url: URL, is_sqlite: bool) -> AsyncEngine:
     except OSError as error:
         raise DatabaseError(f"the directory of the database {url.database} cannot be made ({error})") from error
     # The connection used last is used next: its pages are warm, and those that a busy moment opened stay small.
-    engine = create_async_engine(url, pool_size=8, max_overflow=0, pool_use_lifo=True, **options)
+    engine = create_async_engine(url, pool_size=connections, max_overflow=0, pool_use_lifo=True, **options)
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

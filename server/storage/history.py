@@ -67,11 +67,14 @@ class HistoryReader:
                 if found is None:
                     break  # the run was deleted meanwhile
                 columns = await asyncio.to_thread(_decode, found, names)
+                known_already = reached + 1 - found.first_seq
+                if known_already > 0:  # a compaction has put records that were read and others into one span
+                    columns = columns.rows(known_already, len(columns.steps))
                 yield Piece(
                     rank=writer.rank,
                     writer_id=writer.id,
                     attempt=found.attempt,
-                    first_seq=found.first_seq,
+                    first_seq=reached + 1,
                     columns=columns,
                 )
                 reached = found.last_seq
@@ -80,15 +83,15 @@ class HistoryReader:
 async def _next(
     connection: AsyncConnection, writer_id: int, reached: int, names: Collection[str] | None
 ) -> _Found | None:
-    """What holds the first record after ``reached``."""
+    """What holds the first record after ``reached``; the span of a compaction may begin before it."""
     query = (
         select(spans)
-        .where(spans.c.writer_id == writer_id, spans.c.level == 0, spans.c.first_seq > reached)
-        .order_by(spans.c.first_seq)
+        .where(spans.c.writer_id == writer_id, spans.c.level == 0, spans.c.first_seq <= reached + 1)
+        .order_by(spans.c.first_seq.desc())
         .limit(1)
     )
     span = (await connection.execute(query)).first()
-    if span is not None and span.first_seq == reached + 1:
+    if span is not None and span.last_seq > reached:
         wanted = select(tiles).where(tiles.c.span_id == span.id)
         if names is not None:
             wanted = wanted.where(or_(tiles.c.layout == SCALARS, tiles.c.name.in_(sorted(names))))

@@ -134,6 +134,7 @@ class OutboxStore:
                 runs.c.project,
                 runs.c.stage,
                 alerts.c.silenced_until,
+                alerts.c.acknowledged_at,
                 alerts.c.state.label("alert_state"),
             )
             .join(runs, runs.c.id == outbox.c.run_id)
@@ -302,6 +303,7 @@ def _to_row(row: Row[Any]) -> OutboxRow:
         attempts=row.attempts,
         stage=row.stage,
         silenced_until=row.silenced_until,
+        acknowledged=row.acknowledged_at is not None,
         still_open=row.alert_state == AlertState.OPEN,
     )
 

@@ -20,6 +20,27 @@ class Closed:
     code: int | None
 
 
+def handshake(port: int, token: str) -> bytes:
+    """The request that opens the ingest socket."""
+    return (
+        f"GET /api/v1/ingest HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        f"Authorization: Bearer {token}\r\n\r\n"
+    ).encode("ascii")
+
+
+def frame(payload: bytes) -> bytes:
+    """One binary frame of a client."""
+    size = len(payload)
+    if size < 126:
+        head = struct.pack("!BB", 0x80 | BINARY, 0x80 | size)
+    elif size < 65536:
+        head = struct.pack("!BBH", 0x80 | BINARY, 0x80 | 126, size)
+    else:
+        head = struct.pack("!BBQ", 0x80 | BINARY, 0x80 | 127, size)
+    return head + b"\0\0\0\0" + payload  # a mask of zeros changes nothing
+
+
 class Socket:
     """Use as an async context manager."""
 
@@ -29,11 +50,7 @@ class Socket:
 
     async def __aenter__(self) -> Socket:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writer.write(
-            f"GET /api/v1/ingest HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nUpgrade: websocket\r\n"
-            "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-            f"Authorization: Bearer {self._token}\r\n\r\n".encode("ascii")
-        )
+        self._writer.write(handshake(self._port, self._token))
         answer = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), ANSWER_TIMEOUT)
         assert answer.startswith(b"HTTP/1.1 101"), answer
         return self
@@ -45,14 +62,7 @@ class Socket:
 
     def send(self, payload: bytes) -> None:
         """One binary frame."""
-        size = len(payload)
-        if size < 126:
-            head = struct.pack("!BB", 0x80 | BINARY, 0x80 | size)
-        elif size < 65536:
-            head = struct.pack("!BBH", 0x80 | BINARY, 0x80 | 126, size)
-        else:
-            head = struct.pack("!BBQ", 0x80 | BINARY, 0x80 | 127, size)
-        self.send_raw(head + b"\0\0\0\0" + payload)  # a mask of zeros changes nothing
+        self.send_raw(frame(payload))
 
     def send_raw(self, data: bytes) -> None:
         """Bytes as they are."""

@@ -32,8 +32,8 @@ class Disk:
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk, make_engine = Disk(), database._make_engine
 
-    def make(url: URL, is_sqlite: bool) -> AsyncEngine:
-        engine = make_engine(url, is_sqlite)
+    def make(url: URL, is_sqlite: bool, connections: int) -> AsyncEngine:
+        engine = make_engine(url, is_sqlite, connections)
         event.listen(engine.sync_engine, "begin", disk.bound, insert=True)
         return engine
 

@@ -42,13 +42,17 @@ class Embedded:
 
 
 @contextlib.contextmanager
-def embedded(home: Path, port: int = 0) -> Iterator[Embedded]:
-    """Start `spikewatch up` with everything below ``home``; ended by SIGTERM, which must leave exit code 0."""
+def embedded(home: Path, port: int = 0, **settings: object) -> Iterator[Embedded]:
+    """Start `spikewatch up` with everything below ``home``; ended by SIGTERM, which must leave exit code 0.
+
+    ``settings``: of `server.config`, by name.
+    """
+    given = {f"SPIKEWATCH_{name.upper()}": str(value) for name, value in settings.items()}
     log = home / "up.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*COMMAND, "up", "--port", str(port), "--data", str(home / "data")],
-            env=os.environ | {"SPIKEWATCH_HOME": str(home)},
+            env=os.environ | {"SPIKEWATCH_HOME": str(home)} | given,
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from starlette.types import Message
 
 from server.api.presence import while_present
 from server.errors import ApiError
+from server.main import REHEARSALS
 from server.storage.database import Database
 from tests.support.postgres import Postgres
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 
 PATIENCE = 30.0  # seconds
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH RECURSIVE%'"
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%spans%'"
 
 
 def test_the_statement_of_a_client_that_left_is_taken_back_from_postgres(tmp_path: Path, postgres: Postgres) -> None:
@@ -32,19 +34,35 @@ def test_the_statement_of_a_client_that_left_is_taken_back_from_postgres(tmp_pat
             writer.hello("run")
             writer.commit(*(record(step, block=[[1, 2], [3, 4]]) for step in range(10)))
         for path in ("series?keys=loss", "heatmap?stat=grad_norm"):
-            asyncio.run(_leave_while_it_waits(server, url, path))
+            asyncio.run(_leave_while_it_waits(server, url, f"GET /api/v1/runs/run/{path}"))
         with server.api() as api:
             assert len(api.get("/runs/run/series", params={"keys": "loss"}).json()["series"]["loss"]["step"]) == 10
 
 
-async def _leave_while_it_waits(server: RunningServer, url: str, path: str) -> None:
+def test_a_trial_of_a_rule_ends_with_its_page_and_leaves_its_place(tmp_path: Path, postgres: Postgres) -> None:
+    url = postgres.create_database()
+    rule = {"id": "high", "name": "High", "condition": "above", "value": 0.5, "scalar": "loss"}
+    trial = {"rule": rule, "run": "run"}
+    with running_server(tmp_path, database_url=url) as server:
+        with server.connect("/ingest") as ingest:
+            writer = Writer(ingest)
+            writer.hello("run")
+            writer.commit(*(record(step) for step in range(10)))
+        for _ in range(REHEARSALS + 1):
+            asyncio.run(_leave_while_it_waits(server, url, "POST /api/v1/rules/test", json.dumps(trial)))
+        with server.api() as api:
+            assert api.post("/rules/test", json=trial).json()["runs"][0]["records"] == 10
+
+
+async def _leave_while_it_waits(server: RunningServer, url: str, asked: str, body: str = "") -> None:
     database = Database(url)
     try:
         async with database.write() as holder:
             await holder.execute(text("LOCK TABLE spans IN ACCESS EXCLUSIVE MODE"))
             client = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", server.service.config.port))
             request = (
-                f"GET /api/v1/runs/run/{path} HTTP/1.1\r\nHost: server\r\nAuthorization: Bearer {server.token}\r\n\r\n"
+                f"{asked} HTTP/1.1\r\nHost: server\r\nAuthorization: Bearer {server.token}\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
             )
             await asyncio.to_thread(client.sendall, request.encode())
             await _until(database, lambda waiting: waiting > 0)

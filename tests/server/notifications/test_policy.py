@@ -209,6 +209,19 @@ def test_an_alert_that_is_silenced_is_not_told() -> None:
     assert make([row(1, prediction(), silenced_until=NOW + 1)]).skip[0][1] == "silenced"
 
 
+def test_who_has_taken_note_is_not_called_again() -> None:
+    worse = row(1, prediction(level="critical"), Change.ESCALATED, acknowledged=True)
+    assert make([worse], [told(prediction())]).skip == [([worse], "acknowledged")]
+    late = row(1, prediction(), acknowledged=True)
+    assert make([late]).skip == [([late], "acknowledged")], "a channel that had not heard of it needs not to"
+
+
+@pytest.mark.parametrize(("result", "change"), [("hit", Change.CONFIRMED), ("false", Change.FALSE_ALARM)])
+def test_what_became_of_an_acknowledged_alert_is_told(result: Any, change: Change) -> None:
+    over = row(1, settled(prediction(), result, 712), change, acknowledged=True)
+    assert sent(make([over], [told(prediction())])) == [(1,)]
+
+
 def test_old_news_is_no_news() -> None:
     assert sent(make([row(1, prediction())], now=NOW + OLD_NEWS + 1)) == []
     late = msgspec.structs.replace(prediction(), opened_at=NOW - OLD_NEWS - 1)

@@ -407,6 +407,58 @@ async def test_silences_and_an_alerts_own_silence_are_kept(
     assert slack.requests == []
 
 
+async def test_an_acknowledged_alert_calls_nobody_until_it_is_settled(
+    database: Database, detectors: Detectors, slack: SlackServer
+) -> None:
+    await ChannelStore(database).put(bot(settings={"channel": "#ml", "picture": False}))
+    async with sending(database, slack.api_url) as sender:
+        await detectors.hold(prediction())
+        sender.wake()
+        await settle(database)
+        await AlertStore(database).acknowledge("p-run", time.time())
+        await detectors.hold(prediction(level="critical"))
+        sender.wake()
+        assert (await settle(database))["skipped"] == ["acknowledged"]
+        await detectors.hold(settled(prediction(level="critical"), "false", 760))
+        sender.wake()
+        await settle(database)
+    first, last = slack.messages
+    assert "Spike predicted" in first.text
+    assert "did not come" in last.text
+    assert last.thread == first.ts
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "enabled"),
+    [(404, "failed", False), (302, "failed", False), (400, "failed", True)],
+    ids=["gone", "moved", "refused"],
+)
+async def test_apprise_does_not_repeat_what_no_repetition_changes(
+    database: Database, detectors: Detectors, status: int, state: str, enabled: bool
+) -> None:
+    with Postbox() as postbox, Postbox() as elsewhere:
+        postbox.answer(status, headers={"Location": elsewhere.url()})
+        secret = f"json://127.0.0.1:{postbox.port}/x?redirect=yes"
+        await ChannelStore(database).put(channel(ChannelKind.APPRISE, secret))
+        async with sending(database):
+            await detectors.hold(prediction())
+            assert list(await settle(database)) == [state]
+        assert (len(postbox.requests), len(elsewhere.requests)) == (1, 0)
+    kept = await the_channel(database)
+    assert kept.enabled is enabled
+    assert enabled or str(status) in str(kept.disabled_reason)
+
+
+async def test_apprise_tries_again_what_may_pass(database: Database, detectors: Detectors) -> None:
+    with Postbox() as postbox:
+        postbox.answer(503)
+        await ChannelStore(database).put(channel(ChannelKind.APPRISE, f"json://127.0.0.1:{postbox.port}/x"))
+        async with sending(database) as sender:
+            await detectors.hold(prediction())
+            assert await settle(database) == {"sent": ["opened"]}
+            assert sender.counts == {("apprise", "retry"): 1, ("apprise", "sent"): 1}
+
+
 async def test_a_name_that_cannot_be_looked_up_is_tried_again(database: Database, detectors: Detectors) -> None:
     await ChannelStore(database).put(channel(ChannelKind.WEBHOOK, "https://nobody.invalid/hook"))
     async with sending(database, quick=False):

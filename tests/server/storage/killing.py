@@ -101,7 +101,8 @@ async def _compact(url: str, point: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     for name in ("before_cursor_execute", "after_cursor_execute", "commit"):
-        event.listen(database.engine.sync_engine, name, count)
+        event.listen(database.reading.sync_engine, name, count)
+        event.listen(database.writing.sync_engine, name, count)
     worker = compactor(database, BATCH)
     await worker.raise_levels("run")
     await worker.run_once()

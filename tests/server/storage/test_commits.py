@@ -52,7 +52,7 @@ async def statements(stores: Stores, requests: Sequence[CommitRequest]) -> int:
         nonlocal count
         count += 1
 
-    engine = stores.database.engine.sync_engine
+    engine = stores.database.writing.sync_engine
     event.listen(engine, "before_cursor_execute", sent)
     try:
         assert all(isinstance(found, Commit) for found in await stores.commits.commit(requests))

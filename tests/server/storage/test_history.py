@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -57,12 +58,14 @@ async def test_every_record_comes_back_in_order(
         await compactor(database, entries).run_once()
 
 
-async def test_a_compaction_in_between_changes_nothing(stores: Stores) -> None:
+@pytest.mark.parametrize("entries", [3, 7, 60], ids=["at its bounds", "across them", "into one span"])
+async def test_a_compaction_in_between_changes_nothing(stores: Stores, entries: int) -> None:
     await store(stores, [[record(step + at) for at in range(3)] for step in range(0, 60, 3)])
     await read_everything(stores.database)
     steps: list[int] = []
     async for piece in HistoryReader(stores.database).pieces("run", names={"loss"}):
+        assert piece.first_seq == len(steps) + 1
         steps += piece.columns.steps.tolist()
         if len(steps) == 9:
-            await compactor(stores.database, 3).run_once()
+            await compactor(stores.database, entries).run_once()
     assert steps == list(range(60))

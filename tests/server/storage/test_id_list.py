@@ -35,9 +35,9 @@ async def test_prepared_statements_do_not_multiply_with_the_length_of_lists(data
 
     store = RunStore(database)
     await store.heartbeat(range(1, 2), 0.0)
-    event.listen(database.engine.sync_engine, "before_cursor_execute", remember)
+    event.listen(database.writing.sync_engine, "before_cursor_execute", remember)
     for count in range(1, 65):
         await store.heartbeat(range(1, count + 1), 0.0)
-    event.remove(database.engine.sync_engine, "before_cursor_execute", remember)
+    event.remove(database.writing.sync_engine, "before_cursor_execute", remember)
     named = {statement for statement in statements if "FROM writers" in statement}
     assert len(named) == 7, "of 1, 2, 4 … 64 writers"

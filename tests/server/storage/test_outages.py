@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from sqlalchemy import exc, select, text, update
 
@@ -12,6 +14,7 @@ from server.storage import migrate
 from server.storage.database import Database
 from tests.server.storage.conftest import Stores
 from tests.support.postgres import Postgres
+from tests.support.writer import record
 
 PASSING = {
     "starting up": "57P03",
@@ -64,3 +67,55 @@ async def test_a_server_that_hangs_in_a_transaction_holds_up_the_others_for_a_wh
     assert (await Stores.over(alive).register()).last_seq == 0
     for database in (hung, alive):
         await database.close()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("of a channel"), TimeoutError("of a picture")], ids=repr)
+async def test_troubles_of_others_are_not_the_databases(database: Database, error: OSError) -> None:
+    for transaction in (database.read, database.snapshot, database.write):
+        with pytest.raises(type(error), match="of a"):
+            async with transaction():
+                raise error
+
+
+async def test_a_database_that_takes_no_connection_is_an_outage() -> None:
+    database = Database("postgresql://spikewatch@127.0.0.1:1/spikewatch")
+    for transaction in (database.read, database.snapshot, database.write):
+        with pytest.raises(DatabaseUnavailableError, match="cannot be reached"):
+            async with transaction():
+                pass
+    await database.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_the_drivers_own_network_error_in_a_statement_is_an_outage(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database.write() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+    assert driver is not None
+
+    async def cut(*_: object, **__: object) -> None:
+        raise ConnectionResetError("the cable")
+
+    monkeypatch.setattr(type(driver), "prepare", cut)
+    with pytest.raises(DatabaseUnavailableError, match="the cable"):
+        async with database.write() as connection:
+            await connection.execute(text("SELECT 17"))
+
+
+async def test_a_crowd_of_readers_does_not_stand_before_a_commit(database: Database) -> None:
+    stores = Stores.over(database)
+    writer = await stores.register()
+    free = asyncio.Event()
+
+    async def read() -> None:
+        async with database.read() as connection:
+            await connection.execute(text("SELECT 1"))
+            await free.wait()
+
+    readers = [asyncio.create_task(read()) for _ in range(50)]
+    async with asyncio.timeout(20):
+        assert (await stores.commit(writer, 0, [record(0)])).last_seq == 1
+    assert not any(reader.done() for reader in readers)
+    free.set()
+    await asyncio.gather(*readers)

@@ -24,14 +24,17 @@ async def test_no_statement_reads_a_table_from_end_to_end(stores: Stores) -> Non
         if statement.startswith(("SELECT", "DELETE", "UPDATE")) and any(name in statement for name in LARGE):
             seen.setdefault(statement, parameters)
 
-    event.listen(stores.database.engine.sync_engine, "before_cursor_execute", note)
+    engines = (stores.database.reading.sync_engine, stores.database.writing.sync_engine)
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
     await compactor(stores.database).run_once()
     last = 149
     await stores.series.read("run", ["loss"], step_from=3, step_to=last, points=9)
     how: tuple[Reduce, ...] = ("max", "last")
     for reduce in how:
         await stores.heatmap.read("run", "grad_norm", step_from=3, step_to=last, columns=9, reduce=reduce)
-    event.remove(stores.database.engine.sync_engine, "before_cursor_execute", note)
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", note)
     assert len(seen) >= 12
     for statement, parameters in seen.items():
         for line in await _plan(stores.database, statement, parameters):
