@@ -53,23 +53,21 @@ print(full - anonymous_mib(os.getpid()))
 """
 
 
-def arenas(mode: str) -> int:
-    """Heaps of threads in a process with eight of them."""
-    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
-    command = [sys.executable, "-c", THREADS, mode]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    return int(done.stdout)
+def said(script: str, *arguments: str) -> str:
+    """By a process whose environment tells the allocator nothing."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 @is_glibc
 def test_threads_share_an_arena_once_they_are_limited() -> None:
-    assert arenas("limited") <= 1 < arenas("unlimited")
+    assert int(said(THREADS, "limited")) <= 1 < int(said(THREADS, "unlimited")), "heaps of eight threads"
 
 
 @is_glibc
 def test_free_memory_before_the_end_of_an_arena_is_given_back() -> None:
-    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, timeout=60, check=True)
-    assert 60 < float(done.stdout) < 70, "MiB, of the 64 that were freed"
+    assert 60 < float(said(HOLES)) < 70, "MiB, of the 64 that were freed"
 
 
 def test_it_is_given_back_again_and_again() -> None:
