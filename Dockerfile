@@ -11,19 +11,25 @@ WORKDIR /build
 RUN python3 -m venv --without-pip /opt/spikewatch && python3 -m venv tools
 COPY deploy/build.lock deploy/requirements.lock ./
 RUN tools/bin/pip install --require-hashes -r build.lock \
- && tools/bin/pip --python /opt/spikewatch/bin/python install --require-hashes -r requirements.lock
-# Of the libraries: test suites, C headers, the Jupyter plug-in of plotly, and Arrow's clients of services that are not used.
+ && tools/bin/pip --python /opt/spikewatch/bin/python install --no-compile --require-hashes -r requirements.lock
+# Of the libraries: test suites, C headers and sources, source maps and development builds of JavaScript, the Jupyter plug-in and
+# example data of plotly, the event loop that is not used, and Arrow's clients of services and second copies.
 RUN cd /opt/spikewatch/lib/python3*/site-packages \
- && find . \( -name tests -o -name include -o -name labextension \) -type d -prune -exec rm -rf {} + \
- && rm -f pyarrow/*flight* pyarrow/*s3*
+ && find . -type d \( -name tests -o -name include -o -name labextension -o -name nbextension \) -prune -exec rm -rf {} + \
+ && find . -type f \( -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -o -name '*.cpp' -o -name '*.h' \
+      -o -name '*.hpp' -o -name '*.a' -o -name '*.map' -o -name '*.dev.js' -o -name '*.pyi' \) -delete \
+ && rm -rf uvloop uvloop-* plotly/package_data/datasets plotly/package_data/widgetbundle.js watchfiles watchfiles-* pyarrow/src sqlalchemy/testing \
+ && rm -f pyarrow/*flight* pyarrow/*s3* pyarrow/*gcsfs* pyarrow/*azurefs* pyarrow/*hdfs* pyarrow/*orc* \
+      pyarrow/libarrow_python.so pyarrow/libarrow_python.so.*.*.* dash/dash_table/demo.js
 COPY pyproject.toml README.md ./
 COPY client_sdk client_sdk
 COPY server server
 COPY dashboard dashboard
 COPY migrations migrations
+COPY deploy/warm_up.py ./
 RUN tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir wheels . ./client_sdk \
- && tools/bin/pip --python /opt/spikewatch/bin/python install --no-deps --no-index wheels/*.whl \
- && /opt/spikewatch/bin/python -c 'import server.serving.service, server.transfers, server.imports, dashboard.app'
+ && tools/bin/pip --python /opt/spikewatch/bin/python install --no-compile --no-deps --no-index wheels/*.whl \
+ && /opt/spikewatch/bin/python warm_up.py
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/spikewatch spikewatch \

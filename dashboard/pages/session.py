@@ -201,7 +201,7 @@ class Session:
             tone, word = "danger", "offline since " + time.strftime("%H:%M:%S", time.localtime(since))
         elif self._feed.is_degraded and word == "live":
             tone, word = "warn", "live view degraded"
-            detail += f" · read anew every {READ_ANEW_EVERY:g} s"
+            detail = f"read every {READ_ANEW_EVERY:g} s · {detail}"  # first: a narrow page shows no more of it
         elif self._behind is not None and word == "live":
             if self._behind > CATCHING_UP:
                 tone, word = "warn", "catching up"
