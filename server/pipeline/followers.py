@@ -24,6 +24,7 @@ from server.storage.segments import SegmentStore
 logger = logging.getLogger(__name__)
 
 DETECTOR_THREADS = 2
+SAVE_GATHER = 0.1  # seconds between two transactions that save states, while many have something to save
 SAVED_TOGETHER = 1024 * 1024  # bytes of states in one transaction
 LEASE = "follower:"
 ORPHANS_EVERY = 6  # beats of the leases between two looks for runs that nobody follows
@@ -46,10 +47,12 @@ class Followers:
         publish: Publish,
         rules: Callable[[], RuleSet],
         connected: Callable[[], set[str]],
+        turn: asyncio.Lock,
         clock: Callable[[], float],
         idle_after: float,
     ) -> None:
         """``rules``: those of now. ``connected``: runs with a writer that is connected to this server.
+        ``turn``: of the transactions that change several runs.
         ``idle_after``: seconds without news after which a run's detectors leave memory."""
         self._runs = runs
         self._layouts = layouts
@@ -63,7 +66,9 @@ class Followers:
         self._idle_after = idle_after
         self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
         self._room = Room()
-        self._saver: GroupWriter[MonitorSave, SavedMonitor] = GroupWriter(monitors.save, most=SAVED_TOGETHER)
+        self._saver: GroupWriter[MonitorSave, SavedMonitor] = GroupWriter(
+            monitors.save, most=SAVED_TOGETHER, gather=SAVE_GATHER, turn=turn
+        )
         self._held: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
         self._elsewhere: dict[str, float] = {}
         """Runs that another server follows, and the time until which it is not asked again whether it still does."""

@@ -19,7 +19,7 @@ from server.storage.fair_queue import FairQueue
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
-GATHER = 0.025  # seconds between the beginnings of two transactions while several have something to write
+GATHER = 0.05  # seconds between the beginnings of two transactions while several have something to write
 ALONE_AT_ONCE = 8  # transactions of one request each, after one of many has failed
 
 
@@ -42,12 +42,15 @@ class GroupWriter(Generic[Request, Result]):
         *,
         most: float,
         gather: float = GATHER,
+        turn: asyncio.Lock | None = None,
     ) -> None:
         """``write``: all of these in one transaction, and of each what came of it; an exception is raised to whoever
-        asked for that one. If it raises, nothing is written."""
+        asked for that one. If it raises, nothing is written. ``turn``: of those whose transactions lock the same rows,
+        so that they never wait for each other in the database."""
         self._write = write
         self._most = most
         self._gather = gather
+        self._turn = turn if turn is not None else asyncio.Lock()
         self._queue: FairQueue[_Waiting[Request, Result]] = FairQueue()
         self._task: asyncio.Task[None] | None = None
         self._alone: set[asyncio.Task[None]] = set()
@@ -81,11 +84,12 @@ class GroupWriter(Generic[Request, Result]):
             if len(self._queue) > 1 or self._last_size > 1:
                 # Nobody who is alone waits; of many, those that come a moment later share the transaction.
                 await asyncio.sleep(max(0.0, self._began + self._gather - time.monotonic()))
-            self._began = time.monotonic()
-            group = self._take()
-            self._last_size = len(group)
-            if group:
-                await self._write_group(group)
+            async with self._turn:
+                self._began = time.monotonic()
+                group = self._take()
+                self._last_size = len(group)
+                if group:
+                    await self._write_group(group)
 
     def _take(self) -> list[_Waiting[Request, Result]]:
         group: list[_Waiting[Request, Result]] = []

@@ -80,7 +80,10 @@ class Pipeline:
         self._heartbeat_every = heartbeat_every
         self._rules = RuleKeeper(rules, monitors, clock=clock, look_every=heartbeat_every)
         self._announcer = Announcer(fleet, broker, announcements_per_second)
-        self._committer: GroupWriter[CommitRequest, Commit] = GroupWriter(commits.commit, most=COMMITTED_TOGETHER)
+        turn = asyncio.Lock()
+        self._committer: GroupWriter[CommitRequest, Commit] = GroupWriter(
+            commits.commit, most=COMMITTED_TOGETHER, turn=turn
+        )
         self._followers = Followers(
             runs=runs,
             layouts=layouts,
@@ -90,6 +93,7 @@ class Pipeline:
             publish=self._tell,
             rules=lambda: self._rules.current,
             connected=lambda: {writer.registration.run_id for writer in self._connected},
+            turn=turn,
             clock=clock,
             idle_after=follower_idle,
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-from sqlalchemy import bindparam, func, select, tuple_, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import RunDeletedError, SequenceMovedError, ServerError, WriterTakenError
@@ -60,7 +60,12 @@ LAST_ATTEMPTS = select(
     attempts.c.attempt,
     attempts.c.last_step,
     func.coalesce(_last_segment, 0).label("last_segment"),
-).where(tuple_(attempts.c.run_id, attempts.c.rank).in_(bindparam("places", expanding=True)), _is_last)
+).where(
+    # By two lists, though that may find more: SQLite uses no index for a list of pairs.
+    attempts.c.run_id.in_(bindparam("run_ids", expanding=True)),
+    attempts.c.rank.in_(bindparam("ranks", expanding=True)),
+    _is_last,
+)
 _INSERT_SEGMENTS = segments.insert().returning(segments.c.id, segments.c.writer_id, segments.c.first_seq)
 _WRITER = writers.c.id == bindparam("of_writer")
 _RUN = runs.c.id == bindparam("of_run")
@@ -191,7 +196,8 @@ class CommitStore:
         outcomes: list[Commit | ServerError | None] = [None] * len(requests)
         # Alone it may wait for whoever holds its rows; the others need not.
         patience = LOCK_TIMEOUT if len(requests) > 1 else None
-        async with self._database.write(patience=patience) as connection:
+        cost = sum(len(draft.payload) for request in requests for draft in request.drafts)
+        async with self._database.write("commits", cost, patience=patience) as connection:
             accepted = await _accept(connection, requests, outcomes)
             if accepted:
                 for commit, item in zip(await _store(connection, accepted), accepted, strict=True):
@@ -227,8 +233,9 @@ async def _accept(
 
 async def _store(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> list[Commit]:
     """Everything of these, whose rows are locked."""
-    places = sorted({item.request.place for item in accepted})
-    rows = await connection.execute(LAST_ATTEMPTS, {"places": padded(places)})
+    places = {item.request.place for item in accepted}
+    run_ids, ranks = sorted({run_id for run_id, _ in places}), sorted({rank for _, rank in places})
+    rows = await connection.execute(LAST_ATTEMPTS, {"run_ids": padded(run_ids), "ranks": padded(ranks)})
     current = {
         (row.run_id, row.rank): _Attempt(attempt=row.attempt, last_step=row.last_step, last_segment=row.last_segment)
         for row in rows

@@ -50,7 +50,7 @@ IDLE_TIMEOUT = 5_000
 """Milliseconds that a transaction may wait for its own server. One that hangs would keep the rows locked that a writer
 needs which has moved to another server; Postgres lets go of them and refuses the rest."""
 BUSY_TIMEOUT = 30_000  # milliseconds that a writer of another process is waited for
-LOCK_TIMEOUT = 0.25  # seconds that a transaction for several runs waits for a row that another one has locked
+LOCK_TIMEOUT = 1.0  # seconds that a transaction for several runs waits for a row that another one has locked
 LOCKED_RETRY = 0.005  # seconds
 TRANSACTION = 4096  # bytes that a transaction counts for at least: what costs nothing would always come first
 

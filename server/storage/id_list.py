@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TypeVar
 
-Id = TypeVar("Id", int, str, tuple[str, int])
+Id = TypeVar("Id", int, str)
 
 
 def padded(ids: Collection[Id]) -> list[Id]:
