@@ -173,14 +173,14 @@ class Connection:
             is_small = sum(map(len, frames)) <= INLINE_BYTES
             messages, fault = _decode(frames) if is_small else await asyncio.to_thread(_decode, frames)
             waiting: list[Batch] = []
-            for message in messages:
+            for number, message in enumerate(messages, 1):
                 if isinstance(message, Batch):
                     waiting.append(message)
                     continue
                 await self._commit(waiting)
                 waiting = []
                 if isinstance(message, Hello):
-                    await self._greet(message, principal)
+                    await self._greet(message, principal, is_last=number == len(messages))
                 else:
                     await self._finish(message)
             await self._commit(waiting)
@@ -197,11 +197,16 @@ class Connection:
             seconds = self._limits.hello_timeout
             raise IngestError("hello_first", f"nothing came for {seconds:g} s; the first frame is hello") from None
 
-    async def _greet(self, hello: Hello, principal: Principal) -> None:
+    async def _greet(self, hello: Hello, principal: Principal, *, is_last: bool) -> None:
+        """``is_last``: nothing that came with it follows."""
+
+        def is_wanted() -> bool:
+            return not is_last or len(self._frames) > 0 or not self._frames.closed
+
         greeting = checked(hello, principal)
         if self._writer is not None:
             self._pipeline.disconnect(self._writer)
-        writer = await self._pipeline.register(greeting)
+        writer = await self._pipeline.register(greeting, is_wanted)
         writer.on_taken = self._lose_writer
         same_run = self._writer is not None and self._writer.registration.run_id == writer.registration.run_id
         self._writer = writer

@@ -130,10 +130,13 @@ class Pipeline:
         await self._followers.stop()
         await self._announcer.stop()
 
-    async def register(self, hello: Hello) -> Writer:
-        """Raises `IngestError` and `DatabaseError`."""
+    async def register(self, hello: Hello, is_wanted: Callable[[], bool] = lambda: True) -> Writer:
+        """``is_wanted``: asked where the hello had to wait for its turn. Raises `IngestError` and `DatabaseError`."""
+        is_rush = self._registering.locked()
         try:
             async with self._registering:
+                if is_rush and not is_wanted():
+                    raise IngestError("going_away", "the connection had ended before its turn came", retryable=True)
                 registration = await self._runs.register(hello, self._clock())
         except ProjectMismatchError as error:
             raise IngestError("forbidden", str(error), close_code=4401) from error

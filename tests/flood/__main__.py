@@ -26,7 +26,7 @@ def main() -> int:
         home = Path(name)
         with embedded(home) as server:
             trial = attempt(server, connections=options.connections, hold=options.hold, rate=options.rate)
-        print(trial)
+            print(trial, flush=True)
         said = (home / "up.log").read_text(encoding="utf-8")
     for line in [line for line in said.splitlines() if "WARN" in line or "ERROR" in line][:10]:
         print(f"  the server's log: {line}")

@@ -17,12 +17,18 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import client_sdk
-from client_sdk.protocol import Ack, Error
+from client_sdk.protocol import PROTOCOL_VERSION, Ack, Error, Hello
+from server.assembly.pipeline import make_pipeline
 from server.auth.admissions import MAX_PAUSE, Admissions, TokenLimits
 from server.auth.tokens import Authenticator, Identity
-from server.errors import LimitError
+from server.broker import MemoryBroker
+from server.config import Config
+from server.errors import IngestError, LimitError
 from server.models import Principal, Scope
+from server.pipeline.pipeline import REGISTRATIONS
+from server.storage import migrate
 from server.storage.database import Database
+from server.storage.runs import RunStore
 from server.storage.sessions import SessionStore
 from server.storage.tokens import TokenStore
 from tests.fuzz.client import Closed, Socket
@@ -275,3 +281,25 @@ async def test_a_frame_flood_of_hellos_and_pings_is_answered_in_turn(server: Run
         for _ in range(300):
             answer = await flood.answer()
             assert not isinstance(answer, Closed | Error | Ack)
+
+
+async def test_a_hello_whose_connection_has_ended_takes_nobodys_turn(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/x")
+    await migrate.upgrade(database)
+    pipeline = make_pipeline(Config(), database, MemoryBroker(64))
+
+    def greeting(run_id: str) -> Hello:
+        return Hello(version=PROTOCOL_VERSION, run_id=run_id, writer="w", project="p")
+
+    async with database.write():  # nobody's turn comes meanwhile
+        first = [asyncio.create_task(pipeline.register(greeting(f"run-{n}"))) for n in range(REGISTRATIONS)]
+        await asyncio.sleep(0)
+        gone = asyncio.create_task(pipeline.register(greeting("gone"), lambda: False))
+        patient = asyncio.create_task(pipeline.register(greeting("patient"), lambda: True))
+        await asyncio.sleep(0)
+    assert {(await task).last_seq for task in [*first, patient]} == {0}
+    with pytest.raises(IngestError, match="had ended before its turn came"):
+        await gone
+    assert await RunStore(database).standing("gone") is None
+    assert await RunStore(database).standing("patient") is not None
+    await database.close()
