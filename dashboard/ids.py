@@ -79,8 +79,3 @@ def panel_box(name: str) -> str:
 def histogram(which: str) -> str:
     """Id of the box that holds one histogram: "update" or "ratio"."""
     return f"histogram-{which}"
-
-
-def action(verb: str, alert_id: str) -> dict[str, str]:
-    """Id of a button that changes an alert: verb is "acknowledge" or "silence"."""
-    return {"act": verb, "alert": alert_id}

@@ -9,10 +9,9 @@ from typing import Any, Final
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from dashboard import ids
 from dashboard.models import Alert
 from dashboard.numbers import count, duration, ellipsis, unix_time
-from dashboard.pages.attributes import aria
+from dashboard.pages.attributes import aria, data
 from dashboard.pages.evidence import lines
 
 HISTORY_SHOWN: Final = 30
@@ -141,17 +140,17 @@ def _buttons(alert: Alert, now: float) -> Component:
     acknowledge: Component = (
         html.Span("Acknowledged", className="done")
         if alert.state == "acknowledged"
-        else html.Button("Acknowledge", id=ids.action("acknowledge", alert.id), className="button", type="button")
+        else html.Button("Acknowledge", className="button", type="button", **data(verb="acknowledge", of=alert.id))
     )
     silence: Component = (
         html.Span("Silenced", className="done", title="No notifications about this alert for now")
         if is_silenced(alert, now)
         else html.Button(
             "Silence 1 h",
-            id=ids.action("silence", alert.id),
             className="button",
             type="button",
             title="No notifications about this alert for an hour",
+            **data(verb="silence", of=alert.id),
         )
     )
     return html.Div([acknowledge, silence], className="buttons")

@@ -1,9 +1,8 @@
-"""The callbacks: routing, the live callback of each page, the buttons. Everything else happens in `Session`."""
+"""The callbacks: routing, the live callback of each page, what people do. Everything else happens in `Session`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,10 +10,9 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, set_p
 from dash.exceptions import PreventUpdate
 
 from dashboard import ids
-from dashboard.client import ApiClient, ApiError
+from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
 from dashboard.models import Tried
-from dashboard.pages.alert_cards import SILENCE_MINUTES
 from dashboard.pages.alert_live import AlertLive
 from dashboard.pages.alerts_live import AlertsLive
 from dashboard.pages.deeds import Deeds, parse_deed
@@ -59,7 +57,6 @@ def register(app: Dash, *, config: DashboardConfig, viewers: Viewers) -> None:
     """Attach every callback to the application."""
     _register_routing(app)
     _register_live(app, config, viewers)
-    _register_buttons(app, viewers)
     _register_forms(app, viewers)
     _register_clientside(app)
 
@@ -120,26 +117,6 @@ def _register_live(app: Dash, config: DashboardConfig, viewers: Viewers) -> None
         session = sessions.get((current_viewer.get().credential, tab))
         if session is not None:
             session.look(parse_view(view))
-
-
-def _register_buttons(app: Dash, viewers: Viewers) -> None:
-    everything = Input({"act": ALL, "alert": ALL}, "n_clicks")
-
-    @app.callback(Output(ids.NOTICE, "children"), everything, prevent_initial_call=True)
-    async def act(_clicks: list[int | None]) -> str:
-        if not ctx.triggered or not ctx.triggered[0]["value"] or not isinstance(ctx.triggered_id, dict):
-            raise PreventUpdate
-        client = viewers.client(current_viewer.get())
-        verb, alert_id = ctx.triggered_id["act"], ctx.triggered_id["alert"]
-        actions: dict[str, Callable[[], Any]] = {
-            "acknowledge": lambda: client.acknowledge(alert_id),
-            "silence": lambda: client.silence(alert_id, SILENCE_MINUTES),
-        }
-        try:
-            await actions[verb]()
-        except ApiError as error:
-            return f"That did not work: {error}"
-        return ""
 
 
 def _register_forms(app: Dash, viewers: Viewers) -> None:

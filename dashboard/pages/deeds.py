@@ -18,6 +18,7 @@ from dashboard import ids
 from dashboard.client import ApiClient, ApiError, ApiRefusedError
 from dashboard.models import Channel, Notifications, Rule, Token
 from dashboard.pages import rules, settings
+from dashboard.pages.alert_cards import SILENCE_MINUTES
 from dashboard.pages.fields import FieldError, optional
 from dashboard.pages.settings_live import forms
 
@@ -79,6 +80,8 @@ class Deeds:
             "delete-silence": self._delete_silence,
             "save-token": self._make_token,
             "revoke-token": self._revoke_token,
+            "acknowledge": self._acknowledge,
+            "silence": self._silence,
         }
 
     async def do(self, deed: Deed) -> Shown:
@@ -94,6 +97,15 @@ class Deeds:
             if not deed.form:
                 return {ids.NOTICE: {"children": f"That did not work: {error}"}}
             return _trouble(deed, _blamed(error, deed))
+
+    async def _acknowledge(self, deed: Deed) -> Shown:
+        """The page hears of it as of any change of an alert."""
+        await self._client.acknowledge(deed.of)
+        return {}
+
+    async def _silence(self, deed: Deed) -> Shown:
+        await self._client.silence(deed.of, SILENCE_MINUTES)
+        return {}
 
     async def _edit_rule(self, deed: Deed) -> Shown:
         rule = await self._rule(deed.of) if deed.verb == "edit-rule" else None
