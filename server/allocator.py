@@ -7,10 +7,7 @@ for hours. Threads that take turns at Python's lock gain nothing from more arena
 
 What these two keep grew with every busier moment, too. Free memory goes back to the system by itself only from the end
 of an arena, and some page of SQLite's or a small object always lies there: it is given back from the middle as well,
-now and then. And glibc, which at first has buffers of 128 KiB and more mapped by the system, leaves them to the arenas
-once one was freed, up to its size: each read of a socket asks for 256 KiB, keeps the bytes that came, and leaves a
-hole. So the size from which buffers are mapped, and leave nothing behind, is fixed. That costs about 20 µs for a read
-and up to a twentieth of a query's CPU time.
+now and then.
 """
 
 from __future__ import annotations
@@ -22,29 +19,17 @@ import sys
 from collections.abc import Callable
 
 ARENAS = 2
-MAPPED_FROM = 256 * 1024  # bytes
 TRIM_EVERY = 20.0  # seconds
-_M_MMAP_THRESHOLD = -3  # malloc.h
-_M_ARENA_MAX = -8
+_M_ARENA_MAX = -8  # malloc.h
 
 
 def limit_arenas(count: int = ARENAS) -> bool:
     """For threads that start from now on. False, and nothing done, where the C library has no such setting, or where
     the environment (MALLOC_ARENA_MAX) has set it."""
-    return _set(_M_ARENA_MAX, count, "MALLOC_ARENA_MAX")
-
-
-def map_large_buffers(least: int = MAPPED_FROM) -> bool:
-    """Have buffers of ``least`` bytes or more mapped by the system, whatever is freed. False as `limit_arenas` says,
-    with MALLOC_MMAP_THRESHOLD_."""
-    return _set(_M_MMAP_THRESHOLD, least, "MALLOC_MMAP_THRESHOLD_")
-
-
-def _set(parameter: int, value: int, environment: str) -> bool:
-    if sys.platform != "linux" or environment in os.environ:
+    if sys.platform != "linux" or "MALLOC_ARENA_MAX" in os.environ:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and mallopt(parameter, value) == 1
+    return mallopt is not None and mallopt(_M_ARENA_MAX, count) == 1
 
 
 def trim() -> bool:

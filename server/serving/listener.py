@@ -8,6 +8,7 @@ import socket
 import sys
 
 from server.errors import ConfigurationError
+from server.serving.exact_listener import ExactListener
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
@@ -22,7 +23,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises `ConfigurationError` in words for the terminal."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named as TCP: asyncio turns the delay of small packets (40 ms an answer) off only where the socket says so.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = ExactListener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

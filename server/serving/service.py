@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from server.allocator import keep_trimmed, limit_arenas, map_large_buffers
+from server.allocator import keep_trimmed, limit_arenas
 from server.config import Config
 from server.errors import ConfigurationError
 from server.main import create_app
@@ -46,7 +46,6 @@ class Service:
     def run(self, on_ready: Callable[[Config], None] | None = None) -> None:
         """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` and `ConfigurationError` before it is ready."""
         limit_arenas()
-        map_large_buffers()
         sys.setswitchinterval(SWITCH_INTERVAL)
         most = room(self.config.max_connections, allow_open_files())
         try:

@@ -52,22 +52,6 @@ assert trim()
 print(full - anonymous_mib(os.getpid()))
 """
 
-LARGE = """
-import os, sys
-from server.allocator import MAPPED_FROM, map_large_buffers
-from tests.support.processes import anonymous_mib
-
-if sys.argv[1] == "mapped":
-    assert map_large_buffers()
-large = b"x" * (4 * 2**20)
-del large  # from now on glibc would leave buffers of up to 4 MiB to its arenas
-kept = [b"x" * MAPPED_FROM for _ in range(256)]
-last = b"x" * 10_000
-full = anonymous_mib(os.getpid())
-del kept
-print(full - anonymous_mib(os.getpid()))
-"""
-
 
 def said(script: str, *arguments: str) -> str:
     """By a process whose environment tells the allocator nothing."""
@@ -84,12 +68,6 @@ def test_threads_share_an_arena_once_they_are_limited() -> None:
 @is_glibc
 def test_free_memory_before_the_end_of_an_arena_is_given_back() -> None:
     assert 60 < float(said(HOLES)) < 70, "MiB, of the 64 that were freed"
-
-
-@is_glibc
-def test_large_buffers_leave_nothing_behind_once_they_are_mapped() -> None:
-    assert float(said(LARGE, "left alone")) < 10, "MiB, of the 64 that were freed"
-    assert 60 < float(said(LARGE, "mapped")) < 70
 
 
 def test_it_is_given_back_again_and_again() -> None:
