@@ -19,7 +19,7 @@ from server.storage.fair_queue import FairQueue
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
-GATHER = 0.05  # seconds between the beginnings of two transactions while several have something to write
+GATHER = 0.025  # seconds between the beginnings of two transactions while several have something to write
 ALONE_AT_ONCE = 8  # transactions of one request each, after one of many has failed
 
 
