@@ -38,7 +38,7 @@ class Trial:
     """The highest of each that was seen."""
     after: Footprint
     settled_after: float | None
-    """Seconds from the end of the flood until the descriptors were back; None where they were not."""
+    """Seconds from the end of the flood until descriptors and memory were back; None where they were not."""
     logged: int
     acknowledged: int
     dropped: int
@@ -51,10 +51,7 @@ class Trial:
     @property
     def is_withstood(self) -> bool:
         return (
-            self.logged == self.acknowledged == self.stored > 0
-            and self.dropped == 0
-            and self.settled_after is not None
-            and self.after.mib - self.before.mib < KEPT
+            self.logged == self.acknowledged == self.stored > 0 and self.dropped == 0 and self.settled_after is not None
         )
 
     def __str__(self) -> str:
@@ -66,7 +63,7 @@ class Trial:
                 f"server {name + ':':<8} {one.mib:7.1f} MiB {one.descriptors:6,d} descriptors {one.threads:3d} threads"
             )
         back = "NOT BACK" if self.settled_after is None else f"back after {self.settled_after:.1f} s"
-        lines.append(f"descriptors when the flood has ended: {back}")
+        lines.append(f"descriptors and memory when the flood has ended: {back}")
         lines.append(
             f"the training of another token: {self.logged:,} steps logged, {self.acknowledged:,} acknowledged, "
             f"{self.stored:,} stored once and in order, {self.dropped} dropped; "
@@ -98,7 +95,7 @@ def attempt(
                 _end(attackers)
                 ends = json.loads(watch.line_of(attackers))
             flood_seconds = time.monotonic() - began
-            settled_after = watch.until_back(before.descriptors + LEFT_OPEN)
+            settled_after = watch.until_back(before)
             _end(trainer)
             status = json.loads(watch.line_of(trainer))
     return Trial(
@@ -148,11 +145,12 @@ class _Watch:
             assert time.monotonic() < deadline, "it did not happen in time"
             self.for_seconds(LOOK_EVERY)
 
-    def until_back(self, descriptors: int) -> float | None:
-        """The seconds until no more are open, or None."""
+    def until_back(self, before: Footprint) -> float | None:
+        """The seconds until it holds about as much as before, or None. Memory goes back when the server next trims."""
         began = time.monotonic()
         while time.monotonic() - began < SETTLE:
-            if Footprint.of(self._pid).descriptors <= descriptors:
+            now = Footprint.of(self._pid)
+            if now.descriptors <= before.descriptors + LEFT_OPEN and now.mib < before.mib + KEPT:
                 return time.monotonic() - began
             time.sleep(LOOK_EVERY)
         return None
