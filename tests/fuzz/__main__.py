@@ -12,7 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.fuzz.siege import Siege, besiege
+from tests.fuzz.siege import OFTEN, Siege, besiege
 from tests.support.embedded import embedded
 
 
@@ -39,7 +39,10 @@ def main() -> int:
 
 def _besiege(frames: int, seed: int) -> tuple[Siege, str]:
     """What came of it, and the log of the server."""
-    with tempfile.TemporaryDirectory(prefix="spikewatch-fuzz-") as directory, embedded(Path(directory)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="spikewatch-fuzz-") as directory,
+        embedded(Path(directory), token_connections_per_second=OFTEN) as server,
+    ):
         siege = besiege(server, frames=frames, seed=seed)
         return siege, (Path(directory) / "up.log").read_text(encoding="utf-8")
 

@@ -20,6 +20,7 @@ from tests.support.writer import record
 WARM_UP = 0.2  # share of the frames after which "before" is: imports, pools and allocators have grown by then
 GROWTH_LIMIT = 48.0  # MiB
 LEFT_OPEN = 8  # descriptors that may be open more than before: connections of the pool
+OFTEN = 1e6  # connections a second that the token must be allowed: nearly every frame is one
 SETTLE = 10.0  # seconds in which the sockets of the attack must be gone
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.siege import besiege
+from tests.fuzz.siege import OFTEN, besiege
 from tests.support.embedded import embedded
 
 FRAMES = 3_000
@@ -14,7 +14,7 @@ FRAMES = 3_000
 
 @pytest.mark.timeout(240)
 def test_mutated_frames_are_answered_and_leave_nothing_behind(tmp_path: Path) -> None:
-    with embedded(tmp_path) as server:
+    with embedded(tmp_path, token_connections_per_second=OFTEN) as server:
         siege = besiege(server, frames=FRAMES, seed=3)
     assert not siege.tally.failures, siege
     assert siege.still_serves
