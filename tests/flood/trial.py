@@ -24,7 +24,7 @@ LINE_TIMEOUT = 300.0  # seconds for all connections to be tried, and for anythin
 LOOK_EVERY = 0.2  # seconds
 SETTLE = 90.0  # seconds in which the server must be back to what it held before
 LEFT_OPEN = 16  # descriptors that may be open more than before: connections of the pool
-KEPT = 128.0  # MiB that the allocator may keep of a flood; a second one finds them there
+KEPT = 256.0  # MiB: what the allocator keeps, which a second flood finds there, and 1,500 runs that said hello
 
 
 @dataclass(frozen=True, kw_only=True)
