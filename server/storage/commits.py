@@ -11,7 +11,7 @@ its run deleted, is left out of the transaction and harms no other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.errors import RunDeletedError, SequenceMovedError, ServerError, WriterTakenError
 from server.models import Event, RunState
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
-from server.storage.columns import Columns
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
+from server.storage.drafts import SegmentDraft
 from server.storage.id_list import padded
 from server.storage.runs import Registration, is_running
 
@@ -84,35 +84,6 @@ _MOVE_ATTEMPTS = (
     )
     .values(last_step=bindparam("to_step"))
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HistogramDraft:
-    """The histograms of one quantity at one step, encoded by `storage.histogram`."""
-
-    step: int
-    layout: int
-    which: str
-    payload: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentDraft:
-    """A segment before it has an id and an attempt. Its steps never decrease."""
-
-    first_seq: int
-    last_seq: int
-    first_step: int
-    last_step: int
-    payload: bytes
-    columns: Columns
-    """What the payload was made of, for whoever goes on with it."""
-    histograms: tuple[HistogramDraft, ...] = ()
-
-    @property
-    def names(self) -> Iterable[str]:
-        """The scalars that are logged in it."""
-        return self.columns.scalars.keys()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ import pytest
 
 from client_sdk.protocol import Hello, Layout, Record
 from server.pipeline.packing import pack
-from server.storage.commits import Commit, CommitRequest, CommitStore, SegmentDraft
+from server.storage.commits import Commit, CommitRequest, CommitStore
 from server.storage.database import Database
+from server.storage.drafts import SegmentDraft
 from server.storage.heatmap import HeatmapQuery
 from server.storage.layouts import LayoutStore
 from server.storage.lru import ByteLru
