@@ -122,8 +122,7 @@ class LayerSums(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Mean over layers, weighted by size."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One record, decoded, as the detectors see it: one writer, in the order of its sequence."""
 
     step: int
@@ -159,8 +158,7 @@ class Sample:
         return column
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened at a step: a stage change, a spike, an lr jump, non-finite values, a rollback."""
 
     step: int
@@ -168,12 +166,11 @@ class Event:
     """"stage", "spike", "lr-jump", "nonfinite", "rollback", "statistics-thinned", "statistics-complete", or an alert
     kind."""
     attempt: int = 0
-    detail: Mapping[str, float | int | str | None] = field(default_factory=dict)
+    detail: Mapping[str, float | int | str | None] = msgspec.field(default_factory=dict)
     """For "stage": {"stage": …}; for "spike": {"loss": …, "baseline": …, "peak_step": …}."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What a detector holds to be true at a step. `alerts.lifecycle` turns findings into alerts."""
 
     kind: AlertKind
@@ -185,7 +182,7 @@ class Finding:
     predicted_step: PredictedStep | None = None
     layers: tuple[str, ...] = ()
     layer_shares: tuple[float, ...] = ()
-    evidence: Mapping[str, float | int | str | None] = field(default_factory=dict)
+    evidence: Mapping[str, float | int | str | None] = msgspec.field(default_factory=dict)
     advice: tuple[str, ...] = ()
     key: str = ""
     """Tells findings of one kind apart: the id of a rule. Empty: one of its kind at a time."""
@@ -196,8 +193,7 @@ class Finding:
         return f"{self.kind.value}:{self.key}" if self.key else self.kind.value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the detectors say after one sample."""
 
     step: int

@@ -76,6 +76,8 @@ class AlertBook:
         if attempt != state.attempt:
             told += self.close_all(time)
             state.attempt = attempt
+        if not verdict.findings and not state.incidents:
+            return told
         findings = {finding.slot: finding for finding in verdict.findings}
         settled = self._settle(findings, verdict.step, time)
         told += [] if settled is None else [settled]

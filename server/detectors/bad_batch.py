@@ -18,7 +18,7 @@ import msgspec
 
 from server.detectors.advice import advice_after_spike
 from server.detectors.robust import Window, median_and_spread
-from server.detectors.signals import Reading
+from server.detectors.signals import MARKED, Reading
 from server.models import AlertKind, AlertLevel, Cause, Event, Finding
 
 LEAST: Final = 20
@@ -50,14 +50,14 @@ class BadBatchDetector(msgspec.Struct):
         loss = reading.loss
         if loss is None or not math.isfinite(loss):
             return False
-        values = list(self.losses.values)
+        gradient = reading.grad_ratio > MARKED and reading.grad_z > 4
+        values = list(self.losses.values) if gradient else []
         self.losses.push(loss)
         if len(values) < LEAST or explained or self.step is not None:
             return False
-        gradient = reading.grad_ratio > 2 and reading.grad_z > 4
         built_up = growth > CLIMBED or (curvature is not None and curvature > 1.0)
         own = reading.step_stability is not None and reading.step_stability > 1.0
-        if not gradient or built_up or own:
+        if built_up or own:
             return False
         baseline, spread = median_and_spread(values)
         steady = values[-1] <= baseline + 4 * max(spread, 0.02 * abs(baseline))

@@ -42,9 +42,11 @@ class DivergenceDetector(msgspec.Struct):
         if len(self.first) < 3:
             self.first = [*self.first, loss]
         self.losses.push(loss)
-        start = max(abs(value) for value in self.first)
+        start = max(map(abs, self.first))
         if len(self.losses.values) < WINDOW or start <= 0:
             return False
+        if self.step is None and max(self.losses.values) <= BETTER * start:
+            return False  # nor is their median above it
         self.level = median(self.losses.values)
         if self.step is None:
             if self.level > WORSE * start or (shifted and self.level > BETTER * start):

@@ -152,7 +152,7 @@ class RunMonitor:
             state.divergence.finding(reading),
             state.eps_floor.finding(reading),
         )
-        state.findings = tuple(finding for finding in findings if finding is not None)
+        state.findings = tuple([finding for finding in findings if finding is not None])
         return self._verdict(step, tuple(events))
 
     def _verdict(self, step: int, events: tuple[Event, ...]) -> Verdict:

@@ -6,8 +6,10 @@ Every class is a `msgspec.Struct`, so that the whole state of a monitor is encod
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import mul
 from typing import Final
 
 import msgspec
@@ -124,24 +126,28 @@ class Track(msgspec.Struct):
         age = step - self.steps[-1]
         return age if age <= max(RECENT, 2 * max(pauses, default=0)) else None
 
+    def since(self, step: int) -> Sequence[float]:
+        """The values held of this step and later ones."""
+        if self.steps and self.steps[0] >= step:
+            return self.values
+        return self.values[bisect_left(self.steps, step) :]
+
     def line(self, least: int, since: int | None = None) -> Line | None:
         """Least squares over the pairs at or after step `since`; None for fewer than `least` of them."""
-        first = 0
-        if since is not None:
-            while first < len(self.steps) and self.steps[first] < since:
-                first += 1
-        count = len(self.steps) - first
+        steps, values = self.steps, self.values
+        if since is not None and steps and steps[0] < since:
+            first = bisect_left(steps, since)
+            steps, values = steps[first:], values[first:]
+        count = len(steps)
         if count < max(least, 2):
             return None
-        steps = self.steps[first:]
-        values = self.values[first:]
         mean_x = sum(steps) / count
         mean_y = sum(values) / count
         dx = [x - mean_x for x in steps]
         dy = [y - mean_y for y in values]
-        sxx = sum([x * x for x in dx])
-        sxy = sum([x * y for x, y in zip(dx, dy, strict=True)])
-        syy = sum([y * y for y in dy])
+        sxx = sum(map(mul, dx, dx))
+        sxy = sum(map(mul, dx, dy))
+        syy = sum(map(mul, dy, dy))
         if sxx <= 0:
             return None
         slope = sxy / sxx

@@ -30,7 +30,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -54,14 +53,16 @@ BOUND: Final = 1e300
 """Greater values have no difference and no ratio."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
     """What one sample brought."""
 
     findings: tuple[Finding, ...]
     """Those that hold now."""
     returned: tuple[tuple[str, float], ...] = ()
     """Rules whose data came back, with the seconds that it was away: their alerts are over at once."""
+
+
+NOTHING: Final = Heard(findings=())
 
 
 class Watch(msgspec.Struct):
@@ -174,6 +175,8 @@ class RuleBank:
                 watch.renew()
         state.last_step = sample.step
         state.seen_at = at
+        if not state.watches:
+            return NOTHING
         returned: list[tuple[str, float]] = []
         for watch in state.watches:
             if watch.rule.condition is Condition.NO_DATA:

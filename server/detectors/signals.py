@@ -33,6 +33,8 @@ COUPLED: Final = 0.3
 """Above it the spell of decoupling is over (hysteresis)."""
 ABSURD: Final = 1e9
 """λ_grad over the limit beyond which only "far above" can be said; keeps sums of squares finite."""
+MARKED: Final = 2.0
+"""‖g‖ over its mean up to which nobody asks how unusual it is."""
 TINY: Final = 1e-300
 Array = NDArray[np.float64]
 
@@ -57,7 +59,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     grad_ratio: float
     """‖g‖ over its own moving average (decay 0.98) before this step; 1 when unknown."""
     grad_z: float
-    """Robust z-score of log‖g‖ against the last 64 steps; 0 when unknown."""
+    """Robust z-score of log‖g‖ against the last 64 steps; 0 when unknown, and where ‖g‖ is not `MARKED`."""
     decoupling: float | None
     """Σg²/Σv̂; None without second moments."""
     decoupling_least: float | None
@@ -158,14 +160,11 @@ class Signals(msgspec.Struct):
         if line is not None:
             self.growth_mean.push(min(abs(line.slope), UNUSUAL * usual) if usual else abs(line.slope))
         stability = _last(self.stabilities, step)
-        peak = max(
-            (v for s, v in zip(self.stabilities.steps, self.stabilities.values, strict=True) if s > step - RECENT),
-            default=None,
-        )
+        peak = max(self.stabilities.since(step - RECENT + 1), default=None)
         trend = self.stabilities.line(4, step - TREND_STEPS)
         gradient_trend = self.gradient_stabilities.line(3, step - 40)
         step_lambda = _finite(scalars.get("lambda_step"))
-        least = [v for s, v in zip(self.decouplings.steps, self.decouplings.values, strict=True) if s > step - RECENT]
+        least = self.decouplings.since(step - RECENT + 1)
         self.last_step = step
         return Reading(
             step=step,
@@ -213,8 +212,9 @@ class Signals(msgspec.Struct):
         if not (layers and self.slow[0]) and not self.slow.any():  # the first one settles it for nearly all
             self.fast, self.slow = squares.copy(), squares.copy()
             return
-        with np.errstate(all="ignore"):
-            fast, slow = 0.75 * self.fast + 0.25 * squares, 0.98 * self.slow + 0.02 * squares
+        fast, slow = 0.75 * self.fast, 0.98 * self.slow
+        fast += 0.25 * squares
+        slow += 0.02 * squares
         self.fast = fast if known is None else np.where(known, fast, self.fast)
         self.slow = slow if known is None else np.where(known, slow, self.slow)
 
@@ -225,7 +225,7 @@ class Signals(msgspec.Struct):
         log_norm = math.log(grad_norm)
         mean = self.grad_mean.value
         ratio = grad_norm / mean if mean is not None and mean > 0 else 1.0
-        z = self.grads.z(log_norm, least=10, floor=0.02)
+        z = self.grads.z(log_norm, least=10, floor=0.02) if ratio > MARKED else 0.0
         self.grad_mean.push(grad_norm)
         self.grads.push(step, log_norm)
         self.growth.push(step, log_norm)

@@ -28,7 +28,7 @@ import msgspec
 
 from server.detectors.advice import advice_after_spike
 from server.detectors.causes import CauseOfSpike
-from server.detectors.robust import Window, median_and_spread
+from server.detectors.robust import Window, median, median_and_spread
 from server.detectors.signals import Reading
 from server.models import AlertKind, AlertLevel, Event, Finding
 
@@ -99,14 +99,19 @@ class SpikeDetector(msgspec.Struct):
         in_tail = self._in_tail(step, loss)
         values = self.settling if in_tail else self.losses.values
         if len(values) >= (3 if in_tail else LEAST):
-            self.baseline, self.deviation = median_and_spread(values)
+            self.baseline = median(values)
             level = abs(self.baseline)
             floor = FLOOR * self.scale
             rise = loss - self.baseline
+            is_up = rise > max(RISE * level, floor)
+            # Most losses are not up at all: of those nobody asks how much the others deviate.
+            self.deviation = median_and_spread(values)[1] if is_up else 0.0
             caution = 2.0 if not in_tail and len(values) < WINDOW // 2 else 1.0
-            is_high = rise > caution * max(HIGH * self.deviation, (STEEP_RISE if in_tail else RISE) * level, floor)
-            is_very_high = rise > caution * max(VERY_HIGH * self.deviation, STEEP_RISE * level, floor)
-            self._follow_rise(step, rise > max(3 * self.deviation, RISE * level, floor))
+            is_high = is_up and rise > caution * max(
+                HIGH * self.deviation, (STEEP_RISE if in_tail else RISE) * level, floor
+            )
+            is_very_high = is_up and rise > caution * max(VERY_HIGH * self.deviation, STEEP_RISE * level, floor)
+            self._follow_rise(step, is_up and rise > 3 * self.deviation)
             self.high = [*self.high[-2:], is_high]
             if is_very_high or (is_high and sum(self.high) >= 2):
                 self.active, self.trigger, self.back, self.shifted = True, step, 0, False

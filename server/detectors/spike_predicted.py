@@ -17,7 +17,6 @@ hang on one batch leave no such trace and are not forecast.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -65,8 +64,7 @@ NO_SIGN: Final[str] = Sign.NONE.value
 ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.DIRECTIONAL, Sign.RESET)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """What one reading says."""
 
     sign: Sign

@@ -30,10 +30,10 @@ a spike. Bounded: a handful of numbers.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from server.models import AlertLevel, Finding
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from server.detectors.monitor import RunMonitor
 from server.models import Finding, Layout, Optimizer, Sample, Verdict

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -71,7 +71,7 @@ def test_empty_samples_and_unknown_scalars_are_no_news() -> None:
 
 def test_a_step_logged_twice_counts_once() -> None:
     samples = list(streams.healthy(100, seed=4))
-    twice = [item for one in samples for item in (one, dataclasses.replace(one, scalars={"loss": 99.0}))]
+    twice = [item for one in samples for item in (one, msgspec.structs.replace(one, scalars={"loss": 99.0}))]
     assert streams.verdicts(twice)[-1] == streams.verdicts(samples)[-1]
 
 
@@ -90,14 +90,14 @@ def test_memory_is_bounded() -> None:
     monitor = RunMonitor()
     streams.verdicts(streams.healthy(300, seed=5), monitor)
     early = len(monitor.snapshot())
-    streams.verdicts((dataclasses.replace(s, step=s.step + 300) for s in streams.healthy(1500, seed=6)), monitor)
+    streams.verdicts((msgspec.structs.replace(s, step=s.step + 300) for s in streams.healthy(1500, seed=6)), monitor)
     assert len(monitor.snapshot()) < 1.2 * early
 
 
 def test_a_new_attempt_starts_from_nothing() -> None:
     monitor = RunMonitor()
     streams.verdicts(streams.exponential(start=60, rate=0.3, decoupling=1e-4, steps=80), monitor)
-    again = [dataclasses.replace(item, attempt=1) for item in streams.healthy(60, seed=7)]
+    again = [msgspec.structs.replace(item, attempt=1) for item in streams.healthy(60, seed=7)]
     fresh = RunMonitor()
     assert repr(streams.verdicts(again, monitor)) == repr(streams.verdicts(again, fresh))
 

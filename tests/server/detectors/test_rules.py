@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -172,7 +173,7 @@ def test_a_new_attempt_forgets_the_values_of_the_other() -> None:
     rule = Rule(**{**LOSS, "condition": Condition.CHANGE, "value": 2.0, "window": 5})
     bank = bank_of(rule)
     held(bank, scalars([1.0] * 20))
-    again = [dataclasses.replace(sample, attempt=1) for sample in scalars([9.0] * 20)]
+    again = [msgspec.structs.replace(sample, attempt=1) for sample in scalars([9.0] * 20)]
     assert not any(held(bank, again))
 
 
