@@ -11,8 +11,9 @@ when the clock stops. They are measured one after another on the same machine, a
 * The same Postgres with one row for each metric (`executemany`, a transaction a step), and with bare `bytea` rows of
   230 KB, a transaction each: what the database could take if nobody looked at the values.
 
-"A core" is a second of processor time of the server's process; that of Postgres's own processes is not in it, and not
-known for the ways that have no other server.
+"A core" is a second of processor time of the server's process, until its detectors have read what was acknowledged;
+that of Postgres's own processes is not in it, and not known for the ways that have no other server. "Judged after" says
+for how long the detectors went on reading when the last value was durable.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import urllib.error
 import urllib.request
 import venv
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
@@ -64,6 +65,7 @@ TRACKIO = "trackio==0.43.0"
 TRACKIO_STEPS = 16  # of a request
 ROW_BYTES = 230 * 1024
 START_TIMEOUT = 120.0  # seconds
+LAG = "spikewatch_follower_lag_seconds "
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -73,6 +75,8 @@ class Measured:
     values: int
     seconds: float
     core_seconds: float | None = None
+    judged_after: float | None = None
+    """Seconds from the last acknowledgement until the detectors had read it all."""
 
     @property
     def rate(self) -> float:
@@ -188,7 +192,23 @@ def spikewatch(run: LongRun, kind: str, database_url: str | None, steps: int) ->
                 while durable < steps:
                     durable = acknowledged()
 
-            return timed(f"Spikewatch, {kind}", steps * VALUES, pid, send_all)
+            before = core_seconds(pid)
+            stored = timed(f"Spikewatch, {kind}", steps * VALUES, pid, send_all)
+            judged_after = until_judged(port)
+            return replace(stored, core_seconds=core_seconds(pid) - before, judged_after=judged_after)
+
+
+def until_judged(port: int) -> float:
+    """Seconds until the server's detectors have read all that is committed."""
+    start = time.monotonic()
+    while True:
+        found = httpx.get(f"http://127.0.0.1:{port}/metrics").raise_for_status().text
+        lag = next(line for line in found.splitlines() if line.startswith(LAG))
+        if float(lag.rpartition(" ")[2]) == 0.0:
+            return time.monotonic() - start
+        if time.monotonic() - start > START_TIMEOUT:
+            raise RuntimeError(f"the detectors lag by {lag}")
+        time.sleep(0.02)
 
 
 def trackio(run: LongRun, steps: int) -> Measured:
@@ -270,11 +290,15 @@ async def _connect(database_url: str) -> asyncpg.Connection:
 
 def show(measured: list[Measured]) -> None:
     ours = measured[0]
-    print(f"{'':32} {'values/s':>13} {'MB/s':>7} {'values a core-second':>21} {'Spikewatch, SQLite, is':>23}")
+    print(
+        f"{'':32} {'values/s':>13} {'MB/s':>7} {'values a core-second':>21} {'Spikewatch, SQLite, is':>23} "
+        f"{'judged after':>13}"
+    )
     for item in measured:
         core = "" if not item.core_seconds else f"{item.values / item.core_seconds:,.0f}"
         ratio = f"{ours.rate / item.rate:.2f} ×"
-        print(f"{item.name:32} {item.rate:13,.0f} {4e-6 * item.rate:7.1f} {core:>21} {ratio:>23}")
+        judged = "" if item.judged_after is None else f"{item.judged_after:.2f} s"
+        print(f"{item.name:32} {item.rate:13,.0f} {4e-6 * item.rate:7.1f} {core:>21} {ratio:>23} {judged:>13}")
 
 
 def main() -> None:

@@ -40,8 +40,15 @@ class Leaders:
         gain = np.maximum(self._fast - self._slow, 0.0)
         total = float(gain.sum())
         if not total > 0:
-            gain, total = self._fast, float(self._fast.sum())
+            gain, total = self._fast.copy(), float(self._fast.sum())
         if not total > 0 or not math.isfinite(total):
             return []
-        top = np.argsort(-gain, kind="stable")[:MOST].tolist()
-        return [(layer, round(float(gain[layer]) / total, 4)) for layer in top if gain[layer] >= LEAST_SHARE * total]
+        found: list[tuple[int, float]] = []
+        for _ in range(min(MOST, len(gain))):  # three passes cost less than to sort hundreds
+            layer = int(gain.argmax())
+            share = float(gain[layer])
+            if share < LEAST_SHARE * total:
+                break
+            found.append((layer, round(share / total, 4)))
+            gain[layer] = -1.0
+        return found

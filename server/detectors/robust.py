@@ -122,9 +122,11 @@ class Track(msgspec.Struct):
         least)."""
         if not self.steps:
             return None
-        pauses = [b - a for a, b in pairwise(self.steps[-5:])]
         age = step - self.steps[-1]
-        return age if age <= max(RECENT, 2 * max(pauses, default=0)) else None
+        if age <= RECENT:
+            return age
+        pauses = [b - a for a, b in pairwise(self.steps[-5:])]
+        return age if age <= 2 * max(pauses, default=0) else None
 
     def since(self, step: int) -> Sequence[float]:
         """The values held of this step and later ones."""

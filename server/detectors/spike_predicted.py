@@ -60,6 +60,7 @@ class Sign(StrEnum):
     RESET = "reset"
 
 
+LOUD: Final = (AlertLevel.WARNING.value, AlertLevel.CRITICAL.value)
 NO_SIGN: Final[str] = Sign.NONE.value
 ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.DIRECTIONAL, Sign.RESET)
 
@@ -90,7 +91,7 @@ class SpikePredictor(msgspec.Struct):
 
     @property
     def warned(self) -> bool:
-        return self.level in (AlertLevel.WARNING, AlertLevel.CRITICAL)
+        return self.level in LOUD
 
     def update(self, reading: Reading, spiking: bool, demand: float = 0.0) -> None:
         """`spiking`: a spike is under way, so there is nothing to predict. ``demand``: see `judge`."""
@@ -120,7 +121,7 @@ class SpikePredictor(msgspec.Struct):
             self.level = AlertLevel.WARNING.value
         elif _held(self.last_watch, step):
             self.level = AlertLevel.WATCH.value
-        else:
+        elif self.level or self.predicted is not None:
             self._forget()
         if self.level and self.since is None:
             self.since = step
