@@ -37,6 +37,7 @@ T = TypeVar("T")
 ALERTS_SHOWN = 200
 RUN_PAGE_SIZE = 200
 MAX_RUNS = 2_000
+CONNECT_TIMEOUT = 5.0  # seconds
 TIMEOUT = 30.0  # seconds; a rule is tried on history for up to 20
 
 
@@ -92,7 +93,7 @@ class ApiClient:
     def __init__(self, config: DashboardConfig, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._http = httpx.AsyncClient(
             base_url=config.api_url.rstrip("/") + API_PREFIX,
-            timeout=httpx.Timeout(TIMEOUT, connect=5.0),
+            timeout=httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
             limits=httpx.Limits(max_connections=32),
             trust_env=False,  # a proxy of the environment is for the outside world, not for one's own server
             transport=transport,
@@ -273,10 +274,19 @@ class ApiClient:
                 method, path, params=params, headers={**self._authorization, **headers}, json=json
             )
         except httpx.HTTPError as error:
-            raise ApiUnavailableError(f"no answer from the server: {error or type(error).__name__}") from error
+            raise ApiUnavailableError(f"no answer from the server: {_reason(error)}") from error
         if response.is_success:
             return response
         raise _refusal(response)
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    """Of a timeout the library says nothing."""
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"it took no connection for {CONNECT_TIMEOUT:g} s"
+    if isinstance(error, httpx.TimeoutException):
+        return f"it took longer than {TIMEOUT:g} s"
+    return str(error) or type(error).__name__
 
 
 def _authorization(credential: str) -> dict[str, str]:

@@ -62,10 +62,14 @@ def curvature_figure(
     if limit is not None:
         notes.append(_limit_label(limit, [points for points in (top_curve, directional) if points], extent, frame))
     notes += _curve_labels(top_curve, directional, extent, frame)
-    data += [strip_track(frame), strip_trace(spans, frame)]
-    shapes, _ = draw(marks, frame, labelled=False)
+    ticks = _ticks(extent)
     if not shown:
         notes.append(_missing(frame))
+    if not data:
+        data.append(_nothing(frame))
+        ticks = {"showticklabels": False, "showgrid": False}
+    data += [strip_track(frame), strip_trace(spans, frame)]
+    shapes, _ = draw(marks, frame, labelled=False)
     return figure(
         data,
         layout(
@@ -80,7 +84,7 @@ def curvature_figure(
                 type="log",
                 domain=[STRIP_SHARE + GAP_SHARE, 1],
                 range=list(extent),
-                **_ticks(extent),
+                **ticks,
             ),
             yaxis2=value_axis(
                 frame, domain=[0, STRIP_SHARE], range=[-0.5, 0.5], showgrid=False, showticklabels=False, anchor="x"
@@ -248,6 +252,11 @@ def _curve_labels(
             }
         )  # fmt: skip
     return notes
+
+
+def _nothing(frame: Frame) -> dict[str, Any]:
+    """A trace without a point: axes that no trace is on are not laid out, and the strip would slip onto their place."""
+    return {"type": "scatter", "mode": "lines", "x": [frame.step_from], "y": [None], "hoverinfo": "skip"}
 
 
 def _missing(frame: Frame) -> dict[str, Any]:

@@ -59,6 +59,14 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
         await answering(refuse).runs()
 
 
+async def test_a_server_that_takes_its_time_is_said_to() -> None:
+    def wait(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("", request=request)
+
+    with pytest.raises(ApiUnavailableError, match="longer than 30 s"):
+        await answering(wait).runs()
+
+
 async def test_pages_of_runs_are_followed_to_the_end() -> None:
     def page(request: httpx.Request) -> httpx.Response:
         cursor = request.url.params.get("cursor")
