@@ -68,7 +68,7 @@ class Recorder:
         self._reader = reader
         self._notices = notices
         self._line: deque[Staged] = deque()
-        self._append_lock = threading.Lock()  # held while one record is put into line or spool, never longer
+        self._append_lock = threading.Lock()  # held while one record is put into the spool, never longer
         self._buffer = bytearray()  # the last record that `stage` wrote; append lock
         self._drain_lock = threading.Lock()  # held by whoever moves the line on, never by `stage`
         self._stopped = threading.Event()
@@ -94,25 +94,30 @@ class Recorder:
 
     def stage(self, staged: Staged) -> None:
         """Write one record, or put it at the end of the line. Called on the training thread."""
-        with self._append_lock:
-            if not self._line and staged.ready():
-                self._append(*self._encode(staged, self._buffer))
-                return
-            if len(self._line) < MAX_STAGED:
-                self._line.append(staged)
-            else:
-                self.dropped += 1
-                self._notices.warn(
-                    "staged", f"{MAX_STAGED} records wait for the device; newer ones are dropped meanwhile"
-                )
-        if len(self._line) > MAX_STAGED // 2 and not self._drain_lock.locked():
+        line = self._line
+        if not line and staged.ready():
+            with self._append_lock:
+                if not line:
+                    self._append(*self._encode(staged, self._buffer))
+                    return
+        # The line needs no lock: its end is this side's, its head that of who holds the drain lock. Taking one would
+        # cost a call between two steps of training, whose caches hold something else, a sixth of its time.
+        if len(line) < MAX_STAGED:
+            line.append(staged)
+        else:
+            self.dropped += 1
+            self._notices.warn("staged", f"{MAX_STAGED} records wait for the device; newer ones are dropped meanwhile")
+        if len(line) > MAX_STAGED // 2 and not self._drain_lock.locked():
             self.drain()  # the thread alone is too slow for this training
 
     def drain(self, breath: float = 0.0) -> None:
-        """Write the records at the head of the line whose values have landed. Called from any thread, which rests for
-        ``breath`` seconds between two of them while the line is short."""
+        """Write the records at the head of the line whose values have landed, of those that are in it now: a training
+        without pauses would keep its thread here for ever. Called from any thread, which rests for ``breath`` seconds
+        between two of them while the line is short."""
         with self._drain_lock:
-            while self._line and self._line[0].ready():
+            for _ in range(len(self._line)):
+                if not self._line[0].ready():
+                    return
                 encoded = self._encode(self._line[0])
                 with self._append_lock:
                     self._append(*encoded)

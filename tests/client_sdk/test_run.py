@@ -17,8 +17,9 @@ import torch
 
 from client_sdk import run as run_module
 from client_sdk.errors import ConfigurationError
+from client_sdk.measurement import Measurement
 from client_sdk.protocol import Alert, Histograms, Record, decode_record
-from client_sdk.recorder import MAX_STAGED
+from client_sdk.recorder import MAX_STAGED, Staged
 from client_sdk.run import Run
 from client_sdk.spool import Spool
 from tests.support.ingest_server import IngestServer
@@ -265,6 +266,42 @@ def test_sender_moves_values_on_when_training_does_not(make_run: MakeRun, server
     server.wait_for(lambda: server.hellos)
     slow.pending[0].landed = True
     server.wait_for(lambda: server.steps() == [1])
+
+
+def test_values_under_way_wait_for_no_lock(make_run: MakeRun) -> None:
+    run = make_run()
+    run.attach(StepInstrument(("a",), ("x",), landed=False))
+    recorder = run._recorder
+    assert recorder is not None
+    with recorder._append_lock, recorder._drain_lock:  # as while a disk of the network takes its time
+        training = threading.Thread(target=run.log, args=({},), daemon=True)
+        training.start()
+        training.join(10)
+        assert recorder.waiting == 1
+    run.finish(timeout=0.05)
+
+
+def test_line_that_is_never_empty_does_not_keep_the_spool_from_being_tended(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tended = threading.Event()
+    monkeypatch.setattr(Spool, "tend", lambda spool: tended.set())
+    run = make_run()
+    run.attach(instrument := StepInstrument(("a",), ("x",), landed=False))
+
+    class Endless(Landed):
+        """While it is looked at, training logs the next one."""
+
+        def ready(self) -> bool:
+            if not tended.is_set() and threading.current_thread().name == "spikewatch-recorder":
+                run.log({})
+            return True
+
+    monkeypatch.setattr(instrument, "measure", lambda step, metrics, closure: Endless(Measurement()))
+    assert run._recorder is not None
+    run._recorder._line.append(Staged(0, 0.0, {}, (), None, run._panel, [(0, Endless(Measurement()))]))
+    assert tended.wait(20)
+    run.finish()
 
 
 def test_device_that_never_answers_is_bounded_and_given_up(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
