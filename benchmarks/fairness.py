@@ -1,14 +1,15 @@
 """What a flooding run costs a calm one beside it: time from sending a step to its acknowledgement, in one server.
 
-    python benchmarks/fairness.py [--steps N] [--floods N]
+    python benchmarks/fairness.py [--steps N] [--floods N] [--database sqlite|postgres]
 
-The server is a process of its own. A calm run sends one record at a time, alone and then beside runs that send batches
-of 256 KiB as fast as they are acknowledged.
+The server is a process of its own, on SQLite and then on a real Postgres. A calm run sends one record at a time, alone
+and then beside runs that send batches of 256 KiB as fast as they are acknowledged.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from websockets.sync.client import ClientConnection, connect
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.databases import KINDS  # noqa: E402
 from client_sdk.protocol import Record  # noqa: E402
 from tests.support.embedded import Embedded, embedded  # noqa: E402
+from tests.support.postgres import Postgres  # noqa: E402
 from tests.support.writer import Writer, record  # noqa: E402
 
 PACE = 0.02  # seconds between an acknowledgement and the next step
@@ -61,41 +64,72 @@ def calm(server: Embedded, name: str, steps: int) -> list[float]:
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--floods", type=int, default=2)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, embedded(Path(directory)) as server:
-        _print("alone", calm(server, "alone", options.steps))
-        floods = [
+def measure(kind: str, database_url: str | None, steps: int, floods: int) -> None:
+    """Print the rows of one kind of database."""
+    given = {} if database_url is None else {"database_url": database_url}
+    with tempfile.TemporaryDirectory() as directory, embedded(Path(directory), **given) as server:
+        alone = calm(server, "alone", steps)
+        _print(f"{kind}, alone", alone)
+        processes = [
             subprocess.Popen(
                 [sys.executable, "-c", FLOOD, server.url, server.token, f"flood{number}", str(ROOT)],
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            for number in range(options.floods)
+            for number in range(floods)
         ]
         try:
-            for process in floods:
+            for process in processes:
                 assert process.stdout is not None
                 process.stdout.readline()
-            begin = time.monotonic()
-            times = calm(server, "calm", options.steps)
-            seconds = time.monotonic() - begin
-            with server.api() as api:
-                steps = [api.get(f"/runs/flood{number}").json()["last_step"] for number in range(options.floods)]
+            before, begin = _stored(server, floods), time.monotonic()
+            times = calm(server, "calm", steps)
+            after, seconds = _stored(server, floods), time.monotonic() - begin
         finally:
-            for process in floods:
+            for process in processes:
                 process.kill()
                 process.communicate()
-        _print(f"beside {options.floods} floods", times)
-        print(f"the floods committed {sum(steps):,} records in {seconds:.1f} s")
+        _print(f"{kind}, beside {floods} floods", times, alone)
+        rates = [(end - start) / seconds for start, end in zip(before, after, strict=True)]
+        shares = ", ".join(f"{rate:,.0f}" for rate in rates)
+        print(f"{'':28}the floods stored {shares} records/s beside it")
 
 
-def _print(name: str, times: list[float]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--floods", type=int, default=2)
+    parser.add_argument("--database", choices=KINDS, help="one of them alone (default: both)")
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    columns = ("p50", "p99", "worst", "× p50", "× p99")
+    print(f"{'milliseconds to the answer':28}" + "".join(f"{name:>9}" for name in columns), flush=True)
+    for kind in KINDS if options.database is None else (options.database,):
+        postgres = Postgres() if kind == "postgres" else None
+        try:
+            url = None if postgres is None else postgres.create_database()
+            measure(kind, url, options.steps, options.floods)
+        finally:
+            if postgres is not None:
+                postgres.stop()
+
+
+def _stored(server: Embedded, floods: int) -> list[int]:
+    with server.api() as api:
+        return [api.get(f"/runs/flood{number}").json()["last_step"] or 0 for number in range(floods)]
+
+
+def _print(name: str, times: list[float], alone: list[float] | None = None) -> None:
+    figures = _figures(times)
+    row = f"{name:28}" + "".join(f"{figure:9.1f}" for figure in figures)
+    if alone is not None:
+        row += "".join(f"{figure / own:9.1f}" for figure, own in zip(figures[:2], _figures(alone)[:2], strict=True))
+    print(row, flush=True)
+
+
+def _figures(times: list[float]) -> tuple[float, float, float]:
     cuts = statistics.quantiles(times, n=100)
-    print(f"{name:<18} p50 {cuts[49]:7.1f} ms   p99 {cuts[98]:7.1f} ms   worst {max(times):7.1f} ms")
+    return cuts[49], cuts[98], max(times)
 
 
 def _open(url: str, token: str) -> ClientConnection:

@@ -1,4 +1,8 @@
-"""The moving part of the fleet page: only rows that changed are sent."""
+"""The moving part of the fleet page: only rows that changed are sent.
+
+Updates are numbered: a browser that is busy may see the second of two without the first, as a store keeps one value.
+fleet.js notices, and asks for everything again.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ class FleetLive:
         self._runs: dict[str, RunSummary] = {}
         self._alerts: dict[str, Alert] = {}
         self._sent: dict[str, dict[str, Any]] = {}
+        self._number = 0
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Everything on the first call and after a gap, otherwise what the news brought."""
@@ -50,7 +55,9 @@ class FleetLive:
                 rows.append(drawn)
         updates: list[Update] = []
         if rows or full:
-            updates.append(Update(component=ids.FLEET, props={"data": {"full": full, "rows": rows}}))
+            self._number += 1
+            data = {"number": self._number, "full": full, "rows": rows}
+            updates.append(Update(component=ids.FLEET, props={"data": data}))
             known = counts(self._runs.values(), self._alerts.values())
             updates.append(Update(component=ids.FLEET_COUNTS, props={"children": known if self._runs else []}))
         total = len(self._runs)

@@ -100,6 +100,21 @@ def test_fleet_stays_quick_with_hundreds_of_runs(context: BrowserContext) -> Non
         expect(page.locator(".sub", has_text="204 steps")).to_have_count(300)
 
 
+def test_fleet_asks_anew_when_an_update_was_overtaken(visit: Visit, api: FixtureApi) -> None:
+    page = visit.open("/")
+    row = page.locator("a.fleet-row", has_text="tanh-net")
+    expect(row.locator(".sub")).to_contain_text("599 steps")
+    # A store keeps one value: of two updates at once Dash tells of the second.
+    page.evaluate("""() => {
+        const place = window.dash_clientside.spikewatch, draw = place.fleet;
+        place.fleet = (update) => { if (update) { place.fleet = draw; document.body.dataset.overtaken = "yes"; } };
+    }""")
+    api.call(lambda: api.advance("tanh-net", 50))
+    expect(page.locator("body[data-overtaken]")).to_have_count(1)
+    api.call(lambda: api.advance("calm", 20))
+    expect(row.locator(".sub")).to_contain_text("649 steps")
+
+
 def test_run_page_shows_its_panels_on_one_axis(visit: Visit) -> None:
     page = visit.open("/")
     page.locator("a.fleet-row", has_text="tanh-net").click()
