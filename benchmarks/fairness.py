@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
@@ -66,7 +67,7 @@ def calm(server: Embedded, name: str, steps: int) -> list[float]:
 
 def measure(kind: str, database_url: str | None, steps: int, floods: int) -> None:
     """Print the rows of one kind of database."""
-    given = {} if database_url is None else {"database_url": database_url}
+    given: dict[str, Any] = {} if database_url is None else {"database_url": database_url}
     with tempfile.TemporaryDirectory() as directory, embedded(Path(directory), **given) as server:
         alone = calm(server, "alone", steps)
         _print(f"{kind}, alone", alone)

@@ -21,8 +21,9 @@ class MemoryTail:
         self._first = 1  # sequence of the first
         self._lock = threading.Lock()
 
-    def __bool__(self) -> bool:
-        return bool(self._records)
+    def __len__(self) -> int:
+        """Records."""
+        return len(self._records)
 
     @property
     def first(self) -> int:

@@ -81,6 +81,23 @@ def deliver_elsewhere(directory: Path, endpoint: Endpoint, timeout: float) -> bo
     return done.returncode == 0
 
 
+def say_what_is_left(spool: Spool, notices: Notices, timeout: float | None) -> None:
+    """At the end of a run: what waits on the disk, as the server did not have it within ``timeout`` seconds (None: it
+    was not meant to), and what is lost, as no disk has it."""
+    kept = spool.last_seq - spool.acknowledged - spool.unkept
+    if timeout is not None and spool.directory is not None and (kept or not spool.unkept):
+        notices.warn(
+            "unsent",
+            f"{kept} records could not be sent within {timeout:g} s. They are in {spool.directory}: the next run "
+            f"with the same directory sends them, or `python -m client_sdk sync {spool.directory.parent}`",
+        )
+    if spool.unkept:
+        notices.warn(
+            "lost_with_process",
+            f"{spool.unkept} records could not be sent and are lost with the process: there was no disk to keep them",
+        )
+
+
 class Recovery:
     """What earlier processes left under a directory, sent while a run goes on."""
 

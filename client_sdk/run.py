@@ -27,7 +27,7 @@ from client_sdk.panel import Panel
 from client_sdk.progress import REDRAW, Progress
 from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Finish, Hello, Layout
 from client_sdk.recorder import Recorder, Staged
-from client_sdk.recovery import Recovery, deliver_elsewhere
+from client_sdk.recovery import Recovery, deliver_elsewhere, say_what_is_left
 from client_sdk.run_status import State, Status
 from client_sdk.sender import Sender
 from client_sdk.spool import Spool
@@ -330,6 +330,7 @@ class Run:
         recorder.stop()
         spool.finish(Finish(last_seq=spool.last_seq, state=state))
         if sender is None:
+            say_what_is_left(spool, self._notices, None)
             spool.release()
             return
         sender.hurry()
@@ -342,17 +343,7 @@ class Run:
             spool.release()
             if deliver_elsewhere(spool.directory, self.settings.endpoint, max(1.0, deadline - time.monotonic())):
                 return
-        left = spool.last_seq - spool.acknowledged
-        if spool.directory is None:
-            message = (
-                f"{left} records could not be sent and are lost with the process, as there was no disk to keep them"
-            )
-        else:
-            message = (
-                f"{left} records could not be sent within {timeout:g} s. They are in {spool.directory}: the next run "
-                f"with the same directory sends them, or `python -m client_sdk sync {spool.directory.parent}`"
-            )
-        self._notices.warn("unsent", message)
+        say_what_is_left(spool, self._notices, timeout)
         if stopped:
             spool.release()
 

@@ -128,6 +128,11 @@ class Spool:
         return self._line.queued_bytes + self._memory.size
 
     @property
+    def unkept(self) -> int:
+        """Records not yet acknowledged that no disk has: they are lost with the process."""
+        return len(self._memory)
+
+    @property
     def thinned(self) -> int:
         """Records that gave up layer statistics to make room."""
         return self._line.thinned
@@ -165,7 +170,11 @@ class Spool:
         self._replace_meta(hello=hello)
 
     def finish(self, finish: Finish) -> None:
-        """The run is over: nothing is appended any more."""
+        """The run is over: nothing is appended any more. What is in memory is given to the disk, if it works again."""
+        if self.directory is not None and self._memory:
+            self._disk_retry_at = 0.0
+            while not self._return_to_disk() and not self._disk_retry_at:
+                pass  # a piece at a time
         self._replace_meta(finish=finish)
 
     # -- the recorder's thread --

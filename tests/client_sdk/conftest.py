@@ -40,3 +40,10 @@ def make_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[MakeR
     yield make
     for run in made:
         run.finish(0.0)
+
+
+@pytest.fixture
+def nobody() -> str:
+    """URL of a port on which nobody listens."""
+    with IngestServer() as server:
+        return server.url

@@ -181,13 +181,6 @@ def sync(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def nobody() -> str:
-    """URL of a port on which nobody listens."""
-    with IngestServer() as server:
-        return server.url
-
-
-@pytest.fixture
 def server() -> Iterator[IngestServer]:
     with IngestServer() as started:
         yield started

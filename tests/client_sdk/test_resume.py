@@ -46,13 +46,6 @@ def python(program: str, *arguments: object, **environ: str) -> subprocess.Compl
     )
 
 
-@pytest.fixture
-def nobody() -> str:
-    """URL of a port on which nobody listens."""
-    with IngestServer() as server:
-        return server.url
-
-
 def test_records_of_the_killed_process_come_before_those_of_the_one_that_continues(
     tmp_path: Path, nobody: str, server: IngestServer
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -484,6 +485,37 @@ def test_disk_that_fails_in_mid_run_is_said_once(
     run.finish()
     assert len(warnings_of(caplog)) == 1
     assert "No space left" in caplog.text
+
+
+@pytest.mark.parametrize("online", [True, False])
+@pytest.mark.parametrize("recovers", [True, False])
+def test_end_of_a_run_says_what_the_disk_has_and_what_is_lost(
+    make_run: MakeRun, nobody: str, monkeypatch: pytest.MonkeyPatch, online: bool, recovers: bool
+) -> None:
+    run = make_run(**({"url": nobody} if online else {}))
+    run.log({"loss": 1.0})
+    append = Spool._append_to_disk
+
+    def full(spool: Spool, seq: int, payload: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Spool, "_append_to_disk", full)
+    for _ in range(20):
+        run.log({"loss": 2.0})
+    if recovers:
+        monkeypatch.setattr(Spool, "_append_to_disk", append)
+    run.finish(timeout=0.1)
+    status = run.status()
+    assert ("unsent" in status.warnings) is online
+    assert ("lost_with_process" in status.warnings) is not recovers
+    if not recovers:
+        assert (status.last_error or "").startswith("20 records could not be sent and are lost")
+    elif online:
+        assert (status.last_error or "").startswith("21 records could not be sent within 0.1 s. They are in")
+    (directory,) = run.settings.directory.iterdir()
+    spool = Spool.open(directory)
+    assert spool.last_seq == (21 if recovers else 1)
+    spool.release()
 
 
 def test_server_that_is_not_there_costs_nothing_but_a_warning(
