@@ -86,9 +86,14 @@ class Endpoint:
             return None
 
     @property
+    def host(self) -> str:
+        """Name or address of the server."""
+        return self._parts.hostname or ""
+
+    @property
     def is_here(self) -> bool:
         """True for a server on this machine, which no proxy can reach."""
-        return _is_loopback(self._parts.hostname or "")
+        return _is_loopback(self.host)
 
     @property
     def _parts(self) -> SplitResult:

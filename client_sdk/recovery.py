@@ -140,7 +140,9 @@ class Recovery:
         try:
             deliver(path, self._endpoint, self._notices, gives_up=gives_up, is_stopped=is_stopped)
         except SpoolError as error:
-            self._notices.note("recovery", str(error))  # most often it is another run that goes on
+            # Most often another run goes on there, or another process has just sent it: all is well.
+            if not isinstance(error.__cause__, BlockingIOError | FileNotFoundError):
+                self._notices.warn("recovery", f"{error}; what it holds is not sent")
         except TransportError as error:
             self._notices.note("recovery", str(error))
             return False

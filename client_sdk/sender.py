@@ -35,7 +35,7 @@ from client_sdk.protocol import (
     encode,
 )
 from client_sdk.spool import Spool
-from client_sdk.transport import UNAUTHENTICATED_HELP, Connection
+from client_sdk.transport import UNAUTHENTICATED_HELP, Connection, unreachable
 
 FLUSH_INTERVAL: Final = 0.05  # seconds between batches, so that a page is live
 BATCH_BYTES: Final = 1024 * 1024  # of records in one batch; a single larger record travels alone
@@ -226,7 +226,7 @@ class Sender:
                 self._on_alert(message.alert)
             if isinstance(message, Error):
                 raise TransportError(message.code, message.message, retryable=message.retryable)
-        raise TransportError("unreachable", f"{self._endpoint.url} did not answer the hello")
+        raise unreachable(self._endpoint, "did not answer the hello")
 
     def _send_batches(self, connection: Connection) -> None:
         if self._clock() < self._next_flush:
@@ -317,10 +317,7 @@ class Sender:
             detail = UNAUTHENTICATED_HELP if error.code == "unauthenticated" else error.message
             self._notices.warn(error.code, f"{detail}. Until then {kept}")
         elif error.code == "unreachable":
-            self._notices.warn(
-                error.code,
-                f"{error.message}. Start it with `spikewatch up`, or correct url=… or SPIKEWATCH_URL; {kept}",
-            )
+            self._notices.warn(error.code, f"{error.message}; {kept}")
         elif error.code == "writer_taken":
             self._notices.warn(error.code, f"{error.message}. Until then {kept}")
         elif error.retryable:

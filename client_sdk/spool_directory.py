@@ -49,16 +49,16 @@ class SpoolDirectory:
         self._lock_file: int | None = None
 
     def hold(self) -> None:
-        """Exclude others until `release`. Raises when another process, or this one, uses the directory."""
+        """Exclude others until `release`. Raises `BlockingIOError` when another process, or this one, uses it."""
         key = (os.getpid(), str(self.path))
         if key in _held:
-            raise OSError("this process uses it")
+            raise BlockingIOError("this process uses it")
         descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
-            raise OSError(f"another process uses it ({error})") from error
+            raise type(error)(f"another process uses it ({error})") from error
         self._lock_file = descriptor
         _held.add(key)
 

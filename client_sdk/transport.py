@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import encodings.idna  # noqa: F401 - getaddrinfo imports it; a fork while our thread imports leaves children a held lock
+import logging
 import os
 import socket
+import ssl
 import struct
 from typing import Any, Final, cast
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 from websockets.client import ClientProtocol
@@ -38,6 +41,14 @@ UNAUTHENTICATED_HELP: Final = (
     "the server does not accept the token. Pass token=…, or set SPIKEWATCH_TOKEN; on the server's machine "
     "`spikewatch up` leaves one that is found by itself, and `spikewatch token create` makes others"
 )
+
+START_HELP: Final = "Start it with `spikewatch up`, or correct url=… or SPIKEWATCH_URL"
+TRUST_HELP: Final = "Where the authority is your own, set SSL_CERT_FILE to its certificate"
+
+_quiet: Final = logging.getLogger("client_sdk.websockets")
+"""For websockets, which writes a traceback into the log of the training when a ping is not answered. What went wrong
+with a connection is for the sender to say."""
+_quiet.setLevel(logging.CRITICAL)
 
 
 class ExactSocket:
@@ -91,6 +102,7 @@ class Connection:
                 max_queue=1024,  # acknowledgements and alerts, small
                 create_connection=_FrugalConnection,
                 proxy=None if endpoint.is_here else True,  # True: the one that the environment or the system names
+                logger=_quiet,
                 compression=None,  # float blocks hardly compress, and the time is the training machine's
             )
             self._socket = self._stack.enter_context(socket_context)
@@ -98,18 +110,16 @@ class Connection:
             status = error.response.status_code
             if status in (401, 403):
                 raise TransportError("unauthenticated", UNAUTHENTICATED_HELP, retryable=False) from error
-            raise TransportError(
-                "unreachable", f"{endpoint.url} does not answer like a Spikewatch server: HTTP status {status}"
-            ) from error
+            raise unreachable(endpoint, f"does not answer like a Spikewatch server: HTTP status {status}") from error
         except InvalidHandshake as error:
-            raise TransportError(
-                "unreachable", f"{endpoint.url} does not answer like a Spikewatch server: {error}"
-            ) from error
+            raise unreachable(endpoint, f"does not answer like a Spikewatch server: {error}") from error
         except RuntimeError as error:  # Python ≥ 3.12 starts no thread any more once the main one has ended
             raise TransportError("exiting", f"no new connection at the end of the process: {error}") from error
+        except ssl.SSLCertVerificationError as error:
+            raise TransportError("unreachable", f"{endpoint.url} cannot be trusted: {error}. {TRUST_HELP}") from error
         except (OSError, TimeoutError, InvalidURI, EOFError, ImportError) as error:
             # ImportError: a SOCKS proxy without python-socks
-            raise TransportError("unreachable", f"{endpoint.url} cannot be reached: {error}") from error
+            raise unreachable(endpoint, f"cannot be reached: {error}") from error
         # Pings find a peer that is silent, but not one that lets a send hang while it holds websockets' own lock.
         with contextlib.suppress(OSError):
             self._socket.socket.setsockopt(
@@ -150,6 +160,17 @@ class Connection:
         Called in a forked child."""
         with contextlib.suppress(OSError):
             os.close(self._socket.socket.detach())
+
+
+def unreachable(endpoint: Endpoint, what: str) -> TransportError:
+    """No server answered: ``what`` is wrong, and what to do. A proxy is named by its variable alone, as its address may
+    hold a password."""
+    help_ = START_HELP
+    if not endpoint.is_here and not proxy_bypass(endpoint.host):
+        names = [f"{scheme}_proxy" for scheme in sorted(getproxies()) if scheme != "no"]
+        if names:
+            help_ += f". It was asked through a proxy ({', '.join(names)}); NO_PROXY leaves hosts out"
+    return TransportError("unreachable", f"{endpoint.url} {what}. {help_}")
 
 
 def _closed(error: ConnectionClosed) -> TransportError:

@@ -364,7 +364,7 @@ def test_delays_double_within_jitter_up_to_a_limit() -> None:
 
 @pytest.mark.parametrize("size", [10, 7_000_000], ids=["idle", "in mid-send"])
 def test_half_dead_connection_is_given_up(
-    tmp_path: Path, server: IngestServer, monkeypatch: pytest.MonkeyPatch, size: int
+    tmp_path: Path, server: IngestServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
     monkeypatch.setattr("client_sdk.transport.PING_INTERVAL", 0.2)
     monkeypatch.setattr("client_sdk.transport.PING_TIMEOUT", 0.3)
@@ -381,3 +381,4 @@ def test_half_dead_connection_is_given_up(
         assert server.steps() == list(range(5))
         assert len(server.hellos) >= 2
         delivery.close()
+    assert not caplog.records, "a training's log has no traceback of a connection that is made again"

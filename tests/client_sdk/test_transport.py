@@ -71,6 +71,8 @@ def test_unknown_authority_is_refused_and_named(tmp_path: Path, server: IngestSe
     said = log(tmp_path / "spool", server.url, patience=1.0)
     assert said.startswith("False")
     assert "certificate" in said
+    assert "SSL_CERT_FILE" in said
+    assert "spikewatch up" not in said, "the server is up, and another one would not help"
     assert server.steps() == []
 
 
@@ -86,6 +88,18 @@ def test_proxy_of_the_environment_is_used(tmp_path: Path, authority: trustme.CA,
         assert said.startswith("True")
         assert server.steps() == [3]
         assert proxy.targets == [f"CONNECT spikewatch.example:{server.port}"]
+
+
+def test_proxy_that_does_not_answer_is_named_by_its_variable(tmp_path: Path, nobody: str) -> None:
+    said = log(
+        tmp_path / "spool",
+        "https://spikewatch.example",
+        patience=1.0,
+        https_proxy=nobody.replace("http://", "http://me:secret@"),
+    )
+    assert said.startswith("False")
+    assert "through a proxy (https_proxy)" in said
+    assert "secret" not in said
 
 
 def test_proxy_is_left_alone_where_no_proxy_says_so(
