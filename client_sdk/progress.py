@@ -14,6 +14,7 @@ PATIENCE: Final = 1.0  # seconds before anything is said
 REDRAW: Final = 0.2  # seconds between pictures of the bar
 REPEAT: Final = 10.0  # seconds between lines where there is no terminal
 WIDTH: Final = 24  # characters of the bar
+KIBIBYTE: Final = 1024
 MEBIBYTE: Final = 1024 * 1024
 
 
@@ -32,15 +33,17 @@ class Progress:
             self._is_terminal = stream is not None and stream.isatty()
         self._has_written = False
 
-    def show(self, left: int) -> None:
-        """Say that ``left`` bytes are left, if it is time to."""
+    def show(self, left: int, *, connected: bool) -> None:
+        """Say that ``left`` bytes are left, and whether there is a server that takes them, if it is time to."""
         now = self._clock()
         if self._stream is None or now < self._due or not self._total:
             return
         self._due = now + (REDRAW if self._is_terminal else REPEAT)
         share = min(1.0, max(0.0, 1.0 - left / self._total))
-        sent = f"{(self._total - left) / MEBIBYTE:.1f} of {self._total / MEBIBYTE:.1f} MiB"
-        text = f"spikewatch: sending what is left, {sent}, {share:4.0%}"
+        unit, name = (MEBIBYTE, "MiB") if self._total >= MEBIBYTE else (KIBIBYTE, "KiB")
+        doing = "sending what is left" if connected else "waiting for a server"
+        sent = f"{(self._total - left) / unit:.1f} of {self._total / unit:.1f} {name}"
+        text = f"spikewatch: {doing}, {sent}, {share:4.0%}"
         if self._is_terminal:
             full = round(share * WIDTH)
             self._write(f"\r{text} [{'█' * full}{'·' * (WIDTH - full)}]")

@@ -81,14 +81,14 @@ def deliver_elsewhere(directory: Path, endpoint: Endpoint, timeout: float) -> bo
     return done.returncode == 0
 
 
-def say_what_is_left(spool: Spool, notices: Notices, timeout: float | None) -> None:
-    """At the end of a run: what waits on the disk, as the server did not have it within ``timeout`` seconds (None: it
-    was not meant to), and what is lost, as no disk has it."""
+def say_what_is_left(spool: Spool, notices: Notices, why: str | None) -> None:
+    """At the end of a run: what waits on the disk, and ``why`` it "could not be sent …" (None: it was not meant to be);
+    and what is lost, as no disk has it."""
     kept = spool.last_seq - spool.acknowledged - spool.unkept
-    if timeout is not None and spool.directory is not None and (kept or not spool.unkept):
+    if why is not None and spool.directory is not None and (kept or not spool.unkept):
         notices.warn(
             "unsent",
-            f"{kept} records could not be sent within {timeout:g} s. They are in {spool.directory}: the next run "
+            f"{kept} records could not be sent {why}. They are in {spool.directory}: the next run "
             f"with the same directory sends them, or `python -m client_sdk sync {spool.directory.parent}`",
         )
     if spool.unkept:

@@ -343,7 +343,8 @@ class Run:
             spool.release()
             if deliver_elsewhere(spool.directory, self.settings.endpoint, max(1.0, deadline - time.monotonic())):
                 return
-        say_what_is_left(spool, self._notices, timeout)
+        why = "to a server that refuses them" if sender.rests_until(deadline) else f"within {timeout:g} s"
+        say_what_is_left(spool, self._notices, why)
         if stopped:
             spool.release()
 
@@ -351,9 +352,9 @@ class Run:
         progress = Progress(sys.stderr, spool.queued_bytes)
         try:
             while not sender.wait_delivered(min(REDRAW, max(0.0, deadline - time.monotonic()))):
-                if time.monotonic() >= deadline or not sender.running:
+                if time.monotonic() >= deadline or not sender.running or sender.rests_until(deadline):
                     return sender.delivered
-                progress.show(spool.queued_bytes)
+                progress.show(spool.queued_bytes, connected=sender.connected)
             return True
         finally:
             progress.close()

@@ -11,7 +11,6 @@ import random
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -36,11 +35,10 @@ from client_sdk.protocol import (
 )
 from client_sdk.spool import Spool
 from client_sdk.transport import UNAUTHENTICATED_HELP, Connection, unreachable
+from client_sdk.window import Window
 
 FLUSH_INTERVAL: Final = 0.05  # seconds between batches, so that a page is live
 BATCH_BYTES: Final = 1024 * 1024  # of records in one batch; a single larger record travels alone
-WINDOW_BATCHES: Final = 8  # sent and not yet acknowledged
-WINDOW_BYTES: Final = 8 * 1024 * 1024
 WELCOME_TIMEOUT: Final = 10.0  # seconds
 FINISH_TIMEOUT: Final = 5.0  # seconds for the answer to `finish`
 REFUSED_DELAY: Final = 60.0  # seconds until a server that refused us is asked again
@@ -89,7 +87,7 @@ class Sender:
         self._connection: Connection | None = None
         self._introduced: Hello | None = None  # the hello that the connection has seen last
         self._sent = 0  # last sequence sent on this connection
-        self._in_flight: deque[tuple[int, int]] = deque()  # (last sequence, bytes) of each batch
+        self._window = Window(clock)
         self._careful_until = 0  # up to this sequence records travel alone, to find one that the server refuses
         self._refused: set[int] = set()
         self._finish_sent_at: float | None = None
@@ -135,6 +133,11 @@ class Sender:
         """Wait until the finish is delivered too. False when ``timeout`` seconds went by first."""
         with self._progress:
             return self._progress.wait_for(lambda: self.delivered, timeout)
+
+    def rests_until(self, deadline: float) -> bool:
+        """True when the server refused us, and is not asked again before ``deadline``: there is nothing to wait for."""
+        error = self.error
+        return error is not None and not error.retryable and self._retry_at >= deadline
 
     def stop(self, timeout: float) -> bool:
         """End the thread, delivered or not. False when it is still in a system call after ``timeout`` seconds."""
@@ -206,7 +209,6 @@ class Sender:
             connection.close()
             raise
         self._sent = min(committed, self._spool.last_seq)
-        self._in_flight.clear()
         self._finish_sent_at = None
         self._connection = connection
         self.error = None
@@ -231,11 +233,11 @@ class Sender:
     def _send_batches(self, connection: Connection) -> None:
         if self._clock() < self._next_flush:
             return
-        while len(self._in_flight) < WINDOW_BATCHES and sum(size for _, size in self._in_flight) < WINDOW_BYTES:
+        while self._window.has_room:
             careful = self._sent < self._careful_until
-            if careful and self._in_flight:
+            if careful and self._window:
                 break
-            payloads = self._spool.read(self._sent, BATCH_BYTES)
+            payloads = self._spool.read(self._sent, min(BATCH_BYTES, self._window.size))
             if careful:
                 payloads = payloads[:1]
             if not payloads:
@@ -249,7 +251,7 @@ class Sender:
             ]
             frame = encode(RawBatch(first_seq=first - self._spool.meta.base, records=records))
             self._sent += len(payloads)
-            self._in_flight.append((self._sent, len(frame)))
+            self._window.sent(self._sent, len(frame))
             connection.send(frame)
         self._next_flush = self._clock() + FLUSH_INTERVAL
 
@@ -282,9 +284,8 @@ class Sender:
                 raise TransportError(message.code, message.message, retryable=message.retryable)
 
     def _acknowledge(self, seq: int) -> None:
-        was_full = len(self._in_flight) >= WINDOW_BATCHES or self._sent < self._careful_until
-        while self._in_flight and self._in_flight[0][0] <= seq:
-            self._in_flight.popleft()
+        was_full = not self._window.has_room or self._sent < self._careful_until
+        self._window.acknowledged(seq)
         if was_full:
             self._next_flush = 0.0
         self._spool.acknowledge(seq)
@@ -329,9 +330,9 @@ class Sender:
         """The server refused a frame: send its records one by one; blank the one that it refuses when alone.
 
         False when there is nothing left to try."""
-        if not self._in_flight:
+        last = self._window.last
+        if not last:
             return False
-        last = self._in_flight[-1][0]
         if last in self._refused:
             return False
         if last <= self._careful_until:
@@ -343,7 +344,7 @@ class Sender:
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
-        self._in_flight.clear()
+        self._window.lost()
         if connection is not None:
             connection.close()
 

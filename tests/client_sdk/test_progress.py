@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from client_sdk.progress import MEBIBYTE, Progress
+from client_sdk.progress import KIBIBYTE, MEBIBYTE, Progress
 
 
 class Terminal(io.StringIO):
@@ -24,7 +24,7 @@ def draw(stream: io.StringIO, *moments: tuple[float, int]) -> str:
     progress = Progress(stream, 100 * MEBIBYTE, clock=clock)
     for moment, left in moments:
         clock.now = moment
-        progress.show(left * MEBIBYTE)
+        progress.show(left * MEBIBYTE, connected=True)
     progress.close()
     return stream.getvalue()
 
@@ -57,6 +57,14 @@ def test_stream_that_is_gone_is_not_worth_an_error() -> None:
     stream.close()
     clock.now = 5.0
     for one in (progress, nowhere):
-        one.show(5)
+        one.show(5, connected=True)
         one.close()
     assert stream.closed
+
+
+def test_little_is_counted_in_kibibytes_and_an_absent_server_named() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(stream, 2 * KIBIBYTE, clock=clock)
+    clock.now = 1.0
+    progress.show(2 * KIBIBYTE, connected=False)
+    assert stream.getvalue() == "spikewatch: waiting for a server, 0.0 of 2.0 KiB,   0%\n"

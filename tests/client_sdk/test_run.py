@@ -541,6 +541,17 @@ def test_server_that_is_not_there_costs_nothing_but_a_warning(
     spool.release()
 
 
+def test_finish_does_not_wait_for_a_server_that_refuses(make_run: MakeRun) -> None:
+    with IngestServer(token="right") as server:
+        run = make_run(url=server.url, token="wrong")
+        run.log({"loss": 1.0})
+        end = threading.Thread(target=run.finish, args=(50.0,), daemon=True)
+        end.start()
+        end.join(20)
+        assert not end.is_alive()
+        assert (run.status().last_error or "").startswith("1 records could not be sent to a server that refuses them")
+
+
 def test_disabled_run_does_nothing(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(mode="disabled")
     run.attach(StepInstrument(("a",), ("x",)))
