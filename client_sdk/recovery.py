@@ -20,7 +20,7 @@ from client_sdk.notices import Notices
 from client_sdk.protocol import Finish, Hello
 from client_sdk.sender import Sender
 from client_sdk.spool import Spool
-from client_sdk.spool_directory import find_spools
+from client_sdk.spool_directory import SpoolDirectory, find_spools
 
 REST: Final = 5.0  # seconds for a socket to close after the last record
 
@@ -120,7 +120,13 @@ class Recovery:
 
         def send(is_stopped: Callable[[], bool]) -> None:
             for path in same:
-                if not is_stopped():
+                if not is_stopped() and self._is_in_use(path):
+                    self._notices.warn(
+                        "shared_run",
+                        f"another process logs to run {own.run_id} as rank {own.rank} at the same time: whenever their "
+                        "steps cross, an attempt begins. Give each process a run_id of its own, or its RANK",
+                    )
+                elif not is_stopped():
                     self._send(path, lambda error: is_stopped() or not error.retryable, is_stopped)
 
         return send
@@ -134,6 +140,18 @@ class Recovery:
         for path, _ in self._spools:
             if not self._send(path, lambda error: not error.retryable, lambda: False):
                 return
+
+    @staticmethod
+    def _is_in_use(path: Path) -> bool:
+        place = SpoolDirectory(path)
+        try:
+            place.hold()
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        place.release()
+        return False
 
     def _send(self, path: Path, gives_up: Callable[[TransportError], bool], is_stopped: Callable[[], bool]) -> bool:
         """False when the server does not want what is ours."""

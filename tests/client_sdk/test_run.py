@@ -552,6 +552,19 @@ def test_finish_does_not_wait_for_a_server_that_refuses(make_run: MakeRun) -> No
         assert (run.status().last_error or "").startswith("1 records could not be sent to a server that refuses them")
 
 
+def test_two_processes_that_log_to_one_run_are_told(make_run: MakeRun, server: IngestServer) -> None:
+    first = make_run(url=server.url, run_id="shared")
+    server.wait_for(lambda: len(server.hellos) == 1)
+    second = make_run(url=server.url, run_id="shared")
+    server.wait_for(lambda: len(server.hellos) == 2)
+    assert "shared_run" in second.status().warnings
+    first.finish()
+    second.finish()
+    third = make_run(url=server.url, run_id="shared")
+    server.wait_for(lambda: len(server.hellos) == 3)
+    assert "shared_run" not in third.status().warnings, "one after the other is what run_id= is for"
+
+
 def test_disabled_run_does_nothing(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(mode="disabled")
     run.attach(StepInstrument(("a",), ("x",)))
