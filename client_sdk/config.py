@@ -28,10 +28,13 @@ ENV_MODE: Final = "SPIKEWATCH_MODE"
 ENV_DIR: Final = "SPIKEWATCH_DIR"
 ENV_HOME: Final = "SPIKEWATCH_HOME"
 ENV_RUN_ID: Final = "SPIKEWATCH_RUN_ID"
+ENV_SPOOL_BYTES: Final = "SPIKEWATCH_SPOOL_BYTES"
 
 DEFAULT_URL: Final = "http://127.0.0.1:8787"
 DEFAULT_DIRECTORY: Final = ".spikewatch"
 DEFAULT_HOME: Final = "~/.spikewatch"
+DEFAULT_SPOOL_BYTES: Final = 2 * 1024**3  # not acknowledged, on the disk
+LEAST_SPOOL_BYTES: Final = 64 * 1024**2  # several segments, so that some of them can be thinned
 INGEST_PATH: Final = "/api/v1/ingest"
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 MAX_TAGS: Final = 64
@@ -120,6 +123,7 @@ class Settings:
     run_id: str | None
     rank: int
     endpoint: Endpoint
+    spool_bytes: int = DEFAULT_SPOOL_BYTES
 
     @classmethod
     def resolve(
@@ -162,6 +166,7 @@ class Settings:
             run_id=run_id if run_id is not None else launch.run_id,
             rank=launch.rank,
             endpoint=Endpoint.resolve(url=url, token=token, environ=environ),
+            spool_bytes=_spool_bytes(environ.get(ENV_SPOOL_BYTES) or str(DEFAULT_SPOOL_BYTES)),
         )
 
 
@@ -213,6 +218,15 @@ def _name(what: str, value: object) -> str:
         shown = text if len(text) <= 64 else text[:64] + "…"
         raise ConfigurationError(f"{what} is {shown!r}; expected 1 to {MAX_NAME_CHARS} printable characters")
     return text
+
+
+def _spool_bytes(text: str) -> int:
+    size = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
+    if size < LEAST_SPOOL_BYTES:
+        raise ConfigurationError(
+            f"{ENV_SPOOL_BYTES} is {text!r}; expected a number of bytes, {LEAST_SPOOL_BYTES} at least"
+        )
+    return size
 
 
 def _is_loopback(host: str) -> bool:

@@ -281,7 +281,7 @@ class Run:
 
     def _make_spool(self) -> Spool:
         try:
-            return Spool.create(self.settings.directory, self._hello)
+            return Spool.create(self.settings.directory, self._hello, disk_limit=self.settings.spool_bytes)
         except SpoolError as error:
             self._notices.warn(
                 "spool",

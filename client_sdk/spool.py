@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from client_sdk.appender import Appender
+from client_sdk.config import DEFAULT_SPOOL_BYTES
 from client_sdk.errors import SpoolError
 from client_sdk.file_supply import FileSupply
 from client_sdk.memory_tail import MemoryTail
@@ -30,7 +31,6 @@ from client_sdk.segment_line import SegmentLine
 from client_sdk.spool_directory import Meta, SpoolDirectory
 
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
-DISK_LIMIT: Final = 2 * 1024**3  # bytes of unacknowledged records
 THINNING_BEGINS: Final = 0.95  # of the limit
 MEMORY_LIMIT: Final = 64 * 1024**2  # bytes, when the disk fails
 DISK_RETRY: Final = 10.0  # seconds before a failed disk is tried again
@@ -45,7 +45,7 @@ class Spool:
         directory: Path | None,
         meta: Meta,
         *,
-        disk_limit: int = DISK_LIMIT,
+        disk_limit: int = DEFAULT_SPOOL_BYTES,
         memory_limit: int = MEMORY_LIMIT,
         segment_bytes: int = SEGMENT_BYTES,
         mapped: bool | None = None,
@@ -83,7 +83,7 @@ class Spool:
         root: Path,
         hello: Hello,
         *,
-        disk_limit: int = DISK_LIMIT,
+        disk_limit: int = DEFAULT_SPOOL_BYTES,
         memory_limit: int = MEMORY_LIMIT,
         segment_bytes: int = SEGMENT_BYTES,
         mapped: bool | None = None,

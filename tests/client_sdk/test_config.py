@@ -11,6 +11,7 @@ import pytest
 
 from client_sdk.config import Endpoint, Settings, plain_config
 from client_sdk.errors import ConfigurationError
+from client_sdk.run import Run
 
 
 def resolve(environ: dict[str, str] | None = None, **arguments: Any) -> Settings:
@@ -43,6 +44,19 @@ def test_environment_is_read() -> None:
     assert settings.directory == Path("/somewhere")
     assert settings.endpoint.home == Path("/home-of-it")
     assert settings.rank == 3
+
+
+def test_size_of_the_spool_is_a_number_of_bytes(tmp_path: Path) -> None:
+    assert resolve().spool_bytes == 2 * 1024**3
+    settings = resolve({"SPIKEWATCH_SPOOL_BYTES": "100000000", "SPIKEWATCH_DIR": str(tmp_path)}, mode="offline")
+    assert settings.spool_bytes == 100_000_000
+    run = Run(settings)
+    assert run._spool is not None
+    assert run._spool._disk_limit == 100_000_000
+    run.finish()
+    for bad in ("2G", "-1", "1000", "9" * 19):
+        with pytest.raises(ConfigurationError, match="SPIKEWATCH_SPOOL_BYTES"):
+            resolve({"SPIKEWATCH_SPOOL_BYTES": bad})
 
 
 def test_arguments_win_over_the_environment() -> None:

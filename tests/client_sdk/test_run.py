@@ -121,7 +121,7 @@ def test_outage_that_fills_the_disk_thins_and_says_so(
 ) -> None:
     create = Spool.create
     monkeypatch.setattr(
-        Spool, "create", lambda root, hello: create(root, hello, disk_limit=100_000, segment_bytes=10_000)
+        Spool, "create", lambda root, hello, disk_limit: create(root, hello, disk_limit=100_000, segment_bytes=10_000)
     )
     run = make_run()
     run.attach(StepInstrument(tuple(f"l{i}" for i in range(100)), ("x",)))
@@ -442,7 +442,7 @@ def test_record_larger_than_a_frame_is_split(make_run: MakeRun, server: IngestSe
 
 def test_full_spool_keeps_scalars_and_counts(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     create = Spool.create
-    monkeypatch.setattr(Spool, "create", lambda root, hello: create(root, hello, disk_limit=20_000))
+    monkeypatch.setattr(Spool, "create", lambda root, hello, disk_limit: create(root, hello, disk_limit=20_000))
     run = make_run()
     run.attach(StepInstrument(tuple(f"l{i}" for i in range(100)), ("x",)))
     for _ in range(60):
