@@ -85,10 +85,10 @@ class ProjectMismatchError(ServerError):
 
 
 class RunDeletedError(ServerError):
-    """Nothing can be added to the run, because it is being deleted."""
+    """Nothing can be added to the run, or read of it, because it is being deleted."""
 
-    def __init__(self, run_id: str) -> None:
-        super().__init__(f"the run {run_id!r} was deleted; start a new one")
+    def __init__(self, run_id: str, advice: str = "start a new one") -> None:
+        super().__init__(f"the run {run_id!r} was deleted; {advice}")
 
 
 class LayoutChangedError(ServerError):

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from server.api.answers import ErrorAnswer
-from server.errors import UNAVAILABLE, ApiError, CorruptDataError, DatabaseError
+from server.errors import UNAVAILABLE, ApiError, CorruptDataError, DatabaseError, RunDeletedError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(DatabaseError, _unavailable)
     app.add_exception_handler(CorruptDataError, _corrupt)
+    app.add_exception_handler(RunDeletedError, _deleted)
     app.add_exception_handler(Exception, _failed)
 
 
@@ -75,6 +76,10 @@ async def _unavailable(_: Request, error: Exception) -> JSONResponse:
 async def _corrupt(_: Request, error: Exception) -> JSONResponse:
     logger.error("%s", error, extra={"action": "data_corrupt"})
     return _answer(500, "data_corrupt", f"{error}; `spikewatch doctor` says what is damaged and repairs what it can")
+
+
+async def _deleted(_: Request, error: Exception) -> JSONResponse:
+    return _answer(410, "run_deleted", str(error))
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:

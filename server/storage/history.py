@@ -7,19 +7,23 @@ by their sequence, in whichever span or segment they are by then.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.errors import SegmentCorruptError, TileCorruptError
-from server.schema import segments, spans, tiles, writers
+from server.errors import RunDeletedError, SegmentCorruptError, TileCorruptError
+from server.models import RunState
+from server.schema import runs, segments, spans, tiles, writers
 from server.storage.blobs import BlobError, unpack
 from server.storage.columns import BlockColumns, Columns, Payload
 from server.storage.database import Database
 from server.storage.spans import StoredTile, tile_of, verify
 from server.storage.tiles import SCALARS, LevelZero, TileKey, columns_of, decode_values, title_of, unpack_steps
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +58,33 @@ class HistoryReader:
         in which they came, then by sequence.
 
         A piece is a span of level 0 or a segment: some hundred records at most, or one batch as it was sent. ``names``:
-        only these scalars and statistics. Raises `CorruptDataError` and `DatabaseError`.
+        only these scalars and statistics. Records that a damaged database has lost are left out, and the log says so.
+        Raises `RunDeletedError` where the run is being taken away meanwhile, `CorruptDataError` and `DatabaseError`.
         """
         async with self._database.read() as connection:
             query = select(writers.c.id, writers.c.rank, writers.c.last_seq).where(writers.c.run_id == run_id)
             known = (await connection.execute(query.order_by(writers.c.rank, writers.c.id))).all()
+            if not known:
+                await _expect_run(connection, run_id)
         for writer in known:
             reached = 0
             while reached < writer.last_seq:
                 async with self._database.snapshot() as connection:
                     found = await _next(connection, writer.id, reached, names)
+                    if found is None or found.first_seq > reached + 1:
+                        # A deletion takes records away in any order: what is left of them would look like a whole run.
+                        await _expect_run(connection, run_id)
+                        until = writer.last_seq if found is None else found.first_seq - 1
+                        logger.error(
+                            "records %s … %s of writer %s of run %s are missing; `spikewatch doctor` says what is damaged",
+                            reached + 1,
+                            until,
+                            writer.id,
+                            run_id,
+                            extra={"action": "records_missing", "run_id": run_id},
+                        )
                 if found is None:
-                    break  # the run was deleted meanwhile
+                    break
                 columns = await asyncio.to_thread(_decode, found, names)
                 known_already = reached + 1 - found.first_seq
                 if known_already > 0:  # a compaction has put records that were read and others into one span
@@ -74,7 +93,7 @@ class HistoryReader:
                     rank=writer.rank,
                     writer_id=writer.id,
                     attempt=found.attempt,
-                    first_seq=reached + 1,
+                    first_seq=max(reached + 1, found.first_seq),
                     columns=columns,
                 )
                 reached = found.last_seq
@@ -118,6 +137,13 @@ async def _next(
         last_seq=segment.last_seq,
         segment=(segment.id, segment.payload, segment.checksum),
     )
+
+
+async def _expect_run(connection: AsyncConnection, run_id: str) -> None:
+    """Raises `RunDeletedError`."""
+    state = (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar_one_or_none()
+    if state in {None, RunState.DELETING}:
+        raise RunDeletedError(run_id, "there is nothing left to read")
 
 
 def _decode(found: _Found, names: Collection[str] | None) -> Columns:

@@ -8,7 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client_sdk.protocol import Record
+from server.errors import RunDeletedError
 from server.storage.database import Database
+from server.storage.deletion import DeletionStore
 from server.storage.history import HistoryReader
 from tests.server.storage.conftest import Stores
 from tests.server.storage.oracle import batches
@@ -69,3 +71,25 @@ async def test_a_compaction_in_between_changes_nothing(stores: Stores, entries: 
         if len(steps) == 9:
             await compactor(stores.database, entries).run_once()
     assert steps == list(range(60))
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["segments", "spans"])
+async def test_a_run_that_is_deleted_while_it_is_read_does_not_look_whole(stores: Stores, compacted: bool) -> None:
+    await store(stores, [[record(step + at) for at in range(3)] for step in range(0, 300, 3)])
+    await read_everything(stores.database)
+    if compacted:
+        await compactor(stores.database, 3).run_once()
+    deletion = DeletionStore(stores.database)
+    steps: list[int] = []
+    with pytest.raises(RunDeletedError, match="nothing left to read"):
+        async for piece in HistoryReader(stores.database).pieces("run"):
+            steps += piece.columns.steps.tolist()
+            await deletion.mark("run")
+            await deletion.purge_some("run")
+    assert steps == list(range(len(steps)))
+    assert len(steps) < 300
+    while await deletion.purge_some("run"):
+        pass
+    with pytest.raises(RunDeletedError):
+        async for piece in HistoryReader(stores.database).pieces("run"):
+            steps += piece.columns.steps.tolist()
