@@ -1,14 +1,20 @@
 """CSV files with a column of steps: our own exports, those of W&B and TensorBoard, and anybody's.
 
 A column is read when its first cell that is not empty is a number; from then on each of its cells must be one or
-empty. Empty says "not logged here".
+empty. Empty, or one of `NOTHING`, says "not logged here". The header tells what separates the cells; between
+semicolons a comma may be the decimal sign, as spreadsheets of many languages write it.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +23,12 @@ import msgspec
 from client_sdk.protocol import Record
 from server.errors import ImportFileError
 from server.imports.logged_run import LoggedRun, Note, checked_step, digest
-from server.imports.table_columns import Part, find_parts
+from server.imports.table_columns import EXPORTED, Part, find_parts
 
+SEPARATORS = (",", ";", "\t")
+NOTHING = frozenset({"", "na", "n/a", "null", "none", "-"})
+"""Cells, in small letters, as R, SQL, Python and people write that there is no value."""
+HEADER_CHARS = 4 * 1024 * 1024  # a longer first line is that of no table
 SIDECAR = ".json"
 """Beside an export FILE.csv lies FILE.csv.json, with what a CSV has no place for."""
 
@@ -27,14 +37,90 @@ class _Sidecar(msgspec.Struct):
     run: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """How a file is written, by its first line."""
+
+    path: Path
+    encoding: str
+    separator: str
+    header: list[str]
+    is_cut: bool
+    """Its last line has no end."""
+
+    @classmethod
+    def of(cls, path: Path) -> _Table:
+        """Raises `ImportFileError`."""
+        with _readable(path, lambda: "line 1"):
+            with path.open("rb") as raw:
+                mark = raw.read(2)
+                raw.seek(max(0, raw.seek(0, os.SEEK_END) - 2))
+                is_cut = b"\n" not in raw.read(2)
+            encoding = "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            with path.open(newline="", encoding=encoding) as file:
+                line = file.readline(HEADER_CHARS)
+                separator = max(SEPARATORS, key=line.count)  # the comma where none is there
+                file.seek(0)
+                header = next(csv.reader(file, delimiter=separator, strict=True), [])
+        if tuple(header[: len(EXPORTED)]) != EXPORTED:  # an export has the names as they were logged
+            header = [name.strip() for name in header]
+        return cls(path=path, encoding=encoding, separator=separator, header=header, is_cut=is_cut)
+
+    def rows(self, note: Note) -> Iterator[tuple[int, list[str]]]:
+        """(line, cells) of each row below the header. A file that breaks off is read up to there. Raises
+        `ImportFileError`."""
+        number = 1
+        with (
+            _readable(self.path, lambda: f"after line {number}"),
+            self.path.open(newline="", encoding=self.encoding) as file,
+        ):
+            reader = csv.reader(file, delimiter=self.separator, strict=True)
+            next(reader, None)
+            rows = ((reader.line_num, row) for row in reader if row)
+            waiting = next(rows, None)
+            try:
+                while waiting is not None:
+                    found, waiting = waiting, None
+                    number = found[0]
+                    waiting = next(rows, None)
+                    if waiting is None and self.is_cut and len(found[1]) < len(self.header):
+                        note(f"{self.path} breaks off in line {number}; the lines before it are read")
+                        return
+                    yield found
+            except csv.Error as error:
+                if not self.is_cut or "end of data" not in str(error):
+                    raise
+                yield found
+                note(f"{self.path} breaks off after line {number}; the lines before that are read")
+
+    def number(self, cell: str) -> float | None:
+        """None where the cell, without spaces around it, is no number."""
+        if self.separator != "," and "," in cell and "." not in cell:
+            cell = cell.replace(",", ".")
+        try:
+            return float(cell)
+        except ValueError:
+            return None
+
+    def time(self, cell: str) -> float | None:
+        """Unix seconds, from a number of them or from a date and time, in UTC where it names no zone."""
+        if cell.lower() in NOTHING:
+            return math.nan
+        seconds = self.number(cell)
+        if seconds is not None:
+            return seconds
+        try:
+            when = datetime.fromisoformat(cell)
+        except ValueError:
+            return None
+        return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
+
+
 def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun]:
     """Raises `ImportFileError`."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header = next(csv.reader(file), [])
-            fallback = path.stat().st_mtime
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImportFileError(path, "line 1", str(error)) from error
+    table = _Table.of(path)
+    header = table.header
+    fallback = path.stat().st_mtime
     if not header:
         raise ImportFileError(path, None, "the file is empty")
     about = _sidecar(path)
@@ -42,7 +128,7 @@ def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun
     for part in find_parts(path, header, step_column):
 
         def records(part: Part = part) -> Iterator[tuple[int, Record]]:
-            return _records(path, header, part, fallback, note)
+            return _records(table, part, fallback, note)
 
         runs.append(
             LoggedRun(
@@ -59,64 +145,62 @@ def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun
     return runs
 
 
-def _records(path: Path, header: list[str], part: Part, fallback: float, note: Note) -> Iterator[tuple[int, Record]]:
+def _records(table: _Table, part: Part, fallback: float, note: Note) -> Iterator[tuple[int, Record]]:
+    path, header = table.path, table.header
     places = {name: at for at, name in enumerate(header)}
     step_at, columns = places[part.step], {places[column]: name for column, name in part.scalars.items()}
     time_at = None if part.time is None else places[part.time]
     rank_at = None if part.rank is None else places[part.rank]
     numeric: set[int] = set()
-    number = 1
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            next(reader, None)
-            for row in reader:
-                number = reader.line_num
-                if not row:
-                    continue
-                place = f"line {number}"
-                if len(row) != len(header):
-                    raise ImportFileError(path, place, f"{len(row)} cells under {len(header)} columns")
-                scalars = {}
-                for at, name in list(columns.items()):
-                    cell = row[at].strip()
-                    if not cell:
-                        continue
-                    value = _number(cell)
-                    if value is not None:
-                        numeric.add(at)
-                        scalars[name] = value
-                    elif at in numeric:
-                        raise ImportFileError(path, place, f"{cell!r} in the column {header[at]!r} is no number")
-                    else:
-                        del columns[at]
-                        note(f"{path}: the column {header[at]!r} holds no numbers and is left out")
-                step = _integer(path, place, header[step_at], row[step_at])
-                time = fallback if time_at is None else _number(row[time_at].strip() or "nan")
-                if time is None:
-                    raise ImportFileError(path, place, f"{row[time_at or 0]!r} is no time in Unix seconds")
-                rank = 0 if rank_at is None else _integer(path, place, "rank", row[rank_at])
-                if scalars or part.name is None:
-                    yield rank, Record(step=checked_step(path, place, step), time=time, scalars=scalars)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImportFileError(path, f"after line {number}", str(error)) from error
+    for number, row in table.rows(note):
+        place = f"line {number}"
+        if len(row) != len(header):
+            raise ImportFileError(path, place, f"{len(row)} cells under {len(header)} columns")
+        scalars = {}
+        for at, name in list(columns.items()):
+            cell = row[at].strip()
+            if cell.lower() in NOTHING:
+                continue
+            value = table.number(cell)
+            if value is not None:
+                numeric.add(at)
+                scalars[name] = value
+            elif at in numeric:
+                raise ImportFileError(path, place, f"{cell!r} in the column {header[at]!r} is no number")
+            else:
+                del columns[at]
+                note(f"{path}: the column {header[at]!r} holds no numbers and is left out")
+        step = _integer(table, place, header[step_at], row[step_at].strip())
+        time = fallback if time_at is None else table.time(row[time_at].strip())
+        if time is None:
+            raise ImportFileError(
+                path, place, f"{row[time_at or 0]!r} is no time: expected Unix seconds, or 2026-11-22T12:30:00"
+            )
+        rank = 0 if rank_at is None else _integer(table, place, "rank", row[rank_at].strip())
+        if scalars or part.name is None:
+            yield rank, Record(step=checked_step(path, place, step), time=time, scalars=scalars)
 
 
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
-def _integer(path: Path, place: str, name: str, cell: str) -> int:
+def _integer(table: _Table, place: str, name: str, cell: str) -> int:
     try:
         return int(cell)
     except ValueError:
-        value = _number(cell.strip())
+        value = table.number(cell)
         if value is None or not math.isfinite(value) or value != int(value):
-            raise ImportFileError(path, place, f"{cell!r} in the column {name!r} is no whole number") from None
+            raise ImportFileError(table.path, place, f"{cell!r} in the column {name!r} is no whole number") from None
         return int(value)
+
+
+@contextlib.contextmanager
+def _readable(path: Path, place: Callable[[], str]) -> Iterator[None]:
+    """``place``: how far the reading has come."""
+    try:
+        yield
+    except UnicodeError as error:
+        # Read in large pieces: which line it is in is not known.
+        raise ImportFileError(path, None, f"it is not UTF-8 ({error}); save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise ImportFileError(path, place(), str(error)) from error
 
 
 def _sidecar(path: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun
 
 
 def _open_foreign(path: Path, schema: pa.Schema, step_column: str | None, note: Note) -> list[LoggedRun]:
-    numeric = {field.name for field in schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)}
+    numeric = {field.name for field in schema if _is_number(field.type)}
     timed = {field.name for field in schema if pa.types.is_timestamp(field.type)}
     runs = []
     for part in find_parts(path, [name for name in schema.names if name in numeric | timed], step_column):
@@ -124,6 +124,10 @@ def _open_foreign(path: Path, schema: pa.Schema, step_column: str | None, note: 
             )
         )
     return runs
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
 
 
 def _records(source: _Source) -> Iterator[tuple[int, Record]]:

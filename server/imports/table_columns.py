@@ -8,8 +8,12 @@ from pathlib import Path
 
 from server.errors import ImportFileError
 
-STEP_NAMES = ("step", "_step", "global_step", "iteration", "iter", "trainer/global_step", "epoch")
+STEP_NAMES = (
+    *("step", "_step", "global_step", "iteration", "iter", "steps", "iterations"),
+    *("trainer/global_step", "train/global_step", "epoch"),
+)
 TIME_NAMES = ("time", "_timestamp", "timestamp", "wall_time", "wall time")
+SHOWN_CHARS = 500
 EXPORTED = ("run", "attempt", "rank", "step", "time")
 """How our own exports begin."""
 
@@ -56,7 +60,10 @@ def _find_step(path: Path, names: Sequence[str], asked: str | None) -> str:
         if known in lower:
             return lower[known]
     raise ImportFileError(
-        path, None, f"no column of steps: none is called {', '.join(STEP_NAMES)}; say which with --step-column"
+        path,
+        None,
+        f"no column of steps: none is called {', '.join(STEP_NAMES)}; say which with --step-column; there are: "
+        f"{', '.join(names)[:SHOWN_CHARS]}",
     )
 
 
@@ -67,5 +74,7 @@ def _wandb_curves(names: Sequence[str]) -> dict[str, dict[str, str]]:
     for name in names:
         if " - " in name and {f"{name}__MIN", f"{name}__MAX"} <= known:
             run, metric = name.rsplit(" - ", 1)
+            if metric.startswith("_"):
+                continue  # _step and the like, which a chart over another axis has beside its metric
             found.setdefault(run, {})[name] = metric
     return found

@@ -76,7 +76,7 @@ class HistoryReader:
                         await _expect_run(connection, run_id)
                         until = writer.last_seq if found is None else found.first_seq - 1
                         logger.error(
-                            "records %s … %s of writer %s of run %s are missing; `spikewatch doctor` says what is damaged",
+                            "records %s … %s of writer %s of run %s are missing; `spikewatch doctor` says more",
                             reached + 1,
                             until,
                             writer.id,

@@ -44,6 +44,82 @@ async def test_a_plain_csv_becomes_a_run(workshop: Workshop, tmp_path: Path) -> 
     assert any("'note' holds no numbers" in note for note in workshop.notes)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfstep,loss,lr\r\n1,0.5,1e-3\r\n2,nan,\r\n",
+        b"step;loss;lr\n1;0,5;0,001\n2;NaN;NA\n",
+        b"step\t loss \tlr\n1\t0.5\t0.001\n2\tnan\tNone\n",
+        "step;loss;lr\r\n1;0,5;0,001\r\n2;nan;-\r\n".encode("utf-16"),
+    ],
+    ids=["BOM and CRLF", "semicolons and decimal commas", "tabs and spaces", "UTF-16 of a spreadsheet"],
+)
+async def test_tables_are_read_as_spreadsheets_of_any_country_write_them(
+    workshop: Workshop, tmp_path: Path, data: bytes
+) -> None:
+    file = tmp_path / "table.csv"
+    file.write_bytes(data)
+    (done,) = await workshop.bring(file)
+    table = await workshop.table(done.run_id, tmp_path)
+    assert table["step"].to_pylist() == [1, 2]
+    np.testing.assert_equal(table["loss"].to_pylist(), [0.5, math.nan])
+    assert table["lr"].to_pylist() == [0.001, None]
+
+
+async def test_times_may_be_dates(workshop: Workshop, tmp_path: Path) -> None:
+    file = tmp_path / "dated.csv"
+    file.write_text(
+        "steps,timestamp,loss\n1,1970-01-01 00:00:10,1\n2,1970-01-01T02:00:11+02:00,1\n"
+        "3,1970-01-01T00:00:12.5Z,1\n4,,1\n"
+    )
+    (done,) = await workshop.bring(file)
+    times = (await workshop.table(done.run_id, tmp_path))["time"].to_pylist()
+    np.testing.assert_equal(times, [10.0, 11.0, 12.5, math.nan])
+    file.write_text("step,time,loss\n1,yesterday,1\n")
+    with pytest.raises(ImportFileError, match="line 2: 'yesterday' is no time: expected Unix seconds, or"):
+        await workshop.bring(file)
+
+
+@pytest.mark.parametrize("end", ["3,0", '3,"0.'], ids=["within a row", "within quotes"])
+async def test_a_table_that_breaks_off_is_read_up_to_there(workshop: Workshop, tmp_path: Path, end: str) -> None:
+    file = tmp_path / "cut.csv"
+    file.write_text(f"step,loss,lr\n1,0.5,0.1\n2,0.4,0.1\n{end}")
+    (done,) = await workshop.bring(file)
+    assert done.records == 2
+    assert any("breaks off" in note for note in workshop.notes)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"step,l\xe9ss\n1,2\n", "odd.csv: it is not UTF-8 .*; save it as UTF-8"),
+        (b"step,loss\n1,\xff\n2,3\n", "odd.csv: it is not UTF-8"),
+        (b"a,b\n1,2\n", "say which with --step-column; there are: a, b"),
+        (b"step,loss\n1,2,3\n2,1\n", "line 2: 3 cells under 2 columns"),
+        (b"step,loss\n1.5,2\n", "line 2: '1.5' in the column 'step' is no whole number"),
+        (b"step,loss\n99999999999999999999,2\n", "line 2: the step 99999999999999999999 is not within"),
+        (b"step,loss\n-1,2\n", "line 2: the step -1 is not within"),
+        (b"step,loss\n", "it holds no scalars"),
+        (b"", "the file is empty"),
+    ],
+)
+async def test_a_table_that_cannot_be_read_is_named_with_its_line(
+    workshop: Workshop, tmp_path: Path, data: bytes, reason: str
+) -> None:
+    file = tmp_path / "odd.csv"
+    file.write_bytes(data)
+    with pytest.raises(ImportFileError, match=reason):
+        await workshop.bring(file)
+
+
+async def test_a_chart_over_another_axis_has_no_scalar_of_steps(workshop: Workshop, tmp_path: Path) -> None:
+    file = tmp_path / "chart.csv"
+    columns = [f"sun - {name}{end}" for name in ("_step", "loss") for end in ("", "__MIN", "__MAX")]
+    file.write_text(",".join(["train/global_step", *columns]) + "\n5,1,1,1,0.5,0.5,0.5\n")
+    (done,) = await workshop.bring(file)
+    assert (await workshop.details(done.run_id))["scalars"] == ["loss"]
+
+
 async def test_a_chart_of_wandb_becomes_a_run_for_each_of_its_curves(workshop: Workshop, tmp_path: Path) -> None:
     file = tmp_path / "chart.csv"
     file.write_text(

@@ -81,15 +81,18 @@ async def test_a_run_that_is_deleted_while_it_is_read_does_not_look_whole(stores
         await compactor(stores.database, 3).run_once()
     deletion = DeletionStore(stores.database)
     steps: list[int] = []
-    with pytest.raises(RunDeletedError, match="nothing left to read"):
+
+    async def read() -> None:
         async for piece in HistoryReader(stores.database).pieces("run"):
-            steps += piece.columns.steps.tolist()
+            steps.extend(piece.columns.steps.tolist())
             await deletion.mark("run")
             await deletion.purge_some("run")
+
+    with pytest.raises(RunDeletedError, match="nothing left to read"):
+        await read()
     assert steps == list(range(len(steps)))
     assert len(steps) < 300
     while await deletion.purge_some("run"):
         pass
     with pytest.raises(RunDeletedError):
-        async for piece in HistoryReader(stores.database).pieces("run"):
-            steps += piece.columns.steps.tolist()
+        await read()
