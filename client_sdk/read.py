@@ -30,7 +30,7 @@ from client_sdk.errors import ConfigurationError, TransportError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LayerSeries", "Run", "Series", "Server"]
+__all__ = ["Histogram", "LayerSeries", "Run", "Series", "Server"]
 
 TIMEOUT = 60.0  # seconds without a byte
 PAGE = 500
@@ -60,6 +60,18 @@ class LayerSeries(NamedTuple):
     """(n, l)"""
     time: NDArray[np.float64]
     """(n,), Unix seconds."""
+
+
+class Histogram(NamedTuple):
+    """One layer at one step."""
+
+    step: int
+    edges: NDArray[np.float64]
+    """(65,)"""
+    counts: NDArray[np.int64]
+    """(64,)"""
+    dip: float | None
+    """Hartigan's dip, of the ratio alone."""
 
 
 class _Block(msgspec.Struct):
@@ -224,15 +236,44 @@ class Run:
             return pd.DataFrame({"rank": [], "attempt": [], "step": [], "time": []})
         return pd.concat(parts, ignore_index=True)
 
+    def histogram(self, layer: str, which: str = "update", *, step: int | None = None) -> Histogram | None:
+        """The histogram of a layer nearest to ``step``, by default the last; None where the layer has none.
+
+        ``which``: "update" (u) or "ratio" (r). Raises `TransportError`; its code is "unknown_layer" for a layer that
+        the run does not have.
+        """
+        asked = {"layer": layer, "which": which, "step": step}
+        found = self._json("/histogram", {key: value for key, value in asked.items() if value is not None})
+        if found["step"] is None:
+            return None
+        return Histogram(
+            step=found["step"],
+            edges=np.array(found["edges"], np.float64),
+            counts=np.array(found["counts"], np.int64),
+            dip=found["dip"],
+        )
+
+    def events(self) -> list[dict[str, Any]]:
+        """Stage changes, spikes, learning-rate jumps, non-finite values, rollbacks: the last 10,000 of them, in the
+        order in which they happened. Raises `TransportError`."""
+        found: list[dict[str, Any]] = self._json("/events", {})
+        return found
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """As GET /api/v1/alerts answers, the newest first. Raises `TransportError`."""
+        found: list[dict[str, Any]] = self._server._json("/alerts", {"run": self.id})
+        return found
+
     def save(self, path: str | os.PathLike[str], *, layers: bool = False) -> Path:
-        """Export the run into a file, .parquet or .csv by its ending. ``layers``: of a CSV, the layers.
+        """Export the run into a file by its ending: .zip has everything, .parquet and .csv the steps. ``layers``: of a
+        CSV, the layers.
 
         Raises `ConfigurationError` for another ending, `TransportError` and `OSError`.
         """
         place = Path(path)
-        form = {".parquet": "parquet", ".csv": "csv"}.get(place.suffix.lower())
+        form = {".zip": "zip", ".parquet": "parquet", ".csv": "csv"}.get(place.suffix.lower())
         if form is None:
-            raise ConfigurationError(f"{place}: expected a file that ends with .parquet or .csv")
+            raise ConfigurationError(f"{place}: expected a file that ends with .zip, .parquet or .csv")
         part = place.with_name(f".{place.name}.{os.getpid()}.part")
         try:
             with self._export({"format": form, "layers": str(layers).lower()}) as answer, part.open("wb") as file:
@@ -242,6 +283,9 @@ class Run:
         finally:
             part.unlink(missing_ok=True)
         return place
+
+    def _json(self, path: str, query: Mapping[str, Any]) -> Any:
+        return self._server._json(f"/runs/{quote(self.id, safe='')}{path}", query)
 
     def _export(self, query: Mapping[str, Any]) -> IO[bytes]:
         return self._server._open(f"/runs/{quote(self.id, safe='')}/export", query)
@@ -254,7 +298,7 @@ class Run:
         if keys is not None:
             query["keys"] = ",".join(keys)
         with self._export(query) as answer:
-            tries = self._server._json(f"/runs/{quote(self.id, safe='')}", {})["attempts"]
+            tries = self._json("", {})["attempts"]
             while True:
                 size = int.from_bytes(_exactly(answer, 4), "little")
                 body = _exactly(answer, size)

@@ -27,7 +27,7 @@ from server.config import LOOPBACK_HOSTS, Config
 from server.errors import ConfigurationError, ServerError
 from server.models import Scope
 from server.storage import migrate as migrations
-from server.storage.database import Database
+from server.storage.database import Database, parse_url
 from server.storage.fleet import FleetQuery
 from server.storage.integrity import Doctor
 from server.storage.layouts import LayoutStore
@@ -228,7 +228,7 @@ def doctor(
         return left
 
     with _one_line_errors():
-        left = _with_database(_config(data=data), examine)
+        left = _with_database(_existing(_config(data=data)), examine)
     print(
         "Everything is readable."
         if left == 0
@@ -240,21 +240,25 @@ def doctor(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Id of the run; `spikewatch runs` lists them.")],
-    out: Annotated[Path, typer.Option(help="File to write: .parquet or .csv. An existing one is replaced.")],
+    out: Annotated[Path, typer.Option(help="File to write: .zip for everything, .parquet or .csv for the steps.")],
     layers: Annotated[bool, typer.Option(help="In a CSV: the layers, a row for each step and layer.")] = False,
     data: Data = None,
 ) -> None:
-    """Write every step of a run into a file."""
+    """Write a run into a file: everything, or every step of it. An existing file is replaced."""
     from server.transfers import export_run
 
     with _one_line_errors():
-        rows = _with_database(_config(data=data), lambda database: export_run(database, run, out, layers=layers))
+        rows = _with_database(
+            _existing(_config(data=data)), lambda database: export_run(database, run, out, layers=layers)
+        )
         print(f"{out}: {rows} rows")
 
 
 @app.command("import")
 def import_command(
-    paths: Annotated[list[Path], typer.Argument(help="Folders or files: TensorBoard events, .wandb, .csv, .parquet.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Folders or files: TensorBoard events, .wandb, .csv, .parquet, .zip.")
+    ],
     project: Annotated[str | None, typer.Option(help="Where the runs go. [default: theirs, or `imported`]")] = None,
     rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW: a scalar that means, say, `loss`.")] = None,
     step_column: Annotated[str | None, typer.Option(help="The column of steps, where it is not found.")] = None,
@@ -288,7 +292,7 @@ def delete(
     if not yes:
         typer.confirm(f"Delete the run {run} for good?", abort=True)
     with _one_line_errors():
-        _with_database(_config(data=data), lambda database: delete_run(database, run))
+        _with_database(_existing(_config(data=data)), lambda database: delete_run(database, run))
         print(f"The run {run} is deleted.")
 
 
@@ -371,6 +375,14 @@ def _config(**given: Any) -> Config:
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     logs.configure(config.log_format, config.log_level)
+    return config
+
+
+def _existing(config: Config) -> Config:
+    """Commands that look at what there is make no new database where somebody mistyped its place."""
+    url = parse_url(config.resolved_database_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        raise ConfigurationError(f"there is no database {url.database}; --data or SPIKEWATCH_DATA says where it is")
     return config
 
 

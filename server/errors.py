@@ -14,7 +14,8 @@ ServerError
 ├── LayoutChangedError            a layout was sent again with other layers or statistics
 ├── CorruptDataError              stored measurements cannot be read; other queries are not touched
 │   ├── SegmentCorruptError       a stored payload cannot be decoded
-│   └── TileCorruptError          a tile cannot be decoded
+│   ├── TileCorruptError          a tile cannot be decoded
+│   └── HistogramCorruptError     stored histograms cannot be decoded
 ├── SecretLostError               the secret of a channel was encrypted with a key that is not known here
 ├── ForbiddenAddressError         a channel leads to where the server must not be sent
 ├── RuleFieldError                a rule says what it cannot; names the field
@@ -118,6 +119,15 @@ class TileCorruptError(CorruptDataError):
         super().__init__(f"the tile {name!r} of span {span_id} cannot be read: {reason}")
         self.span_id = span_id
         self.name = name
+        self.reason = reason
+
+
+class HistogramCorruptError(CorruptDataError):
+    """Stored histograms cannot be decoded."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"histogram {number} cannot be read: {reason}")
+        self.number = number
         self.reason = reason
 
 

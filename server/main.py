@@ -25,6 +25,7 @@ from server.assembly.pipeline import make_broker, make_pipeline
 from server.assembly.readiness import make_readiness
 from server.config import Config
 from server.errors import ApiError
+from server.exports.archive import Archiver
 from server.exports.streams import Exporter
 from server.ingest.connection import IngestLimits
 from server.ingest.endpoint import IngestEndpoint
@@ -40,6 +41,7 @@ from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
 from server.storage.heatmap import HeatmapQuery
 from server.storage.histogram import HistogramQuery
+from server.storage.histogram_history import HistogramHistory
 from server.storage.layouts import LayoutStore
 from server.storage.lru import ByteLru
 from server.storage.reader import BucketReader
@@ -108,6 +110,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         admissions=access.admissions,
         deleter=deleter,
     )
+    exporter = Exporter(StepReader(database, layouts))
     app = FastAPI(
         title="Spikewatch",
         version=version("spikewatch"),
@@ -139,7 +142,8 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         rules=RuleStore(database),
         rehearsal=Rehearsal(StepReader(database, layouts)),
         rehearsing=asyncio.Semaphore(REHEARSALS),
-        exporter=Exporter(StepReader(database, layouts)),
+        exporter=exporter,
+        archiver=Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database)),
         deleter=deleter,
         metrics=metrics,
         metrics_access=MetricsAccess(token=config.metrics_token, open_to_loopback=config.metrics_open_to_loopback),

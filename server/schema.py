@@ -207,6 +207,7 @@ histograms = Table(
     Column("step", BigInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Index(None, "run_id", "which", "step"),
+    Index(None, "writer_id", "attempt", "step", "id"),  # of exports; and what a deletion of the writer looks for
 )
 
 events = Table(

@@ -17,6 +17,7 @@ from server.assembly.pipeline import make_pipeline
 from server.broker import MemoryBroker
 from server.config import Config
 from server.errors import ConfigurationError, ImportFileError
+from server.exports.archive import Archiver
 from server.exports.columns import Plan
 from server.exports.streams import Exporter, Format
 from server.imports.csv_file import SIDECAR
@@ -28,19 +29,22 @@ from server.storage import migrate
 from server.storage.alerts import AlertStore
 from server.storage.database import Database
 from server.storage.deletion import DeletionStore
+from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
+from server.storage.histogram_history import HistogramHistory
 from server.storage.layouts import LayoutStore
 from server.storage.runs import RunStore
 from server.storage.steps import Selection, StepReader
 
-FORMATS = {".parquet": Format.PARQUET, ".csv": Format.CSV}
+FORMATS = {".parquet": Format.PARQUET, ".csv": Format.CSV, ".zip": Format.ZIP}
 FOLLOWER_IDLE = 0.05  # seconds; an import waits for its detectors to have read everything
 
 
 async def export_run(database: Database, run_id: str, out: Path, *, layers: bool = False) -> int:
     """Write a run into a file and return the number of its records; beside a CSV lies one with the run's settings.
 
-    The file appears whole or not at all. Raises `ConfigurationError`, `CorruptDataError` and `DatabaseError`.
+    The file appears whole or not at all. Raises `ConfigurationError`, `RunDeletedError`, `CorruptDataError` and
+    `DatabaseError`.
     """
     form = FORMATS.get(out.suffix.lower())
     if form is None:
@@ -51,26 +55,34 @@ async def export_run(database: Database, run_id: str, out: Path, *, layers: bool
     if run is None:
         raise ConfigurationError(f"there is no run {run_id!r}; `spikewatch runs` lists them")
     exporter = Exporter(StepReader(database, stored))
+    archiver = Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database))
     steps = await exporter.begin(run_id)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part, beside = (out.with_name(f".{out.name}.{os.getpid()}.{name}") for name in ("part", "about"))
     try:
         with _progress() as progress, part.open("wb") as file:
             task = progress.add_task(out.name, total=steps.records)
-            pieces = exporter.stream(
-                run, steps, form, layers=layers, progress=lambda records: progress.advance(task, records)
-            )
+
+            def advance(records: int) -> None:
+                progress.advance(task, records)
+
+            if form is Format.ZIP:
+                pieces = archiver.stream(run, steps, progress=advance)
+            else:
+                pieces = exporter.stream(run, steps, form, layers=layers, progress=advance)
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
                     file.write(piece)
-        part.replace(out)
         if form is Format.CSV:
             about = Plan.of(run, steps, Selection()).metadata()
-            out.with_name(out.name + SIDECAR).write_bytes(msgspec.json.format(msgspec.json.encode(about)))
+            beside.write_bytes(msgspec.json.format(msgspec.json.encode(about)))
+            beside.replace(out.with_name(out.name + SIDECAR))
+        part.replace(out)
     except OSError as error:
         raise ConfigurationError(f"{out} cannot be written ({error.strerror or error})") from error
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        for left in (part, beside):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
     return steps.records
 
 

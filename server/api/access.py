@@ -15,6 +15,7 @@ from server.auth.logins import Logins
 from server.auth.secret_box import SecretBox
 from server.auth.tokens import UNAUTHENTICATED, Authenticator, Identity
 from server.errors import ApiError
+from server.exports.archive import Archiver
 from server.exports.streams import Exporter
 from server.metrics import Metrics
 from server.models import Principal, RunState, Scope
@@ -72,6 +73,7 @@ class Services:
     rehearsing: asyncio.Semaphore
     """So many rehearsals at a time; the others wait."""
     exporter: Exporter
+    archiver: Archiver
     deleter: Deleter
     metrics: Metrics
     metrics_access: MetricsAccess

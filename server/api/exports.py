@@ -23,7 +23,7 @@ router = APIRouter(tags=["runs"], responses=REFUSALS)
 
 @router.get(
     "/runs/{run_id}/export",
-    summary="Every step of a run, streamed",
+    summary="A run as a file: every step, or everything, streamed",
     response_class=StreamingResponse,
     responses={
         200: {
@@ -37,7 +37,9 @@ async def export_run(
     services: ServicesOf,
     principal: Reader,
     run_id: RunId,
-    form: Annotated[Format, Query(alias="format", description="msgpack is for `client_sdk.read`.")] = Format.PARQUET,
+    form: Annotated[
+        Format, Query(alias="format", description="zip is everything; msgpack is for `client_sdk.read`.")
+    ] = Format.PARQUET,
     layers: Annotated[bool, Query(description="Of a CSV: the layers, one row for each step and layer.")] = False,
     keys: Annotated[
         str | None, Query(max_length=32_768, description="Scalars, separated by commas; default: all, empty: none.")
@@ -52,9 +54,14 @@ async def export_run(
     if run is None:
         raise ApiError(410, "run_deleted", f"the run {run_id!r} was deleted")
     steps = await services.exporter.begin(run_id)
-    selection = Selection(scalars=_names(keys), statistics=_names(stats))
-    _check(selection, steps, run_id)
-    stream = services.exporter.stream(run, steps, form, selection=selection, layers=layers)
+    if form is Format.ZIP:
+        if keys is not None or stats is not None:
+            raise ApiError(400, "invalid_parameter", "keys, stats: a zip holds the whole run; take parquet to choose")
+        stream = services.archiver.stream(run, steps)
+    else:
+        selection = Selection(scalars=_names(keys), statistics=_names(stats))
+        _check(selection, steps, run_id)
+        stream = services.exporter.stream(run, steps, form, selection=selection, layers=layers)
     file_name = quote(f"{run_id}{'-layers' if layers and form is Format.CSV else ''}.{form}")
     headers = {
         "Content-Disposition": f'attachment; filename="{file_name}"',

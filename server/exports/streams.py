@@ -12,14 +12,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet
 
 from server.exports.columns import Plan
+from server.exports.parquet import ParquetStream
+from server.exports.sink import Sink
 from server.storage.steps import RunSteps, Selection, StepChunk, StepReader
-
-GROUP_BYTES = 8 * 1024 * 1024
-GROUP_ROWS = 65_536
-"""A row group is written when either is reached."""
 
 Progress = Callable[[int], None]
 """Told of the number of records after each chunk."""
@@ -29,12 +26,14 @@ class Format(StrEnum):
     PARQUET = "parquet"
     CSV = "csv"
     MSGPACK = "msgpack"
+    ZIP = "zip"
 
 
 MEDIA_TYPES = {
     Format.PARQUET: "application/vnd.apache.parquet",
     Format.CSV: "text/csv",
     Format.MSGPACK: "application/vnd.spikewatch.steps",
+    Format.ZIP: "application/zip",
 }
 
 
@@ -49,74 +48,20 @@ class _Encoder(Protocol):
         """Let go of everything; also after an error."""
 
 
-class _Sink:
-    """A file that keeps only what has not been taken."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        part = bytes(data)
-        self._parts.append(part)
-        self._size += len(part)
-        return len(part)
-
-    def tell(self) -> int:
-        return self._size
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        self.closed = True
-
-    def take(self) -> bytes:
-        taken = b"".join(self._parts)
-        self._parts.clear()
-        return taken
-
-
 class ParquetEncoder:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._schema = plan.schema()
-        self._sink = _Sink()
-        self._writer = pa.parquet.ParquetWriter(
-            pa.PythonFile(self._sink, mode="w"),
-            self._schema,
-            compression="zstd",
-            use_dictionary=["run"],
-            store_schema=True,
-        )
-        self._waiting: list[pa.RecordBatch] = []
-        self._bytes = self._rows = 0
+        self._stream = ParquetStream(self._schema, ["run"])
 
     def add(self, chunk: StepChunk) -> bytes:
-        batch = self._plan.rows(chunk, self._schema)
-        self._waiting.append(batch)
-        self._bytes += batch.nbytes
-        self._rows += batch.num_rows
-        if self._bytes >= GROUP_BYTES or self._rows >= GROUP_ROWS:
-            self._write_group()
-        return self._sink.take()
+        return self._stream.add(self._plan.rows(chunk, self._schema))
 
     def end(self) -> bytes:
-        if self._waiting:
-            self._write_group()
-        self._writer.close()
-        return self._sink.take()
+        return self._stream.end()
 
     def close(self) -> None:
-        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
-            self._writer.close()
-
-    def _write_group(self) -> None:
-        table = pa.Table.from_batches(self._waiting, self._schema)
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
-        self._waiting = []
-        self._bytes = self._rows = 0
+        self._stream.close()
 
 
 class CsvEncoder:
@@ -126,7 +71,7 @@ class CsvEncoder:
         self._rows = plan.long_rows if layers else plan.scalar_rows
         fixed = plan.long_schema() if layers else pa.schema(list(plan.schema())[: 5 + len(plan.scalars)])
         self._schema = fixed.remove_metadata()
-        self._sink = _Sink()
+        self._sink = Sink()
         options = pa.csv.WriteOptions(quoting_style="needed", quoting_header="needed")
         self._writer = pa.csv.CSVWriter(pa.PythonFile(self._sink, mode="w"), self._schema, write_options=options)
 
@@ -213,9 +158,9 @@ class Exporter:
         layers: bool = False,
         progress: Progress | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """The file, piece by piece. ``layers``: of a CSV, the layers instead of the scalars.
+        """The steps as Parquet, CSV or frames, piece by piece. ``layers``: of a CSV, the layers instead of the scalars.
 
-        Raises `CorruptDataError` and `DatabaseError`; what has come by then is no whole file.
+        Raises `RunDeletedError`, `CorruptDataError` and `DatabaseError`; what has come by then is no whole file.
         """
         chosen = Selection() if selection is None else selection
         if form is Format.CSV:

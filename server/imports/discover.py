@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from server.errors import ImportFileError
-from server.imports import csv_file, parquet_file, tensorboard, wandb_file
+from server.exports.archive import HISTOGRAMS, STEPS
+from server.imports import archive, csv_file, parquet_file, tensorboard, wandb_file
 from server.imports.logged_run import LoggedRun, Note
 
+SUFFIXES = frozenset({wandb_file.SUFFIX, archive.SUFFIX, ".csv", ".parquet"})
+"""Of the files that are looked for in folders."""
 Opener = Callable[[], list[LoggedRun]]
 
 
@@ -33,12 +36,14 @@ def discover(path: Path, step_column: str | None, note: Note) -> Iterator[tuple[
 
                 yield here, open_events
             for file in sorted(names):
-                if Path(file).suffix in (wandb_file.SUFFIX, ".csv", ".parquet") and "tfevents" not in file:
+                if file == HISTOGRAMS and STEPS in names:
+                    continue  # read with the steps
+                if Path(file).suffix in SUFFIXES and "tfevents" not in file:
                     found = True
                     yield here / file, _opener(here / file, step_column, note)
         if not found:
             raise ImportFileError(
-                path, None, "nothing to import below it: no event files, no .wandb, no .csv and no .parquet"
+                path, None, "nothing to import below it: no event files, no .wandb, .csv, .parquet or .zip"
             )
     elif path.is_file():
         yield path, _opener(path, step_column, note)
@@ -52,12 +57,16 @@ def _opener(path: Path, step_column: str | None, note: Note) -> Opener:
             return [tensorboard.open_file(path, note)]
         if path.suffix == wandb_file.SUFFIX:
             return [wandb_file.open_file(path, note)]
+        if path.suffix == archive.SUFFIX:
+            return [archive.open_file(path)]
         if path.suffix == ".parquet":
             return parquet_file.open_file(path, step_column, note)
         if path.suffix in (".csv", ".tsv", ".txt"):
             return csv_file.open_file(path, step_column, note)
         raise ImportFileError(
-            path, None, "its name tells no format: expected an event file of TensorBoard, .wandb, .csv or .parquet"
+            path,
+            None,
+            "its name tells no format: expected an event file of TensorBoard, .wandb, .csv, .parquet or .zip",
         )
 
     return open_it

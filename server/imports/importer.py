@@ -21,7 +21,7 @@ from server.pipeline.pipeline import Pipeline
 from server.pipeline.writer import Writer
 
 BATCH_RECORDS = 1_024
-BATCH_BYTES = 4 * 1024 * 1024  # of blocks
+BATCH_BYTES = 4 * 1024 * 1024  # of blocks and histograms
 DEFAULT_PROJECT = "imported"
 
 Progress = Callable[[int, int], None]
@@ -173,6 +173,7 @@ def _batches(records: Iterator[tuple[int, Record]], renamed: Mapping[str, str]) 
     held, current = 0, 0
     for rank, record in records:
         size = 0 if record.block is None else len(record.block)
+        size += sum(len(shapes.counts) for shapes in record.histograms)
         if waiting and (rank != current or len(waiting) >= BATCH_RECORDS or held + size > BATCH_BYTES):
             yield current, waiting
             waiting, held = [], 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,18 @@ from numpy.typing import NDArray
 
 from client_sdk.protocol import Layout, Optimizer, Record
 from server.errors import ImportFileError
+from server.exports.archive import HISTOGRAMS, STEPS
 from server.exports.columns import METADATA_KEY
+from server.exports.histogram_rows import TABLE_KEY
+from server.imports.histogram_table import with_histograms
 from server.imports.logged_run import LoggedRun, Note, checked_step, digest
 from server.imports.table_columns import Part, find_parts
 
 MAX_VALUES = 4 * 1024 * 1024  # float32 of the layers held at once
 MAX_ROWS = 4_096
 Flags = NDArray[np.bool_]
+Opened = Callable[[], Any]
+"""A path, or a file that can be sought in, each time a new one."""
 
 
 class _Described(msgspec.Struct):
@@ -45,7 +51,9 @@ class _About(msgspec.Struct):
 @dataclass(frozen=True, kw_only=True)
 class _Source:
     path: Path
+    table: Opened
     part: Part
+    attempt: str | None
     statistics: Mapping[str, str]
     """Column to the name of the statistic."""
     layers: Mapping[int, tuple[str, ...]]
@@ -54,21 +62,45 @@ class _Source:
 
 def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun]:
     """Raises `ImportFileError`."""
-    with _readable(path), pa.parquet.ParquetFile(path) as file:
+    with _opened(path, lambda: path) as file:
+        schema: pa.Schema = file.schema_arrow
+    if TABLE_KEY in (schema.metadata or {}):
+        raise ImportFileError(path, None, f"these are the histograms of an export; import the {STEPS} beside them")
+    if METADATA_KEY not in (schema.metadata or {}):
+        return _open_foreign(path, schema, step_column, note)
+    beside = path.with_name(HISTOGRAMS)
+    if path.name == STEPS and beside.is_file():
+        return [read_export(path, digest([path, beside]), lambda: path, lambda: beside)]
+    return [read_export(path, digest([path]), lambda: path, None)]
+
+
+def read_export(path: Path, identity: str, steps: Opened, histograms: Opened | None) -> LoggedRun:
+    """One of our own. ``path``: what the user named; ``steps`` and ``histograms``: how to open the tables.
+
+    Raises `ImportFileError`."""
+    with _opened(path, steps) as file:
         schema: pa.Schema = file.schema_arrow
     about = _about(path, schema)
-    if about is None:
-        return _open_foreign(path, schema, step_column, note)
     described = {field.name: item for field in schema if (item := _description(path, field)) is not None}
     statistics = {name: item.name for name, item in described.items() if item.kind == "statistic"}
     scalars = {name: item.name for name, item in described.items() if item.kind == "scalar"}
     source = _Source(
         path=path,
+        table=steps,
         part=Part(name=None, step="step", time="time", rank="rank", scalars=scalars),
+        attempt="attempt",
         statistics=statistics,
         layers=about.layers,
         fallback=0.0,
     )
+
+    def records() -> Iterator[tuple[int, Record]]:
+        if histograms is None:
+            yield from ((rank, record) for rank, _, record in _records(source))
+            return
+        with _opened(path, histograms) as table:
+            yield from with_histograms(path, _records(source), table, about.layers)
+
     optimizer = about.run.get("optimizer")
     layouts = {
         rank: Layout(
@@ -83,20 +115,18 @@ def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun
         for rank, names in about.layers.items()
         if statistics
     }
-    return [
-        LoggedRun(
-            path=path,
-            identity=digest([path]),
-            name=about.run["name"],
-            records=lambda: _records(source),
-            project=about.run["project"],
-            config=about.run["config"],
-            tags=tuple(about.run["tags"]),
-            layouts=layouts,
-            state="crashed" if about.run["state"] == "crashed" else "finished",
-            renames=False,
-        )
-    ]
+    return LoggedRun(
+        path=path,
+        identity=identity,
+        name=about.run["name"],
+        records=records,
+        project=about.run["project"],
+        config=about.run["config"],
+        tags=tuple(about.run["tags"]),
+        layouts=layouts,
+        state="crashed" if about.run["state"] == "crashed" else "finished",
+        renames=False,
+    )
 
 
 def _open_foreign(path: Path, schema: pa.Schema, step_column: str | None, note: Note) -> list[LoggedRun]:
@@ -109,10 +139,18 @@ def _open_foreign(path: Path, schema: pa.Schema, step_column: str | None, note: 
             if field.name not in scalars and field.name not in {part.step, part.time}:
                 note(f"{path}: the column {field.name!r} holds no numbers and is left out")
         kept = Part(name=part.name, step=part.step, time=part.time, rank=part.rank, scalars=scalars)
-        source = _Source(path=path, part=kept, statistics={}, layers={}, fallback=path.stat().st_mtime)
+        source = _Source(
+            path=path,
+            table=lambda: path,
+            part=kept,
+            attempt=None,
+            statistics={},
+            layers={},
+            fallback=path.stat().st_mtime,
+        )
 
         def records(source: _Source = source) -> Iterator[tuple[int, Record]]:
-            return _records(source)
+            return ((rank, record) for rank, _, record in _records(source))
 
         runs.append(
             LoggedRun(
@@ -127,27 +165,31 @@ def _open_foreign(path: Path, schema: pa.Schema, step_column: str | None, note: 
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
 
 
-def _records(source: _Source) -> Iterator[tuple[int, Record]]:
+def _records(source: _Source) -> Iterator[tuple[int, int, Record]]:
+    """(rank, attempt, record)."""
     part = source.part
     wanted = [part.step, *part.scalars, *source.statistics]
-    wanted += [name for name in (part.time, part.rank) if name is not None]
+    wanted += [name for name in (part.time, part.rank, source.attempt) if name is not None]
     widest = max((len(names) for names in source.layers.values()), default=0) * len(source.statistics)
     size = max(1, min(MAX_ROWS, MAX_VALUES // max(widest, 1)))
     row = 0
-    with _readable(source.path), pa.parquet.ParquetFile(source.path) as file:
+    with _opened(source.path, source.table) as file:
         for batch in file.iter_batches(batch_size=size, columns=wanted):
             yield from _rows(source, batch, row)
             row += batch.num_rows
 
 
-def _rows(source: _Source, batch: pa.RecordBatch, first: int) -> Iterator[tuple[int, Record]]:
+def _rows(source: _Source, batch: pa.RecordBatch, first: int) -> Iterator[tuple[int, int, Record]]:
     part, n = source.part, batch.num_rows
     steps = _steps(source, batch.column(part.step), first)
     times = np.full(n, source.fallback) if part.time is None else _times(batch.column(part.time))
-    ranks = np.zeros(n, np.int64) if part.rank is None else batch.column(part.rank).to_numpy(zero_copy_only=False)
+    ranks, attempts = (
+        np.zeros(n, np.int64) if name is None else batch.column(name).to_numpy(zero_copy_only=False)
+        for name in (part.rank, source.attempt)
+    )
     columns = [(name, *_floats(batch.column(column))) for column, name in part.scalars.items()]
     lists = [_entries(batch.column(column)) for column in source.statistics]
     for at in range(n):
@@ -170,6 +212,7 @@ def _rows(source: _Source, batch: pa.RecordBatch, first: int) -> Iterator[tuple[
         place = f"row {first + at + 1}"
         yield (
             rank,
+            int(attempts[at]),
             Record(
                 step=checked_step(source.path, place, int(steps[at])),
                 time=float(times[at]),
@@ -216,12 +259,9 @@ def _entries(column: pa.Array[Any]) -> tuple[NDArray[np.float32], NDArray[np.int
     return values, offsets, column.is_valid().to_numpy(zero_copy_only=False)
 
 
-def _about(path: Path, schema: pa.Schema) -> _About | None:
-    data = (schema.metadata or {}).get(METADATA_KEY)
-    if data is None:
-        return None
+def _about(path: Path, schema: pa.Schema) -> _About:
     try:
-        return msgspec.json.decode(data, type=_About, strict=False)
+        return msgspec.json.decode((schema.metadata or {}).get(METADATA_KEY, b""), type=_About, strict=False)
     except msgspec.DecodeError as error:
         raise ImportFileError(path, None, f"its metadata are not what an export writes ({error})") from error
 
@@ -232,6 +272,19 @@ def _description(path: Path, field: pa.Field[Any]) -> _Described | None:
         return None if data is None else msgspec.json.decode(data, type=_Described)
     except msgspec.DecodeError as error:
         raise ImportFileError(path, None, f"the metadata of the column {field.name!r} are broken ({error})") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path, table: Opened) -> Iterator[pa.parquet.ParquetFile]:
+    """Raises `ImportFileError`."""
+    with _readable(path):
+        source = table()
+        try:
+            with pa.parquet.ParquetFile(source) as file:
+                yield file
+        finally:
+            if isinstance(source, io.IOBase):
+                source.close()
 
 
 @contextlib.contextmanager

@@ -65,11 +65,14 @@ class Deleter:
 
     async def purge(self) -> None:
         """Remove everything of the runs that are marked, and give their space back."""
-        for run_id in await self._store.marked():
+        marked = await self._store.marked()
+        for run_id in marked:
             self._forget(run_id)
             while await self._store.purge_some(run_id):
                 pass
             logger.info("run %s is deleted", run_id, extra={"action": "run_deleted", "run_id": run_id})
+        if marked:
+            await self._store.vacuum()
         while await self._store.give_back_some():
             pass
 

@@ -142,7 +142,7 @@ def _to_block(
     absent = np.full(layers * width, np.nan, dtype="<f4").tobytes()
     raw = b"".join(absent if record.block is None else record.block for record in records)
     cube = np.frombuffer(raw, dtype="<f4").reshape(len(records), layers, width).transpose(2, 1, 0)
-    statistics = {name: np.ascontiguousarray(cube[i]) for i, name in enumerate(layout.statistics[:width])}
+    statistics = {name: np.array(cube[i], order="C") for i, name in enumerate(layout.statistics[:width])}
     drafts = []
     for at, (row, record) in enumerate(zip(rows, records, strict=True)):
         for item in record.histograms:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import ColumnElement, Row, and_, func, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, or_, select, update
 
 from client_sdk.protocol import Alert
 from server.models import AlertKind, AlertLevel, AlertState
@@ -17,6 +18,7 @@ MAX_LATELY = 64  # of each; more than a training process is told at once helps n
 CAME = ("hit", "early", "late")
 """Outcomes of predictions that came true, in time or not."""
 LEADS = 10_000
+PAGE = 256
 
 
 class AlertStore:
@@ -47,6 +49,23 @@ class AlertStore:
             query = query.where(alerts.c.kind == kind)
         async with self._database.read() as connection:
             return [alert_json(row) for row in await connection.execute(query)]
+
+    async def walk(self, run_id: str) -> AsyncGenerator[dict[str, Any], None]:
+        """Every alert of a run, in the order in which they opened."""
+        reached: tuple[float, str] | None = None
+        while True:
+            query = select(alerts).where(alerts.c.run_id == run_id).order_by(alerts.c.opened_at, alerts.c.id)
+            if reached is not None:
+                opened_at, alert_id = reached
+                later = and_(alerts.c.opened_at == opened_at, alerts.c.id > alert_id)
+                query = query.where(alerts.c.opened_at >= opened_at, or_(alerts.c.opened_at > opened_at, later))
+            async with self._database.read() as connection:
+                rows = (await connection.execute(query.limit(PAGE))).all()
+            for row in rows:
+                yield alert_json(row)
+            if len(rows) < PAGE:
+                return
+            reached = (rows[-1].opened_at, rows[-1].id)
 
     async def lately(self, run_id: str) -> list[dict[str, Any]]:
         """What a training process that was away may have missed: the open alerts of a run and the last that closed, in

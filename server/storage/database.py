@@ -112,6 +112,13 @@ class Database:
                         yield connection
 
     @contextlib.asynccontextmanager
+    async def bare(self) -> AsyncIterator[AsyncConnection]:
+        """On Postgres: for statements that no transaction may hold, such as VACUUM. Raises `DatabaseError`."""
+        with self._translated_errors():
+            async with self._connected(self.writing) as plain:
+                yield await plain.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextlib.asynccontextmanager
     async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         """A connection of the pool. Only what opening it raises is the network's to the database: the block may have
         troubles of its own."""

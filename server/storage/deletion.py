@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sqlalchemy import Table, delete, select, text, update
 
 from server.models import RunState
-from server.schema import alerts, events, histograms, runs, segments, spans, writers
+from server.schema import alerts, events, histograms, runs, segments, spans, tiles, writers
 from server.storage.database import Database
 
 VACUUM_PAGES = 2_000  # pages given back in one transaction
@@ -58,11 +58,19 @@ class DeletionStore:
             await connection.execute(delete(runs).where(runs.c.id == run_id, runs.c.state == RunState.DELETING))
         return False
 
-    async def give_back_some(self) -> bool:
-        """Shrink a SQLite file by some of its unused pages; False when none are left.
+    async def vacuum(self) -> None:
+        """Let Postgres use the space of what was deleted, and cut it off where it is the end of a table's file.
 
-        Postgres does it by itself: autovacuum frees the pages for new rows.
+        It would come to that by itself when a fifth of a table is gone, and until then new rows would make the file
+        longer. Readers and writers go on meanwhile.
         """
+        if self._database.is_sqlite:
+            return
+        async with self._database.bare() as connection:
+            await connection.execute(text(f"VACUUM {', '.join([*(table.name for table, _ in _LARGE), tiles.name])}"))
+
+    async def give_back_some(self) -> bool:
+        """Shrink a SQLite file by some of its unused pages; False when none are left."""
         if not self._database.is_sqlite:
             return False
         async with self._database.write() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from sqlalchemy import select
@@ -9,6 +10,8 @@ from sqlalchemy import select
 from server.models import Event
 from server.schema import events
 from server.storage.database import Database
+
+PAGE = 256
 
 
 class EventStore:
@@ -30,6 +33,20 @@ class EventStore:
             event_json(Event(step=row.step, kind=row.kind, attempt=row.attempt, detail=row.detail))
             for row in reversed(rows)
         ]
+
+    async def walk(self, run_id: str) -> AsyncGenerator[dict[str, Any], None]:
+        """Every event with its rank and when it was noted (``created_at``), in the order in which they happened."""
+        reached = 0
+        while True:
+            query = select(events).where(events.c.run_id == run_id, events.c.id > reached)
+            async with self._database.read() as connection:
+                rows = (await connection.execute(query.order_by(events.c.id).limit(PAGE))).all()
+            for row in rows:
+                event = Event(step=row.step, kind=row.kind, attempt=row.attempt, detail=row.detail)
+                yield {**event_json(event), "rank": row.rank, "created_at": row.created_at}
+            if len(rows) < PAGE:
+                return
+            reached = rows[-1].id
 
 
 def event_json(event: Event) -> dict[str, Any]:

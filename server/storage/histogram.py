@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sqlalchemy import and_, or_, select
 
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
+from server.errors import HistogramCorruptError
 from server.schema import histograms, layouts, writers
 from server.storage.columns import pack_array, unpack_array
 from server.storage.database import Database
@@ -49,6 +50,39 @@ def encode(histogram: Histograms, layers: int, dips: NDArray[np.float32] | None)
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """The histograms of one quantity at one step, as they are stored."""
+
+    low: NDArray[np.float32]
+    """(layers,); like ``high`` not finite where the training process had none."""
+    high: NDArray[np.float32]
+    counts: NDArray[np.uint32]
+    """(layers, 64)"""
+    dips: NDArray[np.float32]
+    """(layers,), NaN where none were computed."""
+
+    @property
+    def measured(self) -> NDArray[np.bool_]:
+        return np.isfinite(self.low) & np.isfinite(self.high)
+
+
+def decode(number: int, payload: bytes) -> Shapes:
+    """What `encode` wrote, of the row ``number``. Raises `HistogramCorruptError`."""
+    try:
+        layers, low, high, counts, dips = msgspec.msgpack.decode(
+            payload, type=tuple[int, bytes, bytes, bytes, bytes | None]
+        )
+        return Shapes(
+            low=unpack_array(low, "<f4", layers),
+            high=unpack_array(high, "<f4", layers),
+            counts=unpack_array(counts, "<u4", layers * HISTOGRAM_BINS).reshape(layers, HISTOGRAM_BINS),
+            dips=np.full(layers, np.nan, np.float32) if dips is None else unpack_array(dips, "<f4", layers),
+        )
+    except (msgspec.DecodeError, ValueError) as error:
+        raise HistogramCorruptError(number, str(error)) from error
+
+
 def dips_of(counts: NDArray[np.uint32]) -> NDArray[np.float32]:
     """Hartigan's dip of each row of counts (layers × 64): 0.001 … 0.25, above about 0.03 for two clear modes.
 
@@ -74,7 +108,10 @@ class HistogramQuery:
         self._database = database
 
     async def nearest(self, run_id: str, rank: int, layer: str, which: str, step: int | None) -> Histogram | None:
-        """The histogram of a layer nearest to ``step``, by default the last; at one step the latest attempt's."""
+        """The histogram of a layer nearest to ``step``, by default the last; at one step the latest attempt's.
+
+        Raises `HistogramCorruptError` and `DatabaseError`.
+        """
         async with self._database.read() as connection:
             holders = await connection.execute(
                 select(layouts.c.writer_id, layouts.c.number, layouts.c.layers)
@@ -101,20 +138,19 @@ class HistogramQuery:
             return None
         row = found[0] if step is None else min(found, key=lambda item: abs(item.step - step))
         place = rows_of[row.writer_id, row.layout]
-        return await asyncio.to_thread(_decode, row.payload, place, layer, (row.step, row.attempt))
+        return await asyncio.to_thread(_decode, row.id, row.payload, place, layer, (row.step, row.attempt))
 
 
-def _decode(payload: bytes, row: int, layer: str, at: tuple[int, int]) -> Histogram | None:
-    layers, low, high, counts, dips = msgspec.msgpack.decode(payload)
-    bounds = [float(unpack_array(side, "<f4", layers)[row]) for side in (low, high)]
-    if not all(math.isfinite(bound) for bound in bounds):
+def _decode(number: int, payload: bytes, row: int, layer: str, at: tuple[int, int]) -> Histogram | None:
+    shapes = decode(number, payload)
+    if not shapes.measured[row]:
         return None  # the training process had none for this layer
-    dip = float("nan") if dips is None else float(unpack_array(dips, "<f4", layers)[row])
+    dip = float(shapes.dips[row])
     return Histogram(
         layer=layer,
         step=at[0],
         attempt=at[1],
-        edges=np.linspace(bounds[0], bounds[1], HISTOGRAM_BINS + 1),
-        counts=unpack_array(counts, "<u4", layers * HISTOGRAM_BINS).reshape(layers, HISTOGRAM_BINS)[row],
-        dip=None if np.isnan(dip) else dip,
+        edges=np.linspace(float(shapes.low[row]), float(shapes.high[row]), HISTOGRAM_BINS + 1),
+        counts=shapes.counts[row],
+        dip=None if math.isnan(dip) else dip,
     )

@@ -65,7 +65,7 @@ class HistoryReader:
             query = select(writers.c.id, writers.c.rank, writers.c.last_seq).where(writers.c.run_id == run_id)
             known = (await connection.execute(query.order_by(writers.c.rank, writers.c.id))).all()
             if not known:
-                await _expect_run(connection, run_id)
+                await expect_run(connection, run_id)
         for writer in known:
             reached = 0
             while reached < writer.last_seq:
@@ -73,7 +73,7 @@ class HistoryReader:
                     found = await _next(connection, writer.id, reached, names)
                     if found is None or found.first_seq > reached + 1:
                         # A deletion takes records away in any order: what is left of them would look like a whole run.
-                        await _expect_run(connection, run_id)
+                        await expect_run(connection, run_id)
                         until = writer.last_seq if found is None else found.first_seq - 1
                         logger.error(
                             "records %s … %s of writer %s of run %s are missing; `spikewatch doctor` says more",
@@ -139,8 +139,8 @@ async def _next(
     )
 
 
-async def _expect_run(connection: AsyncConnection, run_id: str) -> None:
-    """Raises `RunDeletedError`."""
+async def expect_run(connection: AsyncConnection, run_id: str) -> None:
+    """Raises `RunDeletedError` when the run is gone or on its way."""
     state = (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar_one_or_none()
     if state in {None, RunState.DELETING}:
         raise RunDeletedError(run_id, "there is nothing left to read")

@@ -2,7 +2,7 @@
 
 Above level 0 a damaged span is made again from those below it. At level 0 there is nothing to make it from: the damaged
 tile is marked as lost over the steps of that span, and so read as not measured there; what stands above it keeps its
-extremes. A damaged segment becomes one of as many records that measured nothing.
+extremes. A damaged segment becomes one of as many records that measured nothing. Damaged histograms are removed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.errors import CorruptDataError, SegmentCorruptError
-from server.schema import runs, segments, spans, tiles, writers
+from server.errors import CorruptDataError, HistogramCorruptError, SegmentCorruptError
+from server.schema import histograms, runs, segments, spans, tiles, writers
 from server.storage.blobs import BlobError, pack, unpack
 from server.storage.columns import Columns, Payload, encode
 from server.storage.compaction import Compactor
 from server.storage.database import Database
+from server.storage.histogram import decode
 from server.storage.spans import PLACE, SpanPlace, SpanStore, place_of, tile_of, verify
 from server.storage.tiles import decode_buckets, decode_values, title_of, unpack_steps
 
 BATCH = 64  # rows looked at together
+HISTOGRAMS = 8  # of these; one has up to 5 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class Doctor:
         for level in range(0 if top is None else top + 1):
             async for damage in self._level(level, repair):
                 yield damage
+        async for damage in self._histograms(repair):
+            yield damage
         async for damage in self._sequences():
             yield damage
 
@@ -167,6 +171,30 @@ class Doctor:
             await self._store.insert_tiles(connection, place.id, draft)
             await _note_repair(connection, run_id)
         return "it is made again from the level below"
+
+    async def _histograms(self, repair: bool) -> AsyncIterator[Damage]:
+        last = 0
+        while True:
+            query = select(histograms).where(histograms.c.id > last).order_by(histograms.c.id).limit(HISTOGRAMS)
+            async with self._database.read() as connection:
+                rows = (await connection.execute(query)).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            for row in rows:
+                try:
+                    await asyncio.to_thread(decode, row.id, row.payload)
+                except HistogramCorruptError as error:
+                    if repair:
+                        async with self._database.write() as connection:
+                            await connection.execute(delete(histograms).where(histograms.c.id == row.id))
+                            await _note_repair(connection, row.run_id)
+                    yield Damage(
+                        run_id=row.run_id,
+                        where=f"histogram {row.id} ({row.which} at step {row.step})",
+                        problem=error.reason,
+                        remedy="it is lost" if repair else "",
+                    )
 
     async def _sequences(self) -> AsyncIterator[Damage]:
         """Every record of a writer is in exactly one span of level 0 or one segment."""

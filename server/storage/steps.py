@@ -11,10 +11,10 @@ import contextlib
 from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from server.models import Layout
-from server.schema import scalars, writers
+from server.schema import histograms, scalars, writers
 from server.storage.columns import BlockColumns, Columns
 from server.storage.database import Database
 from server.storage.history import HistoryReader
@@ -40,6 +40,8 @@ class WriterSteps:
     rank: int
     last_seq: int
     layouts: Mapping[int, Layout]
+    last_histogram: int = 0
+    """Id of its last histogram then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +96,11 @@ class StepReader:
 
     async def begin(self, run_id: str) -> RunSteps:
         """Fix what a walk will see."""
-        async with self._database.read() as connection:
+        shapes = select(func.max(histograms.c.id)).where(histograms.c.writer_id == writers.c.id).scalar_subquery()
+        async with self._database.snapshot() as connection:
             rows = (
                 await connection.execute(
-                    select(writers.c.id, writers.c.rank, writers.c.last_seq)
+                    select(writers.c.id, writers.c.rank, writers.c.last_seq, shapes.label("last_histogram"))
                     .where(writers.c.run_id == run_id)
                     .order_by(writers.c.rank, writers.c.id)
                 )
@@ -112,13 +115,19 @@ class StepReader:
             run_id=run_id,
             scalars=known,
             writers=tuple(
-                WriterSteps(writer_id=row.id, rank=row.rank, last_seq=row.last_seq, layouts=layouts.get(row.id, {}))
+                WriterSteps(
+                    writer_id=row.id,
+                    rank=row.rank,
+                    last_seq=row.last_seq,
+                    layouts=layouts.get(row.id, {}),
+                    last_histogram=row.last_histogram or 0,
+                )
                 for row in rows
             ),
         )
 
     async def walk(self, steps: RunSteps, selection: Selection | None = None) -> AsyncGenerator[StepChunk, None]:
-        """Every record, in chunks. Raises `CorruptDataError` and `DatabaseError`."""
+        """Every record, in chunks. Raises `RunDeletedError`, `CorruptDataError` and `DatabaseError`."""
         chosen = Selection() if selection is None else selection
         known = {writer.writer_id: writer for writer in steps.writers}
         async with contextlib.aclosing(self._history.pieces(steps.run_id, names=chosen.names())) as pieces:

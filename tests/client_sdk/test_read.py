@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from client_sdk.errors import ConfigurationError, TransportError
-from client_sdk.protocol import Layout
+from client_sdk.protocol import AlertNotice, Layout
 from client_sdk.read import Server
 from tests.support.server import RunningServer, running_server
-from tests.support.writer import Writer, record
+from tests.support.writer import Writer, histogram, record
 
 OTHER = Layout(id=0, layers=("only",), statistics=("grad_norm",))
 
@@ -29,12 +30,16 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
             for start in range(0, 3_000, 1_000):
                 writer.commit(*(record(start + at, float(start + at), block=[[at, 1], [2, 3]]) for at in range(1_000)))
             writer.commit(record(2_000, math.nan, extra=1.0), record(2_001, 0.5, block=[[math.nan] * 2] * 2))
+            if not writer.alerts:
+                writer.expect(AlertNotice)
         with server.connect("/ingest") as socket:
             writer = Writer(socket)
             writer.hello("full", "two", rank=1, layouts=(OTHER,))
             writer.commit(record(4, 9.0, block=[[7]], only_here=1.0))
         with server.connect("/ingest") as socket:
-            Writer(socket).hello("other", "three", project="other")
+            writer = Writer(socket)
+            writer.hello("other", "three", project="other")
+            writer.commit(record(3, histograms=(histogram("update", [[2] * 64] * 2),)))
         yield server
 
 
@@ -73,7 +78,22 @@ def test_a_data_frame_has_a_row_for_each_call_of_log(reader: Server) -> None:
     assert len(frame) == 2_003
     assert frame[frame["rank"] == 1]["only_here"].tolist() == [1.0]
     assert list(reader.run("full").to_pandas(["extra"]).columns) == ["rank", "attempt", "step", "time", "extra"]
-    assert len(reader.run("other").to_pandas()) == 0
+    assert len(reader.run("other").to_pandas()) == 1
+    assert len(reader.run("other").to_pandas(attempt=3)) == 0
+
+
+def test_histograms_events_and_alerts_are_read_back(reader: Server) -> None:
+    run = reader.run("other")
+    found = run.histogram("first", step=1)
+    assert found is not None
+    assert (found.step, found.edges.shape, found.counts.tolist()) == (3, (65,), [2] * 64)
+    assert found.dip is None
+    assert run.histogram("first", "ratio") is None
+    assert [event["kind"] for event in reader.run("full").events()].count("rollback") == 1
+    assert "nonfinite" in {alert["kind"] for alert in reader.run("full").alerts()}
+    assert run.alerts() == []
+    with pytest.raises(TransportError, match="no layer 'none'"):
+        run.histogram("none")
 
 
 def test_runs_are_listed_and_found(reader: Server) -> None:
@@ -87,9 +107,11 @@ def test_a_run_is_saved_whole_or_not_at_all(reader: Server, tmp_path: Path) -> N
     saved = reader.run("full").save(tmp_path / "run.parquet")
     assert pq.read_table(saved).num_rows == 3_003
     assert len(pd.read_csv(reader.run("full").save(tmp_path / "run.csv"))) == 3_003
+    with zipfile.ZipFile(reader.run("full").save(tmp_path / "run.zip")) as everything:
+        assert "histograms.parquet" in everything.namelist()
     with pytest.raises(ConfigurationError, match=r"\.parquet or \.csv"):
         reader.run("full").save(tmp_path / "run.xlsx")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.csv", "run.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.csv", "run.parquet", "run.zip"]
 
 
 def test_what_is_wrong_has_the_code_of_the_server(reader: Server, running: RunningServer) -> None:

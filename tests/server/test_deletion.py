@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from client_sdk.protocol import Error
 from server.auth.tokens import digest_of
@@ -152,6 +152,38 @@ async def test_a_sqlite_file_gives_the_space_back(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
     assert file.stat().st_size < before / 2
+
+
+async def test_postgres_uses_the_space_of_a_deleted_run_at_once_and_gives_back_its_end(postgres: Postgres) -> None:
+    database = Database(postgres.create_database())
+    await migrate.upgrade(database)
+    stores = Stores.over(database)
+    noise = np.random.default_rng(0)
+
+    async def add(run_id: str) -> None:
+        writer = await stores.register(run_id, writer=run_id)
+        for start in range(0, 20_000, 2_000):
+            blocks = noise.standard_normal((2_000, 2, 2))
+            await stores.commit(writer, start, [record(start + at, block=blocks[at].tolist()) for at in range(2_000)])
+
+    async def size() -> int:
+        async with database.read() as connection:
+            found: int = (await connection.execute(text("SELECT pg_total_relation_size('segments')"))).scalar_one()
+            return found
+
+    work = deleter(database)
+    await add("first")
+    await add("second")
+    both = await size()
+    await work.delete("first")
+    await work.purge()
+    await add("third")
+    assert await size() < 1.2 * both
+    for run_id in ("second", "third"):
+        await work.delete(run_id)
+    await work.purge()
+    assert await size() < both / 4
+    await database.close()
 
 
 def test_a_deleted_run_is_gone_for_readers_and_refused_to_writers(server: RunningServer) -> None:

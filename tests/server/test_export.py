@@ -6,6 +6,7 @@ import io
 import json
 import math
 import tracemalloc
+import zipfile
 from collections.abc import Iterator
 
 import httpx
@@ -130,6 +131,18 @@ def test_columns_can_be_chosen(api: httpx.Client) -> None:
     table = pq.read_table(io.BytesIO(chosen.content))
     assert table.schema.names[5:] == ["layer_grad_norm"]
     assert table.num_rows == 14
+
+
+def test_a_zip_has_the_whole_run_and_no_choice_of_columns(api: httpx.Client) -> None:
+    answer = api.get("/runs/full/export", params={"format": "zip"})
+    assert answer.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as held:
+        assert held.testzip() is None
+        assert pq.read_table(io.BytesIO(held.read("steps.parquet"))).num_rows == 14
+        assert [json.loads(line)["kind"] for line in held.read("events.jsonl").splitlines()].count("rollback") == 1
+    for given in ({"keys": "loss"}, {"stats": ""}):
+        refused = api.get("/runs/full/export", params={"format": "zip", **given})
+        assert (refused.status_code, refused.json()["error"]) == (400, "invalid_parameter")
 
 
 def test_scalars_that_are_called_like_columns_are_set_apart(server: RunningServer) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from client_sdk.protocol import Layout
+from server.pipeline.packing import pack
 from server.storage.histogram import DIP_POINTS, dips_of
+from tests.support.writer import histogram, record
 
 
 def counts_of(values: np.ndarray) -> np.ndarray:
@@ -37,3 +40,10 @@ def test_a_single_parameter_has_a_dip() -> None:
     counts = np.zeros((1, 64), dtype=np.uint32)
     counts[0, 5] = 1
     assert np.isfinite(dips_of(counts)).all()
+
+
+def test_the_dip_stands_in_for_a_bimodality_that_was_sent() -> None:
+    layout = Layout(id=0, layers=("only",), statistics=("bimodality",))
+    sent = record(0, block=[[0.2]], histograms=(histogram("ratio", [[1] * 64]),))
+    (draft,) = pack(1, [sent], {0: layout}, {0: 1})
+    assert draft.columns.blocks[0].statistics["bimodality"].item() == dips_of(np.ones((1, 64), np.uint32)).item()

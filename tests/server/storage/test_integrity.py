@@ -6,14 +6,15 @@ import asyncio
 
 from sqlalchemy import delete, func, select, update
 
-from server.schema import segments, spans, tiles
+from server.schema import histograms, segments, spans, tiles
 from server.storage.database import Database
+from server.storage.histogram import HistogramQuery
 from server.storage.integrity import Damage, Doctor
 from server.storage.spans import SpanStore
 from tests.server.storage.conftest import Stores
 from tests.server.storage.oracle import Expected, check_heatmap, check_series
 from tests.server.storage.test_compaction import SMALL_SPAN, compactor, read_everything, store
-from tests.support.writer import record
+from tests.support.writer import histogram, record
 
 COUNT = SMALL_SPAN * 64 + 3
 RECORDS = [record(step, float(step % 17), block=[[step, 1], [2, 3]]) for step in range(COUNT)]
@@ -145,3 +146,18 @@ async def test_records_that_are_missing_or_there_twice_are_named(stores: Stores)
         await connection.execute(update(segments).where(segments.c.id == second).values(first_seq=COUNT - 4))
     found = [(damage.where.split(" of ")[0], damage.problem) for damage in await examine(stores.database)]
     assert (f"records {COUNT - 4} … {COUNT - 3}", "are there twice") in found
+
+
+async def test_damaged_histograms_are_named_and_removed(stores: Stores) -> None:
+    writer = await stores.register("run")
+    shapes = [histogram("update", [[at] * 64] * 2) for at in range(3)]
+    await stores.commit(writer, 0, [record(at, histograms=(shapes[at],)) for at in range(3)])
+    async with stores.database.write() as connection:
+        await connection.execute(update(histograms).where(histograms.c.step == 1).values(payload=b"no histogram"))
+    damaged = await examine(stores.database)
+    assert [damage.where.split(" ", 2)[2] for damage in damaged] == ["(update at step 1)"]
+    assert [damage.remedy for damage in await examine(stores.database, repair=True)] == ["it is lost"]
+    assert await examine(stores.database) == []
+    left = await HistogramQuery(stores.database).nearest("run", 0, "first", "update", 1)
+    assert left is not None
+    assert left.step in {0, 2}
