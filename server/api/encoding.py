@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 MSGPACK = "application/msgpack"
+VARY = "Accept, Accept-Encoding"
 MIN_COMPRESSED = 1_024  # bytes; below, a packet is a packet
 ZSTD_LEVEL = 1
 GZIP_LEVEL = 1
@@ -28,8 +29,8 @@ def json_response(value: Any) -> Response:
 
 def compressed(response: Response, accept_encoding: str) -> Response:
     """The response with its body as the client can read it. Takes a while for large ones; for a thread."""
-    accepted = {part.split(";")[0].strip().lower() for part in accept_encoding.split(",") if "q=0" not in part}
-    response.headers["vary"] = "Accept, Accept-Encoding"
+    accepted = _named(accept_encoding)
+    response.headers["vary"] = VARY
     body = bytes(response.body)
     if len(body) < MIN_COMPRESSED:
         return response
@@ -43,6 +44,16 @@ def compressed(response: Response, accept_encoding: str) -> Response:
     return response
 
 
+def _named(accept_encoding: str) -> set[str]:
+    """What a header names, without what it refuses by a weight of 0."""
+    found = set()
+    for part in accept_encoding.lower().split(","):
+        name, _, weight = (piece.strip() for piece in part.partition(";"))
+        if weight.replace(" ", "").rstrip("0") not in {"q=", "q=0."}:
+            found.add(name)
+    return found
+
+
 class Tag:
     """The ETag of an answer: what was asked, and the version of the data that it is made of.
 
@@ -52,8 +63,8 @@ class Tag:
     def __init__(self, request: Request, version: str) -> None:
         asked = f"{version} {request.url.path}?{request.url.query} {request.headers.get('accept', '')}"
         self.value = f'W/"{hashlib.blake2b(asked.encode(), digest_size=12).hexdigest()}"'
-        known = request.headers.get("if-none-match", "")
-        self.is_known = self.value in {part.strip() for part in known.split(",")}
+        known = {part.strip() for part in request.headers.get("if-none-match", "").split(",")}
+        self.is_known = not known.isdisjoint({self.value, "*"})
 
     def unchanged(self) -> Response:
         """304: the client has it."""
@@ -62,6 +73,7 @@ class Tag:
     def on(self, response: Response) -> Response:
         response.headers["etag"] = self.value
         response.headers["cache-control"] = "private, no-cache"  # keep it, and ask each time
+        response.headers["vary"] = VARY
         return response
 
 

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
 from server.api.access import Operator, Reader, ServicesOf, visible_run
 from server.api.answers import DeletionAnswer
 from server.api.encoding import json_response
 from server.api.errors import REFUSALS
 from server.api.runs import KNOWN_SCALARS, RunId
-from server.errors import ApiError
+from server.errors import ApiError, ServerError
 from server.exports.streams import MEDIA_TYPES, Format
 from server.storage.steps import RunSteps, Selection
 
+logger = logging.getLogger(__name__)
+
 router = APIRouter(tags=["runs"], responses=REFUSALS)
+
+
+class Download(StreamingResponse):
+    """A stream that may break off: then it lacks its end, and the log says why. Nobody can take it for whole."""
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except ServerError as error:
+            # The status is on its way. A response without its end makes the server close the connection.
+            logger.warning("an export broke off (%s)", error, extra={"action": "export_broke_off"})
 
 
 @router.get(
     "/runs/{run_id}/export",
     summary="A run as a file: every step, or everything, streamed",
-    response_class=StreamingResponse,
+    response_class=Download,
     responses={
         200: {
             "description": "The file. docs/export.md says what its columns are.",
@@ -67,7 +82,7 @@ async def export_run(
         "Content-Disposition": f'attachment; filename="{file_name}"',
         "Link": f'</api/v1/runs/{quote(run_id)}>; rel="describedby"',
     }
-    return StreamingResponse(stream, media_type=MEDIA_TYPES[form], headers=headers)
+    return Download(stream, media_type=MEDIA_TYPES[form], headers=headers)
 
 
 @router.delete("/runs/{run_id}", response_model=DeletionAnswer, status_code=202, summary="Delete a run for good")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import sqlite3
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -161,6 +163,26 @@ def test_a_run_without_steps_is_an_empty_table(api: httpx.Client) -> None:
     table = pq.read_table(io.BytesIO(answer.content))
     assert (table.num_rows, table.schema.names) == (0, ["run", "attempt", "rank", "step", "time"])
     assert api.get("/runs/empty/export", params={"format": "csv"}).text == '"run","attempt","rank","step","time"\n'
+
+
+@pytest.mark.parametrize("form", Format)
+def test_an_export_that_breaks_off_has_no_end_and_one_line_in_the_log(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, form: Format
+) -> None:
+    with server.connect("/ingest") as socket, server.api() as api:
+        writer = Writer(socket)
+        writer.hello("damaged")
+        writer.commit(record(1), record(2))
+        connection = sqlite3.connect(Path(server.database_url.removeprefix("sqlite:///")))
+        with connection:
+            assert connection.execute("UPDATE segments SET payload = x'00'").rowcount == 1
+        connection.close()
+        with pytest.raises(httpx.RemoteProtocolError):
+            api.get("/runs/damaged/export", params={"format": form})
+        assert api.get("/runs/damaged").status_code == 200
+    broken = [item for item in caplog.records if getattr(item, "action", "") == "export_broke_off"]
+    assert [item.exc_info for item in broken] == [None]
+    assert "checksum" in broken[0].getMessage()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import httpx
 import msgspec
 import pytest
 import zstandard
+from starlette.responses import Response
 
+from server.api.encoding import MIN_COMPRESSED, compressed
 from tests.support.server import running_server
 from tests.support.writer import Writer, record
 
@@ -36,7 +38,10 @@ def test_answers_are_compressed_as_asked_and_known_ones_are_not_sent(
             assert decompress(raw) == plain.content
 
         tag = plain.headers["etag"]
-        assert api.get(path, params=parameters, headers={"if-none-match": tag}).status_code == 304
+        for known in (tag, f'W/"another", {tag}', "*"):
+            unchanged = api.get(path, params=parameters, headers={"if-none-match": known})
+            assert (unchanged.status_code, unchanged.content) == (304, b"")
+            assert (unchanged.headers["etag"], unchanged.headers["vary"]) == (tag, plain.headers["vary"])
         other = api.get(path, params={**parameters, "from": "5"}, headers={"if-none-match": tag})
         assert other.status_code == 200
         packed = api.get(path, params=parameters, headers={"accept": "application/msgpack", "if-none-match": tag})
@@ -47,6 +52,23 @@ def test_answers_are_compressed_as_asked_and_known_ones_are_not_sent(
         assert after.status_code == 200
         assert after.headers["etag"] != tag
         assert _last_step(after) == 1_000
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("gzip;q=0.8, zstd;q=0.9", "zstd"),
+        ("gzip; q=0.001", "gzip"),
+        ("GZIP", "gzip"),
+        ("zstd;q=0, gzip", "gzip"),
+        ("zstd;q=0.000, gzip;q=0", None),
+        ("br", None),
+        ("", None),
+    ],
+)
+def test_weights_of_encodings_are_understood(asked: str, given: str | None) -> None:
+    answer = compressed(Response(b"a" * MIN_COMPRESSED), asked)
+    assert answer.headers.get("content-encoding") == given
 
 
 def _last_step(answer: httpx.Response) -> int:
