@@ -129,7 +129,8 @@ async def test_damage_is_named_by_file_and_record_and_leaves_nothing(
         ("x.csv", b"step,loss\n-1,2\n", r"line 2: the step -1"),
         ("x.csv", b"step,loss\n\xff\xfe,2\n", "utf-8"),
         ("x.parquet", b"PAR1 no", "cannot be read as Parquet"),
-        ("x.zip", b"", "tells no format"),
+        ("x.xlsx", b"", "tells no format"),
+        ("x.zip", b"", "cannot be read as ZIP"),
     ],
 )
 async def test_what_cannot_be_imported_is_said(
