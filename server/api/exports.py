@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Collection
-from typing import Annotated
+from collections.abc import AsyncGenerator, Collection
+from typing import Annotated, cast
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from server.api.access import Operator, Reader, ServicesOf, visible_run
 from server.api.answers import DeletionAnswer
@@ -26,14 +28,34 @@ router = APIRouter(tags=["runs"], responses=REFUSALS)
 
 
 class Download(StreamingResponse):
-    """A stream that may break off: then it lacks its end, and the log says why. Nobody can take it for whole."""
+    """A stream that may break off: then it lacks its end, and the log says why. Nobody can take it for whole.
 
-    async def stream_response(self, send: Send) -> None:
+    A client that leaves ends it between two pieces, never within: cancelled there, a thread would still be writing what
+    is let go of, and a connection of the database would be lost.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        leaving = asyncio.ensure_future(_departure(receive))
+        stream = cast(AsyncGenerator[bytes, None], self.body_iterator)
         try:
-            await super().stream_response(send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async with contextlib.aclosing(stream) as pieces:
+                async for piece in pieces:
+                    if leaving.done():
+                        return
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ServerError as error:
             # The status is on its way. A response without its end makes the server close the connection.
             logger.warning("an export broke off (%s)", error, extra={"action": "export_broke_off"})
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+
+
+async def _departure(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 @router.get(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -29,26 +30,30 @@ class ParquetStream:
         )
         self._waiting: list[pa.RecordBatch] = []
         self._bytes = self._rows = 0
+        self._turn = threading.Lock()
+        """Whoever is cancelled while a thread adds lets go of the writer only after that."""
 
     def add(self, batch: pa.RecordBatch) -> bytes:
         """The bytes that are ready after these rows, perhaps none."""
-        self._waiting.append(batch)
-        self._bytes += batch.nbytes
-        self._rows += batch.num_rows
-        if self._bytes >= GROUP_BYTES or self._rows >= GROUP_ROWS:
-            self._write_group()
-        return self._sink.take()
+        with self._turn:
+            self._waiting.append(batch)
+            self._bytes += batch.nbytes
+            self._rows += batch.num_rows
+            if self._bytes >= GROUP_BYTES or self._rows >= GROUP_ROWS:
+                self._write_group()
+            return self._sink.take()
 
     def end(self) -> bytes:
         """The rest."""
-        if self._waiting:
-            self._write_group()
-        self._writer.close()
-        return self._sink.take()
+        with self._turn:
+            if self._waiting:
+                self._write_group()
+            self._writer.close()
+            return self._sink.take()
 
     def close(self) -> None:
         """Let go of everything; also after an error."""
-        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+        with self._turn, contextlib.suppress(pa.ArrowException, OSError, ValueError):
             self._writer.close()
 
     def _write_group(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from enum import StrEnum
 from typing import Any, Protocol
@@ -74,17 +75,21 @@ class CsvEncoder:
         self._sink = Sink()
         options = pa.csv.WriteOptions(quoting_style="needed", quoting_header="needed")
         self._writer = pa.csv.CSVWriter(pa.PythonFile(self._sink, mode="w"), self._schema, write_options=options)
+        self._turn = threading.Lock()
+        """As in `ParquetStream`."""
 
     def add(self, chunk: StepChunk) -> bytes:
-        self._writer.write_batch(self._rows(chunk, self._schema))
-        return self._sink.take()
+        with self._turn:
+            self._writer.write_batch(self._rows(chunk, self._schema))
+            return self._sink.take()
 
     def end(self) -> bytes:
-        self._writer.close()
-        return self._sink.take()
+        with self._turn:
+            self._writer.close()
+            return self._sink.take()
 
     def close(self) -> None:
-        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+        with self._turn, contextlib.suppress(pa.ArrowException, OSError, ValueError):
             self._writer.close()
 
 
