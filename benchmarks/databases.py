@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -32,6 +33,14 @@ async def kept_database(kind: str, place: Path) -> AsyncIterator[Database]:
     """That of the directory, migrated; made where there is none. It stays when it is closed."""
     async with _opened(*_keep(kind, place)) as kept:
         yield kept
+
+
+def forget(place: Path) -> None:
+    """Take the files of a kept database, which is closed, out of the memory of the system."""
+    for path in place.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,6 @@
 """How long a query takes on a long run, next to the same query on a run of 10,000 steps, in one sitting.
 
-    python -m benchmarks.queries [--steps N] [--database sqlite postgres] [--full] [--keep DIR]
+    python -m benchmarks.queries [--steps N] [--database sqlite postgres] [--full] [--keep DIR] [--cold]
 
 The run has 300 layers × 4 statistics and 20 scalars at every step. Each query goes through the whole server but the
 socket: authentication, storage, compression; the server's own cache is off. The two runs take turns, so that whatever
@@ -11,7 +11,8 @@ A zoom of 1 % is 10,000 steps of a run of a million and 100 steps of a short one
 many steps too, as far as the short run has them.
 
 ``--full`` is a million steps, which takes some gigabytes and a quarter of an hour for each database. ``--keep`` leaves
-them in a directory, and finds them there the next time.
+them in a directory, and finds them there the next time; ``--cold`` takes these out of the system's memory first (on
+Linux).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.databases import KINDS, fresh_database, kept_database, settle, size_of, sizes_of_levels
+from benchmarks.databases import KINDS, forget, fresh_database, kept_database, settle, size_of, sizes_of_levels
 from benchmarks.long_run import LongRun
 from benchmarks.recordings import load
 from server.config import Config
@@ -164,9 +165,12 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help=f"{FULL:,} steps")
     parser.add_argument("--database", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the databases here, or use those that are here")
+    parser.add_argument("--cold", action="store_true", help="begin with the files of --keep out of memory")
     options = parser.parse_args()
     for kind in options.database:
         place = None if options.keep is None else options.keep / kind
+        if place is not None and options.cold:
+            forget(place)
         asyncio.run(benchmark(kind, FULL if options.full else options.steps, place))
 
 

@@ -24,7 +24,6 @@ from server.api.encoding import MSGPACK, Tag, accepts_msgpack, compressed, float
 from server.api.errors import REFUSALS
 from server.api.presence import while_present
 from server.errors import ApiError
-from server.models import RunState
 from server.storage.fleet import decode_cursor
 from server.storage.heatmap import Heatmap
 from server.storage.layouts import layer_rows
@@ -68,7 +67,7 @@ async def list_runs(
     services: ServicesOf,
     principal: Reader,
     project: Annotated[str | None, Query(max_length=MAX_NAME_CHARS)] = None,
-    state: Annotated[RunState | None, Query()] = None,
+    state: Annotated[Literal["running", "finished", "crashed", "stale"] | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
 ) -> Response:
