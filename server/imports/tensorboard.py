@@ -8,8 +8,8 @@ record is read up to there, as TensorBoard does; damage in the middle is an erro
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
@@ -23,6 +23,7 @@ from server.imports.protobuf import fields, first_varint, float32, float64, sign
 PATTERN = "*tfevents*"
 HEADER = 12  # bytes
 FOOTER = 4
+TOGETHER = 65_536  # points whose order is looked up at once
 MAX_EVENT = 1024 * 1024 * 1024  # bytes; a longer one is damage
 
 _MASK = 0xA282EAD8
@@ -30,14 +31,27 @@ _FLOAT, _DOUBLE, _INT32, _INT64, _HALF = 1, 2, 3, 9, 19
 """Numbers of `DataType`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One scalar as it was logged."""
+class _Points:
+    """Scalars as they were logged, 28 bytes each: a run may have tens of millions."""
 
-    wall_time: float
-    step: int
-    tag: str
-    value: float
+    def __init__(self) -> None:
+        self.times = array("d")
+        self.steps = array("q")
+        self.tags = array("i")
+        """Which of `names`."""
+        self.values = array("d")
+        self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def add(self, time: float, step: int, tag: str, value: float) -> None:
+        number = self._numbers.get(tag)
+        if number is None:
+            number = self._numbers[tag] = len(self.names)
+            self.names.append(tag)
+        self.times.append(time)
+        self.steps.append(step)
+        self.tags.append(number)
+        self.values.append(value)
 
 
 def open_folder(folder: Path, name: str, note: Note) -> LoggedRun:
@@ -53,7 +67,9 @@ def open_file(path: Path, note: Note) -> LoggedRun:
 
 def _open(path: Path, files: list[Path], name: str, note: Note) -> LoggedRun:
     identity = digest(files)
-    found = [record for file in files for record in _points(file, note)]
+    found = _Points()
+    for file in files:
+        _read(file, found, note)
 
     def records() -> Iterator[tuple[int, Record]]:
         return ((0, record) for record in _records(found))
@@ -61,37 +77,39 @@ def _open(path: Path, files: list[Path], name: str, note: Note) -> LoggedRun:
     return LoggedRun(path=path, identity=identity, name=name, records=records, tags=("tensorboard",))
 
 
-def _records(points: list[Point]) -> Iterator[Record]:
+def _records(points: _Points) -> Iterator[Record]:
     """Points of one attempt and step together, by step; a tag that comes twice there makes a second record.
 
     A training that resumed steps back. Tags may count differently (one by steps, one by epochs), so only a tag that
     steps back behind itself begins a new attempt, and only once for all the tags of the restart.
     """
-    attempts = np.zeros(len(points), dtype=np.int64)
-    steps = np.array([point.step for point in points], dtype=np.int64)
-    last: dict[str, tuple[int, int]] = {}
+    attempts = array("q")
+    last: dict[int, tuple[int, int]] = {}
     attempt = 0
-    for at, point in enumerate(points):
-        before = last.get(point.tag)
-        if before is not None and point.step < before[1] and before[0] == attempt:
+    for tag, step in zip(points.tags, points.steps, strict=True):
+        before = last.get(tag)
+        if before is not None and step < before[1] and before[0] == attempt:
             attempt += 1
-        last[point.tag] = (attempt, point.step)
-        attempts[at] = attempt
+        last[tag] = (attempt, step)
+        attempts.append(attempt)
+    order = np.lexsort((np.array(points.steps, dtype=np.int64), np.array(attempts, dtype=np.int64)))
     scalars: dict[str, float] = {}
     place, time = (-1, -1), 0.0
-    for at in np.lexsort((steps, attempts)).tolist():
-        point = points[at]
-        here = (int(attempts[at]), point.step)
-        if here != place or point.tag in scalars:
-            if scalars:
-                yield Record(step=place[1], time=time, scalars=scalars)
-            scalars, place, time = {}, here, point.wall_time
-        scalars[point.tag] = point.value
+    for start in range(0, len(order), TOGETHER):
+        for at in order[start : start + TOGETHER].tolist():
+            here = (attempts[at], points.steps[at])
+            tag = points.names[points.tags[at]]
+            if here != place or tag in scalars:
+                if scalars:
+                    yield Record(step=place[1], time=time, scalars=scalars)
+                scalars, place, time = {}, here, points.times[at]
+            scalars[tag] = points.values[at]
     if scalars:
         yield Record(step=place[1], time=time, scalars=scalars)
 
 
-def _points(path: Path, note: Note) -> Iterator[Point]:
+def _read(path: Path, points: _Points, note: Note) -> None:
+    """Add what a file holds. Raises `ImportFileError`."""
     left_out: set[str] = set()
     for number, data in _frames(path, note):
         place = f"record {number}"
@@ -109,8 +127,7 @@ def _points(path: Path, note: Note) -> Iterator[Point]:
                     continue
                 tag, scalar = _value(submessage(value))
                 if scalar is not None:
-                    step = checked_step(path, place, step)
-                    yield Point(wall_time=wall_time, step=step, tag=tag, value=scalar)
+                    points.add(wall_time, checked_step(path, place, step), tag, scalar)
                 elif tag not in left_out:
                     left_out.add(tag)
                     note(f"{path}: {tag!r} is no scalar and is left out")

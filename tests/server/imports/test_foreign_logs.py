@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import shutil
+import struct
+import tracemalloc
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from server.errors import ImportFileError
+from server.imports import tensorboard
 from server.imports.names import guess
 from tests.server.imports.conftest import DATA, Workshop
 
@@ -167,3 +171,26 @@ async def test_what_is_not_there_is_said(workshop: Workshop, tmp_path: Path) -> 
 )
 def test_names_of_other_tools_are_understood(names: list[str], found: dict[str, str]) -> None:
     assert guess(names) == found
+
+
+def test_a_long_log_of_tensorboard_takes_little_memory(tmp_path: Path) -> None:
+    def checked(data: bytes) -> bytes:
+        crc = google_crc32c.value(data)
+        return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    file = tmp_path / "events.out.tfevents.1"
+    value = b"\x0a\x04loss\x15" + struct.pack("<f", 0.5)
+    summary = b"\x0a" + bytes([len(value)]) + value
+    with file.open("wb") as written:
+        for step in range(20_000):
+            number = bytes([step & 127 | 128, step >> 7 & 127 | 128, step >> 14])  # a varint of three bytes
+            event = b"\x09" + struct.pack("<d", step) + b"\x10" + number + b"\x2a" + bytes([len(summary)]) + summary
+            length = struct.pack("<Q", len(event))
+            written.write(length + checked(length) + event + checked(event))
+    tracemalloc.start()
+    run = tensorboard.open_file(file, print)
+    steps = [record.step for _, record in run.records()]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert steps == list(range(20_000))
+    assert peak < 20_000 * 150
