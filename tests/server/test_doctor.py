@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from server.cli import app
@@ -36,3 +37,16 @@ def test_the_doctor_names_damage_and_its_exit_code_says_whether_any_is_left(tmp_
     assert repaired.exit_code == 0
     assert "lost" in repaired.output
     assert CliRunner().invoke(app, data).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("doctor",), ("export", "run", "--out", "x.csv"), ("delete", "run", "--yes")],
+    ids=lambda given: given[0],
+)
+def test_a_place_without_a_database_is_said_and_stays_empty(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    nowhere = tmp_path / "mistyped"
+    done = CliRunner().invoke(app, [*arguments, "--data", str(nowhere)])
+    assert done.exit_code == 2
+    assert done.output.startswith(f"spikewatch: there is no database {nowhere / 'spikewatch.sqlite3'}; --data or")
+    assert not nowhere.exists()

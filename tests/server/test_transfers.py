@@ -67,15 +67,6 @@ def test_everything_goes_into_one_file_and_comes_back(
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".run")]
 
 
-def test_a_place_without_a_database_is_said_and_stays_empty(environment: dict[str, str], tmp_path: Path) -> None:
-    nowhere = tmp_path / "mistyped"
-    for arguments in (("doctor",), ("export", "run", "--out", str(tmp_path / "x.csv")), ("delete", "run", "--yes")):
-        done = run(environment, *arguments, "--data", str(nowhere))
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"spikewatch: there is no database {nowhere / 'spikewatch.sqlite3'}; --data or")
-    assert not nowhere.exists()
-
-
 def test_one_broken_file_does_not_keep_the_others(environment: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "logs"
     shutil.copytree(DATA / "tensors", folder / "good")
