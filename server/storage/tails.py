@@ -87,12 +87,12 @@ def drawn(place: TailPlace, tail: Tail, wanted: Wanted, width: int) -> list[tupl
     """What is asked of the segment, as buckets of ``width`` steps, and the rows that they are of."""
     if wanted.statistic is None:
         names = [name for name, rank in wanted.scalars.items() if rank == place.rank]
-        here, at = shared_rows(tail.names, names)
+        here, there = shared_rows(tail.names, names)
         if tail.scalars is None or not len(here):
             return []
         rows = {name: row for row, name in enumerate(wanted.scalars)}
         buckets = reduce_values(tail.scalars.of(here), tail.steps, width, fields=wanted.fields, window=place.window)
-        return [(buckets, np.array([rows[names[row]] for row in at], dtype=np.int64))]
+        return [(buckets, np.array([rows[names[row]] for row in there], dtype=np.int64))]
     found = []
     for layout, at, block in tail.blocks:
         layers = wanted.layers.get((place.writer_id, layout))
