@@ -19,7 +19,6 @@ from benchmarks.long_run import LongRun
 from benchmarks.recordings import load
 from server.storage.heatmap import HeatmapQuery
 from server.storage.layouts import LayoutStore
-from server.storage.lru import ByteLru
 from server.storage.reader import BucketReader
 from server.storage.runs import RunStore
 from server.storage.series import SeriesQuery
@@ -39,7 +38,7 @@ async def benchmark(kind: str, steps: int) -> tuple[int, int]:
     looked_for = lost = 0
     async with fresh_database(kind) as database:
         await run.write(database, "run", steps)
-        reader = BucketReader(database, ByteLru(2**26))
+        reader = BucketReader(database, 2**26)
         series, heatmap = SeriesQuery(RunStore(database), reader), HeatmapQuery(LayoutStore(database), reader)
         for zoom in range(ZOOMS):
             length = int(np.exp(noise.uniform(np.log(100), np.log(steps)))) if zoom else steps

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from client_sdk.protocol import MAX_NAME_CHARS
 from server import logs
+from server.allocator import limit_arenas
 from server.auth.token_file import load_token_file, write_token_file
 from server.auth.tokens import digest_of, new_token
 from server.config import LOOPBACK_HOSTS, Config
@@ -59,6 +60,7 @@ def main() -> None:
     if os.getpid() == 1:
         # The kernel spares the first process of a container every signal that it does not handle, `docker stop` too.
         signal.signal(signal.SIGTERM, _end)
+    limit_arenas()  # before a library that starts a thread is imported: the arena of that one would be shared, too
     logs.configure("text", "warning")
     app()
 

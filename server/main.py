@@ -43,7 +43,6 @@ from server.storage.heatmap import HeatmapQuery
 from server.storage.histogram import HistogramQuery
 from server.storage.histogram_history import HistogramHistory
 from server.storage.layouts import LayoutStore
-from server.storage.lru import ByteLru
 from server.storage.reader import BucketReader
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
@@ -64,7 +63,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     broker, leases = make_broker(config)
     metrics = Metrics(version("spikewatch"))
     run_store, layouts = RunStore(database), LayoutStore(database)
-    reader = BucketReader(database, ByteLru(config.cache_bytes))
+    reader = BucketReader(database, config.cache_bytes)
     series = SeriesQuery(run_store, reader)
     notifications = make_notifications(config, database, series, metrics)
     pipeline = make_pipeline(

@@ -15,6 +15,8 @@ from server.broker.message import RESYNC, Delivery, Interest, Message, word
 from server.broker.subscription import Subscription
 
 MAX_DIGITS = 20
+TAIL_BYTES = 8 * 1024 * 1024
+"""Of the messages kept for those who come back: a run's summary has its configuration, which may be of 1 MiB."""
 
 
 class Broker(Protocol):
@@ -66,11 +68,14 @@ class MemoryBroker:
     """Within one process. A cursor is ``BROKER-NUMBER``, the number counting the messages of this broker."""
 
     def __init__(self, capacity: int, *, tail: int = 4096) -> None:
-        """``capacity``: messages held per subscriber. ``tail``: messages kept for those who come back."""
+        """``capacity``: messages held per subscriber. ``tail``: messages kept for those who come back, at most, and of
+        large ones fewer."""
         self._capacity = capacity
         self._name = secrets.token_hex(6)
         self._number = 0
-        self._past: deque[_Past] = deque(maxlen=tail)
+        self._past: deque[_Past] = deque()
+        self._tail = tail
+        self._past_bytes = 0
         self._subscribers: set[Subscription] = set()
 
     @property
@@ -91,7 +96,7 @@ class MemoryBroker:
         delivery = Delivery(
             type=message.type, cursor=self._cursor(self._number), payload=msgspec.json.encode(message.body)
         )
-        self._past.append(_Past(number=self._number, run_id=message.run_id, project=message.project, delivery=delivery))
+        self._keep(_Past(number=self._number, run_id=message.run_id, project=message.project, delivery=delivery))
         for subscription in self._subscribers:
             if subscription.interest.covers(message.run_id, message.project, message.type):
                 subscription.offer(delivery)
@@ -120,6 +125,12 @@ class MemoryBroker:
             yield subscription
         finally:
             self._subscribers.discard(subscription)
+
+    def _keep(self, message: _Past) -> None:
+        self._past.append(message)
+        self._past_bytes += len(message.delivery.payload)
+        while len(self._past) > self._tail or self._past_bytes > TAIL_BYTES:
+            self._past_bytes -= len(self._past.popleft().delivery.payload)
 
     def _cursor(self, number: int) -> str:
         return f"{self._name}-{number}"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from server.allocator import keep_trimmed, limit_arenas
+from server.allocator import keep_trimmed
 from server.config import Config
 from server.errors import ConfigurationError
 from server.main import create_app
@@ -45,7 +45,6 @@ class Service:
 
     def run(self, on_ready: Callable[[Config], None] | None = None) -> None:
         """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` and `ConfigurationError` before it is ready."""
-        limit_arenas()
         sys.setswitchinterval(SWITCH_INTERVAL)
         most = room(self.config.max_connections, allow_open_files())
         try:

@@ -19,6 +19,7 @@ with zstd: each column can be read without the others.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -198,11 +199,20 @@ class Payload:
     def times(self) -> Floats:
         return _unpack(self._times, "<f8", self.n)
 
-    def scalars(self) -> dict[str, ScalarColumn]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scalars, sorted. Segments share the strings."""
+        return tuple(map(sys.intern, self._names))
+
+    def logged(self) -> tuple[NDArray[np.bool_], Floats]:
+        """(names × n: was it logged in this record; what was, in that order)."""
         count = len(self._names) * self.n
         bits = np.frombuffer(_decompress(self._present, (count + 7) // 8), dtype=np.uint8)
         present = np.unpackbits(bits, count=count).astype(np.bool_).reshape(len(self._names), self.n)
-        values = _unpack(self._values, "<f8", int(np.count_nonzero(present)))
+        return present, _unpack(self._values, "<f8", int(np.count_nonzero(present)))
+
+    def scalars(self) -> dict[str, ScalarColumn]:
+        present, values = self.logged()
         ends = np.cumsum(np.count_nonzero(present, axis=1))
         pieces = np.split(values, ends[:-1]) if self._names else []
         return {

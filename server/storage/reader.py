@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 THREADS = min(4, os.cpu_count() or 1)
 """Parts of an answer that are decoded at once: pcodec and numpy let other threads run meanwhile."""
+TAIL_SHARE = 8
+"""The part of the cache that is for segments. Few are shown at a time, and each is soon a part of a tile: in one cache
+with the tiles, those of the past would fill it all, for hours, behind a page that is open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +43,12 @@ class Reading:
 
 
 class BucketReader:
-    def __init__(self, database: Database, cache: ByteLru) -> None:
+    def __init__(self, database: Database, cache_bytes: int) -> None:
+        """``cache_bytes``: for all that is kept."""
         self._database = database
-        self._tiles = TileSource(cache)
-        self._tails = TailSource(cache)
+        tails = cache_bytes // TAIL_SHARE
+        self._tiles = TileSource(ByteLru(cache_bytes - tails))
+        self._tails = TailSource(ByteLru(tails))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tiles")
 
     async def read(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.errors import SegmentCorruptError
 from server.schema import segments
 from server.storage.buckets import Buckets
-from server.storage.columns import Block, Payload, ScalarColumn
+from server.storage.columns import Block, Payload
 from server.storage.lru import ARRAY_BYTES, ENTRY_BYTES, ByteLru
 from server.storage.spans import verify
 from server.storage.tile_source import batches
-from server.storage.tiles import layer_values, reduce_values, scalar_values
+from server.storage.tiles import LevelZero, layer_values, reduce_values, scalar_values, shared_rows
 from server.storage.views import View, Window
 from server.storage.wanted import Wanted
 
@@ -41,18 +42,20 @@ class Tail:
     """The part of a segment that a query needs."""
 
     steps: NDArray[np.int64]
-    scalars: Mapping[str, ScalarColumn]
-    blocks: tuple[tuple[int, NDArray[np.int32], Block], ...]
+    names: tuple[str, ...] = ()
+    """Of the scalars, sorted."""
+    scalars: LevelZero | None = None
+    """A row for each name: in one piece, as hundreds of short arrays would take many times their numbers."""
+    blocks: tuple[tuple[int, NDArray[np.int32], Block], ...] = ()
 
     @property
     def nbytes(self) -> int:
         """What it takes in memory: of a short segment mostly the objects, not the numbers."""
         arrays: list[NDArray[Any]] = [self.steps]
-        for column in self.scalars.values():
-            arrays += (column.values, column.present)
         for _, rows, block in self.blocks:
             arrays += (rows, block)
-        return ENTRY_BYTES + sum(ARRAY_BYTES + array.nbytes for array in arrays)
+        scalars = 0 if self.scalars is None else self.scalars.nbytes + sys.getsizeof(self.names)
+        return ENTRY_BYTES + scalars + sum(ARRAY_BYTES + array.nbytes for array in arrays)
 
 
 class TailSource:
@@ -83,17 +86,13 @@ class TailSource:
 def drawn(place: TailPlace, tail: Tail, wanted: Wanted, width: int) -> list[tuple[Buckets, NDArray[np.int64]]]:
     """What is asked of the segment, as buckets of ``width`` steps, and the rows that they are of."""
     if wanted.statistic is None:
-        rows = [
-            row
-            for row, (name, rank) in enumerate(wanted.scalars.items())
-            if rank == place.rank and name in tail.scalars
-        ]
-        if not rows:
+        names = [name for name, rank in wanted.scalars.items() if rank == place.rank]
+        here, there = shared_rows(tail.names, names)
+        if tail.scalars is None or not len(here):
             return []
-        names = list(wanted.scalars)
-        values = scalar_values([tail.scalars[names[row]] for row in rows])
-        buckets = reduce_values(values, tail.steps, width, fields=wanted.fields, window=place.window)
-        return [(buckets, np.array(rows, dtype=np.int64))]
+        rows = {name: row for row, name in enumerate(wanted.scalars)}
+        buckets = reduce_values(tail.scalars.of(here), tail.steps, width, fields=wanted.fields, window=place.window)
+        return [(buckets, np.array([rows[names[row]] for row in there], dtype=np.int64))]
     found = []
     for layout, at, block in tail.blocks:
         layers = wanted.layers.get((place.writer_id, layout))
@@ -138,11 +137,10 @@ def decode(rows: Sequence[tuple[Any, ...]], statistic: str | None) -> list[tuple
         verify(number, data, checksum)
         try:
             payload = Payload(data)
-            tail = Tail(
-                steps=payload.steps(),
-                scalars=payload.scalars() if statistic is None else {},
-                blocks=() if statistic is None else tuple(payload.statistic(statistic)),
-            )
+            if statistic is None:
+                tail = Tail(steps=payload.steps(), names=payload.names, scalars=scalar_values(*payload.logged()))
+            else:
+                tail = Tail(steps=payload.steps(), blocks=tuple(payload.statistic(statistic)))
         except ValueError as error:
             raise SegmentCorruptError(number, str(error)) from error
         decoded.append((number, tail))

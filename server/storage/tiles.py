@@ -192,6 +192,11 @@ class LevelZero:
     measured: NDArray[np.bool_] | None
     """(rows, m): which of them were; None: all."""
 
+    def of(self, rows: NDArray[np.int64]) -> LevelZero:
+        """Some of the rows."""
+        measured = None if self.measured is None else self.measured[rows]
+        return LevelZero(at=self.at, values=self.values[rows], measured=measured)
+
     @property
     def nbytes(self) -> int:
         arrays: list[NDArray[Any]] = [self.at, self.values, *([] if self.measured is None else [self.measured])]
@@ -204,11 +209,10 @@ def layer_values(at: NDArray[np.int64], values: Matrix) -> LevelZero:
     return LevelZero(at=at, values=values, measured=~missing if missing.any() else None)
 
 
-def scalar_values(columns: Sequence[ScalarColumn]) -> LevelZero:
-    """Of some scalars, at least one, in which a NaN that was logged was measured."""
-    measured = np.stack([column.present for column in columns])
+def scalar_values(measured: NDArray[np.bool_], logged: NDArray[np.float64]) -> LevelZero:
+    """Of scalars, in which a NaN that was logged was measured. ``measured``: (scalars, n). ``logged``: row by row."""
     values = np.full(measured.shape, np.nan)
-    values[measured] = np.concatenate([column.values for column in columns])
+    values[measured] = logged
     return LevelZero(at=np.arange(measured.shape[1]), values=values, measured=None if measured.all() else measured)
 
 
@@ -234,9 +238,7 @@ def _decode_scalars(tile: TileBlobs, entries: int) -> LevelZero:
     logged = unpack(tile.last, "<f8")[0]
     if len(logged) != np.count_nonzero(measured):
         raise BlobError(f"{len(logged)} values for {np.count_nonzero(measured)} that were logged")
-    spread = np.full(measured.shape, np.nan)
-    spread[measured] = logged
-    return LevelZero(at=at, values=spread, measured=measured)
+    return scalar_values(measured, logged)
 
 
 def decode_buckets(tile: TileBlobs, numbers: NDArray[np.int64], *, fields: frozenset[Field] = ALL_FIELDS) -> Buckets:

@@ -7,17 +7,20 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from server.allocator import keep_trimmed
+from tests.support.embedded import embedded
+from tests.support.processes import arenas
 
 is_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
 
 THREADS = """
-import ctypes, re, sys, threading
-from pathlib import Path
+import ctypes, os, sys, threading
 from server.allocator import limit_arenas
+from tests.support.processes import arenas
 
 if sys.argv[1] == "limited":
     assert limit_arenas()
@@ -35,8 +38,7 @@ threads = [threading.Thread(target=allocate) for _ in range(8)]
 for thread in threads:
     thread.start()
 barrier.wait(30)
-starts = re.findall(r"^([0-9a-f]+)-[0-9a-f]+ rw-p 00000000 00:00 0 *$", Path("/proc/self/maps").read_text(), re.M)
-print(sum(int(start, 16) % (64 * 2**20) == 0 for start in starts))
+print(arenas(os.getpid()))
 barrier.wait(30)
 """
 
@@ -62,7 +64,16 @@ def said(script: str, *arguments: str) -> str:
 
 @is_glibc
 def test_threads_share_an_arena_once_they_are_limited() -> None:
-    assert int(said(THREADS, "limited")) <= 1 < int(said(THREADS, "unlimited")), "heaps of eight threads"
+    assert int(said(THREADS, "limited")) == 0 < int(said(THREADS, "unlimited")), "heaps beside that of the process"
+
+
+@is_glibc
+def test_a_server_has_no_arena_beside_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries start threads as they are imported: the arena of one of them was shared by all others."""
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    with embedded(tmp_path) as server, server.api() as api:
+        assert api.get("/runs").is_success
+        assert arenas(server.process.pid) == 0
 
 
 @is_glibc

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from server.broker import Broker, MemoryBroker, Message
+from server.broker.memory import TAIL_BYTES
 from server.broker.redis_broker import RedisBroker, connect
 from server.broker.subscription import Subscription
 from server.errors import ConfigurationError
@@ -159,6 +160,20 @@ async def test_a_cursor_that_is_too_old_is_told_to_read_anew(make: Make, run_ids
         assert (await again.get()).type == "resync"
         await publish(broker, message(300))
         assert await numbers(again, 1) == [300]
+
+
+async def test_of_large_messages_few_are_kept() -> None:
+    broker = MemoryBroker(1_000)
+    large = Message(run_id="run", project="project", body={"type": "run", "config": "x" * (TAIL_BYTES // 4)})
+    async with broker.subscribe(run_ids=None, project=None) as subscription:
+        first = subscription.cursor
+        await publish(broker, *[large] * 7)
+        kept = [(await subscription.get()).cursor for _ in range(7)][3]
+    async with broker.subscribe(run_ids=None, project=None, cursor=first) as again:
+        assert not again.is_resumed
+    async with broker.subscribe(run_ids=None, project=None, cursor=kept) as again:
+        assert again.is_resumed
+        assert [(await again.get()).type for _ in range(3)] == ["run"] * 3
 
 
 async def test_more_than_a_queue_holds_is_too_old(make: Make) -> None:

@@ -14,7 +14,6 @@ from server.storage.database import Database
 from server.storage.drafts import SegmentDraft
 from server.storage.heatmap import HeatmapQuery
 from server.storage.layouts import LayoutStore
-from server.storage.lru import ByteLru
 from server.storage.reader import BucketReader
 from server.storage.runs import Registration, RunStore
 from server.storage.series import SeriesQuery
@@ -24,7 +23,6 @@ from tests.support.writer import LAYOUT
 @dataclass(frozen=True, kw_only=True)
 class Stores:
     database: Database
-    cache: ByteLru
     runs: RunStore
     commits: CommitStore
     series: SeriesQuery
@@ -32,12 +30,10 @@ class Stores:
 
     @classmethod
     def over(cls, database: Database) -> Stores:
-        cache = ByteLru(64 * 2**20)
         runs = RunStore(database)
-        reader = BucketReader(database, cache)
+        reader = BucketReader(database, 64 * 2**20)
         return cls(
             database=database,
-            cache=cache,
             runs=runs,
             commits=CommitStore(database),
             series=SeriesQuery(runs, reader),

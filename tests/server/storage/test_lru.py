@@ -62,6 +62,13 @@ def test_what_a_kept_segment_is_counted_for_is_what_it_takes(statistic: str | No
     assert 0.7 * cache.nbytes < taken < 1.1 * cache.nbytes
 
 
+def test_a_short_segment_of_twenty_scalars_is_a_handful_of_objects() -> None:
+    """Hundreds of thousands of small objects in a cache would keep the garbage collector busy."""
+    data = _segment(3)
+    (_, tail) = decode([(1, data, crc32(data))], None)[0]
+    assert tail.nbytes < 2048
+
+
 def _segment(records: int) -> bytes:
     """20 scalars, 48 layers × 4 statistics."""
     random = np.random.default_rng(1)
