@@ -186,7 +186,8 @@ def runs(
         return (await fleet.page(project=project, state=None, limit=limit, cursor=None)).runs
 
     with _one_line_errors():
-        found = _with_database(_config(data=data), read)
+        config = _config(data=data)
+        found = _with_database(config if data is None else _existing(config), read)
     if not found:
         print("No runs yet.")
         return

@@ -139,10 +139,13 @@ def test_a_home_that_cannot_be_written_is_one_line(environment: dict[str, str], 
     assert "cannot be" in line
 
 
-def test_tokens_are_printed_once_and_runs_are_listed(environment: dict[str, str]) -> None:
+def test_tokens_are_printed_once_and_runs_are_listed(environment: dict[str, str], tmp_path: Path) -> None:
     token = run(environment, "token", "create", "--scope", "write", "--project", "p").stdout.strip()
     assert re.fullmatch(r"sw_[\w-]{43}", token)
     assert run(environment, "runs").stdout == "No runs yet.\n"
+    nowhere = tmp_path / "mistyped"
+    assert "there is no database" in one_line(run(environment, "runs", "--data", str(nowhere)))
+    assert not nowhere.exists()
     assert run(environment, "token", "create", "--scope", "everything").returncode == 2
 
 
