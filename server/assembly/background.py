@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 
 from server.assembly.notifications import Notifications
@@ -14,6 +14,22 @@ from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
 from server.storage.compaction import Compactor
 from server.storage.database import Database
+
+AGAIN = 2.0  # seconds
+
+
+async def end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel them until they have ended.
+
+    Once is not always enough: before Python 3.12 `asyncio.wait_for` loses a cancellation that comes at the moment at
+    which what it waits for is there, and asyncpg's `executemany` waits by it for its socket, again and again while a
+    compaction writes tiles. Such a compaction went on for ever, and with it the server.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +54,7 @@ class Background:
             yield
         finally:
             await self.deleter.stop()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             await self.pipeline.stop()
             await self.notifications.stop()
             await self.broker.stop()

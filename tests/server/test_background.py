@@ -1,0 +1,34 @@
+"""What works behind the requests ends, though a library loses what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from server.assembly import background
+
+
+async def test_a_task_that_lost_its_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "AGAIN", 0.01)
+    lost = 0
+
+    async def stubborn() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if lost == 2:
+                    raise
+                lost += 1
+
+    async def broken() -> None:
+        raise ValueError("its own trouble")
+
+    tasks = [asyncio.create_task(stubborn()), asyncio.create_task(broken())]
+    await asyncio.sleep(0)
+    await background.end(tasks)
+    assert lost == 2
+    assert tasks[0].cancelled()
+    assert isinstance(tasks[1].exception(), ValueError)
