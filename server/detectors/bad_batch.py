@@ -50,8 +50,10 @@ class BadBatchDetector(msgspec.Struct):
         loss = reading.loss
         if loss is None or not math.isfinite(loss):
             return False
-        gradient = reading.grad_ratio > MARKED and reading.grad_z > 4
-        values = list(self.losses.values) if gradient else []
+        if reading.grad_ratio <= MARKED or reading.grad_z <= 4:
+            self.losses.push(loss)
+            return False
+        values = list(self.losses.values)
         self.losses.push(loss)
         if len(values) < LEAST or explained or self.step is not None:
             return False
