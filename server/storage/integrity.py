@@ -15,7 +15,7 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import Row, Table, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import CorruptDataError, HistogramCorruptError, SegmentCorruptError
@@ -67,33 +67,23 @@ class Doctor:
             yield damage
 
     async def _segments(self, repair: bool) -> AsyncIterator[Damage]:
-        last = 0
-        while True:
-            query = select(segments).where(segments.c.id > last).order_by(segments.c.id).limit(BATCH)
-            async with self._database.read() as connection:
-                rows = (await connection.execute(query)).all()
-            if not rows:
-                return
-            last = rows[-1].id
-            for row in rows:
-                problem = await asyncio.to_thread(_segment_problem, row)
-                if problem is None:
-                    continue
-                if repair:
-                    payload = encode(_nothing(row.first_step, row.last_step, row.last_seq - row.first_seq + 1))
-                    async with self._database.write() as connection:
-                        await connection.execute(
-                            update(segments)
-                            .where(segments.c.id == row.id)
-                            .values(payload=payload, checksum=crc32(payload))
-                        )
-                        await _note_repair(connection, row.run_id)
-                yield Damage(
-                    run_id=row.run_id,
-                    where=f"segment {row.id} (steps {row.first_step} … {row.last_step})",
-                    problem=problem,
-                    remedy="its measurements are lost" if repair else "",
-                )
+        async for row in self._rows(segments, BATCH):
+            problem = await asyncio.to_thread(_segment_problem, row)
+            if problem is None:
+                continue
+            if repair:
+                payload = encode(_nothing(row.first_step, row.last_step, row.last_seq - row.first_seq + 1))
+                async with self._database.write() as connection:
+                    await connection.execute(
+                        update(segments).where(segments.c.id == row.id).values(payload=payload, checksum=crc32(payload))
+                    )
+                    await _note_repair(connection, row.run_id)
+            yield Damage(
+                run_id=row.run_id,
+                where=f"segment {row.id} (steps {row.first_step} … {row.last_step})",
+                problem=problem,
+                remedy="its measurements are lost" if repair else "",
+            )
 
     async def _level(self, level: int, repair: bool) -> AsyncIterator[Damage]:
         last = 0
@@ -173,28 +163,33 @@ class Doctor:
         return "it is made again from the level below"
 
     async def _histograms(self, repair: bool) -> AsyncIterator[Damage]:
+        async for row in self._rows(histograms, HISTOGRAMS):
+            try:
+                await asyncio.to_thread(decode, row.id, row.payload)
+            except HistogramCorruptError as error:
+                if repair:
+                    async with self._database.write() as connection:
+                        await connection.execute(delete(histograms).where(histograms.c.id == row.id))
+                        await _note_repair(connection, row.run_id)
+                yield Damage(
+                    run_id=row.run_id,
+                    where=f"histogram {row.id} ({row.which} at step {row.step})",
+                    problem=error.reason,
+                    remedy="it is lost" if repair else "",
+                )
+
+    async def _rows(self, table: Table, together: int) -> AsyncIterator[Row[Any]]:
+        """All of them by their id, so many in memory at a time."""
         last = 0
         while True:
-            query = select(histograms).where(histograms.c.id > last).order_by(histograms.c.id).limit(HISTOGRAMS)
+            query = select(table).where(table.c.id > last).order_by(table.c.id).limit(together)
             async with self._database.read() as connection:
                 rows = (await connection.execute(query)).all()
             if not rows:
                 return
             last = rows[-1].id
             for row in rows:
-                try:
-                    await asyncio.to_thread(decode, row.id, row.payload)
-                except HistogramCorruptError as error:
-                    if repair:
-                        async with self._database.write() as connection:
-                            await connection.execute(delete(histograms).where(histograms.c.id == row.id))
-                            await _note_repair(connection, row.run_id)
-                    yield Damage(
-                        run_id=row.run_id,
-                        where=f"histogram {row.id} ({row.which} at step {row.step})",
-                        problem=error.reason,
-                        remedy="it is lost" if repair else "",
-                    )
+                yield row
 
     async def _sequences(self) -> AsyncIterator[Damage]:
         """Every record of a writer is in exactly one span of level 0 or one segment."""
