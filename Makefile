@@ -48,26 +48,26 @@ SOAK_MINUTES ?= 30
 KILLS ?= 150
 
 chaos: $(STAMP) ## 110 faults against a training, on SQLite and on two servers with Postgres and Redis; CHAOS_SEED=2 for others
-	$(BIN)/python -m tests.chaos --seed $(CHAOS_SEED) --database sqlite --quiet
-	$(BIN)/python -m tests.chaos --seed $(CHAOS_SEED) --database postgres --quiet
+	$(BIN)/python -m campaigns.chaos --seed $(CHAOS_SEED) --database sqlite --quiet
+	$(BIN)/python -m campaigns.chaos --seed $(CHAOS_SEED) --database postgres --quiet
 
 fuzz: $(STAMP) ## 100,000 mutated frames against the ingest socket
-	$(BIN)/python -m tests.fuzz --frames $(FUZZ_FRAMES)
+	$(BIN)/python -m campaigns.fuzz --frames $(FUZZ_FRAMES)
 
 flood-test: $(STAMP) ## 10,000 connections of one token, silent, slow and greedy ones, beside a training of another
-	$(BIN)/python -m tests.flood --connections $(FLOOD_CONNECTIONS)
+	$(BIN)/python -m campaigns.flood --connections $(FLOOD_CONNECTIONS)
 
 kill-test: $(STAMP) ## 300 compactions killed anywhere, on SQLite and on Postgres; KILLS=50 for each of them
-	$(BIN)/python -m tests.server.storage.kill_campaign --kills $(KILLS)
+	$(BIN)/python -m campaigns.kill.__main__ --kills $(KILLS)
 
 soak: $(STAMP) ## memory of trainer and server over SOAK_MINUTES=30 at 50 steps a second
-	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+	$(BIN)/python -m campaigns.soak --minutes $(SOAK_MINUTES)
 
 compose-test: $(STAMP) chromium ## the stack of docker-compose.yml against kill -9, restarts and outages, during a training
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compose $(COMPOSE_TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m campaigns.compose $(COMPOSE_TEST_FLAGS)
 
 load-test: $(STAMP) ## 200 runs × 1 step/s × 100 layers × 12 statistics for a minute; LOAD_FLAGS='--target compose' for the stack
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.load $(LOAD_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m campaigns.load $(LOAD_FLAGS)
 
 # The exact versions, with their hashes, that the container image is built from; a test holds them against pyproject.toml.
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --no-header --python-version 3.13 --python-platform linux --generate-hashes

@@ -26,11 +26,11 @@ from server.models import RunState
 from server.pipeline.packing import pack
 from server.schema import monitors, segments, spans
 from server.storage import migrate
-from server.storage.commits import CommitRequest, CommitStore
-from server.storage.compaction import Compactor
 from server.storage.database import Database
+from server.storage.measurements.commits import CommitRequest, CommitStore
+from server.storage.measurements.compaction import Compactor
+from server.storage.measurements.spans import SpanStore
 from server.storage.runs import RunStore
-from server.storage.spans import SpanStore
 
 RUNS = ((2_560, 300), (10_240, 300), (25_600, 300), (512, 5_000), (2_048, 5_000))
 """Records and layers."""

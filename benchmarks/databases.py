@@ -10,10 +10,10 @@ from pathlib import Path
 
 from sqlalchemy import func, select, text
 
+from server.pyramid.tiles import SCALARS
 from server.schema import spans, tiles
 from server.storage import migrate
 from server.storage.database import Database
-from server.storage.tiles import SCALARS
 from tests.support.postgres import Postgres
 
 KINDS = ("sqlite", "postgres")

@@ -16,13 +16,13 @@ from sqlalchemy import func, select, update
 from benchmarks.recordings import Recording
 from client_sdk.precision import compact
 from client_sdk.protocol import Hello, Layout
+from server.pyramid.columns import BlockColumns, Columns, ScalarColumn
+from server.pyramid.tiles import CAPACITY, FAN_IN, span_of_records
 from server.schema import attempts, scalars, spans, writers
-from server.storage.columns import BlockColumns, Columns, ScalarColumn
-from server.storage.compaction import Compactor
 from server.storage.database import Database
+from server.storage.measurements.compaction import Compactor
+from server.storage.measurements.spans import SpanStore, Stream
 from server.storage.runs import RunStore
-from server.storage.spans import SpanStore, Stream
-from server.storage.tiles import CAPACITY, FAN_IN, span_of_records
 
 STATISTICS = ("grad_norm", "update_norm", "v_rms", "u_rms")
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.alerts.lifecycle import AlertBook
-from server.detectors.monitor import RunMonitor
+from server.detectors.detector_suite import DetectorSuite
 from server.models import AlertKind, AlertLevel, Layout, Optimizer, Sample
 
 LAYOUT = Layout(
@@ -94,7 +94,7 @@ def samples(noise: Noise, *, decoupling: float, curvature: bool) -> Iterator[Sam
 
 def alerts(stream: Iterator[Sample]) -> Counter[str]:
     """What was told: resolved predictions by result, everything else by kind; and the steps "warned" of a spike."""
-    monitor, book = RunMonitor(), AlertBook("noise")
+    monitor, book = DetectorSuite(), AlertBook("noise")
     told = {}
     found: Counter[str] = Counter()
     for sample in stream:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.protocol import decode_record
-from client_sdk.spool import Spool
-from client_sdk.spool_directory import find_spools
+from client_sdk.spool.directory import find_spools
+from client_sdk.spool.spool import Spool
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".spikewatch" / "benchmarks"

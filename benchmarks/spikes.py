@@ -17,11 +17,11 @@ import numpy as np
 from benchmarks.databases import KINDS, fresh_database
 from benchmarks.long_run import LongRun
 from benchmarks.recordings import load
-from server.storage.heatmap import HeatmapQuery
 from server.storage.layouts import LayoutStore
-from server.storage.reader import BucketReader
+from server.storage.measurements.heatmap import HeatmapQuery
+from server.storage.measurements.reader import BucketReader
+from server.storage.measurements.series import SeriesQuery
 from server.storage.runs import RunStore
-from server.storage.series import SeriesQuery
 
 DEFAULT = 100_000
 FULL = 1_000_000

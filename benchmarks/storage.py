@@ -16,12 +16,12 @@ from benchmarks.databases import fresh_database, sizes_of_levels
 from benchmarks.recordings import NAMES, STEPS, Recording, load
 from client_sdk.precision import COUNTS, compact
 from client_sdk.protocol import Hello, Layout
-from server.storage.blobs import pack
-from server.storage.columns import BlockColumns, Columns, ScalarColumn, pack_array
-from server.storage.compaction import Compactor
+from server.pyramid.blobs import pack
+from server.pyramid.columns import BlockColumns, Columns, ScalarColumn, pack_array
+from server.pyramid.tiles import CAPACITY, span_of_records
+from server.storage.measurements.compaction import Compactor
+from server.storage.measurements.spans import SpanStore, Stream
 from server.storage.runs import RunStore
-from server.storage.spans import SpanStore, Stream
-from server.storage.tiles import CAPACITY, span_of_records
 
 Codec = Callable[[NDArray[np.float32]], bytes]
 CODECS: dict[str, Codec] = {

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from client_sdk.config import Settings
 from client_sdk.errors import ConfigurationError, SpikewatchError, SpoolError, TransportError
 from client_sdk.inbox import TrainingAlert
-from client_sdk.notices import Notices
 from client_sdk.protocol import Alert
 from client_sdk.run import Run
 from client_sdk.run_status import Status
+from client_sdk.warner import Warner
 
 if TYPE_CHECKING:
     from client_sdk.watch import Handle
@@ -60,7 +60,7 @@ _Callback = TypeVar("_Callback", bound=Callable[[TrainingAlert], Any])
 
 _default: Run | None = None
 _runs: weakref.WeakSet[Run] = weakref.WeakSet()
-_notices = Notices()  # of calls before `init`
+_warner = Warner()  # of calls before `init`
 
 
 def init(  # noqa: PLR0917 - the contract's signature
@@ -95,7 +95,7 @@ def init(  # noqa: PLR0917 - the contract's signature
     )
     previous = _default
     if previous is not None and previous.active:
-        _notices.warn("second_init", f"init() while run {previous.id} is open: it is finished. Call finish() before")
+        _warner.warn("second_init", f"init() while run {previous.id} is open: it is finished. Call finish() before")
         previous.finish(EXIT_TIMEOUT)
     _default = Run(settings)
     _runs.add(_default)
@@ -144,7 +144,7 @@ def log(metrics: Mapping[str, Any], step: int | None = None, closure: Callable[[
     """
     run = _default
     if run is None:
-        _notices.warn("no_run", "log() before init() is ignored: call client_sdk.init(project=…) first")
+        _warner.warn("no_run", "log() before init() is ignored: call client_sdk.init(project=…) first")
         return
     run.log(metrics, step, closure)
 
@@ -154,7 +154,7 @@ def on_alert(callback: _Callback) -> _Callback:
     inside the next `log`. Each change comes once, on every rank that logs. Returns the callback, so that it decorates.
     """
     if _default is None:
-        _notices.warn("no_run", "on_alert() before init() is ignored: call client_sdk.init(project=…) first")
+        _warner.warn("no_run", "on_alert() before init() is ignored: call client_sdk.init(project=…) first")
     else:
         _default.on_alert(callback)
     return callback

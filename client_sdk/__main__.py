@@ -11,9 +11,9 @@ from pathlib import Path
 
 from client_sdk.config import DEFAULT_DIRECTORY, ENV_DIR, Endpoint
 from client_sdk.errors import ConfigurationError, SpoolError, TransportError
-from client_sdk.notices import Notices, logger
 from client_sdk.recovery import deliver
-from client_sdk.spool_directory import find_spools
+from client_sdk.spool.directory import find_spools
+from client_sdk.warner import Warner, logger
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def _sync(directory: Path, endpoint: Endpoint, timeout: float) -> int:
             _fail(1, f"{spool.name} waits for what this run recorded before")
             continue
         try:
-            count = deliver(spool, endpoint, Notices(), gives_up=_is_final, timeout=timeout)
+            count = deliver(spool, endpoint, Warner(), gives_up=_is_final, timeout=timeout)
         except SpoolError as error:
             unsent.add(trainer)
             _fail(1, str(error))

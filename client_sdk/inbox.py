@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal, TypeVar
 
-from client_sdk.notices import Notices
 from client_sdk.protocol import Alert
+from client_sdk.warner import Warner
 
 Change = Literal["opened", "escalated", "resolved"]
 
@@ -37,13 +37,13 @@ _Value = TypeVar("_Value")
 class AlertInbox:
     """Of one run."""
 
-    def __init__(self, notices: Notices, *, began_at: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, warner: Warner, *, began_at: float, clock: Callable[[], float] = time.perf_counter) -> None:
         """``began_at``: Unix time of the beginning of this process's part of the run."""
         self.waiting: deque[TrainingAlert] = deque(maxlen=MAX_WAITING)
         """What the next `log` tells."""
         self.callback_seconds = 0.0
         """That training has waited for callbacks."""
-        self._notices = notices
+        self._warner = warner
         self._began_at = began_at
         self._clock = clock
         self._callbacks: list[Callback] = []
@@ -81,7 +81,7 @@ class AlertInbox:
         change = self._change(before, alert)
         if change is not None:
             if len(self.waiting) == MAX_WAITING:
-                self._notices.note("alerts_dropped", "more alerts than callbacks could hear; the oldest are dropped")
+                self._warner.note("alerts_dropped", "more alerts than callbacks could hear; the oldest are dropped")
             fields = {name: getattr(alert, name) for name in alert.__struct_fields__}
             self.waiting.append(TrainingAlert(**fields, change=change))
 
@@ -107,10 +107,10 @@ class AlertInbox:
         try:
             callback(alert)
         except Exception as error:
-            self._notices.caught(f"callback:{name}:{type(error).__name__}", f"the on_alert callback {name}", error)
+            self._warner.caught(f"callback:{name}:{type(error).__name__}", f"the on_alert callback {name}", error)
         seconds = self._clock() - began
         if seconds > SLOW:
-            self._notices.warn(
+            self._warner.warn(
                 f"slow_callback:{name}",
                 f"the on_alert callback {name} took {seconds:.1f} s, and training waited for it; leave the work to a "
                 "thread if that is not meant",

@@ -11,8 +11,8 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from client_sdk.notices import Notices
 from client_sdk.protocol import MAX_NAME_CHARS, MAX_STEP
+from client_sdk.warner import Warner
 
 MAX_KNOWN: Final = 10_000  # names remembered as good
 _NOTHING: Final[dict[str, Any]] = {}  # never written to
@@ -37,8 +37,8 @@ class BadValueError(ValueError):
 class MetricReader:
     """Reads what one run is given to log. A name is judged once. Called from any thread."""
 
-    def __init__(self, notices: Notices) -> None:
-        self._notices = notices
+    def __init__(self, warner: Warner) -> None:
+        self._warner = warner
         self._known: set[str] = set()
 
     def read(self, metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
@@ -66,7 +66,7 @@ class MetricReader:
                 else:
                     scalars[name] = as_float(value)
             except BadValueError as error:
-                self._notices.warn(
+                self._warner.warn(
                     "bad_metric", f"metric {name!r} is {error}; it is skipped. Log a number or a tensor of one element"
                 )
         return scalars, deferred
@@ -81,7 +81,7 @@ class MetricReader:
         if name in self._known:
             return True
         if type(name) is not str or not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
-            self._notices.warn("bad_name", _describe_name(name))
+            self._warner.warn("bad_name", _describe_name(name))
             return False
         if len(self._known) < MAX_KNOWN:
             self._known.add(name)

@@ -17,11 +17,11 @@ import msgspec
 
 from client_sdk.measurement import Pending
 from client_sdk.metrics import HostCopy, MetricReader
-from client_sdk.notices import Notices
 from client_sdk.panel import Panel
 from client_sdk.protocol import MAX_FRAME_BYTES, MAX_SCALARS, Histograms, Record, encode, encode_into
-from client_sdk.spool import Spool
-from client_sdk.thinning import strip
+from client_sdk.spool.spool import Spool
+from client_sdk.spool.thinning import strip
+from client_sdk.warner import Warner
 
 PERIOD: Final = 0.05  # seconds between looks at the line
 MAX_STAGED: Final = 1024  # records that wait for a device; beyond them the newest is dropped
@@ -63,10 +63,10 @@ class Staged(msgspec.Struct):
 class Recorder:
     """Turns staged values into records, in order, and appends them to the spool."""
 
-    def __init__(self, spool: Spool, reader: MetricReader, notices: Notices) -> None:
+    def __init__(self, spool: Spool, reader: MetricReader, warner: Warner) -> None:
         self._spool = spool
         self._reader = reader
-        self._notices = notices
+        self._warner = warner
         self._line: deque[Staged] = deque()
         self._append_lock = threading.Lock()  # held while one record is put into the spool, never longer
         self._buffer = bytearray()  # the last record that `stage` wrote; append lock
@@ -106,7 +106,7 @@ class Recorder:
             line.append(staged)
         else:
             self.dropped += 1
-            self._notices.warn("staged", f"{MAX_STAGED} records wait for the device; newer ones are dropped meanwhile")
+            self._warner.warn("staged", f"{MAX_STAGED} records wait for the device; newer ones are dropped meanwhile")
         if len(line) > MAX_STAGED // 2 and not self._drain_lock.locked():
             self.drain()  # the thread alone is too slow for this training
 
@@ -137,7 +137,7 @@ class Recorder:
         """Give up what never came from the device."""
         with self._drain_lock, self._append_lock:
             if self._line:
-                self._notices.warn("lost", f"{len(self._line)} records never came from the device and are lost")
+                self._warner.warn("lost", f"{len(self._line)} records never came from the device and are lost")
                 self.dropped += len(self._line)
                 self._line.clear()
 
@@ -145,23 +145,23 @@ class Recorder:
         while not self._stopped.wait(PERIOD):
             try:
                 self.drain(BREATH)
-                self._spool.tend()
+                self._spool.maintain()
                 self._report()
             except Exception as error:
-                self._notices.caught("recorder", "writing what came from the device", error)
+                self._warner.caught("recorder", "writing what came from the device", error)
 
     def _report(self) -> None:
         """Say what the spool cannot say itself."""
         spool = self._spool
         if spool.failure is not None:
             failure, spool.failure = spool.failure, None
-            self._notices.warn(
+            self._warner.warn(
                 "disk",
                 f"the spool {spool.directory} cannot be written ({failure}); records are kept in memory, and lost if "
                 "the process dies. Make room or set SPIKEWATCH_DIR to another disk",
             )
         if spool.thinned:
-            self._notices.warn(
+            self._warner.warn(
                 "thinned",
                 f"the spool {spool.directory} is nearly full, as the server has not taken records for long: the layer "
                 "statistics in it are thinned to every 2nd, 4th … step; scalars stay complete",
@@ -182,7 +182,7 @@ class Recorder:
             return record, (payload,) if len(payload) <= MAX_RECORD_BYTES else self._split(record)
         except Exception as error:
             self.dropped += 1
-            self._notices.caught("encode", "recording a step", error)
+            self._warner.caught("encode", "recording a step", error)
             return None, []
 
     def _append(self, record: Record | None, pieces: Sequence[bytes | bytearray]) -> None:
@@ -192,7 +192,7 @@ class Recorder:
                 continue
             assert record is not None
             self.dropped += 1
-            self._notices.warn(
+            self._warner.warn(
                 "spool_full",
                 "the spool is full, as the server has not taken records for long; layer statistics are dropped and "
                 "scalars kept, until it does",
@@ -214,9 +214,9 @@ class Recorder:
                 if measured:
                     scalars = {**measured, **scalars}
             except Exception as error:
-                self._notices.caught("measure", "reading a measurement", error)
+                self._warner.caught("measure", "reading a measurement", error)
         if len(scalars) > MAX_SCALARS:
-            self._notices.warn("too_many_scalars", f"{len(scalars)} scalars in one step; only {MAX_SCALARS} are kept")
+            self._warner.warn("too_many_scalars", f"{len(scalars)} scalars in one step; only {MAX_SCALARS} are kept")
             scalars = dict(list(scalars.items())[:MAX_SCALARS])
         has_layout = block is not None or bool(histograms)
         return Record(
@@ -239,7 +239,7 @@ class Recorder:
         kept = [piece for piece in pieces if len(piece) <= MAX_RECORD_BYTES]
         if len(kept) < len(pieces):
             self.dropped += 1
-            self._notices.warn(
+            self._warner.warn(
                 "too_large", "a record is larger than a frame may be and is dropped in part; group layers more coarsely"
             )
         return kept

@@ -16,11 +16,11 @@ from typing import Final
 
 from client_sdk.config import ENV_HOME, ENV_TOKEN, ENV_URL, Endpoint
 from client_sdk.errors import SpoolError, TransportError
-from client_sdk.notices import Notices
 from client_sdk.protocol import Finish, Hello
 from client_sdk.sender import Sender
-from client_sdk.spool import Spool
-from client_sdk.spool_directory import SpoolDirectory, find_spools
+from client_sdk.spool.directory import SpoolDirectory, find_spools
+from client_sdk.spool.spool import Spool
+from client_sdk.warner import Warner
 
 REST: Final = 5.0  # seconds for a socket to close after the last record
 
@@ -28,7 +28,7 @@ REST: Final = 5.0  # seconds for a socket to close after the last record
 def deliver(
     directory: Path,
     endpoint: Endpoint,
-    notices: Notices,
+    warner: Warner,
     *,
     gives_up: Callable[[TransportError], bool],
     timeout: float | None = None,
@@ -42,11 +42,11 @@ def deliver(
     spool = Spool.open(directory)
     try:
         if spool.lost:
-            notices.warn("damaged", f"{spool.lost} records in {directory} are damaged and lost; the others are sent")
+            warner.warn("damaged", f"{spool.lost} records in {directory} are damaged and lost; the others are sent")
         if spool.meta.finish is None:
             spool.finish(Finish(last_seq=spool.last_seq, state="crashed"))
         count = spool.last_seq - spool.acknowledged
-        sender = Sender(spool, endpoint, notices, gives_up=gives_up, is_stopped=is_stopped)
+        sender = Sender(spool, endpoint, warner, gives_up=gives_up, is_stopped=is_stopped)
         if timeout is None:
             sender.run()
         else:
@@ -81,18 +81,18 @@ def deliver_elsewhere(directory: Path, endpoint: Endpoint, timeout: float) -> bo
     return done.returncode == 0
 
 
-def say_what_is_left(spool: Spool, notices: Notices, why: str | None) -> None:
+def say_what_is_left(spool: Spool, warner: Warner, why: str | None) -> None:
     """At the end of a run: what waits on the disk, and ``why`` it "could not be sent …" (None: it was not meant to be);
     and what is lost, as no disk has it."""
     kept = spool.last_seq - spool.acknowledged - spool.unkept
     if why is not None and spool.directory is not None and (kept or not spool.unkept):
-        notices.warn(
+        warner.warn(
             "unsent",
             f"{kept} records could not be sent {why}. They are in {spool.directory}: the next run "
             f"with the same directory sends them, or `python -m client_sdk sync {spool.directory.parent}`",
         )
     if spool.unkept:
-        notices.warn(
+        warner.warn(
             "lost_with_process",
             f"{spool.unkept} records could not be sent and are lost with the process: there was no disk to keep them",
         )
@@ -101,10 +101,10 @@ def say_what_is_left(spool: Spool, notices: Notices, why: str | None) -> None:
 class Recovery:
     """What earlier processes left under a directory, sent while a run goes on."""
 
-    def __init__(self, root: Path, endpoint: Endpoint, notices: Notices) -> None:
+    def __init__(self, root: Path, endpoint: Endpoint, warner: Warner) -> None:
         self._spools = find_spools(root)
         self._endpoint = endpoint
-        self._notices = notices
+        self._warner = warner
 
     def claim(self, own: Hello) -> Callable[[Callable[[], bool]], None]:
         """Take out the spools of the same run and rank: the server must have them before what ``own`` records, or the
@@ -121,7 +121,7 @@ class Recovery:
         def send(is_stopped: Callable[[], bool]) -> None:
             for path in same:
                 if not is_stopped() and self._is_in_use(path):
-                    self._notices.warn(
+                    self._warner.warn(
                         "shared_run",
                         f"another process logs to run {own.run_id} as rank {own.rank} at the same time: whenever their "
                         "steps cross, an attempt begins. Give each process a run_id of its own, or its RANK",
@@ -156,14 +156,14 @@ class Recovery:
     def _send(self, path: Path, gives_up: Callable[[TransportError], bool], is_stopped: Callable[[], bool]) -> bool:
         """False when the server does not want what is ours."""
         try:
-            deliver(path, self._endpoint, self._notices, gives_up=gives_up, is_stopped=is_stopped)
+            deliver(path, self._endpoint, self._warner, gives_up=gives_up, is_stopped=is_stopped)
         except SpoolError as error:
             # Most often another run goes on there, or another process has just sent it: all is well.
             if not isinstance(error.__cause__, BlockingIOError | FileNotFoundError):
-                self._notices.warn("recovery", f"{error}; what it holds is not sent")
+                self._warner.warn("recovery", f"{error}; what it holds is not sent")
         except TransportError as error:
-            self._notices.note("recovery", str(error))
+            self._warner.note("recovery", str(error))
             return False
         except Exception as error:
-            self._notices.caught("recovery", f"sending what is left in {path}", error)
+            self._warner.caught("recovery", f"sending what is left in {path}", error)
         return True

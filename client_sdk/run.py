@@ -22,7 +22,6 @@ from client_sdk.errors import ConfigurationError, SpoolError
 from client_sdk.inbox import AlertInbox, Callback
 from client_sdk.measurement import Instrument, Pending
 from client_sdk.metrics import BadValueError, HostCopy, MetricReader, as_step
-from client_sdk.notices import Notices
 from client_sdk.panel import Panel
 from client_sdk.progress import REDRAW, Progress
 from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Finish, Hello, Layout
@@ -30,7 +29,8 @@ from client_sdk.recorder import Recorder, Staged
 from client_sdk.recovery import Recovery, deliver_elsewhere, say_what_is_left
 from client_sdk.run_status import State, Status
 from client_sdk.sender import Sender
-from client_sdk.spool import Spool
+from client_sdk.spool.spool import Spool
+from client_sdk.warner import Warner
 
 _NO_PARTS: Final[list[tuple[int, Pending]]] = []
 _alive: Final[weakref.WeakSet[Run]] = weakref.WeakSet()
@@ -60,14 +60,14 @@ class Run:
         Rank 0 of a distributed training joins the run now, the others when they log."""
         self.settings = settings
         self.id = settings.run_id or uuid.uuid4().hex
-        self._notices = Notices()
-        self._reader = MetricReader(self._notices)
+        self._warner = Warner()
+        self._reader = MetricReader(self._warner)
         self._state: State = "running"
         self._is_open = False
         self._is_forked = False
         self._panel: Panel | None = None
         self._layout_count = 0
-        self._inbox = AlertInbox(self._notices, began_at=time.time())
+        self._inbox = AlertInbox(self._warner, began_at=time.time())
         self._alerts = self._inbox.waiting
         self._dropped = 0
         self._last_step = -1
@@ -115,7 +115,7 @@ class Run:
             if type(step) is not int or not 0 <= step <= MAX_STEP:
                 step = as_step(step)
             if type(metrics) is not dict and not isinstance(metrics, Mapping):
-                self._notices.warn("bad_metrics", f"log() got {type(metrics).__name__}; expected a dictionary")
+                self._warner.warn("bad_metrics", f"log() got {type(metrics).__name__}; expected a dictionary")
                 metrics = {}
             now = time.time()
             scalars, deferred = self._reader.read(metrics)
@@ -125,7 +125,7 @@ class Run:
                 try:
                     parts = panel.measure(step, metrics, closure)
                 except Exception as error:
-                    self._notices.caught("measure", "measuring", error)
+                    self._warner.caught("measure", "measuring", error)
             if step != self._last_step:
                 if step > self._last_step and self._last_time is not None and "step_time" not in scalars:
                     scalars["step_time"] = (moment - self._last_time) / (step - self._last_step)
@@ -134,10 +134,10 @@ class Run:
             recorder.stage(Staged(step, now, scalars, tuple(deferred), copy, panel, parts))
         except BadValueError as error:
             self._dropped += 1
-            self._notices.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
+            self._warner.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
         except Exception as error:
             self._dropped += 1
-            self._notices.caught("log", "log()", error)
+            self._warner.caught("log", "log()", error)
 
     def on_alert(self, callback: Callback) -> None:
         """Call ``callback`` on the training thread, inside the next `log`, when an alert of the run opens, escalates or
@@ -147,14 +147,14 @@ class Run:
         reported, and training goes on; training waits for it, and is told where that takes more than a second.
         """
         if not callable(callback):
-            self._notices.warn("bad_callback", f"on_alert got {callback!r:.80}, which cannot be called; it is ignored")
+            self._warner.warn("bad_callback", f"on_alert got {callback!r:.80}, which cannot be called; it is ignored")
             return
         self._inbox.add(callback)
 
     def off_alert(self, callback: Callback) -> None:
         """Take back `on_alert`; a callback that was not there is mentioned once."""
         if not self._inbox.remove(callback):
-            self._notices.warn("bad_callback", f"off_alert got {callback!r:.80}, which on_alert never did")
+            self._warner.warn("bad_callback", f"off_alert got {callback!r:.80}, which on_alert never did")
 
     @property
     def open_alerts(self) -> tuple[Alert, ...]:
@@ -171,7 +171,7 @@ class Run:
         try:
             return self._flush(self._spool, self._recorder, timeout)
         except Exception as error:
-            self._notices.caught("flush", "flush()", error)
+            self._warner.caught("flush", "flush()", error)
             return False
 
     def finish(self, timeout: float = 30.0, *, state: Literal["finished", "crashed"] = "finished") -> None:
@@ -182,7 +182,7 @@ class Run:
         try:
             self._finish(timeout, state)
         except Exception as error:
-            self._notices.caught("finish", "finish()", error)
+            self._warner.caught("finish", "finish()", error)
 
     def status(self) -> Status:
         """Where the run stands."""
@@ -200,9 +200,9 @@ class Run:
             queued_bytes=0 if spool is None else spool.queued_bytes,
             dropped=dropped,
             connected=sender is not None and sender.connected,
-            last_error=self._notices.last_error,
+            last_error=self._warner.last_error,
             callback_seconds=self._inbox.callback_seconds,
-            warnings=dict(self._notices.counts),
+            warnings=dict(self._warner.counts),
         )
 
     # -- what an instrument calls --
@@ -223,9 +223,9 @@ class Run:
         return 0 if self._panel is None else len(self._panel.instruments)
 
     @property
-    def notices(self) -> Notices:
+    def warner(self) -> Warner:
         """Where an instrument reports what it kept away from training."""
-        return self._notices
+        return self._warner
 
     def attach(self, instrument: Instrument) -> Attachment:
         """Measure with ``instrument`` from the next `log` on; its layout is sent before. Several are combined into one.
@@ -248,13 +248,13 @@ class Run:
 
     def _open(self) -> None:
         spool = self._spool = self._make_spool()
-        recorder = self._recorder = Recorder(spool, self._reader, self._notices)
+        recorder = self._recorder = Recorder(spool, self._reader, self._warner)
         if self.settings.mode == "online":
-            recovery = Recovery(self.settings.directory, self.settings.endpoint, self._notices)
+            recovery = Recovery(self.settings.directory, self.settings.endpoint, self._warner)
             self._sender = Sender(
                 spool,
                 self.settings.endpoint,
-                self._notices,
+                self._warner,
                 on_alert=self._inbox.deliver,
                 earlier=recovery.claim(spool.hello),
             )
@@ -270,11 +270,11 @@ class Run:
             return False
         if self._is_forked:
             self._dropped += 1
-            self._notices.warn("forked", "log() in a forked process is ignored; call client_sdk.init() there")
+            self._warner.warn("forked", "log() in a forked process is ignored; call client_sdk.init() there")
             return False
         if self._state != "running":
             self._dropped += 1
-            self._notices.warn("finished", "log() after finish() is ignored; call client_sdk.init() for another run")
+            self._warner.warn("finished", "log() after finish() is ignored; call client_sdk.init() for another run")
             return False
         self._open()
         return True
@@ -283,7 +283,7 @@ class Run:
         try:
             return Spool.create(self.settings.directory, self._hello, disk_limit=self.settings.spool_bytes)
         except SpoolError as error:
-            self._notices.warn(
+            self._warner.warn(
                 "spool",
                 f"{error}. Records are kept in memory only, and lost if the process dies; "
                 "pass directory=… or set SPIKEWATCH_DIR to a place that can be written",
@@ -315,7 +315,7 @@ class Run:
         target = spool.last_seq
         if self._sender is None:
             return landed and spool.acknowledged >= target
-        self._sender.hurry()
+        self._sender.wake()
         return self._sender.wait_acknowledged(target, max(0.0, deadline - time.monotonic())) and landed
 
     def _finish(self, timeout: float, state: Literal["finished", "crashed"]) -> None:
@@ -330,10 +330,10 @@ class Run:
         recorder.stop()
         spool.finish(Finish(last_seq=spool.last_seq, state=state))
         if sender is None:
-            say_what_is_left(spool, self._notices, None)
+            say_what_is_left(spool, self._warner, None)
             spool.release()
             return
-        sender.hurry()
+        sender.wake()
         delivered = self._await_delivery(sender, spool, deadline)
         stopped = sender.stop(2.0)
         if delivered:
@@ -344,7 +344,7 @@ class Run:
             if deliver_elsewhere(spool.directory, self.settings.endpoint, max(1.0, deadline - time.monotonic())):
                 return
         why = "to a server that refuses them" if sender.rests_until(deadline) else f"within {timeout:g} s"
-        say_what_is_left(spool, self._notices, why)
+        say_what_is_left(spool, self._warner, why)
         if stopped:
             spool.release()
 

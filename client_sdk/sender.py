@@ -18,7 +18,6 @@ import msgspec
 
 from client_sdk.config import Endpoint
 from client_sdk.errors import TransportError
-from client_sdk.notices import Notices
 from client_sdk.protocol import (
     Ack,
     Alert,
@@ -33,9 +32,10 @@ from client_sdk.protocol import (
     decode_record,
     encode,
 )
-from client_sdk.spool import Spool
+from client_sdk.send_window import Window
+from client_sdk.spool.spool import Spool
 from client_sdk.transport import UNAUTHENTICATED_HELP, Connection, unreachable
-from client_sdk.window import Window
+from client_sdk.warner import Warner
 
 FLUSH_INTERVAL: Final = 0.05  # seconds between batches, so that a page is live
 BATCH_BYTES: Final = 1024 * 1024  # of records in one batch; a single larger record travels alone
@@ -63,7 +63,7 @@ class Sender:
         self,
         spool: Spool,
         endpoint: Endpoint,
-        notices: Notices,
+        warner: Warner,
         *,
         on_alert: Callable[[Alert], None] = lambda alert: None,
         gives_up: Callable[[TransportError], bool] = lambda error: False,
@@ -76,7 +76,7 @@ class Sender:
         time. ``earlier`` sends what the server must have before; it is told how to find out that `stop` was called."""
         self._spool = spool
         self._endpoint = endpoint
-        self._notices = notices
+        self._warner = warner
         self._on_alert = on_alert
         self._gives_up = gives_up
         self._is_stopped = is_stopped
@@ -119,7 +119,7 @@ class Sender:
         self._thread = threading.Thread(target=self.run, name="spikewatch-sender", daemon=True)
         self._thread.start()
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """Send now instead of at the next interval, and try a lost connection now instead of after its delay."""
         self._next_flush = self._retry_at = 0.0
         self._wake.set()
@@ -167,7 +167,7 @@ class Sender:
                     if self._gives_up(error) or error.code == "exiting":
                         break
                 except Exception as error:
-                    self._notices.caught("sender", "sending to the server", error)
+                    self._warner.caught("sender", "sending to the server", error)
                     self._disconnect(TransportError("internal", f"{type(error).__name__}: {error}"))
         finally:
             self._close()
@@ -198,7 +198,7 @@ class Sender:
             welcome = self._await_welcome(connection)
             committed = welcome.last_seq + self._spool.meta.base
             if committed + 1 < self._spool.oldest:
-                self._notices.warn(
+                self._warner.warn(
                     "server_lost_data",
                     f"the server has {committed} of {self._spool.acknowledged} records that it acknowledged before; "
                     "those that it lost are gone, the rest follows under a new writer",
@@ -316,15 +316,15 @@ class Sender:
         kept = f"records are kept in {self._spool.directory or 'memory'} and sent later"
         if error.code in ("unauthenticated", "forbidden"):
             detail = UNAUTHENTICATED_HELP if error.code == "unauthenticated" else error.message
-            self._notices.warn(error.code, f"{detail}. Until then {kept}")
+            self._warner.warn(error.code, f"{detail}. Until then {kept}")
         elif error.code == "unreachable":
-            self._notices.warn(error.code, f"{error.message}; {kept}")
+            self._warner.warn(error.code, f"{error.message}; {kept}")
         elif error.code == "writer_taken":
-            self._notices.warn(error.code, f"{error.message}. Until then {kept}")
+            self._warner.warn(error.code, f"{error.message}. Until then {kept}")
         elif error.retryable:
-            self._notices.note(error.code, str(error))
+            self._warner.note(error.code, str(error))
         else:
-            self._notices.warn(error.code, f"the server refused: {error}; {kept}")
+            self._warner.warn(error.code, f"the server refused: {error}; {kept}")
 
     def _isolate(self, error: TransportError) -> bool:
         """The server refused a frame: send its records one by one; blank the one that it refuses when alone.
@@ -337,7 +337,7 @@ class Sender:
             return False
         if last <= self._careful_until:
             self._refused.add(last)
-            self._notices.warn("refused_record", f"the server refused a record, which is lost: {error}")
+            self._warner.warn("refused_record", f"the server refused a record, which is lost: {error}")
         else:
             self._careful_until = last
         return True

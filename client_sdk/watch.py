@@ -19,12 +19,12 @@ from client_sdk.errors import ConfigurationError
 from client_sdk.host import ScalarCopy, copy_to_host
 from client_sdk.layers import Group, Layers, map_layers
 from client_sdk.measurement import Measurement
-from client_sdk.notices import Notices
 from client_sdk.optimizers import describe, kind_of, stability_limit
 from client_sdk.precision import PRECISIONS, compact_block
 from client_sdk.protocol import Layout
 from client_sdk.run import Attachment, Run
 from client_sdk.stats import Meter, StepCopy
+from client_sdk.warner import Warner
 
 
 class Handle:
@@ -80,7 +80,7 @@ def watch(
     if run.disabled:
         return Handle([], None)
     if layers.grouped != group and not callable(group):
-        run.notices.warn("layers", "the model has more than 20,000 parameters; they are grouped by module")
+        run.warner.warn("layers", "the model has more than 20,000 parameters; they are grouped by module")
     watcher = _Watcher(
         run,
         model,
@@ -118,7 +118,7 @@ class _Watcher:
         kind = kind_of(optimizer)
         self._is_compact = is_compact
         self._run = run
-        self._notices: Notices = run.notices
+        self._warner: Warner = run.warner
         self._model, self._optimizer = model, optimizer
         self._every, self._histogram_every = every, histogram_every
         self.meter = Meter(optimizer, kind, layers)
@@ -127,7 +127,7 @@ class _Watcher:
             optimizer,
             kind,
             every=curvature_every,
-            notices=run.notices,
+            warner=run.warner,
             is_alone=lambda: run.instrument_count < 2,
         )
         self.layout = Layout(
@@ -150,7 +150,7 @@ class _Watcher:
         try:
             self.meter.before_step(optimizer)
         except Exception as error:
-            self._notices.caught("statistics", "reading the optimizer before its step", error)
+            self._warner.caught("statistics", "reading the optimizer before its step", error)
 
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Hook of `torch.optim.Optimizer.register_step_post_hook`: gradients and the new state are there."""
@@ -158,7 +158,7 @@ class _Watcher:
             if self._run.active and not _is_capturing():
                 self._after_step(optimizer)
         except Exception as error:
-            self._notices.caught("statistics", "measuring layer statistics", error)
+            self._warner.caught("statistics", "measuring layer statistics", error)
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._steps += 1
@@ -172,7 +172,7 @@ class _Watcher:
         if self._fresh is not None and wants_histogram:
             self._histogram_at = self._steps
         if self.meter.has_newcomers:
-            self._notices.warn(
+            self._warner.warn(
                 "new_parameters",
                 "the optimizer moves parameters that watch() did not see, or saw frozen; they are not measured. "
                 "Call handle.remove() and watch() again after changing the model",
@@ -183,7 +183,7 @@ class _Watcher:
         try:
             return self._measure(step, metrics, closure)
         except Exception as error:
-            self._notices.caught("measure", "measuring", error)
+            self._warner.caught("measure", "measuring", error)
             return None
 
     def _measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Reading:
@@ -207,7 +207,7 @@ class _Watcher:
                 signals=fresh if follows_one_step else None,
             )
         elif closure is not None:
-            self._notices.warn("closure", f"closure is {type(closure).__name__}; it must be a function of no arguments")
+            self._warner.warn("closure", f"closure is {type(closure).__name__}; it must be a function of no arguments")
         return _Reading(fresh, curvature, lr, self.layout.statistics if self._is_compact else None)
 
     def _collect(self) -> None:

@@ -22,7 +22,7 @@ NAV_RUN: Final = "nav-run"
 NAV_ALERTS: Final = "nav-alerts"
 NAV_RULES: Final = "nav-rules"
 NAV_SETTINGS: Final = "nav-settings"
-DEED: Final = "deed"  # store: the form or button that forms.js sends
+FORM_ACTION: Final = "deed"  # store: the form or button that forms.js sends
 TROUBLE: Final = "trouble"  # store: what is wrong with which field; forms.js shows it there
 
 # The fleet page.

@@ -30,8 +30,8 @@ from server.models import Scope
 from server.storage import migrate as migrations
 from server.storage.database import Database, parse_url
 from server.storage.fleet import FleetQuery
-from server.storage.integrity import Doctor
 from server.storage.layouts import LayoutStore
+from server.storage.measurements.integrity import Doctor
 from server.storage.runs import RunStore
 from server.storage.tokens import TokenStore
 
@@ -314,7 +314,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score the detectors on recorded runs."""
-    from server.detectors.evaluate import main as evaluate_main
+    from server.evaluation.evaluate import main as evaluate_main
 
     raise typer.Exit(evaluate_main(directory))
 

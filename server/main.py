@@ -32,23 +32,23 @@ from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint
 from server.metrics import Metrics
 from server.pipeline.deletion import Deleter
-from server.pipeline.rehearsal import Rehearsal
+from server.pipeline.rule_backtest import RuleBacktest
 from server.storage.alerts import AlertStore
-from server.storage.compaction import Compactor
 from server.storage.database import Database
 from server.storage.deletion import DeletionStore
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
-from server.storage.heatmap import HeatmapQuery
-from server.storage.histogram import HistogramQuery
-from server.storage.histogram_history import HistogramHistory
 from server.storage.layouts import LayoutStore
-from server.storage.reader import BucketReader
+from server.storage.measurements.compaction import Compactor
+from server.storage.measurements.heatmap import HeatmapQuery
+from server.storage.measurements.histogram import HistogramQuery
+from server.storage.measurements.histogram_history import HistogramHistory
+from server.storage.measurements.reader import BucketReader
+from server.storage.measurements.series import SeriesQuery
+from server.storage.measurements.spans import SpanStore
+from server.storage.measurements.steps import StepReader
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
-from server.storage.series import SeriesQuery
-from server.storage.spans import SpanStore
-from server.storage.steps import StepReader
 
 API = "/api/v1"
 REHEARSALS = 2  # of rules, at a time
@@ -139,7 +139,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         secrets=notifications.secrets,
         messenger=notifications.messenger,
         rules=RuleStore(database),
-        rehearsal=Rehearsal(StepReader(database, layouts)),
+        rehearsal=RuleBacktest(StepReader(database, layouts)),
         rehearsing=asyncio.Semaphore(REHEARSALS),
         exporter=exporter,
         archiver=Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database)),

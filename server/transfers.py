@@ -31,10 +31,10 @@ from server.storage.database import Database
 from server.storage.deletion import DeletionStore
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
-from server.storage.histogram_history import HistogramHistory
 from server.storage.layouts import LayoutStore
+from server.storage.measurements.histogram_history import HistogramHistory
+from server.storage.measurements.steps import Selection, StepReader
 from server.storage.runs import RunStore
-from server.storage.steps import Selection, StepReader
 
 FORMATS = {".parquet": Format.PARQUET, ".csv": Format.CSV, ".zip": Format.ZIP}
 FOLLOWER_IDLE = 0.05  # seconds; an import waits for its detectors to have read everything

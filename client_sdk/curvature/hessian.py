@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from client_sdk.curvature.metric import Metric, from_vector, to_vector
+from client_sdk.curvature.preconditioner import Metric, from_vector, to_vector
 from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 
 RELATIVE_STEP: Final = 1e-3

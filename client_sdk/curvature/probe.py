@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessian, NoSecondDerivativeError
-from client_sdk.curvature.metric import Metric, UnsupportedError
+from client_sdk.curvature.preconditioner import Metric, UnsupportedError
 from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 from client_sdk.curvature.schedule import Choice, Schedule
 from client_sdk.curvature.spectrum import RitzPair, largest_eigenpair
 from client_sdk.host import ScalarCopy, copy_to_host
-from client_sdk.notices import Notices
 from client_sdk.optimizers import Kind
+from client_sdk.warner import Warner
 
 WARM_PRODUCTS: Final = 3  # Hessian-vector products for λ_max from the last probe's vector; λ_grad's is one more
 REFINING_PRODUCTS: Final = 5  # while the last residual was above GOOD_RESIDUAL
@@ -112,14 +112,14 @@ class Probe:
         kind: Kind,
         *,
         every: int,
-        notices: Notices,
+        warner: Warner,
         is_alone: Callable[[], bool] = lambda: True,
     ) -> None:
         """``is_alone`` False: other models are watched on the same run, and the closure may well be about one of
         them."""
         self._is_alone = is_alone
         self._model, self._optimizer, self._kind = model, optimizer, kind
-        self._notices = notices
+        self._warner = warner
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         # what other processes take from a shared processor is no reason to probe less
         self._clock = time.process_time if on_cpu else time.perf_counter
@@ -171,21 +171,21 @@ class Probe:
             return self._measure(step, choice, closure, loss, signals)
         except UnsupportedError as error:
             self._is_supported = False
-            self._notices.warn("curvature_unsupported", str(error))
+            self._warner.warn("curvature_unsupported", str(error))
         except IndependentError as error:
-            report = self._notices.warn if self._is_alone() else self._notices.note
+            report = self._warner.warn if self._is_alone() else self._warner.note
             report("closure", f"curvature is not measured: {error}")
         except ClosureError as error:
-            self._notices.warn("closure", f"curvature is not measured: {error}")
+            self._warner.warn("closure", f"curvature is not measured: {error}")
         except torch.OutOfMemoryError:
-            self._notices.warn(
+            self._warner.warn(
                 "curvature_memory",
                 "not enough memory for an exact Hessian-vector product; finite differences are used from now on. "
                 "A closure over a smaller batch would help",
             )
             self._uses_differences = True
         except Exception as error:
-            self._notices.caught("curvature", "measuring curvature", error)
+            self._warner.caught("curvature", "measuring curvature", error)
         self.schedule.failed(step)
         return None
 
@@ -222,7 +222,7 @@ class Probe:
                 return self._evaluate(choice, hessian, metric)
             except NoSecondDerivativeError as error:
                 self._uses_differences = True
-                self._notices.warn(
+                self._warner.warn(
                     "finite_differences",
                     f"the model cannot be differentiated twice ({error}); curvature is measured by finite differences, "
                     "which is exact to about 1 % in float32 and useless for bfloat16 weights",
@@ -298,12 +298,12 @@ class Probe:
             values = copy.values()
             if is_flat(values):
                 self._direction, self._products = None, COLD_PRODUCTS
-                self._notices.note("flat_loss", "the closure's loss has no gradient in a watched model")
+                self._warner.note("flat_loss", "the closure's loss has no gradient in a watched model")
                 self.schedule.failed(step)
                 continue
             if not math.isfinite(values["loss"]) or not math.isfinite(values["lambda_grad"]):
                 self._direction, self._products = None, COLD_PRODUCTS
-                self._notices.warn(
+                self._warner.warn(
                     "closure_nonfinite",
                     "the closure's loss or its curvature is NaN or infinite, so nothing is reported. If the training "
                     "loss is finite, the closure must compute that same loss",

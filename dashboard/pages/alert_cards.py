@@ -9,9 +9,9 @@ from typing import Any, Final
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from dashboard.forms.attributes import aria, data
 from dashboard.models import Alert
 from dashboard.numbers import count, duration, ellipsis, unix_time
-from dashboard.pages.attributes import aria, data
 from dashboard.pages.evidence import lines
 
 HISTORY_SHOWN: Final = 30

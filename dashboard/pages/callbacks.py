@@ -15,8 +15,8 @@ from dashboard.config import DashboardConfig
 from dashboard.models import Tried
 from dashboard.pages.alert_live import AlertLive
 from dashboard.pages.alerts_live import AlertsLive
-from dashboard.pages.deeds import Deeds, parse_deed
 from dashboard.pages.fleet_live import FleetLive
+from dashboard.pages.form_actions import FormActions, parse_deed
 from dashboard.pages.rules import result
 from dashboard.pages.rules_live import RulesLive
 from dashboard.pages.run_live import RunLive
@@ -120,12 +120,12 @@ def _register_live(app: Dash, config: DashboardConfig, viewers: Viewers) -> None
 
 
 def _register_forms(app: Dash, viewers: Viewers) -> None:
-    @app.callback(Input(ids.DEED, "data"), prevent_initial_call=True)
+    @app.callback(Input(ids.FORM_ACTION, "data"), prevent_initial_call=True)
     async def do(data: Any) -> None:
         deed = parse_deed(data)
         if deed is None:
             raise PreventUpdate
-        deeds = Deeds(viewers.client(current_viewer.get()))
+        deeds = FormActions(viewers.client(current_viewer.get()))
         for component, props in (await deeds.do(deed)).items():
             set_props(component, props)
 

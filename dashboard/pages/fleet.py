@@ -13,9 +13,9 @@ from dash.development.base_component import Component
 
 from dashboard import ids
 from dashboard.figures.sparkline import sparkline
+from dashboard.forms.attributes import aria, data
 from dashboard.models import Alert, LastAlert, Outcome, RunSummary
 from dashboard.numbers import compact, duration, rate, ratio, steps, unix_time
-from dashboard.pages.attributes import aria, data
 
 SNIPPET: Final = """import client_sdk
 

@@ -9,10 +9,10 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import ids
-from dashboard.figures.rehearsal import rehearsal_figure
+from dashboard.figures.rule_backtest import rule_backtest_figure
+from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
 from dashboard.models import Rule, RunSummary, Tried, TriedRun
 from dashboard.numbers import count, exact, steps
-from dashboard.pages.fields import FieldError, Options, button, choice, form, number, optional, text, whole
 from dashboard.pages.view import View
 
 FORM: Final = "rule"
@@ -286,7 +286,7 @@ def _run_result(run: TriedRun, rule: Mapping[str, Any], view: View) -> Component
             html.P([f"on {run.name}, {count(run.values)} values up to step {count(run.last_step)}"], className="note"),
             *[html.P(note, className="warn") for note in notes],
             dcc.Graph(
-                figure=rehearsal_figure(run, rule, view.theme, narrow=view.narrow),
+                figure=rule_backtest_figure(run, rule, view.theme, narrow=view.narrow),
                 config={"displayModeBar": False, "responsive": True},
                 className="graph rehearsal",
             )

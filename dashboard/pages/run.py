@@ -12,9 +12,9 @@ from dash.development.base_component import Component
 
 from dashboard import ids
 from dashboard.figures.scales import statistic
+from dashboard.forms.attributes import aria, data
 from dashboard.models import RunDetail, RunSummary
 from dashboard.numbers import compact, count, duration, ratio, steps, unix_time
-from dashboard.pages.attributes import aria, data
 from dashboard.pages.fleet import no_data, spike_in
 
 GRAPH_CONFIG: Final[Any] = {

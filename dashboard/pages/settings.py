@@ -10,9 +10,9 @@ from dash import html
 from dash.development.base_component import Component
 
 from dashboard import ids
+from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
 from dashboard.models import Channel, Digest, Notifications, QuietHours, RunSummary, Silence, Token
 from dashboard.numbers import duration, exact
-from dashboard.pages.fields import FieldError, Options, button, choice, form, number, optional, text, whole
 
 CHANNEL_FORM: Final = "channel"
 QUIET: Final = "quiet"

@@ -11,8 +11,8 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import ids
+from dashboard.forms.attributes import aria
 from dashboard.pages import alert, alerts, fleet, rules, run, settings
-from dashboard.pages.attributes import aria
 from dashboard.viewer import NOBODY, Viewer, current_viewer
 
 
@@ -71,7 +71,7 @@ def layout() -> Component:
             dcc.Store(id=ids.TAB, data=uuid.uuid4().hex),
             dcc.Store(id=ids.RESUME, data=0),
             dcc.Store(id=ids.BEAT),
-            dcc.Store(id=ids.DEED),
+            dcc.Store(id=ids.FORM_ACTION),
             dcc.Store(id=ids.TROUBLE),
             html.A("Skip to content", href=f"#{ids.PAGE}", className="skip"),
             html.Header(

@@ -16,10 +16,10 @@ from alembic import op
 from numpy.typing import NDArray
 
 from server.errors import DatabaseError
-from server.storage.blobs import BlobError, unpack, unpack_last
-from server.storage.buckets import Buckets, Canvas
-from server.storage.columns import ScalarColumn
-from server.storage.tiles import SCALARS, TileBlobs, scalar_tiles, tile_of_buckets, together, unpack_steps
+from server.pyramid.blobs import BlobError, unpack, unpack_last
+from server.pyramid.buckets import Buckets, Canvas
+from server.pyramid.columns import ScalarColumn
+from server.pyramid.tiles import SCALARS, TileBlobs, scalar_tiles, tile_of_buckets, together, unpack_steps
 
 revision: str = "0006"
 down_revision: str | None = "0005"

@@ -22,20 +22,20 @@ from server.models import Principal, RunState, Scope
 from server.notifications.messenger import Messenger
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
-from server.pipeline.rehearsal import Rehearsal
+from server.pipeline.rule_backtest import RuleBacktest
 from server.readiness import Readiness
 from server.storage.alerts import AlertStore
 from server.storage.channels import ChannelStore
 from server.storage.database import Database
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
-from server.storage.heatmap import HeatmapQuery
-from server.storage.histogram import HistogramQuery
 from server.storage.layouts import LayoutStore
+from server.storage.measurements.heatmap import HeatmapQuery
+from server.storage.measurements.histogram import HistogramQuery
+from server.storage.measurements.series import SeriesQuery
 from server.storage.outbox import OutboxStore
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore, Standing
-from server.storage.series import SeriesQuery
 from server.storage.tokens import TokenStore
 
 
@@ -69,7 +69,7 @@ class Services:
     secrets: SecretBox
     messenger: Messenger
     rules: RuleStore
-    rehearsal: Rehearsal
+    rehearsal: RuleBacktest
     rehearsing: asyncio.Semaphore
     """So many rehearsals at a time; the others wait."""
     exporter: Exporter

@@ -18,7 +18,7 @@ from server.api.encoding import json_response
 from server.api.errors import REFUSALS
 from server.errors import ApiError, ConfigurationError, SecretLostError
 from server.models import AlertKind, AlertLevel
-from server.notices import Channel, ChannelKind, Digest, NotificationSettings, QuietHours, Silence
+from server.notification import Channel, ChannelKind, Digest, NotificationSettings, QuietHours, Silence
 from server.notifications.targets import TargetError, check_target, hint, new_signing_key
 
 router = APIRouter(tags=["notifications"], responses=REFUSALS)

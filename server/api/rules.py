@@ -19,7 +19,7 @@ from server.api.errors import REFUSALS
 from server.api.presence import while_present
 from server.errors import ApiError, RuleFieldError
 from server.models import AlertLevel, RunState
-from server.pipeline.rehearsal import Outline, Rehearsed
+from server.pipeline.rule_backtest import BacktestResult, Outline
 from server.rule import MAX_RULES, MAX_TEXT, ChangeBy, Condition, Direction, Reduce, Rule, RuleSet
 
 router = APIRouter(tags=["rules"], responses=REFUSALS)
@@ -168,7 +168,7 @@ async def _runs_to_try(services: Services, principal: Administrator, rule: Rule,
     return chosen[: body.runs]
 
 
-def _told(run: dict[str, Any], found: Rehearsed, chosen: bool) -> dict[str, Any]:
+def _told(run: dict[str, Any], found: BacktestResult, chosen: bool) -> dict[str, Any]:
     return {
         "run_id": run["id"],
         "name": run["name"],

@@ -25,9 +25,9 @@ from server.api.errors import REFUSALS
 from server.api.presence import while_present
 from server.errors import ApiError
 from server.storage.fleet import decode_cursor
-from server.storage.heatmap import Heatmap
 from server.storage.layouts import layer_rows
-from server.storage.series import Series
+from server.storage.measurements.heatmap import Heatmap
+from server.storage.measurements.series import Series
 
 router = APIRouter(tags=["runs"], responses=REFUSALS)
 

@@ -12,8 +12,8 @@ from server.auth.admissions import Admissions
 from server.broker import Broker
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
-from server.storage.compaction import Compactor
 from server.storage.database import Database
+from server.storage.measurements.compaction import Compactor
 
 AGAIN = 2.0  # seconds
 

@@ -9,7 +9,7 @@ from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint
 from server.metrics import Metrics
 from server.pipeline.pipeline import Pipeline
-from server.storage.compaction import Compactor
+from server.storage.measurements.compaction import Compactor
 
 
 def add_gauges(

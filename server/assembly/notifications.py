@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from server.auth.secret_box import SecretBox, load_secret_box
 from server.config import Config
 from server.metrics import Metrics
+from server.notifications.dispatcher import Sender
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
 from server.notifications.picture import Painter
-from server.notifications.sender import Sender
 from server.notifications.zero_setup import add_slack_webhook, check_slack_webhook
 from server.storage.channels import ChannelStore
 from server.storage.database import Database
+from server.storage.measurements.series import SeriesQuery
 from server.storage.outbox import OutboxStore
-from server.storage.series import SeriesQuery
 
 
 @dataclass(frozen=True, kw_only=True)

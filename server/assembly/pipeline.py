@@ -10,14 +10,14 @@ from server.broker.leases import Leases, LocalLeases, RedisLeases
 from server.broker.redis_broker import RedisBroker, connect
 from server.config import Config
 from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
-from server.storage.commits import CommitStore
 from server.storage.database import Database
+from server.storage.detector_states import DetectorStateStore
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
-from server.storage.monitors import MonitorStore
+from server.storage.measurements.commits import CommitStore
+from server.storage.measurements.segments import SegmentStore
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
-from server.storage.segments import SegmentStore
 
 
 def make_broker(config: Config) -> tuple[Broker, Leases]:
@@ -47,7 +47,7 @@ def make_pipeline(
         layouts=layouts,
         commits=CommitStore(database),
         segments=SegmentStore(database),
-        monitors=MonitorStore(database),
+        monitors=DetectorStateStore(database),
         rules=RuleStore(database),
         broker=broker,
         leases=leases if leases is not None else LocalLeases(),

@@ -22,8 +22,8 @@ from server.exports.sink import Sink
 from server.exports.streams import Exporter, Format, Progress
 from server.storage.alerts import AlertStore
 from server.storage.events import EventStore
-from server.storage.histogram_history import HistogramHistory
-from server.storage.steps import RunSteps, Selection
+from server.storage.measurements.histogram_history import HistogramHistory
+from server.storage.measurements.steps import RunSteps, Selection
 
 RUN, STEPS, HISTOGRAMS = "run.json", "steps.parquet", "histograms.parquet"
 EVENTS, ALERTS = "events.jsonl", "alerts.jsonl"

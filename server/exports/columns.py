@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from server.models import Layout
-from server.storage.steps import RunSteps, Selection, StepChunk
+from server.storage.measurements.steps import RunSteps, Selection, StepChunk
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"spikewatch"

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from client_sdk.protocol import HISTOGRAM_BINS
 from server.exports.columns import FORMAT_VERSION
-from server.storage.histogram_history import HistogramPiece
+from server.storage.measurements.histogram_history import HistogramPiece
 
 TABLE_KEY = b"spikewatch.table"
 """Of a file that is not the steps: what it is."""

@@ -17,7 +17,7 @@ import pyarrow.csv
 from server.exports.columns import Plan
 from server.exports.parquet import ParquetStream
 from server.exports.sink import Sink
-from server.storage.steps import RunSteps, Selection, StepChunk, StepReader
+from server.storage.measurements.steps import RunSteps, Selection, StepChunk, StepReader
 
 Progress = Callable[[int], None]
 """Told of the number of records after each chunk."""

@@ -18,7 +18,7 @@ from server.ingest.hello import checked
 from server.models import Principal, Scope
 from server.pipeline.packing import is_name
 from server.pipeline.pipeline import Pipeline
-from server.pipeline.writer import Writer
+from server.pipeline.writer_session import Writer
 
 BATCH_RECORDS = 1_024
 BATCH_BYTES = 4 * 1024 * 1024  # of blocks and histograms

@@ -38,7 +38,7 @@ from server.ingest.hello import checked
 from server.metrics import Metrics
 from server.models import Principal
 from server.pipeline.pipeline import INLINE_BYTES, Pipeline
-from server.pipeline.writer import Writer, taken
+from server.pipeline.writer_session import Writer, taken
 from server.storage.alerts import AlertStore, to_alert
 
 logger = logging.getLogger(__name__)

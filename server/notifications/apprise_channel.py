@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from server.errors import ForbiddenAddressError
-from server.notices import Change
+from server.notification import Change
 from server.notifications.guarded_thread import public_addresses_only
-from server.notifications.message import Message, plain_text
+from server.notifications.notification_text import Message, plain_text
 from server.notifications.outcomes import Answer, Fate, fate
 
 _STATUS: Final = re.compile(r"\berror=(\d{3})\b")

@@ -9,9 +9,9 @@ from typing import Any
 
 from server.auth.secret_box import SecretBox
 from server.errors import SecretLostError
-from server.notices import Channel, ChannelKind
+from server.notification import Channel, ChannelKind
 from server.notifications.apprise_channel import AppriseSender
-from server.notifications.message import Message, trial_message
+from server.notifications.notification_text import Message, trial_message
 from server.notifications.outbound import Outbound
 from server.notifications.outcomes import Answer, Fate, fate
 from server.notifications.slack import SlackBot, post_webhook

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from server.errors import CorruptDataError, DatabaseError
-from server.storage.buckets import Buckets
-from server.storage.series import SeriesQuery
+from server.pyramid.buckets import Buckets
+from server.storage.measurements.series import SeriesQuery
 
 WIDTH: Final = 760  # pixels
 HEIGHT: Final = 380

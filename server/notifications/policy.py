@@ -21,7 +21,7 @@ from datetime import time as time_of_day
 from typing import Final
 from zoneinfo import ZoneInfo
 
-from server.notices import (
+from server.notification import (
     CLOSING,
     LEVEL_RANK,
     Change,

@@ -10,8 +10,8 @@ import msgspec
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
-from server.notices import Change
-from server.notifications.message import Message
+from server.notification import Change
+from server.notifications.notification_text import Message
 from server.notifications.outbound import NETWORK_ERRORS, Outbound, answer_to
 from server.notifications.outcomes import Answer, Fate, fate, retry_after
 from server.notifications.slack_blocks import metadata, payload, plain_payload

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from server.notices import Change
-from server.notifications.message import Message
+from server.notification import Change
+from server.notifications.notification_text import Message
 
 MAX_BLOCKS: Final = 50
 MAX_TEXT: Final = 3_000

@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from server.errors import ForbiddenAddressError
-from server.notices import ChannelKind
+from server.notification import ChannelKind
 from server.notifications.addresses import check_host, check_url
 from server.notifications.apprise_channel import hosts_of
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from server.notifications.message import Message
+from server.notifications.notification_text import Message
 from server.notifications.outbound import Outbound
 from server.notifications.outcomes import Answer
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from server.auth.secret_box import SecretBox
 from server.errors import ConfigurationError, SecretLostError
-from server.notices import Channel, ChannelKind
+from server.notification import Channel, ChannelKind
 from server.notifications.targets import TargetError, check_target, hint
 from server.storage.channels import ChannelStore
 

@@ -17,15 +17,15 @@ from server.alerts.lifecycle import AlertBook
 from server.detectors.layer_sums import STATISTICS
 from server.errors import DatabaseError
 from server.models import Event, Layout, RunState
-from server.pipeline.head import Head
+from server.pipeline.detector_state import Head
 from server.pipeline.inbox import FreshSegment, Inbox
 from server.pipeline.samples import samples
+from server.pyramid.columns import Columns, Payload
 from server.rule import RuleSet
-from server.storage.columns import Columns, Payload
+from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SavedDetectorState, SuiteState
 from server.storage.layouts import LayoutStore
-from server.storage.monitors import MonitorSave, MonitorState, MonitorStore, SavedMonitor
+from server.storage.measurements.segments import SegmentStore, StoredSegment, Unread
 from server.storage.runs import RunLabels, RunStore
-from server.storage.segments import SegmentStore, StoredSegment, Unread
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds; the last one is repe
 
 Publish = Callable[[Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
 """Tell the world about changed alerts (JSON) and events that are stored."""
-Save = Callable[[MonitorSave], Awaitable[SavedMonitor]]
+Save = Callable[[DetectorStateSave], Awaitable[SavedDetectorState]]
 
 
 class RunFollower:
@@ -52,7 +52,7 @@ class RunFollower:
         runs: RunStore,
         layouts: LayoutStore,
         segments: SegmentStore,
-        monitors: MonitorStore,
+        monitors: DetectorStateStore,
         inbox: Inbox,
         save: Save,
         executor: Executor,
@@ -310,10 +310,10 @@ class RunFollower:
     async def _save(self, head: Head) -> None:
         due_at, revision = head.bank.due_at, 1 if head.revision is None else head.revision + 1
         saved = await self._save_state(
-            MonitorSave(
+            DetectorStateSave(
                 run_id=self.run_id,
                 before=head.revision,
-                after=MonitorState(
+                after=SuiteState(
                     rank=head.rank, position=head.position, state=head.snapshot(), revision=revision, due_at=due_at
                 ),
                 progress=head.progress.progress(),

@@ -13,13 +13,13 @@ from server.broker.leases import Leases
 from server.errors import DatabaseError
 from server.models import Event
 from server.pipeline.follower import RunFollower
-from server.pipeline.group_writer import GroupWriter
+from server.pipeline.group_committer import GroupCommitter
 from server.pipeline.inbox import FreshSegment, Inbox, Room
 from server.rule import RuleSet
+from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SavedDetectorState
 from server.storage.layouts import LayoutStore
-from server.storage.monitors import MonitorSave, MonitorStore, SavedMonitor
+from server.storage.measurements.segments import SegmentStore
 from server.storage.runs import RunStore
-from server.storage.segments import SegmentStore
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Followers:
         runs: RunStore,
         layouts: LayoutStore,
         segments: SegmentStore,
-        monitors: MonitorStore,
+        monitors: DetectorStateStore,
         leases: Leases,
         publish: Publish,
         rules: Callable[[], RuleSet],
@@ -66,7 +66,7 @@ class Followers:
         self._idle_after = idle_after
         self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
         self._room = Room()
-        self._saver: GroupWriter[MonitorSave, SavedMonitor] = GroupWriter(
+        self._saver: GroupCommitter[DetectorStateSave, SavedDetectorState] = GroupCommitter(
             monitors.save, most=SAVED_TOGETHER, gather=SAVE_GATHER, turn=turn
         )
         self._held: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
@@ -187,7 +187,7 @@ class Followers:
         finally:
             inbox.clear()
 
-    async def _save(self, save: MonitorSave) -> SavedMonitor:
+    async def _save(self, save: DetectorStateSave) -> SavedDetectorState:
         return await self._saver.write(save, save.run_id, len(save.after.state))
 
     async def _leave(self, follower: RunFollower) -> None:

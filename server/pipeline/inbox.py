@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from client_sdk.protocol import Layout
-from server.storage.columns import Columns
+from server.pyramid.columns import Columns
 
 ROOM = 32 * 1024 * 1024  # bytes, of all inboxes of a server together
 MOST_AT_ONCE = 4 * 1024 * 1024  # bytes

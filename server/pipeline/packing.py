@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from client_sdk.protocol import HISTOGRAM_BINS, MAX_NAME_CHARS, MAX_SCALARS, MAX_STEP, Layout, Record
 from server.errors import IngestError
-from server.storage.columns import BlockColumns, Columns, ScalarColumn, encode
-from server.storage.drafts import HistogramDraft, SegmentDraft
-from server.storage.histogram import dips_of
-from server.storage.histogram import encode as encode_histogram
+from server.pyramid.columns import BlockColumns, Columns, ScalarColumn, encode
 from server.storage.layouts import DERIVED_STATISTIC
+from server.storage.measurements.drafts import HistogramDraft, SegmentDraft
+from server.storage.measurements.histogram import dips_of
+from server.storage.measurements.histogram import encode as encode_histogram
 
 QUANTITIES = frozenset({"update", "ratio"})
 

@@ -22,19 +22,19 @@ from server.errors import (
 from server.models import Event, RunState
 from server.pipeline.announcer import Announcer
 from server.pipeline.followers import Followers
-from server.pipeline.group_writer import GroupWriter
+from server.pipeline.group_committer import GroupCommitter
 from server.pipeline.inbox import FreshSegment
 from server.pipeline.packing import pack
 from server.pipeline.rule_keeper import RuleKeeper
-from server.pipeline.writer import Writer, new_records, taken
-from server.storage.commits import Commit, CommitRequest, CommitStore
+from server.pipeline.writer_session import Writer, new_records, taken
+from server.storage.detector_states import DetectorStateStore
 from server.storage.events import event_json
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
-from server.storage.monitors import MonitorStore
+from server.storage.measurements.commits import Commit, CommitRequest, CommitStore
+from server.storage.measurements.segments import SegmentStore
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
-from server.storage.segments import SegmentStore
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Pipeline:
         layouts: LayoutStore,
         commits: CommitStore,
         segments: SegmentStore,
-        monitors: MonitorStore,
+        monitors: DetectorStateStore,
         rules: RuleStore,
         broker: Broker,
         leases: Leases,
@@ -81,7 +81,7 @@ class Pipeline:
         self._rules = RuleKeeper(rules, monitors, clock=clock, look_every=heartbeat_every)
         self._announcer = Announcer(fleet, broker, announcements_per_second)
         turn = asyncio.Lock()
-        self._committer: GroupWriter[CommitRequest, Commit] = GroupWriter(
+        self._committer: GroupCommitter[CommitRequest, Commit] = GroupCommitter(
             commits.commit, most=COMMITTED_TOGETHER, turn=turn
         )
         self._followers = Followers(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from server.rule import RuleSet
-from server.storage.monitors import MonitorStore
+from server.storage.detector_states import DetectorStateStore
 from server.storage.rules import RuleStore
 
 DUE_AT_ONCE = 50  # runs that one look wakes; the others wait for the next
@@ -20,7 +20,7 @@ class RuleKeeper:
     """Used from the event loop alone."""
 
     def __init__(
-        self, rules: RuleStore, monitors: MonitorStore, *, clock: Callable[[], float], look_every: float
+        self, rules: RuleStore, monitors: DetectorStateStore, *, clock: Callable[[], float], look_every: float
     ) -> None:
         """``look_every``: seconds between two calls of `look`."""
         self._rules = rules

@@ -9,7 +9,7 @@ import numpy as np
 
 from server.detectors.layer_sums import STATISTICS, layer_sums
 from server.models import LayerColumns, LayerSums, Layout, Sample
-from server.storage.columns import BlockColumns, Columns
+from server.pyramid.columns import BlockColumns, Columns
 
 
 def samples(columns: Columns, attempt: int, layouts: Mapping[int, Layout], *, summed: bool = False) -> Iterator[Sample]:

@@ -10,7 +10,7 @@ import uvicorn
 
 from server.assembly.dashboard import make_dashboard
 from server.config import Config
-from server.serving.doorway import Doorway
+from server.serving.connection_limiter import ConnectionLimiter
 from server.serving.draining_server import DrainingServer
 from server.serving.listener import ACCEPTED_AT_ONCE, allow_open_files, bind, room
 
@@ -23,14 +23,16 @@ def serve_dashboard(config: Config, on_ready: Callable[[str], None] | None = Non
     listener = bind(config.host, config.port)
     try:
         config = config.with_port(listener.getsockname()[1])
-        doorway = Doorway(most=room(config.max_connections, allow_open_files()), seconds=config.request_timeout)
+        limiter = ConnectionLimiter(
+            most=room(config.max_connections, allow_open_files()), seconds=config.request_timeout
+        )
         uvicorn_config = uvicorn.Config(
             make_dashboard(os.environ, config.port),
             lifespan="on",
             backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
-            http=doorway.protocol(),
+            http=limiter.protocol(),
             ws="websockets-sansio",
             server_header=False,
             forwarded_allow_ips=config.trusted_proxies,

@@ -13,7 +13,7 @@ from server.allocator import keep_trimmed
 from server.config import Config
 from server.errors import ConfigurationError
 from server.main import create_app
-from server.serving.doorway import Doorway
+from server.serving.connection_limiter import ConnectionLimiter
 from server.serving.draining_server import DrainingServer
 from server.serving.listener import ACCEPTED_AT_ONCE, allow_open_files, bind, room
 from server.storage import migrate
@@ -78,7 +78,7 @@ class Service:
                 on_ready(self.config)
 
         turned_away = app.state.services.metrics.turned_away
-        doorway = Doorway(
+        limiter = ConnectionLimiter(
             most=most,
             seconds=self.config.request_timeout,
             turned_away=lambda cause: turned_away.labels(cause).inc(),
@@ -89,7 +89,7 @@ class Service:
             backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
-            http=doorway.protocol(),
+            http=limiter.protocol(),
             ws="websockets-sansio",
             ws_max_size=WEBSOCKET_LIMIT * self.config.max_frame_bytes,
             ws_ping_interval=PING_EVERY,

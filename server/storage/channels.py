@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Row, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.notices import Channel, ChannelKind, Digest, NotificationSettings, QuietHours, Silence
+from server.notification import Channel, ChannelKind, Digest, NotificationSettings, QuietHours, Silence
 from server.schema import channels, settings, silences
 from server.storage.database import Database, insert_ignore
 

@@ -25,7 +25,7 @@ from server.errors import (
     DatabaseError,
     DatabaseUnavailableError,
 )
-from server.storage.turns import Turns
+from server.storage.fair_write_lock import Turns
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",

@@ -7,11 +7,6 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
-ENTRY_BYTES = 512
-"""Memory of an entry beside its arrays: the key, its place in the table, the objects that hold the arrays together."""
-ARRAY_BYTES = 208
-"""Memory of an array beside its data: the object, that of the array it is a view of, what the allocator rounds up."""
-
 
 class ByteLru:
     """Safe from any thread. Holds what is passed in: values must not be changed afterwards."""

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Alert
 from server.models import AlertState
-from server.notices import Change, Channel, NotificationSettings, OutboxRow, Told, change_of, incident_of
+from server.notification import Change, Channel, NotificationSettings, OutboxRow, Told, change_of, incident_of
 from server.schema import alerts, channels, outbox, runs, told, writers
 from server.storage.channels import read_settings, to_channel
 from server.storage.database import Database, insert_ignore

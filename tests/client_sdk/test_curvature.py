@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from client_sdk.curvature import Probe, probe
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian
-from client_sdk.curvature.metric import Metric
+from client_sdk.curvature.preconditioner import Metric
 from client_sdk.curvature.sandbox import Sandbox
 from client_sdk.curvature.spectrum import largest_eigenpair
-from client_sdk.notices import Notices
 from client_sdk.optimizers import kind_of, oscillation_gain, stability_limit
+from client_sdk.warner import Warner
 from tests.support.dense_hessian import dense_hessian, largest_eigenvalue, preconditioner
 
 torch.set_num_threads(1)  # the nets are tiny: threads that wait for each other on a busy machine cost minutes
@@ -51,9 +51,9 @@ class Problem:
         self.y = torch.sin(2 * self.x.sum(1, keepdim=True))
         self.scale = scale
         self.optimizer = make(self.model.parameters())
-        self.notices = Notices()
+        self.warner = Warner()
         self.at = 0
-        self.probe = Probe(self.model, self.optimizer, kind_of(self.optimizer), every=1, notices=self.notices)
+        self.probe = Probe(self.model, self.optimizer, kind_of(self.optimizer), every=1, warner=self.warner)
         for _ in range(steps):
             self.step()
 
@@ -76,7 +76,7 @@ class Problem:
         for _ in range(times):
             self.at += 100
             copied = self.probe.measure(self.at, self.closure, lr=None)
-            assert copied is not None, self.notices.last_error
+            assert copied is not None, self.warner.last_error
             values = copied.values()
         return values
 
@@ -113,7 +113,7 @@ def test_parameter_groups_carry_their_own_learning_rate() -> None:
             {"params": parameters[5:], "lr": 0.01, "eps": 1e-3},
         ]
     )
-    problem.probe = Probe(problem.model, problem.optimizer, "adam", every=1, notices=problem.notices)
+    problem.probe = Probe(problem.model, problem.optimizer, "adam", every=1, warner=problem.warner)
     for _ in range(5):
         problem.step()
     lambda_max, lambda_grad = problem.expected()
@@ -135,7 +135,7 @@ def test_a_group_that_does_not_move_counts_for_nothing() -> None:
     problem = Problem(OPTIMIZERS["sgd"], steps=0)
     parameters = list(problem.model.parameters())
     problem.optimizer = torch.optim.SGD([{"params": parameters[:4], "lr": 0.1}, {"params": parameters[4:], "lr": 0.0}])
-    problem.probe = Probe(problem.model, problem.optimizer, "sgd", every=1, notices=problem.notices)
+    problem.probe = Probe(problem.model, problem.optimizer, "sgd", every=1, warner=problem.warner)
     values = problem.measure(times=6)
     gradient, hessian = dense_hessian(problem.model, problem.loss_of)
     diagonal = preconditioner(problem.model, problem.optimizer)
@@ -242,7 +242,7 @@ def test_models_without_second_derivative_fall_back_to_differences() -> None:
     values = problem.measure(times=4)
     assert values["lambda_grad"] == pytest.approx(lambda_grad, rel=0.01)
     assert values["lambda_max"] == pytest.approx(lambda_max, rel=0.01)
-    assert problem.notices.counts == {"finite_differences": 1}
+    assert problem.warner.counts == {"finite_differences": 1}
 
 
 def test_fused_attention_is_measured_exactly() -> None:
@@ -250,8 +250,8 @@ def test_fused_attention_is_measured_exactly() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     x = torch.randn(4, 6, 8)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
-    notices = Notices()
-    probe = Probe(layer, optimizer, "adam", every=1, notices=notices)
+    warner = Warner()
+    probe = Probe(layer, optimizer, "adam", every=1, warner=warner)
 
     def closure() -> Tensor:
         output: Tensor = layer(x)
@@ -264,13 +264,13 @@ def test_fused_attention_is_measured_exactly() -> None:
     copied = probe.measure(1, closure, lr=0.01)
     assert copied is not None
     assert set(copied.scalars()) == {"lambda_grad", "lambda_max"}
-    assert notices.counts == {}
+    assert warner.counts == {}
 
 
 def test_linear_losses_have_no_curvature() -> None:
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probe = Probe(model, optimizer, "sgd", every=1, notices=Notices())
+    probe = Probe(model, optimizer, "sgd", every=1, warner=Warner())
     copied = probe.measure(1, lambda: model(torch.ones(2, 3)).sum(), lr=0.1)
     assert copied is not None
     assert copied.values()["lambda_grad"] == 0.0
@@ -333,15 +333,15 @@ def test_unconverged_values_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_curvature_before_the_first_step() -> None:
     problem = Problem(OPTIMIZERS["adam"], steps=0)
     assert problem.probe.measure(1, problem.closure, lr=0.01) is None
-    assert problem.notices.counts == {}
+    assert problem.warner.counts == {}
 
 
 def test_unknown_optimizers_are_named_once() -> None:
     problem = Problem(lambda p: torch.optim.Adagrad(p, lr=0.01))
     for step in range(3):
         assert problem.probe.measure(step, problem.closure, lr=0.01) is None
-    assert problem.notices.counts == {"curvature_unsupported": 1}
-    assert "Adagrad" in (problem.notices.last_error or "")
+    assert problem.warner.counts == {"curvature_unsupported": 1}
+    assert "Adagrad" in (problem.warner.last_error or "")
 
 
 def _went_backward(problem: Problem) -> Tensor:
@@ -381,8 +381,8 @@ def test_useless_closures_are_warned_of_once_and_tried_ever_more_rarely(name: st
         assert grad is not None
         assert torch.equal(parameter.grad, grad)
     assert copies == [None] * 300
-    assert problem.notices.counts == {"closure": tried}
-    assert message in (problem.notices.last_error or "")
+    assert problem.warner.counts == {"closure": tried}
+    assert message in (problem.warner.last_error or "")
 
 
 def test_nan_losses_are_not_reported_and_counted() -> None:
@@ -391,7 +391,7 @@ def test_nan_losses_are_not_reported_and_counted() -> None:
     assert first is not None
     assert first.scalars() == {}
     problem.probe.measure(1, problem.closure, lr=0.01)
-    assert problem.notices.counts == {"closure_nonfinite": 1}
+    assert problem.warner.counts == {"closure_nonfinite": 1}
     later = problem.probe.measure(40, problem.closure, lr=0.01)
     assert later is not None
     assert "lambda_max" in later.scalars()

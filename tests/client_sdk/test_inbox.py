@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from client_sdk.inbox import MAX_KNOWN, AlertInbox, TrainingAlert
-from client_sdk.notices import Notices
 from client_sdk.protocol import Alert, PredictedStep
+from client_sdk.warner import Warner
 
 BEGAN = 1_000.0
 
@@ -20,7 +20,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.heard: list[TrainingAlert] = []
-        self.inbox = AlertInbox(Notices(), began_at=BEGAN)
+        self.inbox = AlertInbox(Warner(), began_at=BEGAN)
         self.inbox.add(self.heard.append)
 
     def after(self, *alerts: Alert) -> list[tuple[str, str]]:

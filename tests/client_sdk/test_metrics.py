@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from client_sdk.metrics import BadValueError, MetricReader, as_step
-from client_sdk.notices import Notices
+from client_sdk.warner import Warner
 
 
 @pytest.mark.parametrize(
@@ -41,16 +41,16 @@ from client_sdk.notices import Notices
     ids=repr,
 )
 def test_number_is_taken(value: Any, expected: float) -> None:
-    notices = Notices()
-    scalars, deferred = MetricReader(notices).read({"x": value})
+    warner = Warner()
+    scalars, deferred = MetricReader(warner).read({"x": value})
     assert scalars == {"x": expected}
     assert type(scalars["x"]) is float
     assert not deferred
-    assert not notices.counts
+    assert not warner.counts
 
 
 def test_nan_is_kept() -> None:
-    scalars, _ = MetricReader(Notices()).read({"x": float("nan"), "y": torch.tensor(float("nan"))})
+    scalars, _ = MetricReader(Warner()).read({"x": float("nan"), "y": torch.tensor(float("nan"))})
     assert all(math.isnan(value) for value in scalars.values())
     assert len(scalars) == 2
 
@@ -61,12 +61,12 @@ def test_nan_is_kept() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_other_values_are_skipped_with_one_warning(value: Any, caplog: pytest.LogCaptureFixture) -> None:
-    notices = Notices()
+    warner = Warner()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            scalars, _ = MetricReader(notices).read({"bad": value, "good": 1.0})
+            scalars, _ = MetricReader(warner).read({"bad": value, "good": 1.0})
             assert scalars == {"good": 1.0}
-    assert notices.counts == {"bad_metric": 3}
+    assert warner.counts == {"bad_metric": 3}
     assert len(caplog.records) == 1
     assert "'bad'" in caplog.text
 
@@ -75,13 +75,13 @@ def test_other_values_are_skipped_with_one_warning(value: Any, caplog: pytest.Lo
     "name", ["x" * 10_000, "", "a\nb", "\ud800", 3, None, ("a",)], ids=lambda name: repr(name)[:12]
 )
 def test_bad_name_is_skipped_with_one_short_warning(name: Any, caplog: pytest.LogCaptureFixture) -> None:
-    notices = Notices()
+    warner = Warner()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            reader = MetricReader(notices)
+            reader = MetricReader(warner)
             assert reader.judged(reader.read({name: 1.0, "good": 1.0})[0]) == {"good": 1.0}
             assert reader.read({name: 1, "good": 1})[0] == {"good": 1.0}
-    assert notices.counts == {"bad_name": 4}
+    assert warner.counts == {"bad_name": 4}
     assert len(caplog.records) == 1
     assert "skipped" in caplog.text
     assert len(caplog.text) < 400
@@ -89,15 +89,15 @@ def test_bad_name_is_skipped_with_one_short_warning(name: Any, caplog: pytest.Lo
 
 def test_tensor_on_a_device_is_left_for_later() -> None:
     tensor = torch.zeros((), device="meta", requires_grad=True)
-    scalars, deferred = MetricReader(Notices()).read({"loss": tensor, "n": 1})
+    scalars, deferred = MetricReader(Warner()).read({"loss": tensor, "n": 1})
     assert scalars == {"n": 1.0}
     assert not deferred["loss"].requires_grad
 
 
 def test_tensor_on_a_device_must_have_one_element() -> None:
-    notices = Notices()
-    assert MetricReader(notices).read({"loss": torch.zeros(3, device="meta")}) == ({}, {})
-    assert notices.counts == {"bad_metric": 1}
+    warner = Warner()
+    assert MetricReader(warner).read({"loss": torch.zeros(3, device="meta")}) == ({}, {})
+    assert warner.counts == {"bad_metric": 1}
 
 
 @pytest.mark.parametrize(

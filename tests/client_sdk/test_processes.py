@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from client_sdk.protocol import Finish
-from client_sdk.spool import Spool
+from client_sdk.spool.spool import Spool
 from tests.support.ingest_server import IngestServer
 
 KILLED = """

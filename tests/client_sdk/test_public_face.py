@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import client_sdk
-from client_sdk.notices import Notices
+from client_sdk.warner import Warner
 from tests.support.ingest_server import IngestServer
 
 
@@ -27,7 +27,7 @@ def python(program: str, *options: str) -> str:
 @pytest.fixture(autouse=True)
 def _no_default_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(client_sdk, "_default", None)
-    monkeypatch.setattr(client_sdk, "_notices", Notices())
+    monkeypatch.setattr(client_sdk, "_warner", Warner())
     monkeypatch.setenv("SPIKEWATCH_DIR", str(tmp_path / "spool"))
     yield
     client_sdk.finish(0.0)

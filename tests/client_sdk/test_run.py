@@ -13,7 +13,7 @@ import torch
 
 from client_sdk.errors import ConfigurationError
 from client_sdk.protocol import Histograms
-from client_sdk.spool import Spool
+from client_sdk.spool.spool import Spool
 from tests.support.ingest_server import IngestServer
 from tests.support.instruments import Landed, StepInstrument
 from tests.support.logged import MakeRun, kept, warnings_of

@@ -15,7 +15,7 @@ from client_sdk.errors import ConfigurationError
 from client_sdk.measurement import Measurement
 from client_sdk.protocol import Histograms
 from client_sdk.recorder import MAX_STAGED, Staged
-from client_sdk.spool import Spool
+from client_sdk.spool.spool import Spool
 from tests.support.ingest_server import IngestServer
 from tests.support.instruments import BrokenInstrument, Landed, StepInstrument
 from tests.support.logged import MakeRun, kept, warnings_of
@@ -124,8 +124,8 @@ def test_values_under_way_wait_for_no_lock(make_run: MakeRun) -> None:
 def test_line_that_is_never_empty_does_not_keep_the_spool_from_being_tended(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tended = threading.Event()
-    monkeypatch.setattr(Spool, "tend", lambda spool: tended.set())
+    maintained = threading.Event()
+    monkeypatch.setattr(Spool, "maintain", lambda spool: maintained.set())
     run = make_run()
     run.attach(instrument := StepInstrument(("a",), ("x",), landed=False))
 
@@ -133,14 +133,14 @@ def test_line_that_is_never_empty_does_not_keep_the_spool_from_being_tended(
         """While it is looked at, training logs the next one."""
 
         def ready(self) -> bool:
-            if not tended.is_set() and threading.current_thread().name == "spikewatch-recorder":
+            if not maintained.is_set() and threading.current_thread().name == "spikewatch-recorder":
                 run.log({})
             return True
 
     monkeypatch.setattr(instrument, "measure", lambda step, metrics, closure: Endless(Measurement()))
     assert run._recorder is not None
     run._recorder._line.append(Staged(0, 0.0, {}, (), None, run._panel, [(0, Endless(Measurement()))]))
-    assert tended.wait(20)
+    assert maintained.wait(20)
     run.finish()
 
 

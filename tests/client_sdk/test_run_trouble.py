@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from client_sdk.protocol import Histograms
-from client_sdk.spool import Spool
+from client_sdk.spool.spool import Spool
 from tests.support.ingest_server import IngestServer
 from tests.support.instruments import StepInstrument
 from tests.support.logged import MakeRun, kept, warnings_of
@@ -133,7 +133,7 @@ def test_directory_that_cannot_be_made_degrades_to_memory(
 def test_disk_that_fails_in_mid_run_is_said_once(
     make_run: MakeRun, server: IngestServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("client_sdk.file_supply.may_map", lambda directory: False)
+    monkeypatch.setattr("client_sdk.spool.file_supply.may_map", lambda directory: False)
     run = make_run(url=server.url)
     run.log({"loss": 1.0})
 

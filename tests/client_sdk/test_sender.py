@@ -14,10 +14,10 @@ import pytest
 
 from client_sdk.config import Endpoint
 from client_sdk.errors import TransportError
-from client_sdk.notices import Notices
 from client_sdk.protocol import Error, Finish, Hello, Layout, Record, encode
 from client_sdk.sender import Sender, backoff
-from client_sdk.spool import Spool
+from client_sdk.spool.spool import Spool
+from client_sdk.warner import Warner
 from tests.support.freezing_proxy import FreezingProxy
 from tests.support.ingest_server import IngestServer
 
@@ -33,12 +33,12 @@ class Delivery:
 
     def __init__(self, directory: Path, server: IngestServer, *, url: str | None = None, **options: Any) -> None:
         self.spool = Spool.create(directory, HELLO, segment_bytes=50_000)
-        self.notices = Notices()
+        self.warner = Warner()
         self.alerts: list[str] = []
         self.sender = Sender(
             self.spool,
             Endpoint(url=url or server.url),
-            self.notices,
+            self.warner,
             on_alert=lambda alert: self.alerts.append(alert.id),
             **{"delays": lambda: repeat(0.0), **options},
         )
@@ -131,7 +131,7 @@ def test_server_that_lost_its_data_gets_the_rest_from_a_new_writer(delivery: Del
     assert delivery.sender.wait_delivered(20)
     assert server.steps()[-2:] == [50, 51]
     assert server.steps() == list(range(52 - len(server.steps()), 52))
-    assert delivery.notices.counts["server_lost_data"] == 1
+    assert delivery.warner.counts["server_lost_data"] == 1
     assert delivery.spool.hello.writer != "writer"
 
 
@@ -154,7 +154,7 @@ def test_refused_record_does_not_hold_up_the_others(delivery: Delivery, server: 
     assert server.steps() == list(range(20))
     assert [record.step for record in server.all_records() if not record.scalars] == [7, 11]
     assert delivery.sender.refused == 2
-    assert delivery.notices.counts["refused_record"] == 2
+    assert delivery.warner.counts["refused_record"] == 2
 
 
 def test_wrong_token_is_said_once_with_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -181,11 +181,11 @@ def test_token_given_later_is_used(tmp_path: Path) -> None:
             refused.set()
             return False
 
-        sender = Sender(spool, Endpoint(url=server.url, home=tmp_path), Notices(), gives_up=on_refusal)
+        sender = Sender(spool, Endpoint(url=server.url, home=tmp_path), Warner(), gives_up=on_refusal)
         sender.start()
         assert refused.wait(20)
         (tmp_path / f"server-{server.port}.token").write_text("right")
-        sender.hurry()
+        sender.wake()
         assert sender.wait_acknowledged(1, 20)
         assert sender.stop(10)
         spool.delete()
@@ -200,7 +200,7 @@ def test_retryable_error_is_retried_quietly(
     server.wait_for(lambda: len(server.hellos) >= 3)
     server.error = None
     assert delivery.sender.wait_acknowledged(1, 20)
-    assert delivery.notices.counts["storage_unavailable"] >= 2
+    assert delivery.warner.counts["storage_unavailable"] >= 2
     assert not caplog.records
 
 
@@ -254,7 +254,7 @@ def test_token_revoked_in_mid_run_is_said_once_and_its_successor_used(
             refused.set()
             return False
 
-        sender = Sender(spool, Endpoint(url=server.url, home=tmp_path), Notices(), gives_up=on_refusal)
+        sender = Sender(spool, Endpoint(url=server.url, home=tmp_path), Warner(), gives_up=on_refusal)
         spool.append(record(1))
         sender.start()
         assert sender.wait_acknowledged(1, 20)
@@ -265,7 +265,7 @@ def test_token_revoked_in_mid_run_is_said_once_and_its_successor_used(
             assert spool.append(record(step)), "training goes on, and so does the spool"
         assert caplog.text.count("spikewatch token create") == 1
         (tmp_path / f"server-{server.port}.token").write_text("second")
-        sender.hurry()
+        sender.wake()
         assert sender.wait_acknowledged(99, 20)
         assert server.steps() == list(range(1, 100))
         assert sender.stop(10)
@@ -287,10 +287,10 @@ def test_server_that_does_not_speak_our_version_is_named_and_the_records_kept(
     delivery.sender.start()
     for _ in range(2):
         assert refusals.acquire(timeout=20)
-        delivery.sender.hurry()
+        delivery.sender.wake()
     server.error = None
     for _ in range(100):  # a refusal may still be under way
-        delivery.sender.hurry()
+        delivery.sender.wake()
         if delivery.sender.wait_acknowledged(2, 0.2):
             break
     assert server.steps() == [1, 2]

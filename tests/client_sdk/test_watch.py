@@ -400,7 +400,7 @@ def test_closure_about_another_watched_model_is_nothing_to_warn_of(make_run: Mak
         for one, its_optimizer in pairs:
             fit(one, its_optimizer, None, [0])
         run.log({"loss": closure().item()}, step=step, closure=closure)
-    assert not [record for record in run.notices.counts if record == "closure_nonfinite"]
+    assert not [record for record in run.warner.counts if record == "closure_nonfinite"]
     found = records(run)
     assert [record.step for record in found if "lambda_max" in record.scalars][:3] == [0, 5, 10]
     assert not any("lambda_max_2" in record.scalars or "lambda_step_2" in record.scalars for record in found)

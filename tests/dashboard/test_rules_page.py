@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from dashboard.figures.rehearsal import rehearsal_figure
+from dashboard.figures.rule_backtest import rule_backtest_figure
+from dashboard.forms.fields import FieldError
 from dashboard.models import Firing, Outline, Rule, RunSummary, TriedRun
-from dashboard.pages.fields import FieldError
 from dashboard.pages.rules import body, editor, items, layout, sentence, slug
 from dashboard.viewer import Viewer
 
@@ -112,7 +112,7 @@ def test_a_test_is_drawn_with_its_threshold_and_the_steps_that_fire() -> None:
         run_id="r", name="n", chosen=True, fired=1, firings=(Firing(step=4, value=12.0),), values=8, last_step=9,
         complete=True, series=Outline(bucket_steps=2, step=(0, 2, 4, 6), min=(1, 1, 1, 1), max=(1, 2, 12, 1)),
     )  # fmt: skip
-    drawn = rehearsal_figure(run, {"condition": "above", "value": 10.0}, "light", narrow=False).to_dict()
+    drawn = rule_backtest_figure(run, {"condition": "above", "value": 10.0}, "light", narrow=False).to_dict()
     assert [list(trace["x"]) for trace in drawn["data"] if trace["mode"] == "markers"] == [[4]]
     assert [shape.get("y0") for shape in drawn["layout"]["shapes"]] == [0, 10.0]
     assert drawn["layout"]["annotations"][0]["text"] == "above 10"

@@ -11,10 +11,10 @@ import pytest
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
+from dashboard.forms.fields import FieldError
 from dashboard.models import Channel, Lead, Notifications, Precision, Silence
 from dashboard.pages.alerts import precision
-from dashboard.pages.deeds import Deeds, parse_deed
-from dashboard.pages.fields import FieldError
+from dashboard.pages.form_actions import FormActions, parse_deed
 from dashboard.pages.settings import channel_body, channels, quiet_hours, silence, silences
 
 CHANNEL = Channel(id="c", name="training", kind="slack-bot", settings={"channel": "#a", "picture": False})
@@ -90,7 +90,7 @@ async def do(api: Api, verb: str, form: str, **fields: str) -> dict[str, dict[st
     deed = parse_deed({"verb": verb, "of": None, "form": form, "fields": fields, "number": 1})
     assert deed is not None
     try:
-        return await Deeds(client, clock=lambda: 1_000.0).do(deed)
+        return await FormActions(client, clock=lambda: 1_000.0).do(deed)
     finally:
         await client.aclose()
 
@@ -122,7 +122,7 @@ async def test_a_server_that_is_away_loses_nothing_that_was_typed() -> None:
     client = ApiClient(DashboardConfig(), transport=httpx.MockTransport(away))
     deed = parse_deed({"verb": "save-rule", "form": "rule", "fields": RULE})
     assert deed is not None
-    shown = await Deeds(client).do(deed)
+    shown = await FormActions(client).do(deed)
     await client.aclose()
     assert "no answer" in shown[ids.TROUBLE]["data"]["fields"][""]
 
@@ -140,5 +140,5 @@ async def test_a_browser_may_send_anything(data: Any) -> None:
     deed = parse_deed(data)
     if deed is not None:
         client = ApiClient(DashboardConfig())
-        assert await Deeds(client).do(deed) == {}
+        assert await FormActions(client).do(deed) == {}
         await client.aclose()

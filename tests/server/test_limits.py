@@ -17,6 +17,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import client_sdk
+from campaigns.fuzz.client import Closed, Socket
+from campaigns.fuzz.mutations import hello
 from client_sdk.protocol import PROTOCOL_VERSION, Ack, Error, Hello
 from server.assembly.pipeline import make_pipeline
 from server.auth.admissions import MAX_PAUSE, Admissions, TokenLimits
@@ -31,8 +33,6 @@ from server.storage.database import Database
 from server.storage.runs import RunStore
 from server.storage.sessions import SessionStore
 from server.storage.tokens import TokenStore
-from tests.fuzz.client import Closed, Socket
-from tests.fuzz.mutations import hello
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 

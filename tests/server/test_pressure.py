@@ -7,9 +7,9 @@ import sqlite3
 import threading
 from pathlib import Path
 
+from campaigns.fuzz.client import Socket
+from campaigns.fuzz.mutations import hello
 from client_sdk.protocol import Ack, Batch, Record, Welcome, encode
-from tests.fuzz.client import Socket
-from tests.fuzz.mutations import hello
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 

@@ -13,8 +13,8 @@ import client_sdk
 from client_sdk.protocol import Ack, AlertNotice, Error
 from server.storage import migrate
 from server.storage.database import Database
+from tests.server.pipeline.test_pipeline import STEPS, facts, send, training, until_settled
 from tests.server.test_live import receive
-from tests.server.test_pipeline import STEPS, facts, send, training, until_settled
 from tests.support.postgres import Postgres
 from tests.support.redis import Redis
 from tests.support.replicas import Replica, replica

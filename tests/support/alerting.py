@@ -12,11 +12,11 @@ import msgspec
 from client_sdk.protocol import Alert, Hello, Outcome, PredictedStep
 from server.auth.secret_box import SecretBox
 from server.models import Progress
-from server.notices import Channel, ChannelKind
+from server.notification import Channel, ChannelKind
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
 from server.storage.database import Database
-from server.storage.monitors import MonitorSave, MonitorState, MonitorStore
+from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SuiteState
 from server.storage.runs import RunStore
 from tests.support.slack import TOKEN
 
@@ -115,7 +115,7 @@ class Detectors:
 
     def __init__(self, database: Database) -> None:
         self._runs = RunStore(database)
-        self._monitors = MonitorStore(database)
+        self._monitors = DetectorStateStore(database)
         self._revisions: dict[str, int] = {}
 
     async def hold(self, *alerts: Alert, sdk: str = "python/test", now: float | None = None) -> None:
@@ -129,10 +129,10 @@ class Detectors:
             )
             await self._runs.register(hello, now)
         revision = self._revisions[run_id] = (before or 0) + 1
-        save = MonitorSave(
+        save = DetectorStateSave(
             run_id=run_id,
             before=before,
-            after=MonitorState(rank=0, position=revision, state=b"", revision=revision),
+            after=SuiteState(rank=0, position=revision, state=b"", revision=revision),
             progress=Progress(stage="unstable"),
             changed=list(alerts),
             happened=(),

@@ -9,7 +9,7 @@ import pytest
 
 from client_sdk.protocol import Alert, Record, decode_record
 from client_sdk.run import Run
-from client_sdk.spool import Spool
+from client_sdk.spool.spool import Spool
 
 MakeRun = Callable[..., Run]
 

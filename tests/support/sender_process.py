@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 
-from server.notifications.sender import Sender
+from server.notifications.dispatcher import Sender
 from server.storage.database import Database
 from server.storage.outbox import OutboxStore
 from tests.support.alerting import messenger

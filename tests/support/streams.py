@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from msgspec.structs import replace
 
-from server.detectors.monitor import RunMonitor
+from server.detectors.detector_suite import DetectorSuite
 from server.models import Finding, Layout, Optimizer, Sample, Verdict
 
 ADAM = Optimizer(name="Adam", family="adam", lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8)
@@ -120,8 +120,8 @@ def spoiled(samples: Iterable[Sample], seed: int) -> Iterator[Sample]:
         yield replace(item, scalars=scalars, block=block)
 
 
-def verdicts(samples: Iterable[Sample], monitor: RunMonitor | None = None) -> list[Verdict]:
-    watcher = RunMonitor() if monitor is None else monitor
+def verdicts(samples: Iterable[Sample], monitor: DetectorSuite | None = None) -> list[Verdict]:
+    watcher = DetectorSuite() if monitor is None else monitor
     return [watcher.update(item) for item in samples]
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from server.alerts.lifecycle import AlertBook
-from server.detectors.monitor import RunMonitor
+from server.detectors.detector_suite import DetectorSuite
 from server.models import Alert, AlertKind, AlertLevel, Cause, Finding, PredictedStep, Stage, Verdict
 from tests.support import streams
 
@@ -181,13 +181,13 @@ def test_end_of_the_run_closes_everything_without_a_result(teller: Teller) -> No
 
 def test_replay_after_restore_gives_identical_alerts() -> None:
     samples = list(streams.exponential(start=100, rate=0.15, decoupling=1e-6, steps=220))
-    monitor, book = RunMonitor(), AlertBook(RUN)
+    monitor, book = DetectorSuite(), AlertBook(RUN)
     whole = [alert for s in samples for alert in book.apply(monitor.update(s), s.time)]
     assert {alert.kind for alert in whole} >= {"spike-predicted", "spike"}
     for cut in (50, 105, 120, 150):
-        monitor, book = RunMonitor(), AlertBook(RUN)
+        monitor, book = DetectorSuite(), AlertBook(RUN)
         parts = [alert for s in samples[:cut] for alert in book.apply(monitor.update(s), s.time)]
-        monitor, book = RunMonitor.restore(monitor.snapshot()), AlertBook.restore(book.snapshot())
+        monitor, book = DetectorSuite.restore(monitor.snapshot()), AlertBook.restore(book.snapshot())
         parts += [alert for s in samples[cut:] for alert in book.apply(monitor.update(s), s.time)]
         assert parts == whole
 

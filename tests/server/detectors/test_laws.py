@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from server.detectors.monitor import RunMonitor
-from server.detectors.recordings import read_recordings
+from server.detectors.detector_suite import DetectorSuite
+from server.evaluation.recordings import read_recordings
 from server.models import AlertLevel, Event, Sample, Verdict
 from tests.support import streams
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 STREAMS: dict[str, Callable[[], Iterator[Sample]]] = {
     "constant": lambda: streams.constant(300),
     "healthy": lambda: streams.healthy(400, seed=1),
@@ -34,9 +34,9 @@ def test_restored_monitor_goes_on_exactly_where_it_stood(name: str) -> None:
     samples = list(STREAMS[name]())
     whole = streams.verdicts(samples)
     for cut in (1, 7, len(samples) // 2, len(samples) - 5):
-        before = RunMonitor()
+        before = DetectorSuite()
         parts = streams.verdicts(samples[:cut], before)
-        after = RunMonitor.restore(before.snapshot())
+        after = DetectorSuite.restore(before.snapshot())
         parts += streams.verdicts(samples[cut:], after)
         assert repr(parts) == repr(whole)
 
@@ -45,10 +45,10 @@ def test_restored_monitor_goes_on_exactly_where_it_stood(name: str) -> None:
 def test_snapshot_after_every_sample_changes_nothing(name: str) -> None:
     samples = list(STREAMS[name]())[:150]
     restored: list[Verdict] = []
-    monitor = RunMonitor()
+    monitor = DetectorSuite()
     for item in samples:
         restored.append(monitor.update(item))
-        monitor = RunMonitor.restore(monitor.snapshot())
+        monitor = DetectorSuite.restore(monitor.snapshot())
     assert repr(restored) == repr(streams.verdicts(samples))
 
 
@@ -61,7 +61,7 @@ def test_nan_infinity_and_gaps_never_raise(seed: int) -> None:
 
 
 def test_empty_samples_and_unknown_scalars_are_no_news() -> None:
-    monitor = RunMonitor()
+    monitor = DetectorSuite()
     streams.verdicts(streams.constant(50), monitor)
     before = monitor.snapshot()
     monitor.update(Sample(step=51, time=0.0, scalars={}))
@@ -87,7 +87,7 @@ def test_healthy_noise_raises_nothing_above_watch(seed: int) -> None:
 
 
 def test_memory_is_bounded() -> None:
-    monitor = RunMonitor()
+    monitor = DetectorSuite()
     streams.verdicts(streams.healthy(300, seed=5), monitor)
     early = len(monitor.snapshot())
     streams.verdicts((msgspec.structs.replace(s, step=s.step + 300) for s in streams.healthy(1500, seed=6)), monitor)
@@ -95,23 +95,23 @@ def test_memory_is_bounded() -> None:
 
 
 def test_a_new_attempt_starts_from_nothing() -> None:
-    monitor = RunMonitor()
+    monitor = DetectorSuite()
     streams.verdicts(streams.exponential(start=60, rate=0.3, decoupling=1e-4, steps=80), monitor)
     again = [msgspec.structs.replace(item, attempt=1) for item in streams.healthy(60, seed=7)]
-    fresh = RunMonitor()
+    fresh = DetectorSuite()
     assert repr(streams.verdicts(again, monitor)) == repr(streams.verdicts(again, fresh))
 
 
 def test_snapshot_of_another_version_is_refused() -> None:
-    data = RunMonitor().snapshot().replace(b"\xa7version\x01", b"\xa7version\x63")
+    data = DetectorSuite().snapshot().replace(b"\xa7version\x01", b"\xa7version\x63")
     with pytest.raises(ValueError, match="version 99"):
-        RunMonitor.restore(data)
+        DetectorSuite.restore(data)
     with pytest.raises(ValueError):  # noqa: PT011 - whatever msgspec says, it must be a ValueError
-        RunMonitor.restore(b"nothing of ours")
+        DetectorSuite.restore(b"nothing of ours")
 
 
 def test_first_verdict_tells_the_stage() -> None:
-    verdict = RunMonitor().update(next(streams.constant(1)))
+    verdict = DetectorSuite().update(next(streams.constant(1)))
     assert verdict.events == (Event(step=1, kind="stage", detail={"stage": "stable"}),)
 
 

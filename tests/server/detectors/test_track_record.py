@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from server.alerts.lifecycle import AlertBook
-from server.detectors.monitor import RunMonitor
+from server.detectors.detector_suite import DetectorSuite
 from server.detectors.track_record import LEAST_DUE, MANY, MARGIN, MOST, PAUSE, SILENT, TOLERATED, TrackRecord
 from server.models import Alert, AlertKind, AlertLevel, Finding, Sample
 from tests.support import streams
@@ -27,9 +27,9 @@ def pretend(record: TrackRecord, claims: int, *, true: bool = False) -> None:
             record.update(step, AlertLevel.CRITICAL if step < start + 10 else None, due=None, spike=came)
 
 
-def predictions(samples: Iterable[Sample], monitor: RunMonitor | None = None) -> list[Alert]:
+def predictions(samples: Iterable[Sample], monitor: DetectorSuite | None = None) -> list[Alert]:
     """The alerts that predicted at warning or above, as they were told last."""
-    monitor, book = monitor or RunMonitor(), AlertBook("run")
+    monitor, book = monitor or DetectorSuite(), AlertBook("run")
     told: dict[str, Alert] = {}
     for sample in samples:
         told |= {alert.id: alert for alert in book.apply(monitor.update(sample), sample.time, sample.attempt)}
@@ -130,7 +130,7 @@ def test_noise_cries_wolf_a_few_times_and_not_for_ever(seed: int) -> None:
 
 
 def test_a_real_build_up_is_predicted_after_false_alarms() -> None:
-    monitor = RunMonitor()
+    monitor = DetectorSuite()
     predictions(streams.restless(1_000, 1), monitor)
     rising = list(streams.exponential(start=260, rate=0.1, decoupling=1e-3, steps=330))
     first = predictions(later(rising, 1_000), monitor)
@@ -146,7 +146,7 @@ def test_distrust_outlives_an_attempt_and_its_pause_goes_on() -> None:
     assert (record.claims.misses, record.claims.quiet_until, record.is_tempered) == (TOLERATED, left, True)
 
     samples = list(streams.restless(1_400, 0))
-    monitor = RunMonitor()
+    monitor = DetectorSuite()
     first = predictions(samples, monitor)
     again = [replace(sample, attempt=1) for sample in samples]
     assert len(predictions(again, monitor)) < len(first)

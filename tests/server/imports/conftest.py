@@ -24,8 +24,8 @@ from server.storage.alerts import AlertStore
 from server.storage.database import Database
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
+from server.storage.measurements.steps import StepReader
 from server.storage.runs import RunStore
-from server.storage.steps import StepReader
 
 DATA = Path(__file__).parent / "data"
 

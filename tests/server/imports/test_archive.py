@@ -25,10 +25,10 @@ from server.storage.database import Database
 from server.storage.deletion import DeletionStore
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
-from server.storage.histogram_history import HistogramHistory
 from server.storage.layouts import LayoutStore
+from server.storage.measurements.histogram_history import HistogramHistory
+from server.storage.measurements.steps import StepReader
 from server.storage.runs import RunStore
-from server.storage.steps import StepReader
 from tests.server.imports.conftest import Workshop
 from tests.server.storage.conftest import Stores
 from tests.support.writer import LAYOUT, histogram, record

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from server.notifications.dispatcher import CHANNELS_AT_ONCE, LEASE
 from server.notifications.outcomes import BACKOFF
 from server.notifications.policy import OLD_NEWS
-from server.notifications.sender import CHANNELS_AT_ONCE, LEASE
 from server.notifications.webhook import SIGNATURE_HEADER, TIMESTAMP_HEADER, signature
 from server.storage.outbox import GATHER
 

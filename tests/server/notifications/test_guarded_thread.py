@@ -14,7 +14,7 @@ import pytest
 from server.errors import ForbiddenAddressError
 from server.notifications.apprise_channel import AppriseSender
 from server.notifications.guarded_thread import public_addresses_only
-from server.notifications.message import trial_message
+from server.notifications.notification_text import trial_message
 from tests.support.postbox import Postbox
 
 DOCUMENTED = "203.0.113.7"

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from client_sdk.protocol import Alert
-from server.notices import (
+from server.notification import (
     Change,
     Channel,
     Digest,

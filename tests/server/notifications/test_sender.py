@@ -19,9 +19,9 @@ from PIL import Image
 from sqlalchemy import select
 
 from server.errors import DatabaseUnavailableError
-from server.notices import Channel, ChannelKind, Digest, NotificationSettings, Silence
+from server.notification import Channel, ChannelKind, Digest, NotificationSettings, Silence
+from server.notifications.dispatcher import Sender
 from server.notifications.picture import Panel, draw
-from server.notifications.sender import Sender
 from server.schema import outbox
 from server.storage.alerts import AlertStore
 from server.storage.channels import ChannelStore
@@ -368,7 +368,7 @@ async def test_an_outage_of_the_database_repeats_no_message_that_has_arrived(
         await note(self, *args)
 
     monkeypatch.setattr(OutboxStore, "sent", sent)
-    monkeypatch.setattr("server.notifications.sender.NOTE_DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("server.notifications.dispatcher.NOTE_DELAYS", (0.0, 0.0, 0.0))
     async with sending(database, slack.api_url):
         assert await settle(database) == {"sent": ["opened"]}
     assert len(slack.messages) == 1

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_sdk.protocol import Alert
-from server.notices import Change
+from server.notification import Change
 from server.notifications.apprise_channel import inert
-from server.notifications.message import Message, alert_message, digest_message, trial_message
+from server.notifications.notification_text import Message, alert_message, digest_message, trial_message
 from server.notifications.slack_blocks import payload, plain_payload
 from tests.server.notifications.test_policy import row, told
 from tests.support.alerting import PUBLIC_URL, prediction, settled

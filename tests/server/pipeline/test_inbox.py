@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from server.pipeline.inbox import FreshSegment, Inbox, Room
-from server.storage.columns import Columns
+from server.pyramid.columns import Columns
 
 NOTHING = Columns(steps=np.zeros(0, np.int64), times=np.zeros(0), scalars={})
 

@@ -9,14 +9,14 @@ import pytest
 
 from client_sdk.protocol import Hello, Layout, Record
 from server.pipeline.packing import pack
-from server.storage.commits import Commit, CommitRequest, CommitStore
 from server.storage.database import Database
-from server.storage.drafts import SegmentDraft
-from server.storage.heatmap import HeatmapQuery
 from server.storage.layouts import LayoutStore
-from server.storage.reader import BucketReader
+from server.storage.measurements.commits import Commit, CommitRequest, CommitStore
+from server.storage.measurements.drafts import SegmentDraft
+from server.storage.measurements.heatmap import HeatmapQuery
+from server.storage.measurements.reader import BucketReader
+from server.storage.measurements.series import SeriesQuery
 from server.storage.runs import Registration, RunStore
-from server.storage.series import SeriesQuery
 from tests.support.writer import LAYOUT
 
 

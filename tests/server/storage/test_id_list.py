@@ -10,8 +10,8 @@ from sqlalchemy import event
 
 from server.storage.database import Database
 from server.storage.id_list import padded
+from server.storage.measurements.tile_source import batches
 from server.storage.runs import RunStore
-from server.storage.tile_source import batches
 
 
 @given(st.lists(st.integers(), max_size=300))

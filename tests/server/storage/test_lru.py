@@ -8,9 +8,9 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from server.storage.columns import BlockColumns, Columns, ScalarColumn, encode
+from server.pyramid.columns import BlockColumns, Columns, ScalarColumn, encode
 from server.storage.lru import ByteLru
-from server.storage.tails import decode
+from server.storage.measurements.tails import decode
 
 
 def test_the_least_recently_used_goes_first() -> None:

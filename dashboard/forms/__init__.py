@@ -1,0 +1,1 @@
+"""The forms of the pages: their fields, and what is done with what people enter."""

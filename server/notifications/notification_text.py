@@ -1,0 +1,265 @@
+"""What a person is told, in words, whatever the channel. Pure.
+
+A run's author chooses the names of projects, runs, layers and rules; they appear here as they are. Every renderer
+makes them harmless for the channel that it writes for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import quote
+
+from client_sdk.protocol import Alert
+from server.models import AlertKind, AlertLevel, AlertState
+from server.notification import CLOSING, LEVEL_RANK, Change, OutboxRow, Told
+
+DIGEST_NAMED: Final = 10
+"""Runs that a digest names."""
+LAYERS_NAMED: Final = 3
+NAME_CHARS: Final = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """Where a message leads."""
+
+    run: str
+    acknowledge: str
+    silence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One message to one channel."""
+
+    id: str
+    """The same in every attempt."""
+    headline: str
+    why: str = ""
+    """A sentence with numbers."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """Label and value, in the order of their weight."""
+    advice: tuple[str, ...] = ()
+    level: str = AlertLevel.WATCH.value
+    change: Change | None = None
+    """None for a digest or a test."""
+    alert: Alert | None = None
+    run_name: str = ""
+    project: str = ""
+    incident_id: str = ""
+    links: Links | None = None
+    members: tuple[tuple[str, str], ...] = ()
+    """Of a digest: run and what befell it."""
+    about: str = ""
+    """Of a later message on an incident: what the earlier one said."""
+    is_repeat: bool = False
+    """An earlier attempt may have arrived."""
+    created_at: float = 0.0
+
+
+def alert_message(row: OutboxRow, told: Told | None, public_url: str) -> Message:
+    """What a change of an alert is told as. ``told``: the channel knows of the incident."""
+    alert = row.alert
+    change = row.change
+    if told is None and change is Change.ESCALATED:
+        change = Change.OPENED  # the first that this channel hears of it
+    follows = told is not None
+    return Message(
+        id=row.message_id,
+        headline=_headline(row, change),
+        why=alert.message,
+        facts=_closing_facts(row) if change in CLOSING else _facts(row),
+        advice=alert.advice if change in (Change.OPENED, Change.ESCALATED) else (),
+        level=alert.level,
+        change=change,
+        alert=alert,
+        run_name=row.run_name,
+        project=row.project,
+        incident_id=row.incident_id,
+        links=_links(row, public_url),
+        about=f"{alert.title}, opened at step {alert.step:,}" if follows else "",
+        is_repeat=row.attempts > 0,
+        created_at=row.created_at,
+    )
+
+
+def digest_message(rows: Sequence[OutboxRow], window: float, public_url: str) -> Message:
+    """One message for the alerts of many runs."""
+    worst = max((row.alert.level for row in rows), key=LEVEL_RANK.__getitem__)
+    runs: dict[str, OutboxRow] = {}
+    for row in rows:
+        runs.setdefault(row.run_id, row)
+    kinds = sorted({row.alert.kind.replace("-", " ") for row in rows})
+    projects = sorted({row.project for row in rows})
+    first = rows[0]
+    lines = [(row.run_name, row.alert.title) for row in runs.values()]
+    more = len(lines) - DIGEST_NAMED
+    return Message(
+        id=first.message_id,
+        headline=f"{len(runs):,} runs raised alerts within {_span(rows, window)}",
+        why="So many at once often share a cause outside the trainings: storage, network, a node, a change of data.",
+        facts=(
+            ("Kinds", ", ".join(kinds)),
+            ("Projects", ", ".join(projects[:LAYERS_NAMED]) + (" …" if len(projects) > LAYERS_NAMED else "")),
+            ("Worst level", worst),
+        ),
+        level=worst,
+        members=tuple(lines[:DIGEST_NAMED]) + ((("", f"and {more:,} more"),) if more > 0 else ()),
+        links=Links(run=f"{public_url}/alerts", acknowledge="", silence=""),
+        is_repeat=any(row.attempts > 0 for row in rows),
+        created_at=first.created_at,
+    )
+
+
+def trial_message(message_id: str, channel: str, public_url: str, now: float) -> Message:
+    """Shows that a channel works."""
+    return Message(
+        id=message_id,
+        headline="Spikewatch can reach this channel",
+        why="This is a test that an administrator asked for. Alerts of training runs will look like it, with numbers.",
+        facts=(("Channel", channel), ("Sent", _utc(now))),
+        links=Links(run=public_url, acknowledge="", silence=""),
+        created_at=now,
+    )
+
+
+def plain_text(message: Message) -> str:
+    """The whole message as lines of text."""
+    lines = [message.why] if message.why else []
+    lines += [f"{label}: {value}" for label, value in message.facts]
+    lines += [f"- {name}: {what}" if name else f"- {what}" for name, what in message.members]
+    if message.advice:
+        lines += ["", "What to try (change one thing):"]
+        lines += [f"{number}. {item}" for number, item in enumerate(message.advice, 1)]
+    if message.about:
+        lines += ["", f"About: {message.about}"]
+    if message.links is not None:
+        lines += ["", message.links.run]
+    lines.append(f"Message {message.id}" + (" (may be a repetition)" if message.is_repeat else ""))
+    return "\n".join(lines)
+
+
+def _headline(row: OutboxRow, change: Change) -> str:
+    alert = row.alert
+    where = f", run {short(row.run_name)}"
+    outcome = alert.outcome
+    if change is Change.CONFIRMED and outcome is not None:
+        how = {"early": "Confirmed, earlier than predicted", "late": "Confirmed, later than predicted"}
+        came = how.get(outcome.result, "Confirmed")
+        lead = "" if outcome.lead is None else f": lead {outcome.lead:,} steps"
+        return f"{came}: it came at step {outcome.step or alert.updated_step:,}{lead}{where}"
+    if change is Change.FALSE_ALARM:
+        return f"False alarm: it did not come by step {alert.updated_step:,}{where}"
+    if change is Change.RESOLVED:
+        return f"Resolved at step {alert.updated_step:,}: {alert.title}{where}"
+    what = _what(alert)
+    if change is Change.ESCALATED:
+        return f"Now {alert.level}: {what[:1].lower()}{what[1:]}{where}"
+    return f"{what}{where}"
+
+
+def _what(alert: Alert) -> str:
+    """ "Spike predicted in ~85 steps (step 712, 698–731)", or the title of any other alert."""
+    date = alert.predicted_step
+    if alert.kind != AlertKind.SPIKE_PREDICTED or date is None:
+        return alert.title or alert.kind.replace("-", " ")
+    word = "possible" if alert.level == AlertLevel.WATCH else "predicted"
+    ahead = max(0, date.best - alert.updated_step)
+    band = f"step {date.best:,}" + ("" if date.low == date.high else f", {date.low:,}–{date.high:,}")
+    return f"Spike {word} in ~{ahead:,} steps ({band})"
+
+
+def _facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
+    alert = row.alert
+    facts = [("Run", row.run_name), ("Project", row.project)]
+    if row.stage and alert.state != AlertState.RESOLVED:
+        facts.append(("Stage", row.stage))
+    ratio = _number(alert.evidence, "stability_ratio")
+    if ratio is not None:
+        lambda_max, limit = _number(alert.evidence, "lambda_max"), _number(alert.evidence, "stability_limit")
+        parts = "" if lambda_max is None or limit is None else f" ({lambda_max:.4g} of {limit:.4g})"
+        facts.append(("λ_max / limit", f"{ratio:.2f}{parts}"))
+    if alert.layers:
+        facts.append(("Leading layers", _layers(alert)))
+    if alert.cause != "unknown":
+        facts.append(("Likely cause", alert.cause.replace("-", " ")))
+    series = alert.evidence.get("series")
+    if isinstance(series, str):
+        facts.append(("Series", series))
+    for key, label, form in _EVIDENCE:
+        value = _number(alert.evidence, key)
+        if value is not None and len(facts) < 9:
+            facts.append((label, form.format(value).replace("-", "−")))
+    facts.append(("Level", alert.level))
+    return tuple(facts)
+
+
+def _closing_facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
+    """The end of an incident is short: what was measured was told before."""
+    facts = [("Run", row.run_name), ("Project", row.project)]
+    date = row.alert.first_predicted_step
+    if date is not None and row.alert.outcome is not None:
+        facts.append(
+            ("First predicted", f"step {date.best:,} ({date.low:,}–{date.high:,}), at step {row.alert.step:,}")
+        )
+    return tuple(facts)
+
+
+_EVIDENCE: Final = (
+    ("decoupling", "Σg² / Σv̂", "{:.2g}"),
+    ("decoupled_steps", "v decays on its own for", "{:,.0f} steps"),
+    ("gradient_growth_per_step", "‖g‖ grows a step by", "{:+.1%}"),
+    ("lambda_grad_ratio", "λ_grad / limit", "{:.2f}"),
+    ("loss", "Loss", "{:.3g}"),
+    ("loss_baseline", "Loss before", "{:.3g}"),
+    ("grad_norm_ratio", "‖g‖ against its usual size", "{:.1f}×"),
+    ("learning_rate_before", "Learning rate before", "{:.3g}"),
+    ("learning_rate_after", "Learning rate after", "{:.3g}"),
+    ("value", "Value", "{:.4g}"),
+    ("limit", "Limit", "{:.4g}"),
+    ("silent_minutes", "Silent for minutes", "{:,.1f}"),
+    ("eps_fraction", "Coordinates below ε", "{:.0%}"),
+)
+"""Key, label and form of what the detectors measured, the most telling first."""
+
+
+def _layers(alert: Alert) -> str:
+    shares = [*alert.layer_shares, *([0.0] * len(alert.layers))]
+    named = [
+        short(layer) + (f" {share:.0%}" if share > 0 else "")
+        for layer, share in zip(alert.layers[:LAYERS_NAMED], shares, strict=False)
+    ]
+    return ", ".join(named)
+
+
+def _links(row: OutboxRow, public_url: str) -> Links:
+    run = f"{public_url}/runs/{quote(row.run_id, safe='')}"
+    alert = quote(row.alert.id, safe="")
+    return Links(
+        run=f"{run}?step={row.alert.updated_step}",
+        acknowledge=f"{public_url}/alerts/{alert}?do=acknowledge",
+        silence=f"{public_url}/alerts/{alert}?do=silence",
+    )
+
+
+def _number(evidence: Mapping[str, float | int | str | None], key: str) -> float | None:
+    value = evidence.get(key)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _span(rows: Sequence[OutboxRow], window: float) -> str:
+    seconds = max(row.created_at for row in rows) - min(row.created_at for row in rows)
+    return f"{max(1.0, seconds):,.0f} s" if seconds <= window else f"{seconds / 60:,.0f} min"
+
+
+def _utc(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def short(name: str) -> str:
+    """A name on one line, of at most so many characters that it leaves room for the rest."""
+    line = " ".join(name.split())
+    return line if len(line) <= NAME_CHARS else line[: NAME_CHARS - 1] + "…"

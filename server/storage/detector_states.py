@@ -1,0 +1,189 @@
+"""How far the detectors of each run have read, saved as one with what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import bindparam, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from client_sdk.protocol import Alert
+from server.models import Event, Progress, RunState
+from server.schema import alerts, events, monitors, runs
+from server.storage.alerts import alert_json
+from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
+from server.storage.id_list import padded
+from server.storage.outbox import enqueue, levels_before
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteState:
+    """Everything that the follower of a run needs to go on."""
+
+    rank: int
+    position: int
+    """Id of the last segment that was read."""
+    state: bytes
+    revision: int = 0
+    """Counts the saves, so that of two followers only one saves."""
+    due_at: float | None = None
+    """Unix time at which silence becomes worth an alert; None: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorStateSave:
+    """The state of one run's detectors, with all that came of it since the one before."""
+
+    run_id: str
+    before: int | None
+    """The revision that it takes the place of; None: there is no state yet."""
+    after: SuiteState
+    progress: Progress
+    changed: Sequence[Alert]
+    happened: Sequence[Event]
+    now: float
+    """Unix time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedDetectorState:
+    """What came of a save."""
+
+    alerts: Sequence[dict[str, Any]] | None
+    """Those that changed, as the API shows them. None: nothing is stored, because somebody else has saved meanwhile, a
+    follower on another server that is ahead."""
+
+
+LOCK_MONITORS = (
+    select(monitors.c.run_id, monitors.c.revision)
+    .where(monitors.c.run_id.in_(bindparam("ids", expanding=True)))
+    .order_by(monitors.c.run_id)
+    .with_for_update(key_share=True)
+)
+_STATE = ("rank", "position", "state", "saved_at", "revision", "due_at")
+_REPLACE = (
+    update(monitors)
+    .where(monitors.c.run_id == bindparam("of_run"))
+    .values({name: bindparam(f"to_{name}") for name in _STATE})
+)
+_PROGRESS = ("step_rate", "loss", "lr", "stage", "stability_ratio", "sparkline")
+_SHOW = (
+    update(runs)
+    .where(runs.c.id == bindparam("of_run"))
+    .values({name: bindparam(f"to_{name}", type_=runs.c[name].type) for name in _PROGRESS})
+)
+
+
+class DetectorStateStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def load(self, run_id: str) -> SuiteState | None:
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(monitors).where(monitors.c.run_id == run_id))).first()
+            if row is None:
+                return None
+            return SuiteState(
+                rank=row.rank, position=row.position, state=row.state, revision=row.revision, due_at=row.due_at
+            )
+
+    async def due(self, now: float, limit: int) -> list[str]:
+        """Runs, at most ``limit``, that are not over and whose silence may be worth an alert by ``now``."""
+        query = (
+            select(monitors.c.run_id)
+            .join(runs, runs.c.id == monitors.c.run_id)
+            .where(monitors.c.due_at <= now, runs.c.state.in_([RunState.RUNNING, RunState.STALE]))
+            .order_by(monitors.c.due_at)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def save(self, saves: Sequence[DetectorStateSave]) -> list[SavedDetectorState]:
+        """Store these, at most one of a run, in one transaction; of each what came of it. Raises `DatabaseError`, and
+        then none of them is stored."""
+        patience = LOCK_TIMEOUT if len(saves) > 1 else None
+        async with self._database.write(patience=patience) as connection:
+            ids = sorted(save.run_id for save in saves)
+            found = {row.run_id: row.revision for row in await connection.execute(LOCK_MONITORS, {"ids": padded(ids)})}
+            stored: dict[str, DetectorStateSave] = {}
+            for save in sorted(saves, key=lambda save: save.run_id):
+                if save.before is None and save.run_id not in found:
+                    row = {"run_id": save.run_id, **_state(save)}
+                    made = await connection.execute(insert_ignore(connection, monitors).values(**row))
+                    if made.rowcount == 1:
+                        stored[save.run_id] = save
+                elif save.before is not None and found.get(save.run_id) == save.before:
+                    stored[save.run_id] = save
+            moved = [save for save in stored.values() if save.before is not None]
+            if moved:
+                await connection.execute(_REPLACE, [_parameters(save.run_id, _state(save)) for save in moved])
+            if stored:
+                rows = [_parameters(save.run_id, _shown(save.progress)) for save in stored.values()]
+                await connection.execute(_SHOW, rows)
+            alerts_of = {save.run_id: await _tell(connection, save) for save in stored.values()}
+        return [SavedDetectorState(alerts=alerts_of.get(save.run_id)) for save in saves]
+
+
+def _state(save: DetectorStateSave) -> dict[str, Any]:
+    values = {name: getattr(save.after, name) for name in _STATE if name != "saved_at"}
+    return {**values, "saved_at": save.now}
+
+
+def _shown(progress: Progress) -> dict[str, Any]:
+    return {name: getattr(progress, name) for name in _PROGRESS}
+
+
+def _parameters(run_id: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {"of_run": run_id, **{f"to_{name}": value for name, value in values.items()}}
+
+
+async def _tell(connection: AsyncConnection, save: DetectorStateSave) -> list[dict[str, Any]]:
+    """Store the events and the alerts that changed, and note whom to tell of them. Most saves have none."""
+    if save.happened:
+        await connection.execute(
+            events.insert(),
+            [
+                {
+                    "run_id": save.run_id,
+                    "rank": save.after.rank,
+                    "attempt": event.attempt,
+                    "step": event.step,
+                    "kind": event.kind,
+                    "detail": dict(event.detail),
+                    "created_at": save.now,
+                }
+                for event in save.happened
+            ],
+        )
+    if not save.changed:
+        return []
+    known = await levels_before(connection, [alert.id for alert in save.changed])
+    shown = []
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    for alert in save.changed:
+        held = {
+            "level": alert.level,
+            "state": alert.state,
+            "closed_at": alert.closed_at,
+            "body": msgspec.to_builtins(alert),
+        }
+        insert = dialect.insert(alerts).values(
+            id=alert.id,
+            run_id=save.run_id,
+            kind=alert.kind,
+            attempt=alert.attempt,
+            step=alert.step,
+            opened_at=alert.opened_at,
+            **held,
+        )
+        stored = await connection.execute(
+            insert.on_conflict_do_update(index_elements=[alerts.c.id], set_=held).returning(alerts)
+        )
+        shown.append(alert_json(stored.one()))
+    await enqueue(connection, save.run_id, known, save.changed, save.now)
+    return shown

@@ -1,0 +1,385 @@
+"""Commits: storing what writers sent exactly once, those of several runs in one transaction.
+
+A commit checks the writer's epoch and last sequence, inserts the segments and moves the sequence in one transaction, so
+that a resend changes nothing. Attempts are given out here, for each (run, rank): a segment that begins before the last
+step of its rank begins a new attempt.
+
+The statements are as many for one commit as for a hundred. Rows are locked in one order, writers before runs and each
+by its id, and a lock of a run stands for all of its attempts. A commit that cannot be, because its writer was taken or
+its run deleted, is left out of the transaction and harms no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from zlib import crc32
+
+from sqlalchemy import bindparam, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import RunDeletedError, SequenceMovedError, ServerError, WriterTakenError
+from server.models import Event, RunState
+from server.schema import attempts, events, histograms, runs, scalars, segments, writers
+from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
+from server.storage.id_list import padded
+from server.storage.measurements.drafts import SegmentDraft
+from server.storage.runs import Registration, is_running
+
+Place = tuple[str, int]
+"""A run and one of its ranks."""
+
+_later = attempts.alias("later")
+_is_last = attempts.c.attempt == (
+    select(func.max(_later.c.attempt))
+    .where(_later.c.run_id == attempts.c.run_id, _later.c.rank == attempts.c.rank)
+    .scalar_subquery()
+)
+_last_segment = (
+    select(func.max(segments.c.id))
+    .where(segments.c.run_id == attempts.c.run_id, segments.c.rank == attempts.c.rank)
+    .scalar_subquery()
+)
+# FOR NO KEY UPDATE: rows that refer to these may be inserted meanwhile (foreign keys take FOR KEY SHARE).
+LOCK_WRITERS = (
+    select(writers.c.id, writers.c.last_seq, writers.c.epoch, writers.c.state)
+    .where(writers.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(writers.c.id)
+    .with_for_update(key_share=True)
+)
+LOCK_RUNS = (
+    select(runs.c.id)
+    .where(runs.c.id.in_(bindparam("ids", expanding=True)), runs.c.state != RunState.DELETING)
+    .order_by(runs.c.id)
+    .with_for_update(key_share=True)
+)
+LAST_ATTEMPTS = select(
+    attempts.c.run_id,
+    attempts.c.rank,
+    attempts.c.attempt,
+    attempts.c.last_step,
+    func.coalesce(_last_segment, 0).label("last_segment"),
+).where(
+    # By two lists, though that may find more: SQLite uses no index for a list of pairs.
+    attempts.c.run_id.in_(bindparam("run_ids", expanding=True)),
+    attempts.c.rank.in_(bindparam("ranks", expanding=True)),
+    _is_last,
+)
+_INSERT_SEGMENTS = segments.insert().returning(segments.c.id, segments.c.writer_id, segments.c.first_seq)
+_WRITER = writers.c.id == bindparam("of_writer")
+_RUN = runs.c.id == bindparam("of_run")
+_ALIVE = {"state": RunState.RUNNING, "last_seen_at": bindparam("now")}
+_MOVE_WRITER = update(writers).where(_WRITER).values(last_seq=bindparam("to_seq"))
+_MOVE_RUN = update(runs).where(_RUN).values(last_step=bindparam("to_step"), attempt=bindparam("to_attempt"))
+# By whether the writer runs, or is a late one whose place is taken.
+_MOVE_WRITERS = {True: _MOVE_WRITER.values(**_ALIVE), False: _MOVE_WRITER}
+_MOVE_RUNS = {True: _MOVE_RUN.values(**_ALIVE), False: _MOVE_RUN}
+_MOVE_ATTEMPTS = (
+    update(attempts)
+    .where(
+        attempts.c.run_id == bindparam("of_run"),
+        attempts.c.rank == bindparam("of_rank"),
+        attempts.c.attempt == bindparam("of_attempt"),
+    )
+    .values(last_step=bindparam("to_step"))
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRequest:
+    """Consecutive drafts of one writer, at least one, that begin at ``expected_seq`` + 1."""
+
+    writer: Registration
+    expected_seq: int
+    drafts: Sequence[SegmentDraft]
+    now: float
+    """Unix time."""
+    known_names: frozenset[str] = frozenset()
+    """Scalars that are known to be noted as logged by this rank."""
+
+    @property
+    def place(self) -> Place:
+        return self.writer.run_id, self.writer.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommittedSegment:
+    """Where a draft came to stand."""
+
+    id: int
+    attempt: int
+    previous_id: int
+    """No segment of its rank lies between this id and its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """What became durable."""
+
+    last_seq: int
+    first_step: int
+    last_step: int
+    attempt: int
+    events: tuple[Event, ...]
+    segments: tuple[CommittedSegment, ...]
+    """One for each draft."""
+
+
+@dataclass(kw_only=True)
+class _Writer:
+    last_seq: int
+    epoch: int
+    state: str
+
+
+@dataclass(kw_only=True)
+class _Attempt:
+    attempt: int
+    last_step: int
+    last_segment: int
+
+
+@dataclass(kw_only=True)
+class _Accepted:
+    """A request of which everything will be stored."""
+
+    at: int
+    """In the order of the requests."""
+    request: CommitRequest
+    is_alive: bool
+    attempts: list[int] = field(default_factory=list)
+    """Of each draft."""
+    rollbacks: list[Event] = field(default_factory=list)
+
+
+class CommitStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def commit(self, requests: Sequence[CommitRequest]) -> list[Commit | ServerError]:
+        """Store them all in one transaction; of each what came of it.
+
+        A request is refused, and nothing of it stored, with `WriterTakenError` when a later connection is this writer,
+        `SequenceMovedError` when the writer's last sequence is another one, and `RunDeletedError`. Raises
+        `DatabaseError`, and then nothing of any of them is stored.
+        """
+        outcomes: list[Commit | ServerError | None] = [None] * len(requests)
+        # Alone it may wait for whoever holds its rows; the others need not.
+        patience = LOCK_TIMEOUT if len(requests) > 1 else None
+        cost = sum(len(draft.payload) for request in requests for draft in request.drafts)
+        async with self._database.write("commits", cost, patience=patience) as connection:
+            accepted = await _accept(connection, requests, outcomes)
+            if accepted:
+                for commit, item in zip(await _store(connection, accepted), accepted, strict=True):
+                    outcomes[item.at] = commit
+        return [outcome for outcome in outcomes if outcome is not None]
+
+
+async def _accept(
+    connection: AsyncConnection, requests: Sequence[CommitRequest], outcomes: list[Commit | ServerError | None]
+) -> list[_Accepted]:
+    """Lock what the requests change, and refuse those that cannot be."""
+    ids = sorted({request.writer.writer_id for request in requests})
+    rows = await connection.execute(LOCK_WRITERS, {"ids": padded(ids)})
+    known = {row.id: _Writer(last_seq=row.last_seq, epoch=row.epoch, state=row.state) for row in rows}
+    run_ids = sorted({request.writer.run_id for request in requests if request.writer.writer_id in known})
+    shown = set((await connection.execute(LOCK_RUNS, {"ids": padded(run_ids)})).scalars()) if run_ids else set()
+    accepted = []
+    for at, request in enumerate(requests):
+        own = request.writer
+        writer = known.get(own.writer_id)
+        if writer is None or own.run_id not in shown:
+            outcomes[at] = RunDeletedError(own.run_id)
+        elif writer.epoch != own.epoch:
+            outcomes[at] = WriterTakenError()
+        elif writer.last_seq != request.expected_seq:
+            outcomes[at] = SequenceMovedError(writer.last_seq)
+        else:
+            is_alive = await is_running(connection, own.run_id, own.writer_id, own.rank, writer.state)
+            writer.last_seq = request.drafts[-1].last_seq
+            accepted.append(_Accepted(at=at, request=request, is_alive=is_alive))
+    return accepted
+
+
+async def _store(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> list[Commit]:
+    """Everything of these, whose rows are locked."""
+    places = {item.request.place for item in accepted}
+    run_ids, ranks = sorted({run_id for run_id, _ in places}), sorted({rank for _, rank in places})
+    rows = await connection.execute(LAST_ATTEMPTS, {"run_ids": padded(run_ids), "ranks": padded(ranks)})
+    current = {
+        (row.run_id, row.rank): _Attempt(attempt=row.attempt, last_step=row.last_step, last_segment=row.last_segment)
+        for row in rows
+    }
+    await _insert_attempts(connection, accepted, current)
+    ids = await _insert_segments(connection, accepted)
+    await _insert_details(connection, accepted)
+    await _move(connection, accepted, current)
+    return [_committed(item, ids, current) for item in accepted]
+
+
+async def _insert_attempts(
+    connection: AsyncConnection, accepted: Sequence[_Accepted], current: dict[Place, _Attempt]
+) -> None:
+    """Give every draft its attempt; ``current`` has the last one of each place afterwards."""
+    begun: list[dict[str, Any]] = []
+    left: list[dict[str, Any]] = []
+    for item in accepted:
+        place = item.request.place
+        for draft in item.request.drafts:
+            now = current.get(place)
+            if now is None or draft.first_step < now.last_step:
+                attempt = 0 if now is None else now.attempt + 1
+                begun.append(
+                    {
+                        "run_id": place[0],
+                        "rank": place[1],
+                        "attempt": attempt,
+                        "first_step": draft.first_step,
+                        "last_step": draft.last_step,
+                        "started_at": item.request.now,
+                    }
+                )
+                if now is not None:
+                    left.append(_reached(place, now))
+                    detail = {"from_step": now.last_step}
+                    item.rollbacks.append(Event(step=draft.first_step, kind="rollback", attempt=attempt, detail=detail))
+                last_segment = 0 if now is None else now.last_segment
+                now = current[place] = _Attempt(attempt=attempt, last_step=draft.last_step, last_segment=last_segment)
+            now.last_step = draft.last_step
+            item.attempts.append(now.attempt)
+    if begun:
+        await connection.execute(attempts.insert(), begun)
+    if left:
+        await connection.execute(_MOVE_ATTEMPTS, left)
+
+
+async def _insert_segments(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> dict[tuple[int, int], int]:
+    """The ids of the segments by their writer and first sequence."""
+    rows = [
+        {
+            **_origin(item, attempt),
+            "rank": item.request.writer.rank,
+            "first_seq": draft.first_seq,
+            "last_seq": draft.last_seq,
+            "first_step": draft.first_step,
+            "last_step": draft.last_step,
+            "committed_at": item.request.now,
+            "payload": draft.payload,
+            "checksum": crc32(draft.payload),
+        }
+        for item in accepted
+        for draft, attempt in zip(item.request.drafts, item.attempts, strict=True)
+    ]
+    stored = await connection.execute(_INSERT_SEGMENTS, rows)
+    return {(row.writer_id, row.first_seq): row.id for row in stored}
+
+
+async def _insert_details(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> None:
+    """Histograms, rollbacks, and names that are logged for the first time. Most commits have none of them."""
+    shapes = [
+        {
+            **_origin(item, attempt),
+            "layout": shape.layout,
+            "which": shape.which,
+            "step": shape.step,
+            "payload": shape.payload,
+        }
+        for item in accepted
+        for draft, attempt in zip(item.request.drafts, item.attempts, strict=True)
+        for shape in draft.histograms
+    ]
+    if shapes:
+        await connection.execute(histograms.insert(), shapes)
+    rollbacks = [
+        {
+            "run_id": item.request.writer.run_id,
+            "rank": item.request.writer.rank,
+            "attempt": event.attempt,
+            "step": event.step,
+            "kind": event.kind,
+            "detail": dict(event.detail),
+            "created_at": item.request.now,
+        }
+        for item in accepted
+        for event in item.rollbacks
+    ]
+    if rollbacks:
+        await connection.execute(events.insert(), rollbacks)
+    names = {
+        (*item.request.place, name)
+        for item in accepted
+        for draft in item.request.drafts
+        for name in draft.names
+        if name not in item.request.known_names
+    }
+    if names:
+        rows = [{"run_id": run_id, "rank": rank, "name": name} for run_id, rank, name in sorted(names)]
+        await connection.execute(insert_ignore(connection, scalars), rows)
+
+
+async def _move(connection: AsyncConnection, accepted: Sequence[_Accepted], current: dict[Place, _Attempt]) -> None:
+    """Sequences, attempts and runs to where they have come."""
+    places = {item.request.place for item in accepted}
+    await connection.execute(_MOVE_ATTEMPTS, [_reached(place, current[place]) for place in sorted(places)])
+    for is_alive in (True, False):
+        some = [item for item in accepted if item.is_alive == is_alive]
+        if not some:
+            continue
+        sequences = {
+            item.request.writer.writer_id: {
+                "of_writer": item.request.writer.writer_id,
+                "to_seq": item.request.drafts[-1].last_seq,
+                "now": item.request.now,
+            }
+            for item in some
+        }
+        reached = {
+            item.request.writer.run_id: {
+                "of_run": item.request.writer.run_id,
+                "to_step": item.request.drafts[-1].last_step,
+                "to_attempt": current[item.request.place].attempt,
+                "now": item.request.now,
+            }
+            for item in some
+        }
+        await connection.execute(_MOVE_WRITERS[is_alive], _rows(sequences, is_alive))
+        await connection.execute(_MOVE_RUNS[is_alive], _rows(reached, is_alive))
+
+
+def _rows(found: dict[Any, dict[str, Any]], is_alive: bool) -> list[dict[str, Any]]:
+    """In the order of their keys, and with the time where it is written."""
+    rows = [found[key] for key in sorted(found)]
+    return rows if is_alive else [{name: row[name] for name in row if name != "now"} for row in rows]
+
+
+def _origin(item: _Accepted, attempt: int) -> dict[str, Any]:
+    own = item.request.writer
+    return {"run_id": own.run_id, "writer_id": own.writer_id, "attempt": attempt}
+
+
+def _reached(place: Place, attempt: _Attempt) -> dict[str, Any]:
+    return {
+        "of_run": place[0],
+        "of_rank": place[1],
+        "of_attempt": attempt.attempt,
+        "to_step": attempt.last_step,
+    }
+
+
+def _committed(item: _Accepted, ids: dict[tuple[int, int], int], current: dict[Place, _Attempt]) -> Commit:
+    """Called in the order in which they were stored."""
+    request, place = item.request, current[item.request.place]
+    placed = []
+    for draft, attempt in zip(request.drafts, item.attempts, strict=True):
+        own = ids[request.writer.writer_id, draft.first_seq]
+        placed.append(CommittedSegment(id=own, attempt=attempt, previous_id=place.last_segment))
+        place.last_segment = own
+    return Commit(
+        last_seq=request.drafts[-1].last_seq,
+        first_step=min(draft.first_step for draft in request.drafts),
+        last_step=request.drafts[-1].last_step,
+        attempt=item.attempts[-1],
+        events=tuple(item.rollbacks),
+        segments=tuple(placed),
+    )

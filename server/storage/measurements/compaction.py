@@ -1,0 +1,267 @@
+"""Turns segments into tiles, and tiles into those of the next level, in the background.
+
+Each step of it is one small transaction (`storage.spans`) that leaves the database whole; between two of them anything
+may happen, a kill included. A compactor keeps nothing that it could not find again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.errors import CorruptDataError, DatabaseError, SegmentCorruptError, TileCorruptError
+from server.pyramid.blobs import BlobError, pack
+from server.pyramid.buckets import Buckets, Canvas, bucket_of, first_step_of, widen
+from server.pyramid.columns import Payload, concatenate
+from server.pyramid.tiles import (
+    FAN_IN,
+    SCALARS,
+    SLACK,
+    SpanDraft,
+    TileBlobs,
+    TileKey,
+    capacity,
+    choose_span_width,
+    cut,
+    decode_buckets,
+    decode_values,
+    reduce_values,
+    shared_rows,
+    tile_of_buckets,
+    title_of,
+    together,
+    unpack_steps,
+)
+from server.storage.measurements.spans import SegmentBytes, SpanPlace, SpanStore, StoredTile, Stream
+
+logger = logging.getLogger(__name__)
+
+
+class Compactor:
+    """Used from one task."""
+
+    def __init__(
+        self,
+        store: SpanStore,
+        interval: float,
+        span_entries: Callable[[int], int] = capacity,
+        *,
+        is_ours: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """``interval``: seconds between two looks for something to do. ``span_entries``: layers of a run to the records
+        that fill a span of level 0. ``is_ours``: whether `run` shall do it now, or another server does; None: always.
+        """
+        self._store = store
+        self._interval = interval
+        self._span_entries = span_entries
+        self.backlog = 0
+        """Records in segments that the last look left for later."""
+        self._given_up: dict[tuple[int, int], int] = {}
+        """(writer, attempt) of streams with damage, left alone until more repairs of the run were made than these."""
+        self._is_ours = is_ours
+
+    async def run(self) -> None:
+        """Until cancelled. Outages of the database are waited for."""
+        caught_up = False
+        while True:
+            if self._is_ours is not None and not await self._is_ours():
+                caught_up = False  # the other may end in the middle of something
+                await asyncio.sleep(self._interval)
+                continue
+            try:
+                if not caught_up:
+                    await self._catch_up()
+                    caught_up = True
+                await self.run_once()
+            except DatabaseError as error:
+                logger.warning("the compaction waits (%s)", error, extra={"action": "compaction_waits"})
+            except Exception:  # one bad run must not end the compaction of all
+                logger.exception("the compaction failed", extra={"action": "compaction_failed"})
+            await asyncio.sleep(self._interval)
+
+    async def run_once(self) -> int:
+        """Compact all that is due. Returns how many spans of level 0 were written."""
+        written = backlog = 0
+        for stream in await self._store.streams():
+            if self._given_up.get((stream.writer_id, stream.attempt)) == stream.repairs:
+                continue
+            most = self._span_entries(stream.layers)
+            left = stream.records
+            try:
+                while left >= most or (stream.is_closed and left > 0):
+                    taken, spans = await self._compact(stream, most)
+                    if taken == 0:
+                        break
+                    left -= taken
+                    written += spans
+                if stream.is_closed and left <= 0:
+                    await self.close(stream.run_id, stream.writer_id, stream.attempt)
+            except CorruptDataError as error:
+                self._given_up[stream.writer_id, stream.attempt] = stream.repairs
+                _report(stream.run_id, error)
+            backlog += left
+        self.backlog = backlog
+        return written
+
+    async def _catch_up(self) -> None:
+        """Build the levels that a compaction did not come to which was cut off."""
+        for run_id in await self._store.runs_with_full_levels():
+            try:
+                await self.raise_levels(run_id)
+            except CorruptDataError as error:  # that of other runs goes on
+                _report(run_id, error)
+
+    async def raise_levels(self, run_id: str) -> None:
+        """Put a span above every eight of one level. Raises `TileCorruptError`."""
+        while True:
+            due = _full_level(await self._store.roots(run_id))
+            if due is None or not await self._raise(run_id, due):
+                return
+
+    async def close(self, run_id: str, writer_id: int, attempt: int) -> None:
+        """Put the last spans of a stream that has ended under others too, so that a query reads fewer of them.
+
+        Should it go on after all, what comes stands beside. Raises `TileCorruptError`.
+        """
+        while True:
+            roots = await self._store.roots(run_id)
+            due = _last_spans([root for root in roots if (root.writer_id, root.attempt) == (writer_id, attempt)])
+            if due is None or not await self._raise(run_id, due):
+                return
+
+    async def _compact(self, stream: Stream, most: int) -> tuple[int, int]:
+        """(records, spans) that were moved; (0, 0) when somebody else was faster."""
+        taken = await self._store.oldest_segments(stream, most)
+        if not taken:
+            return 0, 0
+        drafts = await asyncio.to_thread(make_spans, taken, most)
+        if not await self._store.replace_segments(stream, taken, drafts):
+            return 0, 0
+        await self.raise_levels(stream.run_id)
+        return taken[-1].last_seq - taken[0].first_seq + 1, len(drafts)
+
+    async def _raise(self, run_id: str, children: Sequence[SpanPlace]) -> bool:
+        draft = await self.draft_above(children)
+        return await self._store.put_above(run_id, children, draft)
+
+    async def draft_above(self, children: Sequence[SpanPlace]) -> SpanDraft:
+        """The span that stands above these. Raises `TileCorruptError`."""
+        ids = [child.id for child in children]
+        numbers = {}
+        for number, blob in (await self._store.steps_of(ids)).items():
+            try:
+                numbers[number] = unpack_steps(blob)
+            except BlobError as error:
+                raise TileCorruptError(number, "steps", str(error)) from error
+        starts = np.unique(np.concatenate([first_step_of(numbers[child.id], child.width) for child in children]))
+        most = int(SLACK * sum(child.entries for child in children) / len(children))
+        width = choose_span_width(starts, max(child.width for child in children), most)
+        own = np.unique(bucket_of(starts, width))
+        found: dict[TileKey, TileBlobs] = {}
+        # Scalars together, statistics, which are large, one by one.
+        keys = await self._store.keys_of(ids)
+        for layout, name in dict.fromkeys((layout, None if layout == SCALARS else name) for layout, name in keys):
+            stored = await self._store.tiles_of(ids, layout, name)
+            found |= await asyncio.to_thread(_raise_tiles, children, stored, numbers, own, width)
+        return SpanDraft(
+            level=max(child.level for child in children) + 1,
+            width=width,
+            first_seq=children[0].first_seq,
+            last_seq=children[-1].last_seq,
+            first_step=children[0].first_step,
+            last_step=children[-1].last_step,
+            entries=len(own),
+            steps=pack(own),
+            times=None,
+            tiles=found,
+        )
+
+
+def _report(run_id: str, error: CorruptDataError) -> None:
+    logger.error(
+        "the compaction of run %s stops (%s); its data stays readable; `spikewatch doctor --repair` lets it go on",
+        run_id,
+        error,
+        extra={"action": "compaction_corrupt", "run_id": run_id},
+    )
+
+
+def make_spans(taken: Sequence[SegmentBytes], most: int) -> list[SpanDraft]:
+    """Spans of level 0 of about ``most`` records. Takes a while; for a thread. Raises `SegmentCorruptError`."""
+    parts = []
+    for segment in taken:
+        try:
+            parts.append(Payload(segment.payload).columns())
+        except ValueError as error:
+            raise SegmentCorruptError(segment.id, str(error)) from error
+    return list(cut(concatenate(parts), taken[0].first_seq, most))
+
+
+def _full_level(roots: Sequence[SpanPlace]) -> list[SpanPlace] | None:
+    """The oldest eight spans of some level of some stream, the lowest level first."""
+    groups: dict[tuple[int, int, int], list[SpanPlace]] = {}
+    for root in roots:
+        groups.setdefault((root.level, root.writer_id, root.attempt), []).append(root)
+    for _, group in sorted(groups.items()):
+        if len(group) >= FAN_IN:
+            return group[:FAN_IN]
+    return None
+
+
+def _last_spans(roots: Sequence[SpanPlace]) -> list[SpanPlace] | None:
+    """Where a level has two spans or more: these and all after them, of which each level has one at most."""
+    for level in sorted({root.level for root in roots}):
+        places = [number for number, root in enumerate(roots) if root.level == level]
+        if len(places) > 1:
+            return list(roots[places[0] :])
+    return None
+
+
+def _raise_tiles(
+    children: Sequence[SpanPlace],
+    stored: Sequence[StoredTile],
+    numbers: Mapping[int, NDArray[np.int64]],
+    own: NDArray[np.int64],
+    width: int,
+) -> dict[TileKey, TileBlobs]:
+    """The tiles above those of one statistic, or of all scalars. In a thread. Raises `TileCorruptError`."""
+    order = {child.id: number for number, child in enumerate(children)}
+    # What is lost has no blobs: what stands above it says nothing of these steps either.
+    found = sorted((tile for tile in stored if tile.blobs is not None), key=lambda tile: order[tile.span_id])
+    if not found:
+        return {}
+    parts = [
+        (tile.blobs, _widened(children[order[tile.span_id]], tile, numbers[tile.span_id], width))
+        for tile in found
+        if tile.blobs is not None
+    ]
+    scalars = {name for blobs, _ in parts for name in blobs.names or ()}
+    made: dict[TileKey, TileBlobs] = {}
+    for names in together(scalars) if scalars else [None]:
+        canvas = Canvas(own, parts[0][0].rows, np.dtype("<f4"))
+        if names is not None:
+            canvas = Canvas(own, len(names), np.dtype("<f8"))
+        for blobs, buckets in parts:
+            if names is None:
+                canvas.put(buckets)
+            else:
+                here, there = shared_rows(blobs.names or (), names)
+                canvas.put(buckets.of(here), there)
+        whole = canvas.buckets().filled()
+        if len(whole.numbers):
+            made[found[0].key if names is None else (SCALARS, names[0])] = tile_of_buckets(whole, own, names)
+    return made
+
+
+def _widened(place: SpanPlace, tile: StoredTile, numbers: NDArray[np.int64], width: int) -> Buckets:
+    assert tile.blobs is not None
+    try:
+        if place.level == 0:
+            return reduce_values(decode_values(tile.blobs, place.entries), numbers, width)
+        return widen(decode_buckets(tile.blobs, numbers), width // place.width)
+    except BlobError as error:
+        raise TileCorruptError(tile.span_id, title_of(tile.key, tile.blobs.names), str(error)) from error

@@ -1,0 +1,190 @@
+"""Every record of a run, as it was logged, piece by piece: what exports and later analyses read.
+
+One piece is in memory at a time. A compaction that goes on meanwhile changes nothing: the records of a writer are found
+by their sequence, in whichever span or segment they are by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import RunDeletedError, SegmentCorruptError, TileCorruptError
+from server.models import RunState
+from server.pyramid.blobs import BlobError, unpack
+from server.pyramid.columns import BlockColumns, Columns, Payload
+from server.pyramid.tiles import SCALARS, LevelZero, TileKey, columns_of, decode_values, title_of, unpack_steps
+from server.schema import runs, segments, spans, tiles, writers
+from server.storage.database import Database
+from server.storage.measurements.spans import StoredTile, tile_of, verify
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Consecutive records of one writer and attempt; their steps never decrease."""
+
+    rank: int
+    writer_id: int
+    attempt: int
+    first_seq: int
+    columns: Columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    attempt: int
+    first_seq: int
+    last_seq: int
+    span: tuple[int, int, bytes, bytes] | None = None
+    """(id, entries, steps, times)"""
+    tiles: tuple[StoredTile, ...] = ()
+    segment: tuple[int, bytes, int | None] | None = None
+    """(id, payload, checksum)"""
+
+
+class HistoryReader:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def pieces(self, run_id: str, *, names: Collection[str] | None = None) -> AsyncGenerator[Piece, None]:
+        """Every record of the run once, those of attempts that were replaced too: by rank, then by writer in the order
+        in which they came, then by sequence.
+
+        A piece is a span of level 0 or a segment: some hundred records at most, or one batch as it was sent. ``names``:
+        only these scalars and statistics. Records that a damaged database has lost are left out, and the log says so.
+        Raises `RunDeletedError` where the run is being taken away meanwhile, `CorruptDataError` and `DatabaseError`.
+        """
+        async with self._database.read() as connection:
+            query = select(writers.c.id, writers.c.rank, writers.c.last_seq).where(writers.c.run_id == run_id)
+            known = (await connection.execute(query.order_by(writers.c.rank, writers.c.id))).all()
+            if not known:
+                await expect_run(connection, run_id)
+        for writer in known:
+            reached = 0
+            while reached < writer.last_seq:
+                async with self._database.snapshot() as connection:
+                    found = await _next(connection, writer.id, reached, names)
+                    if found is None or found.first_seq > reached + 1:
+                        # A deletion takes records away in any order: what is left of them would look like a whole run.
+                        await expect_run(connection, run_id)
+                        until = writer.last_seq if found is None else found.first_seq - 1
+                        logger.error(
+                            "records %s … %s of writer %s of run %s are missing; `spikewatch doctor` says more",
+                            reached + 1,
+                            until,
+                            writer.id,
+                            run_id,
+                            extra={"action": "records_missing", "run_id": run_id},
+                        )
+                if found is None:
+                    break
+                columns = await asyncio.to_thread(_decode, found, names)
+                known_already = reached + 1 - found.first_seq
+                if known_already > 0:  # a compaction has put records that were read and others into one span
+                    columns = columns.rows(known_already, len(columns.steps))
+                yield Piece(
+                    rank=writer.rank,
+                    writer_id=writer.id,
+                    attempt=found.attempt,
+                    first_seq=max(reached + 1, found.first_seq),
+                    columns=columns,
+                )
+                reached = found.last_seq
+
+
+async def _next(
+    connection: AsyncConnection, writer_id: int, reached: int, names: Collection[str] | None
+) -> _Found | None:
+    """What holds the first record after ``reached``; the span of a compaction may begin before it."""
+    query = (
+        select(spans)
+        .where(spans.c.writer_id == writer_id, spans.c.level == 0, spans.c.first_seq <= reached + 1)
+        .order_by(spans.c.first_seq.desc())
+        .limit(1)
+    )
+    span = (await connection.execute(query)).first()
+    if span is not None and span.last_seq > reached:
+        wanted = select(tiles).where(tiles.c.span_id == span.id)
+        if names is not None:
+            wanted = wanted.where(or_(tiles.c.layout == SCALARS, tiles.c.name.in_(sorted(names))))
+        stored = tuple(tile_of(row) for row in await connection.execute(wanted))
+        return _Found(
+            attempt=span.attempt,
+            first_seq=span.first_seq,
+            last_seq=span.last_seq,
+            span=(span.id, span.entries, span.steps, span.times),
+            tiles=stored,
+        )
+    query = (
+        select(segments)
+        .where(segments.c.writer_id == writer_id, segments.c.first_seq > reached)
+        .order_by(segments.c.first_seq)
+        .limit(1)
+    )
+    segment = (await connection.execute(query)).first()
+    if segment is None:
+        return None
+    return _Found(
+        attempt=segment.attempt,
+        first_seq=segment.first_seq,
+        last_seq=segment.last_seq,
+        segment=(segment.id, segment.payload, segment.checksum),
+    )
+
+
+async def expect_run(connection: AsyncConnection, run_id: str) -> None:
+    """Raises `RunDeletedError` when the run is gone or on its way."""
+    state = (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar_one_or_none()
+    if state in {None, RunState.DELETING}:
+        raise RunDeletedError(run_id, "there is nothing left to read")
+
+
+def _decode(found: _Found, names: Collection[str] | None) -> Columns:
+    """In a thread."""
+    if found.segment is not None:
+        number, payload, checksum = found.segment
+        verify(number, payload, checksum)
+        try:
+            columns = Payload(payload).columns()
+        except ValueError as error:
+            raise SegmentCorruptError(number, str(error)) from error
+        return columns if names is None else _only(columns, names)
+    assert found.span is not None
+    number, entries, steps, times = found.span
+    held: dict[TileKey, tuple[Sequence[str] | None, LevelZero]] = {}
+    name = "steps"
+    try:
+        at, when = unpack_steps(steps), unpack(times, "<f8")[0]
+        for tile in found.tiles:
+            if tile.blobs is not None:
+                name = title_of(tile.key, tile.blobs.names)
+                held[tile.key] = (tile.blobs.names, decode_values(tile.blobs, entries))
+    except BlobError as error:
+        raise TileCorruptError(number, name, str(error)) from error
+    columns = columns_of(at, when, held)
+    return columns if names is None else _only(columns, names)
+
+
+def _only(columns: Columns, names: Collection[str]) -> Columns:
+    blocks = [
+        BlockColumns(
+            layout=block.layout,
+            layers=block.layers,
+            rows=block.rows,
+            statistics={name: values for name, values in block.statistics.items() if name in names},
+        )
+        for block in columns.blocks
+    ]
+    return Columns(
+        steps=columns.steps,
+        times=columns.times,
+        scalars={name: column for name, column in columns.scalars.items() if name in names},
+        blocks=tuple(block for block in blocks if block.statistics),
+    )

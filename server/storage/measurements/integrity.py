@@ -1,0 +1,280 @@
+"""Is every stored measurement readable, and each in one place? And repairing what can be: `spikewatch doctor`.
+
+Above level 0 a damaged span is made again from those below it. At level 0 there is nothing to make it from: the damaged
+tile is marked as lost over the steps of that span, and so read as not measured there; what stands above it keeps its
+extremes. A damaged segment becomes one of as many records that measured nothing. Damaged histograms are removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Row, Table, delete, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import CorruptDataError, HistogramCorruptError, SegmentCorruptError
+from server.pyramid.blobs import BlobError, pack, unpack
+from server.pyramid.columns import Columns, Payload, encode
+from server.pyramid.tiles import decode_buckets, decode_values, title_of, unpack_steps
+from server.schema import histograms, runs, segments, spans, tiles, writers
+from server.storage.database import Database
+from server.storage.measurements.compaction import Compactor
+from server.storage.measurements.histogram import decode
+from server.storage.measurements.spans import PLACE, SpanPlace, SpanStore, place_of, tile_of, verify
+
+BATCH = 64  # rows looked at together
+HISTOGRAMS = 8  # of these; one has up to 5 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    run_id: str
+    where: str
+    """For example "tile 'grad_norm' of span 12 (level 0, steps 256 … 511)"."""
+    problem: str
+    remedy: str = ""
+    """What was done about it; empty: nothing."""
+
+
+class Doctor:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._store = SpanStore(database)
+
+    async def examine(self, *, repair: bool) -> AsyncIterator[Damage]:
+        """All damage, the lowest level first. Raises `DatabaseError`, when the database itself cannot be read."""
+        if self._database.is_sqlite:
+            async with self._database.read() as connection:
+                for row in await connection.execute(text("PRAGMA quick_check(20)")):
+                    if row[0] != "ok":
+                        yield Damage(run_id="", where="the database file", problem=str(row[0]))
+        async for damage in self._segments(repair):
+            yield damage
+        async with self._database.read() as connection:
+            top = (await connection.execute(select(func.max(spans.c.level)))).scalar_one()
+        for level in range(0 if top is None else top + 1):
+            async for damage in self._level(level, repair):
+                yield damage
+        async for damage in self._histograms(repair):
+            yield damage
+        async for damage in self._sequences():
+            yield damage
+
+    async def _segments(self, repair: bool) -> AsyncIterator[Damage]:
+        async for row in self._rows(segments, BATCH):
+            problem = await asyncio.to_thread(_segment_problem, row)
+            if problem is None:
+                continue
+            if repair:
+                payload = encode(_nothing(row.first_step, row.last_step, row.last_seq - row.first_seq + 1))
+                async with self._database.write() as connection:
+                    await connection.execute(
+                        update(segments).where(segments.c.id == row.id).values(payload=payload, checksum=crc32(payload))
+                    )
+                    await _note_repair(connection, row.run_id)
+            yield Damage(
+                run_id=row.run_id,
+                where=f"segment {row.id} (steps {row.first_step} … {row.last_step})",
+                problem=problem,
+                remedy="its measurements are lost" if repair else "",
+            )
+
+    async def _level(self, level: int, repair: bool) -> AsyncIterator[Damage]:
+        last = 0
+        while True:
+            query = (
+                select(*PLACE, spans.c.run_id, spans.c.steps, spans.c.times)
+                .where(spans.c.level == level, spans.c.id > last)
+                .order_by(spans.c.id)
+                .limit(BATCH)
+            )
+            async with self._database.read() as connection:
+                rows = (await connection.execute(query)).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            for row in rows:
+                async for damage in self._span(row, repair):
+                    yield damage
+
+    async def _span(self, row: Any, repair: bool) -> AsyncIterator[Damage]:
+        place = place_of(row)
+        async with self._database.read() as connection:
+            stored = (await connection.execute(select(tiles).where(tiles.c.span_id == place.id))).all()
+        problems = await asyncio.to_thread(_span_problems, place, row.steps, row.times, stored)
+        if not problems:
+            return
+        remedy = ""
+        if repair:
+            remedy = await (
+                self._lose(row.run_id, place, problems) if place.level == 0 else self._rebuild(row.run_id, place)
+            )
+        what = f"span {place.id} (level {place.level}, steps {place.first_step} … {place.last_step})"
+        titles = {(tile.layout, tile.name): title_of((tile.layout, tile.name), tile.names) for tile in stored}
+        for (layout, name), problem in problems.items():
+            where = f"{name} of {what}" if layout is None else f"tile {titles[layout, name]!r} of {what}"
+            yield Damage(run_id=row.run_id, where=where, problem=problem, remedy=remedy)
+
+    async def _lose(self, run_id: str, place: SpanPlace, problems: dict[tuple[int | None, str], str]) -> str:
+        async with self._database.write() as connection:
+            for layout, name in problems:
+                same = tiles.c.span_id == place.id
+                if layout is not None:
+                    same &= (tiles.c.layout == layout) & (tiles.c.name == name)
+                elif name == "times":
+                    continue
+                await connection.execute(update(tiles).where(same).values(last=None, present=None))
+            values: dict[str, bytes] = {}
+            nothing = _nothing(place.first_step, place.last_step, place.entries)
+            if (None, "steps") in problems:
+                values["steps"] = pack(nothing.steps)
+            if (None, "times") in problems:
+                values["times"] = pack(nothing.times)
+            if values:
+                await connection.execute(update(spans).where(spans.c.id == place.id).values(**values))
+            await _note_repair(connection, run_id)
+        return "it is lost over these steps; coarser views keep its extremes"
+
+    async def _rebuild(self, run_id: str, place: SpanPlace) -> str:
+        async with self._database.read() as connection:
+            query = select(*PLACE).where(spans.c.parent_id == place.id).order_by(spans.c.first_seq)
+            children = [place_of(child) for child in await connection.execute(query)]
+        if not children:
+            return ""
+        try:
+            draft = await Compactor(self._store, 1.0).draft_above(children)
+        except CorruptDataError:
+            return ""
+        async with self._database.write() as connection:
+            await connection.execute(delete(tiles).where(tiles.c.span_id == place.id))
+            await connection.execute(
+                update(spans)
+                .where(spans.c.id == place.id)
+                .values(steps=draft.steps, width=draft.width, entries=draft.entries)
+            )
+            await self._store.insert_tiles(connection, place.id, draft)
+            await _note_repair(connection, run_id)
+        return "it is made again from the level below"
+
+    async def _histograms(self, repair: bool) -> AsyncIterator[Damage]:
+        async for row in self._rows(histograms, HISTOGRAMS):
+            try:
+                await asyncio.to_thread(decode, row.id, row.payload)
+            except HistogramCorruptError as error:
+                if repair:
+                    async with self._database.write() as connection:
+                        await connection.execute(delete(histograms).where(histograms.c.id == row.id))
+                        await _note_repair(connection, row.run_id)
+                yield Damage(
+                    run_id=row.run_id,
+                    where=f"histogram {row.id} ({row.which} at step {row.step})",
+                    problem=error.reason,
+                    remedy="it is lost" if repair else "",
+                )
+
+    async def _rows(self, table: Table, together: int) -> AsyncIterator[Row[Any]]:
+        """All of them by their id, so many in memory at a time."""
+        last = 0
+        while True:
+            query = select(table).where(table.c.id > last).order_by(table.c.id).limit(together)
+            async with self._database.read() as connection:
+                rows = (await connection.execute(query)).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            for row in rows:
+                yield row
+
+    async def _sequences(self) -> AsyncIterator[Damage]:
+        """Every record of a writer is in exactly one span of level 0 or one segment."""
+        async with self._database.read() as connection:
+            known = (await connection.execute(select(writers.c.id, writers.c.run_id, writers.c.last_seq))).all()
+        for writer in known:
+            # One snapshot: a compaction moves records from the one table to the other.
+            async with self._database.snapshot() as connection:
+                places = [
+                    (row.first_seq, row.last_seq)
+                    for query in (
+                        select(segments.c.first_seq, segments.c.last_seq).where(segments.c.writer_id == writer.id),
+                        select(spans.c.first_seq, spans.c.last_seq).where(
+                            spans.c.writer_id == writer.id, spans.c.level == 0
+                        ),
+                    )
+                    for row in await connection.execute(query)
+                ]
+            reached = 0
+            for first, last in sorted(places):
+                if first != reached + 1:
+                    problem = "are missing" if first > reached + 1 else "are there twice"
+                    low, high = (reached + 1, first - 1) if first > reached + 1 else (first, reached)
+                    yield Damage(
+                        run_id=writer.run_id, where=f"records {low} … {high} of writer {writer.id}", problem=problem
+                    )
+                reached = max(reached, last)
+            if reached < writer.last_seq:
+                yield Damage(
+                    run_id=writer.run_id,
+                    where=f"records {reached + 1} … {writer.last_seq} of writer {writer.id}",
+                    problem="are missing",
+                )
+
+
+async def _note_repair(connection: AsyncConnection, run_id: str) -> None:
+    """The version of the run changes with it, as what was answered before may not be what is answered now, and a
+    compaction that had stopped at the damage goes on."""
+    await connection.execute(update(runs).where(runs.c.id == run_id).values(repairs=runs.c.repairs + 1))
+
+
+def _segment_problem(row: Any) -> str | None:
+    try:
+        verify(row.id, row.payload, row.checksum)
+        found = len(Payload(row.payload).columns().steps)
+    except SegmentCorruptError as error:
+        return error.reason
+    except ValueError as error:
+        return str(error)
+    expected = row.last_seq - row.first_seq + 1
+    return None if found == expected else f"{found} records instead of {expected}"
+
+
+def _span_problems(
+    place: SpanPlace, steps: bytes, times: bytes | None, stored: Sequence[Any]
+) -> dict[tuple[int | None, str], str]:
+    """(layout, name) of each damaged tile, (None, "steps" or "times") for the span's own, to what is wrong."""
+    problems: dict[tuple[int | None, str], str] = {}
+    numbers: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    try:
+        numbers = unpack_steps(steps)
+        if len(numbers) != place.entries:
+            raise BlobError(f"{len(numbers)} instead of {place.entries}")
+    except BlobError as error:
+        return {(None, "steps"): str(error)}
+    try:
+        if times is not None:
+            unpack(times, "<f8")
+    except BlobError as error:
+        problems[None, "times"] = str(error)
+    for row in stored:
+        tile = tile_of(row)
+        try:
+            if tile.blobs is None:
+                continue
+            if place.level == 0:
+                decode_values(tile.blobs, place.entries)
+            else:
+                decode_buckets(tile.blobs, numbers)
+        except BlobError as error:
+            problems[row.layout, row.name] = str(error)
+    return problems
+
+
+def _nothing(first_step: int, last_step: int, records: int) -> Columns:
+    """Records that measured nothing, spread over the steps."""
+    steps = first_step + (last_step - first_step) * np.arange(records, dtype=object) // max(records - 1, 1)
+    return Columns(steps=steps.astype(np.int64), times=np.full(records, np.nan), scalars={})

@@ -1,0 +1,329 @@
+"""Spans and tiles in the database: what is due for compaction, and putting spans in the place of what they hold.
+
+Several servers may compact the same writer at once. Nothing is locked while a span is made; the transaction that stores
+it names the rows that it replaces, and changes nothing when one of them is gone. So each step is in exactly one segment
+or in exactly one span of level 0, whoever dies when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import SegmentCorruptError
+from server.models import RunState
+from server.pyramid.tiles import FAN_IN, SpanDraft, TileBlobs, TileKey
+from server.schema import monitors, runs, segments, spans, tiles, writers
+from server.storage.database import Database, insert_ignore
+from server.storage.id_list import padded
+
+MAX_BYTES = 32 * 2**20
+"""Payloads that are compacted at once hold about so much, one of them more."""
+FETCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The segments of one writer and attempt that the detectors have read."""
+
+    run_id: str
+    writer_id: int
+    rank: int
+    attempt: int
+    records: int
+    layers: int
+    """Of the run: no tile of the writer has more rows."""
+    is_closed: bool
+    """Nothing will be appended, as far as one can tell: its writer has ended, or has stepped back since."""
+    position: int | None
+    """Id of the last segment that may be compacted; None for all."""
+    repairs: int = 0
+    """Of the run, so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentBytes:
+    id: int
+    first_seq: int
+    last_seq: int
+    payload: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanPlace:
+    """A span without its contents."""
+
+    id: int
+    writer_id: int
+    rank: int
+    attempt: int
+    level: int
+    width: int
+    first_seq: int
+    last_seq: int
+    first_step: int
+    last_step: int
+    entries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTile:
+    span_id: int
+    key: TileKey
+    blobs: TileBlobs | None
+    """None: it was found damaged and is lost."""
+
+
+PLACE = tuple(spans.c[name] for name in SpanPlace.__dataclass_fields__)
+
+
+class SpanStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def streams(self) -> list[Stream]:
+        """Every stream with segments that may be compacted: those that the run's detectors have left behind."""
+        is_read = or_(
+            segments.c.rank > monitors.c.rank,
+            and_(segments.c.rank == monitors.c.rank, segments.c.id <= monitors.c.position),
+        )
+        key = (segments.c.run_id, segments.c.rank, segments.c.writer_id, segments.c.attempt)
+        found = (
+            select(*key, func.sum(segments.c.last_seq - segments.c.first_seq + 1).label("records"))
+            .join(monitors, monitors.c.run_id == segments.c.run_id)
+            .where(is_read)
+            .group_by(*key)
+            .subquery()
+        )
+        query = (
+            select(
+                *found.c,
+                runs.c.layer_count,
+                runs.c.repairs,
+                writers.c.state,
+                monitors.c.rank.label("read_rank"),
+                monitors.c.position,
+            )
+            .join(runs, runs.c.id == found.c.run_id)
+            .join(writers, writers.c.id == found.c.writer_id)
+            .join(monitors, monitors.c.run_id == found.c.run_id)
+            .order_by(found.c.writer_id, found.c.attempt)
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        newest = {row.writer_id: row.attempt for row in rows}
+        return [
+            Stream(
+                run_id=row.run_id,
+                writer_id=row.writer_id,
+                rank=row.rank,
+                attempt=row.attempt,
+                records=int(row.records),
+                layers=row.layer_count,
+                is_closed=row.state != RunState.RUNNING or row.attempt < newest[row.writer_id],
+                position=row.position if row.rank == row.read_rank else None,
+                repairs=row.repairs,
+            )
+            for row in rows
+        ]
+
+    async def oldest_segments(self, stream: Stream, records: int) -> list[SegmentBytes]:
+        """The oldest segments of the stream that hold ``records`` or a few more, less where they are very large.
+
+        Raises `SegmentCorruptError`.
+        """
+        query = (
+            select(segments.c.id, segments.c.first_seq, segments.c.last_seq, segments.c.payload, segments.c.checksum)
+            .where(
+                segments.c.run_id == stream.run_id,
+                segments.c.rank == stream.rank,
+                segments.c.writer_id == stream.writer_id,
+                segments.c.attempt == stream.attempt,
+            )
+            .order_by(segments.c.first_seq)
+            .limit(FETCH)
+        )
+        if stream.position is not None:
+            query = query.where(segments.c.id <= stream.position)
+        found: list[SegmentBytes] = []
+        held = size = 0
+        while True:
+            after = found[-1].first_seq if found else -1
+            async with self._database.read() as connection:
+                rows = (await connection.execute(query.where(segments.c.first_seq > after))).all()
+            for row in rows:
+                verify(row.id, row.payload, row.checksum)
+                found.append(
+                    SegmentBytes(id=row.id, first_seq=row.first_seq, last_seq=row.last_seq, payload=row.payload)
+                )
+                held += row.last_seq - row.first_seq + 1
+                size += len(row.payload)
+                if held >= records or size >= MAX_BYTES:
+                    return found
+            if len(rows) < FETCH:
+                return found
+
+    async def replace_segments(
+        self, stream: Stream, taken: Sequence[SegmentBytes], drafts: Sequence[SpanDraft]
+    ) -> bool:
+        """Put spans of level 0 in the place of segments. False, and nothing changed, when somebody else has."""
+        ids = [segment.id for segment in taken]
+        cost = sum(len(segment.payload) for segment in taken)
+        try:
+            async with self._database.write("compaction", cost) as connection:
+                for draft in drafts:
+                    if await self._insert(connection, stream, draft) is None:
+                        raise _ReplacedElsewhereError
+                gone = await connection.execute(delete(segments).where(segments.c.id.in_(padded(ids))))
+                if gone.rowcount != len(ids):
+                    raise _ReplacedElsewhereError
+        except (_ReplacedElsewhereError, IntegrityError):  # the latter: the run was deleted
+            return False
+        return True
+
+    async def roots(self, run_id: str) -> list[SpanPlace]:
+        """The spans of a run that are under no other, in the order of each writer's sequence."""
+        query = select(*PLACE).where(spans.c.run_id == run_id, spans.c.parent_id.is_(None)).order_by(spans.c.first_seq)
+        async with self._database.read() as connection:
+            return [place_of(row) for row in await connection.execute(query)]
+
+    async def runs_with_full_levels(self) -> list[str]:
+        """Runs in which a compaction was cut off before it had built the levels above."""
+        query = (
+            select(spans.c.run_id)
+            .where(spans.c.parent_id.is_(None))
+            .group_by(spans.c.run_id, spans.c.writer_id, spans.c.attempt, spans.c.level)
+            .having(func.count() >= FAN_IN)
+            .distinct()
+        )
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def steps_of(self, span_ids: Sequence[int]) -> dict[int, bytes]:
+        query = select(spans.c.id, spans.c.steps).where(spans.c.id.in_(span_ids))
+        async with self._database.read() as connection:
+            return {row.id: row.steps for row in await connection.execute(query)}
+
+    async def keys_of(self, span_ids: Sequence[int]) -> list[TileKey]:
+        query = select(tiles.c.layout, tiles.c.name).where(tiles.c.span_id.in_(span_ids)).distinct()
+        async with self._database.read() as connection:
+            return sorted((row.layout, row.name) for row in await connection.execute(query))
+
+    async def tiles_of(self, span_ids: Sequence[int], layout: int, statistic: str | None) -> list[StoredTile]:
+        """Those of one statistic of a layout, or of all scalars."""
+        query = select(tiles).where(tiles.c.span_id.in_(span_ids), tiles.c.layout == layout)
+        if statistic is not None:
+            query = query.where(tiles.c.name == statistic)
+        async with self._database.read() as connection:
+            return [tile_of(row) for row in await connection.execute(query)]
+
+    async def put_above(self, run_id: str, children: Sequence[SpanPlace], draft: SpanDraft) -> bool:
+        """Put a span above others. False, and nothing changed, when somebody else has."""
+        ids = [child.id for child in children]
+        first = children[0]
+        stream = Stream(
+            run_id=run_id,
+            writer_id=first.writer_id,
+            rank=first.rank,
+            attempt=first.attempt,
+            records=0,
+            layers=0,
+            is_closed=False,
+            position=None,
+        )
+        try:
+            async with self._database.write() as connection:
+                number = await self._insert(connection, stream, draft)
+                if number is None:
+                    raise _ReplacedElsewhereError
+                moved = await connection.execute(
+                    update(spans).where(spans.c.id.in_(ids), spans.c.parent_id.is_(None)).values(parent_id=number)
+                )
+                if moved.rowcount != len(ids):
+                    raise _ReplacedElsewhereError
+        except (_ReplacedElsewhereError, IntegrityError):
+            return False
+        return True
+
+    async def _insert(self, connection: AsyncConnection, stream: Stream, draft: SpanDraft) -> int | None:
+        inserted = await connection.execute(
+            insert_ignore(connection, spans)
+            .values(
+                run_id=stream.run_id,
+                writer_id=stream.writer_id,
+                rank=stream.rank,
+                attempt=stream.attempt,
+                level=draft.level,
+                width=draft.width,
+                first_seq=draft.first_seq,
+                last_seq=draft.last_seq,
+                first_step=draft.first_step,
+                last_step=draft.last_step,
+                entries=draft.entries,
+                steps=draft.steps,
+                times=draft.times,
+            )
+            .returning(spans.c.id)
+        )
+        number: int | None = inserted.scalar_one_or_none()
+        if number is None:
+            return None
+        await self.insert_tiles(connection, number, draft)
+        return number
+
+    @staticmethod
+    async def insert_tiles(connection: AsyncConnection, span_id: int, draft: SpanDraft) -> None:
+        if draft.tiles:
+            await connection.execute(
+                tiles.insert(),
+                [
+                    {
+                        "span_id": span_id,
+                        "layout": layout,
+                        "name": name,
+                        "rows": tile.rows,
+                        "names": None if tile.names is None else list(tile.names),
+                        "present": tile.present,
+                        "least": tile.least,
+                        "greatest": tile.greatest,
+                        "last": tile.last,
+                        "nonfinite": tile.nonfinite,
+                    }
+                    for (layout, name), tile in draft.tiles.items()
+                ],
+            )
+
+
+class _ReplacedElsewhereError(Exception):
+    """Rolls the transaction back."""
+
+
+def verify(segment_id: int, payload: bytes, checksum: int | None) -> None:
+    """Raises `SegmentCorruptError`. Segments of before there were checksums have none."""
+    if checksum is not None and crc32(payload) != checksum:
+        raise SegmentCorruptError(segment_id, "the checksum does not match")
+
+
+def place_of(row: Any) -> SpanPlace:
+    return SpanPlace(**{name: getattr(row, name) for name in SpanPlace.__dataclass_fields__})
+
+
+def tile_of(row: Any) -> StoredTile:
+    blobs = None
+    if row.last is not None:
+        blobs = TileBlobs(
+            rows=row.rows,
+            names=None if row.names is None else tuple(row.names),
+            present=row.present,
+            least=row.least,
+            greatest=row.greatest,
+            last=row.last,
+            nonfinite=row.nonfinite,
+        )
+    return StoredTile(span_id=row.span_id, key=(row.layout, row.name), blobs=blobs)

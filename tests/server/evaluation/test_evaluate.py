@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.evaluation.evaluate import Report, evaluate, main, print_report, score
+from server.evaluation.labels import label
+from server.evaluation.recordings import Recording, read_recordings, write_recording
+from server.models import AlertKind
+from tests.support import streams
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return evaluate(DATA)
+
+
+def test_recorded_tanh_net_is_dated_tens_of_steps_ahead(report: Report) -> None:
+    run = next(run for run in report.runs if run.name == "tanh-net")
+    spell, alarm = run.recalled[0]
+    assert spell.onset - alarm.step >= 30
+    assert alarm.predicted is not None
+    assert alarm.predicted.low <= spell.onset <= alarm.predicted.high
+    assert run.false == ()
+
+
+def test_recorded_healthy_transformer_raises_nothing_above_watch(report: Report) -> None:
+    run = next(run for run in report.runs if run.name == "char-transformer")
+    assert run.kinds == ()
+    assert report.false_per_1000_control == 0
+
+
+def test_recorded_bad_batch_is_named_and_not_predicted(report: Report) -> None:
+    run = next(run for run in report.runs if run.name == "bad-batch")
+    assert report.bad_batches_named == ("bad-batch",)
+    assert "spike-predicted" not in run.kinds
+
+
+def test_table_has_a_row_for_each_run(report: Report) -> None:
+    out = io.StringIO()
+    print_report(report, out)
+    text = out.getvalue()
+    assert all(run.name in text for run in report.runs)
+    assert "precision" in text
+
+
+def test_directory_is_required_and_must_hold_recordings(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give the directory"):
+        evaluate(None)
+    with pytest.raises(ValueError, match="no recordings"):
+        evaluate(tmp_path)
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match="not a recording"):
+        evaluate(tmp_path)
+
+
+def test_command_ends_with_2_and_one_line_without_recordings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tmp_path) == 2
+    assert main(None) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert main(DATA) == 0
+
+
+def test_recordings_round_trip(tmp_path: Path) -> None:
+    samples = list(streams.approaching(40, crossing=30, rate=0.01, decoupling=1e-3))
+    write_recording(tmp_path / "run.npz", samples, cause="data", fault_steps=(7,))
+    back = next(read_recordings(tmp_path))
+    assert (back.cause, back.fault_steps) == ("data", (7,))
+    assert repr(streams.verdicts(back.samples)) == repr(streams.verdicts(samples))
+
+
+def test_study_recordings_are_understood(tmp_path: Path) -> None:
+    n = 30
+    np.savez(
+        tmp_path / "mine-ok.npz",
+        loss=np.linspace(1, 0.5, n),
+        lr=np.full(n, 0.01),
+        thr=np.full(n, 200.0),
+        gnorm=np.ones(n),
+        g2=np.full((n, 2), 0.5),
+        vh=np.full((n, 2), 1.0),
+        rms=np.ones((n, 2)),
+        lam=np.where(np.arange(n) % 5 == 0, 150.0, np.nan),
+        lgrad=np.where(np.arange(n) % 5 == 0, 80.0, np.nan),
+        names=np.array(["a", "b"]),
+        sizes=np.array([4, 9]),
+    )
+    recording = next(read_recordings(tmp_path))
+    assert recording.cause == "none"
+    assert recording.samples[0].scalars["lambda_max"] == 150.0
+    assert "lambda_max" not in recording.samples[1].scalars
+    column = recording.samples[0].statistic("decoupling")
+    assert column is not None
+    assert column.tolist() == [0.5, 0.5]
+    assert score(recording).alarms == ()
+
+
+def test_alarm_before_the_fault_is_false() -> None:
+    samples = list(streams.exponential(start=100, rate=0.2, decoupling=1e-6, steps=150))
+    natural = score(Recording(name="a", samples=samples, cause=""))
+    blamed = score(Recording(name="a", samples=samples, cause="data", fault_steps=(134,)))
+    assert len(natural.recalled) == 1
+    assert natural.false == ()
+    assert blamed.recalled == ()
+    assert len(blamed.false) == 1
+
+
+def test_labels_find_onset_peak_and_end() -> None:
+    noise = np.random.default_rng(0)
+    losses = 1 + 0.01 * noise.standard_normal(300)
+    losses[150:160] += 4 * np.exp(-((np.arange(10) - 4) ** 2) / 4)
+    events, _ = label(losses)
+    assert [(event.onset, event.peak) for event in events] == [(150, 154)] or events[0].onset in (150, 151)
+    assert events[0].end < 165
+
+
+def test_labels_call_negligible_rises_nothing() -> None:
+    losses = np.concatenate([[1.0], np.full(100, 1e-14), np.full(50, 3e-14)])
+    assert label(losses) == ([], [])
+
+
+def test_labels_stop_at_a_loss_that_is_no_number() -> None:
+    events, _ = label(np.array([1.0] * 60 + [math.nan] * 3))
+    assert [(event.onset, event.finite) for event in events] == [(60, False)]
+
+
+def test_what_was_predicted_is_not_called_possible_again() -> None:
+    recording = next(found for found in read_recordings(DATA) if found.name == "tanh-net")
+    titles = [
+        finding.title
+        for verdict in streams.verdicts(recording.samples)
+        for finding in verdict.findings
+        if finding.kind is AlertKind.SPIKE_PREDICTED and verdict.step < 752
+    ]
+    first = next(i for i, title in enumerate(titles) if title.startswith("Spike predicted"))
+    assert first > 0
+    assert all(title.startswith("Spike predicted") for title in titles[first:])
