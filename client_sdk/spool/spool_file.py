@@ -19,7 +19,7 @@ from typing import Final
 MAGIC: Final = b"SPKWSEG1"
 HEADER: Final = struct.Struct("<8sQ")
 FRAME: Final = struct.Struct("<II")
-SUFFIX: Final = ".file"
+SUFFIX: Final = ".segment"
 
 
 class SpoolFile:
