@@ -343,8 +343,8 @@ Index(
     postgresql_where=outbox.c.state == "pending",
 )
 
-# The incidents that a channel was notified of (`notification.NotifiedIncident`), with their threads; read by the rules of
-# cooldown and digest.
+# The incidents that a channel was notified of (`notification.NotifiedIncident`), with their threads. The rules of
+# cooldown and digest read them.
 told = Table(
     "told",
     metadata,
