@@ -61,13 +61,12 @@ class Spool:
         """Sequence of the last appended record."""
         self.acknowledged = 0
         """Sequence up to which the server has everything."""
-        self.disk_limit = disk_limit
-        """Maximum number of bytes on the disk that are not acknowledged."""
         self.failure: OSError | None = None
         """Error of the disk that has not been reported yet; the recorder resets it."""
         self.lost = 0
         """Number of records that were damaged when the spool was opened."""
         self._directory = None if directory is None else SpoolDirectory(directory)
+        self._disk_limit = disk_limit
         self._file_bytes = file_bytes
         self._supply = None if directory is None else FileSupply(directory, file_bytes, mapped=mapped)
         self._clock = clock
@@ -157,7 +156,7 @@ class Spool:
         size = FRAME.size + len(payload)
         may_write = self.directory is not None and (not self._disk_retry_at or self._may_retry())
         if may_write and (not self._memory.size or self._return_to_disk()):
-            if self._files.queued_bytes + size > self.disk_limit * reserve:
+            if self._files.queued_bytes + size > self._disk_limit * reserve:
                 return False
             try:
                 self._append_to_disk(self.last_seq + 1, payload)
@@ -203,7 +202,7 @@ class Spool:
             is_low = last is None or appender is None or last.end > self._file_bytes // 2
             if is_low and not self._disk_retry_at:
                 self._supply.prepare()
-            if self.queued_bytes > self.disk_limit * THINNING_BEGINS:
+            if self.queued_bytes > self._disk_limit * THINNING_BEGINS:
                 self._files.thin_oldest()
         except OSError as error:
             self.failure = error
