@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from client_sdk.errors import ConfigurationError
 from client_sdk.precision import RELATIVE_ERROR, compact, compact_block
-from client_sdk.protocol import decode_record
 from client_sdk.watch import watch
-from tests.client_sdk.conftest import MakeRun
+from tests.support.logged import MakeRun, kept
 
 ANY = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=2), elements=st.floats(width=32))
 
@@ -69,9 +68,7 @@ def test_watch_sends_compact_statistics_unless_told_otherwise(make_run: MakeRun)
         model(torch.randn(3, 8)).sum().backward()
         optimizer.step()
         run.log({"loss": 1.0 + 2.0**-30})
-        run.flush(5.0)
-        assert run._spool is not None
-        record = decode_record(run._spool.read(0, 1 << 20)[0])
+        (record,) = kept(run)
         assert record.scalars["loss"] == 1.0 + 2.0**-30
         assert record.block is not None
         sent.append(np.frombuffer(record.block, "<f4"))

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from client_sdk.curvature import schedule
 from client_sdk.errors import ConfigurationError
-from client_sdk.protocol import Record, decode_record
+from client_sdk.protocol import Record
 from client_sdk.run import Run
 from client_sdk.watch import Handle, watch
 from tests.client_sdk.conftest import MakeRun
+from tests.support.logged import written
 
 torch.set_num_threads(1)  # the nets are tiny: threads that wait for each other on a busy machine cost minutes
 
@@ -79,11 +80,7 @@ def _allow_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 def records(run: Run) -> list[Record]:
     """Everything that the run has written to its spool."""
     run.flush(5.0)
-    assert run._spool is not None
-    found: list[Record] = []
-    while payloads := run._spool.read(len(found), 1 << 20):
-        found += map(decode_record, payloads)
-    return found
+    return written(run)
 
 
 def block_of(record: Record, run: Run) -> dict[str, np.ndarray[Any, Any]]:
