@@ -24,7 +24,7 @@ from server.pyramid.columns import Columns, Payload
 from server.rule import RuleSet
 from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SavedDetectorState, SuiteState
 from server.storage.layouts import LayoutStore
-from server.storage.measurements.segments import SegmentStore, StoredSegment, Unread
+from server.storage.measurements.segments import SegmentStore, StoredSegment, UnreadSegments
 from server.storage.runs import RunLabels, RunStore
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class RunFollower:
             self._awake.clear()
             return True
 
-    async def _read_all(self) -> Unread | None:
+    async def _read_all(self) -> UnreadSegments | None:
         """Read everything that is committed, and tell what was found. Returns the last look into the database, None
         where there was none."""
         found = None
@@ -193,7 +193,7 @@ class RunFollower:
             else:
                 return found
 
-    async def _read_some(self) -> Unread:
+    async def _read_some(self) -> UnreadSegments:
         """Read the next segments of the database, if there are any."""
         head = self._head if self._head is not None else await self._load()
         rank, position = (None, 0) if head is None else (head.rank, head.position)

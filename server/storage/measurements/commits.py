@@ -21,10 +21,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import RunDeletedError, SequenceMovedError, ServerError, WriterTakenError
 from server.models import Event, RunState
+from server.pyramid.drafts import SegmentDraft
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
 from server.storage.id_list import padded
-from server.storage.measurements.drafts import SegmentDraft
 from server.storage.runs import Registration, is_running
 
 Place = tuple[str, int]
