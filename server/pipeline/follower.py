@@ -16,7 +16,7 @@ from typing import Any
 from server.alerts.lifecycle import AlertBook
 from server.detectors.layer_sums import STATISTICS
 from server.errors import DatabaseError
-from server.models import Event, Layout, RunState
+from server.models import DELETING, Event, Layout, RunState
 from server.pipeline.detector_state import Head
 from server.pipeline.inbox import FreshSegment, Inbox
 from server.pipeline.samples import samples
@@ -335,7 +335,7 @@ class RunFollower:
 
     async def _close_if_ended(self, state: str | None) -> bool:
         """When the run has ended and everything is read, nothing stays open. False when the run was deleted."""
-        if state in {None, RunState.DELETING}:
+        if state in {None, DELETING}:
             self._head = None
             return False
         head = self._head
