@@ -15,7 +15,7 @@ from urllib.parse import quote
 from client_sdk.protocol import Alert
 from client_sdk.vocabulary import EVIDENCE, LEVEL_RANK
 from server.models import AlertKind, AlertLevel, AlertState, Cause
-from server.notification import CLOSING, Change, OutboxRow, Told
+from server.notification import CLOSING, Change, NotifiedIncident, OutboxRow
 
 DIGEST_NAMED: Final = 10
 """Runs that a digest names."""
@@ -33,7 +33,7 @@ class Links:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message:
+class Notification:
     """One message to one channel."""
 
     id: str
@@ -61,14 +61,14 @@ class Message:
     created_at: float = 0.0
 
 
-def alert_message(row: OutboxRow, told: Told | None, public_url: str) -> Message:
+def alert_notification(row: OutboxRow, told: NotifiedIncident | None, public_url: str) -> Notification:
     """What a change of an alert is told as. ``told``: the channel knows of the incident."""
     alert = row.alert
     change = row.change
     if told is None and change is Change.ESCALATED:
         change = Change.OPENED  # the first that this channel hears of it
     follows = told is not None
-    return Message(
+    return Notification(
         id=row.message_id,
         headline=_headline(row, change),
         why=alert.message,
@@ -82,12 +82,12 @@ def alert_message(row: OutboxRow, told: Told | None, public_url: str) -> Message
         incident_id=row.incident_id,
         links=_links(row, public_url),
         about=f"{alert.title}, opened at step {alert.step:,}" if follows else "",
-        is_repeat=row.attempts > 0,
+        is_repeat=row.delivery_attempts > 0,
         created_at=row.created_at,
     )
 
 
-def digest_message(rows: Sequence[OutboxRow], window: float, public_url: str) -> Message:
+def digest_notification(rows: Sequence[OutboxRow], window: float, public_url: str) -> Notification:
     """One message for the alerts of many runs."""
     worst = max((row.alert.level for row in rows), key=LEVEL_RANK.__getitem__)
     runs: dict[str, OutboxRow] = {}
@@ -98,7 +98,7 @@ def digest_message(rows: Sequence[OutboxRow], window: float, public_url: str) ->
     first = rows[0]
     lines = [(row.run_name, row.alert.title) for row in runs.values()]
     more = len(lines) - DIGEST_NAMED
-    return Message(
+    return Notification(
         id=first.message_id,
         headline=f"{len(runs):,} runs raised alerts within {_span(rows, window)}",
         why="So many at once often share a cause outside the trainings: storage, network, a node, a change of data.",
@@ -110,14 +110,14 @@ def digest_message(rows: Sequence[OutboxRow], window: float, public_url: str) ->
         level=worst,
         members=tuple(lines[:DIGEST_NAMED]) + ((("", f"and {more:,} more"),) if more > 0 else ()),
         links=Links(run=f"{public_url}/alerts", acknowledge="", silence=""),
-        is_repeat=any(row.attempts > 0 for row in rows),
+        is_repeat=any(row.delivery_attempts > 0 for row in rows),
         created_at=first.created_at,
     )
 
 
-def trial_message(message_id: str, channel: str, public_url: str, now: float) -> Message:
+def channel_test_notification(message_id: str, channel: str, public_url: str, now: float) -> Notification:
     """Shows that a channel works."""
-    return Message(
+    return Notification(
         id=message_id,
         headline="Spikewatch can reach this channel",
         why="This is a test that an administrator asked for. Alerts of training runs will look like it, with numbers.",
@@ -127,7 +127,7 @@ def trial_message(message_id: str, channel: str, public_url: str, now: float) ->
     )
 
 
-def plain_text(message: Message) -> str:
+def plain_text(message: Notification) -> str:
     """The whole message as lines of text."""
     lines = [message.why] if message.why else []
     lines += [f"{label}: {value}" for label, value in message.facts]
