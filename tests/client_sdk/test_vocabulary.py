@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from client_sdk.stats.readings import ALWAYS, WITH_SECOND_MOMENT, WITH_UPDATE
 
+from client_sdk.stats.layer_statistics import ALWAYS, WITH_SECOND_MOMENT, WITH_UPDATE
 from client_sdk.vocabulary import EVIDENCE, LEVEL_RANK, SCALARS, STATISTICS, AlertLevel
 
 ROOT = Path(__file__).parents[2]
