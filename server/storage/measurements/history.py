@@ -15,7 +15,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import RunDeletedError, SegmentCorruptError, TileCorruptError
-from server.models import RunState
+from server.models import DELETING
 from server.pyramid.blobs import BlobError, unpack
 from server.pyramid.columns import BlockColumns, Columns, Payload
 from server.pyramid.tiles import SCALARS, LevelZero, TileKey, columns_of, decode_values, title_of, unpack_steps
@@ -142,7 +142,7 @@ async def _next(
 async def expect_run(connection: AsyncConnection, run_id: str) -> None:
     """Raises `RunDeletedError` when the run is gone or on its way."""
     state = (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar_one_or_none()
-    if state in {None, RunState.DELETING}:
+    if state in {None, DELETING}:
         raise RunDeletedError(run_id, "there is nothing left to read")
 
 
