@@ -71,7 +71,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         database,
         broker,
         leases,
-        alerts_stored=notifications.sender.wake,
+        alerts_stored=notifications.dispatcher.wake,
         alert_changed=lambda kind, state: metrics.alerts.labels(kind, state).inc(),
     )
     access = make_access(config, database, metrics)

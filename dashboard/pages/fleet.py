@@ -9,6 +9,7 @@ from typing import Any, Final
 from dash import Dash, Input, dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.vocabulary import AlertKind, RunState, Stage
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.forms.attributes import aria
@@ -68,9 +69,9 @@ def layout(_request: PageRequest) -> Component:
 def counts(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Component]:
     """Return the numbers of runs that are about to spike and that are live, and of predictions that came true."""
     known = list(runs)
-    live = [run for run in known if run.state == "running"]
-    risky = [run for run in live if run.predicted_step is not None or run.stage == "spiking"]
-    settled = [a.outcome.result for a in alerts if a.kind == "spike-predicted" and a.outcome is not None]
+    live = [run for run in known if run.state == RunState.RUNNING]
+    risky = [run for run in live if run.predicted_step is not None or run.stage == Stage.SPIKING]
+    settled = [a.outcome.result for a in alerts if a.kind == AlertKind.SPIKE_PREDICTED and a.outcome is not None]
     shown = [
         _count(str(len(risky)), "about to spike", "danger" if risky else ""),
         _count(str(len(live)), "live"),
@@ -116,7 +117,7 @@ class FleetLive:
         full = not self._sent
         rows: list[dict[str, Any]] = []
         for run in self._runs.values():
-            if only_stale and run.state != "stale":
+            if only_stale and run.state != RunState.STALE:
                 continue  # other rows do not change with time
             drawn = row(run, now, self._alerts)
             if self._sent.get(run.id) != drawn:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.vocabulary import AlertLevel
 from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
 from dashboard.models import Rule, RunSummary
 from dashboard.numbers import steps
@@ -27,7 +28,7 @@ VALUE_HINTS: Final = {
     "on-z": "deviations; 6 is rare in healthy noise",
     "on-silence": "minutes",
 }
-LEVELS: Final[Options] = (("watch", "watch"), ("warning", "warning"), ("critical", "critical"))
+LEVELS: Final[Options] = tuple((level.value, level.value) for level in AlertLevel)
 SCALARS: Final = ("loss", "grad_norm", "lambda_max", "step_time")
 STATISTICS: Final = ("grad_norm", "update_ratio", "rms_ratio", "eps_fraction")
 

@@ -16,6 +16,7 @@ from dashboard.forms.fields import FieldError, button
 from dashboard.live import News
 from dashboard.models import Rule, Tried
 from dashboard.numbers import count, exact, steps
+from dashboard.pages.alert_cards import level_tone
 from dashboard.pages.rule_backtest import backtest_sections
 from dashboard.pages.rule_form import body, editor
 from dashboard.shell.page import NavigationEntry, Page, PageRequest
@@ -76,14 +77,15 @@ def items(rules: Sequence[Rule], *, may_change: bool = True) -> list[Component]:
 
 
 def _item(rule: Rule, *, may_change: bool) -> Component:
-    tone = {"critical": "danger", "warning": "danger"}.get(rule.level, "warn")
     return html.Div(
         [
             html.Div(
                 [
                     html.Div(
                         [
-                            html.Span(rule.level, className=f"pill {tone}" if rule.enabled else "pill"),
+                            html.Span(
+                                rule.level, className=f"pill {level_tone(rule.level)}" if rule.enabled else "pill"
+                            ),
                             html.B(rule.name),
                             None if rule.enabled else html.Span("off", className="pill"),
                         ],
