@@ -63,7 +63,7 @@ def pack_bits(bits: NDArray[np.bool_]) -> bytes:
 
 
 def unpack_bits(blob: bytes, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the bits of `pack_bits` in the given shape. Raises `BlobError` if the blob is damaged or of another size."""
+    """Return the bits of `pack_bits` in the given shape. Raises `BlobError` if blob or shape do not match."""
     codec, body = _open(blob)
     if codec != _FLAGS:
         raise BlobError(f"the blob has codec {codec} instead of {_FLAGS}")

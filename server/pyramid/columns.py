@@ -214,7 +214,7 @@ class Payload:
         return tuple(map(sys.intern, self._names))
 
     def logged(self) -> tuple[NDArray[np.bool_], Floats]:
-        """Return whether each scalar was logged in each record, shape (names, n), and the logged values in that order."""
+        """Return whether each record contains each scalar, shape (names, n), and the logged values in that order."""
         count = len(self._names) * self.n
         bits = np.frombuffer(_decompress(self._present, (count + 7) // 8), dtype=np.uint8)
         present = np.unpackbits(bits, count=count).astype(np.bool_).reshape(len(self._names), self.n)
