@@ -79,7 +79,7 @@ def test_bad_name_is_skipped_with_one_short_warning(name: Any, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             reader = MetricReader(warner)
-            assert reader.judged(reader.read({name: 1.0, "good": 1.0})[0]) == {"good": 1.0}
+            assert reader.checked(reader.read({name: 1.0, "good": 1.0})[0]) == {"good": 1.0}
             assert reader.read({name: 1, "good": 1})[0] == {"good": 1.0}
     assert warner.counts == {"bad_name": 4}
     assert len(caplog.records) == 1

@@ -72,7 +72,7 @@ def train(make: Make, steps: int, run: Run | None, *, autocast: bool = False, **
 
 def _allow_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes are never too dear, however busy the machine is."""
-    unlimited = schedule.Budget(share=1.0, least=1e3)
+    unlimited = schedule.Budget(share=1.0, min_seconds=1e3)
     monkeypatch.setattr(schedule, "BUDGETS", dict.fromkeys(schedule.BUDGETS, unlimited))
 
 
