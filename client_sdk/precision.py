@@ -13,6 +13,8 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk.vocabulary import STATISTICS
+
 Precision = Literal["compact", "exact"]
 """Precision of layer statistics."""
 PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
@@ -21,7 +23,7 @@ PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 RELATIVE_ERROR: Final = 2.0**-12
 """Maximum relative error of a compact value."""
 
-COUNTS: Final = frozenset({"nonfinite"})
+EXACT: Final = frozenset(item.name for item in STATISTICS.values() if item.precision == "exact")
 """Statistics that are exact at any precision."""
 
 _DROPPED: Final = 12  # bits of the 23
@@ -49,6 +51,6 @@ def compact_block(block: NDArray[np.float32], statistics: Sequence[str]) -> NDAr
     """Return ``block``, shape (layers, statistics), with every column compact except the counts."""
     kept = compact(block)
     for column, name in enumerate(statistics):
-        if name in COUNTS:
+        if name in EXACT:
             kept[:, column] = block[:, column]
     return kept

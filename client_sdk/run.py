@@ -298,7 +298,7 @@ class Run:
         self._layout_count += 1
         self._hello = msgspec.structs.replace(self._hello, layouts=(*self._hello.layouts, panel.layout))
         if self._spool is not None:
-            self._spool.introduce(self._hello)
+            self._spool.update_hello(self._hello)
         self._panel = panel
         return panel
 
