@@ -70,7 +70,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     notifications = make_notifications(config, database, series, metrics)
 
     def on_alerts(alerts: Sequence[Mapping[str, Any]]) -> None:
-        notifications.sender.wake()
+        notifications.dispatcher.wake()
         for alert in alerts:
             metrics.alerts.labels(alert["kind"], alert["state"]).inc()
 

@@ -1,4 +1,4 @@
-"""Values of notifications: channels, messages that wait in the outbox, and who wants to hear of what. No I/O."""
+"""Values of notifications: channels, rows of the outbox, and rules about who is notified of what. No I/O."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from client_sdk.protocol import Alert
+from client_sdk.vocabulary import LEVEL_RANK
 from server.models import AlertKind, AlertLevel, AlertState
 
-MAX_FAMILY_CHARS = 32
-LEVEL_RANK = {AlertLevel.WATCH.value: 0, AlertLevel.WARNING.value: 1, AlertLevel.CRITICAL.value: 2}
+MAX_GROUP_CHARS = 32
 
 
 class ChannelKind(StrEnum):
@@ -22,12 +22,12 @@ class ChannelKind(StrEnum):
 
 
 class Change(StrEnum):
-    """What happened to an alert, as far as people are told of it."""
+    """A change of an alert that people are notified of."""
 
     OPENED = "opened"
     ESCALATED = "escalated"
     CONFIRMED = "confirmed"
-    """What was predicted came: a hit, or early, or late."""
+    """The prediction came true, at the predicted time, earlier or later."""
     FALSE_ALARM = "false-alarm"
     RESOLVED = "resolved"
 
@@ -37,34 +37,34 @@ CLOSING = (Change.CONFIRMED, Change.FALSE_ALARM, Change.RESOLVED)
 
 @dataclass(frozen=True, kw_only=True)
 class QuietHours:
-    """Hours in which only what is grave enough is told; the rest waits for their end."""
+    """Hours of the day in which only severe alerts are sent; all others wait for the end of these hours."""
 
     start: str
-    """"HH:MM" in `timezone`."""
+    """Beginning of the quiet hours, "HH:MM" in `timezone`."""
     end: str
-    """"HH:MM"; before `start` it is that of the next day."""
+    """End of the quiet hours, "HH:MM" in `timezone`; on the next day if it is earlier than `start`."""
     timezone: str = "UTC"
-    """A name of the IANA database, for example "Europe/Berlin"."""
+    """Name of a time zone of the IANA database, for example "Europe/Berlin"."""
     min_level: str = AlertLevel.CRITICAL.value
-    """Alerts of this level and above are told all the same."""
+    """Lowest alert level that is sent during quiet hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digest:
-    """When many runs fire together they share one message."""
+    """Limits beyond which the alerts of many runs are sent as one notification."""
 
     window_seconds: float = 60.0
     threshold: int = 5
-    """Runs whose alerts open within the window from which they are told as one."""
+    """Number of runs with new alerts within the window from which on a digest is sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Silence:
-    """Nobody is notified of what matches, before a time. What is None matches everything."""
+    """A period without notifications about the alerts that match. A field that is None matches every alert."""
 
     id: str
     until: float
-    """Unix time."""
+    """End of the silence as Unix time."""
     run_id: str | None = None
     project: str | None = None
     kind: str | None = None
@@ -73,44 +73,44 @@ class Silence:
 
 @dataclass(frozen=True, kw_only=True)
 class NotificationSettings:
-    """What holds for every channel."""
+    """Settings that apply to all channels."""
 
     quiet_hours: QuietHours | None = None
     digest: Digest = field(default_factory=Digest)
     cooldown_seconds: float = 600.0
-    """After an alert of a run, others of the same kind and no higher level are not told for so long."""
+    """Time after an alert of a run in which alerts of the same kind and of no higher level are held back."""
     silences: tuple[Silence, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Channel:
-    """One place that alerts go to."""
+    """A destination of notifications."""
 
     id: str
     name: str
     kind: ChannelKind
     target: str
-    """A hint at where it leads, with nothing in it that opens anything."""
-    sealed: bytes = field(repr=False)
-    """The secret, encrypted by `auth.secret_box`."""
+    """Hint at the destination that contains nothing secret."""
+    encrypted_secrets: bytes = field(repr=False)
+    """Credentials of the channel, encrypted by `auth.secret_box`."""
     project: str | None = None
-    """Only runs of this project; None: of all."""
+    """Project whose runs the channel receives alerts of; None for all projects."""
     min_level: str = AlertLevel.WARNING.value
     kinds: tuple[str, ...] | None = None
-    """Only alerts of these kinds; None: of all."""
+    """Kinds of alerts that the channel receives; None for all kinds."""
     enabled: bool = True
     disabled_reason: str | None = None
-    """Why the server has switched it off: the other side said that it will never accept a message."""
+    """Reason why the server disabled the channel: the receiving service rejects every notification."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What is no secret: the Slack channel, quiet hours of its own."""
+    """Settings that are not secret, for example the Slack channel and quiet hours of this channel alone."""
     created_at: float = 0.0
     last_sent_at: float | None = None
     last_error: str | None = None
     failures: int = 0
-    """Attempts that failed since the last success."""
+    """Number of failed delivery attempts since the last success."""
 
     def wants(self, project: str, kind: str, level: str) -> bool:
-        """Whether an alert of this project, kind and level goes here."""
+        """Return whether the channel receives alerts of this project, kind and level."""
         return (
             self.enabled
             and (self.project is None or self.project == project)
@@ -121,52 +121,54 @@ class Channel:
 
 @dataclass(frozen=True, kw_only=True)
 class OutboxRow:
-    """One change of one alert that one channel has not been told of yet."""
+    """A change of an alert that one channel has not been notified of yet."""
 
     id: int
     message_id: str
-    """The same in every attempt: receivers know a repetition by it."""
+    """Id that stays the same in every delivery attempt, so that receivers can recognise a repetition."""
     channel_id: str
     run_id: str
     run_name: str
     project: str
     incident_id: str
-    """The alert, or for a spike the prediction that it settled: one incident, one thread."""
+    """Id of the alert or, for a predicted spike, of its prediction: both are one incident with one thread."""
     change: Change
     alert: Alert
     created_at: float
-    attempts: int = 0
+    delivery_attempts: int = 0
     stage: str | None = None
-    """Of the run, now."""
+    """Current stage of the run."""
     silenced_until: float | None = None
-    """Until when people have silenced this alert."""
+    """Unix time until which people have silenced this alert."""
     acknowledged: bool = False
-    """Whether somebody has taken note of the alert."""
+    """Whether somebody has acknowledged the alert."""
     still_open: bool = True
-    """Whether the alert is still open now."""
+    """Whether the alert is open at the time of reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
-    """What one channel has been told of one incident."""
+class NotifiedIncident:
+    """An incident that a channel has been notified of, and what it has received so far."""
 
     incident_id: str
     run_id: str
-    family: str
-    """See `family_of`."""
+    cooldown_group: str
+    """Group of alerts that share a cooldown, see `cooldown_group_of`."""
     level: str
-    """The highest that was told."""
-    told_at: float
+    """Highest level that was sent."""
+    notified_at: float
+    """Unix time of the last notification."""
     thread: str | None = None
-    """Slack's name of the message that later ones are put under."""
+    """Slack's id of the message under which later ones are posted."""
     in_digest: bool = False
     closed: bool = False
 
 
 def change_of(alert: Alert, level_before: str | None, state_before: str | None) -> Change | None:
-    """What people are told of an alert that was stored with this level and state (None: not at all), and is now so.
+    """Return the change to notify people of, or None if there is none.
 
-    A date that moved, or fresh evidence, is seen on the run's page; it is no reason to call anybody.
+    ``level_before`` and ``state_before`` describe the alert as it was stored before; both are None for a new alert.
+    A moved prediction or new evidence is visible on the run's page and causes no notification.
     """
     if alert.state == AlertState.RESOLVED:
         if state_before == AlertState.RESOLVED:
@@ -180,16 +182,19 @@ def change_of(alert: Alert, level_before: str | None, state_before: str | None) 
 
 
 def incident_of(alert: Alert) -> str:
-    """The incident that an alert belongs to: a spike that was predicted belongs to its prediction."""
+    """Return the id of the alert's incident: a predicted spike belongs to the incident of its prediction."""
     prediction = alert.evidence.get("prediction_id")
     return prediction if isinstance(prediction, str) else alert.id
 
 
-def family_of(alert: Alert) -> str:
-    """What shares a cooldown: a prediction and its spike, the alerts of one rule, or else those of one kind."""
+def cooldown_group_of(alert: Alert) -> str:
+    """Return the group of alerts that share a cooldown.
+
+    A prediction and its spike are one group, and so are the alerts of one rule. All others are grouped by kind.
+    """
     if alert.kind == AlertKind.SPIKE_PREDICTED:
         return AlertKind.SPIKE.value
     rule = alert.evidence.get("rule")
     if alert.kind == AlertKind.CUSTOM_RULE and isinstance(rule, str):
-        return f"rule {rule}"[:MAX_FAMILY_CHARS]
+        return f"rule {rule}"[:MAX_GROUP_CHARS]
     return alert.kind

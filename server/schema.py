@@ -343,7 +343,8 @@ Index(
     postgresql_where=outbox.c.state == "pending",
 )
 
-# What a channel was told of an incident (notices.Told): its thread, and what the cooldown and the digest go by.
+# The incidents that a channel was notified of (`notification.NotifiedIncident`), with their threads. The rules of
+# cooldown and digest read them.
 told = Table(
     "told",
     metadata,

@@ -200,7 +200,7 @@ async def put_notifications(services: ServicesOf, _: Administrator, body: Notifi
 def channel_json(channel: Channel, signing_key: str | None = None) -> dict[str, Any]:
     """A channel as administrators see it; never with its secret."""
     shown = asdict(channel)
-    del shown["sealed"]
+    del shown["encrypted_secrets"]
     return shown if signing_key is None else {**shown, "signing_key": signing_key}
 
 
@@ -215,7 +215,7 @@ async def _channel(services: Services, body: ChannelBody, before: Channel | None
     made: str | None = None
     if before is not None and (body.secret is None or body.signing_key is None):
         try:
-            sealed = services.secrets.open(before.sealed)
+            sealed = services.secrets.open(before.encrypted_secrets)
         except SecretLostError as error:
             if body.secret is None:
                 raise ApiError(400, "secret_lost", f"{body.name}: {error}") from error
@@ -244,7 +244,7 @@ async def _channel(services: Services, body: ChannelBody, before: Channel | None
             name=body.name,
             kind=body.kind,
             target=hint(body.kind, secret, settings)[:256],
-            sealed=sealed_anew,
+            encrypted_secrets=sealed_anew,
             project=body.project,
             min_level=body.min_level.value,
             kinds=None if body.kinds is None else tuple(kind.value for kind in body.kinds),

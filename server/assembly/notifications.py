@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from server.auth.secret_box import SecretBox, load_secret_box
 from server.config import Config
 from server.metrics import Metrics
-from server.notifications.dispatcher import Sender
+from server.notifications.dispatcher import Dispatcher
+from server.notifications.environment_channel import add_environment_channel, check_environment_channel
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
 from server.notifications.picture import Painter
-from server.notifications.zero_setup import add_slack_webhook, check_slack_webhook
 from server.storage.channels import ChannelStore
 from server.storage.database import Database
 from server.storage.measurements.series import SeriesQuery
@@ -27,19 +27,19 @@ class Notifications:
     secrets: SecretBox
     messenger: Messenger
     outbox: OutboxStore
-    sender: Sender
+    dispatcher: Dispatcher
     slack_webhook: str | None
     """Slack webhook of the environment, which becomes a channel at the start."""
 
     async def start(self) -> None:
         """Add the channel of the environment and start to send."""
         if self.slack_webhook is not None:
-            await add_slack_webhook(self.channels, self.secrets, self.slack_webhook, time.time())
-        self.sender.start()
+            await add_environment_channel(self.channels, self.secrets, self.slack_webhook, time.time())
+        self.dispatcher.start()
 
     async def stop(self) -> None:
         """Stop sending and close the connections of the channels."""
-        await self.sender.stop()
+        await self.dispatcher.stop()
         await self.messenger.close()
 
 
@@ -49,7 +49,7 @@ def make_notifications(config: Config, database: Database, series: SeriesQuery, 
     Raises `ConfigurationError`.
     """
     if config.slack_webhook is not None:
-        check_slack_webhook(config.slack_webhook, allow_private=config.notify_allow_private)
+        check_environment_channel(config.slack_webhook, allow_private=config.notify_allow_private)
     secrets = load_secret_box(config.secret_key, config.secret_key_file)
     messenger = Messenger(
         outbound=Outbound(allow_private=config.notify_allow_private),
@@ -59,12 +59,12 @@ def make_notifications(config: Config, database: Database, series: SeriesQuery, 
         clock=time.time,
     )
     outbox = OutboxStore(database)
-    sender = Sender(outbox, messenger, Painter(series).paint, time.time)
+    dispatcher = Dispatcher(outbox, messenger, Painter(series).paint, time.time)
     metrics.pull(
         "notifications",
         "Attempts to send a notification.",
         "counter",
-        lambda: {(str(kind), str(fate)): float(count) for (kind, fate), count in sender.counts.items()},
+        lambda: {(str(kind), str(outcome)): float(count) for (kind, outcome), count in dispatcher.counts.items()},
         "channel",
         "outcome",
     )
@@ -73,6 +73,6 @@ def make_notifications(config: Config, database: Database, series: SeriesQuery, 
         secrets=secrets,
         messenger=messenger,
         outbox=outbox,
-        sender=sender,
+        dispatcher=dispatcher,
         slack_webhook=config.slack_webhook,
     )

@@ -31,7 +31,7 @@ from client_sdk.protocol import (
     encode,
 )
 from server.broker import Broker
-from server.broker.message import RESTORED, RESYNC
+from server.broker.live_message import RESTORED, RESYNC
 from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked

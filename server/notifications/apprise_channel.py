@@ -18,11 +18,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from client_sdk.vocabulary import AlertLevel
 from server.errors import ForbiddenAddressError
 from server.notification import Change
 from server.notifications.guarded_thread import public_addresses_only
-from server.notifications.notification_text import Message, plain_text
-from server.notifications.outcomes import Answer, Fate, fate
+from server.notifications.notification_text import Notification, plain_text
+from server.notifications.outcomes import Answer, DeliveryOutcome, delivery_outcome
 
 _STATUS: Final = re.compile(r"\berror=(\d{3})\b")
 
@@ -90,8 +91,8 @@ def outcome_of(failures: Sequence[int | None]) -> Answer:
     >>> [outcome_of(found).status for found in ([404], [404, 503], [404, None], [403, 404], [])]
     [404, 503, None, 403, None]
     """
-    fates = {status: fate(Answer(status=status)) for status in failures}
-    passing = [status for status in failures if fates[status] is Fate.RETRY]
+    fates = {status: delivery_outcome(Answer(status=status)) for status in failures}
+    passing = [status for status in failures if fates[status] is DeliveryOutcome.RETRY]
     status = next(iter(passing or failures), None)
     return Answer(status=status, code="apprise could not deliver it" + ("" if status else "; it says no more"))
 
@@ -106,14 +107,14 @@ class AppriseSender:
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def post(self, url: str, message: Message) -> Answer:
+    async def post(self, url: str, message: Notification) -> Answer:
         try:
             async with asyncio.timeout(TIMEOUT):
                 return await asyncio.get_running_loop().run_in_executor(self._executor, self._send, url, message)
         except TimeoutError:
             return Answer(status=None, code="no answer in time")
 
-    def _send(self, url: str, message: Message) -> Answer:
+    def _send(self, url: str, message: Notification) -> Answer:
         import apprise
 
         _FAILURES.listen()
@@ -138,17 +139,17 @@ class AppriseSender:
         return outcome_of(failures)
 
 
-def _body(message: Message) -> str:
+def _body(message: Notification) -> str:
     """Everything but our own link is inert."""
     link = "" if message.links is None else message.links.run
     return "\n".join(line if line == link else inert(line) for line in plain_text(message).splitlines())
 
 
-def _notify_type(message: Message) -> Any:
+def _notify_type(message: Notification) -> Any:
     import apprise
 
     if message.change in (Change.RESOLVED, Change.FALSE_ALARM):
         return apprise.NotifyType.SUCCESS
-    if message.level == "critical":
+    if message.level == AlertLevel.CRITICAL:
         return apprise.NotifyType.FAILURE
     return apprise.NotifyType.WARNING if message.alert is not None or message.members else apprise.NotifyType.INFO

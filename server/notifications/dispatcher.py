@@ -17,9 +17,9 @@ from typing import Final
 from server.errors import DatabaseError
 from server.notification import Change, Channel, ChannelKind
 from server.notifications.messenger import Messenger
-from server.notifications.notification_text import Message, alert_message, digest_message
-from server.notifications.outcomes import Answer, Fate, delay, fate, words
-from server.notifications.policy import Delivery, plan, told_after
+from server.notifications.notification_text import Notification, alert_notification, digest_notification
+from server.notifications.outcomes import Answer, DeliveryOutcome, delay, delivery_outcome, words
+from server.notifications.policy import Delivery, incidents_after, plan_deliveries
 from server.storage.outbox import OutboxStore
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ Paint = Callable[[str, int, tuple[int, int, int] | None], Awaitable[bytes | None
 """A picture of a run up to a step, with the low, best and high step of what is predicted. None: nothing to see."""
 
 
-class Sender:
+class Dispatcher:
     """Used from the event loop alone."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Sender:
         self._task: asyncio.Task[None] | None = None
         self._forgot_at = float("-inf")
         self.counts: Counter[tuple[str, str]] = Counter()
-        """Attempts by the channel's kind and their `Fate`, for /metrics."""
+        """Attempts by the channel's kind and their `DeliveryOutcome`, for /metrics."""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -154,7 +154,7 @@ class Sender:
         box = await self._outbox.read(channel.id, now)
         if not box.waiting:
             return False
-        todo = plan(channel, box.waiting, box.told, box.settings, now)
+        todo = plan_deliveries(channel, box.waiting, box.notified, box.settings, now)
         for rows, note in todo.skip:
             await self._outbox.skip([row.id for row in rows], note, now)
         for rows, until in todo.hold:
@@ -169,9 +169,9 @@ class Sender:
         if not await self._outbox.begin(channel.id, self._owner, delivery.ids, self._clock() + self._lease):
             return False
         message = self._message(delivery, window)
-        thread = None if delivery.told is None else delivery.told.thread
+        thread = None if delivery.incident is None else delivery.incident.thread
         answer = await self._messenger.deliver(channel, message, thread)
-        outcome = fate(answer)
+        outcome = delivery_outcome(answer)
         self.counts[channel.kind, outcome] += 1
         extra = {
             "action": f"notification_{outcome}",
@@ -180,16 +180,16 @@ class Sender:
             "answer": str(answer),
         }
         now = self._clock()
-        if outcome is Fate.SENT:
+        if outcome is DeliveryOutcome.SENT:
             await self._note(channel, delivery, answer, now)
             logger.info("%s was told: %s", channel.name, message.headline, extra=extra)
             await self._illustrate(channel, delivery, message, answer)
             return True
-        if outcome is Fate.REFUSED:
+        if outcome is DeliveryOutcome.REFUSED:
             await self._outbox.give_up(delivery.ids, str(answer), now)
             logger.error("%s refused a message (%s)", channel.name, answer, extra=extra)
             return True
-        if outcome is Fate.DEAD:
+        if outcome is DeliveryOutcome.DEAD:
             await self._outbox.disable(channel.id, words(answer), now)
             logger.error("the channel %s is switched off (%s)", channel.name, answer, extra=extra)
             return False
@@ -200,7 +200,7 @@ class Sender:
 
     async def _note(self, channel: Channel, delivery: Delivery, answer: Answer, now: float) -> None:
         """Write down that it arrived. What is not written down is sent again, so this tries for a while."""
-        known = told_after(delivery, answer.thread, now)
+        known = incidents_after(delivery, answer.thread, now)
         for wait in NOTE_DELAYS:
             try:
                 return await self._outbox.sent(channel.id, self._owner, delivery.ids, known, now)
@@ -209,19 +209,19 @@ class Sender:
                 await asyncio.sleep(wait)
         return await self._outbox.sent(channel.id, self._owner, delivery.ids, known, now)
 
-    def _message(self, delivery: Delivery, window: float) -> Message:
+    def _message(self, delivery: Delivery, window: float) -> Notification:
         url = self._messenger.public_url
         if delivery.is_digest:
-            return digest_message(delivery.tells, window, url)
-        return alert_message(delivery.tells[0], delivery.told, url)
+            return digest_notification(delivery.reports, window, url)
+        return alert_notification(delivery.reports[0], delivery.incident, url)
 
-    async def _illustrate(self, channel: Channel, delivery: Delivery, message: Message, answer: Answer) -> None:
+    async def _illustrate(self, channel: Channel, delivery: Delivery, message: Notification, answer: Answer) -> None:
         """A picture of what a new incident looks like, after the message, which does not wait for it."""
         if channel.kind is not ChannelKind.SLACK_BOT or not channel.settings.get("picture", True):
             return
-        if delivery.is_digest or delivery.told is not None or message.change is not Change.OPENED:
+        if delivery.is_digest or delivery.incident is not None or message.change is not Change.OPENED:
             return
-        alert = delivery.tells[0].alert
+        alert = delivery.reports[0].alert
         date = alert.predicted_step
         band = None if date is None else (date.low, date.best, date.high)
         picture = await self._paint(alert.run_id, alert.updated_step, band)

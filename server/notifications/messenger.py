@@ -11,9 +11,9 @@ from server.auth.secret_box import SecretBox
 from server.errors import SecretLostError
 from server.notification import Channel, ChannelKind
 from server.notifications.apprise_channel import AppriseSender
-from server.notifications.notification_text import Message, trial_message
+from server.notifications.notification_text import Notification, channel_test_notification
 from server.notifications.outbound import Outbound
-from server.notifications.outcomes import Answer, Fate, fate
+from server.notifications.outcomes import Answer, DeliveryOutcome, delivery_outcome
 from server.notifications.slack import SlackBot, post_webhook
 from server.notifications.webhook import post_signed
 
@@ -44,10 +44,10 @@ class Messenger:
         self._apprise.close()
         await self._outbound.close()
 
-    async def deliver(self, channel: Channel, message: Message, thread: str | None = None) -> Answer:
+    async def deliver(self, channel: Channel, message: Notification, thread: str | None = None) -> Answer:
         """One attempt. Raises nothing that a channel could cause."""
         try:
-            contents = self._secrets.open(channel.sealed)
+            contents = self._secrets.open(channel.encrypted_secrets)
         except SecretLostError as error:
             return Answer(status=None, code=str(error), forbidden=True)
         secret = contents["secret"]
@@ -61,15 +61,15 @@ class Messenger:
 
     async def illustrate(self, channel: Channel, posted: Answer, picture: bytes) -> None:
         """Put a picture under a message of a Slack bot."""
-        await self._bot(channel, self._secrets.open(channel.sealed)["secret"]).show(picture, posted)
+        await self._bot(channel, self._secrets.open(channel.encrypted_secrets)["secret"]).show(picture, posted)
 
     async def test(self, channel: Channel) -> dict[str, Any]:
         """Send a test message now, and say what the other side said."""
-        message = trial_message(str(uuid.uuid4()), channel.name, self.public_url, self._clock())
+        message = channel_test_notification(str(uuid.uuid4()), channel.name, self.public_url, self._clock())
         started = asyncio.get_running_loop().time()
         answer = await self.deliver(channel, message)
         return {
-            "ok": fate(answer) is Fate.SENT,
+            "ok": delivery_outcome(answer) is DeliveryOutcome.SENT,
             "answer": str(answer),
             "seconds": round(asyncio.get_running_loop().time() - started, 3),
         }

@@ -13,8 +13,9 @@ from typing import Final
 from urllib.parse import quote
 
 from client_sdk.protocol import Alert
-from server.models import AlertKind, AlertLevel, AlertState
-from server.notification import CLOSING, LEVEL_RANK, Change, OutboxRow, Told
+from client_sdk.vocabulary import EVIDENCE, LEVEL_RANK
+from server.models import AlertKind, AlertLevel, AlertState, Cause
+from server.notification import CLOSING, Change, NotifiedIncident, OutboxRow
 
 DIGEST_NAMED: Final = 10
 """Runs that a digest names."""
@@ -32,7 +33,7 @@ class Links:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message:
+class Notification:
     """One message to one channel."""
 
     id: str
@@ -60,14 +61,14 @@ class Message:
     created_at: float = 0.0
 
 
-def alert_message(row: OutboxRow, told: Told | None, public_url: str) -> Message:
+def alert_notification(row: OutboxRow, told: NotifiedIncident | None, public_url: str) -> Notification:
     """What a change of an alert is told as. ``told``: the channel knows of the incident."""
     alert = row.alert
     change = row.change
     if told is None and change is Change.ESCALATED:
         change = Change.OPENED  # the first that this channel hears of it
     follows = told is not None
-    return Message(
+    return Notification(
         id=row.message_id,
         headline=_headline(row, change),
         why=alert.message,
@@ -81,12 +82,12 @@ def alert_message(row: OutboxRow, told: Told | None, public_url: str) -> Message
         incident_id=row.incident_id,
         links=_links(row, public_url),
         about=f"{alert.title}, opened at step {alert.step:,}" if follows else "",
-        is_repeat=row.attempts > 0,
+        is_repeat=row.delivery_attempts > 0,
         created_at=row.created_at,
     )
 
 
-def digest_message(rows: Sequence[OutboxRow], window: float, public_url: str) -> Message:
+def digest_notification(rows: Sequence[OutboxRow], window: float, public_url: str) -> Notification:
     """One message for the alerts of many runs."""
     worst = max((row.alert.level for row in rows), key=LEVEL_RANK.__getitem__)
     runs: dict[str, OutboxRow] = {}
@@ -97,7 +98,7 @@ def digest_message(rows: Sequence[OutboxRow], window: float, public_url: str) ->
     first = rows[0]
     lines = [(row.run_name, row.alert.title) for row in runs.values()]
     more = len(lines) - DIGEST_NAMED
-    return Message(
+    return Notification(
         id=first.message_id,
         headline=f"{len(runs):,} runs raised alerts within {_span(rows, window)}",
         why="So many at once often share a cause outside the trainings: storage, network, a node, a change of data.",
@@ -109,14 +110,14 @@ def digest_message(rows: Sequence[OutboxRow], window: float, public_url: str) ->
         level=worst,
         members=tuple(lines[:DIGEST_NAMED]) + ((("", f"and {more:,} more"),) if more > 0 else ()),
         links=Links(run=f"{public_url}/alerts", acknowledge="", silence=""),
-        is_repeat=any(row.attempts > 0 for row in rows),
+        is_repeat=any(row.delivery_attempts > 0 for row in rows),
         created_at=first.created_at,
     )
 
 
-def trial_message(message_id: str, channel: str, public_url: str, now: float) -> Message:
+def channel_test_notification(message_id: str, channel: str, public_url: str, now: float) -> Notification:
     """Shows that a channel works."""
-    return Message(
+    return Notification(
         id=message_id,
         headline="Spikewatch can reach this channel",
         why="This is a test that an administrator asked for. Alerts of training runs will look like it, with numbers.",
@@ -126,7 +127,7 @@ def trial_message(message_id: str, channel: str, public_url: str, now: float) ->
     )
 
 
-def plain_text(message: Message) -> str:
+def plain_text(message: Notification) -> str:
     """The whole message as lines of text."""
     lines = [message.why] if message.why else []
     lines += [f"{label}: {value}" for label, value in message.facts]
@@ -181,18 +182,18 @@ def _facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
     if ratio is not None:
         lambda_max, limit = _number(alert.evidence, "lambda_max"), _number(alert.evidence, "stability_limit")
         parts = "" if lambda_max is None or limit is None else f" ({lambda_max:.4g} of {limit:.4g})"
-        facts.append(("λ_max / limit", f"{ratio:.2f}{parts}"))
+        facts.append((_label("stability_ratio"), f"{ratio:.2f}{parts}"))
     if alert.layers:
         facts.append(("Leading layers", _layers(alert)))
-    if alert.cause != "unknown":
+    if alert.cause != Cause.UNKNOWN:
         facts.append(("Likely cause", alert.cause.replace("-", " ")))
     series = alert.evidence.get("series")
     if isinstance(series, str):
-        facts.append(("Series", series))
-    for key, label, form in _EVIDENCE:
+        facts.append((_label("series"), series))
+    for key, form in _EVIDENCE.items():
         value = _number(alert.evidence, key)
         if value is not None and len(facts) < 9:
-            facts.append((label, form.format(value).replace("-", "−")))
+            facts.append((_label(key), form.format(value).replace("-", "−")))
     facts.append(("Level", alert.level))
     return tuple(facts)
 
@@ -208,22 +209,28 @@ def _closing_facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-_EVIDENCE: Final = (
-    ("decoupling", "Σg² / Σv̂", "{:.2g}"),
-    ("decoupled_steps", "v decays on its own for", "{:,.0f} steps"),
-    ("gradient_growth_per_step", "‖g‖ grows a step by", "{:+.1%}"),
-    ("lambda_grad_ratio", "λ_grad / limit", "{:.2f}"),
-    ("loss", "Loss", "{:.3g}"),
-    ("loss_baseline", "Loss before", "{:.3g}"),
-    ("grad_norm_ratio", "‖g‖ against its usual size", "{:.1f}×"),
-    ("learning_rate_before", "Learning rate before", "{:.3g}"),
-    ("learning_rate_after", "Learning rate after", "{:.3g}"),
-    ("value", "Value", "{:.4g}"),
-    ("limit", "Limit", "{:.4g}"),
-    ("silent_minutes", "Silent for minutes", "{:,.1f}"),
-    ("eps_fraction", "Coordinates below ε", "{:.0%}"),
-)
-"""Key, label and form of what the detectors measured, the most telling first."""
+_EVIDENCE: Final = {
+    "decoupling": "{:.2g}",
+    "decoupled_steps": "{:,.0f} steps",
+    "gradient_growth_per_step": "{:+.1%} a step",
+    "lambda_grad_ratio": "{:.2f}",
+    "loss": "{:.3g}",
+    "loss_baseline": "{:.3g}",
+    "grad_norm_ratio": "{:.1f}×",
+    "learning_rate_before": "{:.3g}",
+    "learning_rate_after": "{:.3g}",
+    "value": "{:.4g}",
+    "limit": "{:.4g}",
+    "silent_minutes": "{:,.1f}",
+    "eps_fraction": "{:.0%}",
+}
+"""Format of each kind of evidence that a notification shows, the most important first."""
+
+
+def _label(key: str) -> str:
+    """Return the label of an evidence key in sentence case; symbols keep theirs."""
+    label = EVIDENCE[key].label
+    return label[0].upper() + label[1:] if label[:2].isalpha() else label
 
 
 def _layers(alert: Alert) -> str:

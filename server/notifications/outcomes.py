@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-MOST_WAIT: Final = 3_600.0
+MAX_RETRY_AFTER: Final = 3_600.0
 """Seconds; no Retry-After is believed beyond it."""
 BACKOFF: Final = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds between attempts; the last one is repeated."""
 JITTER: Final = 0.25
 
 
-class Fate(StrEnum):
+class DeliveryOutcome(StrEnum):
     SENT = "sent"
     RETRY = "retry"
     REFUSED = "refused"
@@ -81,27 +81,27 @@ _DEAD_STATUS: Final = frozenset({401, 402, 403, 404, 405, 407, 410, 451})
 _RETRY_STATUS: Final = frozenset({408, 409, 421, 423, 425, 429})
 
 
-def fate(answer: Answer) -> Fate:
+def delivery_outcome(answer: Answer) -> DeliveryOutcome:
     """The one decision about retrying.
 
-    >>> [fate(Answer(status=s)).value for s in (200, 503, 429, 404, 302, 400, None)]
+    >>> [delivery_outcome(Answer(status=s)).value for s in (200, 503, 429, 404, 302, 400, None)]
     ['sent', 'retry', 'retry', 'dead', 'dead', 'refused', 'retry']
-    >>> fate(Answer(status=200, code="channel_not_found")).value
+    >>> delivery_outcome(Answer(status=200, code="channel_not_found")).value
     'dead'
     """
     if answer.forbidden or answer.code in DEAD_CODES:
-        return Fate.DEAD
+        return DeliveryOutcome.DEAD
     if answer.code in REFUSED_CODES:
-        return Fate.REFUSED
+        return DeliveryOutcome.REFUSED
     status = answer.status
     if status is None or status >= 500 or status in _RETRY_STATUS or status < 200:
-        return Fate.RETRY
+        return DeliveryOutcome.RETRY
     if status < 300:
         # Slack's Web API answers 200 with a word where something is wrong; one that is not known may pass.
-        return Fate.SENT if answer.code in ("", "ok") else Fate.RETRY
+        return DeliveryOutcome.SENT if answer.code in ("", "ok") else DeliveryOutcome.RETRY
     if status < 400:
-        return Fate.DEAD  # redirects are not followed: they could lead anywhere
-    return Fate.DEAD if status in _DEAD_STATUS else Fate.REFUSED
+        return DeliveryOutcome.DEAD  # redirects are not followed: they could lead anywhere
+    return DeliveryOutcome.DEAD if status in _DEAD_STATUS else DeliveryOutcome.REFUSED
 
 
 def delay(failures: int, answer: Answer, uniform: Callable[[float, float], float]) -> float:
@@ -125,7 +125,7 @@ def retry_after(header: str | None, now: float) -> float | None:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - now
         except (TypeError, ValueError):
             return None
-    return None if math.isnan(seconds) else min(max(seconds, 0.0), MOST_WAIT)
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
 def words(answer: Answer) -> str:

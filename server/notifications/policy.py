@@ -1,15 +1,17 @@
-"""Who is told what, and when: cooldown, digests, quiet hours, silences, and what became old news. Pure.
+"""Rules that decide which notifications a channel receives, and when. Pure.
 
-* One incident is told once, when it opens for this channel; then what changed: graver, came, did not come, over.
-* What was over before it could be told is told only if a spike came.
-* After an incident of a run, others of the same family (`family_of`) and no higher level wait for the end of the
-  cooldown, and are told then if they still stand.
-* Alerts of many runs within the digest's window become one message. A storm that builds up slowly costs at most
-  ``threshold`` − 1 single messages; from then on what comes is gathered until the window ends.
-* In quiet hours what is below their level waits for their end, and is told then if it still stands.
-* What is silenced is not told at all.
-* Once somebody has acknowledged an alert, nobody is called again for it: graver news and first messages that wait for
-  their time are not sent. What became of it is told still: it came, it did not come, it is over.
+* A channel is notified of an incident when it opens, and afterwards of its changes: escalated, confirmed, false alarm,
+  resolved.
+* An incident that ended before it could be sent is sent only if the spike occurred.
+* After an incident of a run, others of the same cooldown group (`cooldown_group_of`) and of no higher level wait for
+  the end of the cooldown, and are sent then if they are still open.
+* Alerts of many runs within the digest window become one notification. A storm that builds up slowly causes at most
+  ``threshold`` − 1 single notifications; the alerts after them are collected until the window ends.
+* During quiet hours, alerts below the level of the quiet hours wait for their end, and are sent then if they are still
+  open.
+* Silenced alerts are never sent.
+* After somebody has acknowledged an alert, neither its escalations nor a first notification that is still waiting are
+  sent. Its end is: confirmed, false alarm, resolved.
 """
 
 from __future__ import annotations
@@ -21,61 +23,73 @@ from datetime import time as time_of_day
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from client_sdk.vocabulary import LEVEL_RANK
 from server.notification import (
     CLOSING,
-    LEVEL_RANK,
     Change,
     Channel,
     NotificationSettings,
+    NotifiedIncident,
     OutboxRow,
     QuietHours,
     Silence,
-    Told,
-    family_of,
+    cooldown_group_of,
 )
 
-OLD_NEWS: Final = 6 * 3_600.0
-"""Seconds after which nobody is told any more: of records that arrive late, or while a channel was down."""
+MAX_NEWS_AGE: Final = 6 * 3_600.0
+"""Age in seconds beyond which a change is not sent: its records arrived late, or the channel was unreachable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """One message: what it tells, and all that it settles."""
+    """One notification to send, and the outbox rows that are done once it has arrived."""
 
-    tells: tuple[OutboxRow, ...]
-    """One row; of a digest one of each incident."""
-    settles: tuple[OutboxRow, ...] = ()
-    """Rows that are told with it."""
-    told: Told | None = None
-    """What the channel has been told of the incident."""
+    reports: tuple[OutboxRow, ...]
+    """Rows that the notification reports: a single one, or one for each incident of a digest."""
+    covers: tuple[OutboxRow, ...] = ()
+    """Older rows of the same incidents that need no notification of their own."""
+    incident: NotifiedIncident | None = None
+    """The incident as the channel has received it so far; None if the channel has not been notified of it."""
 
     @property
     def ids(self) -> list[int]:
-        return [row.id for row in (*self.tells, *self.settles)]
+        """Ids of all outbox rows that the delivery completes."""
+        return [row.id for row in (*self.reports, *self.covers)]
 
     @property
     def is_digest(self) -> bool:
-        return len(self.tells) > 1
+        """Whether the notification reports several incidents."""
+        return len(self.reports) > 1
 
 
 @dataclass(kw_only=True)
-class Plan:
-    """What to do with everything that waits for a channel."""
+class DeliveryPlan:
+    """Decision about every row that waits for a channel."""
 
     send: list[Delivery] = field(default_factory=list)
     skip: list[tuple[Sequence[OutboxRow], str]] = field(default_factory=list)
+    """Rows that are not sent, with the reason."""
     hold: list[tuple[Sequence[OutboxRow], float]] = field(default_factory=list)
+    """Rows that wait, with the Unix time at which they are looked at again."""
 
 
-def plan(
-    channel: Channel, waiting: Sequence[OutboxRow], told: Iterable[Told], settings: NotificationSettings, now: float
-) -> Plan:
-    """``told``: of the incidents and runs of the waiting rows, and of all runs within the digest's window."""
-    known = {item.incident_id: item for item in told}
-    result = Plan()
+def plan_deliveries(
+    channel: Channel,
+    waiting: Sequence[OutboxRow],
+    notified: Iterable[NotifiedIncident],
+    settings: NotificationSettings,
+    now: float,
+) -> DeliveryPlan:
+    """Return what to send, to skip and to hold back of the rows that wait for a channel.
+
+    ``notified`` holds the incidents that the channel was notified of: those of the waiting rows, those of the same
+    runs, and those of all runs within the digest window.
+    """
+    known = {item.incident_id: item for item in notified}
+    result = DeliveryPlan()
     openings: list[Delivery] = []
     for incident_id, news in _by_incident(waiting).items():
-        rows = _in_time(news, settings.silences, now, result)
+        rows = _relevant(news, settings.silences, now, result)
         if not rows:
             continue
         until = _quiet_until(channel, settings, rows, now)
@@ -89,9 +103,9 @@ def plan(
         opening = _opening(rows, before, result)
         if opening is None:
             continue
-        cooled = _cooldown_end(opening.tells[0], known.values(), settings.cooldown_seconds, now)
+        cooled = _cooldown_end(opening.reports[0], known.values(), settings.cooldown_seconds, now)
         if cooled is not None:
-            result.hold.append(((*opening.tells, *opening.settles), cooled))
+            result.hold.append(((*opening.reports, *opening.covers), cooled))
         else:
             openings.append(opening)
     _gather(openings, list(known.values()), settings, now, result)
@@ -100,7 +114,7 @@ def plan(
 
 
 def quiet_end(hours: QuietHours, now: float) -> float | None:
-    """When the quiet hours that hold at ``now`` end; None outside of them.
+    """Return the Unix time at which the current quiet hours end, or None outside of quiet hours.
 
     >>> night = QuietHours(start="22:00", end="07:00")
     >>> [quiet_end(night, 3600.0 * hour) for hour in (21, 23, 30, 31)]
@@ -119,25 +133,30 @@ def quiet_end(hours: QuietHours, now: float) -> float | None:
     return max(last.timestamp(), now + 1.0)
 
 
-def told_after(delivery: Delivery, thread: str | None, now: float) -> list[Told]:
-    """What the channel knows once the message has arrived."""
+def incidents_after(delivery: Delivery, thread: str | None, now: float) -> list[NotifiedIncident]:
+    """Return the delivery's incidents as the channel has received them once the notification has arrived.
+
+    ``thread`` is Slack's id of the posted message, None for other channels.
+    """
     if delivery.is_digest:
-        return [_told(row, None, now, in_digest=True) for row in delivery.tells]
-    [row] = delivery.tells
-    before = None if delivery.told is None or delivery.told.in_digest else delivery.told
-    return [_told(row, before, now, in_digest=False, thread=thread)]
+        return [_notified(row, None, now, in_digest=True) for row in delivery.reports]
+    [row] = delivery.reports
+    before = None if delivery.incident is None or delivery.incident.in_digest else delivery.incident
+    return [_notified(row, before, now, in_digest=False, thread=thread)]
 
 
-def _told(row: OutboxRow, before: Told | None, now: float, *, in_digest: bool, thread: str | None = None) -> Told:
+def _notified(
+    row: OutboxRow, before: NotifiedIncident | None, now: float, *, in_digest: bool, thread: str | None = None
+) -> NotifiedIncident:
     level = row.alert.level
     if before is not None and LEVEL_RANK[before.level] > LEVEL_RANK[level]:
         level = before.level
-    return Told(
+    return NotifiedIncident(
         incident_id=row.incident_id,
         run_id=row.run_id,
-        family=family_of(row.alert) if before is None else before.family,
+        cooldown_group=cooldown_group_of(row.alert) if before is None else before.cooldown_group,
         level=level,
-        told_at=now,
+        notified_at=now,
         thread=thread if before is None or before.thread is None else before.thread,
         in_digest=in_digest,
         closed=row.change in CLOSING,
@@ -151,17 +170,17 @@ def _by_incident(waiting: Sequence[OutboxRow]) -> dict[str, list[OutboxRow]]:
     return found
 
 
-def _in_time(rows: list[OutboxRow], silences: Sequence[Silence], now: float, result: Plan) -> list[OutboxRow]:
-    """Those that are neither silenced, nor taken note of, nor old."""
+def _relevant(rows: list[OutboxRow], silences: Sequence[Silence], now: float, result: DeliveryPlan) -> list[OutboxRow]:
+    """Return the rows that are neither silenced nor acknowledged nor too old, and skip the others."""
     kept = []
     for row in rows:
         if _is_silenced(row, silences, now):
             result.skip.append(([row], "silenced"))
         elif row.acknowledged and row.change not in CLOSING:
             result.skip.append(([row], "acknowledged"))
-        elif now - row.created_at > OLD_NEWS:
+        elif now - row.created_at > MAX_NEWS_AGE:
             result.skip.append(([row], "the channel could not be reached for too long"))
-        elif row.created_at - row.alert.opened_at > OLD_NEWS and row.change not in CLOSING:
+        elif row.created_at - row.alert.opened_at > MAX_NEWS_AGE and row.change not in CLOSING:
             result.skip.append(([row], "it happened long before it arrived"))
         else:
             kept.append(row)
@@ -183,6 +202,7 @@ def _is_silenced(row: OutboxRow, silences: Sequence[Silence], now: float) -> boo
 def _quiet_until(
     channel: Channel, settings: NotificationSettings, rows: Sequence[OutboxRow], now: float
 ) -> float | None:
+    """Return the end of the quiet hours that hold the rows back, or None if the rows may be sent."""
     own = channel.settings.get("quiet_hours")
     hours = QuietHours(**own) if own is not None else settings.quiet_hours
     if hours is None or any(LEVEL_RANK[row.alert.level] >= LEVEL_RANK[hours.min_level] for row in rows):
@@ -190,63 +210,67 @@ def _quiet_until(
     return quiet_end(hours, now)
 
 
-def _opening(rows: list[OutboxRow], before: Told | None, result: Plan) -> Delivery | None:
-    """The rows as one first message; None where there is nothing to tell any more."""
+def _opening(rows: list[OutboxRow], before: NotifiedIncident | None, result: DeliveryPlan) -> Delivery | None:
+    """Return the first single notification of an incident, or None if nothing is left to report."""
     if before is not None and all(LEVEL_RANK[row.alert.level] <= LEVEL_RANK[before.level] for row in rows):
-        result.skip.append((rows, "told in a digest"))
+        result.skip.append((rows, "sent in a digest"))
         return None
-    came = [row for row in rows if row.change is Change.CONFIRMED]
+    confirmed = [row for row in rows if row.change is Change.CONFIRMED]
     standing = [row for row in rows if row.change in (Change.OPENED, Change.ESCALATED) and row.still_open]
-    chosen = came or standing
+    chosen = confirmed or standing
     if not chosen:
-        result.skip.append((rows, "over before it was told"))
+        result.skip.append((rows, "over before it was sent"))
         return None
     rest = tuple(row for row in rows if row is not chosen[-1])
-    return Delivery(tells=(chosen[-1],), settles=rest, told=before)
+    return Delivery(reports=(chosen[-1],), covers=rest, incident=before)
 
 
-def _follow_up(rows: list[OutboxRow], before: Told, result: Plan) -> None:
-    """What changed since the incident was told, the gravest last word first in time."""
+def _follow_up(rows: list[OutboxRow], before: NotifiedIncident, result: DeliveryPlan) -> None:
+    """Send the changes that end an incident, or else its latest escalation, and skip the other rows."""
     closing = [row for row in rows if row.change in CLOSING]
-    graver = [
+    escalated = [
         row for row in rows if row.change not in CLOSING and LEVEL_RANK[row.alert.level] > LEVEL_RANK[before.level]
     ]
-    chosen = closing or graver[-1:]
+    chosen = closing or escalated[-1:]
     rest = [row for row in rows if row not in chosen]
     if rest:
-        result.skip.append((rest, "the incident was told already"))
-    result.send += [Delivery(tells=(row,), told=before) for row in chosen]
+        result.skip.append((rest, "the incident was sent already"))
+    result.send += [Delivery(reports=(row,), incident=before) for row in chosen]
 
 
-def _cooldown_end(row: OutboxRow, told: Iterable[Told], cooldown: float, now: float) -> float | None:
+def _cooldown_end(row: OutboxRow, notified: Iterable[NotifiedIncident], cooldown: float, now: float) -> float | None:
     ends = [
-        item.told_at + cooldown
-        for item in told
+        item.notified_at + cooldown
+        for item in notified
         if item.run_id == row.run_id
         and item.incident_id != row.incident_id
-        and item.family == family_of(row.alert)
+        and item.cooldown_group == cooldown_group_of(row.alert)
         and LEVEL_RANK[item.level] >= LEVEL_RANK[row.alert.level]
     ]
     return max((end for end in ends if end > now), default=None)
 
 
 def _gather(
-    openings: list[Delivery], told: Sequence[Told], settings: NotificationSettings, now: float, result: Plan
+    openings: list[Delivery],
+    notified: Sequence[NotifiedIncident],
+    settings: NotificationSettings,
+    now: float,
+    result: DeliveryPlan,
 ) -> None:
-    """Openings as single messages, as one digest, or held until the window ends."""
+    """Send the openings as single notifications or as one digest, or hold them until the digest window ends."""
     digest = settings.digest
-    rows = [row for opening in openings for row in (*opening.tells, *opening.settles)]
+    rows = [row for opening in openings for row in (*opening.reports, *opening.covers)]
     runs = {row.run_id for row in rows}
-    recent = [item for item in told if item.told_at > now - digest.window_seconds]
-    last_digest = max((item.told_at for item in recent if item.in_digest), default=None)
-    # Several that have waited for longer than the window were held by a storm, by quiet hours or by an outage.
+    recent = [item for item in notified if item.notified_at > now - digest.window_seconds]
+    last_digest = max((item.notified_at for item in recent if item.in_digest), default=None)
+    # Several rows that have waited longer than the window were held back by a storm, quiet hours or an outage.
     have_waited = len(runs) > 1 and any(now - row.created_at > digest.window_seconds for row in rows)
     if last_digest is not None and rows:
         result.hold.append((rows, last_digest + digest.window_seconds))
     elif len(runs) >= digest.threshold or have_waited:
-        tells = tuple(opening.tells[0] for opening in openings)
-        result.send.append(Delivery(tells=tells, settles=tuple(row for row in rows if row not in tells)))
+        reports = tuple(opening.reports[0] for opening in openings)
+        result.send.append(Delivery(reports=reports, covers=tuple(row for row in rows if row not in reports)))
     elif len(runs | {item.run_id for item in recent}) >= digest.threshold and rows:
-        result.hold.append((rows, min(item.told_at for item in recent) + digest.window_seconds))
+        result.hold.append((rows, min(item.notified_at for item in recent) + digest.window_seconds))
     else:
         result.send += openings

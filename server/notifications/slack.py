@@ -11,9 +11,9 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from server.notification import Change
-from server.notifications.notification_text import Message
+from server.notifications.notification_text import Notification
 from server.notifications.outbound import NETWORK_ERRORS, Outbound, answer_to
-from server.notifications.outcomes import Answer, Fate, fate, retry_after
+from server.notifications.outcomes import Answer, DeliveryOutcome, delivery_outcome, retry_after
 from server.notifications.slack_blocks import metadata, payload, plain_payload
 
 logger = logging.getLogger(__name__)
@@ -23,10 +23,10 @@ _silent.setLevel(logging.CRITICAL)  # it would print requests, and with them wha
 PICTURE_NAME: Final = "spikewatch.png"
 
 
-async def post_webhook(outbound: Outbound, url: str, message: Message) -> Answer:
+async def post_webhook(outbound: Outbound, url: str, message: Notification) -> Answer:
     """Slack's own answer is the word ``ok``. Blocks that it refuses are left out in a second attempt."""
     answer = await _post(outbound, url, {**payload(message), "metadata": metadata(message)})
-    if fate(answer) is Fate.REFUSED:
+    if delivery_outcome(answer) is DeliveryOutcome.REFUSED:
         logger.warning("Slack refused the blocks of a message (%s)", answer, extra={"action": "blocks_refused"})
         answer = await _post(outbound, url, plain_payload(message))
     return answer
@@ -51,15 +51,15 @@ class SlackBot:
             retry_handlers=[],  # when to try again is decided in one place, `outcomes`
         )
 
-    async def post(self, message: Message, thread: str | None) -> Answer:
+    async def post(self, message: Notification, thread: str | None) -> Answer:
         """The answer carries the thread that later messages go into, and the channel's id."""
         answer = await self._say(message, thread, {**payload(message), "metadata": metadata(message)})
-        if fate(answer) is Fate.REFUSED:
+        if delivery_outcome(answer) is DeliveryOutcome.REFUSED:
             logger.warning("Slack refused the blocks of a message (%s)", answer, extra={"action": "blocks_refused"})
             answer = await self._say(message, thread, plain_payload(message))
         return answer
 
-    async def _say(self, message: Message, thread: str | None, body: dict[str, Any]) -> Answer:
+    async def _say(self, message: Notification, thread: str | None, body: dict[str, Any]) -> Answer:
         # What has become graver is shown in the channel too: a thread alone calls nobody.
         broadcast = thread is not None and message.change is Change.ESCALATED
         try:

@@ -8,10 +8,12 @@ Limits: https://docs.slack.dev/reference/block-kit/blocks. What is longer is cut
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
+from client_sdk.vocabulary import AlertLevel
 from server.notification import Change
-from server.notifications.notification_text import Message
+from server.notifications.notification_text import Notification
 
 MAX_BLOCKS: Final = 50
 MAX_TEXT: Final = 3_000
@@ -25,11 +27,11 @@ MAX_NOTICE: Final = 600
 METADATA_EVENT: Final = "spikewatch_alert"
 
 NAMES: Final = frozenset({"Run", "Project", "Projects", "Leading layers", "Series", "Channel"})
-MARKS: Final = {"watch": "🟡", "warning": "🟠", "critical": "🔴"}
+MARKS: Final[Mapping[str, str]] = {AlertLevel.WATCH: "🟡", AlertLevel.WARNING: "🟠", AlertLevel.CRITICAL: "🔴"}
 CALM: Final = {Change.CONFIRMED: "🎯", Change.FALSE_ALARM: "⚪", Change.RESOLVED: "🟢"}
 
 
-def payload(message: Message) -> dict[str, Any]:
+def payload(message: Notification) -> dict[str, Any]:
     """What is posted to an incoming webhook; `chat.postMessage` takes the same and a channel."""
     headline = f"{_mark(message)} {message.headline}"
     return {
@@ -41,7 +43,7 @@ def payload(message: Message) -> dict[str, Any]:
     }
 
 
-def plain_payload(message: Message) -> dict[str, Any]:
+def plain_payload(message: Notification) -> dict[str, Any]:
     """The same without blocks, for a receiver that refuses them."""
     return {"text": _notice(message.headline), "mrkdwn": False, "unfurl_links": False}
 
@@ -51,7 +53,7 @@ def _notice(headline: str) -> str:
     return escape(cut(" ".join(headline.replace("://", ":∕∕").split()), MAX_NOTICE))
 
 
-def metadata(message: Message) -> dict[str, Any]:
+def metadata(message: Notification) -> dict[str, Any]:
     """What makes a repetition recognisable to programs that read the channel."""
     return {
         "event_type": METADATA_EVENT,
@@ -92,7 +94,7 @@ def cut(text: str, limit: int) -> str:
     return "".join(kept) + "…"
 
 
-def _blocks(message: Message, headline: str) -> list[dict[str, Any]]:
+def _blocks(message: Notification, headline: str) -> list[dict[str, Any]]:
     is_reply = bool(message.about)
     blocks: list[dict[str, Any]] = []
     if is_reply or len(escape(headline)) > MAX_HEADER:
@@ -124,7 +126,7 @@ def _value(label: str, value: str) -> str:
     return code(value) if label in NAMES else _bare(value, 200) or "–"
 
 
-def _buttons(message: Message) -> list[dict[str, Any]]:
+def _buttons(message: Notification) -> list[dict[str, Any]]:
     """Buttons that open pages: a webhook has nobody who could answer a press."""
     links = message.links
     if links is None:
@@ -143,7 +145,7 @@ def _buttons(message: Message) -> list[dict[str, Any]]:
     return buttons
 
 
-def _footer(message: Message) -> str:
+def _footer(message: Notification) -> str:
     parts = ["Spikewatch"]
     if message.about:
         parts.append(f"about: {message.about}")
@@ -153,7 +155,7 @@ def _footer(message: Message) -> str:
     return " · ".join(parts)
 
 
-def _mark(message: Message) -> str:
+def _mark(message: Notification) -> str:
     if message.change in CALM:
         return CALM[message.change]
     return MARKS.get(message.level, "🟡")

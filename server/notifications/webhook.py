@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from server.notifications.notification_text import Message
+from server.notifications.notification_text import Notification
 from server.notifications.outbound import Outbound
 from server.notifications.outcomes import Answer
 
@@ -17,7 +17,7 @@ TIMESTAMP_HEADER: Final = "X-Spikewatch-Timestamp"
 SIGNATURE_HEADER: Final = "X-Spikewatch-Signature"
 
 
-def body_of(message: Message) -> dict[str, Any]:
+def body_of(message: Notification) -> dict[str, Any]:
     """What a program is sent."""
     alert = message.alert
     event = "digest" if message.members else "test" if message.change is None else f"alert.{message.change}"
@@ -45,7 +45,7 @@ def signature(key: str, timestamp: str, body: bytes) -> str:
     return "v1=" + hmac.new(key.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
-async def post_signed(outbound: Outbound, url: str, key: str, message: Message, now: float) -> Answer:
+async def post_signed(outbound: Outbound, url: str, key: str, message: Notification, now: float) -> Answer:
     """The timestamp is that of the attempt: a receiver refuses what is older than some minutes."""
     body = msgspec.json.encode(body_of(message))
     timestamp = str(int(now))

@@ -9,9 +9,9 @@ import msgspec
 from msgspec.structs import replace
 
 from client_sdk.protocol import Alert
-from server.alerts.lifecycle import AlertBook
+from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
-from server.detectors.rules import RuleBank
+from server.detectors.rule_evaluator import RuleEvaluator
 from server.models import AlertKind, Event, Finding, Sample
 from server.pipeline.progress import RunProgress
 from server.pipeline.thinned_span import ThinnedSpan
@@ -48,9 +48,9 @@ class DetectorState:
     due_at: float | None = None
     """Unix time in the database at which a rule about missing data is due, or None if there is none."""
     suite: DetectorSuite = field(default_factory=DetectorSuite)
-    book: AlertBook
+    alerts: AlertLifecycle
     progress: RunProgress = field(default_factory=RunProgress)
-    bank: RuleBank = field(default_factory=RuleBank)
+    rules: RuleEvaluator = field(default_factory=RuleEvaluator)
     thinned: ThinnedSpan = field(default_factory=ThinnedSpan)
     changed: dict[str, Alert] = field(default_factory=dict)
     """Latest form of each alert that has changed since the last save, keyed by alert id."""
@@ -74,12 +74,12 @@ class DetectorState:
     def close_rule(self, rule_id: str, time: float, note: str) -> None:
         """Close the alert of a rule at once, regardless of later steps."""
         slot = f"{AlertKind.CUSTOM_RULE.value}:{rule_id}"
-        self.record_alerts(self.book.end(slot, self.bank.last_step, time, note))
+        self.record_alerts(self.alerts.end(slot, self.rules.last_step, time, note))
 
     def restart(self, rank: int) -> None:
         """Begin again with fresh detectors at the first segment of another rank."""
         self.rank, self.position = rank, 0
-        self.suite, self.progress, self.bank = DetectorSuite(), RunProgress(), RuleBank()
+        self.suite, self.progress, self.rules = DetectorSuite(), RunProgress(), RuleEvaluator()
         self.thinned = ThinnedSpan()
 
     def update(self, sample: Sample, committed_at: float) -> None:
@@ -89,13 +89,13 @@ class DetectorState:
         held = self._apply_rules(sample, committed_at)
         if held:
             verdict = replace(verdict, findings=(*verdict.findings, *held))
-        self.record_alerts(*self.book.apply(verdict, sample.time, sample.attempt))
+        self.record_alerts(*self.alerts.apply(verdict, sample.time, sample.attempt))
         self.happened += [replace(event, attempt=sample.attempt) for event in verdict.events]
         self.happened += self.thinned.update(sample)
 
     def _apply_rules(self, sample: Sample, committed_at: float) -> tuple[Finding, ...]:
         """Return the findings of the alert rules after a sample, and close alerts about data that has returned."""
-        heard = self.bank.update(sample, committed_at)
+        heard = self.rules.update(sample, committed_at)
         for rule_id, seconds in heard.returned:
             self.close_rule(rule_id, committed_at, f" It came again after {seconds / 60:.0f} minutes.")
         return heard.findings
@@ -105,9 +105,9 @@ class DetectorState:
         return msgspec.msgpack.encode(
             _Saved(
                 suite=self.suite.snapshot(),
-                book=self.book.snapshot(),
+                book=self.alerts.snapshot(),
                 progress=self.progress.snapshot(),
-                rules=self.bank.snapshot(),
+                rules=self.rules.snapshot(),
                 thinned=self.thinned.snapshot(),
             )
         )
@@ -121,14 +121,14 @@ class DetectorState:
             saved_position=stored.position,
             revision=stored.revision,
             due_at=stored.due_at,
-            book=AlertBook(run_id),
+            alerts=AlertLifecycle(run_id),
         )
         try:
             saved = msgspec.msgpack.decode(stored.state, type=_Saved)
-            state.book = AlertBook.restore(saved.book)
+            state.alerts = AlertLifecycle.restore(saved.book)
             state.progress = RunProgress.restore(saved.progress)
             state.suite = DetectorSuite.restore(saved.suite)
-            state.bank = RuleBank.restore(saved.rules) if saved.rules else RuleBank()
+            state.rules = RuleEvaluator.restore(saved.rules) if saved.rules else RuleEvaluator()
             state.thinned = ThinnedSpan.restore(saved.thinned) if saved.thinned else ThinnedSpan()
         except ValueError as error:
             logger.warning(

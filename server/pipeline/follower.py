@@ -13,16 +13,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
-from server.alerts.lifecycle import AlertBook
+from server.alerts.lifecycle import AlertLifecycle
 from server.errors import DatabaseError
-from server.models import Event, RunState
+from server.models import DELETING, Event, RunState
 from server.pipeline.detector_state import DetectorState
 from server.pipeline.inbox import FreshSegment
 from server.pipeline.samples import samples
 from server.pipeline.segment_source import MAX_SEGMENTS, Segment, SegmentSource
 from server.rule import RuleSet
 from server.storage.detector_states import DetectorStateSave, SavedDetectorState, SuiteState
-from server.storage.measurements.segments import Unread
+from server.storage.measurements.segments import UnreadSegments
 from server.storage.runs import RunLabels, RunStore
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class RunFollower:
             self._awake.clear()
             return True
 
-    async def _read_all(self) -> Unread | None:
+    async def _read_all(self) -> UnreadSegments | None:
         """Read everything that is committed and publish the conclusions.
 
         Returns the result of the last query of the database, or None if the inbox had everything.
@@ -199,7 +199,7 @@ class RunFollower:
             else:
                 return found
 
-    async def _read_stored(self) -> Unread:
+    async def _read_stored(self) -> UnreadSegments:
         """Read the next segments from the database, if there are any."""
         state = self._state if self._state is not None else await self._load()
         rank, position = (None, 0) if state is None else (state.rank, state.position)
@@ -207,7 +207,7 @@ class RunFollower:
         if found.lowest_rank is None:
             return found
         if state is None:
-            state = DetectorState(rank=found.lowest_rank, book=AlertBook(self.run_id))
+            state = DetectorState(rank=found.lowest_rank, alerts=AlertLifecycle(self.run_id))
         self._state = state
         if found.lowest_rank < state.rank:
             # A lower rank has begun: the detectors read that one from now on, from its first segment.
@@ -240,7 +240,7 @@ class RunFollower:
     def _advance(self, state: DetectorState, found: Sequence[Segment]) -> None:
         """Update the detectors sample by sample. Runs in the executor or, for small segments, on the event loop."""
         for segment in found:
-            columns, layouts = self._source.decode(segment, state.bank.statistics)
+            columns, layouts = self._source.decode(segment, state.rules.statistics)
             if columns is not None:
                 for sample in samples(columns, segment.attempt, layouts, summed=True):
                     state.update(sample, segment.committed_at)
@@ -249,14 +249,14 @@ class RunFollower:
     async def _adopt_rules(self, state: DetectorState) -> None:
         """Apply the current alert rules, and close alerts of rules that were changed or deleted."""
         rules = self._rules()
-        if state.bank.version == rules.version:
+        if state.rules.version == rules.version:
             return
         if self._labels is None:
             self._labels = await self._runs.labels(self.run_id)
         if self._labels is None:
             return  # the run was deleted meanwhile
         chosen = rules.of_run(self._labels.project, self._labels.name, self._labels.tags)
-        for rule_id in state.bank.adopt(chosen, rules.version):
+        for rule_id in state.rules.replace_rules(chosen, rules.version):
             state.close_rule(rule_id, self._clock(), " The rule was changed, switched off or deleted.")
 
     async def _evaluate_silence(self, since: float) -> None:
@@ -268,13 +268,13 @@ class RunFollower:
         await self._adopt_rules(state)
         now = self._clock()
         if await self._runs.state_of(self.run_id) in {RunState.RUNNING, RunState.STALE}:
-            for finding in state.bank.silence(now, since):
-                state.record_alerts(state.book.report(finding, state.bank.last_step, now))
-        if state.has_conclusions or state.bank.due_at != state.due_at:
+            for finding in state.rules.find_silent(now, since):
+                state.record_alerts(state.alerts.report(finding, state.rules.last_step, now))
+        if state.has_conclusions or state.rules.due_at != state.due_at:
             await self._save(state)
 
     async def _save(self, state: DetectorState) -> None:
-        due_at, revision = state.bank.due_at, 1 if state.revision is None else state.revision + 1
+        due_at, revision = state.rules.due_at, 1 if state.revision is None else state.revision + 1
         saved = await self._states.save(
             DetectorStateSave(
                 run_id=self.run_id,
@@ -301,13 +301,13 @@ class RunFollower:
 
     async def _close_if_ended(self, run_state: str | None) -> bool:
         """Close all alerts when the run has ended and everything is read. Return False if the run was deleted."""
-        if run_state in {None, RunState.DELETING}:
+        if run_state in {None, DELETING}:
             self._state = None
             return False
         state = self._state
         if run_state not in {RunState.FINISHED, RunState.CRASHED} or state is None:
             return True
-        state.record_alerts(*state.book.close_all(self._clock()))
+        state.record_alerts(*state.alerts.close_all(self._clock()))
         state.happened += state.thinned.end()
         if state.has_conclusions or not state.is_saved:
             await self._save(state)

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from server.broker import Broker, Message
-from server.broker.message import RESYNC
+from server.broker import Broker, LiveMessage
+from server.broker.live_message import RESYNC
 from server.errors import DatabaseError
 from server.models import Event
 from server.pipeline.announcer import Announcer
@@ -189,7 +189,7 @@ class Publisher:
         while self._in_flight:
             body = self._in_flight[0]
             try:
-                await self._broker.publish(Message(run_id=run_id, project=project, body=body))
+                await self._broker.publish(LiveMessage(run_id=run_id, project=project, body=body))
             except Exception:  # a message that the broker refuses must not hold up the others
                 logger.exception(
                     "the broker refused a message of run %s",

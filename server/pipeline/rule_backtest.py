@@ -1,8 +1,8 @@
 """Backtests an alert rule: runs it over the history of a run, before the rule is saved.
 
-The judging code is the live one, `RuleBank` and `AlertBook`. The history is read in pieces, so that memory does not
-grow with the length of the run and a caller may stop anywhere. Silence is measured by the times of the training,
-whereas live it is measured by the server's clock.
+The judging code is the live one, `RuleEvaluator` and `AlertLifecycle`. The history is read in pieces, so that memory
+does not grow with the length of the run and a caller may stop anywhere. Silence is measured by the times of the
+training, whereas live it is measured by the server's clock.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Final
 import msgspec
 
 from client_sdk.protocol import Alert
-from server.alerts.lifecycle import AlertBook
+from server.alerts.lifecycle import AlertLifecycle
+from server.detectors.rule_evaluator import RuleEvaluator
 from server.detectors.rule_values import RuleValues
-from server.detectors.rules import RuleBank
 from server.models import AlertKind, AlertState, Finding, Sample, Stage, Verdict
 from server.pipeline.samples import samples
 from server.rule import Rule
@@ -135,9 +135,9 @@ class _Replay:
 
     def __init__(self, rule: Rule, run_id: str) -> None:
         self._rule = rule
-        self._bank = RuleBank()
-        self._bank.adopt((rule,), VERSION)
-        self._book = AlertBook(run_id)
+        self._evaluator = RuleEvaluator()
+        self._evaluator.replace_rules((rule,), VERSION)
+        self._lifecycle = AlertLifecycle(run_id)
         self._read = RuleValues()
         self._values: dict[str, float | None] = {}
         self._alerts: dict[str, Alert] = {}
@@ -160,10 +160,10 @@ class _Replay:
 
     def wait_until(self, time: float) -> None:
         """Let the rule observe that nothing arrived until ``time``."""
-        due = self._bank.due_at
+        due = self._evaluator.due_at
         if due is not None and due <= time:
-            for finding in self._bank.silence(due):
-                self._note(self._book.report(finding, self._bank.last_step, due), finding)
+            for finding in self._evaluator.find_silent(due):
+                self._note(self._lifecycle.report(finding, self._evaluator.last_step, due), finding)
 
     def result(self, *, complete: bool) -> BacktestResult:
         """Return the outcome so far."""
@@ -191,11 +191,11 @@ class _Replay:
 
     def _update(self, sample: Sample) -> None:
         self.wait_until(sample.time)
-        result = self._bank.update(sample, sample.time)
+        result = self._evaluator.update(sample, sample.time)
         for rule_id, _ in result.returned:
-            self._note(self._book.end(f"{AlertKind.CUSTOM_RULE}:{rule_id}", sample.step, sample.time, ""), None)
+            self._note(self._lifecycle.end(f"{AlertKind.CUSTOM_RULE}:{rule_id}", sample.step, sample.time, ""), None)
         verdict = Verdict(step=sample.step, stage=Stage.STABLE, stability_ratio=None, findings=result.findings)
-        for alert in self._book.apply(verdict, sample.time, sample.attempt):
+        for alert in self._lifecycle.apply(verdict, sample.time, sample.attempt):
             self._note(alert, result.findings[0] if result.findings else None)
 
     def _note(self, alert: Alert | None, finding: Finding | None) -> None:

@@ -10,7 +10,7 @@ from server.models import Layout
 from server.pipeline.inbox import FreshSegment, Inbox
 from server.pyramid.columns import Columns, Payload
 from server.storage.layouts import LayoutStore
-from server.storage.measurements.segments import SegmentStore, StoredSegment, Unread
+from server.storage.measurements.segments import SegmentStore, StoredSegment, UnreadSegments
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class SegmentSource:
         self._segments = segments
         self._layouts: dict[int, dict[int, Layout]] = {}
 
-    async def unread(self, rank: int | None, position: int) -> Unread:
+    async def unread(self, rank: int | None, position: int) -> UnreadSegments:
         """Return the next segments of a rank after ``position`` from the database. Raises `DatabaseError`.
 
         A rank of None stands for the lowest rank of the run.

@@ -119,7 +119,7 @@ def to_channel(row: Row[Any]) -> Channel:
         name=row.name,
         kind=ChannelKind(row.kind),
         target=row.target,
-        sealed=row.sealed,
+        encrypted_secrets=row.sealed,
         project=row.project,
         min_level=row.min_level,
         kinds=None if row.kinds is None else tuple(row.kinds),
@@ -138,7 +138,7 @@ def _columns(channel: Channel) -> dict[str, Any]:
     return {
         "name": channel.name,
         "kind": channel.kind,
-        "sealed": channel.sealed,
+        "sealed": channel.encrypted_secrets,
         "target": channel.target,
         "project": channel.project,
         "min_level": channel.min_level,

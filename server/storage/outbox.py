@@ -19,7 +19,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Alert
 from server.models import AlertState
-from server.notification import Change, Channel, NotificationSettings, OutboxRow, Told, change_of, incident_of
+from server.notification import (
+    Change,
+    Channel,
+    NotificationSettings,
+    NotifiedIncident,
+    OutboxRow,
+    change_of,
+    incident_of,
+)
 from server.schema import alerts, channels, outbox, runs, told, writers
 from server.storage.channels import read_settings, to_channel
 from server.storage.database import Database, insert_ignore
@@ -85,12 +93,12 @@ async def levels_before(connection: AsyncConnection, ids: Sequence[str]) -> dict
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mailbox:
+class ChannelBacklog:
     """All that decides what one channel is told next, as of one moment."""
 
     waiting: tuple[OutboxRow, ...]
     """In the order in which it happened."""
-    told: tuple[Told, ...]
+    notified: tuple[NotifiedIncident, ...]
     """Of these incidents, of the same runs, and of all runs lately."""
     settings: NotificationSettings
 
@@ -125,7 +133,7 @@ class OutboxStore:
             )
             return to_channel(row)
 
-    async def read(self, channel_id: str, now: float) -> Mailbox:
+    async def read(self, channel_id: str, now: float) -> ChannelBacklog:
         """What a claimed channel waits to be told, and what it was told of the same runs, and of all lately."""
         waiting_query = (
             select(
@@ -154,9 +162,9 @@ class OutboxStore:
             known = await connection.execute(
                 select(told).where(told.c.channel_id == channel_id, about).order_by(told.c.told_at)
             )
-            return Mailbox(
+            return ChannelBacklog(
                 waiting=waiting,
-                told=tuple(_to_told(row) for row in known),
+                notified=tuple(_to_notified(row) for row in known),
                 settings=settings,
             )
 
@@ -168,7 +176,9 @@ class OutboxStore:
             await connection.execute(update(outbox).where(outbox.c.id.in_(ids)).values(attempts=outbox.c.attempts + 1))
             return True
 
-    async def sent(self, channel_id: str, owner: str, ids: Sequence[int], known: Sequence[Told], now: float) -> None:
+    async def sent(
+        self, channel_id: str, owner: str, ids: Sequence[int], known: Sequence[NotifiedIncident], now: float
+    ) -> None:
         """These messages arrived as one; ``known`` is what the channel has been told of their incidents."""
         async with self._database.write() as connection:
             # The channel first, as everywhere, so that two transactions never wait for each other.
@@ -183,13 +193,17 @@ class OutboxStore:
             for item in known:
                 held = {
                     "level": item.level,
-                    "told_at": item.told_at,
+                    "told_at": item.notified_at,
                     "thread": item.thread,
                     "in_digest": item.in_digest,
                     "closed": item.closed,
                 }
                 insert = dialect.insert(told).values(
-                    channel_id=channel_id, incident_id=item.incident_id, run_id=item.run_id, family=item.family, **held
+                    channel_id=channel_id,
+                    incident_id=item.incident_id,
+                    run_id=item.run_id,
+                    family=item.cooldown_group,
+                    **held,
                 )
                 await connection.execute(
                     insert.on_conflict_do_update(index_elements=[told.c.channel_id, told.c.incident_id], set_=held)
@@ -300,7 +314,7 @@ def _to_row(row: Row[Any]) -> OutboxRow:
         change=Change(row.change),
         alert=msgspec.convert(row.body, Alert),
         created_at=row.created_at,
-        attempts=row.attempts,
+        delivery_attempts=row.attempts,
         stage=row.stage,
         silenced_until=row.silenced_until,
         acknowledged=row.acknowledged_at is not None,
@@ -308,13 +322,13 @@ def _to_row(row: Row[Any]) -> OutboxRow:
     )
 
 
-def _to_told(row: Row[Any]) -> Told:
-    return Told(
+def _to_notified(row: Row[Any]) -> NotifiedIncident:
+    return NotifiedIncident(
         incident_id=row.incident_id,
         run_id=row.run_id,
-        family=row.family,
+        cooldown_group=row.family,
         level=row.level,
-        told_at=row.told_at,
+        notified_at=row.told_at,
         thread=row.thread,
         in_digest=row.in_digest,
         closed=row.closed,

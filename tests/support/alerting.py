@@ -88,7 +88,7 @@ def channel(kind: ChannelKind, secret: str, channel_id: str = "channel", **chang
         name=channel_id,
         kind=kind,
         target="somewhere",
-        sealed=SECRETS.seal(contents),
+        encrypted_secrets=SECRETS.seal(contents),
         min_level="watch",
         settings={"channel": "#ml", "picture": False} if kind is ChannelKind.SLACK_BOT else {},
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from server.notifications.dispatcher import CHANNELS_AT_ONCE, LEASE
 from server.notifications.outcomes import BACKOFF
-from server.notifications.policy import OLD_NEWS
+from server.notifications.policy import MAX_NEWS_AGE
 from server.notifications.webhook import SIGNATURE_HEADER, TIMESTAMP_HEADER, signature
 from server.storage.outbox import GATHER
 
@@ -45,4 +45,4 @@ def test_its_numbers_are_those_of_the_code() -> None:
     assert f"Messages wait {GATHER:g} s for each other" in TEXT
     assert f"loses its lease after {LEASE:.0f} s" in TEXT
     assert f"at most {CHANNELS_AT_ONCE} channels at once" in TEXT
-    assert OLD_NEWS == 6 * 3600, "six hours"
+    assert MAX_NEWS_AGE == 6 * 3600, "six hours"

@@ -14,7 +14,7 @@ import pytest
 from server.errors import ForbiddenAddressError
 from server.notifications.apprise_channel import AppriseSender
 from server.notifications.guarded_thread import public_addresses_only
-from server.notifications.notification_text import trial_message
+from server.notifications.notification_text import channel_test_notification
 from tests.support.postbox import Postbox
 
 DOCUMENTED = "203.0.113.7"
@@ -71,7 +71,7 @@ def sender() -> Iterator[AppriseSender]:
 async def test_apprise_is_stopped_at_a_name_that_leads_to_us(
     sender: AppriseSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = trial_message("m", "ops", "https://spikes.example", 0.0)
+    message = channel_test_notification("m", "ops", "https://spikes.example", 0.0)
     with Postbox() as postbox:
 
         def look_up(*_: Any, **__: Any) -> list[Any]:

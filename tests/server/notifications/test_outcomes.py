@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import pytest
 
-from server.notifications.outcomes import BACKOFF, Answer, Fate, delay, fate, retry_after
+from server.notifications.outcomes import BACKOFF, Answer, DeliveryOutcome, delay, delivery_outcome, retry_after
 
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (Answer(status=200), Fate.SENT),
-        (Answer(status=204), Fate.SENT),
-        (Answer(status=None, code="no answer in time"), Fate.RETRY),
-        (Answer(status=429, retry_after=30.0), Fate.RETRY),
-        (Answer(status=500), Fate.RETRY),
-        (Answer(status=503, code="service_unavailable"), Fate.RETRY),
-        (Answer(status=200, code="ratelimited"), Fate.RETRY),
-        (Answer(status=200, code="internal_error"), Fate.RETRY),
-        (Answer(status=200, code="a word that Slack invents tomorrow"), Fate.RETRY),
-        (Answer(status=400, code="invalid_blocks"), Fate.REFUSED),
-        (Answer(status=200, code="msg_too_long"), Fate.REFUSED),
-        (Answer(status=422), Fate.REFUSED),
-        (Answer(status=403, code="action_prohibited"), Fate.DEAD),
-        (Answer(status=404, code="no_service"), Fate.DEAD),
-        (Answer(status=410, code="channel_is_archived"), Fate.DEAD),
-        (Answer(status=200, code="invalid_auth"), Fate.DEAD),
-        (Answer(status=200, code="channel_not_found"), Fate.DEAD),
-        (Answer(status=302), Fate.DEAD),
-        (Answer(status=None, code="own network", forbidden=True), Fate.DEAD),
+        (Answer(status=200), DeliveryOutcome.SENT),
+        (Answer(status=204), DeliveryOutcome.SENT),
+        (Answer(status=None, code="no answer in time"), DeliveryOutcome.RETRY),
+        (Answer(status=429, retry_after=30.0), DeliveryOutcome.RETRY),
+        (Answer(status=500), DeliveryOutcome.RETRY),
+        (Answer(status=503, code="service_unavailable"), DeliveryOutcome.RETRY),
+        (Answer(status=200, code="ratelimited"), DeliveryOutcome.RETRY),
+        (Answer(status=200, code="internal_error"), DeliveryOutcome.RETRY),
+        (Answer(status=200, code="a word that Slack invents tomorrow"), DeliveryOutcome.RETRY),
+        (Answer(status=400, code="invalid_blocks"), DeliveryOutcome.REFUSED),
+        (Answer(status=200, code="msg_too_long"), DeliveryOutcome.REFUSED),
+        (Answer(status=422), DeliveryOutcome.REFUSED),
+        (Answer(status=403, code="action_prohibited"), DeliveryOutcome.DEAD),
+        (Answer(status=404, code="no_service"), DeliveryOutcome.DEAD),
+        (Answer(status=410, code="channel_is_archived"), DeliveryOutcome.DEAD),
+        (Answer(status=200, code="invalid_auth"), DeliveryOutcome.DEAD),
+        (Answer(status=200, code="channel_not_found"), DeliveryOutcome.DEAD),
+        (Answer(status=302), DeliveryOutcome.DEAD),
+        (Answer(status=None, code="own network", forbidden=True), DeliveryOutcome.DEAD),
     ],
 )
-def test_an_answer_has_one_fate(answer: Answer, expected: Fate) -> None:
-    assert fate(answer) is expected
+def test_an_answer_has_one_fate(answer: Answer, expected: DeliveryOutcome) -> None:
+    assert delivery_outcome(answer) is expected
 
 
 def test_waits_grow_and_are_spread() -> None:

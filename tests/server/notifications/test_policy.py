@@ -15,15 +15,15 @@ from server.notification import (
     Channel,
     Digest,
     NotificationSettings,
+    NotifiedIncident,
     OutboxRow,
     QuietHours,
     Silence,
-    Told,
     change_of,
-    family_of,
+    cooldown_group_of,
     incident_of,
 )
-from server.notifications.policy import OLD_NEWS, Plan, plan, told_after
+from server.notifications.policy import MAX_NEWS_AGE, DeliveryPlan, incidents_after, plan_deliveries
 from tests.support.alerting import bot, prediction, settled, spike
 
 NOW = 1_800_000_000.0  # 08:00 in UTC
@@ -48,33 +48,33 @@ def row(number: int, alert: Alert, change: Change = Change.OPENED, **changes: An
     return dataclasses.replace(made, **changes)
 
 
-def told(alert: Alert, **changes: Any) -> Told:
-    made = Told(
+def told(alert: Alert, **changes: Any) -> NotifiedIncident:
+    made = NotifiedIncident(
         incident_id=incident_of(alert),
         run_id=alert.run_id,
-        family=family_of(alert),
+        cooldown_group=cooldown_group_of(alert),
         level=alert.level,
-        told_at=NOW - 5.0,
+        notified_at=NOW - 5.0,
     )
     return dataclasses.replace(made, **{"thread": "1.0", **changes})
 
 
 def make(
     rows: Sequence[OutboxRow],
-    known: Sequence[Told] = (),
+    known: Sequence[NotifiedIncident] = (),
     settings: NotificationSettings = SETTINGS,
     channel: Channel = BOT,
     now: float = NOW,
-) -> Plan:
-    result = plan(channel, rows, known, settings, now)
+) -> DeliveryPlan:
+    result = plan_deliveries(channel, rows, known, settings, now)
     decided = [number for delivery in result.send for number in delivery.ids]
     decided += [item.id for group, _ in (*result.skip, *result.hold) for item in group]
     assert sorted(decided) == sorted(item.id for item in rows), "every row has exactly one fate"
     return result
 
 
-def sent(result: Plan) -> list[tuple[int, ...]]:
-    return [tuple(item.id for item in delivery.tells) for delivery in result.send]
+def sent(result: DeliveryPlan) -> list[tuple[int, ...]]:
+    return [tuple(item.id for item in delivery.reports) for delivery in result.send]
 
 
 @pytest.mark.parametrize(
@@ -98,19 +98,19 @@ def test_an_incident_is_told_once_and_then_what_changed() -> None:
     alert = prediction()
     first = make([row(1, alert)])
     assert sent(first) == [(1,)]
-    [known] = told_after(first.send[0], "1.0", NOW)
+    [known] = incidents_after(first.send[0], "1.0", NOW)
     assert (known.thread, known.level, known.closed) == ("1.0", "warning", False)
     graver = prediction(level="critical")
     follow = make([row(2, graver, Change.ESCALATED)], [known])
     assert sent(follow) == [(2,)]
-    assert follow.send[0].told == known
-    [known] = told_after(follow.send[0], "2.0", NOW)
+    assert follow.send[0].incident == known
+    [known] = incidents_after(follow.send[0], "2.0", NOW)
     assert (known.thread, known.level) == ("1.0", "critical")
     came = settled(graver, "hit", 712)
     last = make([row(3, came, Change.CONFIRMED), row(4, spike(settles=alert))], [known])
     assert sent(last) == [(3,)]
     over = msgspec.structs.replace(spike(settles=alert), state="resolved")
-    assert sent(make([row(5, over, Change.RESOLVED)], told_after(last.send[0], None, NOW))) == [(5,)]
+    assert sent(make([row(5, over, Change.RESOLVED)], incidents_after(last.send[0], None, NOW))) == [(5,)]
 
 
 def test_what_came_while_a_channel_was_down_is_told_as_one() -> None:
@@ -128,11 +128,11 @@ def test_what_came_while_a_channel_was_down_is_told_as_one() -> None:
 @pytest.mark.parametrize("change", [Change.FALSE_ALARM, Change.RESOLVED])
 def test_what_was_over_before_it_was_told_is_not_told(change: Change) -> None:
     result = make([row(1, prediction(), still_open=False), row(2, settled(prediction(), "false", 760), change)])
-    assert (sent(result), result.skip[0][1]) == ([], "over before it was told")
+    assert (sent(result), result.skip[0][1]) == ([], "over before it was sent")
 
 
 def test_a_second_incident_of_a_run_waits_for_the_cooldown_unless_it_is_graver() -> None:
-    known = [told(prediction(), told_at=NOW - 100.0)]
+    known = [told(prediction(), notified_at=NOW - 100.0)]
     again = prediction(id="p2")
     assert make([row(1, again)], known).hold == [((row(1, again),), NOW + 500.0)]
     assert sent(make([row(1, msgspec.structs.replace(again, level="critical"))], known)) == [(1,)]
@@ -149,17 +149,17 @@ def test_two_hundred_runs_at_once_are_one_message() -> None:
     rows = [row(number, prediction(f"r{number}")) for number in range(1, 201)]
     result = make(rows)
     assert len(result.send) == 1
-    assert len(result.send[0].tells) == 200
-    known = told_after(result.send[0], "1.0", NOW)
+    assert len(result.send[0].reports) == 200
+    known = incidents_after(result.send[0], "1.0", NOW)
     assert all(item.in_digest and item.thread is None for item in known)
     late = make([row(900, prediction("late"))], known, now=NOW + 10.0)
     assert late.hold[0][1] == NOW + 60.0
     over = make([row(901, settled(rows[0].alert, "false", 760), Change.FALSE_ALARM)], known, now=NOW + 90.0)
-    assert (sent(over), over.skip[0][1]) == ([], "told in a digest")
+    assert (sent(over), over.skip[0][1]) == ([], "sent in a digest")
 
 
 def test_a_storm_that_builds_up_slowly_costs_few_single_messages() -> None:
-    known: list[Told] = []
+    known: list[NotifiedIncident] = []
     sizes: list[int] = []
     waiting: list[tuple[float, OutboxRow]] = [
         (NOW + number * 0.25, row(number + 1, prediction(f"r{number}"), created_at=NOW + number * 0.25))
@@ -171,8 +171,8 @@ def test_a_storm_that_builds_up_slowly_costs_few_single_messages() -> None:
         waiting = [(due, item) for due, item in waiting if due > now]
         waiting += [(until, item) for group, until in result.hold for item in group]
         for delivery in result.send:
-            sizes.append(len(delivery.tells))
-            known += told_after(delivery, f"{now}", now)
+            sizes.append(len(delivery.reports))
+            known += incidents_after(delivery, f"{now}", now)
     assert sizes == [1, 1, 1, 1, 196]
 
 
@@ -223,6 +223,6 @@ def test_what_became_of_an_acknowledged_alert_is_told(result: Any, change: Chang
 
 
 def test_old_news_is_no_news() -> None:
-    assert sent(make([row(1, prediction())], now=NOW + OLD_NEWS + 1)) == []
-    late = msgspec.structs.replace(prediction(), opened_at=NOW - OLD_NEWS - 1)
+    assert sent(make([row(1, prediction())], now=NOW + MAX_NEWS_AGE + 1)) == []
+    late = msgspec.structs.replace(prediction(), opened_at=NOW - MAX_NEWS_AGE - 1)
     assert sent(make([dataclasses.replace(row(1, prediction()), alert=late)])) == []

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from client_sdk.protocol import Alert
 from server.notification import Change
 from server.notifications.apprise_channel import inert
-from server.notifications.notification_text import Message, alert_message, digest_message, trial_message
+from server.notifications.notification_text import (
+    Notification,
+    alert_notification,
+    channel_test_notification,
+    digest_notification,
+)
 from server.notifications.slack_blocks import payload, plain_payload
 from tests.server.notifications.test_policy import row, told
 from tests.support.alerting import PUBLIC_URL, prediction, settled
@@ -22,11 +27,11 @@ from tests.support.slack import faults, texts, unescape
 EVIL = "<!channel> *bold* _it_ ~no~ `code` <https://evil.example|click> & @here :smile: https://evil.example\n\x00"
 
 
-def message(alert: Alert, change: Change = Change.OPENED, follows: bool = False, **changes: Any) -> Message:
-    return alert_message(row(1, alert, change, **changes), told(alert) if follows else None, PUBLIC_URL)
+def message(alert: Alert, change: Change = Change.OPENED, follows: bool = False, **changes: Any) -> Notification:
+    return alert_notification(row(1, alert, change, **changes), told(alert) if follows else None, PUBLIC_URL)
 
 
-def words(shown: Message) -> str:
+def words(shown: Notification) -> str:
     return "\n".join(unescape(text["text"]) for text in texts(payload(shown)["blocks"]))
 
 
@@ -115,14 +120,14 @@ def test_any_text_keeps_within_slacks_limits(
 
 def test_a_digest_names_a_few_of_many_runs() -> None:
     rows = [row(number, prediction(f"r{number}"), run_name=EVIL) for number in range(200)]
-    shown = digest_message(rows, 60.0, PUBLIC_URL)
+    shown = digest_notification(rows, 60.0, PUBLIC_URL)
     assert shown.headline == "200 runs raised alerts within 1 s"
     assert "and 190 more" in words(shown)
     assert faults(payload(shown)) == []
 
 
 def test_a_test_message_is_one() -> None:
-    assert faults(payload(trial_message("id", EVIL, PUBLIC_URL, 0.0))) == []
+    assert faults(payload(channel_test_notification("id", EVIL, PUBLIC_URL, 0.0))) == []
 
 
 def test_a_repetition_is_recognisable() -> None:

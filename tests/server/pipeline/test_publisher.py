@@ -11,7 +11,7 @@ import pytest
 
 from client_sdk.protocol import PROTOCOL_VERSION, Ack, Batch, Hello
 from server.assembly.pipeline import make_pipeline
-from server.broker import MemoryBroker, Message
+from server.broker import LiveMessage, MemoryBroker
 from server.config import Config
 from server.pipeline.announcer import Announcer
 from server.pipeline.publisher import MAX_PENDING, Publisher
@@ -34,7 +34,7 @@ class BlockingBroker(MemoryBroker):
         self.called = asyncio.Event()
         self.accepted: list[dict[str, Any]] = []
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: LiveMessage) -> None:
         self.called.set()
         await self.is_open.wait()
         self.accepted.append(dict(message.body))
@@ -59,7 +59,7 @@ def commit_of(step: int) -> Commit:
 def test_a_broker_that_blocks_delays_no_acknowledgement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = threading.Event()
 
-    async def never(broker: MemoryBroker, message: Message) -> None:
+    async def never(broker: MemoryBroker, message: LiveMessage) -> None:
         called.set()
         await asyncio.Event().wait()
 

@@ -20,7 +20,7 @@ from sqlalchemy import select
 
 from server.errors import DatabaseUnavailableError
 from server.notification import Channel, ChannelKind, Digest, NotificationSettings, Silence
-from server.notifications.dispatcher import Sender
+from server.notifications.dispatcher import Dispatcher
 from server.notifications.picture import Panel, draw
 from server.schema import outbox
 from server.storage.alerts import AlertStore
@@ -60,10 +60,12 @@ async def sending(
     clock: Callable[[], float] = time.time,
     patience: float = 5.0,
     quick: bool = True,
-) -> AsyncIterator[Sender]:
+) -> AsyncIterator[Dispatcher]:
     """A sender at work. ``quick``: it tries again at once."""
     wire = messenger(api_url, timeout=patience)
-    sender = Sender(OutboxStore(database), wire, paint, clock, poll=0.05, uniform=lambda low, _: 0.0 if quick else low)
+    sender = Dispatcher(
+        OutboxStore(database), wire, paint, clock, poll=0.05, uniform=lambda low, _: 0.0 if quick else low
+    )
     sender.start()
     try:
         yield sender
@@ -338,7 +340,7 @@ async def test_a_message_in_flight_when_a_server_is_killed_comes_again_and_says_
     await ChannelStore(database).put(bot())
     await detectors.hold(prediction())
     slack.answer(200, hang=True)
-    command = [sys.executable, "-m", "tests.support.sender_process", database_url, slack.api_url]
+    command = [sys.executable, "-m", "tests.support.dispatcher_process", database_url, slack.api_url]
     process = await asyncio.create_subprocess_exec(*command)
     try:
         await asyncio.to_thread(slack.wait, 1)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from server.errors import ConfigurationError
-from server.notifications.zero_setup import add_slack_webhook, check_slack_webhook
+from server.notifications.environment_channel import add_environment_channel, check_environment_channel
 from server.storage.channels import ChannelStore
 from server.storage.database import Database
 from tests.support.alerting import SECRETS
@@ -17,18 +17,18 @@ URL = "https://hooks.slack.com/services/T0/B0/one"
 
 async def test_the_channel_is_made_once_and_follows_the_url_alone(database: Database) -> None:
     store = ChannelStore(database)
-    await add_slack_webhook(store, SECRETS, URL, 1.0)
+    await add_environment_channel(store, SECRETS, URL, 1.0)
     [made] = await store.all()
     await store.put(dataclasses.replace(made, min_level="critical", enabled=False))
-    await add_slack_webhook(store, SECRETS, URL, 2.0)
+    await add_environment_channel(store, SECRETS, URL, 2.0)
     [kept] = await store.all()
     assert (kept.min_level, kept.enabled, kept.created_at) == ("critical", False, 1.0)
-    await add_slack_webhook(store, SECRETS, URL + "other", 3.0)
+    await add_environment_channel(store, SECRETS, URL + "other", 3.0)
     [changed] = await store.all()
     assert (changed.min_level, changed.enabled) == ("critical", True)
-    assert SECRETS.open(changed.sealed) == {"secret": URL + "other"}
+    assert SECRETS.open(changed.encrypted_secrets) == {"secret": URL + "other"}
 
 
 def test_a_url_that_cannot_work_is_refused_by_the_name_of_its_setting() -> None:
     with pytest.raises(ConfigurationError, match="SPIKEWATCH_SLACK_WEBHOOK"):
-        check_slack_webhook("https://169.254.169.254/x", allow_private=False)
+        check_environment_channel("https://169.254.169.254/x", allow_private=False)

@@ -1,4 +1,4 @@
-"""A sender in a process of its own, to be killed: `python -m tests.support.sender_process DATABASE_URL API_URL`."""
+"""A sender in a process of its own, to be killed: `python -m tests.support.dispatcher_process DATABASE_URL API_URL`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 
-from server.notifications.dispatcher import Sender
+from server.notifications.dispatcher import Dispatcher
 from server.storage.database import Database
 from server.storage.outbox import OutboxStore
 from tests.support.alerting import messenger
@@ -18,7 +18,7 @@ async def paint(run_id: str, step: int, predicted: tuple[int, int, int] | None) 
 
 
 async def main(database_url: str, api_url: str) -> None:
-    sender = Sender(OutboxStore(Database(database_url)), messenger(api_url), paint, time.time, poll=0.05)
+    sender = Dispatcher(OutboxStore(Database(database_url)), messenger(api_url), paint, time.time, poll=0.05)
     sender.start()
     await asyncio.Event().wait()
 

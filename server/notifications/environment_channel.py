@@ -14,7 +14,7 @@ from server.storage.channels import ChannelStore
 CHANNEL_ID: Final = "slack-webhook-of-the-environment"
 
 
-def check_slack_webhook(url: str, *, allow_private: bool) -> None:
+def check_environment_channel(url: str, *, allow_private: bool) -> None:
     """Raises `ConfigurationError` for a URL that cannot work."""
     try:
         check_target(ChannelKind.SLACK_WEBHOOK, url, {}, allow_private=allow_private)
@@ -22,7 +22,7 @@ def check_slack_webhook(url: str, *, allow_private: bool) -> None:
         raise ConfigurationError(f"SPIKEWATCH_SLACK_WEBHOOK: {error}") from error
 
 
-async def add_slack_webhook(channels: ChannelStore, secrets: SecretBox, url: str, now: float) -> None:
+async def add_environment_channel(channels: ChannelStore, secrets: SecretBox, url: str, now: float) -> None:
     """Keep one channel for this URL. What people changed of it stays, until the URL is another one."""
     known = await channels.get(CHANNEL_ID)
     if known is None:
@@ -32,14 +32,16 @@ async def add_slack_webhook(channels: ChannelStore, secrets: SecretBox, url: str
                 name="Slack (from the environment)",
                 kind=ChannelKind.SLACK_WEBHOOK,
                 target=hint(ChannelKind.SLACK_WEBHOOK, url, {}),
-                sealed=secrets.seal({"secret": url}),
+                encrypted_secrets=secrets.seal({"secret": url}),
                 created_at=now,
             )
         )
         return
     try:
-        is_same = secrets.open(known.sealed)["secret"] == url
+        is_same = secrets.open(known.encrypted_secrets)["secret"] == url
     except SecretLostError:
         is_same = False
     if not is_same:
-        await channels.put(replace(known, sealed=secrets.seal({"secret": url}), enabled=True, disabled_reason=None))
+        await channels.put(
+            replace(known, encrypted_secrets=secrets.seal({"secret": url}), enabled=True, disabled_reason=None)
+        )
