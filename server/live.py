@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from server.auth.admissions import Admission, Admissions
 from server.auth.tokens import REVOKED, UNAUTHENTICATED, Authenticator, Identity, bearer_token
 from server.broker import Broker
-from server.broker.message import RESYNC
+from server.broker.live_message import RESYNC
 from server.errors import UNAVAILABLE, ApiError, DatabaseError, LimitError
 from server.metrics import Metrics
 from server.models import Principal, Scope

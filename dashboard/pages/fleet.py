@@ -11,6 +11,7 @@ from urllib.parse import quote
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.vocabulary import AlertKind, AlertLevel, AlertState, RunState, Stage
 from dashboard import ids
 from dashboard.figures.sparkline import sparkline
 from dashboard.forms.attributes import aria, data
@@ -99,9 +100,9 @@ def no_data(*, connected: bool = False) -> list[Component]:
 def counts(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Component]:
     """How many are about to spike, how many live, and how often predictions came true."""
     known = list(runs)
-    live = [run for run in known if run.state == "running"]
-    risky = [run for run in live if run.predicted_step is not None or run.stage == "spiking"]
-    settled = [a.outcome.result for a in alerts if a.kind == "spike-predicted" and a.outcome is not None]
+    live = [run for run in known if run.state == RunState.RUNNING]
+    risky = [run for run in live if run.predicted_step is not None or run.stage == Stage.SPIKING]
+    settled = [a.outcome.result for a in alerts if a.kind == AlertKind.SPIKE_PREDICTED and a.outcome is not None]
     shown = [
         _count(str(len(risky)), "about to spike", "danger" if risky else ""),
         _count(str(len(live)), "live"),
@@ -119,9 +120,9 @@ def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyT
     """
     word, tone = state_words(run, now)
     spike, spike_tone = spike_in(run)
-    pace = rate(run.step_rate) if run.state == "running" else ""
+    pace = rate(run.step_rate) if run.state == RunState.RUNNING else ""
     last = alerts.get(run.last_alert.id) if run.last_alert is not None else None
-    told, alert_tone = alert_words(run.last_alert, is_over=run.state in ("finished", "crashed"))
+    told, alert_tone = alert_words(run.last_alert, is_over=run.state in (RunState.FINISHED, RunState.CRASHED))
     if last is not None and last.outcome is not None:
         told = outcome_words(last, last.outcome)
     measured = run.stability_ratio if run.stability_ratio is not None and math.isfinite(run.stability_ratio) else None
@@ -144,7 +145,7 @@ def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyT
         "alertTone": alert_tone,
         "state": word,
         "stateTone": tone,
-        "stateKey": "live" if run.state == "running" else run.state,
+        "stateKey": "live" if run.state == RunState.RUNNING else run.state,
         "risk": risk(run),
         "created": unix_time(run.created_at) or 0.0,
     }
@@ -152,26 +153,26 @@ def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyT
 
 def state_words(run: RunSummary, now: float) -> tuple[str, str]:
     """The state of a run as written, and its tone."""
-    if run.state == "running":
+    if run.state == RunState.RUNNING:
         return "live", "ok"
-    if run.state == "stale":
+    if run.state == RunState.STALE:
         seen = unix_time(run.last_seen_at)
         return ("stale" if seen is None else f"stale {duration(max(now - seen, 0.0))}"), "warn"
-    return run.state, "danger" if run.state == "crashed" else "muted"
+    return run.state, "danger" if run.state == RunState.CRASHED else "muted"
 
 
 def spike_in(run: RunSummary) -> tuple[str, str]:
     """When the next spike is expected, in steps from now, and its tone."""
-    if run.state in ("finished", "crashed"):
+    if run.state in (RunState.FINISHED, RunState.CRASHED):
         return "–", "muted"
-    if run.stage == "spiking":
+    if run.stage == Stage.SPIKING:
         return "now", "danger"
     if run.predicted_step is None or run.last_step is None:
         return "–", "muted"
     left = run.predicted_step.best - run.last_step
     if left <= 0:
         return "now", "danger"
-    if run.last_alert is not None and run.last_alert.level == "watch":
+    if run.last_alert is not None and run.last_alert.level == AlertLevel.WATCH:
         return f"~{left:,} steps", "muted"
     return steps(left), "danger"
 
@@ -180,7 +181,7 @@ def alert_words(alert: LastAlert | None, *, is_over: bool = False) -> tuple[str,
     """The last alert in a few words, and its tone: urgent while it is open, more than a watch, and the run goes on."""
     if alert is None:
         return "–", "muted"
-    urgent = alert.state != "resolved" and alert.level != "watch" and not is_over
+    urgent = alert.state != AlertState.RESOLVED and alert.level != AlertLevel.WATCH and not is_over
     return alert.title or alert.kind.replace("-", " "), "danger" if urgent else "muted"
 
 
@@ -196,10 +197,10 @@ def risk(run: RunSummary) -> float:
     """For sorting: a run that spikes, then those that will, then the nearest to the limit; the dead ones last."""
     closeness = run.stability_ratio or 0.0
     closeness = min(max(closeness, 0.0), 9.0) if math.isfinite(closeness) else 9.0
-    if run.state in ("finished", "crashed"):
-        return closeness / 100 + (0.5 if run.state == "crashed" else 0.0)
-    weight = 10.0 if run.state == "running" else 5.0
-    if run.stage == "spiking":
+    if run.state in (RunState.FINISHED, RunState.CRASHED):
+        return closeness / 100 + (0.5 if run.state == RunState.CRASHED else 0.0)
+    weight = 10.0 if run.state == RunState.RUNNING else 5.0
+    if run.stage == Stage.SPIKING:
         return weight + 50.0 + closeness
     if run.predicted_step is not None and run.last_step is not None:
         left = max(run.predicted_step.best - run.last_step, 0)

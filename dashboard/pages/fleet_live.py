@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from client_sdk.vocabulary import RunState
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.live import News
@@ -47,7 +48,7 @@ class FleetLive:
         full = not self._sent
         rows: list[dict[str, Any]] = []
         for run in self._runs.values():
-            if only_stale and run.state != "stale":
+            if only_stale and run.state != RunState.STALE:
                 continue  # the others do not age
             drawn = row(run, now, self._alerts)
             if self._sent.get(run.id) != drawn:

@@ -8,11 +8,13 @@ from typing import Any, Final
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.vocabulary import AlertLevel
 from dashboard import ids
 from dashboard.figures.rule_backtest import rule_backtest_figure
 from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
 from dashboard.models import Rule, RunSummary, Tried, TriedRun
 from dashboard.numbers import count, exact, steps
+from dashboard.pages.alert_cards import level_tone
 from dashboard.pages.view import View
 
 FORM: Final = "rule"
@@ -31,7 +33,7 @@ VALUE_HINTS: Final = {
     "on-z": "deviations; 6 is rare in healthy noise",
     "on-silence": "minutes",
 }
-LEVELS: Final[Options] = (("watch", "watch"), ("warning", "warning"), ("critical", "critical"))
+LEVELS: Final[Options] = tuple((level.value, level.value) for level in AlertLevel)
 REDUCED: Final = {"max": "greatest", "min": "least", "mean": "mean"}
 SCALARS: Final = ("loss", "grad_norm", "lambda_max", "step_time")
 STATISTICS: Final = ("grad_norm", "update_ratio", "rms_ratio", "eps_fraction")
@@ -87,14 +89,15 @@ def items(rules: Sequence[Rule], *, may_change: bool = True) -> list[Component]:
 
 
 def _item(rule: Rule, *, may_change: bool) -> Component:
-    tone = {"critical": "danger", "warning": "danger"}.get(rule.level, "warn")
     return html.Div(
         [
             html.Div(
                 [
                     html.Div(
                         [
-                            html.Span(rule.level, className=f"pill {tone}" if rule.enabled else "pill"),
+                            html.Span(
+                                rule.level, className=f"pill {level_tone(rule.level)}" if rule.enabled else "pill"
+                            ),
                             html.B(rule.name),
                             None if rule.enabled else html.Span("off", className="pill"),
                         ],

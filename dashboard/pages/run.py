@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.vocabulary import Stage
 from dashboard import ids
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
@@ -114,7 +115,8 @@ def kpis(run: RunSummary | None) -> list[Component]:
     measured = run.stability_ratio
     over = measured is not None and math.isfinite(measured) and measured >= 1.0
     expected, tone = spike_in(run)
-    stage_tone = {"stable": "ok", "unstable": "warn", "spiking": "danger"}.get(run.stage or "", "")
+    tones: dict[str, str] = {Stage.STABLE: "ok", Stage.UNSTABLE: "warn", Stage.SPIKING: "danger"}
+    stage_tone = tones.get(run.stage or "", "")
     return [
         _kpi("Loss", compact(run.loss), "" if run.loss is None or math.isfinite(run.loss) else "danger"),
         _kpi(_curvature_name(), ratio(measured), "danger" if over else ""),

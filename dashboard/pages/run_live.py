@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from client_sdk.vocabulary import AlertKind, RunState
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.figures.curvature import CURVES, curvature_figure
@@ -107,7 +108,7 @@ class RunLive:
             if news.events or news.alerts:
                 known.events = await self._client.events(self._id)
             new_names = not known.detail.statistics or self._monotonic() - known.asked_at > DETAIL_EVERY
-            if new_names and known.summary.state == "running":
+            if new_names and known.summary.state == RunState.RUNNING:
                 known.detail = known.summary = await self._client.run(self._id)
                 known.asked_at = self._monotonic()
             known.alerts.update(news.alerts)
@@ -173,7 +174,11 @@ class RunLive:
         frame = make_frame(curves.series, marks, view, last_step)
         series = curves.series.series
         open_prediction = next(
-            (a for a in alerts if a.is_open and a.kind == "spike-predicted" and a.predicted_step == marks.expected),
+            (
+                a
+                for a in alerts
+                if a.is_open and a.kind == AlertKind.SPIKE_PREDICTED and a.predicted_step == marks.expected
+            ),
             None,
         )
         growth = growth_per_step(open_prediction.evidence) if open_prediction is not None else None
@@ -193,7 +198,7 @@ class RunLive:
             ),
             Update(component=ids.LOSS_NOTE, props={"children": _loss_note(curves.series, metric, marks)}),
             Update(component=ids.LOSS_TITLE, props={"children": "Loss" if metric == "loss" else metric}),
-            Update(component=ids.LAYERS_NOTE, props={"children": statistic(stat).note}),
+            Update(component=ids.LAYERS_NOTE, props={"children": statistic(stat).meaning}),
         ]
         self._mounted = True
         pickers = (known.detail.statistics, known.detail.scalars)
@@ -277,11 +282,11 @@ def _histogram_updates(view: View, curves: Curves, frame: Frame) -> list[Update]
 def _refresh(summary: RunSummary, updates: list[Update], now: float) -> Refresh:
     pace = rate(summary.step_rate)
     detail = page.step_words(summary, pace)
-    if summary.state == "running":
+    if summary.state == RunState.RUNNING:
         return Refresh(updates=updates, tone="ok", word="live", detail=detail)
-    if summary.state == "stale":
+    if summary.state == RunState.STALE:
         return Refresh(updates=updates, tone="warn", word="stale", detail=page.stale_words(summary, now))
-    tone = "danger" if summary.state == "crashed" else "muted"
+    tone = "danger" if summary.state == RunState.CRASHED else "muted"
     return Refresh(updates=updates, tone=tone, word=summary.state, detail=page.step_words(summary, ""))
 
 

@@ -31,7 +31,7 @@ from client_sdk.protocol import (
     encode,
 )
 from server.broker import Broker
-from server.broker.message import RESTORED, RESYNC
+from server.broker.live_message import RESTORED, RESYNC
 from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
@@ -236,7 +236,7 @@ class Connection:
         self._metrics.values.inc(values)
         pause = self._pause_after(values)
         if pause > 0:
-            # Unread, the socket fills and the client waits; its records wait in its spool, and nothing is lost.
+            # UnreadSegments, the socket fills and the client waits; its records wait in its spool, and nothing is lost.
             await asyncio.sleep(pause)
 
     async def _finish(self, message: Finish) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from server.broker import Broker, Message
+from server.broker import Broker, LiveMessage
 from server.errors import DatabaseError
 from server.storage.fleet import FleetQuery
 
@@ -47,7 +47,7 @@ class Announcer:
             try:
                 for summary in await self._fleet.summaries(some):
                     body = {"type": "run", "run": summary}
-                    await self._broker.publish(Message(run_id=summary["id"], project=summary["project"], body=body))
+                    await self._broker.publish(LiveMessage(run_id=summary["id"], project=summary["project"], body=body))
             except DatabaseError as error:
                 logger.warning(
                     "the summaries of %d runs could not be pushed (%s)",

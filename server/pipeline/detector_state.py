@@ -9,9 +9,9 @@ import msgspec
 from msgspec.structs import replace
 
 from client_sdk.protocol import Alert
-from server.alerts.lifecycle import AlertBook
+from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
-from server.detectors.rules import RuleBank
+from server.detectors.rule_evaluator import RuleEvaluator
 from server.models import AlertKind, Event, Finding, Sample
 from server.pipeline.progress import RunProgress
 from server.pipeline.thinned_span import ThinnedSpan
@@ -41,9 +41,9 @@ class Head:
     due_at: float | None = None
     """In the database."""
     monitor: DetectorSuite = field(default_factory=DetectorSuite)
-    book: AlertBook
+    book: AlertLifecycle
     progress: RunProgress = field(default_factory=RunProgress)
-    bank: RuleBank = field(default_factory=RuleBank)
+    bank: RuleEvaluator = field(default_factory=RuleEvaluator)
     thinned: ThinnedSpan = field(default_factory=ThinnedSpan)
     changed: dict[str, Alert] = field(default_factory=dict)
     """Alerts not yet saved; of each the latest form."""
@@ -65,7 +65,7 @@ class Head:
     def begin(self, rank: int) -> None:
         """The detectors go by another rank, from its first step on."""
         self.rank, self.position = rank, 0
-        self.monitor, self.progress, self.bank = DetectorSuite(), RunProgress(), RuleBank()
+        self.monitor, self.progress, self.bank = DetectorSuite(), RunProgress(), RuleEvaluator()
         self.thinned = ThinnedSpan()
 
     def hear(self, sample: Sample, committed_at: float) -> None:
@@ -106,14 +106,14 @@ class Head:
             saved_position=state.position,
             revision=state.revision,
             due_at=state.due_at,
-            book=AlertBook(run_id),
+            book=AlertLifecycle(run_id),
         )
         try:
             saved = msgspec.msgpack.decode(state.state, type=_Saved)
-            head.book = AlertBook.restore(saved.book)
+            head.book = AlertLifecycle.restore(saved.book)
             head.progress = RunProgress.restore(saved.progress)
             head.monitor = DetectorSuite.restore(saved.monitor)
-            head.bank = RuleBank.restore(saved.rules) if saved.rules else RuleBank()
+            head.bank = RuleEvaluator.restore(saved.rules) if saved.rules else RuleEvaluator()
             head.thinned = ThinnedSpan.restore(saved.thinned) if saved.thinned else ThinnedSpan()
         except ValueError as error:
             logger.warning(

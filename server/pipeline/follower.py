@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from server.alerts.lifecycle import AlertBook
+from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.layer_sums import STATISTICS
 from server.errors import DatabaseError
-from server.models import Event, Layout, RunState
+from server.models import DELETING, Event, Layout, RunState
 from server.pipeline.detector_state import Head
 from server.pipeline.inbox import FreshSegment, Inbox
 from server.pipeline.samples import samples
@@ -24,7 +24,7 @@ from server.pyramid.columns import Columns, Payload
 from server.rule import RuleSet
 from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SavedDetectorState, SuiteState
 from server.storage.layouts import LayoutStore
-from server.storage.measurements.segments import SegmentStore, StoredSegment, Unread
+from server.storage.measurements.segments import SegmentStore, StoredSegment, UnreadSegments
 from server.storage.runs import RunLabels, RunStore
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class RunFollower:
             self._awake.clear()
             return True
 
-    async def _read_all(self) -> Unread | None:
+    async def _read_all(self) -> UnreadSegments | None:
         """Read everything that is committed, and tell what was found. Returns the last look into the database, None
         where there was none."""
         found = None
@@ -193,7 +193,7 @@ class RunFollower:
             else:
                 return found
 
-    async def _read_some(self) -> Unread:
+    async def _read_some(self) -> UnreadSegments:
         """Read the next segments of the database, if there are any."""
         head = self._head if self._head is not None else await self._load()
         rank, position = (None, 0) if head is None else (head.rank, head.position)
@@ -201,7 +201,7 @@ class RunFollower:
         if found.lowest_rank is None:
             return found
         if head is None:
-            head = Head(rank=found.lowest_rank, book=AlertBook(self.run_id))
+            head = Head(rank=found.lowest_rank, book=AlertLifecycle(self.run_id))
         self._head = head
         if found.lowest_rank < head.rank:
             # A lower rank has begun: it leads from now on, and its own history is read from the beginning.
@@ -290,7 +290,7 @@ class RunFollower:
         if self._labels is None:
             return  # deleted meanwhile
         chosen = rules.of_run(self._labels.project, self._labels.name, self._labels.tags)
-        for rule_id in head.bank.adopt(chosen, rules.version):
+        for rule_id in head.bank.replace_rules(chosen, rules.version):
             head.close_rule(rule_id, self._clock(), " The rule was changed, switched off or deleted.")
 
     async def _look(self, since: float) -> None:
@@ -302,7 +302,7 @@ class RunFollower:
         await self._adopt_rules(head)
         now = self._clock()
         if await self._runs.state_of(self.run_id) in {RunState.RUNNING, RunState.STALE}:
-            for finding in head.bank.silence(now, since):
+            for finding in head.bank.find_silent(now, since):
                 head.note(head.book.report(finding, head.bank.last_step, now))
         if head.is_noteworthy or head.bank.due_at != head.due_at:
             await self._save(head)
@@ -335,7 +335,7 @@ class RunFollower:
 
     async def _close_if_ended(self, state: str | None) -> bool:
         """When the run has ended and everything is read, nothing stays open. False when the run was deleted."""
-        if state in {None, RunState.DELETING}:
+        if state in {None, DELETING}:
             self._head = None
             return False
         head = self._head

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from client_sdk.protocol import HISTOGRAM_BINS, MAX_NAME_CHARS, MAX_SCALARS, MAX_STEP, Layout, Record
 from server.errors import IngestError
 from server.pyramid.columns import BlockColumns, Columns, ScalarColumn, encode
+from server.pyramid.drafts import HistogramDraft, SegmentDraft
+from server.pyramid.histograms import dips_of
+from server.pyramid.histograms import encode as encode_histogram
 from server.storage.layouts import DERIVED_STATISTIC
-from server.storage.measurements.drafts import HistogramDraft, SegmentDraft
-from server.storage.measurements.histogram import dips_of
-from server.storage.measurements.histogram import encode as encode_histogram
 
 QUANTITIES = frozenset({"update", "ratio"})
 

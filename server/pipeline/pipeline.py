@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from client_sdk.protocol import Batch, Finish, Hello
-from server.broker import Broker, Message
+from server.broker import Broker, LiveMessage
 from server.broker.leases import Leases
 from server.errors import (
     DatabaseError,
@@ -148,7 +148,7 @@ class Pipeline:
         if registration.epoch > 1:
             # The database refuses what its earlier connection sends; that one may as well know.
             body = {"type": "writer", "writer_id": registration.writer_id, "epoch": registration.epoch}
-            await self._broker.publish(Message(run_id=registration.run_id, project=registration.project, body=body))
+            await self._broker.publish(LiveMessage(run_id=registration.run_id, project=registration.project, body=body))
         self._announcer.mark(registration.run_id)
         return Writer(registration, {layout.id: len(layout.statistics) for layout in hello.layouts})
 
@@ -273,7 +273,7 @@ class Pipeline:
             if project is None:
                 return
             self._projects[run_id] = project
-        await self._broker.publish(Message(run_id=run_id, project=project, body=body))
+        await self._broker.publish(LiveMessage(run_id=run_id, project=project, body=body))
 
     async def _publish_events(self, run_id: str, events: Sequence[Event]) -> None:
         for event in events:

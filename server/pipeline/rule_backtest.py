@@ -1,8 +1,8 @@
 """A rule against what a run has logged: when it would have told somebody, before it is saved.
 
-The code that judges is the live one, `RuleBank` and `AlertBook`. The history is read piece by piece, so memory does
-not grow with the run, and a caller may end it anywhere. Where the server's clock hears silence live, the training's
-times do here.
+The code that judges is the live one, `RuleEvaluator` and `AlertLifecycle`. The history is read piece by piece, so
+memory does not grow with the run, and a caller may end it anywhere. Where the server's clock hears silence live, the
+training's times do here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Final
 import msgspec
 
 from client_sdk.protocol import Alert
-from server.alerts.lifecycle import AlertBook
+from server.alerts.lifecycle import AlertLifecycle
+from server.detectors.rule_evaluator import RuleEvaluator
 from server.detectors.rule_values import RuleValues
-from server.detectors.rules import RuleBank
 from server.models import AlertKind, AlertState, Finding, Sample, Stage, Verdict
 from server.pipeline.samples import samples
 from server.rule import Rule
@@ -123,9 +123,9 @@ class _Trial:
 
     def __init__(self, rule: Rule, run_id: str) -> None:
         self._rule = rule
-        self._bank = RuleBank()
-        self._bank.adopt((rule,), VERSION)
-        self._book = AlertBook(run_id)
+        self._bank = RuleEvaluator()
+        self._bank.replace_rules((rule,), VERSION)
+        self._book = AlertLifecycle(run_id)
         self._read = RuleValues()
         self._values: dict[str, float | None] = {}
         self._alerts: dict[str, Alert] = {}
@@ -149,7 +149,7 @@ class _Trial:
         """Nothing came up to then."""
         due = self._bank.due_at
         if due is not None and due <= time:
-            for finding in self._bank.silence(due):
+            for finding in self._bank.find_silent(due):
                 self._note(self._book.report(finding, self._bank.last_step, due), finding)
 
     def result(self, *, complete: bool) -> BacktestResult:

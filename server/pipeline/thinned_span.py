@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from client_sdk.protocol import STATISTICS_THINNED
-from server.models import Event, Sample
+from server.models import Event, EventKind, Sample
 
 CALM: Final = 1_000
 """Records in a row with all their statistics that end a stretch."""
@@ -47,7 +47,7 @@ class ThinnedSpan:
         began: tuple[Event, ...] = ()
         if state.first_step is None:
             state.first_step, state.records = sample.step, 0
-            began = (Event(step=sample.step, kind="statistics-thinned", attempt=sample.attempt),)
+            began = (Event(step=sample.step, kind=EventKind.STATISTICS_THINNED, attempt=sample.attempt),)
         state.last_step, state.calm = sample.step, 0
         state.records += 1
         return (*ended, *began)
@@ -59,7 +59,7 @@ class ThinnedSpan:
             return ()
         detail = {"from_step": state.first_step, "to_step": state.last_step, "records": state.records}
         state.first_step, state.calm = None, 0
-        return (Event(step=state.last_step, kind="statistics-complete", attempt=state.attempt, detail=detail),)
+        return (Event(step=state.last_step, kind=EventKind.STATISTICS_COMPLETE, attempt=state.attempt, detail=detail),)
 
     def snapshot(self) -> bytes:
         return msgspec.msgpack.encode(self._state)

@@ -16,7 +16,7 @@ from websockets.sync.client import ClientConnection
 from client_sdk.protocol import STATISTICS_THINNED, Record
 from server.pipeline import inbox
 from server.pipeline.inbox import Room
-from server.storage.measurements.segments import SegmentStore, Unread
+from server.storage.measurements.segments import SegmentStore, UnreadSegments
 from server.storage.runs import RunStore
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
@@ -108,7 +108,7 @@ def test_detectors_read_from_memory_what_this_server_commits(tmp_path: Path, mon
     looks: list[int] = []
     unread = SegmentStore.unread
 
-    async def counted(store: SegmentStore, run_id: str, rank: int | None, position: int, limit: int) -> Unread:
+    async def counted(store: SegmentStore, run_id: str, rank: int | None, position: int, limit: int) -> UnreadSegments:
         looks.append(position)
         return await unread(store, run_id, rank, position, limit)
 

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client_sdk.optimizers import TERM, Kind, Rule
+from client_sdk.optimizers import TERM, Kind, UpdateRule
 from client_sdk.stats.sums import SUM
 
 Array = NDArray[np.float64]
@@ -22,7 +22,7 @@ WITH_UPDATE: Final = ("update_norm", "update_ratio")
 WITH_SECOND_MOMENT: Final = ("v_rms", "rms_ratio", "decoupling", "u_rms", "eps_fraction")
 
 
-def statistics_of(kind: Kind, rules: Sequence[Rule]) -> tuple[str, ...]:
+def statistics_of(kind: Kind, rules: Sequence[UpdateRule]) -> tuple[str, ...]:
     """Names of the statistics that exist for this optimizer, in the order of the contract."""
     names = list(ALWAYS)
     if kind != "other":

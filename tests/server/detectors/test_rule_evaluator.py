@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from server.detectors.rules import RuleBank
+from server.detectors.rule_evaluator import RuleEvaluator
 from server.models import Finding, Layout, Sample
 from server.rule import ChangeBy, Condition, Direction, Reduce, Rule
 from tests.support import streams
@@ -36,9 +36,9 @@ ALL_KINDS = (
 )  # fmt: skip
 
 
-def bank_of(*rules: Rule) -> RuleBank:
-    bank = RuleBank()
-    bank.adopt(rules, "1")
+def bank_of(*rules: Rule) -> RuleEvaluator:
+    bank = RuleEvaluator()
+    bank.replace_rules(rules, "1")
     return bank
 
 
@@ -46,7 +46,7 @@ def scalars(values: Iterable[float], name: str = "loss", every: int = 1) -> list
     return [Sample(step=every * i, time=1000.0 + i, scalars={name: x}) for i, x in enumerate(values)]
 
 
-def held(bank: RuleBank, samples: Iterable[Sample]) -> list[tuple[Finding, ...]]:
+def held(bank: RuleEvaluator, samples: Iterable[Sample]) -> list[tuple[Finding, ...]]:
     return [bank.update(sample, sample.time).findings for sample in samples]
 
 
@@ -117,14 +117,14 @@ def test_cooldown_bounds_the_alerts_and_not_the_condition() -> None:
 
 def test_silence_is_told_once_and_ends_with_the_first_record() -> None:
     bank = bank_of(ALL_KINDS[-1])
-    assert bank.silence(10_000.0) == ()
+    assert bank.find_silent(10_000.0) == ()
     held(bank, scalars([1.0] * 10))
     assert bank.due_at == 1009.0 + 600.0
-    assert bank.silence(1608.0) == ()
-    assert bank.silence(1700.0, since=1500.0) == ()
-    (finding,) = bank.silence(1609.0)
+    assert bank.find_silent(1608.0) == ()
+    assert bank.find_silent(1700.0, since=1500.0) == ()
+    (finding,) = bank.find_silent(1609.0)
     assert "10 minutes" in finding.message
-    assert bank.silence(9_999.0) == ()
+    assert bank.find_silent(9_999.0) == ()
     assert bank.due_at is None
     heard = bank.update(Sample(step=10, time=0.0, scalars={}), 2_000.0)
     assert heard.findings == ()
@@ -153,7 +153,7 @@ def test_restored_bank_goes_on_exactly_where_it_stood(cut: int) -> None:
     expected = held(whole, samples)
     before = bank_of(*ALL_KINDS)
     found = held(before, samples[:cut])
-    after = RuleBank.restore(before.snapshot())
+    after = RuleEvaluator.restore(before.snapshot())
     found += held(after, samples[cut:])
     assert repr(found) == repr(expected)
     assert after.snapshot() == whole.snapshot()
@@ -181,16 +181,16 @@ def test_adopting_keeps_what_did_not_change_and_ends_what_did() -> None:
     kept, changed, gone = (Rule(**{**LOSS, "id": name}) for name in ("kept", "changed", "gone"))
     bank = bank_of(kept, changed, gone)
     held(bank, scalars([3.0]))
-    ended = bank.adopt((kept, dataclasses.replace(changed, value=9.0)), "2")
+    ended = bank.replace_rules((kept, dataclasses.replace(changed, value=9.0)), "2")
     assert set(ended) == {"changed", "gone"}
     assert [finding.key for finding in bank.findings()] == ["kept"]
 
 
 def test_snapshot_of_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match="version 9"):
-        RuleBank.restore(bank_of(*ALL_KINDS).snapshot().replace(b"\xa7version\x01", b"\xa7version\x09"))
+        RuleEvaluator.restore(bank_of(*ALL_KINDS).snapshot().replace(b"\xa7version\x01", b"\xa7version\x09"))
     with pytest.raises(ValueError):  # noqa: PT011 - whatever msgspec says, it must be a ValueError
-        RuleBank.restore(b"nothing of ours")
+        RuleEvaluator.restore(b"nothing of ours")
 
 
 def test_the_state_is_small_however_many_layers_there_are() -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from server.pyramid.columns import BlockColumns, Columns, ScalarColumn, encode
-from server.storage.lru import ByteLru
-from server.storage.measurements.tails import decode
+from server.storage.measurements.byte_cache import ByteCache
+from server.storage.measurements.open_segments import decode
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    cache = ByteLru(30)
+    cache = ByteCache(30)
     for name in "abc":
         cache.put(name, name, 10)
     assert cache.get("a") == "a"
@@ -25,7 +25,7 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_what_is_greater_than_the_cache_is_not_kept() -> None:
-    cache = ByteLru(10)
+    cache = ByteCache(10)
     cache.put("small", 1, 5)
     cache.put("great", 2, 11)
     assert cache.get("great") is None
@@ -33,7 +33,7 @@ def test_what_is_greater_than_the_cache_is_not_kept() -> None:
 
 
 def test_a_value_that_grows_is_counted_once() -> None:
-    cache = ByteLru(100)
+    cache = ByteCache(100)
     cache.put("a", 1, 10)
     cache.put("a", 2, 20)
     assert cache.nbytes == 20
@@ -48,7 +48,7 @@ def test_a_value_that_grows_is_counted_once() -> None:
 def test_what_a_kept_segment_is_counted_for_is_what_it_takes(statistic: str | None, records: int) -> None:
     """A short one is mostly objects: counted by its numbers alone, the cache once held five times what it may."""
     data = _segment(records)
-    cache = ByteLru(2**30)
+    cache = ByteCache(2**30)
     count = 200
     tracemalloc.start()
     try:

@@ -12,14 +12,14 @@ infinities change nothing that they are not about. Bounded: of each rule a few n
 * z-score: (value − median)/σ of the last `window` values, σ = interquartile range/1.349 (that of a normal
   distribution), and a thousandth of the median at least, so that a constant is silent. Against the past alone, and not
   before half the window is full.
-* no data: the clock decides, which `silence` is told; see there.
+* no data: the clock decides, which `find_silent` is told; see there.
 
 A rule begins when its condition held at `for_steps` values in a row, and ends when it did not hold at as many.
 
 >>> from server.rule import Condition, Rule
->>> bank = RuleBank()
+>>> bank = RuleEvaluator()
 >>> rule = Rule(id="high", name="Loss is high", scalar="loss", condition=Condition.ABOVE, value=2.0)
->>> bank.adopt((rule,), "1")
+>>> bank.replace_rules((rule,), "1")
 ()
 >>> [len(bank.update(Sample(step=i, time=i, scalars={"loss": x}), i).findings) for i, x in enumerate((1.0, 3.0, 1.0))]
 [0, 1, 0]
@@ -116,7 +116,7 @@ class _State(msgspec.Struct):
     watches: list[Watch] = []
 
 
-class RuleBank:
+class RuleEvaluator:
     """The rules that watch one run. Not thread-safe."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class RuleBank:
 
     @property
     def due_at(self) -> float | None:
-        """Unix time at which `silence` has something to say if nothing comes; None: never."""
+        """Unix time at which `find_silent` has something to say if nothing comes; None: never."""
         due = []
         for watch in self._state.watches:
             if watch.rule.condition is Condition.NO_DATA and not watch.firing and watch.seen_at is not None:
@@ -148,7 +148,7 @@ class RuleBank:
                 due.append(max(watch.seen_at + watch.limit, rested))
         return min(due, default=None)
 
-    def adopt(self, rules: Sequence[Rule], version: str) -> tuple[str, ...]:
+    def replace_rules(self, rules: Sequence[Rule], version: str) -> tuple[str, ...]:
         """From the next sample on these rules and no others. One that did not change goes on as it was.
 
         Returns the ids of those that held and are gone or changed: their alerts are over.
@@ -193,7 +193,7 @@ class RuleBank:
         """Those that hold."""
         return tuple(_finding(watch, self._state) for watch in self._state.watches if watch.firing)
 
-    def silence(self, now: float, since: float = -math.inf) -> tuple[Finding, ...]:
+    def find_silent(self, now: float, since: float = -math.inf) -> tuple[Finding, ...]:
         """The rules about no data that begin to hold at ``now``, though nothing came.
 
         ``since``: nobody was there to hear what came before; silence counts from then.
@@ -212,7 +212,7 @@ class RuleBank:
         return msgspec.msgpack.encode(self._state)
 
     @classmethod
-    def restore(cls, data: bytes) -> RuleBank:
+    def restore(cls, data: bytes) -> RuleEvaluator:
         """Raises `ValueError` for anything but a snapshot of this version (`msgspec.DecodeError` is one)."""
         bank = cls()
         state = msgspec.msgpack.decode(data, type=_State)

@@ -1,4 +1,4 @@
-"""Segments as they are handed to a commit: packed, and still without an id and an attempt."""
+"""Segments before they are committed: encoded, but without an id and an attempt. Pure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from server.pyramid.columns import Columns
 
 @dataclass(frozen=True, kw_only=True)
 class HistogramDraft:
-    """The histograms of one quantity at one step, encoded by `storage.histogram`."""
+    """Histograms of one quantity at one step, before they have an id."""
 
     step: int
     layout: int
     which: str
+    """Name of the quantity: "update" or "ratio"."""
     payload: bytes
+    """Histograms as encoded by `pyramid.histograms`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentDraft:
-    """A segment before it has an id and an attempt. Its steps never decrease."""
+    """Segment before it has an id and an attempt. Its steps never decrease."""
 
     first_seq: int
     last_seq: int
@@ -28,10 +30,10 @@ class SegmentDraft:
     last_step: int
     payload: bytes
     columns: Columns
-    """What the payload was made of, for whoever goes on with it."""
+    """Columns that the payload encodes, so that later stages need not decode it."""
     histograms: tuple[HistogramDraft, ...] = ()
 
     @property
     def names(self) -> Iterable[str]:
-        """The scalars that are logged in it."""
+        """Names of the scalars that the segment contains."""
         return self.columns.scalars.keys()

@@ -69,7 +69,7 @@ class _Pack:
     """[R] position within the list of all entries of each packed row."""
 
 
-class Plan:
+class MeasurementPlan:
     """Batches for entries of these parameters and flags; `measure` may be called with every later step's tensors."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:

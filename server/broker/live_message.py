@@ -14,14 +14,14 @@ DEGRADED: Final = "degraded"
 """From here on only what this server publishes comes."""
 RESTORED: Final = "restored"
 
-CONTROL: Final = frozenset({"writer"})
+CONTROL_TYPES: Final = frozenset({"writer"})
 """Messages between servers; no viewer gets them."""
-NOTICED: Final = frozenset({"alert"}) | CONTROL
+BROADCAST_TYPES: Final = frozenset({"alert"}) | CONTROL_TYPES
 """What every server hears of every run, because training processes on it may be concerned. Rare, unlike the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message:
+class LiveMessage:
     """Something about a run; ``body`` is JSON as the live socket sends it, with its ``type``."""
 
     run_id: str
@@ -54,7 +54,7 @@ class Delivery:
         return decoded
 
 
-def word(kind: str, cursor: str) -> Delivery:
+def control_delivery(kind: str, cursor: str) -> Delivery:
     """One of `RESYNC`, `DEGRADED` and `RESTORED`."""
     return Delivery(type=kind, cursor=cursor, payload=msgspec.json.encode({"type": kind}))
 
@@ -68,11 +68,11 @@ class Interest:
     project: str | None
     """None: of all projects."""
     types: frozenset[str] | None
-    """None: everything but `CONTROL`."""
+    """None: everything but `CONTROL_TYPES`."""
 
     def covers(self, run_id: str, project: str, kind: str) -> bool:
         return (
-            (kind not in CONTROL if self.types is None else kind in self.types)
+            (kind not in CONTROL_TYPES if self.types is None else kind in self.types)
             and (self.run_ids is None or run_id in self.run_ids)
             and (self.project is None or project == self.project)
         )

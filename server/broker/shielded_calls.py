@@ -7,19 +7,19 @@ from collections.abc import Awaitable
 from typing import Any
 
 
-class Asker:
+class ShieldedCalls:
     """Waits so that the waiting can be broken off: the client of Redis swallows a cancellation while it connects."""
 
     def __init__(self) -> None:
         self._asked: set[asyncio.Future[Any]] = set()
 
-    async def ask(self, question: Awaitable[Any]) -> Any:
+    async def call(self, question: Awaitable[Any]) -> Any:
         answer = asyncio.ensure_future(question)
         self._asked.add(answer)
         answer.add_done_callback(self._forget)
         return await asyncio.shield(answer)
 
-    async def settle(self) -> None:
+    async def wait_closed(self) -> None:
         """Until every question is answered, or given up on by the client."""
         await asyncio.gather(*self._asked, return_exceptions=True)
 

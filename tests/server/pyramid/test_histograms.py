@@ -7,7 +7,7 @@ import pytest
 
 from client_sdk.protocol import Layout
 from server.pipeline.packing import pack
-from server.storage.measurements.histogram import DIP_POINTS, dips_of
+from server.pyramid.histograms import DIP_POINTS, dips_of
 from tests.support.writer import histogram, record
 
 
