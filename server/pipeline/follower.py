@@ -38,7 +38,7 @@ Publish = Callable[[Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
 
 
 class DetectorStates(Protocol):
-    """Where the detector states of runs are kept."""
+    """A store of detector states."""
 
     async def load(self, run_id: str) -> SuiteState | None:
         """Return the saved state of a run, or None if there is none. Raises `DatabaseError`."""
