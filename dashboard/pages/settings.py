@@ -36,7 +36,7 @@ ALERT_KINDS: Final = tuple(kind.value for kind in AlertKind)
 
 def layout() -> Component:
     """The page before its first data."""
-    bone = html.Div(html.Span(className="bone"), className="item")
+    skeleton = html.Div(html.Span(className="skeleton"), className="item")
     return html.Div(
         [
             html.H1("Settings"),
@@ -46,11 +46,11 @@ def layout() -> Component:
                     html.Section(
                         [
                             html.H2("Channels", className="part"),
-                            html.Div([bone, bone], id=ids.CHANNEL_LIST, className="card items"),
+                            html.Div([skeleton, skeleton], id=ids.CHANNEL_LIST, className="card items"),
                             html.Div(button("New channel", "new-channel", of="new"), className="form-buttons"),
                             html.Div(id=ids.CHANNEL_EDITOR),
                             html.H2("Tokens", className="part later"),
-                            html.Div([bone], id=ids.TOKEN_LIST, className="card items"),
+                            html.Div([skeleton], id=ids.TOKEN_LIST, className="card items"),
                         ]
                     ),
                     html.Section(

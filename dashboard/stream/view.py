@@ -1,4 +1,4 @@
-"""What one browser looks at: parsed from the store that view.js writes. Pure."""
+"""The view of a browser: its page and the choices of its controls, parsed from the store that view.js writes. Pure."""
 
 from __future__ import annotations
 
@@ -12,40 +12,46 @@ NAME_CHARS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The page, the steps, and the choices of its pickers. Anything malformed falls back to the default."""
+    """Everything that decides what a page shows. Malformed values fall back to their defaults."""
 
     page: str
-    run_id: str | None = None
-    alert_id: str | None = None
+    """Name of the page."""
+    subject: str | None = None
+    """Id in the address of the page, such as that of a run; None on pages without one."""
     step_range: tuple[float, float] | None = None
-    """None follows the newest steps."""
+    """First and last step of the zoomed range; None follows the newest steps."""
     follows: int = 0
-    """Counts the returns to following, so that an old zoom is forgotten by the figures too."""
+    """Number of times that the browser returned to following; figures drop their zoom when it changes."""
     window: int | None = None
-    """How many of the newest steps to follow; None is all of them."""
+    """Number of newest steps to follow; None follows all steps."""
     metric: str = "loss"
+    """Name of the scalar in the loss panel."""
     stat: str | None = None
+    """Name of the statistic in the heatmap; None chooses the first that the run has."""
     reduce: str = "max"
+    """Reduction of several steps to one column of the heatmap: "max", "min" or "last"."""
     logarithmic: bool = True
+    """Whether the colours of the heatmap are logarithmic."""
     theme: str = "dark"
+    """Colour theme: "dark" or "light"."""
     narrow: bool = False
+    """Whether the browser has the width of a phone."""
     cell: tuple[str, int] | None = None
     """Layer and step whose histograms are shown."""
 
     @property
-    def place(self) -> tuple[str, str | None, str | None]:
-        """The page and what it is about: what must stay the same for a page's parts to be on screen."""
-        return self.page, self.run_id, self.alert_id
+    def place(self) -> tuple[str, str | None]:
+        """Page and subject; while they stay the same, the components of the page are on screen."""
+        return self.page, self.subject
 
 
 def parse_view(data: Any) -> View | None:
-    """The view of a browser, which may send anything; None before it has sent one."""
+    """Return the view that a browser sent, or None if the data is not a view. Accepts any data."""
     if not isinstance(data, Mapping) or not isinstance(data.get("page"), str):
         return None
     return View(
         page=data["page"],
-        run_id=_text(data.get("run")),
-        alert_id=_text(data.get("alert")),
+        subject=_text(data.get("subject")),
         step_range=_range(data.get("range")),
         follows=_whole(data.get("follows")) or 0,
         window=_whole(data.get("window")),
