@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
-from dashboard.live import LiveFeed
+from dashboard.stream.feed import LiveFeed
 from dashboard.viewer import Viewer
 
 

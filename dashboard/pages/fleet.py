@@ -13,13 +13,13 @@ from client_sdk.vocabulary import AlertKind, RunState, Stage
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.forms.attributes import aria
-from dashboard.live import News
 from dashboard.models import Alert, RunSummary
 from dashboard.pages.fleet_rows import row
 from dashboard.pages.no_data import no_data
 from dashboard.pages.symbols import symbols
 from dashboard.shell.clientside import clientside
 from dashboard.shell.page import NavigationEntry, Page, PageRequest
+from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.view import View
 

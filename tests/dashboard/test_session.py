@@ -10,8 +10,8 @@ import pytest
 from dashboard import ids
 from dashboard.client import ApiRefusedError, ApiUnavailableError
 from dashboard.config import DashboardConfig
-from dashboard.live import LiveFeed, News
 from dashboard.models import LiveMessage
+from dashboard.stream.feed import LiveFeed, News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.session import Session
 from dashboard.stream.view import View
@@ -91,7 +91,7 @@ class Scene:
         await asyncio.gather(self.task, return_exceptions=True)
 
     def publish(self, message: LiveMessage) -> None:
-        self.feed._broadcast(message)
+        self.feed.fan_out(message)
 
     async def shown(self, frame: int) -> None:
         """Wait until the browser has acknowledged this frame."""
@@ -190,4 +190,4 @@ async def test_closing_ends_the_session_and_its_subscription() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(scene.task, 10)
         assert scene.feed.offline_since is not None
-        assert not scene.feed._mailboxes
+        assert scene.feed.subscriber_count == 0
