@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, TypeVar
 
 from client_sdk.protocol import Alert
+from client_sdk.vocabulary import LEVEL_RANK, AlertState
 from client_sdk.warner import Warner
 
 Change = Literal["opened", "escalated", "resolved"]
@@ -21,7 +22,6 @@ Change = Literal["opened", "escalated", "resolved"]
 MAX_WAITING: Final = 256  # alerts that wait for the next `log`; beyond them the oldest is dropped
 MAX_KNOWN: Final = 1024  # open alerts that are remembered, and as many ids of resolved ones
 SLOW_CALLBACK: Final = 1.0  # seconds that a callback may take without a warning
-_RANK: Final = {"watch": 0, "warning": 1, "critical": 2}
 
 
 class TrainingAlert(Alert, frozen=True, kw_only=True):
@@ -75,7 +75,7 @@ class AlertInbox:
         if alert.id in self._resolved:
             return
         before = self._open.pop(alert.id, None)
-        if alert.state == "resolved":
+        if alert.state == AlertState.RESOLVED:
             _remember(self._resolved, alert.id, None)
         else:
             _remember(self._open, alert.id, alert)
@@ -122,13 +122,13 @@ class AlertInbox:
 
     def _change(self, before: Alert | None, alert: Alert) -> Change | None:
         """Return the change to report, or None if there is nothing new for a callback."""
-        if alert.state == "resolved":
+        if alert.state == AlertState.RESOLVED:
             # An alert that was resolved before this process began does not concern it. `opened_at` comes from the clock
             # of the training, as `began_at` does.
             return None if before is None and alert.opened_at < self._began_at else "resolved"
         if before is None:
             return "opened"
-        return "escalated" if _RANK.get(alert.level, 0) > _RANK.get(before.level, 0) else None
+        return "escalated" if LEVEL_RANK.get(alert.level, 0) > LEVEL_RANK.get(before.level, 0) else None
 
 
 def _remember(known: dict[str, _Value], alert_id: str, value: _Value) -> None:

@@ -25,22 +25,6 @@ HISTOGRAM_BINS: Final = 64
 STATISTICS_THINNED: Final = "statistics_thinned"
 """Name of the scalar that marks a record whose layer statistics the client dropped to save disk space."""
 
-LAYER_STATISTICS: Final = (
-    "grad_norm",
-    "weight_norm",
-    "update_norm",
-    "update_ratio",
-    "v_rms",
-    "rms_ratio",
-    "decoupling",
-    "u_rms",
-    "eps_fraction",
-    "grad_momentum_cosine",
-    "nonfinite",
-    "bimodality",
-)
-"""Names of the per-layer statistics of the contract. A layout may carry any subset, and names of its own."""
-
 
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
     """Hyperparameters of the watched optimizer, from which the server judges stability."""

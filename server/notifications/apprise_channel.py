@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from client_sdk.vocabulary import AlertLevel
 from server.errors import ForbiddenAddressError
 from server.notification import Change
 from server.notifications.guarded_thread import public_addresses_only
@@ -149,6 +150,6 @@ def _notify_type(message: Notification) -> Any:
 
     if message.change in (Change.RESOLVED, Change.FALSE_ALARM):
         return apprise.NotifyType.SUCCESS
-    if message.level == "critical":
+    if message.level == AlertLevel.CRITICAL:
         return apprise.NotifyType.FAILURE
     return apprise.NotifyType.WARNING if message.alert is not None or message.members else apprise.NotifyType.INFO
