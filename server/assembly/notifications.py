@@ -12,7 +12,7 @@ from server.notifications.dispatcher import Dispatcher
 from server.notifications.environment_channel import add_environment_channel, check_environment_channel
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
-from server.notifications.picture import Painter
+from server.notifications.picture import PictureRenderer
 from server.storage.channels import ChannelStore
 from server.storage.database import Database
 from server.storage.measurements.series import SeriesQuery
@@ -40,7 +40,7 @@ class Notifications:
 
 
 def make_notifications(config: Config, database: Database, series: SeriesQuery, metrics: Metrics) -> Notifications:
-    """Raises `ConfigurationError`. ``series``: what the pictures are painted from."""
+    """Build the parts that carry alerts out of the server. Raises `ConfigurationError`."""
     if config.slack_webhook is not None:
         check_environment_channel(config.slack_webhook, allow_private=config.notify_allow_private)
     secrets = load_secret_box(config.secret_key, config.secret_key_file)
@@ -52,7 +52,7 @@ def make_notifications(config: Config, database: Database, series: SeriesQuery, 
         clock=time.time,
     )
     outbox = OutboxStore(database)
-    dispatcher = Dispatcher(outbox, messenger, Painter(series).paint, time.time)
+    dispatcher = Dispatcher(outbox, messenger, PictureRenderer(series).render, time.time)
     metrics.pull(
         "notifications",
         "Attempts to send a notification.",
