@@ -62,7 +62,7 @@ class Dispatcher:
         poll: float = POLL,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """``clock`` returns Unix time; ``uniform`` draws the random part of a wait; ``lease`` and ``poll`` are seconds."""
+        """``clock`` returns Unix time, ``uniform`` the random part of a wait; ``lease`` and ``poll`` are in seconds."""
         self._outbox = outbox
         self._messenger = messenger
         self._render_picture = render_picture
