@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from server.alerts.lifecycle import AlertBook
+from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
 from server.models import AlertKind, AlertLevel, Layout, Optimizer, Sample
 
@@ -94,7 +94,7 @@ def samples(noise: Noise, *, decoupling: float, curvature: bool) -> Iterator[Sam
 
 def alerts(stream: Iterator[Sample]) -> Counter[str]:
     """What was told: resolved predictions by result, everything else by kind; and the steps "warned" of a spike."""
-    monitor, book = DetectorSuite(), AlertBook("noise")
+    monitor, book = DetectorSuite(), AlertLifecycle("noise")
     told = {}
     found: Counter[str] = Counter()
     for sample in stream:
@@ -107,7 +107,13 @@ def alerts(stream: Iterator[Sample]) -> Counter[str]:
             told[alert.id] = alert
     for alert in told.values():
         if alert.kind == AlertKind.SPIKE_PREDICTED:
-            found["watch" if alert.level == "watch" else "open" if alert.outcome is None else alert.outcome.result] += 1
+            found[
+                "watch"
+                if alert.level == AlertLevel.WATCH
+                else "open"
+                if alert.outcome is None
+                else alert.outcome.result
+            ] += 1
         else:
             found[alert.kind] += 1
     return found

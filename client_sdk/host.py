@@ -1,6 +1,6 @@
-"""Device values on their way to the host, without a wait: pinned memory and an event on CUDA, at once on the CPU.
+"""Copies of device values to the host that never block: pinned memory and an event on CUDA, plain copies elsewhere.
 
-Owns the copies; knows nothing of what is copied. A `HostCopy` may be read from any thread, and more than once.
+Both classes implement `client_sdk.measurement.HostCopy`. A copy may be read from any thread, and more than once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class HostCopy:
-    """A snapshot of one tensor, under way to the host."""
+class TensorCopy:
+    """A snapshot of one tensor on its way to the host."""
 
     def __init__(self, tensor: Tensor) -> None:
-        """``tensor`` must not be written afterwards; it is not kept. Does not synchronise, except on devices that
-        know no asynchronous copy (MPS)."""
+        """Start copying ``tensor``, which must not be written afterwards and is not kept.
+
+        Does not synchronise the device, except where asynchronous copies are not supported (MPS).
+        """
         tensor = tensor.detach()
         self._event: Any = None
         if tensor.device.type == "cuda":
@@ -32,20 +34,21 @@ class HostCopy:
             self._host = tensor.cpu()
 
     def ready(self) -> bool:
-        """True when `array` will not wait. Never synchronises."""
+        """Return whether `array` returns without waiting. Never synchronises a device."""
         return self._event is None or bool(self._event.query())
 
     def array(self) -> NDArray[np.float64]:
-        """The values as float64, in the tensor's shape; waits for the copy if it must."""
+        """Return the values as float64 in the shape of the tensor, after waiting for the copy if necessary."""
         if self._event is not None:
             self._event.synchronize()
         return self._host.to(torch.float64).numpy()
 
 
 class ScalarCopy:
-    """Some one-element tensors, of any devices and dtypes, under way together."""
+    """A snapshot of n one-element tensors, of any devices and dtypes, on their way to the host together."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Start copying ``tensors``, one copy for each device. Returns at once, without a device synchronisation."""
         by_device: dict[torch.device, list[int]] = {}
         for position, tensor in enumerate(tensors):
             by_device.setdefault(tensor.device, []).append(position)
@@ -53,23 +56,17 @@ class ScalarCopy:
         self._parts = []
         for device, positions in by_device.items():
             widest = torch.float32 if device.type == "mps" else torch.float64
-            # stack makes a new tensor: what training does to the originals afterwards is not seen
+            # stack creates a new tensor, so later changes of the originals by the training are not seen
             stacked = torch.stack([tensors[position].detach().reshape(()).to(widest) for position in positions])
-            self._parts.append((positions, HostCopy(stacked)))
+            self._parts.append((positions, TensorCopy(stacked)))
 
     def ready(self) -> bool:
-        """True when `values` will not wait. Never synchronises a device."""
+        """Return whether `array` returns without waiting. Never synchronises a device."""
         return all(copy.ready() for _, copy in self._parts)
 
-    def values(self) -> list[float]:
-        """One float a tensor, in order; waits for the copies if it must."""
-        values = [float("nan")] * self._count
+    def array(self) -> NDArray[np.float64]:
+        """Return the values in the order of the tensors, shape (n,), after waiting for the copies if necessary."""
+        values = np.full(self._count, np.nan)
         for positions, copy in self._parts:
-            for position, value in zip(positions, copy.array().tolist(), strict=True):
-                values[position] = value
+            values[positions] = copy.array()
         return values
-
-
-def copy_to_host(values: Sequence[Tensor]) -> ScalarCopy:
-    """Start copying one-element tensors to the host; returns at once, without a device synchronisation."""
-    return ScalarCopy(values)

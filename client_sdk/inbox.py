@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, TypeVar
 
 from client_sdk.protocol import Alert
+from client_sdk.vocabulary import LEVEL_RANK, AlertState
 from client_sdk.warner import Warner
 
 Change = Literal["opened", "escalated", "resolved"]
@@ -20,7 +21,6 @@ Change = Literal["opened", "escalated", "resolved"]
 MAX_WAITING: Final = 256  # that wait for the next `log`; the oldest is dropped
 MAX_KNOWN: Final = 1024  # open alerts whose last state is remembered, and as many ids of those that are over
 SLOW: Final = 1.0  # seconds that a callback may take before it is mentioned
-_RANK: Final = {"watch": 0, "warning": 1, "critical": 2}
 
 
 class TrainingAlert(Alert, frozen=True, kw_only=True):
@@ -74,7 +74,7 @@ class AlertInbox:
         if alert.id in self._over:
             return
         before = self._known.pop(alert.id, None)
-        if alert.state == "resolved":
+        if alert.state == AlertState.RESOLVED:
             _remember(self._over, alert.id, None)
         else:
             _remember(self._known, alert.id, alert)
@@ -118,12 +118,12 @@ class AlertInbox:
 
     def _change(self, before: Alert | None, alert: Alert) -> Change | None:
         """What is new about an alert; None where nothing is that a callback hears."""
-        if alert.state == "resolved":
+        if alert.state == AlertState.RESOLVED:
             # What was over before this process began is none of its business. Alerts carry the training's own time.
             return None if before is None and alert.opened_at < self._began_at else "resolved"
         if before is None:
             return "opened"
-        return "escalated" if _RANK.get(alert.level, 0) > _RANK.get(before.level, 0) else None
+        return "escalated" if LEVEL_RANK.get(alert.level, 0) > LEVEL_RANK.get(before.level, 0) else None
 
 
 def _remember(known: dict[str, _Value], alert_id: str, value: _Value) -> None:

@@ -25,6 +25,18 @@ class Measurement:
     histograms: tuple[Histograms, ...] = ()
 
 
+class HostCopy(Protocol):
+    """Values on their way from a device to the host; `client_sdk.host` has the implementations."""
+
+    def ready(self) -> bool:
+        """Return whether `array` returns without waiting. Never synchronises a device."""
+        ...
+
+    def array(self) -> NDArray[np.float64]:
+        """Return the values as float64, after waiting for the copy if it is still under way."""
+        ...
+
+
 class Pending(Protocol):
     """A measurement whose copy from the device may still be under way."""
 

@@ -6,8 +6,8 @@ a tensor is recognised by its face.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,18 +16,6 @@ from client_sdk.warner import Warner
 
 MAX_KNOWN: Final = 10_000  # names remembered as good
 _NOTHING: Final[dict[str, Any]] = {}  # never written to
-
-
-class HostCopy(Protocol):
-    """Values on their way from a device to the host (`client_sdk.stats.copy_to_host`)."""
-
-    def ready(self) -> bool:
-        """True when `values` will not wait. Never synchronises a device."""
-        ...
-
-    def values(self) -> Sequence[float]:
-        """One float a tensor, in order; waits for the copy if it must."""
-        ...
 
 
 class BadValueError(ValueError):

@@ -56,7 +56,7 @@ _SMALLEST_EPS: Final = 1e-35  # in place of ε = 0, so that a coordinate without
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class UpdateRule:
     """How one parameter group makes its update at this step. Host numbers, except a learning rate kept on a device."""
 
     kind: Kind
@@ -112,24 +112,24 @@ def kind_of(optimizer: torch.optim.Optimizer) -> Kind:
     return kind
 
 
-def read_rule(kind: Kind, group: Mapping[str, Any]) -> Rule:
+def read_update_rule(kind: Kind, group: Mapping[str, Any]) -> UpdateRule:
     """The rule of one parameter group as it stands now. Never synchronises a device."""
     lr = group.get("lr", float("nan"))
     lr = lr if _is_on_device(lr) else float(lr)
     if kind == "other":
-        return Rule(kind=kind, lr=lr)
+        return UpdateRule(kind=kind, lr=lr)
     sign = -1 if group.get("maximize") else 1
     weight_decay = float(group.get("weight_decay", 0.0))
     if kind == "sgd":
         momentum = float(group["momentum"])
-        return Rule(
+        return UpdateRule(
             kind=kind, lr=lr, sign=sign, coupled=weight_decay, decay=momentum, squared=False,
             intake=1.0 - float(group["dampening"]), nesterov=bool(group["nesterov"]) and momentum != 0,
             first="momentum_buffer" if momentum else None,
         )  # fmt: skip
     if kind == "rmsprop":
         momentum = float(group["momentum"])
-        return Rule(
+        return UpdateRule(
             kind=kind, lr=lr, sign=sign, coupled=weight_decay, decay=momentum, beta2=float(group["alpha"]),
             eps=float(group["eps"]), second="square_avg", divided=momentum > 0,
             first="momentum_buffer" if momentum > 0 else None,
@@ -137,7 +137,7 @@ def read_rule(kind: Kind, group: Mapping[str, Any]) -> Rule:
     beta1, beta2 = (float(beta) for beta in group["betas"])
     is_decoupled = bool(group.get("decoupled_weight_decay"))
     second = {"adamax": "exp_inf"}.get(kind, "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
-    return Rule(
+    return UpdateRule(
         kind=kind, lr=lr, sign=sign, decay=beta1, intake=1.0 - beta1, beta2=beta2, eps=float(group["eps"]),
         coupled=0.0 if is_decoupled else weight_decay, decoupled=weight_decay if is_decoupled else 0.0,
         momentum_decay=float(group.get("momentum_decay", 0.0)), first="exp_avg", second=second,
@@ -148,7 +148,7 @@ def read_rule(kind: Kind, group: Mapping[str, Any]) -> Rule:
 def describe(optimizer: torch.optim.Optimizer) -> protocol.Optimizer:
     """What the server is told of ``optimizer``: the group with the largest learning rate speaks for it."""
     kind = kind_of(optimizer)
-    rules = [read_rule(kind, group) for group in optimizer.param_groups]
+    rules = [read_update_rule(kind, group) for group in optimizer.param_groups]
     rates = [float(rule.lr) for rule in rules]  # once, in `watch`: a device may be read here
     leading = rules[int(np.nanargmax(rates))] if not np.isnan(rates).all() else rules[0]
     known = kind != "other"
@@ -176,7 +176,7 @@ def read_steps(states: Sequence[Mapping[str, Any]]) -> NDArray[np.float64] | Ten
 
 
 def term_table(
-    rule: Rule, steps: NDArray[np.float64] | Tensor, states: Sequence[Mapping[str, Any]]
+    rule: UpdateRule, steps: NDArray[np.float64] | Tensor, states: Sequence[Mapping[str, Any]]
 ) -> NDArray[np.float64] | Tensor:
     """The numbers of `TERMS` for tensors of one group, [P, len(TERMS)], where the step counters are."""
     mu_product: Any = None
@@ -197,7 +197,7 @@ def term_table(
     return np.stack([columns_on_host[name] for name in TERMS], axis=1)
 
 
-def _terms(rule: Rule, t: Numbers, mu_product: Numbers | None) -> dict[str, Numbers]:
+def _terms(rule: UpdateRule, t: Numbers, mu_product: Numbers | None) -> dict[str, Numbers]:
     """One formula for NumPy and torch: only operators that both have."""
     zero = t * 0.0
     one = zero + 1.0

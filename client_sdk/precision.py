@@ -13,13 +13,15 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk.vocabulary import STATISTICS
+
 Precision = Literal["compact", "exact"]
 PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 
 RELATIVE_ERROR: Final = 2.0**-12
 """Of a compact value, at most."""
 
-COUNTS: Final = frozenset({"nonfinite"})
+EXACT: Final = frozenset(item.name for item in STATISTICS.values() if item.precision == "exact")
 """Statistics that are exact at any precision."""
 
 _DROPPED: Final = 12  # bits of the 23
@@ -44,6 +46,6 @@ def compact_block(block: NDArray[np.float32], statistics: Sequence[str]) -> NDAr
     """A block, layers × ``statistics``, with all but its counts compact."""
     kept = compact(block)
     for column, name in enumerate(statistics):
-        if name in COUNTS:
+        if name in EXACT:
             kept[:, column] = block[:, column]
     return kept

@@ -1,7 +1,7 @@
 """The wire format between a training process and the server: messages, encoding, limits, version.
 
 Owns what a frame looks like; does no I/O and keeps no state. Written out for other languages in `docs/protocol.md`.
-The server imports this module and nothing else of the SDK.
+The server and the SDK share it.
 
 A frame is one msgpack map with the key ``type``. A `Record` is one call of `log` and travels as a msgpack array, so
 that the spool can store it encoded once and a batch can carry the stored bytes unchanged (`msgspec.Raw`).
@@ -24,22 +24,6 @@ MAX_STEP: Final = 2**63 - 1
 HISTOGRAM_BINS: Final = 64
 STATISTICS_THINNED: Final = "statistics_thinned"
 """The scalar that marks a record whose layer statistics the client gave up for want of disk."""
-
-LAYER_STATISTICS: Final = (
-    "grad_norm",
-    "weight_norm",
-    "update_norm",
-    "update_ratio",
-    "v_rms",
-    "rms_ratio",
-    "decoupling",
-    "u_rms",
-    "eps_fraction",
-    "grad_momentum_cosine",
-    "nonfinite",
-    "bimodality",
-)
-"""Names of the per-layer statistics of the contract. A layout may carry any subset, and names of its own."""
 
 
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True):

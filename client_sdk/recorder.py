@@ -15,8 +15,8 @@ from typing import Final, cast
 
 import msgspec
 
-from client_sdk.measurement import Pending
-from client_sdk.metrics import HostCopy, MetricReader
+from client_sdk.measurement import HostCopy, Pending
+from client_sdk.metrics import MetricReader
 from client_sdk.panel import Panel
 from client_sdk.protocol import MAX_FRAME_BYTES, MAX_SCALARS, Histograms, Record, encode, encode_into
 from client_sdk.spool.spool import Spool
@@ -203,7 +203,7 @@ class Recorder:
     def _record(self, staged: Staged) -> Record:
         scalars = self._reader.judged(staged.scalars)
         if staged.copy is not None:
-            for name, value in zip(staged.names, staged.copy.values(), strict=True):
+            for name, value in zip(staged.names, staged.copy.array().tolist(), strict=True):
                 scalars[name] = float(value)
         block: memoryview | None = None
         histograms: tuple[Histograms, ...] = ()

@@ -84,17 +84,18 @@ def deliver_elsewhere(directory: Path, endpoint: Endpoint, timeout: float) -> bo
 def say_what_is_left(spool: Spool, warner: Warner, why: str | None) -> None:
     """At the end of a run: what waits on the disk, and ``why`` it "could not be sent …" (None: it was not meant to be);
     and what is lost, as no disk has it."""
-    kept = spool.last_seq - spool.acknowledged - spool.unkept
-    if why is not None and spool.directory is not None and (kept or not spool.unkept):
+    kept = spool.last_seq - spool.acknowledged - spool.memory_count
+    if why is not None and spool.directory is not None and (kept or not spool.memory_count):
         warner.warn(
             "unsent",
             f"{kept} records could not be sent {why}. They are in {spool.directory}: the next run "
             f"with the same directory sends them, or `python -m client_sdk sync {spool.directory.parent}`",
         )
-    if spool.unkept:
+    if spool.memory_count:
         warner.warn(
             "lost_with_process",
-            f"{spool.unkept} records could not be sent and are lost with the process: there was no disk to keep them",
+            f"{spool.memory_count} records could not be sent and are lost with the process: "
+            "there was no disk to keep them",
         )
 
 
@@ -143,14 +144,14 @@ class Recovery:
 
     @staticmethod
     def _is_in_use(path: Path) -> bool:
-        place = SpoolDirectory(path)
+        directory = SpoolDirectory(path)
         try:
-            place.hold()
+            directory.lock()
         except BlockingIOError:
             return True
         except OSError:
             return False
-        place.release()
+        directory.unlock()
         return False
 
     def _send(self, path: Path, gives_up: Callable[[TransportError], bool], is_stopped: Callable[[], bool]) -> bool:

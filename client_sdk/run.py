@@ -13,15 +13,15 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import msgspec
 
 from client_sdk.config import Settings
 from client_sdk.errors import ConfigurationError, SpoolError
 from client_sdk.inbox import AlertInbox, Callback
-from client_sdk.measurement import Instrument, Pending
-from client_sdk.metrics import BadValueError, HostCopy, MetricReader, as_step
+from client_sdk.measurement import HostCopy, Instrument, Pending
+from client_sdk.metrics import BadValueError, MetricReader, as_step
 from client_sdk.panel import Panel
 from client_sdk.progress import REDRAW, Progress
 from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Finish, Hello, Layout
@@ -298,7 +298,7 @@ class Run:
         self._layout_count += 1
         self._hello = msgspec.structs.replace(self._hello, layouts=(*self._hello.layouts, panel.layout))
         if self._spool is not None:
-            self._spool.introduce(self._hello)
+            self._spool.update_hello(self._hello)
         self._panel = panel
         return panel
 
@@ -375,9 +375,9 @@ os.register_at_fork(after_in_child=_abandon_in_child)
 
 
 def _copy_to_host(tensors: list[Any]) -> HostCopy:
-    from client_sdk.stats import copy_to_host  # imports torch, which the user's tensors have imported already
+    from client_sdk.host import ScalarCopy  # imports torch, which the user's tensors have imported already
 
-    return cast(HostCopy, copy_to_host(tensors))
+    return ScalarCopy(tensors)
 
 
 def _sdk_version() -> str:

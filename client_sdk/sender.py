@@ -197,7 +197,7 @@ class Sender:
             self._introduce(connection)
             welcome = self._await_welcome(connection)
             committed = welcome.last_seq + self._spool.meta.base
-            if committed + 1 < self._spool.oldest:
+            if committed + 1 < self._spool.oldest_seq:
                 self._warner.warn(
                     "server_lost_data",
                     f"the server has {committed} of {self._spool.acknowledged} records that it acknowledged before; "

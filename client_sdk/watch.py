@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from client_sdk.curvature import CurvatureCopy, Probe
 from client_sdk.errors import ConfigurationError
-from client_sdk.host import ScalarCopy, copy_to_host
+from client_sdk.host import ScalarCopy
 from client_sdk.layers import Group, Layers, map_layers
 from client_sdk.measurement import Measurement
 from client_sdk.optimizers import describe, kind_of, stability_limit
@@ -178,7 +178,9 @@ class _Watcher:
                 "Call handle.remove() and watch() again after changing the model",
             )
 
-    def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Reading | None:
+    def measure(
+        self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None
+    ) -> _PendingMeasurement | None:
         """See `measurement.Instrument`."""
         try:
             return self._measure(step, metrics, closure)
@@ -186,7 +188,7 @@ class _Watcher:
             self._warner.caught("measure", "measuring", error)
             return None
 
-    def _measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Reading:
+    def _measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _PendingMeasurement:
         advance = self._steps - self._logged_at
         self._logged_at = self._steps
         self._steps_a_log = max(1, advance)
@@ -208,7 +210,7 @@ class _Watcher:
             )
         elif closure is not None:
             self._warner.warn("closure", f"closure is {type(closure).__name__}; it must be a function of no arguments")
-        return _Reading(fresh, curvature, lr, self.layout.statistics if self._is_compact else None)
+        return _PendingMeasurement(fresh, curvature, lr, self.layout.statistics if self._is_compact else None)
 
     def _collect(self) -> None:
         """Show the schedule what has reached the host."""
@@ -217,7 +219,7 @@ class _Watcher:
             self._probe.schedule.observe_gradient(totals["grad_norm"], totals["decoupling"])
 
 
-class _Reading:
+class _PendingMeasurement:
     """Everything measured at one `log`, perhaps still on its way to the host."""
 
     def __init__(
@@ -232,7 +234,7 @@ class _Reading:
         self._compact_columns = compact_columns
         self._curvature = curvature
         self._lr: float | None = lr if isinstance(lr, float) else None
-        self._lr_copy: ScalarCopy | None = copy_to_host([lr]) if isinstance(lr, Tensor) else None
+        self._lr_copy = ScalarCopy([lr]) if isinstance(lr, Tensor) else None
 
     def ready(self) -> bool:
         """See `measurement.Pending`."""
@@ -243,7 +245,7 @@ class _Reading:
         """See `measurement.Pending`."""
         measured = Measurement() if self._statistics is None else self._statistics.measurement()
         scalars = dict(measured.scalars)
-        lr = self._lr if self._lr_copy is None else self._lr_copy.values()[0]
+        lr = self._lr if self._lr_copy is None else float(self._lr_copy.array()[0])
         if lr is not None:
             scalars["lr"] = lr
             if lr > 0:

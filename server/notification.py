@@ -8,10 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from client_sdk.protocol import Alert
+from client_sdk.vocabulary import LEVEL_RANK
 from server.models import AlertKind, AlertLevel, AlertState
 
 MAX_GROUP_CHARS = 32
-LEVEL_RANK = {AlertLevel.WATCH.value: 0, AlertLevel.WARNING.value: 1, AlertLevel.CRITICAL.value: 2}
 
 
 class Change(StrEnum):

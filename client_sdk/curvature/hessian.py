@@ -1,6 +1,6 @@
 """Hessian-vector products of the closure's loss: exact by double backward, or by central differences of gradients.
 
-Owns the products and the choice of step; the closure's surroundings are `sandbox`, the norm is `metric`.
+Owns the products and the choice of step; the closure's surroundings are `sandbox`, the norm is `preconditioner`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from client_sdk.curvature.preconditioner import Metric, from_vector, to_vector
+from client_sdk.curvature.preconditioner import Preconditioner, from_vector, to_vector
 from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 
 RELATIVE_STEP: Final = 1e-3
@@ -39,16 +39,18 @@ class NoSecondDerivativeError(Exception):
 class ExactHessian:
     """Double backward: about three gradients for the graph, then about two for each product."""
 
-    def __init__(self, sandbox: Sandbox, closure: Callable[[], Any], metric: Metric, *, verify: bool = True) -> None:
+    def __init__(
+        self, sandbox: Sandbox, closure: Callable[[], Any], preconditioner: Preconditioner, *, verify: bool = True
+    ) -> None:
         """``verify``: look for operations whose missing second derivative torch would pass over in silence.
 
         Raises `sandbox.ClosureError` and `NoSecondDerivativeError`.
         """
-        self._metric = metric
+        self._preconditioner = preconditioner
         loss = sandbox.evaluate(closure)
-        grads = _gradients(loss, metric, create_graph=True)
+        grads = _gradients(loss, preconditioner, create_graph=True)
         self.loss = loss.detach()
-        self.gradient = to_vector([None if grad is None else grad.detach() for grad in grads], metric)
+        self.gradient = to_vector([None if grad is None else grad.detach() for grad in grads], preconditioner)
         self._curved = [(at, grad) for at, grad in enumerate(grads) if grad is not None and grad.requires_grad]
         if verify and _has_dead_end([grad for _, grad in self._curved]):
             raise NoSecondDerivativeError("an autograd.Function is once_differentiable")
@@ -57,11 +59,11 @@ class ExactHessian:
         """Raises `NoSecondDerivativeError`."""
         if not self._curved:
             return torch.zeros_like(vector)
-        pieces = from_vector(vector, self._metric)
+        pieces = from_vector(vector, self._preconditioner)
         try:
             products = torch.autograd.grad(
                 [grad for _, grad in self._curved],
-                self._metric.parameters,
+                self._preconditioner.parameters,
                 [pieces[at] for at, _ in self._curved],
                 retain_graph=True,
                 allow_unused=True,
@@ -70,7 +72,7 @@ class ExactHessian:
             raise
         except RuntimeError as error:
             raise NoSecondDerivativeError(str(error).partition("\n")[0]) from error
-        return to_vector(products, self._metric)
+        return to_vector(products, self._preconditioner)
 
 
 class DifferenceHessian:
@@ -79,43 +81,45 @@ class DifferenceHessian:
     The parameters are moved and put back, bit for bit, through `.data`, so that no version counter sees it.
     """
 
-    def __init__(self, sandbox: Sandbox, closure: Callable[[], Any], metric: Metric) -> None:
+    def __init__(self, sandbox: Sandbox, closure: Callable[[], Any], preconditioner: Preconditioner) -> None:
         """Raises `sandbox.ClosureError`."""
-        self._sandbox, self._closure, self._metric = sandbox, closure, metric
+        self._sandbox, self._closure, self._preconditioner = sandbox, closure, preconditioner
         self.loss, self.gradient = self._evaluate()
-        self._length = torch.linalg.vector_norm(to_vector([p.detach() for p in metric.parameters], metric))
+        self._length = torch.linalg.vector_norm(
+            to_vector([p.detach() for p in preconditioner.parameters], preconditioner)
+        )
 
     def product(self, vector: Tensor) -> Tensor:
         """[N]"""
         smallest = torch.finfo(vector.dtype).tiny
         step = RELATIVE_STEP * self._length.clamp_min(smallest) / torch.linalg.vector_norm(vector).clamp_min(smallest)
-        pieces = from_vector(step * vector, self._metric)
-        saved = [parameter.detach().clone() for parameter in self._metric.parameters]
+        pieces = from_vector(step * vector, self._preconditioner)
+        saved = [parameter.detach().clone() for parameter in self._preconditioner.parameters]
         try:
             self._move(saved, pieces, 1.0)
             ahead = self._evaluate()[1]
             self._move(saved, pieces, -1.0)
             behind = self._evaluate()[1]
         finally:
-            for parameter, value in zip(self._metric.parameters, saved, strict=True):
+            for parameter, value in zip(self._preconditioner.parameters, saved, strict=True):
                 parameter.data.copy_(value)
         product: Tensor = (ahead - behind) / (2.0 * step)
         return product
 
     def _move(self, origin: Sequence[Tensor], pieces: Sequence[Tensor], sign: float) -> None:
-        for parameter, start, piece in zip(self._metric.parameters, origin, pieces, strict=True):
+        for parameter, start, piece in zip(self._preconditioner.parameters, origin, pieces, strict=True):
             parameter.data.copy_(torch.add(start, piece, alpha=sign))
 
     def _evaluate(self) -> tuple[Tensor, Tensor]:
         loss = self._sandbox.evaluate(self._closure)
-        grads = _gradients(loss, self._metric, create_graph=False)
-        return loss.detach(), to_vector(grads, self._metric)
+        grads = _gradients(loss, self._preconditioner, create_graph=False)
+        return loss.detach(), to_vector(grads, self._preconditioner)
 
 
-def _gradients(loss: Tensor, metric: Metric, *, create_graph: bool) -> Sequence[Tensor | None]:
+def _gradients(loss: Tensor, preconditioner: Preconditioner, *, create_graph: bool) -> Sequence[Tensor | None]:
     try:
         with torch.enable_grad():
-            grads = torch.autograd.grad(loss, metric.parameters, create_graph=create_graph, allow_unused=True)
+            grads = torch.autograd.grad(loss, preconditioner.parameters, create_graph=create_graph, allow_unused=True)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

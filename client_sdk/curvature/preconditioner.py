@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client_sdk.optimizers import TERM, Kind, read_rule, read_steps, term_table
+from client_sdk.optimizers import TERM, Kind, read_steps, read_update_rule, term_table
 
 
 class UnsupportedError(Exception):
@@ -21,7 +21,7 @@ class UnsupportedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
+class Preconditioner:
     """D of the parameters that the optimizer moves, N numbers in all."""
 
     parameters: tuple[Tensor, ...]
@@ -33,8 +33,8 @@ class Metric:
     """Largest learning rate, 0-d, where the terms are."""
 
     @classmethod
-    def read(cls, optimizer: torch.optim.Optimizer, kind: Kind) -> Metric | None:
-        """The present metric, or None before the first step. Never synchronises a device.
+    def read(cls, optimizer: torch.optim.Optimizer, kind: Kind) -> Preconditioner | None:
+        """The present preconditioner, or None before the first step. Never synchronises a device.
 
         Raises `UnsupportedError` for an optimizer whose limit is not known, or parameters that no vector can hold.
         """
@@ -48,7 +48,7 @@ class Metric:
         tables: list[Tensor] = []
         squared = True
         for group in optimizer.param_groups:
-            rule = read_rule(kind, group)
+            rule = read_update_rule(kind, group)
             squared = rule.squared
             members: list[Tensor] = []
             states: list[Mapping[str, Any]] = []
@@ -74,7 +74,7 @@ class Metric:
     @classmethod
     def _assemble(
         cls, parameters: list[Tensor], seconds: list[Tensor | None], tables: list[Tensor], squared: bool
-    ) -> Metric:
+    ) -> Preconditioner:
         device, dtype = parameters[0].device, vector_dtype(parameters)
         home = next((table.device for table in tables if table.device.type != "cpu"), torch.device("cpu"))
         table = torch.cat([part.to(home, non_blocking=True) for part in tables])
@@ -102,23 +102,23 @@ def vector_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(parameter.dtype == torch.float64 for parameter in parameters) else torch.float32
 
 
-def to_vector(tensors: Sequence[Tensor | None], metric: Metric) -> Tensor:
+def to_vector(tensors: Sequence[Tensor | None], preconditioner: Preconditioner) -> Tensor:
     """Tensors like the parameters as one vector [N]; None counts as zeros."""
-    dtype = metric.diagonal.dtype
+    dtype = preconditioner.diagonal.dtype
     return torch.cat([
         torch.zeros(parameter.numel(), device=parameter.device, dtype=dtype)
         if tensor is None
         else tensor.reshape(-1).to(dtype)
-        for tensor, parameter in zip(tensors, metric.parameters, strict=True)
+        for tensor, parameter in zip(tensors, preconditioner.parameters, strict=True)
     ])  # fmt: skip
 
 
-def from_vector(vector: Tensor, metric: Metric) -> list[Tensor]:
+def from_vector(vector: Tensor, preconditioner: Preconditioner) -> list[Tensor]:
     """[N] as tensors like the parameters."""
-    pieces = vector.split([parameter.numel() for parameter in metric.parameters])
+    pieces = vector.split([parameter.numel() for parameter in preconditioner.parameters])
     return [
         piece.view(parameter.shape).to(parameter.dtype)
-        for piece, parameter in zip(pieces, metric.parameters, strict=True)
+        for piece, parameter in zip(pieces, preconditioner.parameters, strict=True)
     ]
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessian, NoSecondDerivativeError
-from client_sdk.curvature.preconditioner import Metric, UnsupportedError
+from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
 from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 from client_sdk.curvature.schedule import Choice, Schedule
 from client_sdk.curvature.spectrum import RitzPair, largest_eigenpair
-from client_sdk.host import ScalarCopy, copy_to_host
+from client_sdk.host import ScalarCopy
 from client_sdk.optimizers import Kind
 from client_sdk.warner import Warner
 
@@ -52,7 +52,7 @@ class CurvatureCopy:
     ) -> None:
         """``signals`` of the step whose Δw led from the logged loss to the closure's; None where there is no such."""
         self._names = tuple(tensors)
-        self._copy: ScalarCopy = copy_to_host(list(tensors.values()))
+        self._copy = ScalarCopy(list(tensors.values()))
         self._logged_loss = logged_loss
         self._signals = signals
         self._rounding = rounding
@@ -64,7 +64,7 @@ class CurvatureCopy:
     def values(self) -> dict[str, float]:
         """Everything measured by name: loss, lr, gradient_square, lambda_grad, lambda_max, residual; NaN where it went
         wrong."""
-        return dict(zip(self._names, self._copy.values(), strict=True))
+        return dict(zip(self._names, self._copy.array().tolist(), strict=True))
 
     def scalars(self) -> dict[str, float]:
         """What is reported; only values that mean something."""
@@ -193,14 +193,14 @@ class Probe:
         self, step: int, choice: Choice, closure: Callable[[], Any], loss: Any, signals: StepSignals | None
     ) -> CurvatureCopy | None:
         _refuse_distributed()
-        metric = Metric.read(self._optimizer, self._kind)
-        if metric is None:
+        preconditioner = Preconditioner.read(self._optimizer, self._kind)
+        if preconditioner is None:
             return None
         self.schedule.started(choice, step)
-        timer = _Timer(metric.diagonal.device, self._clock)
-        usual = self._share_of_usual(choice, metric)
-        with Sandbox(self._model, metric.parameters) as sandbox:
-            tensors = self._probe(choice, sandbox, closure, metric)
+        timer = _Timer(preconditioner.diagonal.device, self._clock)
+        usual = self._share_of_usual(choice, preconditioner)
+        with Sandbox(self._model, preconditioner.parameters) as sandbox:
+            tensors = self._probe(choice, sandbox, closure, preconditioner)
             is_comparable = sandbox.is_deterministic and signals is not None
         timer.stop()
         self._timers.append((choice, usual, timer))
@@ -214,12 +214,14 @@ class Probe:
         self._flying.append((step, copy))
         return copy
 
-    def _probe(self, choice: Choice, sandbox: Sandbox, closure: Callable[[], Any], metric: Metric) -> dict[str, Tensor]:
+    def _probe(
+        self, choice: Choice, sandbox: Sandbox, closure: Callable[[], Any], preconditioner: Preconditioner
+    ) -> dict[str, Tensor]:
         if not self._uses_differences:
             try:
-                hessian = ExactHessian(sandbox, closure, metric, verify=not self._is_verified)
+                hessian = ExactHessian(sandbox, closure, preconditioner, verify=not self._is_verified)
                 self._is_verified = True
-                return self._evaluate(choice, hessian, metric)
+                return self._evaluate(choice, hessian, preconditioner)
             except NoSecondDerivativeError as error:
                 self._uses_differences = True
                 self._warner.warn(
@@ -227,46 +229,46 @@ class Probe:
                     f"the model cannot be differentiated twice ({error}); curvature is measured by finite differences, "
                     "which is exact to about 1 % in float32 and useless for bfloat16 weights",
                 )
-        return self._evaluate(choice, DifferenceHessian(sandbox, closure, metric), metric)
+        return self._evaluate(choice, DifferenceHessian(sandbox, closure, preconditioner), preconditioner)
 
     @torch.no_grad()
-    def _evaluate(self, choice: Choice, hessian: Hessian, metric: Metric) -> dict[str, Tensor]:
+    def _evaluate(self, choice: Choice, hessian: Hessian, preconditioner: Preconditioner) -> dict[str, Tensor]:
         """λ_grad = gᵀĤg/‖g‖² and, where asked for, λ_max of D^½(H + γ)D^½."""
-        diagonal = metric.diagonal
+        diagonal = preconditioner.diagonal
         root = diagonal.sqrt()
         inverse_root = torch.where(root > 0, 1.0 / root, 0.0)  # 0 where a group's learning rate is 0: it does not move
         gradient = torch.where(root > 0, hessian.gradient, 0.0)
 
         def curved(vector: Tensor) -> Tensor:
             product = hessian.product(vector)
-            return product if metric.penalty is None else product + metric.penalty * vector
+            return product if preconditioner.penalty is None else product + preconditioner.penalty * vector
 
-        if metric.penalty is not None:
-            weights = torch.cat([p.reshape(-1).to(diagonal.dtype) for p in metric.parameters])
-            gradient = gradient + torch.where(root > 0, metric.penalty * weights, 0.0)
+        if preconditioner.penalty is not None:
+            weights = torch.cat([p.reshape(-1).to(diagonal.dtype) for p in preconditioner.parameters])
+            gradient = gradient + torch.where(root > 0, preconditioner.penalty * weights, 0.0)
         image = curved(gradient)
         square = torch.dot(gradient, gradient)
         values = {
             "loss": hessian.loss,
-            "lr": metric.lr,
+            "lr": preconditioner.lr,
             "gradient_square": square,
             "lambda_grad": torch.dot(gradient, diagonal * image) / square,
         }
         if choice == "full":
             known = gradient * inverse_root, root * image
-            pair = self._largest(lambda x: root * curved(root * x), metric, inverse_root, known)
+            pair = self._largest(lambda x: root * curved(root * x), preconditioner, inverse_root, known)
             values["lambda_max"], values["residual"] = pair.value, pair.residual
         return values
 
     def _largest(
         self,
         product: Callable[[Tensor], Tensor],
-        metric: Metric,
+        preconditioner: Preconditioner,
         inverse_root: Tensor,
         known: tuple[Tensor, Tensor],
     ) -> RitzPair:
-        products = self._products_for(metric)
-        if self._direction is not None and _same(self._parameters, metric.parameters):
+        products = self._products_for(preconditioner)
+        if self._direction is not None and _same(self._parameters, preconditioner.parameters):
             start = self._direction * inverse_root  # carries the vector over from the last probe's preconditioner
         else:
             generator = torch.Generator(inverse_root.device).manual_seed(0)
@@ -274,19 +276,19 @@ class Probe:
                 inverse_root.shape, generator=generator, device=inverse_root.device, dtype=inverse_root.dtype
             )
         pair = largest_eigenpair(product, start, products, [known])
-        self._direction, self._parameters = metric.diagonal.sqrt() * pair.vector, metric.parameters
+        self._direction, self._parameters = preconditioner.diagonal.sqrt() * pair.vector, preconditioner.parameters
         return pair
 
-    def _products_for(self, metric: Metric) -> int:
-        is_warm = self._direction is not None and _same(self._parameters, metric.parameters)
+    def _products_for(self, preconditioner: Preconditioner) -> int:
+        is_warm = self._direction is not None and _same(self._parameters, preconditioner.parameters)
         return self._products if is_warm else COLD_PRODUCTS
 
-    def _share_of_usual(self, choice: Choice, metric: Metric) -> float:
+    def _share_of_usual(self, choice: Choice, preconditioner: Preconditioner) -> float:
         """Cost of a warm probe over that of this one, by gradients computed: about 3 for the graph, then each product.
         A cold start must not make the schedule believe that every probe is that dear."""
         if choice == "gradient":
             return 1.0
-        return (4 + WARM_PRODUCTS) / (4 + self._products_for(metric))
+        return (4 + WARM_PRODUCTS) / (4 + self._products_for(preconditioner))
 
     def _collect(self) -> None:
         """Learn from what has reached the host since the last call; waits for nothing."""

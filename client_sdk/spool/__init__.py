@@ -1,1 +1,3 @@
-"""The queue on disk between `log` and the server: a directory of files, written by the training, read by the sender."""
+"""The queue on disk between `log` and the server: a directory of spool files that the training process writes and the
+sender reads.
+"""

@@ -1,15 +1,15 @@
-"""Writes records at the end of one segment file: a copy into mapped memory where that is safe, a system call elsewhere.
+"""Appends records to one spool file: by a copy into mapped memory where that is safe, by a system call elsewhere.
 
-A mapped file belongs to the page cache, as a written one does: its bytes outlive a killed process. A copy costs no
-system call and keeps the interpreter's lock, so that no other thread can take its turn in the middle of `log`. But a
-store into a page for which the disk has no block kills the process (SIGBUS). So the blocks are reserved first, and
-files are mapped only on file systems where a reservation is a promise; elsewhere (NFS, Lustre, FUSE, btrfs …) they are
-written.
+A mapped file belongs to the page cache, as a written one does, so its bytes outlive a killed process. A copy needs no
+system call and keeps the interpreter's lock, so that no other thread can run in the middle of `log`. But a store into a
+page for which the disk has no block kills the process (SIGBUS). Blocks are therefore reserved first, and files are
+mapped only on file systems that honour a reservation; on others (NFS, Lustre, FUSE, btrfs …) records are written.
 
-A page that is stored into for the first time costs the thread that does so a fault, in which the file system takes its
-locks: 5 µs and more each, four times a record of 15 kB. So another thread makes the next pages ahead (`prepare`).
+The first store into a page costs the storing thread a page fault, during which the file system takes its locks: 5 µs
+or more each, four times for a record of 15 kB. Another thread therefore populates the next pages in advance
+(`Appender.prepare`).
 
-Else called by one thread at a time; who that is, is the spool's.
+All other methods are called by one thread at a time, which `client_sdk.spool.spool` ensures.
 """
 
 from __future__ import annotations
@@ -24,52 +24,52 @@ from typing import Final
 from client_sdk.spool.spool_file import FRAME, HEADER, MAGIC
 
 MAPPABLE: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "tmpfs", "overlay"})
+"""File system types on which a reserved block is guaranteed to be writable."""
 MOUNTS: Final = Path("/proc/self/mountinfo")
-QUIET_BYTES: Final = 5 * 1024  # `zlib.crc32` lets go of the interpreter's lock beyond
-AHEAD_BYTES: Final = 512 * 1024  # behind the end, whose pages are made in advance
-POPULATE_BYTES: Final = 32 * 1024  # at once: the interpreter's lock is held for some ten microseconds
-POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, of Linux 5.14; Python has no name for it before 3.14
-LARGE_BYTES: Final = 128 * 1024  # a payload for whose checksum other threads may as well run
+QUIET_BYTES: Final = 5 * 1024  # `zlib.crc32` releases the interpreter's lock for more
+AHEAD_BYTES: Final = 512 * 1024  # after the end of the records; their pages are populated in advance
+POPULATE_BYTES: Final = 32 * 1024  # per system call: the interpreter's lock is held for some ten microseconds
+POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE of Linux 5.14; Python has no name for it before 3.14
+LARGE_BYTES: Final = 128 * 1024  # a payload whose checksum takes so long that other threads may run meanwhile
 
 
 class Appender:
-    """An open file of ``size`` bytes, or of any size where it is not mapped."""
+    """An open spool file of ``size`` bytes, or of any size if it is not mapped."""
 
     __slots__ = ("_descriptor", "_map", "_prepared", "_size", "path")
 
     def __init__(self, path: Path, size: int, *, mapped: bool) -> None:
-        """Make the file. Raises `OSError`."""
+        """Create the file. Raises `OSError`."""
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._map: mmap.mmap | None = None
         self._size = size
-        self._prepared = 0  # bytes from the beginning whose pages are there
+        self._prepared = 0  # bytes from the beginning whose pages are populated
         if mapped:
             try:
                 os.posix_fallocate(self._descriptor, 0, size)
                 self._map = mmap.mmap(self._descriptor, size)
-            except OSError:  # no room for a whole file: use what there is, record by record
+            except OSError:  # no space for a whole file: use what there is, record by record
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, 0)
             self.prepare(0)
 
-    @property
-    def is_mapped(self) -> bool:
-        return self._map is not None
-
     def has_room(self, end: int, size: int) -> bool:
-        """True when ``size`` bytes fit after ``end``."""
+        """Return whether ``size`` bytes fit after the offset ``end``."""
         return self._map is None or end + size <= self._size
 
     def begin(self, first_seq: int, path: Path) -> None:
-        """Write the file's header and give it its name. Raises `OSError`."""
+        """Write the file's header and rename the file to ``path``. Raises `OSError`."""
         self._write(0, HEADER.pack(MAGIC, first_seq), b"")
         os.rename(self.path, path)
         self.path = path
 
     def prepare(self, end: int) -> None:
-        """Make the pages behind ``end`` that are not there yet. Called from another thread than `append`, but not from
-        another than `close`; where the system cannot do it, the faults come later."""
+        """Populate the pages after the offset ``end`` that are not populated yet.
+
+        May be called from another thread than `append`, but not from another than `close`. Where the system does not
+        support it, the page faults happen in `append`.
+        """
         start = max(self._prepared, end // POPULATE_BYTES * POPULATE_BYTES)
         stop = min(end + AHEAD_BYTES, self._size)
         if self._map is None or stop - start < POPULATE_BYTES:
@@ -83,9 +83,10 @@ class Appender:
             self._prepared = self._size
 
     def append(self, end: int, payload: bytes | bytearray) -> int:
-        """Write one frame at ``end``; returns the new end. A killed process leaves it whole or torn.
+        """Write one frame at the offset ``end`` and return the offset after it.
 
-        Raises `OSError`; then the file is as it was before, as far as the disk allows.
+        A killed process leaves the frame complete or torn. Raises `OSError`; the file is then as it was before, as far
+        as the disk allows.
         """
         size = len(payload)
         header = FRAME.pack(size, _checksum(payload))
@@ -93,7 +94,7 @@ class Appender:
         return end + FRAME.size + size
 
     def close(self, end: int) -> None:
-        """Close, and give back what was reserved after ``end``. Raises `OSError`."""
+        """Close the file and free what was reserved after the offset ``end``. Raises `OSError`."""
         try:
             if self._map is not None:
                 self._map.close()
@@ -106,7 +107,7 @@ class Appender:
         end = middle + len(payload)
         if self._map is not None:
             self._map[middle:end] = payload
-            self._map[offset:middle] = header  # last: without it there is no frame
+            self._map[offset:middle] = header  # last, because there is no frame without its header
             return
         written = 0
         try:
@@ -119,7 +120,7 @@ class Appender:
 
 
 def may_map(directory: Path) -> bool:
-    """True where a reserved block is a promise: by the type of the file system, on Linux."""
+    """Return whether files in ``directory`` may be mapped, judged by the type of the file system on Linux."""
     try:
         device = directory.stat().st_dev
         wanted = f"{os.major(device)}:{os.minor(device)}"

@@ -1,8 +1,8 @@
-"""The files of a spool in the order of their records: reading them, forgetting what is acknowledged, thinning the rest.
+"""The files of a spool in the order of their records: reads them, deletes acknowledged ones and thins the rest.
 
-Thread ownership: `append` by the appending thread; `read` and `forget` from the sender thread; `thin_oldest` from the
-recorder's thread. What the last three share is under a lock that `append` never takes, so that no I/O of theirs holds
-up `log`.
+Thread ownership: the appending thread calls `append`, the sender thread `read` and `forget`, and the recorder's thread
+`thin_oldest`. The last three share their state under a lock that `append` never takes, so that none of their I/O
+delays `log`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from client_sdk.spool.repair import REWRITTEN, load_files
 from client_sdk.spool.spool_file import HEADER, SpoolFile
 from client_sdk.spool.thinning import thin
 
-MAX_PASSES: Final = 64  # of thinning over one file; nothing is left long before
+MAX_PASSES: Final = 64  # of thinning over one file; nothing is left to remove long before
 
 
 class SpoolFileSequence:
-    """Of one writer. The sequences of its files are consecutive."""
+    """The spool files of one writer, whose record sequences are consecutive."""
 
     def __init__(self, directory: Path | None) -> None:
         self.thinned = 0
-        """Records that gave up layer statistics to make room."""
+        """Number of records that lost layer statistics to make room."""
         self.appended_bytes = 0
-        """Payload and framing, ever."""
+        """Bytes ever appended, payloads and framing."""
         self._directory = directory
         self._files: list[SpoolFile] = []
         self._lock = threading.Lock()
         self._acknowledged = 0
         self._acknowledged_bytes = 0
-        self._thinned_bytes = 0  # of what is not acknowledged
-        self._cursor: tuple[int, SpoolFile, int] | None = None  # next sequence to read, where it is
+        self._thinned_bytes = 0  # in files that are not acknowledged
+        self._cursor: tuple[int, SpoolFile, int] | None = None  # next sequence to read, its file and its offset
         self._marks: deque[tuple[int, int]] = deque()  # (last sequence of a read, bytes up to it)
 
     @property
@@ -46,20 +46,22 @@ class SpoolFileSequence:
 
     @property
     def first(self) -> SpoolFile | None:
+        """The file with the oldest record, or None if there is no file."""
         files = self._files
         return files[0] if files else None
 
     @property
     def last(self) -> SpoolFile | None:
-        """The one that is appended to."""
+        """The file that is appended to, or None if there is no file."""
         files = self._files
         return files[-1] if files else None
 
     def load(self, started_at: float, acknowledged: int) -> tuple[int, int]:
-        """Read what an earlier process left: cut torn tails, fill holes so that sequences stay consecutive.
+        """Read the files of an earlier process: cut torn ends and fill holes so that sequences are consecutive.
 
-        ``acknowledged``: as the watermark says. Returns how far the records are acknowledged, and how many are
-        stand-ins for lost ones. Raises `OSError`, and `msgspec.DecodeError` for what is no record.
+        ``acknowledged`` is the stored watermark, ``started_at`` the time of records that fill a hole. Returns the last
+        acknowledged sequence and the number of records that replace lost ones. Raises `OSError`, and
+        `msgspec.DecodeError` if a payload is not a record.
         """
         assert self._directory is not None
         self._files, lost = load_files(self._directory, started_at, acknowledged)
@@ -72,13 +74,13 @@ class SpoolFileSequence:
         return acknowledged, lost
 
     def append(self, file: SpoolFile) -> None:
-        """A new file; its first sequence follows the last one."""
+        """Add a new file, whose first sequence follows the last record."""
         self._files.append(file)
 
     def read(self, after: int, max_bytes: int) -> list[bytes]:
-        """Encoded records from sequence ``after`` + 1 on: at least one, then up to ``max_bytes``.
+        """Return encoded records from sequence ``after`` + 1 on: at least one, then up to ``max_bytes``.
 
-        Raises `OSError` when the disk does not give them back.
+        Raises `OSError` if the disk does not return them.
         """
         with self._lock:
             seq = after + 1
@@ -96,7 +98,7 @@ class SpoolFileSequence:
             return payloads
 
     def forget(self, seq: int) -> None:
-        """Every record up to and with ``seq`` is acknowledged; files of nothing else go."""
+        """Mark every record up to and including ``seq`` as acknowledged, and delete files that hold nothing else."""
         with self._lock:
             self._acknowledged_bytes = self._bytes_up_to(seq)
             self._acknowledged = seq
@@ -105,17 +107,17 @@ class SpoolFileSequence:
             self._count_thinned()
 
     def thin_oldest(self) -> None:
-        """Take every other block out of the oldest of the least thinned files that the sender has not begun to read.
+        """Remove every other block from one file: the oldest of those that were thinned least.
 
-        Raises `OSError`; then that file is left alone from now on.
+        Files that the sender has begun to read are left alone. Raises `OSError`; that file is then not thinned again.
         """
         assert self._directory is not None
         with self._lock:
             reading = self._acknowledged + 1 if self._cursor is None else self._cursor[0]
-            waiting = [one for one in self._files[:-1] if one.first_seq >= reading and one.passes < MAX_PASSES]
+            waiting = [file for file in self._files[:-1] if file.first_seq >= reading and file.passes < MAX_PASSES]
         if not waiting:
             return
-        file = min(waiting, key=lambda one: one.passes)
+        file = min(waiting, key=lambda candidate: candidate.passes)
         try:
             payloads, changed = thin(file.read(HEADER.size, file.end)[0])
             file.passes = file.passes + 1 if changed else MAX_PASSES
@@ -123,7 +125,7 @@ class SpoolFileSequence:
                 self._replace(file, payloads, self._directory / REWRITTEN)
                 self.thinned += changed
         except FileNotFoundError:
-            return  # the sender has come to it meanwhile, and the server has it
+            return  # the sender has reached the file in the meantime, so that the server has it
         except OSError:
             file.passes = MAX_PASSES
             raise
@@ -131,18 +133,18 @@ class SpoolFileSequence:
             file.passes = MAX_PASSES
             raise OSError(str(error)) from error
 
-    def _replace(self, file: SpoolFile, payloads: list[bytes], place: Path) -> None:
-        """Let ``file`` consist of ``payloads``, unless the sender has begun to read it. Raises `OSError`."""
-        end = file.rewrite(payloads, place)
+    def _replace(self, file: SpoolFile, payloads: list[bytes], temporary: Path) -> None:
+        """Replace the content of ``file`` by ``payloads``, unless the sender has begun to read it. Raises `OSError`."""
+        end = file.rewrite(payloads, temporary)
         with self._lock:
             if self._cursor is not None and self._cursor[0] > file.first_seq:
                 raise FileNotFoundError(f"{file.path} is being sent")
-            os.replace(place, file.path)
+            os.replace(temporary, file.path)
             file.saved += file.end - end
             file.end = end
             self._count_thinned()
 
-    # -- the lock must be held by the caller --
+    # -- The lock must be held by the caller. --
 
     def _file_of(self, seq: int) -> SpoolFile:
         for file in self._files:
@@ -151,7 +153,7 @@ class SpoolFileSequence:
         raise OSError(f"record {seq} is not in the spool {self._directory}")
 
     def _bytes_up_to(self, seq: int) -> int:
-        """Bytes on disk of the records up to and with ``seq``, thinned ones as they were appended."""
+        """Return the bytes of the records up to and including ``seq``, thinned ones as they were appended."""
         while self._marks and self._marks[0][0] <= seq:
             last, size = self._marks.popleft()
             if last == seq:

@@ -1,7 +1,7 @@
-"""The files that a spool writes to: the next one made in advance, full ones closed afterwards.
+"""The files that a spool writes to: creates the next one in advance and closes full ones afterwards.
 
-Owns their making and closing, so that neither happens inside `log`. `take` and `retire` are called by the appending
-thread; `prepare` and `close_retired` by the recorder's.
+Neither then happens inside `log`. The appending thread calls `take`, `retire` and `discard`; the recorder's thread
+calls `prepare` and `close_retired`.
 """
 
 from __future__ import annotations
@@ -14,66 +14,67 @@ from typing import Final
 from client_sdk.spool.appender import Appender, may_map
 from client_sdk.spool.spool_file import HEADER, SUFFIX
 
-MAX_RETIRED: Final = 4  # full files that wait to be closed by somebody else
+MAX_RETIRED: Final = 4  # full files that wait for another thread to close them
 SPARES: Final = "spare-*"
+"""Pattern of the names of files that were created in advance."""
 
 
 class FileSupply:
-    """For one directory. Methods raise `OSError`."""
+    """Supply of open files for the spool in one directory. Methods raise `OSError`."""
 
     def __init__(self, directory: Path, size: int, *, mapped: bool | None) -> None:
-        """``size``: bytes of a file. ``mapped`` None: where the file system allows it."""
+        """``size`` is the size of a file in bytes. ``mapped`` None maps files where the file system allows it."""
         self._directory = directory
         self._size = size
         self._mapped = mapped
         self._spare: Appender | None = None
-        self._retired: deque[tuple[Appender, int]] = deque()  # with their ends
+        self._retired: deque[tuple[Appender, int]] = deque()  # (full file, offset of its end)
         self._names = map(SPARES.replace("*", "{}").format, itertools.count())
 
     def prepare(self) -> None:
-        """Make the next file, unless it is there."""
+        """Create the next file unless it exists already."""
         if self._spare is None:
-            self._spare = self._make(self._size)
+            self._spare = self._create(self._size)
 
     def take(self, first_seq: int, size: int) -> Appender:
-        """A file that begins with the record ``first_seq``, with room for at least ``size`` bytes of frames."""
+        """Return a file that begins with the record ``first_seq`` and has room for ``size`` bytes of frames."""
         spare, self._spare = self._spare, None
         if spare is not None and not spare.has_room(HEADER.size, size):
-            self._discard(spare)
+            self.discard(spare)
             spare = None
-        appender = spare or self._make(max(self._size, HEADER.size + size))
+        appender = spare or self._create(max(self._size, HEADER.size + size))
         try:
             appender.begin(first_seq, self._directory / f"{first_seq:020d}{SUFFIX}")
         except OSError:
-            self._discard(appender)
+            self.discard(appender)
             raise
         return appender
 
     def retire(self, appender: Appender, end: int) -> None:
-        """Have a file closed that is full up to ``end``."""
+        """Have a file closed whose records end at the offset ``end``."""
         self._retired.append((appender, end))
         if len(self._retired) > MAX_RETIRED:
             self.close_retired()
 
+    def discard(self, appender: Appender) -> None:
+        """Delete a file that holds no record."""
+        appender.path.unlink(missing_ok=True)
+        self._retired.append((appender, 0))
+
     def close_retired(self) -> None:
-        """Close full files, and give back what was reserved after their ends."""
+        """Close retired files and free what was reserved after their ends."""
         while self._retired:
             appender, end = self._retired.popleft()
             appender.close(end)
 
     def release(self) -> None:
-        """Close everything; the spare is removed."""
+        """Close every file and delete the spare one."""
         spare, self._spare = self._spare, None
         if spare is not None:
-            self._discard(spare)
+            self.discard(spare)
         self.close_retired()
 
-    def _make(self, size: int) -> Appender:
+    def _create(self, size: int) -> Appender:
         if self._mapped is None:
             self._mapped = may_map(self._directory)
         return Appender(self._directory / next(self._names), size, mapped=self._mapped)
-
-    def _discard(self, appender: Appender) -> None:
-        """A file that holds nothing."""
-        appender.path.unlink(missing_ok=True)
-        self._retired.append((appender, 0))

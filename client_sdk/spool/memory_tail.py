@@ -1,4 +1,4 @@
-"""The end of a spool's queue while the disk does not take it: bounded, in memory, lost with the process."""
+"""The tail of a spool's queue while the disk does not accept it: bounded, in memory, lost with the process."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from client_sdk.spool.spool_file import FRAME
 
 
 class MemoryTail:
-    """Consecutive records. Appended to by one thread, read and forgotten by another."""
+    """Consecutive records in memory. One thread appends; another one reads and forgets."""
 
     def __init__(self, limit: int) -> None:
-        """``limit``: bytes, framing included as on disk."""
+        """``limit`` is in bytes and counts framing, as on the disk."""
         self.size = 0
+        """Bytes of the records, framing included."""
         self._limit = limit
         self._records: deque[bytes] = deque()
-        self._first = 1  # sequence of the first
+        self._first = 1  # sequence of the oldest record
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Records."""
+        """Return the number of records."""
         return len(self._records)
 
     @property
@@ -31,7 +32,10 @@ class MemoryTail:
         return self._first
 
     def append(self, seq: int, payload: bytes | bytearray, reserve: float) -> bool:
-        """Keep a copy of the record ``seq``, which follows the last one. False: there is no room."""
+        """Keep a copy of the record ``seq``, which follows the last one. Returns False if there is no room.
+
+        ``reserve`` multiplies the limit.
+        """
         size = FRAME.size + len(payload)
         if self.size + size > self._limit * reserve:
             return False
@@ -43,7 +47,7 @@ class MemoryTail:
         return True
 
     def read(self, seq: int, max_bytes: int) -> list[bytes] | None:
-        """Records from ``seq`` on, at least one; None when ``seq`` is not here."""
+        """Return records from ``seq`` on, at least one, up to ``max_bytes``; None if ``seq`` is not in memory."""
         with self._lock:
             if not self._records or seq < self._first:
                 return None
@@ -56,12 +60,14 @@ class MemoryTail:
                 payloads.append(payload)
             return payloads
 
-    def move(self, write: Callable[[int, bytes], None], most_bytes: int) -> None:
-        """Give the oldest records to ``write``, with their sequences, until they are ``most_bytes`` or all; let go of
-        each that it takes. Raises what it raises."""
+    def move(self, write: Callable[[int, bytes], None], max_bytes: int) -> None:
+        """Pass the oldest records with their sequences to ``write``, and remove each one that it has written.
+
+        Stops after ``max_bytes`` or when no record is left. Raises what ``write`` raises.
+        """
         moved = 0
         with self._lock:
-            while self._records and moved < most_bytes:
+            while self._records and moved < max_bytes:
                 write(self._first, self._records[0])
                 size = FRAME.size + len(self._records.popleft())
                 self._first += 1
@@ -69,7 +75,7 @@ class MemoryTail:
                 moved += size
 
     def forget(self, seq: int) -> None:
-        """Let go of everything up to and with ``seq``."""
+        """Remove every record up to and including ``seq``."""
         with self._lock:
             while self._records and self._first <= seq:
                 self.size -= FRAME.size + len(self._records.popleft())

@@ -1,7 +1,6 @@
-"""What an earlier process left in a spool's directory, made whole: torn tails cut, holes in the sequence filled.
+"""Repairs the files that an earlier process left in a spool directory: cuts torn ends and fills holes in the sequence.
 
-Owns the reading of files that nobody has checked yet. Raises `OSError`, and `msgspec.DecodeError` for what is no
-record.
+Raises `OSError`, and `msgspec.DecodeError` if a payload is not a record.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from client_sdk.spool.file_supply import SPARES
 from client_sdk.spool.spool_file import HEADER, SUFFIX, SpoolFile
 
 REWRITTEN: Final = "rewritten"
-"""Name of a file's successor until it takes its place."""
+"""Temporary name of a file that is about to replace a spool file."""
 
 
 def load_files(directory: Path, started_at: float, acknowledged: int) -> tuple[list[SpoolFile], int]:
-    """The files in order, their sequences consecutive; and how many records of them are stand-ins for lost ones.
+    """Return the files of a spool in order, their sequences consecutive, and how many records replace lost ones.
 
-    Of records up to ``acknowledged`` none is missed: some may have been in memory alone, while a disk was full.
+    Records up to ``acknowledged`` are never replaced: some may have been in memory only, while the disk was full.
     """
     for path in (*directory.glob(SPARES), directory / REWRITTEN):
         path.unlink(missing_ok=True)
@@ -46,7 +45,7 @@ def load_files(directory: Path, started_at: float, acknowledged: int) -> tuple[l
 
 
 def _fill(file: SpoolFile, missing: int, started_at: float) -> None:
-    """Stand-ins for records that are gone, at the step of the last one that is not: the server wants no gap."""
+    """Append empty records for lost ones, at the step of the last intact record: the server accepts no gap."""
     step, moment = 0, started_at
     payloads = file.read(HEADER.size, file.end)[0]
     if payloads:
@@ -54,6 +53,6 @@ def _fill(file: SpoolFile, missing: int, started_at: float) -> None:
         step, moment = record.step, record.time
     payloads += [encode(Record(step=step, time=moment, scalars={}))] * missing
     file.count += missing
-    place = file.path.with_name(REWRITTEN)
-    file.end = file.rewrite(payloads, place)
-    os.replace(place, file.path)
+    temporary = file.path.with_name(REWRITTEN)
+    file.end = file.rewrite(payloads, temporary)
+    os.replace(temporary, file.path)

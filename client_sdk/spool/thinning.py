@@ -1,7 +1,7 @@
-"""Makes room in a spool that is full: every other block of layer statistics goes, scalars stay complete.
+"""Makes room in a spool that is nearly full: removes every other block of layer statistics and keeps every scalar.
 
-Pure; which records, and when, is the spool's. A record that gave up its block says so to whoever reads it: the scalar
-`statistics_thinned` is 1 there.
+Pure: `client_sdk.spool.file_sequence` decides which records are thinned, and when. A record that lost its block or its
+histograms carries the scalar `statistics_thinned` = 1, so that a reader can distinguish it from one without statistics.
 """
 
 from __future__ import annotations
@@ -14,10 +14,18 @@ from client_sdk.protocol import MAX_SCALARS, STATISTICS_THINNED, Record, decode_
 
 
 def thin(payloads: Sequence[bytes]) -> tuple[list[bytes], int]:
-    """The same records, every second of the remaining blocks and every second of the remaining sets of histograms
-    taken out; and how many records lost something. Called again it leaves every fourth, then every eighth …
+    """Return the records without every second remaining block and set of histograms, and how many lost something.
 
-    Raises `msgspec.DecodeError` for what is no record.
+    Applied again it leaves every fourth, then every eighth, and so on. Raises `msgspec.DecodeError` if a payload is
+    not a record.
+
+    >>> records = [Record(step=step, time=0.0, scalars={"loss": 1.0}, layout=0, block=bytes(4)) for step in range(4)]
+    >>> payloads, changed = thin([encode(record) for record in records])
+    >>> changed, [decode_record(payload).block is not None for payload in payloads]
+    (2, [True, False, True, False])
+    >>> payloads, changed = thin(payloads)
+    >>> changed, [decode_record(payload).block is not None for payload in payloads]
+    (1, [True, False, False, False])
     """
     thinned: list[bytes] = []
     blocks = histograms = changed = 0
@@ -39,7 +47,11 @@ def thin(payloads: Sequence[bytes]) -> tuple[list[bytes], int]:
 
 
 def strip(record: Record, *, block: bool = True, histograms: bool = True) -> Record:
-    """``record`` without its block and histograms, and marked."""
+    """Return ``record`` without its block and histograms, marked by the scalar `statistics_thinned`.
+
+    >>> strip(Record(step=7, time=0.0, scalars={"loss": 1.0}, layout=0, block=bytes(4)))
+    Record(step=7, time=0.0, scalars={'loss': 1.0, 'statistics_thinned': 1.0}, layout=None, block=None, histograms=())
+    """
     kept_block = None if block else record.block
     kept_histograms = () if histograms else record.histograms
     marked = {**record.scalars, STATISTICS_THINNED: 1.0} if len(record.scalars) < MAX_SCALARS else record.scalars

@@ -1,7 +1,7 @@
 """Histograms of the update u and of r = m̂/√v̂ in each layer: is r bell-shaped, two-peaked, or u stuck at zero?
 
 Owns range, binning and sampling. Layers of up to 65,536 numbers are counted in full, larger ones by every k-th number,
-so that the cost of a histogram is bounded. Some layers at a time are packed in rows, as in `plan`.
+so that the cost of a histogram is bounded. Some layers at a time are packed in rows, as in `measurement_plan`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client_sdk.host import HostCopy
+from client_sdk.host import TensorCopy
 from client_sdk.optimizers import ELEMENTWISE_TERMS
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
-from client_sdk.stats.plan import ROW_WIDTH, Entry, compute_dtype, flat
+from client_sdk.stats.measurement_plan import ROW_WIDTH, Entry, compute_dtype, flat
 from client_sdk.stats.sums import (
     Coordinates,
     Flags,
@@ -41,7 +41,7 @@ class HistogramCopy:
         """``batches``: layers, and for each its half range followed by its bins, [layers, 1 + 64]."""
         self._which = which
         self._layer_count = layer_count
-        self._batches = [(list(rows), HostCopy(bins)) for rows, bins in batches]
+        self._batches = [(list(rows), TensorCopy(bins)) for rows, bins in batches]
 
     def ready(self) -> bool:
         """True when `result` will not wait."""

@@ -1,7 +1,7 @@
 """Reads an optimizer right after its step and packs the sums of every layer into one array on its way to the host.
 
 Owns which tensors are read and how they reach the host. When to measure is `watch`'s decision, formulas are `sums`,
-meanings are `readings`. Nothing here synchronises a device; called on the training thread, results read on any.
+meanings are `layer_statistics`. Nothing here synchronises a device; called on the training thread, results read on any.
 """
 
 from __future__ import annotations
@@ -15,13 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client_sdk.host import HostCopy
+from client_sdk.host import TensorCopy
 from client_sdk.layers import Layers
 from client_sdk.measurement import Measurement
-from client_sdk.optimizers import ELEMENTWISE_TERMS, TERM, TERMS, Kind, Rule, read_rule, read_steps, term_table
+from client_sdk.optimizers import (
+    ELEMENTWISE_TERMS,
+    TERM,
+    TERMS,
+    Kind,
+    UpdateRule,
+    read_steps,
+    read_update_rule,
+    term_table,
+)
 from client_sdk.stats.histograms import MAX_HISTOGRAM_LAYERS, HistogramCopy, layer_histograms
-from client_sdk.stats.plan import Entry, Part, Plan, flat, local
-from client_sdk.stats.readings import Sums, layer_statistics, slope, statistics_of
+from client_sdk.stats.layer_statistics import Sums, layer_statistics, slope, statistics_of
+from client_sdk.stats.measurement_plan import Entry, MeasurementPlan, Part, flat, local
 from client_sdk.stats.sums import SUM, SUMS, Flags
 
 
@@ -35,12 +44,12 @@ class Meter:
         """Set it to have `slope` in the totals, which is NaN otherwise."""
         self.has_newcomers = False
         """True once a parameter had a gradient that was not there, or was frozen, when the layers were mapped."""
-        self._plan: Plan | None = None
+        self._plan: MeasurementPlan | None = None
         self._plan_key: tuple[object, ...] = ()
         self._grad_versions: dict[int, int] = {}
         self._flags: dict[tuple[object, ...], Flags] = {}  # one object for equal flags: compared at every step
-        self.statistics = statistics_of(kind, [read_rule(kind, group) for group in optimizer.param_groups])
-        self.watches_versions = any(read_rule(kind, group).nesterov for group in optimizer.param_groups)
+        self.statistics = statistics_of(kind, [read_update_rule(kind, group) for group in optimizer.param_groups])
+        self.watches_versions = any(read_update_rule(kind, group).nesterov for group in optimizer.param_groups)
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the versions of the gradients: SGD's Nesterov with foreach writes the update into them. Needed only
@@ -60,7 +69,7 @@ class Meter:
         tables: list[NDArray[np.float64] | Tensor] = []
         scales: list[NDArray[np.bool_]] = []
         for group in optimizer.param_groups:
-            rule = read_rule(self._kind, group)
+            rule = read_update_rule(self._kind, group)
             states: list[Mapping[str, Any]] = []
             for parameter in group["params"]:
                 row = self.layers.row_of.get(id(parameter))
@@ -84,7 +93,7 @@ class Meter:
         terms = _Terms(tables, entries)
         key = tuple((id(entry.parameter), entry.flags) for entry in entries)
         if self._plan is None or key != self._plan_key:
-            self._plan, self._plan_key = Plan(entries), key
+            self._plan, self._plan_key = MeasurementPlan(entries), key
         parts = self._plan.measure(entries, terms.elementwise)
         copies: list[HistogramCopy] = []
         if histograms and len(self.layers.names) <= MAX_HISTOGRAM_LAYERS:
@@ -96,7 +105,7 @@ class Meter:
             histograms=copies, layers=self.layers, statistics=self.statistics,
         )  # fmt: skip
 
-    def _entry(self, rule: Rule, parameter: Tensor, state: Mapping[str, Any], row: int, is_fused: bool) -> Entry:
+    def _entry(self, rule: UpdateRule, parameter: Tensor, state: Mapping[str, Any], row: int, is_fused: bool) -> Entry:
         grad = parameter.grad
         assert grad is not None
         held, grad_held = local(parameter), local(grad)
@@ -163,10 +172,10 @@ class StepCopy:
         for part in parts:
             by_device.setdefault(part.values.device, []).append(part)
         self._copies = [
-            (members, HostCopy(torch.cat([part.values.reshape(-1) for part in members])))
+            (members, TensorCopy(torch.cat([part.values.reshape(-1) for part in members])))
             for members in by_device.values()
         ]
-        self._found_inf = None if found_inf is None else HostCopy(found_inf.detach().clone())
+        self._found_inf = None if found_inf is None else TensorCopy(found_inf.detach().clone())
 
     def ready(self) -> bool:
         """True when nothing here will wait. Never synchronises a device."""
@@ -227,14 +236,14 @@ class _Terms:
     def __init__(self, tables: Sequence[NDArray[np.float64] | Tensor], entries: Sequence[Entry]) -> None:
         devices = {entry.parameter.device for entry in entries}
         home = next((table.device for table in tables if isinstance(table, Tensor)), None)
-        self.copy: HostCopy | None = None
+        self.copy: TensorCopy | None = None
         self._table: NDArray[np.float64] | None = None
         if home is None:
             self._table = np.concatenate(tables) if tables else np.zeros((0, len(TERMS)))
             table = torch.from_numpy(self._table)
         else:
             table = torch.cat([torch.as_tensor(part).to(home, non_blocking=True) for part in tables])
-            self.copy = HostCopy(table)
+            self.copy = TensorCopy(table)
         leading = table[:, : len(ELEMENTWISE_TERMS)]
         self.elementwise = {
             device: leading.to(torch.float32 if device.type == "mps" else torch.float64).to(device, non_blocking=True)

@@ -1,8 +1,8 @@
-"""The sums over a tensor's coordinates from which every layer statistic follows; plain torch.
+"""Sums over the coordinates of tensors, from which every layer statistic follows; plain torch.
 
-Owns the formulas between (gradient, weight, m, v) and the sums; what the sums mean is `readings`, and which tensors
-go together is `plan`. One code serves two shapes: a flat slice [n] of one tensor, whose terms are 0-d tensors, and
-many small tensors packed in rows [R, W], whose terms are columns [R, 1].
+Owns the formulas between (gradient, weight, m, v) and the sums. `layer_statistics` gives the sums their meaning,
+`measurement_plan` decides which tensors are measured together. The same code serves two shapes: a flat slice [n] of one
+tensor, whose terms are 0-d tensors, and many small tensors packed in rows [R, W], whose terms are columns [R, 1].
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from client_sdk.vocabulary import AlertKind, EventKind
 from dashboard.figures.theme import Frame
 from dashboard.models import Alert, Event, PredictedStep
 
@@ -28,11 +29,13 @@ class Marks:
 
 def marks_of(alerts: Iterable[Alert], events: Iterable[Event]) -> Marks:
     """The marks of a run, newest prediction first where several are open."""
-    predictions = [alert for alert in alerts if alert.kind == "spike-predicted" and alert.predicted_step is not None]
+    predictions = [
+        alert for alert in alerts if alert.kind == AlertKind.SPIKE_PREDICTED and alert.predicted_step is not None
+    ]
     still_open = [alert for alert in predictions if alert.is_open]
     newest = max(still_open, key=lambda alert: alert.step, default=None)
-    spikes = {event.step for event in events if event.kind == "spike"}
-    spikes |= {alert.step for alert in alerts if alert.kind == "spike"}
+    spikes = {event.step for event in events if event.kind == EventKind.SPIKE}
+    spikes |= {alert.step for alert in alerts if alert.kind == AlertKind.SPIKE}
     settled = sorted(
         ((alert.predicted_step, alert.outcome.result) for alert in predictions
          if alert.outcome is not None and alert.predicted_step is not None and not alert.is_open),

@@ -4,75 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["magnitude", "ratio", "cosine", "share", "count"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistic:
-    """How one layer statistic is called and read."""
-
-    name: str
-    label: str
-    note: str
-    """One sentence: what to look for."""
-    kind: Kind
-
-
-STATISTICS: Final = {
-    s.name: s
-    for s in (
-        Statistic(
-            name="rms_ratio", label="RMS of g² / v", kind="ratio",
-            note="how far v under-estimates g²; above 1 the step is larger than Adam thinks",
-        ),
-        Statistic(
-            name="grad_norm", label="gradient norm", kind="magnitude",
-            note="‖g‖ of each layer; look for one that grows alone",
-        ),
-        Statistic(name="weight_norm", label="weight norm", kind="magnitude", note="‖w‖ of each layer"),
-        Statistic(
-            name="update_norm", label="update norm", kind="magnitude",
-            note="‖Δw‖ of each layer; sudden doublings come before many spikes",
-        ),
-        Statistic(
-            name="update_ratio", label="update / weight", kind="magnitude",
-            note="‖Δw‖/‖w‖, usually near 0.001; far above it the layer is being rewritten",
-        ),
-        Statistic(
-            name="v_rms", label="√v, root mean", kind="magnitude", note="what Adam remembers of the gradient's size",
-        ),
-        Statistic(
-            name="decoupling", label="Σg² / Σv", kind="magnitude",
-            note="far below 1 the second moment decays on its own, whatever the gradient does",
-        ),
-        Statistic(name="u_rms", label="update before lr, RMS", kind="ratio", note="RMS of u; near 1 early in training"),
-        Statistic(
-            name="eps_fraction", label="share below ε", kind="share",
-            note="share of coordinates whose √v is under ε; those barely move",
-        ),
-        Statistic(
-            name="grad_momentum_cosine", label="gradient · momentum", kind="cosine",
-            note="cosine between g and m; −1 means the step overshoots and comes back",
-        ),
-        Statistic(
-            name="nonfinite", label="NaN or Inf", kind="count", note="how many numbers in the layer were not finite",
-        ),
-        Statistic(
-            name="bimodality", label="bimodality of r", kind="share",
-            note="Hartigan's dip of r; two modes mean gradients at the size of ε",
-        ),
-    )
-}  # fmt: skip
+from client_sdk.vocabulary import STATISTICS, Statistic, StatisticKind
 
 
 def statistic(name: str) -> Statistic:
-    """The statistic of this name; one of the author's own is read as a magnitude."""
-    return STATISTICS.get(name) or Statistic(name=name, label=name, note="a statistic of your own", kind="magnitude")
+    """Return the statistic of this name; a statistic of the user's own is read as a magnitude."""
+    return STATISTICS.get(name) or Statistic(
+        name=name,
+        label=name,
+        unit="",
+        kind="magnitude",
+        precision="rounded",
+        meaning="a statistic of your own",
+        formula="",
+    )
 
 
 # A magma-like ramp from the surface of each theme to its opposite: light = much on dark, dark = much on light.
@@ -100,7 +50,9 @@ class ColourScale:
         return math.log10(value) if self.logarithmic else value
 
 
-def colour_scale(values: NDArray[np.float32], kind: Kind, *, logarithmic: bool, theme: str) -> ColourScale | None:
+def colour_scale(
+    values: NDArray[np.float32], kind: StatisticKind, *, logarithmic: bool, theme: str
+) -> ColourScale | None:
     """The scale of one statistic over these values; None when none of them is finite.
 
     The ends snap to half decades so that colours do not flicker as values arrive. The top is the true maximum: a spike

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from client_sdk.vocabulary import EventKind, Stage
 from dashboard.figures.theme import STAGE_COLOURS, Frame
 from dashboard.models import Event
 
@@ -24,7 +25,7 @@ class Span:
 def spans(events: Iterable[Event], last_step: int) -> list[Span]:
     """The stages in order; the last one reaches to `last_step`."""
     changes = sorted(
-        ((event.step, event.stage) for event in events if event.kind == "stage" and event.stage is not None),
+        ((event.step, event.stage) for event in events if event.kind == EventKind.STAGE and event.stage is not None),
         key=lambda change: change[0],
     )
     found: list[Span] = []
@@ -55,7 +56,7 @@ def strip_trace(all_spans: Sequence[Span], frame: Frame) -> dict[str, Any]:
         if end < start:
             continue
         clipped = Span(stage=span.stage, step_from=int(start), step_to=int(end))
-        if shown and clipped.step_to - clipped.step_from < width / RESOLUTION and clipped.stage != "spiking":
+        if shown and clipped.step_to - clipped.step_from < width / RESOLUTION and clipped.stage != Stage.SPIKING:
             shown[-1] = Span(stage=shown[-1].stage, step_from=shown[-1].step_from, step_to=clipped.step_to)
         else:
             shown.append(clipped)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import plotly.graph_objects as go
 
-STAGE_COLOURS: Final = {
-    "stable": "#009E73",
-    "decoupled": "#56B4E9",
-    "unstable": "#E69F00",
-    "spiking": "#D55E00",
-    "recovering": "#CC79A7",
+from client_sdk.vocabulary import Stage
+
+STAGE_COLOURS: Final[Mapping[str, str]] = {
+    Stage.STABLE: "#009E73",
+    Stage.DECOUPLED: "#56B4E9",
+    Stage.UNSTABLE: "#E69F00",
+    Stage.SPIKING: "#D55E00",
+    Stage.RECOVERING: "#CC79A7",
 }
 FONT: Final = "Inter, system-ui, sans-serif"
 MARGIN_LEFT: Final = 148  # pixels; every panel, so that steps line up

@@ -9,6 +9,7 @@ from typing import Any, Final
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel, AlertState, Cause, RunState
 from dashboard.forms.attributes import aria, data
 from dashboard.models import Alert
 from dashboard.numbers import count, duration, ellipsis, unix_time
@@ -16,7 +17,6 @@ from dashboard.pages.evidence import lines
 
 HISTORY_SHOWN: Final = 30
 SILENCE_MINUTES: Final = 60
-LEVELS: Final = {"watch": 0, "warning": 1, "critical": 2}
 OUTCOMES: Final = {"hit": "hit", "early": "came early", "late": "came late", "false": "did not come"}
 
 
@@ -43,8 +43,8 @@ def column(alerts: Sequence[Alert], run_state: str, now: float) -> list[Componen
 
 def urgency(alert: Alert) -> tuple[int, int, int]:
     """For sorting: unacknowledged before acknowledged, then level, then a prediction, then the newest."""
-    unseen = 10 if alert.state == "open" else 0
-    return unseen + LEVELS.get(alert.level, 0), int(alert.kind == "spike-predicted"), alert.step
+    unseen = 10 if alert.state == AlertState.OPEN else 0
+    return unseen + LEVEL_RANK.get(alert.level, 0), int(alert.kind == AlertKind.SPIKE_PREDICTED), alert.step
 
 
 def is_silenced(alert: Alert, now: float) -> bool:
@@ -55,7 +55,7 @@ def is_silenced(alert: Alert, now: float) -> bool:
 
 def headline(alert: Alert) -> tuple[str, str]:
     """The date of a prediction and its band, or the title of any other alert and its step."""
-    if alert.kind == "spike-predicted" and alert.predicted_step is not None:
+    if alert.kind == AlertKind.SPIKE_PREDICTED and alert.predicted_step is not None:
         date = alert.predicted_step
         return f"Step {count(date.best)}", f"between {count(date.low)} and {count(date.high)}"
     return alert.title or kind_words(alert), ""
@@ -100,7 +100,7 @@ def _open_card(alert: Alert, buttons: Component | None = None) -> Component:
 
 
 def _why(alert: Alert) -> list[Any]:
-    cause = "" if alert.cause in ("", "unknown") else alert.cause.replace("-", " ").capitalize() + ". "
+    cause = "" if alert.cause in ("", Cause.UNKNOWN) else alert.cause.replace("-", " ").capitalize() + ". "
     return symbols(cause + alert.message)
 
 
@@ -139,7 +139,7 @@ def _advice(alert: Alert) -> list[Component]:
 def _buttons(alert: Alert, now: float) -> Component:
     acknowledge: Component = (
         html.Span("Acknowledged", className="done")
-        if alert.state == "acknowledged"
+        if alert.state == AlertState.ACKNOWLEDGED
         else html.Button("Acknowledge", className="button", type="button", **data(verb="acknowledge", of=alert.id))
     )
     silence: Component = (
@@ -196,11 +196,13 @@ def _small_card(alert: Alert, now: float) -> Component:
 
 
 def _calm_card(run_state: str) -> Component:
-    words = {
-        "running": "Nothing to worry about. A predicted spike appears here, with its date, why, and what to try.",
-        "stale": "No open alert. Nothing has arrived for a while.",
-        "finished": "No open alert. The run has finished.",
-        "crashed": "No open alert. The run has crashed.",
+    words: dict[str, str] = {
+        RunState.RUNNING: (
+            "Nothing to worry about. A predicted spike appears here, with its date, why, and what to try."
+        ),
+        RunState.STALE: "No open alert. Nothing has arrived for a while.",
+        RunState.FINISHED: "No open alert. The run has finished.",
+        RunState.CRASHED: "No open alert. The run has crashed.",
     }
     return html.Section(
         [html.H3("No open alert"), html.P(words.get(run_state, "").removeprefix("No open alert. "), className="note")],
@@ -239,9 +241,14 @@ def result(alert: Alert) -> str:
     return f"{word}, lead {count(lead)}" if lead is not None and alert.outcome.result != "false" else word
 
 
+def level_tone(level: str) -> str:
+    """Return the stylesheet's class for an alert level."""
+    return "danger" if LEVEL_RANK.get(level, 0) >= LEVEL_RANK[AlertLevel.WARNING] else "warn"
+
+
 def tone(alert: Alert) -> str:
     """The class of the stylesheet for an alert's level."""
-    return {"critical": "danger", "warning": "danger", "watch": "warn"}.get(alert.level, "warn")
+    return level_tone(alert.level)
 
 
 def alert_row(alert: Alert, run_name: str, now: float) -> Component:

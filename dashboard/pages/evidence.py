@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dash import html
 
+from client_sdk.vocabulary import EVIDENCE
 from dashboard.models import Alert
 from dashboard.numbers import compact, count, ratio
 
@@ -26,65 +28,10 @@ class Line:
     title: str = ""
 
 
-def _sub(symbol: str, index: str, rest: str = "") -> list[Any]:
-    return [symbol, html.Sub(index), rest]
-
-
-_LABELS: dict[str, Any] = {
-    "stability_ratio": _sub("λ", "max", " / limit"),
-    "lambda_max": _sub("λ", "max"),
-    "stability_limit": "limit 2/η",
-    "lambda_max_growth_per_step": _sub("λ", "max", " grows"),
-    "crossing_step": _sub("λ", "max", " crosses the limit"),
-    "lambda_grad_ratio": _sub("λ", "grad", " / limit"),
-    "decoupling": "Σg² / Σv̂",
-    "decoupling_least": "Σg² / Σv̂, least",
-    "decoupled_steps": "v decays on its own",
-    "gradient_growth_per_step": "‖g‖ grows",
-    "grad_norm_ratio": "‖g‖ against its usual size",
-    "grad_norm_deviations": "‖g‖ above usual, deviations",
-    "loss": "loss",
-    "loss_baseline": "loss before",
-    "loss_start": "loss at the start",
-    "loss_peak": "loss at its peak",
-    "loss_deviations": "loss above usual, deviations",
-    "peak_step": "peak",
-    "update_ratio": "update / weight",
-    "learning_rate_before": "learning rate before",
-    "learning_rate_after": "learning rate after",
-    "lr_jump_step": "learning rate changed",
-    "state_reset_step": "optimizer state was empty",
-    "nonfinite_step": "not finite",
-    "nonfinite_gradients": "gradients not finite",
-    "nonfinite_loss": "loss not finite",
-    "eps_fraction": "coordinates below ε",
-    "predicted_at_step": "was predicted at",
-    "warned_at_step": "first signs",
-    "prediction_result": "prediction",
-    "lead_steps": "lead",
-    "false_alarms_before": "false alarms before it",
-}
-_GROWTH = frozenset({"lambda_max_growth_per_step", "gradient_growth_per_step"})
-_STEPS = frozenset(
-    {
-        "crossing_step",
-        "lr_jump_step",
-        "nonfinite_step",
-        "peak_step",
-        "predicted_at_step",
-        "state_reset_step",
-        "warned_at_step",
-    }
-)
-_RATIOS = frozenset(
-    {"stability_ratio", "lambda_grad_ratio", "grad_norm_ratio", "loss_deviations", "grad_norm_deviations"}
-)
-
-
 def lines(alert: Alert) -> list[Line]:
     """What the detectors measured, in their order, and the layers that lead; what was not measured is left out."""
     shown = [
-        Line(label=_LABELS.get(key, key.replace("_", " ")), value=_value(key, value))
+        Line(label=_label(key), value=_value(key, value))
         for key, value in alert.evidence.items()
         if value is not None and key not in _HIDDEN
     ]
@@ -100,19 +47,35 @@ def growth_per_step(evidence: Mapping[str, float | int | str | None]) -> float |
     return float(value) if isinstance(value, int | float) else None
 
 
+def _label(key: str) -> Any:
+    """Return the label of an evidence key, with the index of λ_max and λ_grad as a subscript."""
+    known = EVIDENCE.get(key)
+    if known is None:
+        return key.replace("_", " ")
+    parts = re.split(r"(?<=λ)_(max|grad)", known.label)
+    if len(parts) == 1:
+        return known.label
+    return [html.Sub(part) if index % 2 else part for index, part in enumerate(parts) if part]
+
+
 def _value(key: str, value: float | int | str) -> str:
     if isinstance(value, str):
         return value
-    if key in _STEPS:
-        return f"step {count(int(value))}"
-    if key in ("decoupled_steps", "lead_steps"):
-        return f"{count(int(value))} steps"
-    if key in _GROWTH:
-        return f"{100 * value:+.2g} % a step"
-    if key == "eps_fraction":
-        return f"{100 * value:.0f} %"
-    if key == "nonfinite_loss":
-        return "yes" if value else "no"
-    if key in _RATIOS:
-        return f"{ratio(value)}×" if key == "grad_norm_ratio" else ratio(value)
-    return compact(value)
+    known = EVIDENCE.get(key)
+    match "number" if known is None else known.form:
+        case "step":
+            return f"step {count(int(value))}"
+        case "steps":
+            return f"{count(int(value))} steps"
+        case "growth":
+            return f"{100 * value:+.2g} % a step"
+        case "share":
+            return f"{100 * value:.0f} %"
+        case "flag":
+            return "yes" if value else "no"
+        case "times":
+            return f"{ratio(value)}×"
+        case "ratio":
+            return ratio(value)
+        case _:
+            return compact(value)

@@ -55,7 +55,7 @@ class _State(msgspec.Struct):
     """Alert id to Unix time."""
 
 
-class AlertBook:
+class AlertLifecycle:
     """The alerts of one writer of a run. Not thread-safe."""
 
     def __init__(self, run_id: str) -> None:
@@ -130,7 +130,7 @@ class AlertBook:
         return msgspec.msgpack.encode(self._state)
 
     @classmethod
-    def restore(cls, data: bytes) -> AlertBook:
+    def restore(cls, data: bytes) -> AlertLifecycle:
         """Raises `ValueError` for anything but a snapshot of this version (`msgspec.DecodeError` is one)."""
         state = msgspec.msgpack.decode(data, type=_State)
         if state.version != SNAPSHOT_VERSION:

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from server.broker.asking import Asker
 from server.broker.scripts import PREFIX
+from server.broker.shielded_calls import ShieldedCalls
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class RedisLeases:
         self.seconds = seconds
         self._name = secrets.token_hex(8)
         self._is_away = is_away
-        self._asker = Asker()
+        self._calls = ShieldedCalls()
         self._take = redis.register_script(TAKE)
         self._keep = redis.register_script(KEEP)
         self._release = redis.register_script(RELEASE)
@@ -100,7 +100,7 @@ class RedisLeases:
             return True
         try:
             args: list[str | int] = [self._name, int(self.seconds * 1000), int(force)]
-            return bool(await self._asker.ask(self._take(keys=[_key(name)], args=args)))
+            return bool(await self._calls.call(self._take(keys=[_key(name)], args=args)))
         except TROUBLE as error:
             logger.info("no lease can be had (%s)", error, extra={"action": "lease_failed"})
             return True
@@ -110,7 +110,7 @@ class RedisLeases:
             return set()
         try:
             args: list[str | int] = [self._name, int(self.seconds * 1000)]
-            kept = await self._asker.ask(self._keep(keys=[_key(name) for name in names], args=args))
+            kept = await self._calls.call(self._keep(keys=[_key(name) for name in names], args=args))
         except TROUBLE as error:
             logger.info("no lease can be kept (%s)", error, extra={"action": "lease_failed"})
             return set()
@@ -120,7 +120,7 @@ class RedisLeases:
         if self._is_away():
             return
         try:
-            await self._asker.ask(self._release(keys=[_key(name)], args=[self._name]))
+            await self._calls.call(self._release(keys=[_key(name)], args=[self._name]))
         except TROUBLE as error:
             logger.info("a lease will expire by itself (%s)", error, extra={"action": "lease_failed"})
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from server.broker.message import RESYNC, Delivery, Interest, Message, word
+from server.broker.live_message import RESYNC, Delivery, Interest, LiveMessage, control_delivery
 from server.broker.subscription import Subscription
 
 MAX_DIGITS = 20
@@ -35,7 +35,7 @@ class Broker(Protocol):
 
     async def stop(self) -> None: ...
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: LiveMessage) -> None:
         """Hand a message to whoever subscribes to its run, here and on other servers. Never waits, never fails."""
         ...
 
@@ -91,7 +91,7 @@ class MemoryBroker:
     async def stop(self) -> None:
         return None
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: LiveMessage) -> None:
         self._number += 1
         delivery = Delivery(
             type=message.type, cursor=self._cursor(self._number), payload=msgspec.json.encode(message.body)
@@ -119,7 +119,7 @@ class MemoryBroker:
                 if past.number > seen and subscription.interest.covers(past.run_id, past.project, past.delivery.type):
                     subscription.offer(past.delivery)
         elif cursor is not None:
-            subscription.offer(word(RESYNC, subscription.cursor))
+            subscription.offer(control_delivery(RESYNC, subscription.cursor))
         self._subscribers.add(subscription)
         try:
             yield subscription

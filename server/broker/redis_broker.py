@@ -26,9 +26,19 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, RedisError
 
 from server.broker import scripts
-from server.broker.asking import Asker
-from server.broker.entries import Fields, Id, id_text, parse_cursor, parse_entry, parse_id
-from server.broker.message import CONTROL, DEGRADED, NOTICED, RESTORED, RESYNC, Delivery, Interest, Message, word
+from server.broker.entries import EntryId, Fields, format_id, parse_cursor, parse_entry, parse_id
+from server.broker.live_message import (
+    BROADCAST_TYPES,
+    CONTROL_TYPES,
+    DEGRADED,
+    RESTORED,
+    RESYNC,
+    Delivery,
+    Interest,
+    LiveMessage,
+    control_delivery,
+)
+from server.broker.shielded_calls import ShieldedCalls
 from server.broker.subscription import Subscription
 from server.errors import ConfigurationError
 
@@ -95,19 +105,19 @@ class RedisBroker:
         self._outbox: deque[_Outgoing] = deque()
         self._sending: list[_Outgoing] = []
         self._filled = asyncio.Event()
-        self._readers: dict[str, dict[Subscription, Id]] = {scripts.NOTICES: {}}
+        self._readers: dict[str, dict[Subscription, EntryId]] = {scripts.BROADCAST: {}}
         """Stream to those who read it, and the id up to which each of them has it."""
-        self._positions: dict[str, Id] = {}
+        self._positions: dict[str, EntryId] = {}
         """Stream to the id up to which it was read."""
         self._joined = 0
         """Counts the subscribers that came: what was asked for before one did is asked for again."""
         self._generation = ""
-        self._last: Id = (0, 0)
+        self._last: EntryId = (0, 0)
         self._is_up = False
         self._missed = False
         """Whether subscribers elsewhere may have missed a message of this server."""
         self._task: asyncio.Task[None] | None = None
-        self._asker = Asker()
+        self._calls = ShieldedCalls()
 
     @property
     def is_degraded(self) -> bool:
@@ -115,7 +125,7 @@ class RedisBroker:
 
     async def check(self) -> None:
         try:
-            await self._asker.ask(self._redis.ping())
+            await self._calls.call(self._redis.ping())
         except TROUBLE as error:
             # What the first answer on a new connection was is wrapped by the client.
             reason = error.__cause__ or error
@@ -143,11 +153,11 @@ class RedisBroker:
                 self._outbox.extendleft(reversed(self._sending))
                 while self._is_up and self._outbox:
                     await self._send_some()
-        await self._asker.settle()
+        await self._calls.wait_closed()
         with contextlib.suppress(*TROUBLE):
             await self._redis.aclose()
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: LiveMessage) -> None:
         outgoing = _Outgoing(message.type, message.run_id, message.project, msgspec.json.encode(message.body))
         if not self._is_up:
             self._deliver_here(outgoing)
@@ -175,7 +185,7 @@ class RedisBroker:
         finally:
             for stream in streams:
                 self._readers[stream].pop(subscription, None)
-                if not self._readers[stream] and stream != scripts.NOTICES:
+                if not self._readers[stream] and stream != scripts.BROADCAST:
                     del self._readers[stream]
                     self._positions.pop(stream, None)
 
@@ -186,13 +196,13 @@ class RedisBroker:
         if self._is_up:
             try:
                 keys = [scripts.GENERATION, scripts.TAIL, *streams]
-                args: list[str | int] = ["" if seen is None else id_text(seen), self._capacity]
-                answer = await self._asker.ask(self._resume(keys=keys, args=args))
+                args: list[str | int] = ["" if seen is None else format_id(seen), self._capacity]
+                answer = await self._calls.call(self._resume(keys=keys, args=args))
             except TROUBLE as error:  # the reader will notice too, if it is more than this one answer
                 logger.warning("Redis does not answer a viewer (%s)", error, extra={"action": "redis_failed"})
         # From here on nothing waits, so that no entry is read in between.
         last = parse_id(answer[1]) if answer else self._last
-        missed: list[tuple[Id, Fields]] | None = None
+        missed: list[tuple[EntryId, Fields]] | None = None
         if answer and seen is not None and answer[0].decode() == generation == self._generation:
             is_recent = seen <= last and last[0] - seen[0] < RUN_EXPIRY * 1000
             if is_recent and all(found is not None for found in answer[2:]):
@@ -202,9 +212,9 @@ class RedisBroker:
         for number, fields in missed or ():
             self._offer(subscription, number, fields)
         if missed is None and cursor is not None:
-            subscription.offer(word(RESYNC, subscription.cursor))
+            subscription.offer(control_delivery(RESYNC, subscription.cursor))
         if not self._is_up:
-            subscription.offer(word(DEGRADED, subscription.cursor))
+            subscription.offer(control_delivery(DEGRADED, subscription.cursor))
         for stream in streams:
             self._readers.setdefault(stream, {})[subscription] = last
             # What others have read beyond it is read again, and they skip it.
@@ -231,12 +241,12 @@ class RedisBroker:
 
     async def _begin(self) -> None:
         """Reach Redis, and read from now on."""
-        process = str((await self._asker.ask(self._redis.info("server")))["run_id"])[:8]
-        held = (await self._asker.ask(self._redis.get(scripts.GENERATION)) or b"").decode()
+        process = str((await self._calls.call(self._redis.info("server")))["run_id"])[:8]
+        held = (await self._calls.call(self._redis.get(scripts.GENERATION)) or b"").decode()
         # A Redis that was started again may have lost its last entries: cursors of before it mean nothing.
         if self._missed or not held.startswith(process):
             held = await self._begin_generation(held, process)
-        newest = await self._asker.ask(self._redis.xrevrange(scripts.TAIL, count=1))
+        newest = await self._calls.call(self._redis.xrevrange(scripts.TAIL, count=1))
         self._last = parse_id(newest[0][0]) if newest else (0, 0)
         self._generation = held
         self._positions = dict.fromkeys(self._readers, self._last)
@@ -245,16 +255,16 @@ class RedisBroker:
                 readers[subscription] = self._last
         self._is_up = True
         for kind in (RESTORED, RESYNC):
-            self._tell_all(word(kind, self._cursor(self._last)))
+            self._tell_all(control_delivery(kind, self._cursor(self._last)))
         logger.info("Redis answers", extra={"action": "redis_up"})
 
     async def _begin_generation(self, held: str, process: str) -> str:
         """Say that messages may be missing, unless somebody has done so since ``held``. The generation of now."""
         self._missed = False
-        keys = [scripts.GENERATION, scripts.TAIL, scripts.NOTICES]
+        keys = [scripts.GENERATION, scripts.TAIL, scripts.BROADCAST]
         args: list[str | int] = [held, process + secrets.token_hex(4), self._tail]
         try:
-            answer: bytes = await self._asker.ask(self._renew(keys=keys, args=args))
+            answer: bytes = await self._calls.call(self._renew(keys=keys, args=args))
         except TROUBLE:
             self._missed = True
             raise
@@ -283,7 +293,7 @@ class RedisBroker:
             extra={"action": "redis_lost"},
         )
         self._is_up = False
-        self._tell_all(word(DEGRADED, self._cursor(self._last)))
+        self._tell_all(control_delivery(DEGRADED, self._cursor(self._last)))
         for outgoing in (*self._sending, *self._outbox):
             self._deliver_here(outgoing)
         self._sending = []
@@ -300,24 +310,24 @@ class RedisBroker:
 
     async def _send_some(self) -> None:
         self._sending = [self._outbox.popleft() for _ in range(min(BATCH, len(self._outbox)))]
-        keys = [scripts.TAIL, scripts.NOTICES]
+        keys = [scripts.TAIL, scripts.BROADCAST]
         args: list[str | bytes | int] = [self._tail, self._run_tail, int(RUN_EXPIRY * 1000)]
         for item in self._sending:
             keys.append(scripts.run_stream(item.run_id))
             args += [item.type, item.run_id, item.project, item.payload]
-            args += [int(item.type not in CONTROL), int(item.type in NOTICED)]
-        await self._asker.ask(self._publish(keys=keys, args=args))
+            args += [int(item.type not in CONTROL_TYPES), int(item.type in BROADCAST_TYPES)]
+        await self._calls.call(self._publish(keys=keys, args=args))
         self._sending = []
 
     async def _read(self) -> None:
         while True:
             joined = self._joined
-            asked: dict[Any, Any] = {stream: id_text(position) for stream, position in self._positions.items()}
+            asked: dict[Any, Any] = {stream: format_id(position) for stream, position in self._positions.items()}
             # Without a count: the streams are capped, and one answer is one moment of all of them.
-            answer = await self._asker.ask(self._redis.xread(asked, block=WAIT))
+            answer = await self._calls.call(self._redis.xread(asked, block=WAIT))
             if joined != self._joined:
                 continue
-            found: list[tuple[Id, Fields, str]] = []
+            found: list[tuple[EntryId, Fields, str]] = []
             for name, items in answer:
                 stream = name.decode()
                 if len(items) < (self._run_tail if stream.startswith(scripts.RUN_STREAMS) else self._tail):
@@ -327,16 +337,16 @@ class RedisBroker:
             for number, fields, stream in sorted(found, key=lambda item: item[0]):
                 self._take_in(stream, number, fields)
 
-    def _skip(self, stream: str, number: Id) -> None:
+    def _skip(self, stream: str, number: EntryId) -> None:
         logger.warning("the live tail is read too slowly; viewers read anew", extra={"action": "tail_skipped"})
         self._last = max(self._last, number)
         self._positions[stream] = number
         readers = self._readers[stream]
         for subscription in readers:
             readers[subscription] = number
-            subscription.offer(word(RESYNC, self._cursor(number)))
+            subscription.offer(control_delivery(RESYNC, self._cursor(number)))
 
-    def _take_in(self, stream: str, number: Id, fields: Fields) -> None:
+    def _take_in(self, stream: str, number: EntryId, fields: Fields) -> None:
         self._last = max(self._last, number)
         if stream in self._positions:
             self._positions[stream] = number
@@ -344,14 +354,14 @@ class RedisBroker:
             generation = fields[b"b"].decode()
             if generation != self._generation:
                 self._generation = generation
-                self._tell_all(word(RESYNC, self._cursor(number)))
+                self._tell_all(control_delivery(RESYNC, self._cursor(number)))
             return
         for subscription, had in list(self._readers.get(stream, {}).items()):
             if number > had:
                 self._readers[stream][subscription] = number
                 self._offer(subscription, number, fields)
 
-    def _offer(self, subscription: Subscription, number: Id, fields: Fields) -> None:
+    def _offer(self, subscription: Subscription, number: EntryId, fields: Fields) -> None:
         kind = fields[b"t"].decode()
         if subscription.interest.covers(fields[b"r"].decode(), fields[b"p"].decode(), kind):
             subscription.offer(Delivery(type=kind, cursor=self._cursor(number), payload=fields[b"b"]))
@@ -371,14 +381,14 @@ class RedisBroker:
     def _everybody(self) -> set[Subscription]:
         return {subscription for readers in self._readers.values() for subscription in readers}
 
-    def _cursor(self, number: Id) -> str:
-        return f"{self._generation or 'none'}-{id_text(number)}"
+    def _cursor(self, number: EntryId) -> str:
+        return f"{self._generation or 'none'}-{format_id(number)}"
 
 
 def _streams_of(interest: Interest) -> list[str]:
     """Where a subscriber finds what it wants, with as little else as possible."""
-    if interest.types is not None and interest.types <= NOTICED:
-        return [scripts.NOTICES]
+    if interest.types is not None and interest.types <= BROADCAST_TYPES:
+        return [scripts.BROADCAST]
     if interest.run_ids is None:
         return [scripts.TAIL]
     return [scripts.run_stream(run_id) for run_id in sorted(interest.run_ids)]

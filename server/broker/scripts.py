@@ -4,7 +4,7 @@ Three kinds of streams, each capped:
 
 * ``{spikewatch}:tail``: everything, for those who watch all runs. It gives out the ids.
 * ``{spikewatch}:tail:RUN``: one run, for those who watch it. The same ids; forgotten after a while of silence.
-* ``{spikewatch}:notices``: what every server reads (`message.NOTICED`), and the gaps. The same ids again.
+* ``{spikewatch}:notices``: what every server reads (`message.BROADCAST_TYPES`), and the gaps. The same ids again.
 
 An entry has the fields ``t`` (type), ``r`` (run), ``p`` (project) and ``b`` (body, JSON). A *gap*, of type ``gap``,
 says that messages may be missing before it; its body is the new *generation*, a name that ``{spikewatch}:generation``
@@ -20,7 +20,7 @@ from typing import Final
 PREFIX: Final = "{spikewatch}:"
 GENERATION: Final = PREFIX + "generation"
 TAIL: Final = PREFIX + "tail"
-NOTICES: Final = PREFIX + "notices"
+BROADCAST: Final = PREFIX + "notices"
 RUN_STREAMS: Final = TAIL + ":"
 
 

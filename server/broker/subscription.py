@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from server.broker.message import RESYNC, Delivery, Interest, word
+from server.broker.live_message import RESYNC, Delivery, Interest, control_delivery
 
 
 class Subscription:
@@ -39,7 +39,7 @@ class Subscription:
             self._arrived.clear()
             await self._arrived.wait()
         if self._dropped is not None:
-            resync = word(RESYNC, self._dropped.cursor)
+            resync = control_delivery(RESYNC, self._dropped.cursor)
             self._dropped = None
             return resync
         return self._queue.popleft()

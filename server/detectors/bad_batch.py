@@ -19,7 +19,7 @@ import msgspec
 from server.detectors.advice import advice_after_spike
 from server.detectors.robust import Window, median_and_spread
 from server.detectors.signals import MARKED, Reading
-from server.models import AlertKind, AlertLevel, Cause, Event, Finding
+from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 LEAST: Final = 20
 HOLD: Final = 20
@@ -101,6 +101,6 @@ class BadBatchDetector(msgspec.Struct):
     def event(self) -> Event:
         return Event(
             step=0 if self.step is None else self.step,
-            kind="bad-batch",
+            kind=EventKind.BAD_BATCH,
             detail={"loss": self.loss, "baseline": self.baseline, "grad_norm_ratio": self.grad_ratio},
         )

@@ -26,7 +26,7 @@ from server.detectors.spike import SpikeDetector
 from server.detectors.spike_predicted import SpikePredictor
 from server.detectors.stages import STAGES, StageTracker
 from server.detectors.track_record import TrackRecord
-from server.models import AlertKind, AlertLevel, Event, Finding, Sample, Verdict
+from server.models import AlertKind, AlertLevel, Event, EventKind, Finding, Sample, Verdict
 
 SNAPSHOT_VERSION: Final = 1
 KNOWN: Final = ("loss", "lr", "grad_norm", "lambda_max", "lambda_grad", "lambda_step")
@@ -131,7 +131,7 @@ class DetectorSuite:
             reading, spiking=state.spike.active, peak_step=state.spike.peak_step, climbing=state.predictor.warned
         )
         if changed or first:
-            events.append(Event(step=step, kind="stage", detail={"stage": state.stages.stage}))
+            events.append(Event(step=step, kind=EventKind.STAGE, detail={"stage": state.stages.stage}))
 
         spike, nonfinite = state.spike.finding(reading), state.nonfinite.finding(reading)
         is_over = nonfinite is not None and nonfinite.level is AlertLevel.CRITICAL

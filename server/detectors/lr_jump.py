@@ -19,7 +19,7 @@ import msgspec
 
 from server.detectors.advice import advice_before_spike
 from server.detectors.signals import Reading
-from server.models import AlertKind, AlertLevel, Cause, Event, Finding
+from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 JUMP: Final = 1.5
 LEAST: Final = 10
@@ -86,6 +86,6 @@ class LearningRateJumpDetector(msgspec.Struct):
     def event(self) -> Event:
         return Event(
             step=0 if self.step is None else self.step,
-            kind="lr-jump",
+            kind=EventKind.LR_JUMP,
             detail={"before": self.before, "after": self.after},
         )

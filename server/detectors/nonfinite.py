@@ -18,7 +18,7 @@ import msgspec
 
 from server.detectors.advice import advice_after_spike
 from server.detectors.signals import Reading
-from server.models import AlertKind, AlertLevel, Cause, Event, Finding, LayerSums, Sample
+from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding, LayerSums, Sample
 
 HOLD: Final = 20
 """Steps after which clean values end the finding."""
@@ -96,6 +96,6 @@ class NonfiniteDetector(msgspec.Struct):
     def event(self, occurrence: Occurrence) -> Event:
         return Event(
             step=occurrence.step,
-            kind="nonfinite",
+            kind=EventKind.NONFINITE,
             detail={"loss": int(occurrence.loss), "gradients": occurrence.gradients},
         )

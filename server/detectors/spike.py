@@ -30,7 +30,7 @@ from server.detectors.advice import advice_after_spike
 from server.detectors.causes import CauseOfSpike
 from server.detectors.robust import Window, median, median_and_spread
 from server.detectors.signals import Reading
-from server.models import AlertKind, AlertLevel, Event, Finding
+from server.models import AlertKind, AlertLevel, Event, EventKind, Finding
 
 WINDOW: Final = 40
 LEAST: Final = 10
@@ -203,7 +203,7 @@ class SpikeDetector(msgspec.Struct):
         """The spike that has just ended."""
         return Event(
             step=self.onset,
-            kind="spike",
+            kind=EventKind.SPIKE,
             detail={
                 "loss": self.peak,
                 "baseline": self.baseline,

@@ -13,8 +13,9 @@ from typing import Final
 from urllib.parse import quote
 
 from client_sdk.protocol import Alert
-from server.models import AlertKind, AlertLevel, AlertState
-from server.notification import CLOSING, LEVEL_RANK, Change, NotifiedIncident, OutboxRow
+from client_sdk.vocabulary import EVIDENCE, LEVEL_RANK
+from server.models import AlertKind, AlertLevel, AlertState, Cause
+from server.notification import CLOSING, Change, NotifiedIncident, OutboxRow
 
 DIGEST_NAMED: Final = 10
 """Number of runs that a digest lists by name."""
@@ -180,18 +181,18 @@ def _facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
     if ratio is not None:
         lambda_max, limit = _number(alert.evidence, "lambda_max"), _number(alert.evidence, "stability_limit")
         parts = "" if lambda_max is None or limit is None else f" ({lambda_max:.4g} of {limit:.4g})"
-        facts.append(("λ_max / limit", f"{ratio:.2f}{parts}"))
+        facts.append((_label("stability_ratio"), f"{ratio:.2f}{parts}"))
     if alert.layers:
         facts.append(("Leading layers", _layers(alert)))
-    if alert.cause != "unknown":
+    if alert.cause != Cause.UNKNOWN:
         facts.append(("Likely cause", alert.cause.replace("-", " ")))
     series = alert.evidence.get("series")
     if isinstance(series, str):
-        facts.append(("Series", series))
-    for key, label, form in _EVIDENCE:
+        facts.append((_label("series"), series))
+    for key, form in _EVIDENCE.items():
         value = _number(alert.evidence, key)
         if value is not None and len(facts) < 9:
-            facts.append((label, form.format(value).replace("-", "−")))
+            facts.append((_label(key), form.format(value).replace("-", "−")))
     facts.append(("Level", alert.level))
     return tuple(facts)
 
@@ -207,22 +208,28 @@ def _closing_facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-_EVIDENCE: Final = (
-    ("decoupling", "Σg² / Σv̂", "{:.2g}"),
-    ("decoupled_steps", "v decays on its own for", "{:,.0f} steps"),
-    ("gradient_growth_per_step", "‖g‖ grows a step by", "{:+.1%}"),
-    ("lambda_grad_ratio", "λ_grad / limit", "{:.2f}"),
-    ("loss", "Loss", "{:.3g}"),
-    ("loss_baseline", "Loss before", "{:.3g}"),
-    ("grad_norm_ratio", "‖g‖ against its usual size", "{:.1f}×"),
-    ("learning_rate_before", "Learning rate before", "{:.3g}"),
-    ("learning_rate_after", "Learning rate after", "{:.3g}"),
-    ("value", "Value", "{:.4g}"),
-    ("limit", "Limit", "{:.4g}"),
-    ("silent_minutes", "Silent for minutes", "{:,.1f}"),
-    ("eps_fraction", "Coordinates below ε", "{:.0%}"),
-)
-"""Keys, labels and formats of the detectors' measurements, the most informative first."""
+_EVIDENCE: Final = {
+    "decoupling": "{:.2g}",
+    "decoupled_steps": "{:,.0f} steps",
+    "gradient_growth_per_step": "{:+.1%} a step",
+    "lambda_grad_ratio": "{:.2f}",
+    "loss": "{:.3g}",
+    "loss_baseline": "{:.3g}",
+    "grad_norm_ratio": "{:.1f}×",
+    "learning_rate_before": "{:.3g}",
+    "learning_rate_after": "{:.3g}",
+    "value": "{:.4g}",
+    "limit": "{:.4g}",
+    "silent_minutes": "{:,.1f}",
+    "eps_fraction": "{:.0%}",
+}
+"""Format of each kind of evidence that a notification shows, the most important first."""
+
+
+def _label(key: str) -> str:
+    """Return the label of an evidence key in sentence case; symbols keep theirs."""
+    label = EVIDENCE[key].label
+    return label[0].upper() + label[1:] if label[:2].isalpha() else label
 
 
 def _layers(alert: Alert) -> str:

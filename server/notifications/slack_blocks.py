@@ -8,8 +8,10 @@ https://docs.slack.dev/reference/block-kit/blocks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
+from client_sdk.vocabulary import AlertLevel
 from server.notification import Change
 from server.notifications.notification_text import Notification
 
@@ -25,7 +27,7 @@ MAX_PREVIEW: Final = 600
 METADATA_EVENT: Final = "spikewatch_alert"
 
 NAMES: Final = frozenset({"Run", "Project", "Projects", "Leading layers", "Series", "Channel"})
-MARKS: Final = {"watch": "🟡", "warning": "🟠", "critical": "🔴"}
+MARKS: Final[Mapping[str, str]] = {AlertLevel.WATCH: "🟡", AlertLevel.WARNING: "🟠", AlertLevel.CRITICAL: "🔴"}
 CLOSING_MARKS: Final = {Change.CONFIRMED: "🎯", Change.FALSE_ALARM: "⚪", Change.RESOLVED: "🟢"}
 
 

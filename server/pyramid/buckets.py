@@ -18,6 +18,8 @@ from server.pyramid.footprint import ARRAY_BYTES
 
 Matrix = NDArray[np.floating]
 Counts = NDArray[np.int32]
+StepRange = tuple[int, int]
+"""First and last step of a range, both included."""
 Field = Literal["min", "max", "last"]
 ALL_FIELDS: frozenset[Field] = frozenset({"min", "max", "last"})
 
@@ -95,10 +97,10 @@ class Buckets:
         return self if len(kept) == len(self.numbers) else self.at(kept)
 
 
-def choose_width(step_from: int, step_to: int, most: int) -> int:
+def choose_width(step_from: int, step_to: int, max_buckets: int) -> int:
     """The least power of two that covers step_from … step_to with at most ``most`` aligned buckets."""
     width = 1
-    while step_to // width - step_from // width + 1 > most:
+    while step_to // width - step_from // width + 1 > max_buckets:
         width *= 2
     return width
 

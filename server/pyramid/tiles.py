@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.pyramid.blobs import BlobError, pack, pack_bits, pack_last, unpack, unpack_bits, unpack_last
-from server.pyramid.buckets import ALL_FIELDS, Buckets, Field, Matrix, bucket_of, reduce
+from server.pyramid.buckets import ALL_FIELDS, Buckets, Field, Matrix, StepRange, bucket_of, reduce
 from server.pyramid.columns import Block, BlockColumns, Columns, ScalarColumn
 from server.pyramid.footprint import ARRAY_BYTES
 
@@ -83,15 +83,32 @@ class SpanDraft:
     tiles: Mapping[TileKey, TileBlobs]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpanHeader:
+    """A span without its contents."""
+
+    id: int
+    writer_id: int
+    rank: int
+    attempt: int
+    level: int
+    width: int
+    first_seq: int
+    last_seq: int
+    first_step: int
+    last_step: int
+    entries: int
+
+
 def capacity(layers: int) -> int:
     """Entries of a full span of a writer with so many layers."""
     return max(MIN_CAPACITY, min(CAPACITY, MAX_TILE_VALUES // max(layers, 1)))
 
 
-def choose_span_width(starts: NDArray[np.int64], least: int, most: int) -> int:
+def choose_span_width(starts: NDArray[np.int64], min_width: int, max_buckets: int) -> int:
     """The least power of two, not below ``least``, that puts ascending ``starts`` into at most ``most`` buckets."""
-    width = least
-    while len(np.unique(bucket_of(starts, width))) > most:
+    width = min_width
+    while len(np.unique(bucket_of(starts, width))) > max_buckets:
         width *= 2
     return width
 
@@ -265,12 +282,12 @@ def reduce_values(
     width: int,
     *,
     fields: Iterable[Field] = ALL_FIELDS,
-    window: tuple[int, int] | None = None,
+    step_range: StepRange | None = None,
 ) -> Buckets:
     """Buckets of the values at the steps of ``window``, by default all. ``steps``: of the span's records."""
     at, values, measured = steps[tile.at], tile.values, tile.measured
-    if window is not None:
-        left, right = np.searchsorted(at, window[0]), np.searchsorted(at, window[1], side="right")
+    if step_range is not None:
+        left, right = np.searchsorted(at, step_range[0]), np.searchsorted(at, step_range[1], side="right")
         at, values = at[left:right], values[:, left:right]
         measured = None if measured is None else measured[:, left:right]
     return reduce(at, values, measured, width, fields)
@@ -313,10 +330,10 @@ def columns_of(
     return Columns(steps=steps, times=times, scalars=scalars, blocks=tuple(blocks))
 
 
-def cut(columns: Columns, first_seq: int, most: int) -> Iterator[SpanDraft]:
+def cut(columns: Columns, first_seq: int, min_records: int) -> Iterator[SpanDraft]:
     """Spans of level 0 of equal size, each with ``most`` records or somewhat more; one if there are fewer."""
     n = len(columns.steps)
-    pieces = max(1, n // most)
+    pieces = max(1, n // min_records)
     edges = np.linspace(0, n, pieces + 1).astype(int).tolist()
     for start, stop in pairwise(edges):
         yield span_of_records(columns.rows(start, stop), first_seq + start)

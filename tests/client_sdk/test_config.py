@@ -1,4 +1,4 @@
-"""Settings: arguments win over the environment, bad ones raise at once, the token on this machine is found."""
+"""Settings: arguments win over the environment, wrong ones raise at once, and a local server's token is found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 
 from client_sdk.config import Endpoint, Settings, plain_config
 from client_sdk.errors import ConfigurationError
+from client_sdk.protocol import Hello
 from client_sdk.run import Run
+from client_sdk.spool.spool import Spool
 
 
 def resolve(environ: dict[str, str] | None = None, **arguments: Any) -> Settings:
@@ -46,14 +48,20 @@ def test_environment_is_read() -> None:
     assert settings.rank == 3
 
 
-def test_size_of_the_spool_is_a_number_of_bytes(tmp_path: Path) -> None:
+def test_size_of_the_spool_is_a_number_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve().spool_bytes == 2 * 1024**3
     settings = resolve({"SPIKEWATCH_SPOOL_BYTES": "100000000", "SPIKEWATCH_DIR": str(tmp_path)}, mode="offline")
     assert settings.spool_bytes == 100_000_000
-    run = Run(settings)
-    assert run._spool is not None
-    assert run._spool._disk_limit == 100_000_000
-    run.finish()
+    limits: list[int] = []
+    create = Spool.create
+
+    def observed(root: Path, hello: Hello, *, disk_limit: int) -> Spool:
+        limits.append(disk_limit)
+        return create(root, hello, disk_limit=disk_limit)
+
+    monkeypatch.setattr(Spool, "create", observed)
+    Run(settings).finish()
+    assert limits == [100_000_000]
     for bad in ("2G", "-1", "1000", "9" * 19):
         with pytest.raises(ConfigurationError, match="SPIKEWATCH_SPOOL_BYTES"):
             resolve({"SPIKEWATCH_SPOOL_BYTES": bad})
@@ -121,7 +129,7 @@ def test_rank_of_another_tool_is_ignored() -> None:
     assert resolve({"RANK": "captain"}).rank == 0
 
 
-def test_config_is_taken_in_the_forms_that_trainings_have() -> None:
+def test_config_may_be_a_namespace_or_a_dataclass() -> None:
     @dataclass
     class Options:
         lr: float
@@ -143,13 +151,13 @@ def test_config_values_without_a_plain_form_are_kept_as_text() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.9.9.9"])
-def test_token_that_a_server_on_this_machine_left_is_found(tmp_path: Path, host: str) -> None:
+def test_token_of_a_server_on_this_machine_is_found(tmp_path: Path, host: str) -> None:
     (tmp_path / "server-9123.token").write_text("abc\n")
     endpoint = Endpoint.resolve(url=f"http://{host}:9123", token=None, environ={"SPIKEWATCH_HOME": str(tmp_path)})
     assert endpoint.find_token() == "abc"
 
 
-def test_token_of_this_machine_is_not_sent_elsewhere(tmp_path: Path) -> None:
+def test_token_of_this_machine_is_not_sent_to_another_host(tmp_path: Path) -> None:
     (tmp_path / "server-9123.token").write_text("abc\n")
     endpoint = Endpoint.resolve(url="http://example.org:9123", token=None, environ={"SPIKEWATCH_HOME": str(tmp_path)})
     assert endpoint.find_token() is None

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from client_sdk.curvature import Probe, probe
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian
-from client_sdk.curvature.preconditioner import Metric
+from client_sdk.curvature.preconditioner import Preconditioner
 from client_sdk.curvature.sandbox import Sandbox
 from client_sdk.curvature.spectrum import largest_eigenpair
 from client_sdk.optimizers import kind_of, oscillation_gain, stability_limit
 from client_sdk.warner import Warner
-from tests.support.dense_hessian import dense_hessian, largest_eigenvalue, preconditioner
+from tests.support.dense_hessian import dense_hessian, dense_preconditioner, largest_eigenvalue
 
 torch.set_num_threads(1)  # the nets are tiny: threads that wait for each other on a busy machine cost minutes
 
@@ -87,7 +87,7 @@ class Problem:
         if decay and not self.optimizer.param_groups[0].get("decoupled_weight_decay"):
             hessian = hessian + decay * np.eye(len(hessian))
             gradient = gradient + decay * np.concatenate([p.detach().numpy().ravel() for p in self.model.parameters()])
-        diagonal = preconditioner(self.model, self.optimizer)
+        diagonal = dense_preconditioner(self.model, self.optimizer)
         along = float(gradient @ (diagonal * (hessian @ gradient)) / (gradient @ gradient))
         return largest_eigenvalue(diagonal, hessian), along
 
@@ -138,7 +138,7 @@ def test_a_group_that_does_not_move_counts_for_nothing() -> None:
     problem.probe = Probe(problem.model, problem.optimizer, "sgd", every=1, warner=problem.warner)
     values = problem.measure(times=6)
     gradient, hessian = dense_hessian(problem.model, problem.loss_of)
-    diagonal = preconditioner(problem.model, problem.optimizer)
+    diagonal = dense_preconditioner(problem.model, problem.optimizer)
     moving = np.where(diagonal > 0, gradient, 0.0)
     assert values["lambda_max"] == pytest.approx(largest_eigenvalue(diagonal, hessian), rel=1e-6)
     assert values["lambda_grad"] == pytest.approx(float(moving @ hessian @ moving / (moving @ moving)), rel=1e-9)
@@ -197,14 +197,14 @@ def test_warm_start_follows_a_training_run_with_few_products(monkeypatch: pytest
 
 def test_finite_differences_agree_with_double_backward() -> None:
     problem = Problem(OPTIMIZERS["adam"], dtype=torch.float32)
-    metric = Metric.read(problem.optimizer, "adam")
-    assert metric is not None
+    preconditioner = Preconditioner.read(problem.optimizer, "adam")
+    assert preconditioner is not None
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(len(metric.diagonal), generator=generator)
+    direction = torch.randn(len(preconditioner.diagonal), generator=generator)
     before = [p.detach().clone() for p in problem.model.parameters()]
-    with Sandbox(problem.model, metric.parameters) as sandbox:
-        exact = ExactHessian(sandbox, problem.closure, metric).product(direction)
-        differences = DifferenceHessian(sandbox, problem.closure, metric).product(direction)
+    with Sandbox(problem.model, preconditioner.parameters) as sandbox:
+        exact = ExactHessian(sandbox, problem.closure, preconditioner).product(direction)
+        differences = DifferenceHessian(sandbox, problem.closure, preconditioner).product(direction)
     assert float((exact - differences).norm() / exact.norm()) < 0.01
     assert all(torch.equal(p, old) for p, old in zip(problem.model.parameters(), before, strict=True))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from client_sdk import protocol
+from client_sdk import protocol, vocabulary
 from client_sdk.protocol import (
     AlertNotice,
     Batch,
@@ -96,4 +96,4 @@ def test_limits_are_those_of_the_code() -> None:
 
 
 def test_statistics_are_those_of_the_code() -> None:
-    assert all(f"`{name}`" in TEXT for name in protocol.LAYER_STATISTICS)
+    assert all(f"`{name}`" in TEXT for name in vocabulary.STATISTICS)

@@ -86,7 +86,7 @@ def test_outage_that_fills_the_disk_thins_and_says_so(
 ) -> None:
     create = Spool.create
     monkeypatch.setattr(
-        Spool, "create", lambda root, hello, disk_limit: create(root, hello, disk_limit=100_000, segment_bytes=10_000)
+        Spool, "create", lambda root, hello, disk_limit: create(root, hello, disk_limit=100_000, file_bytes=10_000)
     )
     run = make_run()
     run.attach(StepInstrument(tuple(f"l{i}" for i in range(100)), ("x",)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from client_sdk import run as run_module
 from client_sdk.errors import ConfigurationError
@@ -156,7 +156,7 @@ def test_device_that_never_answers_is_bounded_and_given_up(make_run: MakeRun, ca
 
 
 class _Copy:
-    """A copy from a device as `client_sdk.stats.copy_to_host` makes it."""
+    """A copy from a device like `client_sdk.host.ScalarCopy`."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -165,8 +165,8 @@ class _Copy:
     def ready(self) -> bool:
         return self.landed
 
-    def values(self) -> Sequence[float]:
-        return [float(i) for i in range(self.count)]
+    def array(self) -> NDArray[np.float64]:
+        return np.arange(self.count, dtype=np.float64)
 
 
 def test_tensors_on_a_device_are_copied_together_and_awaited(

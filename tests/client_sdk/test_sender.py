@@ -32,7 +32,7 @@ class Delivery:
     """A spool with its sender, without delays between attempts."""
 
     def __init__(self, directory: Path, server: IngestServer, *, url: str | None = None, **options: Any) -> None:
-        self.spool = Spool.create(directory, HELLO, segment_bytes=50_000)
+        self.spool = Spool.create(directory, HELLO, file_bytes=50_000)
         self.warner = Warner()
         self.alerts: list[str] = []
         self.sender = Sender(
@@ -140,7 +140,7 @@ def test_grown_layouts_are_introduced_before_their_records(delivery: Delivery, s
     delivery.sender.start()
     assert delivery.sender.wait_acknowledged(1, 20)
     layout = Layout(id=0, layers=("a",), statistics=("x",))
-    delivery.spool.introduce(Hello(version=1, run_id="run", writer="writer", project="p", layouts=(layout,)))
+    delivery.spool.update_hello(Hello(version=1, run_id="run", writer="writer", project="p", layouts=(layout,)))
     delivery.append(2)
     assert delivery.sender.wait_acknowledged(2, 20)
     assert [hello.layouts for hello in server.hellos] == [(), (layout,)]

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client_sdk.host import ScalarCopy
 from client_sdk.layers import map_layers
 from client_sdk.measurement import Measurement
 from client_sdk.optimizers import kind_of
 from client_sdk.protocol import HISTOGRAM_BINS
-from client_sdk.stats import Meter, copy_to_host, histograms, plan
+from client_sdk.stats import Meter, histograms, measurement_plan
 from client_sdk.stats.histograms import count_bins
 
 torch.set_num_threads(1)  # the nets are tiny: threads that wait for each other on a busy machine cost minutes
@@ -155,8 +156,8 @@ def test_statistics_equal_the_obvious_formulas(name: str, steps: int) -> None:
 
 @pytest.mark.parametrize("name", ADAMS)
 def test_float32_and_small_chunks_agree_with_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "PACK_CPU", 100)
-    monkeypatch.setattr(plan, "CHUNK_CPU", 64)
+    monkeypatch.setattr(measurement_plan, "PACK_CPU", 100)
+    monkeypatch.setattr(measurement_plan, "CHUNK_CPU", 64)
     model, optimizer, meter, measurement, before = trained(ADAMS[name], 5, torch.float32)
     assert measurement.block is not None
     before["weights"] = [w.double() for w in before["weights"]]
@@ -379,7 +380,7 @@ def test_large_layers_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_copies_keep_the_value_of_the_moment() -> None:
     first, second = torch.tensor(1.5), torch.tensor([2], dtype=torch.int64)
-    copied = copy_to_host([first, second])
+    copied = ScalarCopy([first, second])
     first += 1
     assert copied.ready()
-    assert copied.values() == [1.5, 2.0]
+    assert copied.array().tolist() == [1.5, 2.0]

@@ -426,7 +426,7 @@ def test_broken_measuring_does_not_reach_training(make_run: MakeRun, monkeypatch
     model, optimizer = small()
     run = make_run()
     watch(run, model, optimizer)
-    monkeypatch.setattr("client_sdk.stats.meter.read_rule", lambda *_: 1 / 0)
+    monkeypatch.setattr("client_sdk.stats.meter.read_update_rule", lambda *_: 1 / 0)
     fit(model, optimizer, run, range(3))
     assert run.status().warnings["statistics"] == 3
     assert [record.block for record in records(run)] == [None] * 3

@@ -40,7 +40,7 @@ def drag_across(page: Page, panel: str, start: float, end: float) -> None:
 
 def test_fleet_shows_every_run_and_the_riskiest_first(visit: Visit, api: FixtureApi) -> None:
     page = visit.open("/")
-    expect(page.locator(".fleet-row:not(.bones)")).to_have_count(len(api.runs))
+    expect(page.locator(".fleet-row:not(.skeletons)")).to_have_count(len(api.runs))
     first = page.locator("a.fleet-row").first
     expect(first.locator(".name")).to_have_text("tanh-net")
     expect(first.locator(".spike")).to_have_text("113 steps")

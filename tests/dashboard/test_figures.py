@@ -12,12 +12,13 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from client_sdk.vocabulary import STATISTICS
 from dashboard.figures.curvature import curvature_figure
 from dashboard.figures.heatmap import heatmap_figure, heatmap_height, short_names
 from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.loss import loss_figure
 from dashboard.figures.marks import Marks, marks_of
-from dashboard.figures.scales import STATISTICS, colour_bar_ticks, colour_scale
+from dashboard.figures.scales import colour_bar_ticks, colour_scale
 from dashboard.figures.sparkline import HEIGHT, PAD, sparkline
 from dashboard.figures.stage_strip import Span, spans
 from dashboard.figures.theme import DARK, LIGHT, STAGE_COLOURS, Frame

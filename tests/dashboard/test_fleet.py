@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from dashboard.models import Alert, LastAlert, Outcome, PredictedStep, RunSummary
-from dashboard.pages.fleet import counts, risk, row
+from dashboard.pages.fleet import counts
+from dashboard.pages.fleet_rows import risk, row
 
 NOW = 1_000_000.0
 

@@ -10,7 +10,9 @@ import pytest
 from dashboard.figures.rule_backtest import rule_backtest_figure
 from dashboard.forms.fields import FieldError
 from dashboard.models import Firing, Outline, Rule, RunSummary, TriedRun
-from dashboard.pages.rules import body, editor, items, layout, sentence, slug
+from dashboard.pages.rule_form import body, editor, slug
+from dashboard.pages.rules import items, layout, sentence
+from dashboard.shell.page import PageRequest
 from dashboard.viewer import Viewer
 
 LOSS = Rule(id="r", name="Loss is high", condition="above", value=10.0, scalar="loss")
@@ -89,7 +91,9 @@ def test_what_cannot_be_meant_is_said_at_its_field(field: str, changes: dict[str
 
 def test_who_may_not_change_rules_sees_them_without_buttons() -> None:
     assert "edit-rule" in str(items([LOSS]))
-    shown = str(items([LOSS], may_change=False)) + str(layout(may_change=False))
+    shown = str(items([LOSS], may_change=False)) + str(
+        layout(PageRequest(viewer=Viewer(credential="x", scope="write")))
+    )
     assert "Loss is high" in shown
     assert "data-verb" not in shown
     for viewer, may in (

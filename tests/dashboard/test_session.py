@@ -12,8 +12,9 @@ from dashboard.client import ApiRefusedError, ApiUnavailableError
 from dashboard.config import DashboardConfig
 from dashboard.live import LiveFeed, News
 from dashboard.models import LiveMessage
-from dashboard.pages.session import Refresh, Session, Update
-from dashboard.pages.view import View
+from dashboard.stream.live_part import Refresh, Update
+from dashboard.stream.session import Session
+from dashboard.stream.view import View
 
 FLEET = View(page="fleet")
 
@@ -48,6 +49,8 @@ class Browser:
 class Page:
     """A page that counts its refreshes and shows the news it got."""
 
+    run_id = None
+
     def __init__(self) -> None:
         self.news: list[News] = []
         self.views: list[View] = []
@@ -80,7 +83,7 @@ class Scene:
         self.session = Session(self.browser, self.feed, lambda _: self.page, tab="tab", max_refresh_rate=1000.0)
 
     async def __aenter__(self) -> Scene:
-        self.task = asyncio.create_task(self.session.attend())
+        self.task = asyncio.create_task(self.session.serve())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -100,14 +103,14 @@ async def test_nothing_is_fetched_before_the_browser_says_where_it_is() -> None:
     async with Scene() as scene:
         await asyncio.sleep(0)
         assert scene.page.news == []
-        scene.session.look(FLEET)
+        scene.session.show(FLEET)
         await scene.shown(1)
         assert scene.page.news[0].resync
 
 
 async def test_a_slow_browser_loses_frames_and_no_memory() -> None:
     async with Scene() as scene:
-        scene.session.look(FLEET)
+        scene.session.show(FLEET)
         await scene.shown(1)
         scene.browser.gate.clear()
         scene.tell(LiveMessage(type="advance", run_id="a", committed_at=1.0))
@@ -124,9 +127,9 @@ async def test_a_slow_browser_loses_frames_and_no_memory() -> None:
 
 async def test_a_new_view_is_drawn_without_waiting_for_news() -> None:
     async with Scene() as scene:
-        scene.session.look(FLEET)
+        scene.session.show(FLEET)
         await scene.shown(1)
-        scene.session.look(View(page="fleet", theme="light"))
+        scene.session.show(View(page="fleet", theme="light"))
         await scene.shown(2)
         assert scene.page.views[-1].theme == "light"
 
@@ -134,7 +137,7 @@ async def test_a_new_view_is_drawn_without_waiting_for_news() -> None:
 async def test_an_api_that_does_not_answer_is_said_and_asked_again() -> None:
     async with Scene() as scene:
         scene.page.failures = 1
-        scene.session.look(FLEET)
+        scene.session.show(FLEET)
         await asyncio.wait_for(scene.browser.acknowledged.get(), 10)
         assert scene.browser.status() == "server not reachable "
         assert scene.browser.props[ids.NOTICE, "children"] == "no answer from the server"
@@ -146,7 +149,7 @@ async def test_an_api_that_does_not_answer_is_said_and_asked_again() -> None:
 async def test_a_login_that_has_ended_is_said_and_not_asked_again() -> None:
     async with Scene() as scene:
         scene.page.refusal = ApiRefusedError(401, "unauthenticated", "give a token")
-        scene.session.look(FLEET)
+        scene.session.show(FLEET)
         await asyncio.wait_for(scene.task, 10)
         assert scene.browser.status() == "signed out "
         assert "has ended" in scene.browser.props[ids.NOTICE, "children"]
@@ -156,14 +159,14 @@ async def test_a_login_that_has_ended_is_said_and_not_asked_again() -> None:
 
 async def test_a_feed_that_is_away_is_not_called_live() -> None:
     async with Scene() as scene:
-        scene.session.look(FLEET)
+        scene.session.show(FLEET)
         await scene.shown(1)
         assert scene.browser.status().startswith("offline since ")
 
 
 async def test_delay_is_told_and_a_long_one_is_catching_up() -> None:
     async with Scene() as scene:
-        scene.session.look(FLEET)
+        scene.session.show(FLEET)
         await scene.shown(1)
         scene.feed.offline_since = None
         scene.tell(LiveMessage(type="advance", run_id="a", committed_at=1.0))
@@ -175,15 +178,15 @@ async def test_delay_is_told_and_a_long_one_is_catching_up() -> None:
 async def test_the_session_ends_when_another_page_answers() -> None:
     async with Scene() as scene:
         scene.browser.tab = "another page load"
-        scene.session.look(FLEET)
+        scene.session.show(FLEET)
         await asyncio.wait_for(scene.task, 10)
 
 
 async def test_leaving_ends_the_session_and_its_subscription() -> None:
     async with Scene() as scene:
-        scene.session.look(FLEET)
+        scene.session.show(FLEET)
         await scene.shown(1)
-        scene.session.leave()
+        scene.session.close()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(scene.task, 10)
         assert scene.feed.offline_since is not None

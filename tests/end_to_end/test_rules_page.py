@@ -76,7 +76,7 @@ def test_a_rule_is_written_tried_on_history_saved_and_fires(server: Embedded, pa
     form.locator("button", has_text="Test on history").click()
     expect(page.locator(".fired")).to_have_text("It would have fired 2 times")
     expect(page.locator(".firings li b")).to_have_text(["step 40", "step 90"])
-    expect(page.locator(".rehearsal .js-plotly-plot")).to_be_visible()
+    expect(page.locator(".backtest .js-plotly-plot")).to_be_visible()
     expect(page.locator("#rule-result .note").first).to_contain_text(EVIL)
     assert page.evaluate("window.hacked") is None
     form.locator("button", has_text="Save").click()
@@ -145,7 +145,7 @@ def test_channels_and_quiet_hours_are_set_and_secrets_never_shown(server: Embedd
     expect(quiet.locator(".field-error:visible")).to_contain_text("no such time zone")
     quiet.locator("[name=timezone]").fill("Europe/Berlin")
     quiet.locator("button", has_text="Save").click()
-    expect(quiet.locator(".form-said")).to_have_text("Saved.")
+    expect(quiet.locator(".form-message")).to_have_text("Saved.")
 
     silences = page.locator("#silence-list")
     silences.locator("[name=reason]").fill("maintenance")

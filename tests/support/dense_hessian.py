@@ -30,7 +30,7 @@ def dense_hessian(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> t
     return gradient.detach().double().numpy(), torch.stack(rows).numpy()
 
 
-def preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> Matrix:
+def dense_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> Matrix:
     """D·η/η_max with the momentum factor, straight from SCIENCE section 2, for Adam, AdamW, RMSprop and SGD."""
     group_of: dict[Tensor, dict[str, Any]] = {p: g for g in optimizer.param_groups for p in g["params"]}
     largest = max(group["lr"] for group in optimizer.param_groups)

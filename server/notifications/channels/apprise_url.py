@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 
+from client_sdk.vocabulary import AlertLevel
 from server.errors import ForbiddenAddressError
 from server.notification import Change
 from server.notifications.addresses import check_host
@@ -199,7 +200,7 @@ def _notify_type(notification: Notification) -> Any:
 
     if notification.change in (Change.RESOLVED, Change.FALSE_ALARM):
         return apprise.NotifyType.SUCCESS
-    if notification.level == "critical":
+    if notification.level == AlertLevel.CRITICAL:
         return apprise.NotifyType.FAILURE
     is_alert = notification.alert is not None or notification.members
     return apprise.NotifyType.WARNING if is_alert else apprise.NotifyType.INFO

@@ -20,11 +20,11 @@ from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import RunDeletedError, SequenceMovedError, ServerError, WriterTakenError
-from server.models import Event, RunState
+from server.models import DELETING, Event, EventKind, RunState
+from server.pyramid.drafts import SegmentDraft
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
 from server.storage.id_list import padded
-from server.storage.measurements.drafts import SegmentDraft
 from server.storage.runs import Registration, is_running
 
 Place = tuple[str, int]
@@ -50,7 +50,7 @@ LOCK_WRITERS = (
 )
 LOCK_RUNS = (
     select(runs.c.id)
-    .where(runs.c.id.in_(bindparam("ids", expanding=True)), runs.c.state != RunState.DELETING)
+    .where(runs.c.id.in_(bindparam("ids", expanding=True)), runs.c.state != DELETING)
     .order_by(runs.c.id)
     .with_for_update(key_share=True)
 )
@@ -243,7 +243,9 @@ async def _insert_attempts(
                 if now is not None:
                     left.append(_reached(place, now))
                     detail = {"from_step": now.last_step}
-                    item.rollbacks.append(Event(step=draft.first_step, kind="rollback", attempt=attempt, detail=detail))
+                    item.rollbacks.append(
+                        Event(step=draft.first_step, kind=EventKind.ROLLBACK, attempt=attempt, detail=detail)
+                    )
                 last_segment = 0 if now is None else now.last_segment
                 now = current[place] = _Attempt(attempt=attempt, last_step=draft.last_step, last_segment=last_segment)
             now.last_step = draft.last_step

@@ -22,6 +22,7 @@ from server.pyramid.tiles import (
     SCALARS,
     SLACK,
     SpanDraft,
+    SpanHeader,
     TileBlobs,
     TileKey,
     capacity,
@@ -36,7 +37,7 @@ from server.pyramid.tiles import (
     together,
     unpack_steps,
 )
-from server.storage.measurements.spans import SegmentBytes, SpanPlace, SpanStore, StoredTile, Stream
+from server.storage.measurements.spans import SegmentBytes, SpanStore, StoredTile, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -144,11 +145,11 @@ class Compactor:
         await self.raise_levels(stream.run_id)
         return taken[-1].last_seq - taken[0].first_seq + 1, len(drafts)
 
-    async def _raise(self, run_id: str, children: Sequence[SpanPlace]) -> bool:
+    async def _raise(self, run_id: str, children: Sequence[SpanHeader]) -> bool:
         draft = await self.draft_above(children)
         return await self._store.put_above(run_id, children, draft)
 
-    async def draft_above(self, children: Sequence[SpanPlace]) -> SpanDraft:
+    async def draft_above(self, children: Sequence[SpanHeader]) -> SpanDraft:
         """The span that stands above these. Raises `TileCorruptError`."""
         ids = [child.id for child in children]
         numbers = {}
@@ -201,9 +202,9 @@ def make_spans(taken: Sequence[SegmentBytes], most: int) -> list[SpanDraft]:
     return list(cut(concatenate(parts), taken[0].first_seq, most))
 
 
-def _full_level(roots: Sequence[SpanPlace]) -> list[SpanPlace] | None:
+def _full_level(roots: Sequence[SpanHeader]) -> list[SpanHeader] | None:
     """The oldest eight spans of some level of some stream, the lowest level first."""
-    groups: dict[tuple[int, int, int], list[SpanPlace]] = {}
+    groups: dict[tuple[int, int, int], list[SpanHeader]] = {}
     for root in roots:
         groups.setdefault((root.level, root.writer_id, root.attempt), []).append(root)
     for _, group in sorted(groups.items()):
@@ -212,7 +213,7 @@ def _full_level(roots: Sequence[SpanPlace]) -> list[SpanPlace] | None:
     return None
 
 
-def _last_spans(roots: Sequence[SpanPlace]) -> list[SpanPlace] | None:
+def _last_spans(roots: Sequence[SpanHeader]) -> list[SpanHeader] | None:
     """Where a level has two spans or more: these and all after them, of which each level has one at most."""
     for level in sorted({root.level for root in roots}):
         places = [number for number, root in enumerate(roots) if root.level == level]
@@ -222,7 +223,7 @@ def _last_spans(roots: Sequence[SpanPlace]) -> list[SpanPlace] | None:
 
 
 def _raise_tiles(
-    children: Sequence[SpanPlace],
+    children: Sequence[SpanHeader],
     stored: Sequence[StoredTile],
     numbers: Mapping[int, NDArray[np.int64]],
     own: NDArray[np.int64],
@@ -257,7 +258,7 @@ def _raise_tiles(
     return made
 
 
-def _widened(place: SpanPlace, tile: StoredTile, numbers: NDArray[np.int64], width: int) -> Buckets:
+def _widened(place: SpanHeader, tile: StoredTile, numbers: NDArray[np.int64], width: int) -> Buckets:
     assert tile.blobs is not None
     try:
         if place.level == 0:

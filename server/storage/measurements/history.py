@@ -15,13 +15,13 @@ from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import RunDeletedError, SegmentCorruptError, TileCorruptError
-from server.models import RunState
+from server.models import DELETING
 from server.pyramid.blobs import BlobError, unpack
 from server.pyramid.columns import BlockColumns, Columns, Payload
 from server.pyramid.tiles import SCALARS, LevelZero, TileKey, columns_of, decode_values, title_of, unpack_steps
 from server.schema import runs, segments, spans, tiles, writers
 from server.storage.database import Database
-from server.storage.measurements.spans import StoredTile, tile_of, verify
+from server.storage.measurements.spans import StoredTile, to_stored_tile, verify
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ async def _next(
         wanted = select(tiles).where(tiles.c.span_id == span.id)
         if names is not None:
             wanted = wanted.where(or_(tiles.c.layout == SCALARS, tiles.c.name.in_(sorted(names))))
-        stored = tuple(tile_of(row) for row in await connection.execute(wanted))
+        stored = tuple(to_stored_tile(row) for row in await connection.execute(wanted))
         return _Found(
             attempt=span.attempt,
             first_seq=span.first_seq,
@@ -142,7 +142,7 @@ async def _next(
 async def expect_run(connection: AsyncConnection, run_id: str) -> None:
     """Raises `RunDeletedError` when the run is gone or on its way."""
     state = (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar_one_or_none()
-    if state in {None, RunState.DELETING}:
+    if state in {None, DELETING}:
         raise RunDeletedError(run_id, "there is nothing left to read")
 
 

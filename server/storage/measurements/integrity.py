@@ -21,12 +21,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.errors import CorruptDataError, HistogramCorruptError, SegmentCorruptError
 from server.pyramid.blobs import BlobError, pack, unpack
 from server.pyramid.columns import Columns, Payload, encode
-from server.pyramid.tiles import decode_buckets, decode_values, title_of, unpack_steps
+from server.pyramid.tiles import SpanHeader, decode_buckets, decode_values, title_of, unpack_steps
 from server.schema import histograms, runs, segments, spans, tiles, writers
 from server.storage.database import Database
 from server.storage.measurements.compaction import Compactor
-from server.storage.measurements.histogram import decode
-from server.storage.measurements.spans import PLACE, SpanPlace, SpanStore, place_of, tile_of, verify
+from server.storage.measurements.histogram import decode_histograms
+from server.storage.measurements.spans import HEADER_COLUMNS, SpanStore, to_header, to_stored_tile, verify
 
 BATCH = 64  # rows looked at together
 HISTOGRAMS = 8  # of these; one has up to 5 MB
@@ -89,7 +89,7 @@ class Doctor:
         last = 0
         while True:
             query = (
-                select(*PLACE, spans.c.run_id, spans.c.steps, spans.c.times)
+                select(*HEADER_COLUMNS, spans.c.run_id, spans.c.steps, spans.c.times)
                 .where(spans.c.level == level, spans.c.id > last)
                 .order_by(spans.c.id)
                 .limit(BATCH)
@@ -104,7 +104,7 @@ class Doctor:
                     yield damage
 
     async def _span(self, row: Any, repair: bool) -> AsyncIterator[Damage]:
-        place = place_of(row)
+        place = to_header(row)
         async with self._database.read() as connection:
             stored = (await connection.execute(select(tiles).where(tiles.c.span_id == place.id))).all()
         problems = await asyncio.to_thread(_span_problems, place, row.steps, row.times, stored)
@@ -121,7 +121,7 @@ class Doctor:
             where = f"{name} of {what}" if layout is None else f"tile {titles[layout, name]!r} of {what}"
             yield Damage(run_id=row.run_id, where=where, problem=problem, remedy=remedy)
 
-    async def _lose(self, run_id: str, place: SpanPlace, problems: dict[tuple[int | None, str], str]) -> str:
+    async def _lose(self, run_id: str, place: SpanHeader, problems: dict[tuple[int | None, str], str]) -> str:
         async with self._database.write() as connection:
             for layout, name in problems:
                 same = tiles.c.span_id == place.id
@@ -141,10 +141,10 @@ class Doctor:
             await _note_repair(connection, run_id)
         return "it is lost over these steps; coarser views keep its extremes"
 
-    async def _rebuild(self, run_id: str, place: SpanPlace) -> str:
+    async def _rebuild(self, run_id: str, place: SpanHeader) -> str:
         async with self._database.read() as connection:
-            query = select(*PLACE).where(spans.c.parent_id == place.id).order_by(spans.c.first_seq)
-            children = [place_of(child) for child in await connection.execute(query)]
+            query = select(*HEADER_COLUMNS).where(spans.c.parent_id == place.id).order_by(spans.c.first_seq)
+            children = [to_header(child) for child in await connection.execute(query)]
         if not children:
             return ""
         try:
@@ -165,7 +165,7 @@ class Doctor:
     async def _histograms(self, repair: bool) -> AsyncIterator[Damage]:
         async for row in self._rows(histograms, HISTOGRAMS):
             try:
-                await asyncio.to_thread(decode, row.id, row.payload)
+                await asyncio.to_thread(decode_histograms, row.id, row.payload)
             except HistogramCorruptError as error:
                 if repair:
                     async with self._database.write() as connection:
@@ -244,7 +244,7 @@ def _segment_problem(row: Any) -> str | None:
 
 
 def _span_problems(
-    place: SpanPlace, steps: bytes, times: bytes | None, stored: Sequence[Any]
+    place: SpanHeader, steps: bytes, times: bytes | None, stored: Sequence[Any]
 ) -> dict[tuple[int | None, str], str]:
     """(layout, name) of each damaged tile, (None, "steps" or "times") for the span's own, to what is wrong."""
     problems: dict[tuple[int | None, str], str] = {}
@@ -261,7 +261,7 @@ def _span_problems(
     except BlobError as error:
         problems[None, "times"] = str(error)
     for row in stored:
-        tile = tile_of(row)
+        tile = to_stored_tile(row)
         try:
             if tile.blobs is None:
                 continue

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import SegmentCorruptError
 from server.models import RunState
-from server.pyramid.tiles import FAN_IN, SpanDraft, TileBlobs, TileKey
+from server.pyramid.tiles import FAN_IN, SpanDraft, SpanHeader, TileBlobs, TileKey
 from server.schema import monitors, runs, segments, spans, tiles, writers
 from server.storage.database import Database, insert_ignore
 from server.storage.id_list import padded
@@ -56,23 +56,6 @@ class SegmentBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanPlace:
-    """A span without its contents."""
-
-    id: int
-    writer_id: int
-    rank: int
-    attempt: int
-    level: int
-    width: int
-    first_seq: int
-    last_seq: int
-    first_step: int
-    last_step: int
-    entries: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class StoredTile:
     span_id: int
     key: TileKey
@@ -80,7 +63,7 @@ class StoredTile:
     """None: it was found damaged and is lost."""
 
 
-PLACE = tuple(spans.c[name] for name in SpanPlace.__dataclass_fields__)
+HEADER_COLUMNS = tuple(spans.c[name] for name in SpanHeader.__dataclass_fields__)
 
 
 class SpanStore:
@@ -187,11 +170,15 @@ class SpanStore:
             return False
         return True
 
-    async def roots(self, run_id: str) -> list[SpanPlace]:
+    async def roots(self, run_id: str) -> list[SpanHeader]:
         """The spans of a run that are under no other, in the order of each writer's sequence."""
-        query = select(*PLACE).where(spans.c.run_id == run_id, spans.c.parent_id.is_(None)).order_by(spans.c.first_seq)
+        query = (
+            select(*HEADER_COLUMNS)
+            .where(spans.c.run_id == run_id, spans.c.parent_id.is_(None))
+            .order_by(spans.c.first_seq)
+        )
         async with self._database.read() as connection:
-            return [place_of(row) for row in await connection.execute(query)]
+            return [to_header(row) for row in await connection.execute(query)]
 
     async def runs_with_full_levels(self) -> list[str]:
         """Runs in which a compaction was cut off before it had built the levels above."""
@@ -221,9 +208,9 @@ class SpanStore:
         if statistic is not None:
             query = query.where(tiles.c.name == statistic)
         async with self._database.read() as connection:
-            return [tile_of(row) for row in await connection.execute(query)]
+            return [to_stored_tile(row) for row in await connection.execute(query)]
 
-    async def put_above(self, run_id: str, children: Sequence[SpanPlace], draft: SpanDraft) -> bool:
+    async def put_above(self, run_id: str, children: Sequence[SpanHeader], draft: SpanDraft) -> bool:
         """Put a span above others. False, and nothing changed, when somebody else has."""
         ids = [child.id for child in children]
         first = children[0]
@@ -310,11 +297,11 @@ def verify(segment_id: int, payload: bytes, checksum: int | None) -> None:
         raise SegmentCorruptError(segment_id, "the checksum does not match")
 
 
-def place_of(row: Any) -> SpanPlace:
-    return SpanPlace(**{name: getattr(row, name) for name in SpanPlace.__dataclass_fields__})
+def to_header(row: Any) -> SpanHeader:
+    return SpanHeader(**{name: getattr(row, name) for name in SpanHeader.__dataclass_fields__})
 
 
-def tile_of(row: Any) -> StoredTile:
+def to_stored_tile(row: Any) -> StoredTile:
     blobs = None
     if row.last is not None:
         blobs = TileBlobs(

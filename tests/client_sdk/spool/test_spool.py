@@ -1,4 +1,4 @@
-"""The spool: order, exactly what was appended, whatever is cut off, damaged or full."""
+"""The spool keeps order and content, whatever is cut off, damaged or full."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def read_all(spool: Spool, after: int = 0, max_bytes: int = 1000) -> list[bytes]
     return found
 
 
-def segment_files(spool: Spool) -> list[Path]:
+def spool_files(spool: Spool) -> list[Path]:
     assert spool.directory is not None
     return sorted(spool.directory.glob("*.segment"))
 
 
-@given(payloads=payloads, segment_bytes=st.integers(1, 2000), max_bytes=st.integers(1, 2000))
+@given(payloads=payloads, file_bytes=st.integers(1, 2000), max_bytes=st.integers(1, 2000))
 @settings(max_examples=50, deadline=None)
 def test_what_is_appended_is_read_in_order_and_by_a_later_process(
-    tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes], segment_bytes: int, max_bytes: int
+    tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes], file_bytes: int, max_bytes: int
 ) -> None:
-    spool = Spool.create(tmp_path_factory.mktemp("spool"), HELLO, segment_bytes=segment_bytes)
+    spool = Spool.create(tmp_path_factory.mktemp("spool"), HELLO, file_bytes=file_bytes)
     assert all(spool.append(payload) for payload in payloads)
     assert read_all(spool, max_bytes=max_bytes) == payloads
     spool.release()
@@ -61,15 +61,15 @@ def test_what_is_appended_is_read_in_order_and_by_a_later_process(
     later.release()
 
 
-@given(count=st.integers(1, 12), cut=st.integers(1, 400), segment_bytes=st.sampled_from([1, 100, 10_000]))
+@given(count=st.integers(1, 12), cut=st.integers(1, 400), file_bytes=st.sampled_from([1, 100, 10_000]))
 @settings(max_examples=50, deadline=None)
-def test_torn_tail_is_cut(tmp_path_factory: pytest.TempPathFactory, count: int, cut: int, segment_bytes: int) -> None:
-    spool = Spool.create(tmp_path_factory.mktemp("spool"), HELLO, segment_bytes=segment_bytes)
+def test_torn_tail_is_cut(tmp_path_factory: pytest.TempPathFactory, count: int, cut: int, file_bytes: int) -> None:
+    spool = Spool.create(tmp_path_factory.mktemp("spool"), HELLO, file_bytes=file_bytes)
     written = [record(step) for step in range(count)]
     for payload in written:
         spool.append(payload)
     spool.release()
-    last = segment_files(spool)[-1]
+    last = spool_files(spool)[-1]
     os.truncate(last, max(0, last.stat().st_size - cut))
     assert spool.directory is not None
     later = Spool.open(spool.directory)
@@ -85,12 +85,12 @@ def test_torn_tail_is_cut(tmp_path_factory: pytest.TempPathFactory, count: int, 
 def test_damage_in_the_middle_leaves_no_hole_in_the_sequence(
     tmp_path_factory: pytest.TempPathFactory, count: int, where: float, flip: int
 ) -> None:
-    spool = Spool.create(tmp_path_factory.mktemp("spool"), HELLO, segment_bytes=100)
+    spool = Spool.create(tmp_path_factory.mktemp("spool"), HELLO, file_bytes=100)
     written = [record(step) for step in range(count)]
     for payload in written:
         spool.append(payload)
     spool.release()
-    path = segment_files(spool)[0]
+    path = spool_files(spool)[0]
     data = bytearray(path.read_bytes())
     data[HEADER.size + int(where * (len(data) - HEADER.size - 1))] ^= flip
     path.write_bytes(data)
@@ -98,7 +98,7 @@ def test_damage_in_the_middle_leaves_no_hole_in_the_sequence(
     later = Spool.open(spool.directory)
     found = [decode_record(payload) for payload in read_all(later)]
     later.release()
-    if len(segment_files(spool)) > 1:
+    if len(spool_files(spool)) > 1:
         assert len(found) == count
         assert later.lost > 0
     kept = [one for one in found if one.scalars]
@@ -106,11 +106,11 @@ def test_damage_in_the_middle_leaves_no_hole_in_the_sequence(
     assert [one.step for one in found] == sorted(one.step for one in found), "stand-ins begin no new attempt"
 
 
-def test_zeros_that_a_power_cut_leaves_are_no_record(tmp_path: Path) -> None:
+def test_zeros_after_a_power_cut_are_not_records(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, HELLO)
     spool.append(b"one")
     spool.release()
-    with segment_files(spool)[0].open("ab") as file:
+    with spool_files(spool)[0].open("ab") as file:
         file.write(bytes(4096))
     assert spool.directory is not None
     later = Spool.open(spool.directory)
@@ -118,14 +118,14 @@ def test_zeros_that_a_power_cut_leaves_are_no_record(tmp_path: Path) -> None:
     later.release()
 
 
-def test_acknowledged_segments_are_removed_and_the_watermark_outlives_the_process(tmp_path: Path) -> None:
-    spool = Spool.create(tmp_path, HELLO, segment_bytes=200)
+def test_acknowledged_files_are_removed_and_the_watermark_outlives_the_process(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, file_bytes=200)
     written = [record(step) for step in range(50)]
     for payload in written:
         spool.append(payload)
-    before = len(segment_files(spool))
+    before = len(spool_files(spool))
     spool.acknowledge(40)
-    assert len(segment_files(spool)) < before
+    assert len(spool_files(spool)) < before
     assert spool.queued_bytes == sum(len(payload) + FRAME.size for payload in written[40:])
     spool.release()
     assert spool.directory is not None
@@ -136,7 +136,7 @@ def test_acknowledged_segments_are_removed_and_the_watermark_outlives_the_proces
     later.release()
 
 
-def test_damaged_watermark_costs_a_resend_and_nothing_else(tmp_path: Path) -> None:
+def test_damaged_watermark_costs_only_a_resend(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, HELLO)
     for step in range(3):
         spool.append(record(step))
@@ -153,7 +153,7 @@ def test_damaged_watermark_costs_a_resend_and_nothing_else(tmp_path: Path) -> No
 def test_meta_keeps_layouts_and_finish(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, HELLO)
     layout = Layout(id=0, layers=("a",), statistics=("x",))
-    spool.introduce(Hello(version=1, run_id="run", writer="writer", project="p", layouts=(layout,)))
+    spool.update_hello(Hello(version=1, run_id="run", writer="writer", project="p", layouts=(layout,)))
     spool.finish(Finish(last_seq=0, state="crashed"))
     spool.release()
     assert spool.directory is not None
@@ -163,7 +163,7 @@ def test_meta_keeps_layouts_and_finish(tmp_path: Path) -> None:
     later.release()
 
 
-def test_two_users_never_share_one(tmp_path: Path) -> None:
+def test_two_users_never_share_a_spool(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, HELLO)
     assert spool.directory is not None
     with pytest.raises(SpoolError, match="this process"):
@@ -179,7 +179,7 @@ def test_two_users_never_share_one(tmp_path: Path) -> None:
     Spool.open(spool.directory).release()
 
 
-def test_directory_that_is_no_spool_is_refused(tmp_path: Path) -> None:
+def test_directory_that_is_not_a_spool_is_refused(tmp_path: Path) -> None:
     (tmp_path / "meta").write_bytes(b"\xc1 nonsense")
     with pytest.raises(SpoolError, match="cannot use"):
         Spool.open(tmp_path)
@@ -209,8 +209,8 @@ def test_disk_that_fails_degrades_to_memory_and_comes_back(tmp_path: Path, monke
         broken.setattr(os, "pwritev", pwritev)
         assert spool.append(b"memory 1")
         assert spool.failure is not None
-    assert spool.append(b"memory 2"), "the order is kept: memory, until it is empty"
-    assert len(segment_files(spool)) == 1
+    assert spool.append(b"memory 2"), "records go to memory until it is empty, so that their order is kept"
+    assert len(spool_files(spool)) == 1
     assert read_all(spool) == [b"disk", b"memory 1", b"memory 2"]
     while spool.append(b"x" * 50):
         pass
@@ -220,7 +220,7 @@ def test_disk_that_fails_degrades_to_memory_and_comes_back(tmp_path: Path, monke
     spool.acknowledge(spool.last_seq)
     now = 11.0
     assert spool.append(b"disk again")
-    assert len(segment_files(spool)) == 2
+    assert len(spool_files(spool)) == 2
     assert read_all(spool, after=spool.last_seq - 1) == [b"disk again"]
     spool.release()
 
@@ -235,19 +235,19 @@ def test_spool_without_a_directory_keeps_records_in_memory() -> None:
     spool.delete()
 
 
-def test_rebase_makes_the_rest_a_new_writer(tmp_path: Path) -> None:
+def test_rebase_continues_as_a_new_writer(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, HELLO)
     for step in range(5):
         spool.append(record(step))
     spool.acknowledge(3)
     spool.rebase("another")
     assert (spool.hello.writer, spool.meta.base) == ("another", 3)
-    spool.introduce(HELLO)
-    assert spool.hello.writer == "another", "a hello made before does not bring the old writer back"
+    spool.update_hello(HELLO)
+    assert spool.hello.writer == "another", "a hello from before does not restore the old writer"
     spool.release()
 
 
-def test_reading_a_segment_gives_at_least_one_record(tmp_path: Path) -> None:
+def test_reading_returns_at_least_one_record(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, HELLO)
     spool.append(b"x" * 5000)
     spool.append(b"y")
@@ -256,8 +256,8 @@ def test_reading_a_segment_gives_at_least_one_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-def test_mapped_and_written_files_are_the_same(tmp_path: Path, mapped: bool) -> None:
-    spool = Spool.create(tmp_path, HELLO, mapped=mapped, segment_bytes=10_000)
+def test_mapped_and_written_files_have_the_same_bytes(tmp_path: Path, mapped: bool) -> None:
+    spool = Spool.create(tmp_path, HELLO, mapped=mapped, file_bytes=10_000)
     for step in range(3):
         spool.append(record(step) + bytes(3000 * step))
     spool.append(bytes(200_000))
@@ -265,11 +265,11 @@ def test_mapped_and_written_files_are_the_same(tmp_path: Path, mapped: bool) -> 
     spool.release()
     frames = [record(step) + bytes(3000 * step) for step in range(3)]
     expected = HEADER.pack(b"SPKWSEG1", 1) + b"".join(FRAME.pack(len(one), zlib.crc32(one)) + one for one in frames)
-    assert segment_files(spool)[0].read_bytes()[: len(expected)] == expected
-    assert sum(path.stat().st_size for path in segment_files(spool)) < 220_000, "what was reserved is given back"
+    assert spool_files(spool)[0].read_bytes()[: len(expected)] == expected
+    assert sum(path.stat().st_size for path in spool_files(spool)) < 220_000, "reserved blocks are freed"
 
 
-def test_disk_without_room_for_a_file_made_in_advance_is_used_record_by_record(
+def test_disk_without_room_for_a_whole_file_is_used_record_by_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fallocate(descriptor: int, offset: int, length: int) -> None:
@@ -279,12 +279,12 @@ def test_disk_without_room_for_a_file_made_in_advance_is_used_record_by_record(
     spool = Spool.create(tmp_path, HELLO, mapped=True)
     assert spool.append(record(1))
     assert spool.failure is None
-    assert segment_files(spool)[0].stat().st_size == HEADER.size + FRAME.size + len(record(1))
+    assert spool_files(spool)[0].stat().st_size == HEADER.size + FRAME.size + len(record(1))
     spool.delete()
 
 
-def test_next_file_is_made_in_advance_and_full_ones_are_closed_afterwards(tmp_path: Path) -> None:
-    spool = Spool.create(tmp_path, HELLO, segment_bytes=1000)
+def test_next_file_is_created_in_advance_and_full_ones_are_closed_afterwards(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, file_bytes=1000)
     spool.maintain()
     for step in range(40):
         assert spool.append(record(step))
@@ -310,7 +310,7 @@ def test_killed_process_leaves_records_in_its_mapped_file(tmp_path: Path) -> Non
     spool.delete()
 
 
-# -- a spool that fills up --
+# -- Filling up --
 
 
 def measured(step: int) -> bytes:
@@ -320,9 +320,9 @@ def measured(step: int) -> bytes:
 
 
 def test_full_spool_thins_blocks_and_keeps_every_scalar(tmp_path: Path) -> None:
-    spool = Spool.create(tmp_path, HELLO, disk_limit=100_000, segment_bytes=8_000)
+    spool = Spool.create(tmp_path, HELLO, disk_limit=100_000, file_bytes=8_000)
     for step in range(600):
-        assert spool.append(measured(step)), "thinning made room before there was none"
+        assert spool.append(measured(step)), "thinning makes room before the limit is reached"
         spool.maintain()
         assert spool.queued_bytes <= 100_000
     records = [decode_record(payload) for payload in read_all(spool, max_bytes=10_000)]
@@ -332,10 +332,10 @@ def test_full_spool_thins_blocks_and_keeps_every_scalar(tmp_path: Path) -> None:
     assert 40 < len(whole) < 400
     assert spool.thinned >= 600 - len(whole)
     assert all((STATISTICS_THINNED in one.scalars) == (one.block is None) for one in records), (
-        "the server is told which"
+        "each thinned record is marked"
     )
     gaps = [second.step - first.step for first, second in itertools.pairwise(whole)]
-    assert max(gaps) <= 16, "blocks stay spread over the whole run"
+    assert max(gaps) <= 16, "the remaining blocks are spread over the whole run"
     on_disk = sum(len(payload) + FRAME.size for payload in map(encode, records))
     assert spool.queued_bytes == on_disk
     spool.acknowledge(600)
@@ -343,8 +343,8 @@ def test_full_spool_thins_blocks_and_keeps_every_scalar(tmp_path: Path) -> None:
     spool.delete()
 
 
-def test_thinned_spool_is_read_by_a_later_process(tmp_path: Path) -> None:
-    spool = Spool.create(tmp_path, HELLO, disk_limit=30_000, segment_bytes=8_000)
+def test_later_process_reads_a_thinned_spool(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, disk_limit=30_000, file_bytes=8_000)
     for step in range(200):
         spool.append(measured(step), reserve=1.1)
         spool.maintain()
@@ -359,8 +359,8 @@ def test_thinned_spool_is_read_by_a_later_process(tmp_path: Path) -> None:
     later.delete()
 
 
-def test_what_the_sender_has_begun_to_read_is_not_thinned(tmp_path: Path) -> None:
-    spool = Spool.create(tmp_path, HELLO, disk_limit=40_000, segment_bytes=8_000)
+def test_files_that_the_sender_has_begun_to_read_are_not_thinned(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, disk_limit=40_000, file_bytes=8_000)
     for step in range(60):
         spool.append(measured(step))
     begun = read_all(spool, max_bytes=3_000)[:30]
@@ -374,8 +374,8 @@ def test_what_the_sender_has_begun_to_read_is_not_thinned(tmp_path: Path) -> Non
     spool.delete()
 
 
-def test_nothing_left_to_thin_refuses_the_next_block(tmp_path: Path) -> None:
-    spool = Spool.create(tmp_path, HELLO, disk_limit=5_000, segment_bytes=1_000)
+def test_spool_with_nothing_left_to_thin_refuses_the_next_block(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, HELLO, disk_limit=5_000, file_bytes=1_000)
     for step in range(200):
         spool.append(record(step))
         spool.maintain()
@@ -385,12 +385,12 @@ def test_nothing_left_to_thin_refuses_the_next_block(tmp_path: Path) -> None:
 
 
 class SpoolMachine(RuleBasedStateMachine):
-    """Any order of appending, reading, acknowledging and reopening behaves like a list."""
+    """A spool behaves like a list under any order of appending, reading, acknowledging and reopening."""
 
-    @initialize(segment_bytes=st.sampled_from([1, 64, 400, 10_000]))
-    def create(self, segment_bytes: int) -> None:
-        self.place = tempfile.TemporaryDirectory()
-        self.spool = Spool.create(Path(self.place.name), HELLO, segment_bytes=segment_bytes)
+    @initialize(file_bytes=st.sampled_from([1, 64, 400, 10_000]))
+    def create(self, file_bytes: int) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        self.spool = Spool.create(Path(self.directory.name), HELLO, file_bytes=file_bytes)
         self.model: list[bytes] = []
         self.acknowledged = 0
 
@@ -429,7 +429,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "spool"):
             self.spool.delete()
-            self.place.cleanup()
+            self.directory.cleanup()
 
 
 TestSpoolIsAList = SpoolMachine.TestCase
@@ -439,10 +439,10 @@ TestSpoolIsAList.settings = settings(
 
 
 @pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (5, 14), reason="MADV_POPULATE_WRITE is newer")
-def test_a_record_finds_its_pages_made(tmp_path: Path) -> None:
+def test_record_finds_its_pages_populated(tmp_path: Path) -> None:
     appender = Appender(tmp_path / "file", 4 * AHEAD_BYTES, mapped=True)
     payload = os.urandom(15_000)
-    end = appender.append(HEADER.size, payload)  # whatever Python itself touches for the first time
+    end = appender.append(HEADER.size, payload)  # includes the pages that Python itself touches for the first time
 
     def faults_of_a_record() -> int:
         nonlocal end
@@ -459,10 +459,10 @@ def test_a_record_finds_its_pages_made(tmp_path: Path) -> None:
     assert sum(prepared) < 20 <= sum(unprepared)
 
 
-def test_pages_are_not_made_behind_the_file(tmp_path: Path) -> None:
+def test_no_pages_are_populated_behind_the_end_of_the_file(tmp_path: Path) -> None:
     appender = Appender(tmp_path / "file", 10_000, mapped=True)
     appender.prepare(9_000)
     end = appender.append(HEADER.size, b"x" * 9_000)
     appender.close(end)
-    appender.prepare(end)  # closed meanwhile by the other thread
+    appender.prepare(end)  # as when the other thread has closed it in the meantime
     assert (tmp_path / "file").stat().st_size == end

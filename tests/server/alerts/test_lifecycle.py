@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from server.alerts.lifecycle import AlertBook
+from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
 from server.models import Alert, AlertKind, AlertLevel, Cause, Finding, PredictedStep, Stage, Verdict
 from tests.support import streams
@@ -38,7 +38,7 @@ class Teller:
     """Applies findings step after step and keeps what was told."""
 
     def __init__(self) -> None:
-        self.book = AlertBook(RUN)
+        self.book = AlertLifecycle(RUN)
         self.step = 0
         self.told: list[Alert] = []
 
@@ -181,22 +181,22 @@ def test_end_of_the_run_closes_everything_without_a_result(teller: Teller) -> No
 
 def test_replay_after_restore_gives_identical_alerts() -> None:
     samples = list(streams.exponential(start=100, rate=0.15, decoupling=1e-6, steps=220))
-    monitor, book = DetectorSuite(), AlertBook(RUN)
+    monitor, book = DetectorSuite(), AlertLifecycle(RUN)
     whole = [alert for s in samples for alert in book.apply(monitor.update(s), s.time)]
     assert {alert.kind for alert in whole} >= {"spike-predicted", "spike"}
     for cut in (50, 105, 120, 150):
-        monitor, book = DetectorSuite(), AlertBook(RUN)
+        monitor, book = DetectorSuite(), AlertLifecycle(RUN)
         parts = [alert for s in samples[:cut] for alert in book.apply(monitor.update(s), s.time)]
-        monitor, book = DetectorSuite.restore(monitor.snapshot()), AlertBook.restore(book.snapshot())
+        monitor, book = DetectorSuite.restore(monitor.snapshot()), AlertLifecycle.restore(book.snapshot())
         parts += [alert for s in samples[cut:] for alert in book.apply(monitor.update(s), s.time)]
         assert parts == whole
 
 
 def test_runs_do_not_share_alert_ids() -> None:
     finding = _verdict(1, [predicted(100)])
-    assert AlertBook("a").apply(finding, 0.0)[0].id != AlertBook("b").apply(finding, 0.0)[0].id
+    assert AlertLifecycle("a").apply(finding, 0.0)[0].id != AlertLifecycle("b").apply(finding, 0.0)[0].id
 
 
 def test_snapshot_of_something_else_is_refused() -> None:
     with pytest.raises(msgspec.DecodeError):
-        AlertBook.restore(b"\x93nothing")
+        AlertLifecycle.restore(b"\x93nothing")

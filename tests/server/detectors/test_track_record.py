@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 from msgspec.structs import replace
 
-from server.alerts.lifecycle import AlertBook
+from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
 from server.detectors.track_record import LEAST_DUE, MANY, MARGIN, MOST, PAUSE, SILENT, TOLERATED, TrackRecord
 from server.models import Alert, AlertKind, AlertLevel, Finding, Sample
@@ -29,7 +29,7 @@ def pretend(record: TrackRecord, claims: int, *, true: bool = False) -> None:
 
 def predictions(samples: Iterable[Sample], monitor: DetectorSuite | None = None) -> list[Alert]:
     """The alerts that predicted at warning or above, as they were told last."""
-    monitor, book = monitor or DetectorSuite(), AlertBook("run")
+    monitor, book = monitor or DetectorSuite(), AlertLifecycle("run")
     told: dict[str, Alert] = {}
     for sample in samples:
         told |= {alert.id: alert for alert in book.apply(monitor.update(sample), sample.time, sample.attempt)}

@@ -1,0 +1,199 @@
+"""Which tensors are measured together, and how: large ones in slices, small ones packed, a bounded number at a time.
+
+Owns the batching and its index tensors; the formulas are `sums`. A plan holds for as long as the same tensors have
+gradients, which in most runs is forever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client_sdk.optimizers import ELEMENTWISE_TERMS
+from client_sdk.stats.sums import FLAT, ROWS, SUM, Coordinates, Flags, Terms, coordinate_sums
+
+ROW_WIDTH: Final = 128  # coordinates of a packed row
+CHUNK_CPU: Final = 2**17  # coordinates at a time: a temporary of 0.5 MiB stays in the processor's cache
+CHUNK_DEVICE: Final = 2**21  # coordinates at a time: temporaries of 8 MiB, about ten of them at once
+PACK_CPU: Final = 2**14  # tensors smaller than this are packed; copying costs less than a call for each
+PACK_DEVICE: Final = 2**19
+
+
+class Entry(NamedTuple):
+    """One tensor to measure at this step. A tuple, as one is made for each tensor at each step."""
+
+    parameter: Tensor
+    grad: Tensor
+    first: Tensor | None
+    second: Tensor | None
+    flags: Flags
+    row: int
+    """Layer."""
+
+    def coordinates(self) -> Coordinates:
+        """Its tensors as vectors [n], as views where they are contiguous."""
+        return Coordinates(
+            g=flat(self.grad),
+            w=flat(self.parameter),
+            m=None if self.first is None else flat(self.first),
+            v=None if self.second is None else flat(self.second),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Sums of some entries, on their device."""
+
+    entries: tuple[int, ...]
+    """Positions in the list of entries."""
+    columns: tuple[int, ...]
+    """Positions in `SUMS`."""
+    values: Tensor
+    """[len(entries), len(columns)]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pack:
+    entries: tuple[int, ...]
+    pads: tuple[int, ...]
+    fillers: tuple[Tensor, ...]
+    """Zeros, as many as `pads` says, in the dtype of the computation."""
+    owner: Tensor
+    """[R] position within `entries` of each packed row."""
+    source: Tensor
+    """[R] position within the list of all entries of each packed row."""
+
+
+class MeasurementPlan:
+    """Batches for entries of these parameters and flags; `measure` may be called with every later step's tensors."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._single: list[int] = []
+        self._packs: list[_Pack] = []
+        groups: dict[tuple[torch.device, torch.dtype, Flags], list[int]] = {}
+        for position, entry in enumerate(entries):
+            device = entry.parameter.device
+            limit = PACK_CPU if device.type == "cpu" else PACK_DEVICE
+            if entry.parameter.numel() >= limit:
+                self._single.append(position)
+            elif entry.parameter.numel():
+                groups.setdefault((device, entry.parameter.dtype, entry.flags), []).append(position)
+        for (device, _, _), positions in groups.items():
+            for members in _chunks(positions, entries, chunk_size(device)):
+                self._packs.append(_pack(members, entries, device))
+
+    def measure(self, entries: Sequence[Entry], terms: Mapping[torch.device, Tensor]) -> list[Part]:
+        """The sums of every entry. ``terms``: the `ELEMENTWISE_TERMS` of all entries [P, 7], on each device."""
+        parts = [self._measure_pack(pack, entries, terms) for pack in self._packs]
+        for position in self._single:
+            parts.append(_measure_single(position, entries[position], terms))
+        return parts
+
+    def _measure_pack(self, pack: _Pack, entries: Sequence[Entry], terms: Mapping[torch.device, Tensor]) -> Part:
+        members = [entries[position] for position in pack.entries]
+        flags = members[0].flags
+        device, dtype = members[0].parameter.device, compute_dtype(members[0].parameter)
+
+        def packed(tensors: list[Tensor | None]) -> Tensor:
+            pieces: list[Tensor] = []
+            for tensor, filler in zip(tensors, pack.fillers, strict=True):
+                assert tensor is not None
+                pieces += (flat(tensor), filler)
+            return torch.cat(pieces).to(dtype).view(-1, ROW_WIDTH)
+
+        rows = terms[device].to(dtype).index_select(0, pack.source)  # [R, 7]
+        columns = Terms(**{name: rows[:, at : at + 1] for at, name in enumerate(ELEMENTWISE_TERMS)})
+        x = Coordinates(
+            g=packed([member.grad for member in members]),
+            w=packed([member.parameter for member in members]),
+            m=packed([member.first for member in members]) if flags.first else None,
+            v=packed([member.second for member in members]) if flags.second else None,
+        )
+        sums = coordinate_sums(flags, columns, ROWS, x)
+        by_row = torch.stack([value.to(dtype) for value in sums.values()], dim=1)  # [R, sums]
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        values = torch.zeros(len(members), len(sums), device=device, dtype=wide)
+        values.index_add_(0, pack.owner, by_row.to(wide))
+        return Part(entries=pack.entries, columns=tuple(SUM[name] for name in sums), values=values)
+
+    @property
+    def pads(self) -> dict[int, int]:
+        """Entry → zeros that its packing added, each of which was counted as √v̂ < ε."""
+        return {
+            position: pad for pack in self._packs for position, pad in zip(pack.entries, pack.pads, strict=True) if pad
+        }
+
+
+def _measure_single(position: int, entry: Entry, terms: Mapping[torch.device, Tensor]) -> Part:
+    device, dtype = entry.parameter.device, compute_dtype(entry.parameter)
+    row = terms[device][position].to(dtype)
+    scalars = Terms(**{name: row[at] for at, name in enumerate(ELEMENTWISE_TERMS)})
+    whole = entry.coordinates()
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    values: Tensor | None = None
+    names: tuple[str, ...] = ()
+    step = chunk_size(device)
+    for start in range(0, whole.g.numel(), step):
+        window = slice(start, start + step)
+        x = Coordinates(
+            g=whole.g[window].to(dtype),
+            w=whole.w[window].to(dtype),
+            m=None if whole.m is None else whole.m[window].to(dtype),
+            v=None if whole.v is None else whole.v[window].to(dtype),
+        )
+        sums = coordinate_sums(entry.flags, scalars, FLAT, x)
+        names = tuple(sums)
+        chunk = torch.stack([value.to(wide) for value in sums.values()])
+        values = chunk if values is None else values + chunk
+    assert values is not None
+    return Part(entries=(position,), columns=tuple(SUM[name] for name in names), values=values.unsqueeze(0))
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """``tensor`` as a vector [n] of real numbers; a view where it is contiguous. Call it under `no_grad`."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+
+
+def local(tensor: Any) -> Tensor:
+    """The part of a distributed tensor that this process holds; the tensor itself otherwise."""
+    held: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return held
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 for float64 parameters, float32 for everything else."""
+    return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def chunk_size(device: torch.device) -> int:
+    """Coordinates that are worked on at a time."""
+    return CHUNK_CPU if device.type == "cpu" else CHUNK_DEVICE
+
+
+def _pack(members: list[int], entries: Sequence[Entry], device: torch.device) -> _Pack:
+    counts = [flat(entries[position].parameter).numel() for position in members]
+    pads = tuple(-count % ROW_WIDTH for count in counts)
+    rows = [(count + pad) // ROW_WIDTH for count, pad in zip(counts, pads, strict=True)]
+    owner = torch.from_numpy(np.repeat(np.arange(len(members)), rows)).to(device)
+    source = torch.from_numpy(np.repeat(np.array(members), rows)).to(device)
+    zeros = torch.zeros(ROW_WIDTH, device=device, dtype=entries[members[0]].parameter.real.dtype)
+    fillers = tuple(zeros[:pad] for pad in pads)
+    return _Pack(entries=tuple(members), pads=pads, fillers=fillers, owner=owner, source=source)
+
+
+def _chunks(positions: Sequence[int], entries: Sequence[Entry], limit: int) -> list[list[int]]:
+    chunks: list[list[int]] = [[]]
+    filled = 0
+    for position in positions:
+        size = entries[position].parameter.numel() + ROW_WIDTH
+        if filled + size > limit and chunks[-1]:
+            chunks.append([])
+            filled = 0
+        chunks[-1].append(position)
+        filled += size
+    return chunks
