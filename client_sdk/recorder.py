@@ -28,9 +28,7 @@ DRAIN_INTERVAL: Final = 0.05  # seconds between two looks at the queue
 MAX_STAGED: Final = 1024  # records that wait for a device; beyond them the newest is dropped
 MAX_RECORD_BYTES: Final = MAX_FRAME_BYTES - 1024  # leaves room for the frame around it
 RESERVE: Final = 1.1  # of the spool's limit, for scalars when blocks no longer fit
-COPY_POLL: Final = (
-    0.002  # seconds between two checks of a device copy in `flush`; CUDA events have no wait with a timeout
-)
+COPY_POLL: Final = 0.002  # seconds between two checks of a device copy in `flush`; a CUDA event has no timed wait
 DRAIN_PAUSE: Final = 0.0002  # seconds for other threads between two records of the queue
 STOP_TIMEOUT: Final = 2.0  # seconds
 

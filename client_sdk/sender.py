@@ -141,7 +141,7 @@ class Sender:
         return self.join(timeout)
 
     def join(self, timeout: float) -> bool:
-        """Wait until the thread ends, because of `stop`, delivery or an error. Returns False after ``timeout`` seconds."""
+        """Wait until the thread ends: delivered, stopped or given up. Returns False after ``timeout`` seconds."""
         if self._thread is None:
             return True
         self._thread.join(timeout)
