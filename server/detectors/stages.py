@@ -26,7 +26,7 @@ import msgspec
 from server.detectors.causes import is_stale
 from server.detectors.context import Context
 from server.detectors.signals import Reading
-from server.models import Event, Finding, Stage
+from server.models import Event, Stage
 
 DECOUPLED_STEPS: Final = 20
 """Length of a decoupled spell in steps that makes a run decoupled."""
@@ -58,8 +58,8 @@ class StageTracker(msgspec.Struct):
             return None
         return Event(step=reading.step, kind="stage", detail={"stage": self.stage})
 
-    def finding(self, reading: Reading, context: Context) -> Finding | None:
-        """Return None: a stage is part of every verdict and not a finding."""
+    def finding(self, reading: Reading, context: Context) -> None:
+        """Report no finding, because the stage is part of every verdict."""
         del reading, context
 
     def _next(self, reading: Reading, context: Context) -> Stage:
