@@ -80,9 +80,9 @@ def test_one_broken_file_does_not_keep_the_others(environment: dict[str, str], t
 
 def test_what_cannot_be_done_is_one_line(environment: dict[str, str], imported: str, tmp_path: Path) -> None:
     for arguments, reason in (
-        (("export", imported, "--out", str(tmp_path / "run.xlsx")), ".xlsx: the ending tells the format"),
+        (("export", imported, "--out", str(tmp_path / "run.xlsx")), ".xlsx: unknown format"),
         (("export", imported, "--out", str(tmp_path / "none" / "run.csv")), "cannot be written"),
-        (("import", str(DATA), "--rename", "loss"), "--rename is OLD=NEW"),
+        (("import", str(DATA), "--rename", "loss"), "--rename must be OLD=NEW"),
     ):
         done = run(environment, *arguments)
         assert done.returncode == 2

@@ -13,7 +13,7 @@ from tests.support.alerting import messenger
 
 
 async def render_picture(run_id: str, step: int, predicted: tuple[int, int, int] | None) -> None:
-    """Render nothing."""
+    """Draw no picture."""
     del run_id, step, predicted
 
 
