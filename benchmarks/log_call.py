@@ -37,8 +37,9 @@ from numpy.typing import NDArray
 
 from client_sdk.config import Settings
 from client_sdk.measurement import Measurement
-from client_sdk.protocol import LAYER_STATISTICS, Layout
+from client_sdk.protocol import Layout
 from client_sdk.run import Run
+from client_sdk.vocabulary import STATISTICS
 
 ROOT = Path(__file__).parents[1]
 PEERS_HOME = ROOT / ".venv-peers"
@@ -81,8 +82,8 @@ class _Measured:
 
     def __init__(self, layers: int, landing: float = 0.0) -> None:
         names = tuple(f"layers.{i // 6}.part{i % 6}.weight" for i in range(layers))
-        self.layout = Layout(id=0, layers=names, statistics=LAYER_STATISTICS)
-        block = np.random.default_rng(0).random((layers, len(LAYER_STATISTICS)), np.float32)
+        self.layout = Layout(id=0, layers=names, statistics=tuple(STATISTICS))
+        block = np.random.default_rng(0).random((layers, len(STATISTICS)), np.float32)
         self._measurement = Measurement(block=block)
         self._landing = landing
 
@@ -194,7 +195,7 @@ def compare(calls: int, with_peers: bool) -> None:
     print(f"{'one call, in a row; microseconds':36}{'p50':>12}{'p99':>12}{'× p50':>10}{'× p99':>10}")
     for size in SIZES:
         scalars = {f"metric_{i}": i / 7 for i in range(6 if size == 6 else 0)}
-        with spikewatch(scalars, size // len(LAYER_STATISTICS) if size > 6 else 0) as log:
+        with spikewatch(scalars, size // len(STATISTICS) if size > 6 else 0) as log:
             reference = _row(f"{size} values: Spikewatch", measure(log, calls).wall, None)
         if size == 600:
             with spikewatch({f"metric_{i}": i / 7 for i in range(size)}, 0) as log:

@@ -107,7 +107,13 @@ def alerts(stream: Iterator[Sample]) -> Counter[str]:
             told[alert.id] = alert
     for alert in told.values():
         if alert.kind == AlertKind.SPIKE_PREDICTED:
-            found["watch" if alert.level == "watch" else "open" if alert.outcome is None else alert.outcome.result] += 1
+            found[
+                "watch"
+                if alert.level == AlertLevel.WATCH
+                else "open"
+                if alert.outcome is None
+                else alert.outcome.result
+            ] += 1
         else:
             found[alert.kind] += 1
     return found

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.databases import fresh_database, sizes_of_levels
 from benchmarks.recordings import NAMES, STEPS, Recording, load
-from client_sdk.precision import COUNTS, compact
+from client_sdk.precision import EXACT, compact
 from client_sdk.protocol import Hello, Layout
 from server.pyramid.blobs import pack
 from server.pyramid.columns import BlockColumns, Columns, ScalarColumn, pack_array
@@ -35,7 +35,7 @@ def rounded(recording: Recording) -> NDArray[np.float32]:
     """The cube as the SDK sends it by default."""
     cube = compact(recording.cube)
     for number, name in enumerate(recording.statistics):
-        if name in COUNTS:
+        if name in EXACT:
             cube[number] = recording.cube[number]
     return cube
 
@@ -87,7 +87,7 @@ async def levels(recording: Recording, cube: NDArray[np.float32]) -> list[tuple[
                 ),
             )
             await store.replace_segments(stream, [], [span_of_records(columns, start + 1)])
-        await Compactor(store, 1.0).raise_levels("run")
+        await Compactor(store, 1.0).build_levels("run")
         return await sizes_of_levels(database)
 
 

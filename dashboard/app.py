@@ -1,4 +1,4 @@
-"""The wiring of the dashboard: embedded in the server's own application, or alone beside it."""
+"""The assembly of the dashboard: mounted on the server's application, or as an application of its own."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dash import Dash
-from dash.backends._fastapi import reset_current_request, set_current_request
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 from starlette.types import ASGIApp, Lifespan
 
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
+from dashboard.dash_private import document, set_up_server
 from dashboard.login.cookies import Cookies
 from dashboard.login.guard import CSRF_HEADER, LoginGuard
 from dashboard.login.headers import SecurityHeaders, content_policy
-from dashboard.pages.callbacks import register
-from dashboard.pages.shell import index, layout
+from dashboard.pages.registry import PAGES
+from dashboard.shell import frame
+from dashboard.shell.callbacks import register
 from dashboard.viewers import Viewers
 
 ASSETS = Path(__file__).parent / "assets"
@@ -28,10 +29,10 @@ FONT = "fonts/inter-latin-wght-normal.woff2"
 
 
 def mount_dashboard(app: FastAPI, config: DashboardConfig, *, cookies: Cookies | None) -> None:
-    """Serve the dashboard at `/` of the server's own application, below every route it already has.
+    """Serve the dashboard at `/` of an application, for every path that none of its routes has.
 
-    Call it last. The dashboard speaks to the API like any other client, with the credential of whoever looks.
-    ``cookies``: of its login; None puts no login in front, for development and tests.
+    Call it after all routes are registered. The dashboard is a client of the API, with the credential of each viewer.
+    ``cookies``: cookies of the login; None serves the pages without a login, for development and tests.
     """
     client = ApiClient(config)
     pages = _pages(config, client, cookies)
@@ -40,7 +41,7 @@ def mount_dashboard(app: FastAPI, config: DashboardConfig, *, cookies: Cookies |
 
 
 def create_app(config: DashboardConfig, *, cookies: Cookies | None) -> FastAPI:
-    """The dashboard alone, for `spikewatch dashboard`."""
+    """Return an application with the dashboard alone, for `spikewatch dashboard`."""
     app = FastAPI(title="Spikewatch dashboard", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")
@@ -59,7 +60,7 @@ def _guarded(pages: ASGIApp, config: DashboardConfig, client: ApiClient, cookies
 
 
 def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) -> ASGIApp:
-    """The Dash application on a FastAPI of its own, so that its middleware never sees the server's other routes."""
+    """Return the Dash application, on a FastAPI application of its own so that its middleware sees no other route."""
     server = FastAPI(title="Spikewatch dashboard", docs_url=None, redoc_url=None, openapi_url=None)
     origin = _origin(config.public_url)
     dash = Dash(
@@ -71,7 +72,7 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
         assets_folder=str(ASSETS),
         assets_ignore=r"early\.js$",
         suppress_callback_exceptions=True,
-        websocket_inactivity_timeout=0,  # an open page is a reason to stay connected
+        websocket_inactivity_timeout=0,  # a page stays connected while it is open
         add_log_handler=False,
         csrf_token_name=cookies.csrf if cookies is not None else "_csrf_token",
         csrf_header_name=CSRF_HEADER,
@@ -83,22 +84,17 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
     )
     urls = {name: dash.get_asset_url(path) for name, path in
             {"favicon": "mark.svg", "font": FONT, "early": "early.js"}.items()}  # fmt: skip
-    dash.index_string = index(urls)
-    dash.layout = layout
-    register(dash, config=config, viewers=Viewers(config, client))
-    dash._setup_server()  # type: ignore[no-untyped-call]  # Dash does it on the first request for "/" alone, and the first may be for a run
+    dash.index_string = frame.document(urls)
+    register(dash, PAGES, config=config, viewers=Viewers(config, client))
+    set_up_server(dash)
 
-    async def page(request: Request) -> HTMLResponse:
-        """Every page is the same document; the router in it reads the address."""
-        token = set_current_request(request)  # type: ignore[no-untyped-call]
-        try:
-            document = dash.index()  # type: ignore[no-untyped-call]
-            return HTMLResponse(document, headers={"Cache-Control": "no-cache"})
-        finally:
-            reset_current_request(token)  # type: ignore[no-untyped-call]
+    async def open_page(request: Request) -> HTMLResponse:
+        """Answer every address with the same document, in which the router reads the address."""
+        return HTMLResponse(document(dash, request), headers={"Cache-Control": "no-cache"})
 
-    for path in ("/runs/{run_id}", "/alerts", "/alerts/{alert_id}", "/rules", "/settings"):
-        server.add_api_route(path, page, methods=["GET"])
+    for page in PAGES:
+        if page.path != "/":  # Dash serves "/" itself
+            server.add_api_route(page.path, open_page, methods=["GET"])
     return SecurityHeaders(server, content_policy(dash.csp_hashes()))
 
 
@@ -108,7 +104,7 @@ def _origin(url: str | None) -> str:
 
 
 def _closing(inner: Lifespan[Any], client: ApiClient) -> Lifespan[Any]:
-    """The given lifespan, then close the client."""
+    """Return a lifespan that runs the given one and closes the client at its end."""
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:

@@ -1,36 +1,29 @@
-"""Ids of the components that callbacks and stylesheets name, each written once."""
+"""Ids of components that callbacks, stylesheets and scripts refer to, each written once in Python."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# The shell, on every page.
+# The frame around every page.
 LOCATION: Final = "location"
 PAGE: Final = "page"
-ROUTE: Final = "route"  # store: which page the address asks for; set by the router
-VIEW: Final = "view"  # store: what this browser looks at; set by view.js
-TAB: Final = "tab"  # store: names this page load
-RESUME: Final = "resume"  # store: view.js writes it to ask for a new live callback
-BEAT: Final = "beat"  # store: written with every push; view.js says "offline since" when it stops
-SIGNED_OUT: Final = (
-    -1.0
-)  # in place of a beat: the login is over, and view.js loads the page anew, which asks for another
+ROUTE: Final = "route"  # store: page and subject of the address, written by the router
+VIEW: Final = "view"  # store: the view of this browser, written by view.js
+TAB: Final = "tab"  # store: name of this page load
+RESUME: Final = "resume"  # store: view.js writes to it to request a new live session
+BEAT: Final = "beat"  # store: written with every push; view.js shows "offline since" if it stops
+SIGNED_OUT: Final = -1.0  # value of the beat after the login has ended; view.js then opens the login
 STATUS: Final = "status"
 NOTICE: Final = "notice"
-NAV_FLEET: Final = "nav-fleet"
-NAV_RUN: Final = "nav-run"
-NAV_ALERTS: Final = "nav-alerts"
-NAV_RULES: Final = "nav-rules"
-NAV_SETTINGS: Final = "nav-settings"
-FORM_ACTION: Final = "deed"  # store: the form or button that forms.js sends
-TROUBLE: Final = "trouble"  # store: what is wrong with which field; forms.js shows it there
+FORM_ACTION: Final = "form-action"  # store: the form or button that forms.js sends
+FORM_RESULT: Final = "form-result"  # store: errors of fields and the message of a form; forms.js shows them
 
-# The fleet page.
+# The page of all runs.
 FLEET: Final = "fleet-rows"  # store: rows for fleet.js
 FLEET_TABLE: Final = "fleet-table"
 FLEET_COUNTS: Final = "fleet-counts"
 
-# The run page.
+# The page of one run.
 RUN_HEAD: Final = "run-head"
 RUN_KPIS: Final = "run-kpis"
 RUN_EMPTY: Final = "run-empty"
@@ -44,14 +37,14 @@ METRIC_PICK: Final = "metric-pick"
 HISTOGRAM_CARD: Final = "histogram-card"
 HISTOGRAM_TITLE: Final = "histogram-title"
 
-# The alerts page.
+# The page of all alerts.
 ALERT_LIST: Final = "alert-list"
 ALERT_PRECISION: Final = "alert-precision"
 
-# The page of rules.
+# The page of alert rules.
 RULE_LIST: Final = "rule-list"
 RULE_EDITOR: Final = "rule-editor"
-RULE_TRIED: Final = "rule-tried"  # store: what a test found
+RULE_BACKTEST: Final = "rule-backtest"  # store: the rule and its backtest
 RULE_RESULT: Final = "rule-result"
 
 # The settings.
@@ -62,20 +55,25 @@ DIGEST_FORM: Final = "digest-form"
 SILENCE_LIST: Final = "silence-list"
 TOKEN_LIST: Final = "token-list"  # noqa: S105 - the id of a component
 
-# The page of one alert, which messages lead to.
+# The page of one alert, to which notifications link.
 ALERT_ONE: Final = "alert-one"
 
 
+def nav(page: str) -> str:
+    """Return the id of a page's entry in the navigation."""
+    return f"nav-{page}"
+
+
 def panel(name: str) -> dict[str, str]:
-    """Id of a graph that shares the step axis of the run page: "loss", "curvature" or "layers"."""
+    """Return the id of a graph that shares the step axis of the run page: "loss", "curvature" or "layers"."""
     return {"panel": name}
 
 
 def panel_box(name: str) -> str:
-    """Id of the box that holds the graph of a panel."""
+    """Return the id of the box that holds the graph of a panel."""
     return f"{name}-box"
 
 
 def histogram(which: str) -> str:
-    """Id of the box that holds one histogram: "update" or "ratio"."""
+    """Return the id of the box that holds one histogram: "update" or "ratio"."""
     return f"histogram-{which}"

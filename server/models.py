@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.protocol import Alert, Layout, Optimizer, Outcome, PredictedStep
+from client_sdk.vocabulary import AlertKind, AlertLevel, AlertState, Cause, EventKind, RunState, Stage
 
 __all__ = [
+    "DELETING",
     "Alert",
     "AlertKind",
     "AlertLevel",
     "AlertState",
     "Cause",
     "Event",
+    "EventKind",
     "Finding",
     "LayerColumns",
     "LayerSums",
@@ -37,57 +40,8 @@ __all__ = [
 ]
 
 
-class RunState(StrEnum):
-    RUNNING = "running"
-    FINISHED = "finished"
-    CRASHED = "crashed"
-    STALE = "stale"
-    DELETING = "deleting"
-    """Out of sight, and soon gone. Nobody is shown this state."""
-
-
-class Stage(StrEnum):
-    """The five stages of an Adam spike (Bai et al.; docs/science.md)."""
-
-    STABLE = "stable"
-    DECOUPLED = "decoupled"
-    UNSTABLE = "unstable"
-    SPIKING = "spiking"
-    RECOVERING = "recovering"
-
-
-class AlertKind(StrEnum):
-    SPIKE_PREDICTED = "spike-predicted"
-    SPIKE = "spike"
-    DIVERGENCE = "divergence"
-    NONFINITE = "nonfinite"
-    LR_JUMP = "lr-jump"
-    BAD_BATCH = "bad-batch"
-    EPS_FLOOR = "eps-floor"
-    CUSTOM_RULE = "custom-rule"
-
-
-class AlertLevel(StrEnum):
-    WATCH = "watch"
-    WARNING = "warning"
-    CRITICAL = "critical"
-
-
-class AlertState(StrEnum):
-    OPEN = "open"
-    ACKNOWLEDGED = "acknowledged"
-    RESOLVED = "resolved"
-
-
-class Cause(StrEnum):
-    STALE_SECOND_MOMENT = "stale-second-moment"
-    VANISHED_GRADIENTS = "vanished-gradients"
-    BAD_BATCH = "bad-batch"
-    LEARNING_RATE = "learning-rate"
-    NUMERICAL = "numerical"
-    DIVERGENCE = "divergence"
-    STATE_LOSS = "state-loss"
-    UNKNOWN = "unknown"
+DELETING: Final = "deleting"
+"""State stored for a run that is being deleted. The run is hidden: no answer carries this state."""
 
 
 class LayerColumns(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -163,8 +117,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     step: int
     kind: str
-    """"stage", "spike", "lr-jump", "nonfinite", "rollback", "statistics-thinned", "statistics-complete", or an alert
-    kind."""
+    """One of `EventKind`."""
     attempt: int = 0
     detail: Mapping[str, float | int | str | None] = msgspec.field(default_factory=dict)
     """For "stage": {"stage": …}; for "spike": {"loss": …, "baseline": …, "peak_step": …}."""

@@ -8,17 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from client_sdk.protocol import Alert
+from client_sdk.vocabulary import LEVEL_RANK
 from server.models import AlertKind, AlertLevel, AlertState
 
 MAX_GROUP_CHARS = 32
-LEVEL_RANK = {AlertLevel.WATCH.value: 0, AlertLevel.WARNING.value: 1, AlertLevel.CRITICAL.value: 2}
-
-
-class ChannelKind(StrEnum):
-    SLACK_WEBHOOK = "slack-webhook"
-    SLACK_BOT = "slack-bot"
-    APPRISE = "apprise"
-    WEBHOOK = "webhook"
 
 
 class Change(StrEnum):
@@ -88,7 +81,8 @@ class Channel:
 
     id: str
     name: str
-    kind: ChannelKind
+    kind: str
+    """Name of the kind, see `notifications.channels.registry`."""
     target: str
     """Hint at the destination that contains nothing secret."""
     encrypted_secrets: bytes = field(repr=False)

@@ -15,7 +15,7 @@ import sys
 import time
 
 import client_sdk
-from client_sdk.protocol import LAYER_STATISTICS
+from client_sdk.vocabulary import STATISTICS
 from tests.support.random_blocks import RandomInstrument
 
 LAYERS = 48
@@ -23,7 +23,7 @@ LAYERS = 48
 
 def train(rate: float) -> None:
     run = client_sdk.init(project="soak", name="soak")
-    run.attach(RandomInstrument(tuple(f"layer{i}" for i in range(LAYERS)), LAYER_STATISTICS, histogram_every=50))
+    run.attach(RandomInstrument(tuple(f"layer{i}" for i in range(LAYERS)), tuple(STATISTICS), histogram_every=50))
     print(run.id, flush=True)
     step, begin = 0, time.monotonic()
     while not select.select([sys.stdin], [], [], max(0.0, begin + step / rate - time.monotonic()))[0]:

@@ -1,17 +1,18 @@
-// Runs before anything is drawn: the theme, so that the page never flashes, and the worker that holds the live socket.
+// Runs before anything is drawn: sets the theme, so that the page does not flash, and replaces the worker that holds the
+// live socket.
 (function () {
   "use strict";
   let saved = null;
   try {
     saved = localStorage.getItem("spikewatch-theme");
   } catch {
-    // storage may be forbidden; the system's preference serves
+    // storage is forbidden: use the preference of the system
   }
   const preferred = matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark";
   document.documentElement.dataset.theme = saved === "light" || saved === "dark" ? saved : preferred;
 
-  // Dash keeps its websocket in a SharedWorker, which outlives the page that opened it and which phones do not have.
-  // A worker of this page alone closes with it, so the server learns at once that nobody looks any more.
+  // Dash keeps its websocket in a SharedWorker, which outlives the page and does not exist on some phones. A worker of
+  // this page alone ends with the page, so that the server is notified at once when the page is closed.
   window.SharedWorker = class {
     constructor(url) {
       const script = `importScripts(${JSON.stringify(new URL(url, location.href).href)});

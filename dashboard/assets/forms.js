@@ -1,15 +1,15 @@
-// Forms and their buttons: what was filled in goes to the server through the store "deed", what is wrong comes back
-// through the store "trouble" and is shown at its field. Nothing typed is lost by a refusal: the form stays as it is.
+// Forms and their buttons. Every action goes to the server through the store "form-action"; its result comes back through
+// the store "form-result" and is shown in the form. A refused form keeps everything that was typed.
 (function () {
   "use strict";
   let number = 0;
 
   function send(verb, of, fields, form) {
     number += 1;
-    window.dash_clientside.set_props("deed", {data: {number, verb, of: of || null, form: form || null, fields}});
+    window.dash_clientside.set_props("form-action", {data: {number, verb, of: of || null, form: form || null, fields}});
   }
 
-  function filled(form) {
+  function fieldsOf(form) {
     const fields = {};
     for (const control of form.querySelectorAll("input[name], select[name], textarea[name]")) {
       fields[control.name] = control.value;
@@ -17,7 +17,7 @@
     return fields;
   }
 
-  // Which fields a form shows hangs on some of its choices: the stylesheet reads them from the form.
+  // The stylesheet shows or hides fields by the choices, which it reads from attributes of the form.
   function choose(form) {
     for (const control of form.querySelectorAll("select[data-choice]")) {
       form.setAttribute(`data-${control.name.replace("_", "-")}`, control.value);
@@ -25,32 +25,32 @@
   }
 
   function clear(form) {
-    for (const place of form.querySelectorAll(".field-error")) place.textContent = "";
+    for (const output of form.querySelectorAll(".field-error")) output.textContent = "";
     for (const control of form.querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
   }
 
-  function trouble(data) {
+  function formResult(data) {
     if (!data || !data.form) return;
     const form = document.querySelector(`form[data-form="${CSS.escape(data.form)}"]`);
     if (!form) return;
     clear(form);
-    busy(form, false);
+    setBusy(form, false);
     let first = null;
-    for (const [name, text] of Object.entries(data.fields || {})) {
+    for (const [name, text] of Object.entries(data.errors || {})) {
       const control = form.querySelector(`[name="${CSS.escape(name)}"]`);
       const field = control && control.closest(".field");
-      const place = (field && field.querySelector(".field-error")) || form.querySelector(".form-error");
-      place.textContent = place.classList.contains("form-error") && name ? `${name}: ${text}` : text;
+      const output = (field && field.querySelector(".field-error")) || form.querySelector(".form-error");
+      output.textContent = output.classList.contains("form-error") && name ? `${name}: ${text}` : text;
       if (control) control.setAttribute("aria-invalid", "true");
-      first = first || control || place;
+      first = first || control || output;
     }
-    form.querySelector(".form-said").textContent = data.said || "";
+    form.querySelector(".form-message").textContent = data.message || "";
     if (first && first.scrollIntoView) first.scrollIntoView({block: "nearest"});
     if (first && first.focus) first.focus();
   }
 
-  function busy(form, is) {
-    for (const button of form.querySelectorAll("button")) button.disabled = is;
+  function setBusy(form, isBusy) {
+    for (const button of form.querySelectorAll("button")) button.disabled = isBusy;
   }
 
   document.addEventListener("submit", (event) => {
@@ -59,10 +59,10 @@
     event.preventDefault();
     const verb = (event.submitter && event.submitter.dataset.verb) || form.dataset.verb;
     clear(form);
-    form.querySelector(".form-said").textContent = "";
-    busy(form, true);
-    send(verb, form.dataset.of, filled(form), form.dataset.form);
-    setTimeout(() => busy(form, false), 30000); // should no answer come
+    form.querySelector(".form-message").textContent = "";
+    setBusy(form, true);
+    send(verb, form.dataset.of, fieldsOf(form), form.dataset.form);
+    setTimeout(() => setBusy(form, false), 30000); // milliseconds; in case no result arrives
   });
 
   document.addEventListener("click", (event) => {
@@ -70,7 +70,7 @@
     if (!button || button.closest("form[data-form]")) return;
     event.preventDefault();
     if (button.dataset.sure && button.dataset.asked !== "yes") {
-      // A second press within a few seconds is the confirmation: no dialog, nothing lost by a slip.
+      // A second press within a few seconds confirms the action, without a dialog.
       const words = button.textContent;
       button.dataset.asked = "yes";
       button.textContent = button.dataset.sure;
@@ -89,5 +89,5 @@
   });
 
   window.dash_clientside = window.dash_clientside || {};
-  window.dash_clientside.spikewatch = {...window.dash_clientside.spikewatch, trouble};
+  window.dash_clientside.spikewatch = {...window.dash_clientside.spikewatch, formResult};
 })();

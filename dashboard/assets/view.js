@@ -1,18 +1,18 @@
-// What this browser looks at (page, steps, pickers, theme), told to the server through the store "view"; and whether the
-// server is still there. The figures themselves are drawn by the server's pushes.
+// The view of this browser (page, steps, controls, theme), sent to the server through the store "view", and the check
+// whether the server still answers. Figures are drawn from the updates that the server pushes.
 (function () {
   "use strict";
   const root = document.documentElement;
   const phone = matchMedia("(max-width: 640px)");
-  const SILENCE = 10000; // milliseconds without a beat that mean "offline"
-  const CHECK_EVERY = 5000; // milliseconds between looks whether the server is back
+  const SILENCE = 10000; // milliseconds without a beat after which the page counts as offline
+  const CHECK_EVERY = 5000; // milliseconds between checks whether the server answers again
 
   let view = null;
   let follows = 0;
 
   const setProps = (id, props) => window.dash_clientside.set_props(id, props);
 
-  // A link in a message leads to a step: /runs/ID?step=712 shows what is around it.
+  // Links in notifications name a step: /runs/ID?step=712 shows the steps around it.
   const AROUND = 150;
   function around(route) {
     const asked = new URLSearchParams(window.location.search).get("step");
@@ -22,8 +22,8 @@
 
   function fresh(route) {
     return {
-      page: route.page, run: route.run, alert: route.alert, range: around(route), follows, window: "", metric: "loss", stat: null, scale: "log",
-      reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
+      page: route.page, subject: route.subject, range: around(route), follows, window: "", metric: "loss", stat: null,
+      scale: "log", reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
     };
   }
 
@@ -39,12 +39,12 @@
     change({range: null, follows});
   }
 
-  // The step axis: zooming one panel zooms all, at once here and then with finer data from the server.
+  // Zooming one panel zooms all panels at once; the server then sends finer data.
   function zoom() {
     const fired = window.dash_clientside.callback_context.triggered;
     const data = fired.length ? fired[0].value : null;
     if (!data || view === null) return;
-    // A drag names the ends one by one; "xaxis.range" as a whole is an echo of a figure that the server sent.
+    // A drag sets the two ends separately; "xaxis.range" as a whole is the echo of a figure from the server.
     const low = data["xaxis.range[0]"];
     const high = data["xaxis.range[1]"];
     if (typeof low !== "number" || typeof high !== "number") return;
@@ -61,7 +61,7 @@
     const point = fired.length && fired[0].value && fired[0].value.points[0];
     if (!point || !fired[0].prop_id.includes("layers")) return;
     const plot = document.querySelector(".panel.layers .js-plotly-plot");
-    const row = plot ? plot.data[0].y.indexOf(point.y) : -1; // the label is written for people, meta has the names
+    const row = plot ? plot.data[0].y.indexOf(point.y) : -1; // the labels may be shortened; meta has the full names
     if (row >= 0) change({cell: {layer: plot.layout.meta[row], step: Math.round(point.x)}});
   }
 
@@ -94,14 +94,14 @@
       try {
         localStorage.setItem("spikewatch-theme", root.dataset.theme);
       } catch {
-        // not remembered where storage is forbidden
+        // storage is forbidden: the choice lasts until the page is reloaded
       }
       change({theme: root.dataset.theme});
     }
     if (button.dataset.copy) copy(button);
   });
 
-  // A live update redraws a plot and forgets what the pointer shows: point again, at the same place.
+  // A live update redraws a plot and removes its hover label: repeat the last movement of the pointer.
   const pointer = {x: 0, y: 0, pressed: false};
   function pointAgain(plot) {
     const target = document.elementFromPoint(pointer.x, pointer.y);
@@ -126,12 +126,12 @@
       await navigator.clipboard.writeText(source.textContent);
       button.textContent = "Copied";
     } catch {
-      window.getSelection().selectAllChildren(source); // no clipboard without https: leave it selected
+      window.getSelection().selectAllChildren(source); // the clipboard requires https: leave the text selected
       button.textContent = "Press Ctrl+C";
     }
   }
 
-  // Is the server there? Its beats say so; the browser alone can tell when they stop.
+  // The beats show that the server answers; only the browser can notice that they stopped.
   let lastBeat = Date.now();
   let lostAt = null;
   let checkedAt = 0;
@@ -152,15 +152,15 @@
   }
 
   function offline(words) {
-    const place = document.querySelector(".offline");
-    if (!place) return;
+    const banner = document.querySelector(".offline");
+    if (!banner) return;
     lostAt = lostAt || lastBeat;
     root.dataset.offline = "yes";
     const text = words || `offline since ${new Date(lostAt).toLocaleTimeString()}`;
-    if (place.textContent !== text) place.textContent = text;
+    if (banner.textContent !== text) banner.textContent = text;
   }
 
-  // The login is over: ask for a new one, and come back to where this was.
+  // The login has ended: open the login page, which leads back to this page.
   function signedOut() {
     location.assign(`/login?target=${encodeURIComponent(location.pathname)}`);
   }
@@ -179,7 +179,7 @@
         signedOut();
       }
     } catch {
-      // still away
+      // the server does not answer yet
     }
   }
 

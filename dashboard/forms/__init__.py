@@ -1,1 +1,1 @@
-"""The forms of the pages: their fields, and what is done with what people enter."""
+"""Forms of the pages: their fields, the actions that browsers send and the dispatcher that runs them."""

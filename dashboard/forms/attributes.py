@@ -1,4 +1,4 @@
-"""Attributes of HTML whose names are no Python identifiers. Pure."""
+"""HTML attributes whose names are not valid Python identifiers. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from typing import Any
 
 
 def aria(**values: str) -> dict[str, Any]:
-    """`aria-*` attributes for a component: `aria(label="Runs")`."""
+    """Return `aria-*` attributes for a component.
+
+    >>> aria(label="Runs")
+    {'aria-label': 'Runs'}
+    """
     return {f"aria-{name}": value for name, value in values.items()}
 
 
 def data(**values: str) -> dict[str, Any]:
-    """`data-*` attributes for a component."""
+    """Return `data-*` attributes for a component.
+
+    >>> data(verb="save-rule")
+    {'data-verb': 'save-rule'}
+    """
     return {f"data-{name}": value for name, value in values.items()}

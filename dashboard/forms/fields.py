@@ -1,6 +1,6 @@
-"""Fields of forms, and what was filled into them. Pure.
+"""Components of forms, and the parsing of what was typed into them. Pure.
 
-A form is an `html.Form` with `data-form`; forms.js sends it and shows what is wrong at the field of that name.
+A form is an `html.Form` with the attribute `data-form`. forms.js sends it and shows errors at the named fields.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dash.development.base_component import Component
 from dashboard.forms.attributes import aria, data
 
 Options = Sequence[tuple[str, str]]
-"""(value, word)."""
+"""Options of a choice as pairs of value and label."""
 Hint = str | Mapping[str, str]
-"""A few words under a field; or by class of the stylesheet, which says when each is shown."""
+"""Note under a field, or several notes keyed by the class of the stylesheet that decides when each is shown."""
 
 
 class FieldError(ValueError):
-    """What was filled into a field cannot be meant."""
+    """Invalid text in a field of a form."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -40,7 +40,7 @@ def text(
     kind: Literal["text", "password"] = "text",
     mode: Literal["numeric"] | None = None,
 ) -> Component:
-    """One line of text. ``only``: a class of the stylesheet that says when it is shown."""
+    """Return a field with one line of text. ``only``: class of the stylesheet that decides when the field is shown."""
     control = dcc.Input(
         id={"field": name},
         name=name,
@@ -55,7 +55,10 @@ def text(
 
 
 def choice(name: str, label: str, options: Options, value: str, *, hint: str = "", only: str = "") -> Component:
-    """One of several. What is chosen may decide which other fields are shown: it stands in an attribute of the form."""
+    """Return a field with a list to choose from.
+
+    forms.js copies the chosen value into an attribute of the form, by which the stylesheet shows or hides other fields.
+    """
     items = [html.Option(word, value=option, selected=option == value) for option, word in options]
     control = html.Select(items, name=name, className="entry", **data(choice="yes"))
     return _field(label, control, hint, only)
@@ -64,16 +67,17 @@ def choice(name: str, label: str, options: Options, value: str, *, hint: str = "
 def form(
     name: str, fields: Sequence[Component], buttons: Sequence[Component], *, of: str = "", choices: Mapping[str, str]
 ) -> Component:
-    """``of``: what it is about; a form about something else is another one, with nothing left in it.
+    """Return a form with its buttons and the place for its message.
 
-    ``choices``: values of its `choice` fields, so that it begins with the right fields shown.
+    ``of``: id of the object that the form edits; a form with another id is rendered anew, without any typed text.
+    ``choices``: initial values of its `choice` fields, keyed by field name, which decide the fields shown at first.
     """
     shown = {field.replace("_", "-"): value for field, value in choices.items()}
     return html.Form(
         [
             html.Div(fields, className="fields"),
             html.P(className="field-error form-error", role="alert"),
-            html.Div([*buttons, html.Span(className="form-said muted", role="status")], className="form-buttons"),
+            html.Div([*buttons, html.Span(className="form-message muted", role="status")], className="form-buttons"),
         ],
         key=f"{name}:{of}",
         className="form",
@@ -82,7 +86,10 @@ def form(
 
 
 def button(word: str, verb: str, *, of: str | None = None, sure: str = "", strong: bool = False) -> Component:
-    """In a form it sends the form. ``sure``: what it says to be pressed once more."""
+    """Return a button that performs an action. Without ``of`` it submits its form.
+
+    ``sure``: question that replaces the label after the first press; the second press performs the action.
+    """
     more = {} if of is None else {"of": of}
     more |= {"sure": sure} if sure else {}
     kind: Literal["button", "submit"] = "submit" if of is None else "button"
@@ -90,19 +97,19 @@ def button(word: str, verb: str, *, of: str | None = None, sure: str = "", stron
 
 
 def number(fields: Mapping[str, str], name: str) -> float:
-    """Raises `FieldError`."""
-    said = fields.get(name, "").strip().replace(",", "").replace("_", "")
+    """Return the number in a field. Raises `FieldError` if the text is not a finite number."""
+    typed = fields.get(name, "").strip().replace(",", "").replace("_", "")
     try:
-        value = float(said)
+        value = float(typed)
     except ValueError:
-        raise FieldError(name, "a number, for example 0.5 or 1e-4" if said else "a number is needed here") from None
+        raise FieldError(name, "a number, for example 0.5 or 1e-4" if typed else "a number is needed here") from None
     if not math.isfinite(value):
         raise FieldError(name, "a finite number")
     return value
 
 
 def whole(fields: Mapping[str, str], name: str) -> int:
-    """Raises `FieldError`."""
+    """Return the whole number in a field. Raises `FieldError` if the text is not a whole number."""
     value = number(fields, name)
     if value != int(value):
         raise FieldError(name, "a whole number")
@@ -110,7 +117,7 @@ def whole(fields: Mapping[str, str], name: str) -> int:
 
 
 def optional(fields: Mapping[str, str], name: str) -> str | None:
-    """The text, None where the field was left empty."""
+    """Return the text of a field, or None if the field is empty."""
     return fields.get(name, "").strip() or None
 
 

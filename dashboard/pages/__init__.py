@@ -1,1 +1,1 @@
-"""The pages: what is on them, how their parts are made from the API's answers, and how they stay live."""
+"""The pages of the dashboard. Each module declares one or more values of `Page`; `registry` lists them."""

@@ -1,27 +1,27 @@
-"""Alerts as cards: headline first, then why, the evidence, what to try, the buttons. Pure."""
+"""Alerts as cards: headline, explanation, evidence, advice and buttons. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel, AlertState, Cause, RunState
 from dashboard.forms.attributes import aria, data
 from dashboard.models import Alert
 from dashboard.numbers import count, duration, ellipsis, unix_time
 from dashboard.pages.evidence import lines
+from dashboard.pages.symbols import symbols
 
 HISTORY_SHOWN: Final = 30
 SILENCE_MINUTES: Final = 60
-LEVELS: Final = {"watch": 0, "warning": 1, "critical": 2}
 OUTCOMES: Final = {"hit": "hit", "early": "came early", "late": "came late", "false": "did not come"}
 
 
 def column(alerts: Sequence[Alert], run_state: str, now: float) -> list[Component]:
-    """The whole column of a run: its most urgent open alert in full, the other open ones, layers, history."""
+    """Return the column of a run: the most urgent open alert in full, layers, other open alerts and the history."""
     still_open = sorted((alert for alert in alerts if alert.is_open), key=urgency, reverse=True)
     settled = sorted((alert for alert in alerts if not alert.is_open), key=lambda alert: alert.step, reverse=True)
     parts: list[Component] = []
@@ -42,35 +42,35 @@ def column(alerts: Sequence[Alert], run_state: str, now: float) -> list[Componen
 
 
 def urgency(alert: Alert) -> tuple[int, int, int]:
-    """For sorting: unacknowledged before acknowledged, then level, then a prediction, then the newest."""
-    unseen = 10 if alert.state == "open" else 0
-    return unseen + LEVELS.get(alert.level, 0), int(alert.kind == "spike-predicted"), alert.step
+    """Return a sort key: unacknowledged alerts are most urgent, then by level, predictions, and the newest."""
+    unseen = 10 if alert.state == AlertState.OPEN else 0
+    return unseen + LEVEL_RANK.get(alert.level, 0), int(alert.kind == AlertKind.SPIKE_PREDICTED), alert.step
 
 
 def is_silenced(alert: Alert, now: float) -> bool:
-    """True while nobody is notified of it."""
+    """Return whether notifications about an alert are silenced."""
     until = unix_time(alert.silenced_until)
     return until is not None and until > now
 
 
 def headline(alert: Alert) -> tuple[str, str]:
-    """The date of a prediction and its band, or the title of any other alert and its step."""
-    if alert.kind == "spike-predicted" and alert.predicted_step is not None:
+    """Return the predicted step and its range in words, or the title of another alert and ""."""
+    if alert.kind == AlertKind.SPIKE_PREDICTED and alert.predicted_step is not None:
         date = alert.predicted_step
         return f"Step {count(date.best)}", f"between {count(date.low)} and {count(date.high)}"
     return alert.title or kind_words(alert), ""
 
 
 def kind_words(alert: Alert) -> str:
-    """The kind of an alert as a word."""
+    """Return the kind of an alert in words."""
     return alert.kind.replace("-", " ")
 
 
 def single(alert: Alert, run_name: str, now: float) -> list[Component]:
-    """One alert alone: the way to its run, its buttons while it is open, then everything about it."""
-    place = f"Open the run {run_name} at step {count(alert.step)}"
+    """Return the page of one alert: the link to its run, buttons if it is open, and the full card."""
+    words = f"Open the run {run_name} at step {count(alert.step)}"
     parts: list[Component | None] = [
-        html.P(dcc.Link(place, href=f"/runs/{alert.run_id}?step={alert.step}"), className="lead"),
+        html.P(dcc.Link(words, href=f"/runs/{alert.run_id}?step={alert.step}"), className="lead"),
         _buttons(alert, now) if alert.is_open else html.P(f"Settled: {result(alert)}", className="note"),
         _open_card(alert),
         html.Section(_advice(alert), className="card advice-card") if alert.advice and alert.is_open else None,
@@ -100,17 +100,8 @@ def _open_card(alert: Alert, buttons: Component | None = None) -> Component:
 
 
 def _why(alert: Alert) -> list[Any]:
-    cause = "" if alert.cause in ("", "unknown") else alert.cause.replace("-", " ").capitalize() + ". "
+    cause = "" if alert.cause in ("", Cause.UNKNOWN) else alert.cause.replace("-", " ").capitalize() + ". "
     return symbols(cause + alert.message)
-
-
-def symbols(text: str) -> list[Any]:
-    """Text with λ_max and its like, and powers of ten, set as people write them."""
-    parts: list[Any] = []
-    unbroken = re.sub(r"(?<=\de)-(?=\d)", "−", text)  # a hyphen would break 2e-12 over two lines
-    for index, part in enumerate(re.split(r"(?<=λ)_(max|grad|step)", unbroken)):
-        parts.append(html.Sub(part) if index % 2 else part)
-    return parts
 
 
 def _evidence_table(alert: Alert) -> Component | None:
@@ -131,7 +122,7 @@ def _advice_card(alert: Alert, now: float) -> Component:
 def _advice(alert: Alert) -> list[Component]:
     return [
         html.H3("What to try"),
-        html.P("ordered by fit with the evidence; change one thing", className="note"),
+        html.P("best fit first; change one thing at a time", className="note"),
         html.Ol([html.Li(symbols(item)) for item in alert.advice], className="advice"),
     ]
 
@@ -139,7 +130,7 @@ def _advice(alert: Alert) -> list[Component]:
 def _buttons(alert: Alert, now: float) -> Component:
     acknowledge: Component = (
         html.Span("Acknowledged", className="done")
-        if alert.state == "acknowledged"
+        if alert.state == AlertState.ACKNOWLEDGED
         else html.Button("Acknowledge", className="button", type="button", **data(verb="acknowledge", of=alert.id))
     )
     silence: Component = (
@@ -196,11 +187,13 @@ def _small_card(alert: Alert, now: float) -> Component:
 
 
 def _calm_card(run_state: str) -> Component:
-    words = {
-        "running": "Nothing to worry about. A predicted spike appears here, with its date, why, and what to try.",
-        "stale": "No open alert. Nothing has arrived for a while.",
-        "finished": "No open alert. The run has finished.",
-        "crashed": "No open alert. The run has crashed.",
+    words: dict[str, str] = {
+        RunState.RUNNING: (
+            "Nothing to worry about. A predicted spike appears here with its step, its cause and what to try."
+        ),
+        RunState.STALE: "No open alert. Nothing has arrived for a while.",
+        RunState.FINISHED: "No open alert. The run has finished.",
+        RunState.CRASHED: "No open alert. The run has crashed.",
     }
     return html.Section(
         [html.H3("No open alert"), html.P(words.get(run_state, "").removeprefix("No open alert. "), className="note")],
@@ -231,7 +224,7 @@ def _history_card(settled: Sequence[Alert]) -> Component:
 
 
 def result(alert: Alert) -> str:
-    """How a settled alert ended: the outcome of a prediction with its lead, or how grave it was."""
+    """Return the result of a settled alert: the outcome of a prediction and its lead, otherwise the level."""
     if alert.outcome is None:
         return alert.level
     word = OUTCOMES.get(alert.outcome.result, alert.outcome.result)
@@ -239,13 +232,18 @@ def result(alert: Alert) -> str:
     return f"{word}, lead {count(lead)}" if lead is not None and alert.outcome.result != "false" else word
 
 
+def level_tone(level: str) -> str:
+    """Return the stylesheet's class for an alert level."""
+    return "danger" if LEVEL_RANK.get(level, 0) >= LEVEL_RANK[AlertLevel.WARNING] else "warn"
+
+
 def tone(alert: Alert) -> str:
-    """The class of the stylesheet for an alert's level."""
-    return {"critical": "danger", "warning": "danger", "watch": "warn"}.get(alert.level, "warn")
+    """Return the stylesheet's class for the level of an alert."""
+    return level_tone(alert.level)
 
 
 def alert_row(alert: Alert, run_name: str, now: float) -> Component:
-    """One line of the page of all alerts; it leads to the run, and an open alert has its buttons."""
+    """Return one row of the page of all alerts, with a link to the run, and buttons if the alert is open."""
     opened = unix_time(alert.opened_at)
     cells: list[Any] = [
         html.Span([html.I(className=f"level {tone(alert)}"), alert.level], className="alert-level"),

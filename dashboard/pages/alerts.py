@@ -1,44 +1,52 @@
-"""The page of all alerts, newest first. Pure."""
+"""The page of all alerts, open ones first, then the newest."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from dash import html
 from dash.development.base_component import Component
 
 from dashboard import ids
+from dashboard.client import ApiClient
 from dashboard.models import Alert, Precision
 from dashboard.numbers import steps, unix_time
+from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import OUTCOMES, alert_row
+from dashboard.shell.page import NavigationEntry, Page, PageRequest
+from dashboard.stream.feed import News
+from dashboard.stream.live_part import Refresh, Update
+from dashboard.stream.view import View
 
 SHOWN = 200
 
 
-def layout() -> Component:
-    """The page before its first data."""
-    bones = [html.Div(html.Span(className="bone"), className="alert-row bones") for _ in range(5)]
+def layout(_request: PageRequest) -> Component:
+    """Return the page before its first data."""
+    rows = [html.Div(html.Span(className="skeleton"), className="alert-row skeletons") for _ in range(5)]
     return html.Div(
         [
             html.H1("Alerts"),
             html.P("Open ones first, then the newest. Each leads to its run.", className="muted lead"),
             html.P(id=ids.ALERT_PRECISION, className="precision"),
-            html.Div(bones, id=ids.ALERT_LIST, className="card alert-list"),
+            html.Div(rows, id=ids.ALERT_LIST, className="card alert-list"),
         ],
         className="page",
     )
 
 
 def rows(alerts: Sequence[Alert], names: Mapping[str, str], now: float) -> list[Component]:
-    """The list; `names` are the titles of the runs by id."""
+    """Return the list of alerts. ``names``: titles of the runs, keyed by run id."""
     ordered = sorted(alerts, key=lambda alert: (alert.is_open, unix_time(alert.opened_at) or 0.0), reverse=True)
     if not ordered:
-        return [html.P("No alert so far.", className="muted none")]
+        return [html.P("No alerts yet.", className="muted none")]
     return [alert_row(alert, names.get(alert.run_id, alert.run_id[:8]), now) for alert in ordered[:SHOWN]]
 
 
 def precision(found: Precision) -> list[Component | str]:
-    """How often predictions came true, of those that claimed something and are settled."""
+    """Return a sentence on how many of the settled predictions came true."""
     if not found.settled:
         return ["No prediction has been settled yet."]
     counted = {"hit": found.hit, "early": found.early, "late": found.late, "false": found.false}
@@ -47,3 +55,56 @@ def precision(found: Precision) -> list[Component | str]:
     lead = "" if median is None else f"; median lead {steps(int(median))}"
     came = found.settled - found.false
     return [html.B(f"{came} of {found.settled} predictions came true"), f" ({', '.join(words)}){lead}"]
+
+
+class AlertsLive:
+    """Live part with all alerts."""
+
+    run_id = None
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+        self._alerts: dict[str, Alert] = {}
+        self._names: dict[str, str] = {}
+        self._precision = Precision()
+        self._loaded = False
+
+    async def refresh(self, view: View, news: News, now: float) -> Refresh:
+        """Read the whole list on the first call and after a gap; afterwards apply the news."""
+        if news.resync or not self._loaded:
+            alerts, runs, self._precision = await asyncio.gather(
+                self._client.alerts(), self._client.runs(), self._client.precision()
+            )
+            self._alerts = {alert.id: alert for alert in alerts}
+            self._names = {run.id: run.title for run in runs}
+            self._loaded = True
+        elif not news.alerts:
+            self._names.update({run.id: run.title for run in news.runs.values()})
+            return self.idle(view, now)
+        elif any(alert.outcome is not None for alert in news.alerts.values()):
+            self._precision = await self._client.precision()
+        self._alerts.update(news.alerts)
+        shown = await asyncio.to_thread(rows, list(self._alerts.values()), self._names, now)
+        updates = (
+            Update(component=ids.ALERT_LIST, props={"children": shown}),
+            Update(component=ids.ALERT_PRECISION, props={"children": precision(self._precision)}),
+        )
+        return Refresh(updates=updates, detail=self._detail())
+
+    def idle(self, view: View, now: float) -> Refresh:
+        """Return the header without updates."""
+        return Refresh(detail=self._detail())
+
+    def _detail(self) -> str:
+        still_open = sum(alert.is_open for alert in self._alerts.values())
+        return f"{still_open:,} open"
+
+
+PAGE: Final = Page(
+    name="alerts",
+    path="/alerts",
+    navigation=NavigationEntry(label="Alerts", order=3),
+    layout=layout,
+    live=lambda client, _request: AlertsLive(client),
+    actions=ALERT_ACTIONS,
+)

@@ -1,37 +1,34 @@
-"""The fleet page: its frame, and what each row says of its run. Pure; fleet.js sorts, filters and draws the rows."""
+"""The page of all runs. Its table is drawn in the browser by fleet.js from rows in a store."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+import asyncio
+from collections.abc import Iterable
 from typing import Any, Final
-from urllib.parse import quote
 
-from dash import dcc, html
+from dash import Dash, Input, dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.vocabulary import AlertKind, RunState, Stage
 from dashboard import ids
-from dashboard.figures.sparkline import sparkline
-from dashboard.forms.attributes import aria, data
-from dashboard.models import Alert, LastAlert, Outcome, RunSummary
-from dashboard.numbers import compact, duration, rate, ratio, steps, unix_time
+from dashboard.client import ApiClient
+from dashboard.forms.attributes import aria
+from dashboard.models import Alert, RunSummary
+from dashboard.pages.fleet_rows import row
+from dashboard.pages.no_data import no_data
+from dashboard.pages.symbols import symbols
+from dashboard.shell.clientside import clientside
+from dashboard.shell.page import NavigationEntry, Page, PageRequest
+from dashboard.stream.feed import News
+from dashboard.stream.live_part import Refresh, Update
+from dashboard.stream.view import View
 
-SNIPPET: Final = """import client_sdk
-
-client_sdk.init(project="my-project")
-client_sdk.watch(model, optimizer)
-for step, batch in enumerate(loader):
-    loss = loss_fn(model, batch)
-    loss.backward(); optimizer.step(); optimizer.zero_grad()
-    client_sdk.log({"loss": loss}, step=step, closure=lambda: loss_fn(model, batch))
-"""
-COLUMNS: Final = ("Run", "Stage", "λ max / limit", "Spike in", "Loss", "Last alert", "State")
+COLUMNS: Final = ("Run", "Stage", "λ_max / limit", "Spike in", "Loss", "Last alert", "State")
 
 
-def layout() -> Component:
-    """The page before its first data."""
-    heads = [html.Span(_curvature_head() if name.startswith("λ") else name, role="columnheader") for name in COLUMNS]
+def layout(_request: PageRequest) -> Component:
+    """Return the page before its first data."""
+    heads = [html.Span(symbols(name), role="columnheader") for name in COLUMNS]
     heads.insert(5, html.Span("", role="columnheader", **aria(hidden="true")))
     return html.Div(
         [
@@ -56,7 +53,7 @@ def layout() -> Component:
                 [
                     html.Div(heads, className="fleet-head", role="row"),
                     html.Div(id=ids.FLEET_TABLE, role="rowgroup"),
-                    html.Div(_skeleton(), className="fleet-bones", **aria(hidden="true")),
+                    html.Div(_skeleton(), className="fleet-skeletons", **aria(hidden="true")),
                 ],
                 className="card fleet",
                 role="table",
@@ -70,38 +67,12 @@ def layout() -> Component:
     )  # fmt: skip
 
 
-def no_data(*, connected: bool = False) -> list[Component]:
-    """What to do when nothing was logged yet, with the lines to copy; `connected` when the run itself is known."""
-    words = (
-        "The run is connected; its curves appear with its first "
-        if connected
-        else ("Add these lines to a training loop; its run appears here with its first ")
-    )
-    return [
-        html.Div(
-            [
-                html.H2("No data yet"),
-                html.P([words, html.Code("client_sdk.log(...)"), "."]),
-                html.Div(
-                    [
-                        html.Pre(html.Code(SNIPPET), id="snippet"),
-                        html.Button("Copy", className="button copy", type="button", **data(copy="snippet")),
-                    ],
-                    className="snippet",
-                ),
-                html.P(["No training at hand? ", html.Code("spikewatch demo"), " runs three."], className="muted"),
-            ],
-            className="card lonely",
-        )
-    ]
-
-
 def counts(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Component]:
-    """How many are about to spike, how many live, and how often predictions came true."""
+    """Return the numbers of runs that are about to spike and that are live, and of predictions that came true."""
     known = list(runs)
-    live = [run for run in known if run.state == "running"]
-    risky = [run for run in live if run.predicted_step is not None or run.stage == "spiking"]
-    settled = [a.outcome.result for a in alerts if a.kind == "spike-predicted" and a.outcome is not None]
+    live = [run for run in known if run.state == RunState.RUNNING]
+    risky = [run for run in live if run.predicted_step is not None or run.stage == Stage.SPIKING]
+    settled = [a.outcome.result for a in alerts if a.kind == AlertKind.SPIKE_PREDICTED and a.outcome is not None]
     shown = [
         _count(str(len(risky)), "about to spike", "danger" if risky else ""),
         _count(str(len(live)), "live"),
@@ -112,99 +83,56 @@ def counts(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Componen
     return shown
 
 
-def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyType({})) -> dict[str, Any]:
-    """One run as fleet.js draws it: every word is already written, every tone is a class of the stylesheet.
+class FleetLive:
+    """Live part with all runs, which sends only rows that changed.
 
-    `alerts` by id tell how the last one ended.
+    Updates are numbered. A store keeps one value, so a busy browser may receive the second of two updates without the
+    first; fleet.js detects the gap and requests a new session, which sends every row.
     """
-    word, tone = state_words(run, now)
-    spike, spike_tone = spike_in(run)
-    pace = rate(run.step_rate) if run.state == "running" else ""
-    last = alerts.get(run.last_alert.id) if run.last_alert is not None else None
-    told, alert_tone = alert_words(run.last_alert, is_over=run.state in ("finished", "crashed"))
-    if last is not None and last.outcome is not None:
-        told = outcome_words(last, last.outcome)
-    measured = run.stability_ratio if run.stability_ratio is not None and math.isfinite(run.stability_ratio) else None
-    return {
-        "id": run.id,
-        "href": f"/runs/{quote(run.id, safe='')}",
-        "name": run.title,
-        "project": run.project,
-        "sub": " · ".join(part for part in (run.project, steps(run.last_step), f"{pace}/s" if pace else "") if part),
-        "stage": run.stage or "",
-        "stageWord": run.stage.capitalize() if run.stage else "–",
-        "ratio": measured,
-        "ratioWord": ratio(run.stability_ratio),
-        "spikeIn": spike,
-        "spikeTone": spike_tone,
-        "spark": sparkline(run.sparkline),
-        "loss": compact(run.loss),
-        "lossTone": "danger" if run.loss is not None and not math.isfinite(run.loss) else "",
-        "alert": told,
-        "alertTone": alert_tone,
-        "state": word,
-        "stateTone": tone,
-        "stateKey": "live" if run.state == "running" else run.state,
-        "risk": risk(run),
-        "created": unix_time(run.created_at) or 0.0,
-    }
 
+    run_id = None
 
-def state_words(run: RunSummary, now: float) -> tuple[str, str]:
-    """The state of a run as written, and its tone."""
-    if run.state == "running":
-        return "live", "ok"
-    if run.state == "stale":
-        seen = unix_time(run.last_seen_at)
-        return ("stale" if seen is None else f"stale {duration(max(now - seen, 0.0))}"), "warn"
-    return run.state, "danger" if run.state == "crashed" else "muted"
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+        self._runs: dict[str, RunSummary] = {}
+        self._alerts: dict[str, Alert] = {}
+        self._sent: dict[str, dict[str, Any]] = {}
+        self._number = 0
 
+    async def refresh(self, view: View, news: News, now: float) -> Refresh:
+        """Read all runs on the first call and after a gap; afterwards apply the news."""
+        if news.resync or not self._runs:
+            runs, alerts = await asyncio.gather(self._client.runs(), self._client.alerts())
+            self._runs = {run.id: run for run in runs}
+            self._alerts = {alert.id: alert for alert in alerts}
+            self._sent = {}
+        self._runs.update(news.runs)
+        self._alerts.update(news.alerts)
+        return await asyncio.to_thread(self._changes, now)
 
-def spike_in(run: RunSummary) -> tuple[str, str]:
-    """When the next spike is expected, in steps from now, and its tone."""
-    if run.state in ("finished", "crashed"):
-        return "–", "muted"
-    if run.stage == "spiking":
-        return "now", "danger"
-    if run.predicted_step is None or run.last_step is None:
-        return "–", "muted"
-    left = run.predicted_step.best - run.last_step
-    if left <= 0:
-        return "now", "danger"
-    if run.last_alert is not None and run.last_alert.level == "watch":
-        return f"~{left:,} steps", "muted"
-    return steps(left), "danger"
+    def idle(self, view: View, now: float) -> Refresh:
+        """Update the rows of stale runs, which show the time since their last record."""
+        return self._changes(now, only_stale=True)
 
-
-def alert_words(alert: LastAlert | None, *, is_over: bool = False) -> tuple[str, str]:
-    """The last alert in a few words, and its tone: urgent while it is open, more than a watch, and the run goes on."""
-    if alert is None:
-        return "–", "muted"
-    urgent = alert.state != "resolved" and alert.level != "watch" and not is_over
-    return alert.title or alert.kind.replace("-", " "), "danger" if urgent else "muted"
-
-
-def outcome_words(alert: Alert, outcome: Outcome) -> str:
-    """A settled prediction: what it said, and what came."""
-    said = "" if alert.predicted_step is None else f"predicted {alert.predicted_step.best:,}"
-    if outcome.step is None:
-        return ", ".join(part for part in (said, "did not come") if part)
-    return f"{outcome.result}: {said}, came {outcome.step:,}"
-
-
-def risk(run: RunSummary) -> float:
-    """For sorting: a run that spikes, then those that will, then the nearest to the limit; the dead ones last."""
-    closeness = run.stability_ratio or 0.0
-    closeness = min(max(closeness, 0.0), 9.0) if math.isfinite(closeness) else 9.0
-    if run.state in ("finished", "crashed"):
-        return closeness / 100 + (0.5 if run.state == "crashed" else 0.0)
-    weight = 10.0 if run.state == "running" else 5.0
-    if run.stage == "spiking":
-        return weight + 50.0 + closeness
-    if run.predicted_step is not None and run.last_step is not None:
-        left = max(run.predicted_step.best - run.last_step, 0)
-        return weight + 30.0 + 10.0 / (1.0 + left / 50.0)
-    return weight + closeness
+    def _changes(self, now: float, *, only_stale: bool = False) -> Refresh:
+        full = not self._sent
+        rows: list[dict[str, Any]] = []
+        for run in self._runs.values():
+            if only_stale and run.state != RunState.STALE:
+                continue  # other rows do not change with time
+            drawn = row(run, now, self._alerts)
+            if self._sent.get(run.id) != drawn:
+                self._sent[run.id] = drawn
+                rows.append(drawn)
+        updates: list[Update] = []
+        if rows or full:
+            self._number += 1
+            data = {"number": self._number, "full": full, "rows": rows}
+            updates.append(Update(component=ids.FLEET, props={"data": data}))
+            shown = counts(self._runs.values(), self._alerts.values())
+            updates.append(Update(component=ids.FLEET_COUNTS, props={"children": shown if self._runs else []}))
+        total = len(self._runs)
+        return Refresh(updates=updates, detail="1 run" if total == 1 else f"{total:,} runs")
 
 
 def _select(control_id: str, name: str, options: list[tuple[str, str]]) -> Component:
@@ -217,13 +145,23 @@ def _select(control_id: str, name: str, options: list[tuple[str, str]]) -> Compo
     )
 
 
-def _curvature_head() -> list[Any]:
-    return ["λ", html.Sub("max"), " / limit"]
-
-
 def _count(number: str, words: str, tone: str = "") -> Component:
     return html.Span([html.B(number, className=tone), f" {words}"], className="count")
 
 
 def _skeleton() -> list[Component]:
-    return [html.Div(html.Span(className="bone"), className="fleet-row bones") for _ in range(6)]
+    return [html.Div(html.Span(className="skeleton"), className="fleet-row skeletons") for _ in range(6)]
+
+
+def _register_callbacks(app: Dash) -> None:
+    clientside(app, "fleet", Input(ids.FLEET, "data"))
+
+
+PAGE: Final = Page(
+    name="fleet",
+    path="/",
+    navigation=NavigationEntry(label="Fleet", order=1),
+    layout=layout,
+    live=lambda client, _request: FleetLive(client),
+    callbacks=_register_callbacks,
+)

@@ -1,252 +1,332 @@
-"""The run page: its frame, its headline and its numbers. Pure; run_live.py fills it."""
+"""The page of one run: fetches the visible steps and draws the panels."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-import plotly.graph_objects as go
-from dash import dcc, html
-from dash.development.base_component import Component
+from dash import ALL, Dash, Input
 
+from client_sdk.vocabulary import AlertKind, RunState
 from dashboard import ids
+from dashboard.client import ApiClient, ApiRefusedError
+from dashboard.figures.curvature import CURVES, curvature_figure
+from dashboard.figures.heatmap import heatmap_figure, heatmap_height
+from dashboard.figures.histogram import histogram_figure
+from dashboard.figures.loss import loss_figure, numbers, spans_decades
+from dashboard.figures.marks import Marks, marks_of
 from dashboard.figures.scales import statistic
-from dashboard.forms.attributes import aria, data
-from dashboard.models import RunDetail, RunSummary
-from dashboard.numbers import compact, count, duration, ratio, steps, unix_time
-from dashboard.pages.fleet import no_data, spike_in
+from dashboard.figures.stage_strip import spans
+from dashboard.figures.theme import Frame, palette
+from dashboard.models import Alert, Event, Heatmap, Histogram, RunDetail, RunSummary, Series
+from dashboard.numbers import compact, rate
+from dashboard.pages import run_components as components
+from dashboard.pages.alert_actions import ALERT_ACTIONS
+from dashboard.pages.alert_cards import column, is_silenced
+from dashboard.pages.evidence import growth_per_step
+from dashboard.shell.clientside import clientside
+from dashboard.shell.page import NavigationEntry, Page
+from dashboard.stream.feed import News
+from dashboard.stream.live_part import Refresh, Update
+from dashboard.stream.view import View
 
-GRAPH_CONFIG: Final[Any] = {
-    "displaylogo": False,
-    "displayModeBar": "hover",
-    "doubleClick": False,
-    "modeBarButtons": [["toImage"]],
-    "toImageButtonOptions": {"format": "png", "scale": 2, "filename": "spikewatch"},
-    "responsive": True,
-    "scrollZoom": False,
-}
-WINDOWS: Final = (("", "all steps"), ("10000", "last 10,000"), ("1000", "last 1,000"), ("200", "last 200"))
-DEFAULT_STAT: Final = "rms_ratio"
-STAT_ORDER: Final = (DEFAULT_STAT, "grad_norm", "update_ratio")
-
-
-def layout(run_id: str) -> Component:
-    """The page before its first data; every part has its final place."""
-    return html.Div(
-        [
-            html.Div(
-                [
-                    html.Div(head(None), id=ids.RUN_HEAD, className="title"),
-                    html.Dl(kpis(None), id=ids.RUN_KPIS, className="kpis"),
-                ],
-                className="run-top",
-            ),
-            html.Div(no_data(connected=True), id=ids.RUN_EMPTY, className="hidden"),
-            html.Div(
-                [
-                    html.Div(
-                        [_loss_panel(), _curvature_panel(), _layers_panel(), _histogram_panel()], className="panels"
-                    ),
-                    html.Aside(
-                        [html.Div([html.Span(className="bone"), html.Span(className="bone")], className="card bones")],
-                        id=ids.ALERT_COLUMN,
-                        className="alerts",
-                        **aria(label="Alerts"),
-                    ),
-                ],
-                id=ids.RUN_PANELS,
-                className="run-body",
-            ),
-        ],
-        className="page run",
-        **data(run=run_id),
-    )
+POINTS, NARROW_POINTS = 800, 360
+COLUMNS, NARROW_COLUMNS = 600, 300
+MIN_WIDTH: Final = 40  # steps; keeps the axis still at the beginning of a run
+DETAIL_EVERY: Final = 15.0  # seconds between requests for the names of layers and scalars
 
 
-def head(run: RunDetail | None, now: float | None = None) -> list[Component]:
-    """The name, and in one line what is trained with what."""
-    if run is None:
-        return [html.H1(html.Span(className="bone wide")), html.P(html.Span(className="bone"), className="about")]
-    words = about(run, now)
-    return [html.H1(run.title, title=run.title), html.P(words, className="about", title=words)]
+@dataclass(kw_only=True)
+class Known:
+    """Data of the run, apart from its curves."""
+
+    detail: RunDetail
+    """The run with the names of its layers, scalars and statistics."""
+    summary: RunSummary
+    """The newest summary of the run."""
+    alerts: dict[str, Alert] = field(default_factory=dict)
+    """Alerts of the run, keyed by id."""
+    events: list[Event] = field(default_factory=list)
+    """Events of the run."""
+    fetched_at: float = 0.0
+    """Monotonic time at which `detail` was fetched."""
 
 
-def no_such_run(run_id: str) -> list[Component]:
-    """In place of the headline, for an address without a run."""
-    return [
-        html.H1("No such run"),
-        html.P(
-            [f"{run_id[:80]}: it may have been deleted, or the address was mistyped. ", dcc.Link("All runs", href="/")],
-            className="about",
-        ),
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Curves, cells and histograms of the visible steps."""
+
+    series: Series
+    heatmap: Heatmap | None
+    histograms: tuple[Histogram | None, Histogram | None] | None = None
 
 
-def about(run: RunDetail, now: float | None = None) -> str:
-    """Project, optimizer, size and age, as far as known."""
-    parts = [run.project]
-    if run.optimizer is not None:
-        optimizer = run.optimizer
-        lr = run.lr if run.lr is not None else optimizer.lr
-        words = optimizer.name + (f" lr {lr:.3g}" if lr is not None else "")
-        if optimizer.beta1 is not None and optimizer.beta2 is not None:
-            words += f", β {optimizer.beta1:g} / {optimizer.beta2:g}"
-        parts.append(words)
-    layers = run.layer_count or len(run.layers)
-    if run.parameter_count:
-        parts.append(f"{count(run.parameter_count)} parameters in {count(layers)} layers")
-    elif layers:
-        parts.append(f"{count(layers)} layers")
-    created = unix_time(run.created_at)
-    if created is not None and now is not None:
-        parts.append(f"started {duration(now - created)} ago")
-    return " · ".join(part for part in parts if part)
+class RunLive:
+    """Live part with one run."""
 
+    def __init__(self, client: ApiClient, run_id: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self.run_id = run_id
+        self._monotonic = monotonic
+        self._known: Known | None = None
+        self._missing = False
+        self._mounted = False
+        self._cards: str | None = None
+        self._pickers: tuple[Any, ...] | None = None
 
-def kpis(run: RunSummary | None) -> list[Component]:
-    """The four numbers that matter."""
-    if run is None:
-        return [
-            _kpi(name, html.Span(className="bone short"))
-            for name in ("Loss", _curvature_name(), "Stage", "Spike expected in")
+    async def refresh(self, view: View, news: News, now: float) -> Refresh:
+        """Apply the news, fetch the visible steps and draw the page."""
+        try:
+            known = await self._apply(news)
+        except ApiRefusedError as error:
+            if error.status == 404:
+                self._missing = True
+                return _no_such_run(self.run_id)
+            raise
+        curves = None
+        if known.summary.last_step is not None:
+            curves = await self._fetch(known, view)
+        return await asyncio.to_thread(self._draw, known, view, curves, now)
+
+    def idle(self, view: View, now: float) -> Refresh:
+        """Update the header and the age of the run."""
+        if self._missing:
+            return _no_such_run(self.run_id)
+        if self._known is None:
+            return Refresh(tone="muted", word="loading")
+        updates = [Update(component=ids.RUN_HEAD, props={"children": _head(self._known, now)})]
+        return _refresh(self._known.summary, updates, now)
+
+    async def _apply(self, news: News) -> Known:
+        """Bring the data of the run up to date and return it."""
+        known = self._known
+        if known is None or news.resync:
+            detail, alerts, events = await asyncio.gather(
+                self._client.run(self.run_id), self._client.alerts(self.run_id), self._client.events(self.run_id)
+            )
+            known = Known(
+                detail=detail,
+                summary=detail,
+                alerts={alert.id: alert for alert in alerts},
+                events=events,
+                fetched_at=self._monotonic(),
+            )
+        else:
+            if news.events or news.alerts:
+                known.events = await self._client.events(self.run_id)
+            new_names = not known.detail.statistics or self._monotonic() - known.fetched_at > DETAIL_EVERY
+            if new_names and known.summary.state == RunState.RUNNING:
+                known.detail = known.summary = await self._client.run(self.run_id)
+                known.fetched_at = self._monotonic()
+            known.alerts.update(news.alerts)
+            known.summary = news.runs.get(self.run_id, known.summary)
+        self._known = known
+        return known
+
+    async def _fetch(self, known: Known, view: View) -> Curves:
+        """Fetch the curves, the heatmap and, if a cell is chosen, its histograms."""
+        step_from, step_to = visible_steps(known.summary.last_step or 0, view)
+        keys = tuple(dict.fromkeys((components.chosen_metric(known.detail, view.metric), *CURVES)))
+        points, columns = (NARROW_POINTS, NARROW_COLUMNS) if view.narrow else (POINTS, COLUMNS)
+        series, heatmap, histograms = await asyncio.gather(
+            self._client.series(self.run_id, keys, step_from=step_from, step_to=step_to, points=points),
+            self._cells(known, view, step_from, step_to, columns),
+            self._histograms(view),
+        )
+        return Curves(series=series, heatmap=heatmap, histograms=histograms)
+
+    async def _cells(
+        self, known: Known, view: View, step_from: int | None, step_to: int | None, columns: int
+    ) -> Heatmap | None:
+        if not known.detail.statistics:
+            return None
+        stat = components.chosen_stat(known.detail, view.stat)
+        return await self._client.heatmap(
+            self.run_id, stat, step_from=step_from, step_to=step_to, columns=columns, reduce=view.reduce
+        )
+
+    async def _histograms(self, view: View) -> tuple[Histogram | None, Histogram | None] | None:
+        if view.cell is None:
+            return None
+        layer, step = view.cell
+        found: list[Histogram | None] = []
+        for which in ("update", "ratio"):
+            try:
+                found.append(await self._client.histogram(self.run_id, layer, which, step))
+            except ApiRefusedError:
+                found.append(None)
+        return found[0], found[1]
+
+    def _draw(self, known: Known, view: View, curves: Curves | None, now: float) -> Refresh:
+        """Return the updates of all components. Called in a thread."""
+        summary = known.summary
+        alerts = list(known.alerts.values())
+        updates = [
+            Update(component=ids.RUN_HEAD, props={"children": _head(known, now)}),
+            Update(component=ids.RUN_KPIS, props={"children": components.kpis(summary)}),
+            Update(component=ids.RUN_EMPTY, props={"className": "hidden" if curves is not None else ""}),
+            Update(component=ids.RUN_PANELS, props={"className": f"run-body{'' if curves is not None else ' hidden'}"}),
         ]
-    measured = run.stability_ratio
-    over = measured is not None and math.isfinite(measured) and measured >= 1.0
-    expected, tone = spike_in(run)
-    stage_tone = {"stable": "ok", "unstable": "warn", "spiking": "danger"}.get(run.stage or "", "")
+        cards = repr((known.alerts, summary.state, [is_silenced(alert, now) for alert in alerts]))
+        if cards != self._cards:
+            self._cards = cards
+            updates.append(Update(component=ids.ALERT_COLUMN, props={"children": column(alerts, summary.state, now)}))
+        if curves is not None:
+            updates += self._panels(known, view, curves, alerts)
+        return _refresh(summary, updates, now)
+
+    def _panels(self, known: Known, view: View, curves: Curves, alerts: list[Alert]) -> list[Update]:
+        marks = marks_of(alerts, known.events)
+        last_step = max(known.summary.last_step or 0, curves.series.step_to or 0)
+        frame = make_frame(curves.series, marks, view, last_step)
+        series = curves.series.series
+        open_prediction = next(
+            (
+                a
+                for a in alerts
+                if a.is_open and a.kind == AlertKind.SPIKE_PREDICTED and a.predicted_step == marks.expected
+            ),
+            None,
+        )
+        growth = growth_per_step(open_prediction.evidence) if open_prediction is not None else None
+        stat = components.chosen_stat(known.detail, view.stat)
+        layers = len(curves.heatmap.layers) if curves.heatmap is not None else 0
+        metric = components.chosen_metric(known.detail, view.metric)
+        loss = loss_figure(series.get(metric), marks, frame, name=metric)
+        curvature = curvature_figure(series, spans(known.events, last_step), marks, frame, growth_per_step=growth)
+        cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, logarithmic=view.logarithmic)
+        updates = [
+            Update(component=ids.panel_box("layers"), props={"style": {"height": f"{heatmap_height(layers)}px"}}),
+            *(
+                Update(component=ids.panel(name), props={"figure": figure})
+                if self._mounted
+                else Update(
+                    component=ids.panel_box(name), props={"children": components.graph(ids.panel(name), figure)}
+                )
+                for name, figure in (("loss", loss), ("curvature", curvature), ("layers", cells))
+            ),
+            Update(component=ids.LOSS_NOTE, props={"children": _loss_note(curves.series, metric, marks)}),
+            Update(component=ids.LOSS_TITLE, props={"children": "Loss" if metric == "loss" else metric}),
+            Update(component=ids.LAYERS_NOTE, props={"children": statistic(stat).meaning}),
+        ]
+        self._mounted = True
+        pickers = (known.detail.statistics, known.detail.scalars)
+        if pickers != self._pickers:
+            self._pickers = pickers
+            updates.append(Update(component=ids.STAT_PICK, props={"children": components.stat_options(known.detail)}))
+            updates.append(
+                Update(component=ids.METRIC_PICK, props={"children": components.metric_options(known.detail)})
+            )
+        return updates + _histogram_updates(view, curves, frame)
+
+
+def visible_steps(last_step: int, view: View) -> tuple[int | None, int | None]:
+    """Return the first and last step to fetch: the zoomed range, the newest `window` steps, or None for all."""
+    if view.step_range is not None:
+        return max(int(view.step_range[0]), 0), int(view.step_range[1]) + 1
+    if view.window is not None and last_step > view.window:
+        return last_step - view.window + 1, None
+    return None, None
+
+
+def make_frame(series: Series, marks: Marks, view: View, last_step: int) -> Frame:
+    """Return the shared axis: the zoomed range, or the newest steps with room for the prediction."""
+    if view.step_range is not None:
+        low, high = view.step_range
+    else:
+        low = float(series.step_from if series.step_from is not None else 0)
+        if view.window is not None:
+            low = max(low, last_step - view.window)
+        width = max(last_step - low, MIN_WIDTH)
+        high = low + width * 1.03
+        if marks.expected is not None and marks.expected.best <= last_step + max(width, 200):
+            high = max(
+                high, marks.expected.best + 0.1 * width, min(marks.expected.high + 0.04 * width, low + 2.5 * width)
+            )
+    return Frame(
+        palette=palette(view.theme),
+        step_from=low,
+        step_to=high,
+        narrow=view.narrow,
+        revision=f"live {view.follows}" if view.step_range is None else f"{low:g}-{high:g}",
+    )
+
+
+def _head(known: Known, now: float) -> list[Any]:
+    return components.head(known.detail, now)
+
+
+def _loss_note(series: Series, metric: str, marks: Marks) -> str:
+    parts: list[str] = []
+    buckets = series.series.get(metric)
+    if buckets is not None and spans_decades(numbers(buckets.min), numbers(buckets.max)):
+        parts.append("log scale")
+    if series.bucket_steps > 1:
+        parts.append(f"band: lowest and highest of {series.bucket_steps:,} steps")
+    if marks.expected is not None:
+        parts.append("shaded: predicted spike" if series.bucket_steps > 1 else "band: predicted spike")
+    return " · ".join(parts)
+
+
+def _histogram_updates(view: View, curves: Curves, frame: Frame) -> list[Update]:
+    if curves.histograms is None or view.cell is None:
+        return []
+    update, ratio = curves.histograms
+    words = f"{view.cell[0]}: none recorded near step {view.cell[1]:,}"
+    if update is not None and update.step is not None:
+        words = f"{update.layer} at step {update.step:,}"
+        if ratio is not None and ratio.dip is not None:
+            words += f" · dip of r {compact(ratio.dip)}"
     return [
-        _kpi("Loss", compact(run.loss), "" if run.loss is None or math.isfinite(run.loss) else "danger"),
-        _kpi(_curvature_name(), ratio(measured), "danger" if over else ""),
-        _kpi(
-            "Stage",
-            [html.I(className=f"square {run.stage}"), run.stage.capitalize()] if run.stage else "–",
-            stage_tone,
+        Update(component=ids.HISTOGRAM_CARD, props={"className": "card panel"}),
+        Update(component=ids.HISTOGRAM_TITLE, props={"children": words}),
+        *(
+            Update(
+                component=ids.histogram(which),
+                props={"children": components.graph({"histogram": which}, histogram_figure(found, frame))},
+            )
+            for which, found in (("update", update), ("ratio", ratio))
         ),
-        _kpi("Spike expected in", expected, tone if expected != "–" else "muted"),
     ]
 
 
-def step_words(run: RunSummary, pace: str) -> str:
-    """Step and rate for the header."""
-    if run.last_step is None:
-        return "no steps yet"
-    return f"step {count(run.last_step)}" + (f" · {pace} steps/s" if pace else "")
+def _refresh(summary: RunSummary, updates: list[Update], now: float) -> Refresh:
+    pace = rate(summary.step_rate)
+    detail = components.step_words(summary, pace)
+    if summary.state == RunState.RUNNING:
+        return Refresh(updates=updates, detail=detail)
+    if summary.state == RunState.STALE:
+        return Refresh(updates=updates, tone="warn", word="stale", detail=components.stale_words(summary, now))
+    tone = "danger" if summary.state == RunState.CRASHED else "muted"
+    return Refresh(updates=updates, tone=tone, word=summary.state, detail=components.step_words(summary, ""))
 
 
-def stat_options(run: RunDetail) -> list[Component]:
-    """The statistics this run has, the most telling first."""
-    known = [name for name in STAT_ORDER if name in run.statistics]
-    names = known + [name for name in run.statistics if name not in known]
-    return [html.Option(statistic(name).label, value=name) for name in names or [DEFAULT_STAT]]
-
-
-def chosen_stat(run: RunDetail, wanted: str | None) -> str:
-    """The wanted statistic if the run has it, otherwise the first of the picker."""
-    if wanted and wanted in run.statistics:
-        return wanted
-    return next((name for name in STAT_ORDER if name in run.statistics), (*run.statistics, DEFAULT_STAT)[0])
-
-
-def chosen_metric(run: RunDetail, wanted: str) -> str:
-    """The wanted scalar if the run has it, otherwise the loss."""
-    return wanted if wanted in run.scalars else "loss"
-
-
-def metric_options(run: RunDetail) -> list[Component]:
-    """Every scalar this run logged, the loss first; the API's lists cannot hold a name with a comma."""
-    names = ["loss", *sorted(name for name in run.scalars if name != "loss" and "," not in name)]
-    return [html.Option(name if len(name) <= 40 else name[:39] + "…", value=name) for name in names]
-
-
-def stale_words(run: RunSummary, now: float) -> str:
-    """Since when nothing came."""
-    seen = unix_time(run.last_seen_at)
-    return "nothing new" if seen is None else f"nothing for {duration(now - seen)} · {steps(run.last_step)}"
-
-
-def _curvature_name() -> list[Any]:
-    return ["λ", html.Sub("max"), " / limit"]
-
-
-def _kpi(name: Any, value: Any, tone: str = "") -> Component:
-    return html.Div([html.Dt(name), html.Dd(value, className=tone)], className="kpi")
-
-
-def graph(component_id: dict[str, str], figure: go.Figure) -> Component:
-    """A graph with its first figure. It is put on the page with its data: Plotly mishandles a plot whose axes change
-    while its first drawing is still under way."""
-    return dcc.Graph(id=component_id, figure=figure, config=GRAPH_CONFIG, responsive=True, className="graph")
-
-
-def _panel(name: str, title: list[Component], controls: list[Component]) -> Component:
-    head = [html.Div(title, className="panel-title"), html.Div(controls, className="controls")]
-    cover = html.Div(className="bone cover", **aria(hidden="true"))
-    return html.Section(
-        [
-            html.Div(head, className="panel-head"),
-            html.Div([cover], className=f"graph-box {name}-height", id=ids.panel_box(name)),
-        ],
-        className=f"card panel {name}",
-        **aria(label=name),
-    )
-
-
-def _loss_panel() -> Component:
-    title = [html.H2("Loss", id=ids.LOSS_TITLE), html.Span("", id=ids.LOSS_NOTE, className="note")]
-    controls = [
-        html.Button(
-            "Follow live", id="follow", className="button follow", type="button", title="Back to the newest steps"
+def _no_such_run(run_id: str) -> Refresh:
+    return Refresh(
+        updates=(
+            Update(component=ids.RUN_PANELS, props={"className": "hidden"}),
+            Update(component=ids.RUN_KPIS, props={"children": []}),
+            Update(component=ids.RUN_HEAD, props={"children": components.no_such_run(run_id)}),
         ),
-        _pick("metric", ids.METRIC_PICK, "Metric", [html.Option("loss", value="loss")]),
-        _pick("window", "window-pick", "Steps shown", [html.Option(word, value=value) for value, word in WINDOWS]),
-    ]
-    return _panel("loss", title, controls)
-
-
-def _curvature_panel() -> Component:
-    title = [
-        html.H2("Curvature against the limit 2/η"),
-        html.Span("stable below the line; the strip says the stage", className="note"),
-    ]
-    return _panel("curvature", title, [])
-
-
-def _layers_panel() -> Component:
-    title = [html.H2("Layers"), html.Span("", id=ids.LAYERS_NOTE, className="note")]
-    stat = [html.Option(statistic(DEFAULT_STAT).label, value=DEFAULT_STAT)]
-    scale = [html.Option(f"{word} colour", value=word) for word in ("log", "linear")]
-    reduce = [html.Option(f"{word} of steps", value=word) for word in ("max", "min", "last")]
-    controls = [
-        _pick("stat", ids.STAT_PICK, "Statistic", stat),
-        _pick("scale", "scale-pick", "Colour scale", scale),
-        _pick("reduce", "reduce-pick", "Of several steps", reduce),
-    ]
-    return _panel("layers", title, controls)
-
-
-def _histogram_panel() -> Component:
-    title = [
-        html.H2("Distribution"),
-        html.Span("click a cell of the layers above", id=ids.HISTOGRAM_TITLE, className="note"),
-    ]
-    boxes = [
-        html.Div([html.H3(words), html.Div(id=ids.histogram(which), className="graph")], className="histogram")
-        for which, words in (("update", "update u"), ("ratio", "ratio r = m̂/√v̂"))
-    ]
-    return html.Section(
-        [
-            html.Div(html.Div(title, className="panel-title"), className="panel-head"),
-            html.Div(boxes, className="histograms"),
-        ],
-        id=ids.HISTOGRAM_CARD,
-        className="card panel hidden",
+        tone="muted",
+        word="no such run",
     )
 
 
-def _pick(name: str, control_id: str, label: str, options: Sequence[Component]) -> Component:
-    """A native select whose choice view.js adds to what the page looks at."""
-    return html.Label(
-        [html.Span(label, className="unseen"), html.Select(options, id=control_id, **data(pick=name))],
-        className="control select",
-    )
+def _register_callbacks(app: Dash) -> None:
+    clientside(app, "zoom", Input({"panel": ALL}, "relayoutData"))
+    clientside(app, "cell", Input({"panel": ALL}, "clickData"))
+
+
+PAGE: Final = Page(
+    name="run",
+    path="/runs/{run_id}",
+    navigation=NavigationEntry(label="Run", order=2),
+    layout=components.layout,
+    live=lambda client, request: RunLive(client, request.subject),
+    actions=ALERT_ACTIONS,
+    callbacks=_register_callbacks,
+)

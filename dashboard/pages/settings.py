@@ -9,6 +9,7 @@ from typing import Any, Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel
 from dashboard import ids
 from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
 from dashboard.models import Channel, Digest, Notifications, QuietHours, RunSummary, Silence, Token
@@ -26,17 +27,16 @@ KINDS: Final[Options] = (
     ("apprise", "another service, apprise URL"),
     ("webhook", "signed JSON webhook"),
 )
-LEVELS: Final[Options] = (
-    ("watch", "watch and above"), ("warning", "warning and above"), ("critical", "critical only"),
-)  # fmt: skip
-ALERT_KINDS: Final = (
-    "spike-predicted", "spike", "divergence", "nonfinite", "lr-jump", "bad-batch", "eps-floor", "custom-rule",
-)  # fmt: skip
+LEVELS: Final[Options] = tuple(
+    (level.value, f"{level} only" if level is max(AlertLevel, key=LEVEL_RANK.__getitem__) else f"{level} and above")
+    for level in AlertLevel
+)
+ALERT_KINDS: Final = tuple(kind.value for kind in AlertKind)
 
 
 def layout() -> Component:
     """The page before its first data."""
-    bone = html.Div(html.Span(className="bone"), className="item")
+    skeleton = html.Div(html.Span(className="skeleton"), className="item")
     return html.Div(
         [
             html.H1("Settings"),
@@ -46,11 +46,11 @@ def layout() -> Component:
                     html.Section(
                         [
                             html.H2("Channels", className="part"),
-                            html.Div([bone, bone], id=ids.CHANNEL_LIST, className="card items"),
+                            html.Div([skeleton, skeleton], id=ids.CHANNEL_LIST, className="card items"),
                             html.Div(button("New channel", "new-channel", of="new"), className="form-buttons"),
                             html.Div(id=ids.CHANNEL_EDITOR),
                             html.H2("Tokens", className="part later"),
-                            html.Div([bone], id=ids.TOKEN_LIST, className="card items"),
+                            html.Div([skeleton], id=ids.TOKEN_LIST, className="card items"),
                         ]
                     ),
                     html.Section(
@@ -234,7 +234,7 @@ def quiet_hours(fields: Mapping[str, str]) -> QuietHours | None:
         start=_padded(fields["start"]),
         end=_padded(fields["end"]),
         timezone=optional(fields, "timezone") or "UTC",
-        min_level=fields.get("min_level", "critical"),
+        min_level=fields.get("min_level", AlertLevel.CRITICAL),
     )
 
 

@@ -8,15 +8,17 @@ from typing import Any
 
 from dashboard import ids
 from dashboard.client import ApiClient
-from dashboard.live import News
 from dashboard.models import Channel, Notifications, RunSummary
 from dashboard.pages import settings
-from dashboard.pages.session import Refresh, Update
-from dashboard.pages.view import View
+from dashboard.stream.feed import News
+from dashboard.stream.live_part import Refresh, Update
+from dashboard.stream.view import View
 
 
 class SettingsLive:
     """Settings change by hands, not by training: they are read once, and again after a gap."""
+
+    run_id = None
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client

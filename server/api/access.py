@@ -18,7 +18,7 @@ from server.errors import ApiError
 from server.exports.archive import Archiver
 from server.exports.streams import Exporter
 from server.metrics import Metrics
-from server.models import Principal, RunState, Scope
+from server.models import DELETING, Principal, Scope
 from server.notifications.messenger import Messenger
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
@@ -136,7 +136,7 @@ async def visible_run(services: Services, principal: Principal, run_id: str) -> 
     found = await services.runs.standing(run_id)
     if found is None or not principal.may_see(found.project):
         raise ApiError(404, "unknown_run", f"there is no run {run_id!r}; GET /api/v1/runs lists them")
-    if found.state == RunState.DELETING:
+    if found.state == DELETING:
         raise ApiError(410, "run_deleted", f"the run {run_id!r} was deleted")
     return found
 

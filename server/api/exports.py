@@ -13,11 +13,12 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from client_sdk.vocabulary import SCALARS
 from server.api.access import Operator, Reader, ServicesOf, visible_run
 from server.api.answers import DeletionAnswer
 from server.api.encoding import json_response
 from server.api.errors import REFUSALS
-from server.api.runs import KNOWN_SCALARS, RunId
+from server.api.runs import RunId
 from server.errors import ApiError, ServerError
 from server.exports.streams import MEDIA_TYPES, Format
 from server.storage.measurements.steps import RunSteps, Selection
@@ -128,7 +129,7 @@ def _check(selection: Selection, steps: RunSteps, run_id: str) -> None:
         if name not in known:
             raise ApiError(404, "unknown_statistic", f"no layer of the run has {name!r}; GET /runs/{run_id} lists them")
     for name in selection.scalars or ():
-        if name not in steps.scalars and name not in KNOWN_SCALARS:
+        if name not in steps.scalars and name not in SCALARS:
             raise ApiError(
                 404, "unknown_scalar", f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
             )

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Header, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from client_sdk.protocol import LAYER_STATISTICS, MAX_NAME_CHARS, MAX_STEP
+from client_sdk.protocol import MAX_NAME_CHARS, MAX_STEP
+from client_sdk.vocabulary import SCALARS, STATISTICS
 from server.api.access import Reader, ServicesOf, visible_run
 from server.api.answers import (
     EventAnswer,
@@ -35,21 +36,6 @@ MAX_POINTS = 10_000
 MAX_COLUMNS = 4_096
 MAX_KEYS = 100
 MAX_PAGE = 500
-
-KNOWN_SCALARS = frozenset(
-    {
-        "loss",
-        "lr",
-        "grad_norm",
-        "lambda_max",
-        "lambda_grad",
-        "lambda_step",
-        "critical_sharpness",
-        "stability_limit",
-        "step_time",
-    }
-)
-"""Scalars with a meaning: a run without them has empty ones. Any other name that the run never logged is an error."""
 
 RunId = Annotated[str, Path(max_length=128, description="Id of the run.")]
 From = Annotated[
@@ -112,7 +98,7 @@ async def get_series(
         raise ApiError(400, "invalid_parameter", f"keys: 1 … {MAX_KEYS} names")
     logged = await services.runs.scalar_ranks(run_id)
     for name in names:
-        if name not in logged and name not in KNOWN_SCALARS:
+        if name not in logged and name not in SCALARS:
             raise ApiError(
                 404, "unknown_scalar", f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
             )
@@ -180,7 +166,7 @@ async def get_heatmap(
     cells with values that are not finite."""
     _check_range(step_from, to)
     run = await visible_run(services, principal, run_id)
-    if stat not in LAYER_STATISTICS:
+    if stat not in STATISTICS:
         stored = await services.layouts.of_run(run_id)
         if not any(stat in item.layout.statistics for item in stored):
             raise ApiError(404, "unknown_statistic", f"no layer of the run has {stat!r}; GET /runs/{run_id} lists them")

@@ -1,6 +1,6 @@
-"""Publish and subscribe, and who does what among several servers. Liveness alone: losing all of it loses no data."""
+"""Live messages and leases among several servers. They concern liveness alone: losing all of them loses no data."""
 
+from server.broker.live_message import LiveMessage
 from server.broker.memory import Broker, MemoryBroker
-from server.broker.message import Message
 
-__all__ = ["Broker", "MemoryBroker", "Message"]
+__all__ = ["Broker", "LiveMessage", "MemoryBroker"]

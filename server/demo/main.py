@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from client_sdk.vocabulary import AlertLevel
 from server.demo.cases import MODULES, TANH_NET
 from server.demo.judge import JUDGES, Judgement
 from server.demo.progress import lines
@@ -101,7 +102,9 @@ class Api:
         """Channels hear of a mere watch too: a demo is there to be seen."""
         for channel in self._http.get("/channels").raise_for_status().json()["channels"]:
             body = {key: channel[key] for key in ("name", "kind", "project", "kinds", "enabled", "settings")}
-            self._http.put(f"/channels/{channel['id']}", json={**body, "min_level": "watch"}).raise_for_status()
+            self._http.put(
+                f"/channels/{channel['id']}", json={**body, "min_level": AlertLevel.WATCH}
+            ).raise_for_status()
 
     def losses(self, run_id: str) -> tuple[list[int], list[float | None]]:
         """Every step and its loss."""

@@ -14,8 +14,8 @@ Trade-off: a bad batch during a build-up is not named. It is then part of a spik
 >>> detector = BadBatchDetector()
 >>> for step in range(1, 41):
 ...     detector.update(Reading(step=step, loss=1.0), Context())
->>> detector.update(Reading(step=41, loss=5.0, grad_ratio=8.0, grad_z=9.0), Context()).kind
-'bad-batch'
+>>> print(detector.update(Reading(step=41, loss=5.0, grad_ratio=8.0, grad_z=9.0), Context()).kind)
+bad-batch
 
 Reference: Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, section 5.1) skip the batches around a spike.
 """
@@ -31,7 +31,7 @@ from server.detectors.advice import advice_after_spike
 from server.detectors.context import Context
 from server.detectors.robust import RecentValues, median_and_spread
 from server.detectors.signals import MARKED, Reading
-from server.models import AlertKind, AlertLevel, Cause, Event, Finding
+from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 MIN_LOSSES: Final = 20
 """Number of losses before which nothing is judged."""
@@ -91,7 +91,7 @@ class BadBatchDetector(msgspec.Struct):
         context.causes.note_bad_batch(reading.step)
         return Event(
             step=reading.step,
-            kind="bad-batch",
+            kind=EventKind.BAD_BATCH,
             detail={"loss": self.loss, "baseline": self.baseline, "grad_norm_ratio": self.grad_ratio},
         )
 

@@ -24,7 +24,7 @@ import msgspec
 from server.detectors.advice import advice_before_spike
 from server.detectors.context import Context
 from server.detectors.signals import Reading
-from server.models import AlertKind, AlertLevel, Cause, Event, Finding
+from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 JUMP: Final = 1.5
 """Smallest ratio of two consecutive learning rates that counts as a jump."""
@@ -69,7 +69,7 @@ class LearningRateJumpDetector(msgspec.Struct):
             return None
         self.step, self.before, self.after, self.before_highest = step, last, lr, highest
         context.causes.note_lr_jump(step, last, lr)
-        return Event(step=step, kind="lr-jump", detail={"before": last, "after": lr})
+        return Event(step=step, kind=EventKind.LR_JUMP, detail={"before": last, "after": lr})
 
     def finding(self, reading: Reading, context: Context) -> Finding | None:
         """Return the finding for 50 steps after a jump."""

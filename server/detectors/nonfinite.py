@@ -8,8 +8,8 @@ Trade-off: a loss scaler that skips a step every 60 steps stays at watch, althou
 
 >>> detector = NonfiniteDetector()
 >>> reading = Reading(step=3, loss=float("nan"))
->>> detector.update(reading, Context()).kind
-'nonfinite'
+>>> print(detector.update(reading, Context()).kind)
+nonfinite
 >>> detector.finding(reading, Context()).level.value
 'critical'
 
@@ -26,7 +26,7 @@ import msgspec
 from server.detectors.advice import advice_after_spike
 from server.detectors.context import Context
 from server.detectors.signals import Reading
-from server.models import AlertKind, AlertLevel, Cause, Event, Finding
+from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 HOLD: Final = 20
 """Number of steps with finite values after which the finding ends."""
@@ -70,7 +70,9 @@ class NonfiniteDetector(msgspec.Struct):
         if self.last_step is None:
             self.first_step, self.loss, self.gradients = reading.step, False, 0
             self.layers = reading.nonfinite_layers
-            event = Event(step=reading.step, kind="nonfinite", detail={"loss": int(bad_loss), "gradients": gradients})
+            event = Event(
+                step=reading.step, kind=EventKind.NONFINITE, detail={"loss": int(bad_loss), "gradients": gradients}
+            )
         self.last_step = reading.step
         self.steps = [*self.steps[-(OFTEN - 1) :], reading.step]
         self.loss = self.loss or bad_loss

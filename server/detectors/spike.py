@@ -34,7 +34,7 @@ from server.detectors.causes import CauseOfSpike
 from server.detectors.context import Context
 from server.detectors.robust import RecentValues, median, median_and_spread
 from server.detectors.signals import Reading
-from server.models import AlertKind, AlertLevel, Event, Finding
+from server.models import AlertKind, AlertLevel, Event, EventKind, Finding
 
 WINDOW: Final = 40
 """Number of losses in the median."""
@@ -233,7 +233,7 @@ class SpikeDetector(msgspec.Struct):
     def _event(self) -> Event:
         return Event(
             step=self.onset,
-            kind="spike",
+            kind=EventKind.SPIKE,
             detail={
                 "loss": self.peak,
                 "baseline": self.baseline,

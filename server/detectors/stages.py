@@ -26,7 +26,7 @@ import msgspec
 from server.detectors.causes import is_stale
 from server.detectors.context import Context
 from server.detectors.signals import Reading
-from server.models import Event, Stage
+from server.models import Event, EventKind, Stage
 
 DECOUPLED_STEPS: Final = 20
 """Length of a decoupled spell in steps that makes a run decoupled."""
@@ -56,7 +56,7 @@ class StageTracker(msgspec.Struct):
             self.stage, self.since = after.value, reading.step
         elif not context.is_first:
             return None
-        return Event(step=reading.step, kind="stage", detail={"stage": self.stage})
+        return Event(step=reading.step, kind=EventKind.STAGE, detail={"stage": self.stage})
 
     def finding(self, reading: Reading, context: Context) -> None:
         """Report no finding, because the stage is part of every verdict."""

@@ -23,9 +23,9 @@ from datetime import time as time_of_day
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from client_sdk.vocabulary import LEVEL_RANK
 from server.notification import (
     CLOSING,
-    LEVEL_RANK,
     Change,
     Channel,
     NotificationSettings,

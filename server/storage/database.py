@@ -25,7 +25,7 @@ from server.errors import (
     DatabaseError,
     DatabaseUnavailableError,
 )
-from server.storage.fair_write_lock import Turns
+from server.storage.fair_write_lock import FairWriteLock
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -73,7 +73,7 @@ class Database:
         for engine in (self.reading, self.writing):
             event.listen(engine.sync_engine, "handle_error", self._translate_network_error)
         # SQLite has one writer at a time: waiting here is fair and free, waiting in SQLite is neither.
-        self._turns = Turns(1) if self.is_sqlite else None
+        self._write_lock = FairWriteLock(1) if self.is_sqlite else None
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -106,7 +106,9 @@ class Database:
         transaction has locked, with `DatabaseBusyError`; None: it waits. On SQLite no row is locked.
         """
         async with (
-            self._turns.turn(whose, max(cost, TRANSACTION)) if self._turns is not None else contextlib.nullcontext()
+            self._write_lock.hold(whose, max(cost, TRANSACTION))
+            if self._write_lock is not None
+            else contextlib.nullcontext()
         ):
             with self._translated_errors():
                 async with self._connected(self.writing) as plain:

@@ -1,6 +1,6 @@
 """Taking runs away: first out of sight, then piece by piece, then the space they held.
 
-A run that is being deleted has the state `RunState.DELETING` for as long as anything of it is left. Every step is a
+A run that is being deleted has the state `models.DELETING` for as long as anything of it is left. Every step is a
 small transaction that may be repeated, by another server too, so a deletion that was cut off is simply taken up again.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Table, delete, select, text, update
 
-from server.models import RunState
+from server.models import DELETING, RunState
 from server.schema import alerts, events, histograms, runs, segments, spans, tiles, writers
 from server.storage.database import Database
 
@@ -27,13 +27,13 @@ class DeletionStore:
     async def mark(self, run_id: str) -> bool:
         """Take the run out of sight, for good. False when there is no such run."""
         async with self._database.write() as connection:
-            marked = await connection.execute(update(runs).where(runs.c.id == run_id).values(state=RunState.DELETING))
+            marked = await connection.execute(update(runs).where(runs.c.id == run_id).values(state=DELETING))
             return marked.rowcount == 1
 
     async def marked(self) -> list[str]:
         """Runs of which something may be left."""
         async with self._database.read() as connection:
-            found = await connection.execute(select(runs.c.id).where(runs.c.state == RunState.DELETING))
+            found = await connection.execute(select(runs.c.id).where(runs.c.state == DELETING))
             return list(found.scalars())
 
     async def expired(self, before: float) -> list[str]:
@@ -55,7 +55,7 @@ class DeletionStore:
         async with self._database.write() as connection:
             # In the order in which a commit locks them, so that the two never wait for each other.
             await connection.execute(delete(writers).where(writers.c.run_id == run_id))
-            await connection.execute(delete(runs).where(runs.c.id == run_id, runs.c.state == RunState.DELETING))
+            await connection.execute(delete(runs).where(runs.c.id == run_id, runs.c.state == DELETING))
         return False
 
     async def vacuum(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from server.storage.fair_queue import FairQueue
 
 
-class Turns:
+class FairWriteLock:
     """Used from the event loop alone."""
 
     def __init__(self, at_once: int) -> None:
@@ -23,7 +23,7 @@ class Turns:
         return len(self._waiting) > 0
 
     @contextlib.asynccontextmanager
-    async def turn(self, name: str, cost: float) -> AsyncIterator[None]:
+    async def hold(self, name: str, cost: float) -> AsyncIterator[None]:
         """Wait for a turn and hold it. Those of one name share by their ``cost``, that of the work in it."""
         called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.put(name, cost, called)

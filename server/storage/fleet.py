@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.models import AlertKind, AlertState, RunState
+from server.models import DELETING, AlertKind, AlertState, RunState
 from server.schema import alerts, attempts, runs
 from server.storage.alerts import shown_state
 from server.storage.database import Database
@@ -19,7 +19,7 @@ from server.storage.id_list import padded
 from server.storage.layouts import LayoutStore, layer_rows
 from server.storage.runs import RunStore
 
-_IS_SHOWN = runs.c.state != RunState.DELETING
+_IS_SHOWN = runs.c.state != DELETING
 
 
 @dataclass(frozen=True, kw_only=True)

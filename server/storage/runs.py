@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Hello, Layout
 from server.errors import ProjectMismatchError, RunDeletedError, WriterTakenError
-from server.models import AlertState, RunState
+from server.models import DELETING, AlertState, RunState
 from server.schema import alerts, layouts, monitors, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
 from server.storage.id_list import padded
@@ -94,7 +94,7 @@ class RunStore:
             row = (await connection.execute(select(runs.c.project, runs.c.state).where(runs.c.id == run_id))).one()
             if row.project != hello.project:
                 raise ProjectMismatchError(run_id)
-            if row.state == RunState.DELETING:
+            if row.state == DELETING:
                 raise RunDeletedError(run_id)
             place = await _register_writer(connection, run_id, hello, now)
             known, has_new_layouts = await register_layouts(connection, place.writer_id, hello.layouts)
@@ -103,7 +103,7 @@ class RunStore:
             if not place.is_echo:
                 shown = await connection.execute(
                     update(runs)
-                    .where(runs.c.id == run_id, runs.c.state != RunState.DELETING)
+                    .where(runs.c.id == run_id, runs.c.state != DELETING)
                     .values(state=RunState.RUNNING, last_seen_at=now)
                 )
                 if shown.rowcount != 1:
@@ -150,9 +150,7 @@ class RunStore:
             else:
                 result = RunState.CRASHED if RunState.CRASHED in last else RunState.FINISHED
             await connection.execute(
-                update(runs)
-                .where(runs.c.id == run_id, runs.c.state != RunState.DELETING)
-                .values(state=result, last_seen_at=now)
+                update(runs).where(runs.c.id == run_id, runs.c.state != DELETING).values(state=result, last_seen_at=now)
             )
         return result
 

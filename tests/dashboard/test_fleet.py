@@ -1,11 +1,12 @@
-"""What each row of the fleet says of its run."""
+"""Tests of the rows and counts of the page of all runs."""
 
 from __future__ import annotations
 
 import math
 
 from dashboard.models import Alert, LastAlert, Outcome, PredictedStep, RunSummary
-from dashboard.pages.fleet import counts, risk, row
+from dashboard.pages.fleet import counts
+from dashboard.pages.fleet_rows import risk, row
 
 NOW = 1_000_000.0
 

@@ -11,11 +11,13 @@ import pytest
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
+from dashboard.forms.actions import FormActions, parse_form_action
 from dashboard.forms.fields import FieldError
 from dashboard.models import Channel, Lead, Notifications, Precision, Silence
 from dashboard.pages.alerts import precision
-from dashboard.pages.form_actions import FormActions, parse_deed
+from dashboard.pages.registry import PAGES
 from dashboard.pages.settings import channel_body, channels, quiet_hours, silence, silences
+from dashboard.shell.page import action_handlers
 
 CHANNEL = Channel(id="c", name="training", kind="slack-bot", settings={"channel": "#a", "picture": False})
 
@@ -87,10 +89,10 @@ class Api:
 
 async def do(api: Api, verb: str, form: str, **fields: str) -> dict[str, dict[str, Any]]:
     client = ApiClient(DashboardConfig(), transport=httpx.MockTransport(api))
-    deed = parse_deed({"verb": verb, "of": None, "form": form, "fields": fields, "number": 1})
-    assert deed is not None
+    action = parse_form_action({"verb": verb, "of": None, "form": form, "fields": fields, "number": 1})
+    assert action is not None
     try:
-        return await FormActions(client, clock=lambda: 1_000.0).do(deed)
+        return await FormActions(action_handlers(PAGES), clock=lambda: 1_000.0).perform(action, client)
     finally:
         await client.aclose()
 
@@ -111,7 +113,7 @@ RULE = {"name": "n", "watches": "scalar", "scalar": "loss", "condition": "above"
 async def test_a_refusal_is_shown_at_its_field_or_at_the_foot_of_the_form(message: str, fields: dict[str, str]) -> None:
     api = Api(httpx.Response(400, json={"error": "invalid_rule", "message": message}))
     shown = await do(api, "save-rule", "rule", **RULE)
-    assert shown[ids.TROUBLE]["data"]["fields"] == fields
+    assert shown[ids.FORM_RESULT]["data"]["errors"] == fields
     assert ids.RULE_EDITOR not in shown, "what was typed must stay"
 
 
@@ -120,11 +122,11 @@ async def test_a_server_that_is_away_loses_nothing_that_was_typed() -> None:
         raise httpx.ConnectError("refused")
 
     client = ApiClient(DashboardConfig(), transport=httpx.MockTransport(away))
-    deed = parse_deed({"verb": "save-rule", "form": "rule", "fields": RULE})
-    assert deed is not None
-    shown = await FormActions(client).do(deed)
+    action = parse_form_action({"verb": "save-rule", "form": "rule", "fields": RULE})
+    assert action is not None
+    shown = await FormActions(action_handlers(PAGES)).perform(action, client)
     await client.aclose()
-    assert "no answer" in shown[ids.TROUBLE]["data"]["fields"][""]
+    assert "no answer" in shown[ids.FORM_RESULT]["data"]["errors"][""]
 
 
 async def test_a_new_channel_leaves_the_others_as_they_are() -> None:
@@ -137,8 +139,8 @@ async def test_a_new_channel_leaves_the_others_as_they_are() -> None:
 
 @pytest.mark.parametrize("data", [None, 3, {}, {"verb": 3}, {"verb": "x", "fields": [1]}])
 async def test_a_browser_may_send_anything(data: Any) -> None:
-    deed = parse_deed(data)
-    if deed is not None:
+    action = parse_form_action(data)
+    if action is not None:
         client = ApiClient(DashboardConfig())
-        assert await FormActions(client).do(deed) == {}
+        assert await FormActions(action_handlers(PAGES)).perform(action, client) == {}
         await client.aclose()

@@ -1,4 +1,4 @@
-"""What a browser may send, and what becomes of it."""
+"""Tests of views, routes and the range of visible steps."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import pytest
 
 from dashboard.figures.marks import Marks
 from dashboard.models import PredictedStep, Series
-from dashboard.pages.run_live import make_frame, visible_steps
-from dashboard.pages.shell import Route, parse_path
-from dashboard.pages.view import View, parse_view
+from dashboard.pages.registry import PAGES
+from dashboard.pages.run import make_frame, visible_steps
+from dashboard.shell.routing import Route, Router
+from dashboard.stream.view import View, parse_view
 
 
-def test_a_full_view_is_understood() -> None:
+def test_a_full_view_is_parsed() -> None:
     view = parse_view(
-        {"page": "run", "run": "r1", "range": [10.5, 90], "window": "1000", "metric": "lr", "stat": "v_rms",
+        {"page": "run", "subject": "r1", "range": [10.5, 90], "window": "1000", "metric": "lr", "stat": "v_rms",
          "scale": "linear", "reduce": "min", "theme": "light", "narrow": True, "follows": 3,
          "cell": {"layer": "w", "step": 12.7}}
     )  # fmt: skip
     assert view == View(
-        page="run", run_id="r1", step_range=(10.5, 90.0), window=1000, metric="lr", stat="v_rms", logarithmic=False,
+        page="run", subject="r1", step_range=(10.5, 90.0), window=1000, metric="lr", stat="v_rms", logarithmic=False,
         reduce="min", theme="light", narrow=True, follows=3, cell=("w", 12),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("data", [None, 7, "run", [], {}, {"page": 3}])
-def test_no_view_is_no_view(data: Any) -> None:
+def test_data_that_is_no_view_gives_none(data: Any) -> None:
     assert parse_view(data) is None
 
 
@@ -47,15 +48,15 @@ def test_a_range_is_at_least_a_step_wide_and_the_right_way_round() -> None:
 
 @pytest.mark.parametrize(
     ("path", "route"),
-    [("/", Route(page="fleet")), (None, Route(page="fleet")), ("/runs/a%2Fb", Route(page="run", run_id="a/b")),
-     ("/alerts/", Route(page="alerts")), ("/alerts/a%2Fb", Route(page="alert", alert_id="a/b")),
+    [("/", Route(page="fleet")), (None, Route(page="fleet")), ("/runs/a%2Fb", Route(page="run", subject="a/b")),
+     ("/alerts/", Route(page="alerts")), ("/alerts/a%2Fb", Route(page="alert", subject="a/b")),
      ("/nowhere", Route(page="missing")), ("/runs", Route(page="missing"))],
 )  # fmt: skip
-def test_addresses_name_pages(path: str | None, route: Route) -> None:
-    assert parse_path(path) == route
+def test_paths_lead_to_pages(path: str | None, route: Route) -> None:
+    assert Router(PAGES).route(path) == route
 
 
-def test_the_visible_steps_are_asked_for_and_no_others() -> None:
+def test_only_the_visible_steps_are_fetched() -> None:
     assert visible_steps(5000, View(page="run")) == (None, None)
     assert visible_steps(5000, View(page="run", window=200)) == (4801, None)
     assert visible_steps(100, View(page="run", window=200)) == (None, None)

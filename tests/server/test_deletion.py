@@ -14,7 +14,7 @@ from sqlalchemy import func, select, text
 from client_sdk.protocol import Error
 from server.auth.tokens import digest_of
 from server.errors import RunDeletedError
-from server.models import RunState, Scope
+from server.models import DELETING, RunState, Scope
 from server.pipeline.deletion import DAY, Deleter
 from server.schema import metadata, runs
 from server.storage import migrate
@@ -85,7 +85,7 @@ async def test_nothing_can_be_added_to_a_run_that_is_being_deleted(database: Dat
     with pytest.raises(RunDeletedError):
         await stores.register("gone", writer="another")
     await stores.runs.finish_writer("gone", writer.writer_id, RunState.FINISHED, 1.0)
-    assert await stores.runs.state_of("gone") == RunState.DELETING
+    assert await stores.runs.state_of("gone") == DELETING
     await deleter(database).purge()
     with pytest.raises(RunDeletedError):
         await stores.commit(writer, 1, [record(2)])
@@ -108,7 +108,7 @@ async def test_a_hello_under_way_does_not_revive_a_run_that_somebody_deletes(
     monkeypatch.setattr("server.storage.runs.register_layouts", deleted_meanwhile)
     with pytest.raises(RunDeletedError):
         await stores.register("gone", writer="late")
-    assert await stores.runs.state_of("gone") == RunState.DELETING
+    assert await stores.runs.state_of("gone") == DELETING
     await database.close()
 
 

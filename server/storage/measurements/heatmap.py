@@ -1,4 +1,4 @@
-"""Heatmaps: one statistic of every layer over the steps of a run."""
+"""Query for heatmaps: one statistic of every layer over the steps of a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.pyramid.buckets import first_step_of
+from server.pyramid.row_selection import RowSelection
 from server.storage.layouts import LayoutStore, layer_rows
-from server.storage.measurements.reader import BucketReader, Reading
-from server.storage.measurements.wanted import Wanted
+from server.storage.measurements.reader import BucketReader, BucketResult
 
 Reduce = Literal["max", "min", "last"]
+"""Value of a bucket that a cell shows."""
 
 MAX_CELLS = 8_000_000
+"""Maximum number of cells in a heatmap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +26,18 @@ class Heatmap:
 
     layers: list[str]
     step: NDArray[np.int64]
-    """(columns,): first step of each bucket."""
+    """First step of each bucket, shape (columns,)."""
     bucket_steps: int
+    """Steps in each bucket."""
     z: NDArray[np.float32]
-    """(layers, columns); NaN where nothing was measured, infinite where nothing measured was finite."""
+    """Cells, shape (layers, columns); NaN where nothing was measured, infinite where no measured value was finite."""
     nonfinite: list[tuple[int, int, int]]
-    """(row, column, count) of every cell that holds measured values which are not finite."""
+    """Cells with measured values that are not finite: (row, column, number of such values)."""
 
 
 class HeatmapQuery:
+    """Reads heatmaps of layer statistics."""
+
     def __init__(self, layouts: LayoutStore, reader: BucketReader) -> None:
         self._layouts = layouts
         self._reader = reader
@@ -48,21 +53,21 @@ class HeatmapQuery:
         reduce: Reduce,
         attempt: int | None = None,
     ) -> Heatmap:
-        """At most ``columns`` columns over step_from ≤ step ≤ step_to, by default all; layers of all ranks stacked.
+        """Return at most ``columns`` columns from ``step_from`` to ``step_to``, with the layers of all ranks stacked.
 
-        Fewer where there are so many layers that they would make more than `MAX_CELLS`. Raises `CorruptDataError` and
-        `DatabaseError`.
+        Both steps are included; None means no bound. A run with very many layers gets fewer columns, so that the
+        heatmap has at most `MAX_CELLS` cells. Raises `CorruptDataError` and `DatabaseError`.
         """
         stored = await self._layouts.of_run(run_id)
         stored = [item for item in stored if statistic in item.layout.statistics]
         rows = layer_rows(stored)
         names = [name for _, _, name in rows]
-        reading = None
+        result = None
         if rows:
             row_of = {(rank, layer): number for number, (rank, layer, _) in enumerate(rows)}
-            reading = await self._reader.read(
+            result = await self._reader.read(
                 run_id,
-                Wanted(
+                RowSelection(
                     statistic=statistic,
                     layers={
                         (item.writer_id, item.layout.id): np.array(
@@ -75,17 +80,17 @@ class HeatmapQuery:
                 ),
                 step_from=step_from,
                 step_to=step_to,
-                most=max(1, min(columns, MAX_CELLS // len(rows))),
+                max_buckets=max(1, min(columns, MAX_CELLS // len(rows))),
                 attempt=attempt,
             )
-        if reading is None:
+        if result is None:
             nothing = np.empty((len(names), 0), dtype=np.float32)
             return Heatmap(layers=names, step=np.empty(0, np.int64), bucket_steps=1, z=nothing, nonfinite=[])
-        return _heatmap(names, reading, reduce)
+        return _heatmap(names, result, reduce)
 
 
-def _heatmap(names: list[str], reading: Reading, reduce: Reduce) -> Heatmap:
-    z, count = reading.buckets.fields[reduce].astype(np.float32, copy=False), reading.buckets.nonfinite
+def _heatmap(names: list[str], result: BucketResult, reduce: Reduce) -> Heatmap:
+    z, count = result.buckets.fields[reduce].astype(np.float32, copy=False), result.buckets.nonfinite
     nonfinite: list[tuple[int, int, int]] = []
     if count is not None:
         z = np.where(np.isnan(z) & (count > 0), np.float32(np.inf), z)
@@ -93,8 +98,8 @@ def _heatmap(names: list[str], reading: Reading, reduce: Reduce) -> Heatmap:
         nonfinite = list(zip(row.tolist(), at.tolist(), count[row, at].tolist(), strict=True))
     return Heatmap(
         layers=names,
-        step=first_step_of(reading.buckets.numbers, reading.width),
-        bucket_steps=reading.width,
+        step=first_step_of(result.buckets.numbers, result.width),
+        bucket_steps=result.width,
         z=z,
         nonfinite=nonfinite,
     )

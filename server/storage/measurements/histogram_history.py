@@ -1,4 +1,4 @@
-"""Every histogram of a run, writer by writer in the order of its records: what exports are made of."""
+"""Every histogram of a run, writer by writer in the order of its records, as exports read them."""
 
 from __future__ import annotations
 
@@ -8,54 +8,58 @@ from dataclasses import dataclass
 
 from sqlalchemy import and_, literal, select, tuple_
 
+from server.pyramid.histograms import LayerHistograms
 from server.schema import histograms
 from server.storage.database import Database
-from server.storage.measurements.histogram import Shapes, decode
+from server.storage.measurements.histogram import decode_histograms
 from server.storage.measurements.history import expect_run
 from server.storage.measurements.steps import RunSteps
 
-TOGETHER = 4  # one has up to 5 MB
+ROWS_PER_QUERY = 4  # a row has up to 5 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class HistogramPiece:
-    """The histograms of one quantity that came with one record."""
+    """Histograms of one quantity that came with one record."""
 
     rank: int
     attempt: int
     step: int
     which: str
     layers: tuple[str, ...]
-    """Those of the writer's layout, as `shapes` has them."""
-    shapes: Shapes
+    """Names of the layers of the writer's layout, in the order of the rows of ``shapes``."""
+    shapes: LayerHistograms
 
 
 class HistogramHistory:
+    """Reads all histograms of a run."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def walk(self, steps: RunSteps) -> AsyncGenerator[HistogramPiece, None]:
-        """Those that were committed when the walk of the steps began, some at a time.
+        """Yield the histograms that were committed when the walk of ``steps`` began, reading a few rows at a time.
 
         Raises `RunDeletedError`, `HistogramCorruptError` and `DatabaseError`.
         """
         for writer in steps.writers:
             if not writer.last_histogram:
                 continue
-            place = (histograms.c.attempt, histograms.c.step, histograms.c.id)
+            order = (histograms.c.attempt, histograms.c.step, histograms.c.id)
             known = and_(histograms.c.writer_id == writer.writer_id, histograms.c.id <= writer.last_histogram)
-            query = select(histograms).where(known).order_by(*place).limit(TOGETHER)
+            query = select(histograms).where(known).order_by(*order).limit(ROWS_PER_QUERY)
             after = query
             is_over = False
             while not is_over:
                 async with self._database.snapshot() as connection:
                     rows = (await connection.execute(after)).all()
-                    is_over = len(rows) < TOGETHER
+                    is_over = len(rows) < ROWS_PER_QUERY
                     if is_over:
-                        await expect_run(connection, steps.run_id)  # else a deletion has taken some away before
+                        # A deletion may have removed rows: what is left of them must not look like all of them.
+                        await expect_run(connection, steps.run_id)
                 if rows:
                     reached = [literal(value) for value in (rows[-1].attempt, rows[-1].step, rows[-1].id)]
-                    after = query.where(tuple_(*place) > tuple_(*reached))
+                    after = query.where(tuple_(*order) > tuple_(*reached))
                 for row in rows:
                     yield HistogramPiece(
                         rank=writer.rank,
@@ -63,5 +67,5 @@ class HistogramHistory:
                         step=row.step,
                         which=row.which,
                         layers=writer.layouts[row.layout].layers,
-                        shapes=await asyncio.to_thread(decode, row.id, row.payload),
+                        shapes=await asyncio.to_thread(decode_histograms, row.id, row.payload),
                     )

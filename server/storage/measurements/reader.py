@@ -1,6 +1,6 @@
-"""Buckets of any series over any range, from tiles and from the segments that no tile holds yet.
+"""Buckets of any rows over any range of steps, read from tiles and from the segments that no tile contains yet.
 
-One snapshot of the database answers a query, so a compaction under way is seen as a whole or not at all.
+One snapshot of the database answers a query, so that a concurrent compaction is seen completely or not at all.
 """
 
 from __future__ import annotations
@@ -15,103 +15,125 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.errors import TileCorruptError
-from server.pyramid.buckets import Buckets, Canvas, choose_width
+from server.pyramid.buckets import Buckets, Canvas, StepRange, choose_width
+from server.pyramid.coverage import Piece
+from server.pyramid.row_selection import RowSelection
 from server.storage.database import Database
-from server.storage.lru import ByteLru
-from server.storage.measurements.coverage import Piece
-from server.storage.measurements.plan import Query, plan
-from server.storage.measurements.tails import Tail, TailPlace, TailSource, drawn
-from server.storage.measurements.tile_source import Drawn, Loaded, TileSource
-from server.storage.measurements.views import Window, read_view
-from server.storage.measurements.wanted import Wanted
+from server.storage.measurements.attempt_view import read_view
+from server.storage.measurements.byte_cache import ByteCache
+from server.storage.measurements.open_segments import DecodedSegment, OpenSegment, OpenSegmentSource, segment_buckets
+from server.storage.measurements.span_search import BucketQuery, find_spans
+from server.storage.measurements.tile_source import LoadedTiles, RowBuckets, TileSource
 
 logger = logging.getLogger(__name__)
 
 THREADS = min(4, os.cpu_count() or 1)
-"""Parts of an answer that are decoded at once: pcodec and numpy let other threads run meanwhile."""
-TAIL_SHARE = 8
-"""The part of the cache that is for segments. Few are shown at a time, and each is soon a part of a tile: in one cache
-with the tiles, those of the past would fill it all, for hours, behind a page that is open."""
+"""Number of parts of a result that are decoded at once; pcodec and NumPy release the interpreter lock meanwhile."""
+SEGMENT_SHARE = 8
+"""Divisor of the cache size: one eighth is for segments.
+
+Queries need few segments at a time, and each soon becomes part of a tile. In one cache with the tiles, the segments of
+the past would displace the tiles for hours while a page stays open.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    window: Window
+class BucketResult:
+    """Result of a query for buckets."""
+
+    step_range: StepRange
+    """Range of steps that the result covers."""
     width: int
+    """Steps in each bucket, a power of two."""
     buckets: Buckets
-    """The rows that were asked for; all buckets of the window, empty ones included."""
+    """Requested rows in all buckets of the range, empty buckets included."""
 
 
 class BucketReader:
+    """Reads buckets, and caches the decoded tiles and segments."""
+
     def __init__(self, database: Database, cache_bytes: int) -> None:
-        """``cache_bytes``: for all that is kept."""
+        """Create a reader with empty caches that take at most ``cache_bytes`` bytes together."""
         self._database = database
-        tails = cache_bytes // TAIL_SHARE
-        self._tiles = TileSource(ByteLru(cache_bytes - tails))
-        self._tails = TailSource(ByteLru(tails))
+        for_segments = cache_bytes // SEGMENT_SHARE
+        self._tiles = TileSource(ByteCache(cache_bytes - for_segments))
+        self._segments = OpenSegmentSource(ByteCache(for_segments))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tiles")
 
     async def read(
         self,
         run_id: str,
-        wanted: Wanted,
+        selection: RowSelection,
         *,
         step_from: int | None,
         step_to: int | None,
-        most: int,
+        max_buckets: int,
         attempt: int | None,
-    ) -> Reading | None:
-        """At most ``most`` buckets at step_from ≤ step ≤ step_to, by default all steps, which are clamped to those that
-        the run has; None where it has none there.
+    ) -> BucketResult | None:
+        """Return at most ``max_buckets`` buckets of the steps from ``step_from`` to ``step_to``, both included.
 
-        ``attempt``: None shows of each attempt what no later one replaced. A damaged tile is read from the tiles that
-        it was made of. Raises `CorruptDataError` where values themselves are damaged, and `DatabaseError`.
+        The range is clamped to the steps that the run has; None on either side means no bound. Returns None where the
+        run has no steps in the range. ``attempt`` selects one attempt; None shows what no later attempt replaced.
+
+        A damaged tile is replaced by the tiles that it was made of. Raises `CorruptDataError` where values themselves
+        are damaged, and `DatabaseError`.
         """
         damaged: set[int] = set()
         while True:
             async with self._database.snapshot() as connection:
                 view = await read_view(connection, run_id, attempt)
-                window = view.clamp(step_from, step_to)
-                if window is None:
+                step_range = view.clamp(step_from, step_to)
+                if step_range is None:
                     return None
-                query = Query(run_id=run_id, view=view, window=window, wanted=wanted, width=choose_width(*window, most))
-                pieces, steps = await plan(connection, query, damaged)
-                loaded = await self._tiles.load(connection, pieces, steps, wanted)
-                tails = await self._tails.load(connection, run_id, view, window, wanted)
+                query = BucketQuery(
+                    run_id=run_id,
+                    view=view,
+                    step_range=step_range,
+                    selection=selection,
+                    width=choose_width(*step_range, max_buckets),
+                )
+                pieces, steps = await find_spans(connection, query, damaged)
+                loaded = await self._tiles.load(connection, pieces, steps, selection)
+                segments = await self._segments.load(connection, run_id, view, step_range, selection)
             try:
-                buckets = await asyncio.to_thread(self._draw, query, pieces, loaded, tails)
+                buckets = await asyncio.to_thread(self._draw, query, pieces, loaded, segments)
             except TileCorruptError as error:
                 if any(piece.span.level == 0 for piece in pieces if piece.span.id == error.span_id):
                     raise
                 logger.error("%s; read from the level below", error, extra={"action": "tile_corrupt", "run_id": run_id})
                 damaged.add(error.span_id)
                 continue
-            return Reading(window=window, width=query.width, buckets=buckets)
+            return BucketResult(step_range=step_range, width=query.width, buckets=buckets)
 
     def _draw(
-        self, query: Query, pieces: Sequence[Piece], loaded: Loaded, tails: Sequence[tuple[TailPlace, Tail]]
+        self,
+        query: BucketQuery,
+        pieces: Sequence[Piece],
+        loaded: LoadedTiles,
+        segments: Sequence[tuple[OpenSegment, DecodedSegment]],
     ) -> Buckets:
-        """In a thread. Raises `TileCorruptError`."""
-        wanted, width = query.wanted, query.width
-        first, last = query.window
+        """Put the buckets of all parts together. Runs in a thread. Raises `TileCorruptError`."""
+        selection, width = query.selection, query.width
+        first, last = query.step_range
         numbers = np.arange(first // width, last // width + 1, dtype=np.int64)
-        canvas = Canvas(numbers, wanted.rows, wanted.dtype, wanted.fields)
-        # Within a rank, attempts follow each other, and within an attempt its writers do. Within these, steps never
-        # decrease; the sequence does not tell, as a piece is of a span that may begin before what is taken of it.
-        parts: list[tuple[tuple[int, int, int, int], Piece | tuple[TailPlace, Tail]]] = []
+        canvas = Canvas(numbers, selection.rows, selection.dtype, selection.fields)
+        # Attempts of a rank follow each other, and so do the writers of an attempt. Within a writer, steps never
+        # decrease. Sorting by sequence alone would be wrong: a span may begin before the part that is used of it.
+        parts: list[tuple[tuple[int, int, int, int], Piece | tuple[OpenSegment, DecodedSegment]]] = []
         for piece in pieces:
             span = piece.span
-            parts.append(((span.attempt, span.writer_id, piece.window[0], span.first_seq), piece))
-        for place, tail in tails:
-            parts.append(((place.attempt, place.writer_id, place.window[0], place.first_seq), (place, tail)))
+            parts.append(((span.attempt, span.writer_id, piece.step_range[0], span.first_seq), piece))
+        for segment, decoded in segments:
+            key = (segment.attempt, segment.writer_id, segment.step_range[0], segment.first_seq)
+            parts.append((key, (segment, decoded)))
 
-        def draw(part: Piece | tuple[TailPlace, Tail]) -> list[Drawn]:
+        def draw(part: Piece | tuple[OpenSegment, DecodedSegment]) -> list[RowBuckets]:
             if isinstance(part, Piece):
-                return self._tiles.drawn(part, loaded, wanted, width)
-            return drawn(*part, wanted, width)
+                return self._tiles.piece_buckets(part, loaded, selection, width)
+            return segment_buckets(*part, selection, width)
 
         ordered = [part for _, part in sorted(parts, key=lambda part: part[0])]
-        for start in range(0, len(ordered), THREADS):  # no more at once, as each may be large
+        for start in range(0, len(ordered), THREADS):  # not all at once, because each part may be large
             some = ordered[start : start + THREADS]
             is_slow = sum(isinstance(part, Piece) for part in some) > 1
             for found in self._threads.map(draw, some) if is_slow else map(draw, some):

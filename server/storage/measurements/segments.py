@@ -1,4 +1,4 @@
-"""Segments as they are read back, in the order of their commits."""
+"""Segments as the detectors read them, in the order of their commits."""
 
 from __future__ import annotations
 
@@ -12,46 +12,48 @@ from server.storage.database import Database
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSegment:
-    """A segment as the detectors read it."""
+    """Segment as the detectors read it."""
 
     id: int
     writer_id: int
     attempt: int
     committed_at: float
+    """Time of the commit, Unix seconds."""
     payload: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unread:
-    """A run as its detectors find it."""
+class UnreadSegments:
+    """Segments of a run that its detectors have not read yet."""
 
     state: str | None
-    """None where there is no such run."""
+    """State of the run, or None where there is no such run."""
     lowest_rank: int | None
-    """That has sent anything."""
+    """Lowest rank that has sent anything, or None where none has."""
     segments: tuple[StoredSegment, ...]
 
 
 class SegmentStore:
+    """Reads segments for the detectors."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def unread(self, run_id: str, rank: int | None, position: int, limit: int) -> Unread:
-        """What the detectors of a run have to know of it, in one transaction.
+    async def unread(self, run_id: str, rank: int | None, position: int, limit: int) -> UnreadSegments:
+        """Return at most ``limit`` segments of ``rank`` whose id is greater than ``position``, in commit order.
 
-        The next segments, in the order of their commits, are those of ``rank`` (None: of the lowest that has sent
-        anything) whose id is greater than ``position``.
+        ``rank`` is None for the lowest rank that has sent anything. Raises `DatabaseError`.
         """
         lowest = select(func.min(attempts.c.rank)).where(attempts.c.run_id == run_id).scalar_subquery()
         head = select(runs.c.state, lowest.label("rank")).where(runs.c.id == run_id)
         columns = [segments.c[name] for name in ("id", "writer_id", "attempt", "committed_at", "payload")]
         following = select(*columns).where(segments.c.run_id == run_id, segments.c.id > position)
         async with self._database.read() as connection:
-            # The state first: of a run that has ended, everything that it sent is then seen.
+            # The state is read first: if the run has ended, the next query sees everything that it sent.
             row = (await connection.execute(head)).one_or_none()
             if row is None or row.rank is None:
-                return Unread(state=None if row is None else row.state, lowest_rank=None, segments=())
+                return UnreadSegments(state=None if row is None else row.state, lowest_rank=None, segments=())
             own = following.where(segments.c.rank == (row.rank if rank is None else rank))
             rows = await connection.execute(own.order_by(segments.c.id).limit(limit))
             found = tuple(StoredSegment(**item) for item in rows.mappings())
-        return Unread(state=row.state, lowest_rank=row.rank, segments=found)
+        return UnreadSegments(state=row.state, lowest_rank=row.rank, segments=found)

@@ -1,6 +1,6 @@
-"""Tiles as a query reads them: the columns that it needs, decoded once and kept.
+"""Tiles as a query reads them: only the columns that it needs, decoded once and cached.
 
-Tiles never change, so what is kept is never stale.
+Tiles never change, so a cached tile is never stale.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.errors import TileCorruptError
 from server.pyramid.blobs import BlobError
 from server.pyramid.buckets import Buckets, widen
+from server.pyramid.coverage import Piece
 from server.pyramid.footprint import ARRAY_BYTES, ENTRY_BYTES
+from server.pyramid.row_selection import RowSelection
 from server.pyramid.tiles import (
     LevelZero,
+    SpanHeader,
     TileBlobs,
     TileKey,
     decode_buckets,
@@ -31,103 +34,109 @@ from server.pyramid.tiles import (
 )
 from server.schema import tiles
 from server.storage.id_list import padded
-from server.storage.lru import ByteLru
-from server.storage.measurements.coverage import Piece
-from server.storage.measurements.spans import SpanPlace
-from server.storage.measurements.wanted import Wanted
+from server.storage.measurements.byte_cache import ByteCache
 
-FETCH = 256
-"""Rows of one statement."""
+MAX_IDS = 256
+"""Maximum number of ids in one statement."""
 
 NAME_BYTES = 128
-"""Memory of a name, about."""
+"""Approximate size of a name in memory, in bytes."""
 
 Tile = LevelZero | Buckets
-Drawn = tuple[Buckets, NDArray[np.int64]]
-"""Buckets, and the rows of the canvas that they are of."""
+"""Decoded tile: values at level 0, buckets above it."""
+RowBuckets = tuple[Buckets, NDArray[np.int64]]
+"""Buckets, and the row of the canvas that each of their rows belongs to, shape (rows,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A tile that a query has found, decoded in the cache or still as bytes."""
+class FoundTile:
+    """Tile of a query, either decoded from the cache or still encoded."""
 
     key: TileKey
     names: tuple[str, ...] | None
+    """Names of the scalars in the tile, or None for a statistic."""
     blobs: TileBlobs | None = None
     tile: Tile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """What a query has read."""
+class LoadedTiles:
+    """Tiles that a query has read."""
 
     steps: dict[int, bytes]
-    """Span to its steps."""
-    tiles: dict[int, list[Found]] = field(default_factory=dict)
-    """Span to its tiles, without those that are lost."""
+    """Encoded steps, keyed by span id."""
+    tiles: dict[int, list[FoundTile]] = field(default_factory=dict)
+    """Tiles that are not lost, keyed by span id."""
 
 
 class TileSource:
-    def __init__(self, cache: ByteLru) -> None:
+    """Reads tiles through a cache."""
+
+    def __init__(self, cache: ByteCache) -> None:
         self._cache = cache
 
     async def load(
-        self, connection: AsyncConnection, pieces: Sequence[Piece], steps: dict[int, bytes], wanted: Wanted
-    ) -> Loaded:
-        """Fetch what the cache does not have. ``steps``: of the spans, as they are stored."""
-        loaded = Loaded(steps=steps)
+        self, connection: AsyncConnection, pieces: Sequence[Piece], steps: dict[int, bytes], selection: RowSelection
+    ) -> LoadedTiles:
+        """Fetch the selected tiles that the cache does not hold. ``steps`` are the encoded steps keyed by span id."""
+        loaded = LoadedTiles(steps=steps)
         missing = []
         for number in dict.fromkeys(piece.span.id for piece in pieces):
-            held = self._held(number, wanted)
+            held = self._cached(number, selection)
             if held is None:
                 missing.append(number)
             loaded.tiles[number] = held or []
         for some in batches(missing):
-            for row in await connection.execute(tile_query(some, wanted)):
+            for row in await connection.execute(tile_query(some, selection)):
                 if not row.is_lost:
                     loaded.tiles[row.span_id].append(_found(row))
         for number in missing:
             names = [(found.key, found.names) for found in loaded.tiles[number]]
             self._cache.put(
-                _directory(number, wanted),
+                _directory_key(number, selection),
                 names,
                 ENTRY_BYTES + NAME_BYTES * sum(len(some or key) for key, some in names),
             )
         return loaded
 
-    def drawn(self, piece: Piece, loaded: Loaded, wanted: Wanted, width: int) -> list[Drawn]:
-        """What a piece has of what is asked. Decodes; for a thread. Raises `TileCorruptError`."""
+    def piece_buckets(self, piece: Piece, loaded: LoadedTiles, selection: RowSelection, width: int) -> list[RowBuckets]:
+        """Return the selected values of a piece as buckets of ``width`` steps, each with the rows they belong to.
+
+        Decodes tiles, so it belongs in a thread. Raises `TileCorruptError`.
+        """
         span = piece.span
-        names = [name for name, rank in wanted.scalars.items() if rank == span.rank]
-        rows = {name: row for row, name in enumerate(wanted.scalars)}
-        drawn: list[Drawn] = []
+        names = [name for name, rank in selection.scalars.items() if rank == span.rank]
+        rows = {name: row for row, name in enumerate(selection.scalars)}
+        result: list[RowBuckets] = []
         for found in loaded.tiles[span.id]:
             if found.names is None:
-                there = wanted.layers.get((span.writer_id, found.key[0]))
+                there = selection.layers.get((span.writer_id, found.key[0]))
                 if there is not None:
-                    drawn.append((self._buckets(piece, found, loaded, wanted, width), there))
+                    result.append((self._buckets(piece, found, loaded, selection, width), there))
                 continue
             here, at = shared_rows(found.names, names)
             if len(here):
                 there = np.array([rows[names[row]] for row in at], dtype=np.int64)
-                drawn.append((self._buckets(piece, found, loaded, wanted, width).of(here), there))
-        return drawn
+                result.append((self._buckets(piece, found, loaded, selection, width).of(here), there))
+        return result
 
-    def _held(self, number: int, wanted: Wanted) -> list[Found] | None:
-        """All tiles of a span that are asked for, where the cache has every one."""
-        names = self._cache.get(_directory(number, wanted))
+    def _cached(self, number: int, selection: RowSelection) -> list[FoundTile] | None:
+        """Return all selected tiles of a span, or None where the cache lacks one of them."""
+        names = self._cache.get(_directory_key(number, selection))
         if names is None:
             return None
         held = []
         for key, some in names:
-            if some is None or not wanted.scalars.keys().isdisjoint(some):
-                tile = self._cache.get(_key(number, key, wanted))
+            if some is None or not selection.scalars.keys().isdisjoint(some):
+                tile = self._cache.get(_tile_key(number, key, selection))
                 if tile is None:
                     return None
-                held.append(Found(key=key, names=some, tile=tile))
+                held.append(FoundTile(key=key, names=some, tile=tile))
         return held
 
-    def _buckets(self, piece: Piece, found: Found, loaded: Loaded, wanted: Wanted, width: int) -> Buckets:
+    def _buckets(
+        self, piece: Piece, found: FoundTile, loaded: LoadedTiles, selection: RowSelection, width: int
+    ) -> Buckets:
         span = piece.span
         numbers = self._steps(span, loaded)
         tile = found.tile
@@ -137,16 +146,16 @@ class TileSource:
                 if span.level == 0:
                     tile = decode_values(found.blobs, span.entries)
                 else:
-                    tile = decode_buckets(found.blobs, numbers, fields=wanted.fields)
+                    tile = decode_buckets(found.blobs, numbers, fields=selection.fields)
             except BlobError as error:
                 raise TileCorruptError(span.id, title_of(found.key, found.names), str(error)) from error
-            self._cache.put(_key(span.id, found.key, wanted), tile, ENTRY_BYTES + tile.nbytes)
+            self._cache.put(_tile_key(span.id, found.key, selection), tile, ENTRY_BYTES + tile.nbytes)
         if isinstance(tile, LevelZero):
-            return reduce_values(tile, numbers, width, fields=wanted.fields, window=piece.window)
-        first, last = piece.window
+            return reduce_values(tile, numbers, width, fields=selection.fields, step_range=piece.step_range)
+        first, last = piece.step_range
         return widen(tile.between(first // span.width, last // span.width), width // span.width)
 
-    def _steps(self, span: SpanPlace, loaded: Loaded) -> NDArray[np.int64]:
+    def _steps(self, span: SpanHeader, loaded: LoadedTiles) -> NDArray[np.int64]:
         steps: NDArray[np.int64] | None = self._cache.get(("steps", span.id))
         if steps is None:
             try:
@@ -158,32 +167,32 @@ class TileSource:
 
 
 def batches(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    """As many as one statement may name, `padded`."""
-    return (padded(numbers[start : start + FETCH]) for start in range(0, len(numbers), FETCH))
+    """Split ids into `padded` lists of at most `MAX_IDS`, one for each statement."""
+    return (padded(numbers[start : start + MAX_IDS]) for start in range(0, len(numbers), MAX_IDS))
 
 
-def tile_query(span_ids: Sequence[int], wanted: Wanted) -> Select[Any]:
-    """The asked tiles of spans, and of them only the columns that are needed."""
+def tile_query(span_ids: Sequence[int], selection: RowSelection) -> Select[Any]:
+    """Return the statement for the selected tiles of spans, reading only the columns that the fields need."""
     needed = {tiles.c.nonfinite}
-    if wanted.fields & {"min", "last"}:
+    if selection.fields & {"min", "last"}:
         needed.add(tiles.c.least)
-    if wanted.fields & {"max", "last"}:
+    if selection.fields & {"max", "last"}:
         needed.add(tiles.c.greatest)
-    # At level 0 the values; above it, those that nobody asked for stay where they are.
-    last = tiles.c.last if "last" in wanted.fields else case((tiles.c.least.is_(None), tiles.c.last))
+    # At level 0 this column holds the values. Above it, it holds last values, which are read only where selected.
+    last = tiles.c.last if "last" in selection.fields else case((tiles.c.least.is_(None), tiles.c.last))
     query = select(
         *(tiles.c[name] for name in ("span_id", "layout", "name", "rows", "names", "present")),
         *sorted(needed, key=str),
         last.label("last"),
         tiles.c.last.is_(None).label("is_lost"),
-    ).where(tiles.c.span_id.in_(span_ids), tiles.c.layout.in_(wanted.layouts))
-    return query if wanted.statistic is None else query.where(tiles.c.name == wanted.statistic)
+    ).where(tiles.c.span_id.in_(span_ids), tiles.c.layout.in_(selection.layouts))
+    return query if selection.statistic is None else query.where(tiles.c.name == selection.statistic)
 
 
-def _found(row: Row[Any]) -> Found:
+def _found(row: Row[Any]) -> FoundTile:
     fields = row._mapping
     names = None if row.names is None else tuple(row.names)
-    return Found(
+    return FoundTile(
         key=(row.layout, row.name),
         names=names,
         blobs=TileBlobs(
@@ -198,9 +207,9 @@ def _found(row: Row[Any]) -> Found:
     )
 
 
-def _directory(number: int, wanted: Wanted) -> tuple[object, ...]:
-    return ("tiles", number, wanted.statistic, None if wanted.statistic is None else tuple(wanted.layouts))
+def _directory_key(number: int, selection: RowSelection) -> tuple[object, ...]:
+    return ("tiles", number, selection.statistic, None if selection.statistic is None else tuple(selection.layouts))
 
 
-def _key(number: int, key: TileKey, wanted: Wanted) -> tuple[object, ...]:
-    return ("tile", number, key, wanted.fields)
+def _tile_key(number: int, key: TileKey, selection: RowSelection) -> tuple[object, ...]:
+    return ("tile", number, key, selection.fields)

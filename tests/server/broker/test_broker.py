@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from server.broker import Broker, MemoryBroker, Message
+from server.broker import Broker, LiveMessage, MemoryBroker
 from server.broker.memory import TAIL_BYTES
 from server.broker.redis_broker import RedisBroker, connect
 from server.broker.subscription import Subscription
@@ -18,8 +18,8 @@ NO_DELAY = (0.01,)
 Make = Callable[..., Awaitable[Broker]]
 
 
-def message(number: int, run_id: str = "run", project: str = "project", kind: str = "run") -> Message:
-    return Message(run_id=run_id, project=project, body={"type": kind, "number": number})
+def message(number: int, run_id: str = "run", project: str = "project", kind: str = "run") -> LiveMessage:
+    return LiveMessage(run_id=run_id, project=project, body={"type": kind, "number": number})
 
 
 async def numbers(subscription: Subscription, count: int) -> list[int]:
@@ -37,7 +37,7 @@ async def until(subscription: Subscription, kind: str) -> list[str]:
     return types
 
 
-async def publish(broker: Broker, *given: Message) -> None:
+async def publish(broker: Broker, *given: LiveMessage) -> None:
     for item in given:
         await broker.publish(item)
 
@@ -164,7 +164,7 @@ async def test_a_cursor_that_is_too_old_is_told_to_read_anew(make: Make, run_ids
 
 async def test_of_large_messages_few_are_kept() -> None:
     broker = MemoryBroker(1_000)
-    large = Message(run_id="run", project="project", body={"type": "run", "config": "x" * (TAIL_BYTES // 4)})
+    large = LiveMessage(run_id="run", project="project", body={"type": "run", "config": "x" * (TAIL_BYTES // 4)})
     async with broker.subscribe(run_ids=None, project=None) as subscription:
         first = subscription.cursor
         await publish(broker, *[large] * 7)

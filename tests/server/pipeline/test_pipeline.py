@@ -15,8 +15,8 @@ from websockets.sync.client import ClientConnection
 
 from client_sdk.protocol import STATISTICS_THINNED, Record
 from server.pipeline import inbox
-from server.pipeline.inbox import Room
-from server.storage.measurements.segments import SegmentStore, Unread
+from server.pipeline.inbox import InboxBudget
+from server.storage.measurements.segments import SegmentStore, UnreadSegments
 from server.storage.runs import RunStore
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
@@ -108,14 +108,14 @@ def test_detectors_read_from_memory_what_this_server_commits(tmp_path: Path, mon
     looks: list[int] = []
     unread = SegmentStore.unread
 
-    async def counted(store: SegmentStore, run_id: str, rank: int | None, position: int, limit: int) -> Unread:
+    async def counted(store: SegmentStore, run_id: str, rank: int | None, position: int, limit: int) -> UnreadSegments:
         looks.append(position)
         return await unread(store, run_id, rank, position, limit)
 
     monkeypatch.setattr(SegmentStore, "unread", counted)
     records, results, looked = training(), [], []
-    for name, room in (("memory", inbox.ROOM), ("database", 0)):
-        monkeypatch.setattr(Room, "__init__", lambda self, size=room: setattr(self, "free", size))
+    for name, room in (("memory", inbox.INBOX_BYTES), ("database", 0)):
+        monkeypatch.setattr(InboxBudget, "__init__", lambda self, size=room: setattr(self, "free", size))
         looks.clear()
         with running_server(tmp_path / name) as server, server.connect("/live") as live:
             with server.connect("/ingest") as socket:

@@ -9,10 +9,10 @@ import pytest
 
 from client_sdk.protocol import Hello, Layout, Record
 from server.pipeline.packing import pack
+from server.pyramid.drafts import SegmentDraft
 from server.storage.database import Database
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.commits import Commit, CommitRequest, CommitStore
-from server.storage.measurements.drafts import SegmentDraft
 from server.storage.measurements.heatmap import HeatmapQuery
 from server.storage.measurements.reader import BucketReader
 from server.storage.measurements.series import SeriesQuery

@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from server.storage.database import Database
-from server.storage.fair_write_lock import Turns
+from server.storage.fair_write_lock import FairWriteLock
 
 
 async def settle() -> None:
@@ -21,7 +21,7 @@ class Line:
     """Pieces of work that end when they are told to."""
 
     def __init__(self, at_once: int = 1) -> None:
-        self.turns = Turns(at_once)
+        self.write_lock = FairWriteLock(at_once)
         self.begun: list[str] = []
         self.ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -30,7 +30,7 @@ class Line:
         self.ends[name] = asyncio.Event()
 
         async def work() -> None:
-            async with self.turns.turn(run_id, cost):
+            async with self.write_lock.hold(run_id, cost):
                 self.begun.append(name)
                 await self.ends[name].wait()
 
@@ -86,9 +86,9 @@ async def test_turns_at_once_are_as_many_as_are_allowed() -> None:
     for number in range(4):
         await line.want(f"{number}", f"run{number}", 1)
     assert line.begun == ["0", "1"]
-    assert line.turns.is_contended
+    assert line.write_lock.is_contended
     assert await line.end_all() == ["0", "1", "2", "3"]
-    assert not line.turns.is_contended
+    assert not line.write_lock.is_contended
 
 
 async def test_whoever_gives_up_while_waiting_takes_no_turn_with_it() -> None:

@@ -15,7 +15,7 @@ from tests.server.storage.conftest import Stores
 from tests.support.writer import record
 
 VALUES = st.floats(-1e6, 1e6, width=32) | st.sampled_from([math.nan, math.inf, -math.inf])
-Window = tuple[int | None, int | None]
+StepRange = tuple[int | None, int | None]
 
 
 def visible(records: Sequence[Record]) -> list[Record]:
@@ -50,11 +50,11 @@ class Expected:
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = visible(records)
 
-    def inside(self, window: Window) -> list[Record]:
+    def inside(self, window: StepRange) -> list[Record]:
         first, last = 0 if window[0] is None else window[0], math.inf if window[1] is None else window[1]
         return [item for item in self.records if first <= item.step <= last]
 
-    def series(self, name: str, window: Window, width: int) -> dict[int, tuple[float, float, float, int]]:
+    def series(self, name: str, window: StepRange, width: int) -> dict[int, tuple[float, float, float, int]]:
         """Bucket to (min, max, last, nonfinite)."""
         found: dict[int, tuple[float, float, float, int]] = {}
         for item in self.inside(window):
@@ -72,7 +72,7 @@ class Expected:
         return found
 
 
-async def check_series(stores: Stores, expected: Expected, window: Window, points: int) -> None:
+async def check_series(stores: Stores, expected: Expected, window: StepRange, points: int) -> None:
     found = await stores.series.read("run", ["loss", "accuracy"], step_from=window[0], step_to=window[1], points=points)
     for name in ("loss", "accuracy"):
         wanted = expected.series(name, window, found.bucket_steps)
@@ -87,7 +87,7 @@ async def check_series(stores: Stores, expected: Expected, window: Window, point
             np.testing.assert_array_equal(row, wanted[number])
 
 
-async def check_heatmap(stores: Stores, expected: Expected, window: Window, columns: int) -> None:
+async def check_heatmap(stores: Stores, expected: Expected, window: StepRange, columns: int) -> None:
     how: tuple[Reduce, ...] = ("max", "min", "last")
     for reduce in how:
         found = await stores.heatmap.read(

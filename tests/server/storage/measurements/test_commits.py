@@ -10,7 +10,7 @@ from sqlalchemy import event, select, update
 
 from client_sdk.protocol import Record
 from server.errors import DatabaseBusyError, RunDeletedError, SequenceMovedError, WriterTakenError
-from server.models import RunState
+from server.models import DELETING
 from server.pipeline.packing import pack
 from server.pyramid.columns import Payload
 from server.schema import runs, scalars, segments, writers
@@ -70,7 +70,7 @@ async def test_what_cannot_be_committed_harms_no_other(stores: Stores) -> None:
     deleted = await stores.register("deleted", "d")
     gone = await stores.register("gone", "e")
     async with stores.database.write() as connection:
-        await connection.execute(update(runs).where(runs.c.id == "deleted").values(state=RunState.DELETING))
+        await connection.execute(update(runs).where(runs.c.id == "deleted").values(state=DELETING))
         await connection.execute(runs.delete().where(runs.c.id == "gone"))
     requests = [asked(writer, 0, 1, 2) for writer in (deleted, taken, good, moved, gone)]
     outcomes = await stores.commits.commit(requests)

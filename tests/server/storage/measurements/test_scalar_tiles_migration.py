@@ -17,7 +17,7 @@ from server.pyramid.tiles import SCALARS, decode_buckets, decode_values, unpack_
 from server.schema import spans, tiles
 from server.storage import migrate
 from server.storage.database import Database
-from server.storage.measurements.spans import tile_of
+from server.storage.measurements.spans import to_stored_tile
 from tests.server.storage.conftest import Stores
 from tests.server.storage.measurements.oracle import Expected, check_heatmap, check_series
 from tests.server.storage.measurements.test_compaction import SMALL_SPAN, compactor, read_everything, store
@@ -38,7 +38,7 @@ async def _as_before(database: Database) -> None:
     async with database.write() as connection:
         query = select(tiles, spans.c.level, spans.c.entries, spans.c.steps).join(spans, spans.c.id == tiles.c.span_id)
         for row in (await connection.execute(query.where(tiles.c.layout == SCALARS))).all():
-            blobs = tile_of(row).blobs
+            blobs = to_stored_tile(row).blobs
             assert blobs is not None
             await connection.execute(
                 delete(tiles).where(tiles.c.span_id == row.span_id, tiles.c.layout == SCALARS, tiles.c.name == row.name)

@@ -1,0 +1,289 @@
+"""Names that the SDK, the server and the dashboard share: alerts, stages, runs, scalars, layer statistics, evidence.
+
+Each name and its meaning stands here once. Imports nothing of the project, so that every room may import this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal
+
+
+class AlertLevel(StrEnum):
+    """Severity of an alert, mildest first."""
+
+    WATCH = "watch"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+LEVEL_RANK: Final[Mapping[str, int]] = {level.value: rank for rank, level in enumerate(AlertLevel)}
+"""Order of the alert levels: a higher rank is more severe."""
+
+
+class AlertKind(StrEnum):
+    """Subject of an alert."""
+
+    SPIKE_PREDICTED = "spike-predicted"
+    SPIKE = "spike"
+    DIVERGENCE = "divergence"
+    NONFINITE = "nonfinite"
+    LR_JUMP = "lr-jump"
+    BAD_BATCH = "bad-batch"
+    EPS_FLOOR = "eps-floor"
+    CUSTOM_RULE = "custom-rule"
+
+
+class AlertState(StrEnum):
+    """State of an alert; an acknowledged alert is still open."""
+
+    OPEN = "open"
+    ACKNOWLEDGED = "acknowledged"
+    RESOLVED = "resolved"
+
+
+class Cause(StrEnum):
+    """Mechanism behind a spike or a build-up (docs/science.md, "Causes to tell apart")."""
+
+    STALE_SECOND_MOMENT = "stale-second-moment"
+    VANISHED_GRADIENTS = "vanished-gradients"
+    BAD_BATCH = "bad-batch"
+    LEARNING_RATE = "learning-rate"
+    NUMERICAL = "numerical"
+    DIVERGENCE = "divergence"
+    STATE_LOSS = "state-loss"
+    UNKNOWN = "unknown"
+
+
+class Stage(StrEnum):
+    """The five stages of an Adam spike (Bai et al.; docs/science.md)."""
+
+    STABLE = "stable"
+    DECOUPLED = "decoupled"
+    UNSTABLE = "unstable"
+    SPIKING = "spiking"
+    RECOVERING = "recovering"
+
+
+class RunState(StrEnum):
+    """State of a run."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    CRASHED = "crashed"
+    STALE = "stale"
+    """The run has not finished, and nothing has arrived from it for a while."""
+
+
+class EventKind(StrEnum):
+    """Subject of an event, that is of something that happened at a step."""
+
+    STAGE = "stage"
+    SPIKE = "spike"
+    LR_JUMP = "lr-jump"
+    BAD_BATCH = "bad-batch"
+    NONFINITE = "nonfinite"
+    ROLLBACK = "rollback"
+    STATISTICS_THINNED = "statistics-thinned"
+    STATISTICS_COMPLETE = "statistics-complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scalar:
+    """A scalar with a meaning. A run may log scalars of any other name; those are plotted as they are."""
+
+    name: str
+    label: str
+    unit: str
+    """Unit of the values; empty where the user's own loss or parameters decide it."""
+    meaning: str
+    """The meaning in one sentence."""
+    is_filled_in: bool
+    """Whether the SDK logs it by itself where it can."""
+
+
+SCALARS: Final[Mapping[str, Scalar]] = {
+    scalar.name: scalar
+    for scalar in (
+        Scalar(
+            name="loss", label="loss", unit="", is_filled_in=False,
+            meaning="The training loss of the batch, as the user logs it.",
+        ),
+        Scalar(
+            name="lr", label="learning rate", unit="", is_filled_in=True,
+            meaning="The largest learning rate η of the optimizer's parameter groups.",
+        ),
+        Scalar(
+            name="grad_norm", label="gradient norm", unit="", is_filled_in=True,
+            meaning="‖g‖ over all watched layers, as the optimizer received the gradient.",
+        ),
+        Scalar(
+            name="lambda_max", label="λ_max", unit="", is_filled_in=True,
+            meaning="The largest eigenvalue of the preconditioned Hessian; above 2/η some direction is unstable.",
+        ),
+        Scalar(
+            name="lambda_grad", label="λ_grad", unit="", is_filled_in=True,
+            meaning="The preconditioned curvature along the gradient; above 2/η a spike is under way.",
+        ),
+        Scalar(
+            name="lambda_step", label="λ_step", unit="", is_filled_in=True,
+            meaning="The curvature that the last step met; above 2/η the step raised the loss of its own batch.",
+        ),
+        Scalar(
+            name="critical_sharpness", label="critical sharpness", unit="", is_filled_in=False,
+            meaning="A curvature limit that the user has measured.",
+        ),
+        Scalar(
+            name="stability_limit", label="limit 2/η", unit="", is_filled_in=True,
+            meaning="The preconditioned curvature 2/η above which a direction is unstable.",
+        ),
+        Scalar(
+            name="step_time", label="step time", unit="seconds", is_filled_in=True,
+            meaning="Wall-clock time from one call of `log` to the next, divided by the steps between them.",
+        ),
+    )
+}  # fmt: skip
+"""Scalars with a meaning by name, in the order in which they are documented."""
+
+StatisticKind = Literal["magnitude", "ratio", "cosine", "share", "count"]
+"""Reading of a statistic's values: a magnitude spans decades, a ratio is neutral at 1, a cosine at 0."""
+
+PrecisionClass = Literal["rounded", "exact"]
+"""Whether a watch with compact precision rounds a statistic's values (docs/storage.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """A statistic of each layer. A layout may carry any subset of these, and statistics of the user's own."""
+
+    name: str
+    label: str
+    unit: str
+    """Unit of the values; empty where the parameters and the loss decide it."""
+    kind: StatisticKind
+    precision: PrecisionClass
+    meaning: str
+    """One sentence: how to read it."""
+    formula: str
+
+
+STATISTICS: Final[Mapping[str, Statistic]] = {
+    statistic.name: statistic
+    for statistic in (
+        Statistic(
+            name="grad_norm", label="gradient norm", unit="", kind="magnitude", precision="rounded", formula="‖g‖",
+            meaning="‖g‖ of each layer; look for one that grows alone",
+        ),
+        Statistic(
+            name="weight_norm", label="weight norm", unit="", kind="magnitude", precision="rounded", formula="‖w‖",
+            meaning="‖w‖ of each layer after the step; slow growth makes logits and attention scores grow too",
+        ),
+        Statistic(
+            name="update_norm", label="update norm", unit="", kind="magnitude", precision="rounded", formula="‖Δw‖",
+            meaning="‖Δw‖ of each layer; sudden doublings come before many spikes",
+        ),
+        Statistic(
+            name="update_ratio", label="update / weight", unit="", kind="magnitude", precision="rounded",
+            formula="‖Δw‖ / ‖w‖",
+            meaning="‖Δw‖/‖w‖, usually near 0.001; far above it the layer is being rewritten",
+        ),
+        Statistic(
+            name="v_rms", label="√v, root mean", unit="", kind="magnitude", precision="rounded", formula="√mean v̂",
+            meaning="what Adam remembers of the gradient's size",
+        ),
+        Statistic(
+            name="rms_ratio", label="RMS of g² / v", unit="", kind="ratio", precision="rounded",
+            formula="√mean(g² / max(v̂, ε²))",
+            meaning="how far v under-estimates g²; above 1 the step is larger than Adam thinks",
+        ),
+        Statistic(
+            name="decoupling", label="Σg² / Σv", unit="", kind="magnitude", precision="rounded", formula="Σg² / Σv̂",
+            meaning="far below 1 the second moment decays on its own, whatever the gradient does",
+        ),
+        Statistic(
+            name="u_rms", label="update before lr, RMS", unit="", kind="ratio", precision="rounded",
+            formula="√mean u²",
+            meaning="RMS of u; near 1 early in training",
+        ),
+        Statistic(
+            name="eps_fraction", label="share below ε", unit="", kind="share", precision="rounded",
+            formula="share of coordinates with √v̂ < ε",
+            meaning="share of coordinates whose √v is under ε; those barely move",
+        ),
+        Statistic(
+            name="grad_momentum_cosine", label="gradient · momentum", unit="", kind="cosine", precision="rounded",
+            formula="cos(g_t, m_{t−1})",
+            meaning="cosine between g and m; −1 means the step overshoots and comes back",
+        ),
+        Statistic(
+            name="nonfinite", label="NaN or Inf", unit="coordinates", kind="count", precision="exact",
+            formula="count of NaN and ±∞ in g",
+            meaning="how many numbers in the layer were not finite",
+        ),
+        Statistic(
+            name="bimodality", label="bimodality of r", unit="", kind="share", precision="rounded",
+            formula="Hartigan's dip of r",
+            meaning="Hartigan's dip of r; two modes mean gradients at the size of ε",
+        ),
+    )
+}  # fmt: skip
+"""Layer statistics by name, in the order of the wire format."""
+
+EvidenceForm = Literal["number", "ratio", "times", "share", "growth", "step", "steps", "flag", "text"]
+"""Presentation of an evidence value; ``growth`` is a relative change per step, ``times`` a multiple."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One measurement that a detector gives as evidence with a finding."""
+
+    key: str
+    label: str
+    """Words for people; λ_max and λ_grad stand for the symbols with a subscript."""
+    form: EvidenceForm = "number"
+
+
+EVIDENCE: Final[Mapping[str, Evidence]] = {
+    evidence.key: evidence
+    for evidence in (
+        Evidence(key="stability_ratio", label="λ_max / limit", form="ratio"),
+        Evidence(key="lambda_max", label="λ_max"),
+        Evidence(key="stability_limit", label="limit 2/η"),
+        Evidence(key="lambda_max_growth_per_step", label="λ_max grows", form="growth"),
+        Evidence(key="crossing_step", label="λ_max crosses the limit", form="step"),
+        Evidence(key="lambda_grad_ratio", label="λ_grad / limit", form="ratio"),
+        Evidence(key="decoupling", label="Σg² / Σv̂"),
+        Evidence(key="decoupling_least", label="Σg² / Σv̂, least"),
+        Evidence(key="decoupled_steps", label="v decays on its own", form="steps"),
+        Evidence(key="gradient_growth_per_step", label="‖g‖ grows", form="growth"),
+        Evidence(key="grad_norm_ratio", label="‖g‖ against its usual size", form="times"),
+        Evidence(key="grad_norm_deviations", label="‖g‖ above usual, deviations", form="ratio"),
+        Evidence(key="loss", label="loss"),
+        Evidence(key="loss_baseline", label="loss before"),
+        Evidence(key="loss_start", label="loss at the start"),
+        Evidence(key="loss_peak", label="loss at its peak"),
+        Evidence(key="loss_deviations", label="loss above usual, deviations", form="ratio"),
+        Evidence(key="peak_step", label="peak", form="step"),
+        Evidence(key="update_ratio", label="update / weight"),
+        Evidence(key="learning_rate_before", label="learning rate before"),
+        Evidence(key="learning_rate_after", label="learning rate after"),
+        Evidence(key="lr_jump_step", label="learning rate changed", form="step"),
+        Evidence(key="state_reset_step", label="optimizer state was empty", form="step"),
+        Evidence(key="nonfinite_step", label="not finite", form="step"),
+        Evidence(key="nonfinite_gradients", label="gradients not finite"),
+        Evidence(key="nonfinite_loss", label="loss not finite", form="flag"),
+        Evidence(key="eps_fraction", label="coordinates below ε", form="share"),
+        Evidence(key="series", label="series", form="text"),
+        Evidence(key="value", label="value"),
+        Evidence(key="limit", label="limit"),
+        Evidence(key="silent_minutes", label="silent for minutes"),
+        Evidence(key="predicted_at_step", label="was predicted at", form="step"),
+        Evidence(key="warned_at_step", label="first signs", form="step"),
+        Evidence(key="prediction_result", label="prediction", form="text"),
+        Evidence(key="lead_steps", label="lead", form="steps"),
+        Evidence(key="false_alarms_before", label="false alarms before it"),
+    )
+}
+"""Evidence with a label, by key. A detector may give keys of its own; those are shown by their key."""

@@ -1,0 +1,115 @@
+"""Rows of the table of runs: the texts and tones of each run. Pure; fleet.js sorts, filters and draws the rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+
+from client_sdk.vocabulary import AlertLevel, AlertState, RunState, Stage
+from dashboard.figures.sparkline import sparkline
+from dashboard.models import Alert, LastAlert, Outcome, RunSummary
+from dashboard.numbers import compact, duration, rate, ratio, steps, unix_time
+
+
+def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyType({})) -> dict[str, Any]:
+    """Return one run as fleet.js draws it, with all texts formatted and every tone a class of the stylesheet.
+
+    ``alerts``: alerts keyed by id, from which the outcome of the last alert is read.
+    """
+    word, tone = state_words(run, now)
+    spike, spike_tone = spike_in(run)
+    pace = rate(run.step_rate) if run.state == RunState.RUNNING else ""
+    last = alerts.get(run.last_alert.id) if run.last_alert is not None else None
+    shown, alert_tone = alert_words(run.last_alert, is_over=run.state in (RunState.FINISHED, RunState.CRASHED))
+    if last is not None and last.outcome is not None:
+        shown = outcome_words(last, last.outcome)
+    measured = run.stability_ratio if run.stability_ratio is not None and math.isfinite(run.stability_ratio) else None
+    return {
+        "id": run.id,
+        "href": f"/runs/{quote(run.id, safe='')}",
+        "name": run.title,
+        "project": run.project,
+        "sub": " · ".join(part for part in (run.project, steps(run.last_step), f"{pace}/s" if pace else "") if part),
+        "stage": run.stage or "",
+        "stageWord": run.stage.capitalize() if run.stage else "–",
+        "ratio": measured,
+        "ratioWord": ratio(run.stability_ratio),
+        "spikeIn": spike,
+        "spikeTone": spike_tone,
+        "spark": sparkline(run.sparkline),
+        "loss": compact(run.loss),
+        "lossTone": "danger" if run.loss is not None and not math.isfinite(run.loss) else "",
+        "alert": shown,
+        "alertTone": alert_tone,
+        "state": word,
+        "stateTone": tone,
+        "stateKey": "live" if run.state == RunState.RUNNING else run.state,
+        "risk": risk(run),
+        "created": unix_time(run.created_at) or 0.0,
+    }
+
+
+def state_words(run: RunSummary, now: float) -> tuple[str, str]:
+    """Return the state of a run in words and its tone."""
+    if run.state == RunState.RUNNING:
+        return "live", "ok"
+    if run.state == RunState.STALE:
+        seen = unix_time(run.last_seen_at)
+        return ("stale" if seen is None else f"stale {duration(max(now - seen, 0.0))}"), "warn"
+    return run.state, "danger" if run.state == RunState.CRASHED else "muted"
+
+
+def spike_in(run: RunSummary) -> tuple[str, str]:
+    """Return the number of steps until the expected spike in words, and its tone."""
+    if run.state in (RunState.FINISHED, RunState.CRASHED):
+        return "–", "muted"
+    if run.stage == Stage.SPIKING:
+        return "now", "danger"
+    if run.predicted_step is None or run.last_step is None:
+        return "–", "muted"
+    left = run.predicted_step.best - run.last_step
+    if left <= 0:
+        return "now", "danger"
+    if run.last_alert is not None and run.last_alert.level == AlertLevel.WATCH:
+        return f"~{left:,} steps", "muted"
+    return steps(left), "danger"
+
+
+def alert_words(alert: LastAlert | None, *, is_over: bool = False) -> tuple[str, str]:
+    """Return the last alert in a few words, and its tone.
+
+    The tone is urgent while the alert is open, its level is above watch and the run continues.
+    """
+    if alert is None:
+        return "–", "muted"
+    urgent = alert.state != AlertState.RESOLVED and alert.level != AlertLevel.WATCH and not is_over
+    return alert.title or alert.kind.replace("-", " "), "danger" if urgent else "muted"
+
+
+def outcome_words(alert: Alert, outcome: Outcome) -> str:
+    """Return a settled prediction in words: the predicted step, then the step of the spike."""
+    predicted = "" if alert.predicted_step is None else f"predicted {alert.predicted_step.best:,}"
+    if outcome.step is None:
+        return ", ".join(part for part in (predicted, "did not come") if part)
+    return f"{outcome.result}: {predicted}, came {outcome.step:,}"
+
+
+def risk(run: RunSummary) -> float:
+    """Return the sort key "risk": highest for spiking runs, then predicted spikes, then runs near the limit.
+
+    Runs that have ended come last.
+    """
+    closeness = run.stability_ratio or 0.0
+    closeness = min(max(closeness, 0.0), 9.0) if math.isfinite(closeness) else 9.0
+    if run.state in (RunState.FINISHED, RunState.CRASHED):
+        return closeness / 100 + (0.5 if run.state == RunState.CRASHED else 0.0)
+    weight = 10.0 if run.state == RunState.RUNNING else 5.0
+    if run.stage == Stage.SPIKING:
+        return weight + 50.0 + closeness
+    if run.predicted_step is not None and run.last_step is not None:
+        left = max(run.predicted_step.best - run.last_step, 0)
+        return weight + 30.0 + 10.0 / (1.0 + left / 50.0)
+    return weight + closeness

@@ -1,0 +1,1 @@
+"""The live connection of open pages: what a browser shows, how its page is refreshed and at what pace."""

@@ -1,0 +1,91 @@
+"""The view of a browser: its page and the choices of its controls, parsed from the store that view.js writes. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NAME_CHARS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Everything that decides what a page shows. Malformed values fall back to their defaults."""
+
+    page: str
+    """Name of the page."""
+    subject: str | None = None
+    """Id in the address of the page, such as that of a run; None on pages without one."""
+    step_range: tuple[float, float] | None = None
+    """First and last step of the zoomed range; None follows the newest steps."""
+    follows: int = 0
+    """Number of times that the browser returned to following; figures drop their zoom when it changes."""
+    window: int | None = None
+    """Number of newest steps to follow; None follows all steps."""
+    metric: str = "loss"
+    """Name of the scalar in the loss panel."""
+    stat: str | None = None
+    """Name of the statistic in the heatmap; None chooses the first that the run has."""
+    reduce: str = "max"
+    """Reduction of several steps to one column of the heatmap: "max", "min" or "last"."""
+    logarithmic: bool = True
+    """Whether the colours of the heatmap are logarithmic."""
+    theme: str = "dark"
+    """Colour theme: "dark" or "light"."""
+    narrow: bool = False
+    """Whether the browser has the width of a phone."""
+    cell: tuple[str, int] | None = None
+    """Layer and step whose histograms are shown."""
+
+    @property
+    def address(self) -> tuple[str, str | None]:
+        """Page and subject; while they stay the same, the components of the page are on screen."""
+        return self.page, self.subject
+
+
+def parse_view(data: Any) -> View | None:
+    """Return the view that a browser sent, or None if the data is not a view. Accepts any data."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("page"), str):
+        return None
+    return View(
+        page=data["page"],
+        subject=_text(data.get("subject")),
+        step_range=_range(data.get("range")),
+        follows=_whole(data.get("follows")) or 0,
+        window=_whole(data.get("window")),
+        metric=_text(data.get("metric")) or "loss",
+        stat=_text(data.get("stat")),
+        reduce=data["reduce"] if data.get("reduce") in ("max", "min", "last") else "max",
+        logarithmic=data.get("scale") != "linear",
+        theme="light" if data.get("theme") == "light" else "dark",
+        narrow=data.get("narrow") is True,
+        cell=_cell(data.get("cell")),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= NAME_CHARS else None
+
+
+def _whole(value: Any) -> int | None:
+    number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 12 else value
+    return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else None
+
+
+def _range(value: Any) -> tuple[float, float] | None:
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    if not all(isinstance(end, int | float) and math.isfinite(end) and abs(end) < 2**53 for end in value):
+        return None
+    low, high = sorted(float(end) for end in value)
+    return (low, high) if high - low >= 1 else (low - 1, high + 1)
+
+
+def _cell(value: Any) -> tuple[str, int] | None:
+    if not isinstance(value, Mapping):
+        return None
+    layer, step = value.get("layer"), value.get("step")
+    valid = isinstance(layer, str) and isinstance(step, int | float) and math.isfinite(step) and step >= 0
+    return (str(layer), int(step)) if valid and step is not None else None

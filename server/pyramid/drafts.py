@@ -1,0 +1,39 @@
+"""Segments before they are committed: encoded, but without an id and an attempt. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from server.pyramid.columns import Columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistogramDraft:
+    """Histograms of one quantity at one step, before they have an id."""
+
+    step: int
+    layout: int
+    which: str
+    """Name of the quantity: "update" or "ratio"."""
+    payload: bytes
+    """Histograms as encoded by `pyramid.histograms`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentDraft:
+    """Segment before it has an id and an attempt. Its steps never decrease."""
+
+    first_seq: int
+    last_seq: int
+    first_step: int
+    last_step: int
+    payload: bytes
+    columns: Columns
+    """Columns that the payload encodes, so that later stages need not decode it."""
+    histograms: tuple[HistogramDraft, ...] = ()
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Names of the scalars that the segment contains."""
+        return self.columns.scalars.keys()
