@@ -15,7 +15,7 @@ from server.detectors.rule_evaluator import RuleEvaluator
 from server.models import AlertKind, Event, Finding, Sample
 from server.pipeline.progress import RunProgress
 from server.pipeline.thinned_span import ThinnedSpan
-from server.storage.detector_states import SuiteState
+from server.storage.detector_states import StoredDetectorState
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class DetectorState:
         )
 
     @classmethod
-    def restore(cls, run_id: str, stored: SuiteState) -> DetectorState:
+    def restore(cls, run_id: str, stored: StoredDetectorState) -> DetectorState:
         """Return the state that was saved. Parts whose snapshot is of another version begin fresh."""
         state = cls(
             rank=stored.rank,

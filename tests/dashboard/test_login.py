@@ -129,7 +129,7 @@ def test_a_wrong_secret_logs_nobody_in(browser: httpx.Client) -> None:
     answer = browser.get("/?token=wrong")
     assert answer.status_code == 401
     assert "session" not in answer.headers["set-cookie"]
-    assert "opens nothing here" in answer.text
+    assert "is not valid here" in answer.text
 
 
 def test_the_form_of_another_site_logs_nobody_in(browser: httpx.Client, embedded: RunningServer, url: str) -> None:

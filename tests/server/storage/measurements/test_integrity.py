@@ -145,7 +145,7 @@ async def test_records_that_are_missing_or_there_twice_are_named(stores: Stores)
         second = (await connection.execute(select(func.min(segments.c.id)))).scalar_one()
         await connection.execute(update(segments).where(segments.c.id == second).values(first_seq=COUNT - 4))
     found = [(damage.where.split(" of ")[0], damage.problem) for damage in await examine(stores.database)]
-    assert (f"records {COUNT - 4} … {COUNT - 3}", "are there twice") in found
+    assert (f"records {COUNT - 4} … {COUNT - 3}", "are stored twice") in found
 
 
 async def test_damaged_histograms_are_named_and_removed(stores: Stores) -> None:
