@@ -10,14 +10,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from urllib.parse import quote
 
 import psutil
 
-RESTART_TIMEOUT = 60.0  # seconds
-RESTART_RETRY = 0.2  # seconds
+END_TIMEOUT = 60.0  # seconds
 
 
 class Postgres:
@@ -82,22 +80,20 @@ class Postgres:
         subprocess.run(command, user=self._server.system_user, stdout=subprocess.DEVNULL, check=True, timeout=30)
 
     def kill(self) -> None:
-        """Send SIGKILL to the postmaster and wait for its end. Its backends notice it and end by themselves."""
-        process = psutil.Process(self.pid)
-        process.send_signal(signal.SIGKILL)
-        process.wait(RESTART_TIMEOUT)
+        """Send SIGKILL to the postmaster, and wait until it and its backends, which notice it, have ended.
+
+        Raises `TimeoutError`.
+        """
+        postmaster = psutil.Process(self.pid)
+        backends = postmaster.children(recursive=True)  # they hold the shared memory that a new start needs
+        postmaster.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs([postmaster, *backends], END_TIMEOUT)
+        if alive:
+            raise TimeoutError(f"{len(alive)} processes of Postgres do not end")
 
     def start_again(self) -> None:
-        """Start again after `kill`, recovering the same data at the same address. Raises `TimeoutError`."""
-        deadline = time.monotonic() + RESTART_TIMEOUT
-        while True:
-            try:
-                return self._server.ensure_postgres_running()
-            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                # The backends of the killed postmaster hold its shared memory until they have noticed.
-                if time.monotonic() > deadline:
-                    raise TimeoutError("Postgres does not start again") from error
-                time.sleep(RESTART_RETRY)
+        """Start again after `kill`, recovering the same data at the same address."""
+        self._server.ensure_postgres_running()
 
     def stop(self) -> None:
         if self._is_kept:

@@ -58,7 +58,7 @@ async def test_a_damaged_level_is_rebuilt_from_the_one_below(stores: Stores) -> 
         assert f"tile 'loss' of span {number} (level {level}, " in damage.where
         assert damage.run_id == "run"
         (repaired,) = await examine(stores.database, repair=True)
-        assert "made again" in repaired.remedy
+        assert "rebuilt" in repaired.remedy
         assert await examine(stores.database) == []
     fresh = Stores.over(stores.database)
     for points in (1, 7, 40, 1_000):
