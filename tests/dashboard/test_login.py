@@ -206,7 +206,7 @@ def test_many_wrong_passwords_are_slowed_down_by_address_and_never_keep_a_token_
         answer = submit(browser, PASSWORD)
         assert answer.status_code == 429
         assert 0 < int(answer.headers["retry-after"]) <= 100
-        assert re.search(r"Too many wrong tries; wait \d+ s", answer.text)
+        assert re.search(r"Too many failed attempts; wait \d+ s", answer.text)
         assert submit(browser, running.token).status_code == 303, "a token cannot be guessed"
         browser.cookies.clear()
         browser.headers["X-Forwarded-For"] = "203.0.113.8"

@@ -164,7 +164,7 @@ def test_login_url_prints_the_address_that_logs_in(environment: dict[str, str]) 
     [
         ("nonsense", "the database URL cannot be read; use sqlite:///PATH or postgresql://"),
         ("mysql://me@db/x", "the database 'mysql' is not supported"),
-        ("sqlite://", "a database in memory would forget"),
+        ("sqlite://", "a database in memory would lose"),
         ("sqlite:////proc/no/such.sqlite3", "the directory of the database /proc/no/such.sqlite3 cannot be created"),
         ("postgresql://me:hunter2@127.0.0.1:9/x", "the database postgresql+asyncpg://me:***@127.0.0.1:9/x cannot be"),
         ("postgresql://me:hunter2@no-such-host.invalid/x", "cannot be reached"),
@@ -193,7 +193,7 @@ def test_a_database_ahead_of_the_program_is_one_line(
         connection.execute("UPDATE alembic_version SET version_num = 'future'")
     answer = CliRunner().invoke(app, [command])
     assert answer.exit_code == 2
-    assert "made by a newer spikewatch: upgrade the program, or restore a backup" in answer.stderr
+    assert "a newer spikewatch has migrated it; upgrade spikewatch, or restore a backup" in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
 
 
