@@ -14,13 +14,6 @@ from server.models import AlertKind, AlertLevel, AlertState
 MAX_GROUP_CHARS = 32
 
 
-class ChannelKind(StrEnum):
-    SLACK_WEBHOOK = "slack-webhook"
-    SLACK_BOT = "slack-bot"
-    APPRISE = "apprise"
-    WEBHOOK = "webhook"
-
-
 class Change(StrEnum):
     """A change of an alert that people are notified of."""
 
@@ -88,7 +81,8 @@ class Channel:
 
     id: str
     name: str
-    kind: ChannelKind
+    kind: str
+    """Name of the kind, see `notifications.channels.registry`."""
     target: str
     """Hint at the destination that contains nothing secret."""
     encrypted_secrets: bytes = field(repr=False)

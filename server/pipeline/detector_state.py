@@ -12,6 +12,7 @@ from client_sdk.protocol import Alert
 from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
 from server.detectors.rule_evaluator import RuleEvaluator
+from server.log_actions import LogAction
 from server.models import AlertKind, Event, Finding, Sample
 from server.pipeline.progress import RunProgress
 from server.pipeline.thinned_span import ThinnedSpan
@@ -135,6 +136,6 @@ class DetectorState:
                 "the detectors of run %s begin fresh because their saved state has another version: %s",
                 run_id,
                 error,
-                extra={"action": "snapshot_refused", "run_id": run_id},
+                extra={"action": LogAction.SNAPSHOT_REFUSED, "run_id": run_id},
             )
         return state

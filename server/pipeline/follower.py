@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from server.alerts.lifecycle import AlertLifecycle
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.models import DELETING, Event, RunState
 from server.pipeline.detector_state import DetectorState
 from server.pipeline.inbox import FreshSegment
@@ -146,7 +147,7 @@ class RunFollower:
                     delay,
                     error,
                     exc_info=None if expected else error,
-                    extra={"action": "follower_failed", "run_id": self.run_id},
+                    extra={"action": LogAction.FOLLOWER_FAILED, "run_id": self.run_id},
                 )
                 await asyncio.sleep(delay)
                 self._awake.set()

@@ -12,6 +12,7 @@ from typing import Any
 
 from server.broker.leases import Leases
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.models import Event
 from server.pipeline.follower import RunFollower
 from server.pipeline.group_committer import GroupCommitter
@@ -225,7 +226,7 @@ class Followers:
                 "cannot save the detectors of run %s; they read its last segments again after the next start: %s",
                 follower.run_id,
                 error,
-                extra={"action": "detectors_not_saved", "run_id": follower.run_id},
+                extra={"action": LogAction.DETECTORS_NOT_SAVED, "run_id": follower.run_id},
             )
         await self._leases.release(_lease_of(follower.run_id))
 
@@ -253,7 +254,7 @@ class Followers:
                     "cannot renew the leases of the followed runs: %s",
                     error,
                     exc_info=None if expected else error,
-                    extra={"action": "leases_failed"},
+                    extra={"action": LogAction.LEASES_FAILED},
                 )
 
     async def _unfollow(self, run_id: str) -> None:

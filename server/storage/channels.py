@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Row, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.notification import Channel, ChannelKind, Digest, NotificationSettings, QuietHours, Silence
+from server.notification import Channel, Digest, NotificationSettings, QuietHours, Silence
 from server.schema import channels, settings, silences
 from server.storage.database import Database, insert_ignore
 
@@ -122,7 +122,7 @@ def to_channel(row: Row[Any]) -> Channel:
     return Channel(
         id=row.id,
         name=row.name,
-        kind=ChannelKind(row.kind),
+        kind=row.kind,
         target=row.target,
         encrypted_secrets=row.sealed,
         project=row.project,

@@ -48,5 +48,5 @@ def test_a_directory_without_a_database_is_reported_and_stays_empty(tmp_path: Pa
     nowhere = tmp_path / "mistyped"
     done = CliRunner().invoke(app, [*arguments, "--data", str(nowhere)])
     assert done.exit_code == 2
-    assert done.output.startswith(f"spikewatch: there is no database {nowhere / 'spikewatch.sqlite3'}; --data or")
+    assert done.output.startswith(f"spikewatch: there is no database {nowhere / 'spikewatch.sqlite3'}; set --data or")
     assert not nowhere.exists()

@@ -12,7 +12,7 @@ import msgspec
 from client_sdk.protocol import Alert, Hello, Outcome, PredictedStep
 from server.auth.secret_box import SecretBox
 from server.models import Progress
-from server.notification import Channel, ChannelKind
+from server.notification import Channel
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
 from server.notifications.recipients import recipients
@@ -81,7 +81,7 @@ def spike(run_id: str = "run", settles: Alert | None = None, level: str = "warni
     )
 
 
-def channel(kind: ChannelKind, secret: str, channel_id: str = "channel", **changes: Any) -> Channel:
+def channel(kind: str, secret: str, channel_id: str = "channel", **changes: Any) -> Channel:
     """A channel that wants everything from a watch on."""
     contents = {"secret": secret, "signing_key": "k" * 32}
     made = Channel(
@@ -91,13 +91,13 @@ def channel(kind: ChannelKind, secret: str, channel_id: str = "channel", **chang
         target="somewhere",
         encrypted_secrets=SECRETS.seal(contents),
         min_level="watch",
-        settings={"channel": "#ml", "picture": False} if kind is ChannelKind.SLACK_BOT else {},
+        settings={"channel": "#ml", "picture": False} if kind == "slack-bot" else {},
     )
     return dataclasses.replace(made, **changes)
 
 
 def bot(**changes: Any) -> Channel:
-    return channel(ChannelKind.SLACK_BOT, TOKEN, **changes)
+    return channel("slack-bot", TOKEN, **changes)
 
 
 def messenger(slack_api_url: str = "http://127.0.0.1:1/", *, timeout: float = 5.0) -> Messenger:
