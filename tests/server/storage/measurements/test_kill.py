@@ -1,4 +1,4 @@
-"""A server killed at any point of a compaction leaves every record readable, once."""
+"""A server killed at any point of a compaction leaves every record readable exactly once."""
 
 from __future__ import annotations
 
