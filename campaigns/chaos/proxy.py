@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tests.support.tcp_proxy import LARGEST_CHUNK, Link, TcpProxy
+from tests.support.tcp_proxy import MAX_CHUNK, Link, TcpProxy
 
 FrameFault = Literal["cut", "delay", "duplicate", "mute"]
 """Fault that the proxy can inject into a frame."""
@@ -74,7 +74,7 @@ class ChaosProxy(TcpProxy):
     async def back(self, link: Link) -> None:
         """Forward the server's data to the client, unless the link is muted."""
         with contextlib.suppress(OSError):
-            while data := await link.from_server.read(LARGEST_CHUNK):
+            while data := await link.from_server.read(MAX_CHUNK):
                 if link not in self._muted:
                     link.to_client.write(data)
                     await link.to_client.drain()
