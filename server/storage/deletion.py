@@ -50,8 +50,8 @@ class DeletionStore:
 
     async def purge_some(self, run_id: str) -> bool:
         """Remove part of a marked run. Returns False when nothing is left of it."""
-        for table, most in _LARGE:
-            ids = select(table.c.id).where(table.c.run_id == run_id).limit(most)
+        for table, max_rows in _LARGE:
+            ids = select(table.c.id).where(table.c.run_id == run_id).limit(max_rows)
             async with self._database.write() as connection:
                 gone = await connection.execute(delete(table).where(table.c.id.in_(ids)))
                 if gone.rowcount > 0:
