@@ -73,7 +73,7 @@ class DeletionStore:
         async with self._database.bare() as connection:
             await connection.execute(text(f"VACUUM {', '.join([*(table.name for table, _ in _LARGE), tiles.name])}"))
 
-    async def give_back_some(self) -> bool:
+    async def shrink_some(self) -> bool:
         """Shrink a SQLite file by some of its unused pages. Returns False when none are left."""
         if not self._database.is_sqlite:
             return False
