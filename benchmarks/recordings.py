@@ -47,7 +47,7 @@ else:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     def new_batch():
         return lambda: ((model(inputs) - targets) ** 2).mean()
-client_sdk.watch(model, optimizer, curvature_every=100)
+client_sdk.watch(model, optimizer, curvature_every=100, precision="exact")
 for step in range(1, steps + 1):
     batch_loss = new_batch()
     optimizer.zero_grad(); loss = batch_loss(); loss.backward(); optimizer.step()
@@ -58,7 +58,7 @@ client_sdk.finish()
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """Series of n steps of one training, as the SDK sends them."""
+    """Series of n steps of one training, as the SDK sends them at the precision "exact"."""
 
     layers: tuple[str, ...]
     """Names of the layers."""
@@ -72,7 +72,7 @@ class Recording:
 
 def load(name: str) -> Recording:
     """Return a recording, which is created if it is not cached."""
-    path = CACHE / f"{name}-{STEPS}.npz"
+    path = CACHE / f"{name}-exact-{STEPS}.npz"
     if not path.exists():
         _record(name, path)
     with np.load(path) as data:
