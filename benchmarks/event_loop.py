@@ -230,7 +230,7 @@ async def compare(rounds: int) -> None:
                     ratio = statistics.median(ratios)
                     print(f"| {name} | {figure} | {medians[0]:.3f} | {medians[1]:.3f} | {ratio:.2f} |", flush=True)
             delays = [await connection_storm(server) for server in servers]
-            ratio = delays[1] / delays[0]
+            ratio = f"{delays[1] / delays[0]:.2f}"
             print(
                 f"| {STORM:,} connections at once | ms | {delays[0]:.0f} | {delays[1]:.0f} | {ratio:.2f} |", flush=True
             )

@@ -217,17 +217,17 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _text(what: str, value: object) -> str:
+def _text(argument: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ConfigurationError(f"{what} is {value!r}; expected a string")
+        raise ConfigurationError(f"{argument} is {value!r}; expected a string")
     return value
 
 
-def _name(what: str, value: object) -> str:
-    text = _text(what, value)
+def _name(argument: str, value: object) -> str:
+    text = _text(argument, value)
     if not text or len(text) > MAX_NAME_CHARS or not text.isprintable():
         shown = text if len(text) <= 64 else text[:64] + "…"
-        raise ConfigurationError(f"{what} is {shown!r}; expected 1 to {MAX_NAME_CHARS} printable characters")
+        raise ConfigurationError(f"{argument} is {shown!r}; expected 1 to {MAX_NAME_CHARS} printable characters")
     return text
 
 

@@ -23,8 +23,9 @@ class TransportError(SpikewatchError):
     """The connection to the server failed.
 
     ``code`` is an error code of the protocol, or one of the client: "unreachable" if no server answered, "closed" if
-    the connection ended, "timeout" if the server took too long, "exiting" if the interpreter starts no more threads,
-    "internal" for a bug of the client. If ``retryable`` is False, the same request fails again.
+    the connection ended, "timeout" if the server took too long, "refused" if it answered an HTTP request with an error,
+    "exiting" if the interpreter starts no more threads, "internal" for a bug of the client. ``retryable`` is False if
+    the same request would fail again.
     """
 
     def __init__(self, code: str, message: str, *, retryable: bool = True) -> None:

@@ -55,7 +55,7 @@ class AlertInbox:
 
     @property
     def open(self) -> tuple[Alert, ...]:
-        """Alerts that are open as far as this process knows, each as it was received last."""
+        """Open alerts according to the latest messages of the server, each as it was received last."""
         return tuple(self._open.values())
 
     def add(self, callback: Callback) -> None:

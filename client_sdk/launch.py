@@ -34,7 +34,7 @@ class Launch:
     rank: int
     """Rank of this process; 0 for a process that trains alone."""
     run_id: str | None
-    """Run id that all ranks of a launch share and no other launch has; None for a process that trains alone."""
+    """Run id that all ranks of a launch share, also after an elastic restart; None for a process that trains alone."""
 
     @classmethod
     def read(cls, project: str, environ: Mapping[str, str]) -> Launch:

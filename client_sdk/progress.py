@@ -41,7 +41,7 @@ class Progress:
         self._due = now + (REDRAW_INTERVAL if self._is_terminal else LINE_INTERVAL)
         share = min(1.0, max(0.0, 1.0 - left / self._total))
         unit, name = (MEBIBYTE, "MiB") if self._total >= MEBIBYTE else (KIBIBYTE, "KiB")
-        activity = "sending what is left" if connected else "waiting for a server"
+        activity = "sending the remaining records" if connected else "waiting for a server"
         sent = f"{(self._total - left) / unit:.1f} of {self._total / unit:.1f} {name}"
         text = f"spikewatch: {activity}, {sent}, {share:4.0%}"
         if self._is_terminal:

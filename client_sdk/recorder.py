@@ -28,7 +28,7 @@ DRAIN_INTERVAL: Final = 0.05  # seconds between two looks at the queue
 MAX_STAGED: Final = 1024  # records that wait for a device; beyond them the newest is dropped
 MAX_RECORD_BYTES: Final = MAX_FRAME_BYTES - 1024  # leaves room for the frame around it
 RESERVE: Final = 1.1  # of the spool's limit, for scalars when blocks no longer fit
-COPY_POLL: Final = 0.002  # seconds between two looks at a device copy in `flush`; its event cannot be waited for
+COPY_POLL: Final = 0.002  # seconds between two checks of a device copy in `flush`; a CUDA event has no timed wait
 DRAIN_PAUSE: Final = 0.0002  # seconds for other threads between two records of the queue
 STOP_TIMEOUT: Final = 2.0  # seconds
 
@@ -75,7 +75,7 @@ class Recorder:
         self._queue: deque[Staged] = deque()
         self._append_lock = threading.Lock()  # held while one record is appended to the spool, never longer
         self._buffer = bytearray()  # encoded record of `stage`; guarded by the append lock
-        self._drain_lock = threading.Lock()  # held by the thread that drains the queue, never by `stage`
+        self._drain_lock = threading.Lock()  # held by the thread that drains the queue
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self.dropped = 0

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -51,9 +50,7 @@ def deliver(
             sender.run()
         else:
             sender.start()
-            deadline = time.monotonic() + timeout
-            while not sender.delivered and sender.running and time.monotonic() < deadline:
-                sender.wait_delivered(min(0.2, max(0.0, deadline - time.monotonic())))
+            sender.join(timeout)
             sender.stop(STOP_TIMEOUT)
         if not sender.delivered:
             raise sender.error or TransportError("timeout", f"{directory} was not sent within {timeout} seconds")

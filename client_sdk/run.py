@@ -145,7 +145,7 @@ class Run:
 
     @property
     def open_alerts(self) -> tuple[Alert, ...]:
-        """Alerts that are open as far as this process knows, each with its latest forecast."""
+        """Open alerts according to the latest messages of the server, each with its latest forecast."""
         return self.inbox.open
 
     def flush(self, timeout: float = 10.0) -> bool:

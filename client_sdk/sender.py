@@ -138,6 +138,10 @@ class Sender:
         """Stop the thread, delivered or not. Returns False if a system call blocks it for ``timeout`` seconds."""
         self._stopped.set()
         self._wake.set()
+        return self.join(timeout)
+
+    def join(self, timeout: float) -> bool:
+        """Wait until the thread ends: delivered, stopped or given up. Returns False after ``timeout`` seconds."""
         if self._thread is None:
             return True
         self._thread.join(timeout)

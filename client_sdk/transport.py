@@ -161,8 +161,8 @@ class Connection:
             os.close(self._socket.socket.detach())
 
 
-def unreachable(endpoint: Endpoint, what: str) -> TransportError:
-    """Return the error for a server that does not answer; ``what`` says what is wrong.
+def unreachable(endpoint: Endpoint, problem: str) -> TransportError:
+    """Return the error for a server that does not answer; ``problem`` says what is wrong.
 
     The message says what to do. It names a proxy by its environment variable only, because its address may contain a
     password.
@@ -172,7 +172,7 @@ def unreachable(endpoint: Endpoint, what: str) -> TransportError:
         names = [f"{scheme}_proxy" for scheme in sorted(getproxies()) if scheme != "no"]
         if names:
             help_ += f". The request went through a proxy ({', '.join(names)}); list the host in NO_PROXY to bypass it"
-    return TransportError("unreachable", f"{endpoint.url} {what}. {help_}")
+    return TransportError("unreachable", f"{endpoint.url} {problem}. {help_}")
 
 
 def _closed(error: ConnectionClosed) -> TransportError:

@@ -150,7 +150,7 @@ async def _import_one(
 ) -> Imported:
     task = progress.add_task(logged.name, total=None)
     try:
-        return await importer.bring(
+        return await importer.import_run(
             logged,
             project=project,
             renames=renames,

@@ -39,8 +39,11 @@ class ColourScale:
     """Colours of the values from `low` to `high`."""
 
     low: float
+    """Value of the first colour."""
     high: float
+    """Value of the last colour."""
     logarithmic: bool
+    """Whether the colours are spread over decades."""
     bar: tuple[tuple[float, str], ...]
     """Colour scale of the colour bar for Plotly; its axis is in decades if `logarithmic`."""
     stops: tuple[tuple[float, str], ...]

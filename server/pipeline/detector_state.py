@@ -16,7 +16,7 @@ from server.log_actions import LogAction
 from server.models import AlertKind, Event, Finding, Sample
 from server.pipeline.progress import RunProgress
 from server.pipeline.thinned_span import ThinnedSpan
-from server.storage.detector_states import SuiteState
+from server.storage.detector_states import StoredDetectorState
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class DetectorState:
         )
 
     @classmethod
-    def restore(cls, run_id: str, stored: SuiteState) -> DetectorState:
+    def restore(cls, run_id: str, stored: StoredDetectorState) -> DetectorState:
         """Return the state that was saved. Parts whose snapshot is of another version begin fresh."""
         state = cls(
             rank=stored.rank,

@@ -22,7 +22,7 @@ from server.pipeline.inbox import FreshSegment
 from server.pipeline.samples import samples
 from server.pipeline.segment_source import MAX_SEGMENTS, Segment, SegmentSource
 from server.rule import RuleSet
-from server.storage.detector_states import DetectorStateSave, SavedDetectorState, SuiteState
+from server.storage.detector_states import DetectorStateSave, DetectorStateSaveResult, StoredDetectorState
 from server.storage.measurements.segments import UnreadSegments
 from server.storage.runs import RunLabels, RunStore
 
@@ -41,11 +41,11 @@ Publish = Callable[[Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
 class DetectorStates(Protocol):
     """A store of detector states."""
 
-    async def load(self, run_id: str) -> SuiteState | None:
+    async def load(self, run_id: str) -> StoredDetectorState | None:
         """Return the saved state of a run, or None if there is none. Raises `DatabaseError`."""
         ...
 
-    async def save(self, save: DetectorStateSave) -> SavedDetectorState:
+    async def save(self, save: DetectorStateSave) -> DetectorStateSaveResult:
         """Store a state with what was concluded. Raises `DatabaseError`."""
         ...
 
@@ -280,7 +280,7 @@ class RunFollower:
             DetectorStateSave(
                 run_id=self.run_id,
                 before=state.revision,
-                after=SuiteState(
+                after=StoredDetectorState(
                     rank=state.rank, position=state.position, state=state.snapshot(), revision=revision, due_at=due_at
                 ),
                 progress=state.progress.progress(),

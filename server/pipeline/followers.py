@@ -19,7 +19,12 @@ from server.pipeline.group_committer import GroupCommitter
 from server.pipeline.inbox import FreshSegment, Inbox, InboxBudget
 from server.pipeline.segment_source import SegmentSource
 from server.rule import RuleSet
-from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SavedDetectorState, SuiteState
+from server.storage.detector_states import (
+    DetectorStateSave,
+    DetectorStateSaveResult,
+    DetectorStateStore,
+    StoredDetectorState,
+)
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.segments import SegmentStore
 from server.storage.runs import RunStore
@@ -53,14 +58,14 @@ class _GroupedStates:
 
     def __init__(self, store: DetectorStateStore, write_lock: asyncio.Lock) -> None:
         self._store = store
-        self._groups: GroupCommitter[DetectorStateSave, SavedDetectorState] = GroupCommitter(
+        self._groups: GroupCommitter[DetectorStateSave, DetectorStateSaveResult] = GroupCommitter(
             store.save, max_bytes=MAX_SAVE_BYTES, gather=SAVE_GATHER, lock=write_lock
         )
 
-    async def load(self, run_id: str) -> SuiteState | None:
+    async def load(self, run_id: str) -> StoredDetectorState | None:
         return await self._store.load(run_id)
 
-    async def save(self, save: DetectorStateSave) -> SavedDetectorState:
+    async def save(self, save: DetectorStateSave) -> DetectorStateSaveResult:
         return await self._groups.write(save, save.run_id, len(save.after.state))
 
     async def stop(self) -> None:

@@ -73,7 +73,7 @@ def test_one_broken_file_does_not_keep_the_others(environment: dict[str, str], t
     (folder / "bad.csv").write_text("step,loss\n1,2\n2,x\n")
     done = run(environment, "import", str(folder), str(tmp_path / "none"))
     assert done.returncode == 2
-    assert "bad.csv, line 3: 'x' in the column 'loss' is no number" in done.stderr
+    assert "bad.csv, line 3: 'x' in the column 'loss' is not a number" in done.stderr
     assert f"spikewatch: {tmp_path / 'none'}: there is no such file or folder" in done.stderr
     assert "30 records" in done.stderr
 

@@ -15,8 +15,9 @@ from server.models import Progress
 from server.notification import Channel
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
+from server.notifications.recipients import recipients
 from server.storage.database import Database
-from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SuiteState
+from server.storage.detector_states import DetectorStateSave, DetectorStateStore, StoredDetectorState
 from server.storage.runs import RunStore
 from tests.support.slack import TOKEN
 
@@ -115,7 +116,7 @@ class Detectors:
 
     def __init__(self, database: Database) -> None:
         self._runs = RunStore(database)
-        self._monitors = DetectorStateStore(database)
+        self._monitors = DetectorStateStore(database, recipients)
         self._revisions: dict[str, int] = {}
 
     async def hold(self, *alerts: Alert, sdk: str = "python/test", now: float | None = None) -> None:
@@ -132,7 +133,7 @@ class Detectors:
         save = DetectorStateSave(
             run_id=run_id,
             before=before,
-            after=SuiteState(rank=0, position=revision, state=b"", revision=revision),
+            after=StoredDetectorState(rank=0, position=revision, state=b"", revision=revision),
             progress=Progress(stage="unstable"),
             changed=list(alerts),
             happened=(),
