@@ -50,7 +50,7 @@ TRIM = "BENCHMARK_MALLOC_TRIM"
 def serve(loop: str, home: str) -> None:
     """Run a server on one of the loops and print its port when it is ready."""
     if loop == "asyncio":
-        event_loop.uvloop = None  # type: ignore[assignment]
+        event_loop.new_event_loop = asyncio.new_event_loop
     if TRIM in os.environ:
         threading.Thread(target=trim_forever, daemon=True).start()
     config = Config(
