@@ -49,7 +49,7 @@ def test_the_image_has_no_torch_and_no_tool_of_the_tests() -> None:
 
 
 def test_the_image_sets_up_the_allocator() -> None:
-    """Without these a server keeps 59 MiB more after bursts of load (benchmarks/results/allocator.md)."""
+    """A server with glibc's defaults keeps 59 MiB more after bursts of load (benchmarks/results/allocator.md)."""
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert "MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072" in dockerfile
 
