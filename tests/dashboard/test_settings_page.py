@@ -54,9 +54,9 @@ def test_the_editor_shows_the_fields_of_the_chosen_kind() -> None:
         labels = editor.children[1].children[0].children
         return [(getattr(label, "data-values"), label.hidden) for label in labels if hasattr(label, "data-when")]
 
-    assert conditions(CHANNEL) == [("slack-webhook slack-bot apprise webhook", False), ("slack-bot", False)]
-    other = Channel(id="d", name="hook", kind="webhook", settings={})
-    assert conditions(other) == [("slack-webhook slack-bot apprise webhook", False), ("slack-bot", True)]
+    everywhere = "slack-webhook slack-bot apprise webhook"
+    assert conditions(CHANNEL) == [(everywhere, False), ("slack-bot", False)]
+    assert conditions(Channel(id="d", name="hook", kind="webhook")) == [(everywhere, False), ("slack-bot", True)]
 
 
 def test_a_change_of_the_kind_drops_the_fields_of_the_former_kind() -> None:
