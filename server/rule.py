@@ -11,12 +11,12 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import msgspec
 
+from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.errors import RuleFieldError
 from server.models import AlertLevel
 
@@ -30,33 +30,6 @@ LEAST_WINDOW: Final = 20
 """Values below which a deviation says nothing."""
 MAX_WINDOW: Final = 500
 IDENTIFIER: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
-
-
-class Condition(StrEnum):
-    ABOVE = "above"
-    BELOW = "below"
-    CHANGE = "change"
-    Z_SCORE = "z-score"
-    NO_DATA = "no-data"
-
-
-class Direction(StrEnum):
-    UP = "up"
-    DOWN = "down"
-    EITHER = "either"
-
-
-class ChangeBy(StrEnum):
-    FACTOR = "factor"
-    AMOUNT = "amount"
-
-
-class Reduce(StrEnum):
-    """What of the layers that match: "above" the greatest is any layer, "above" the least is all of them."""
-
-    MAX = "max"
-    MIN = "min"
-    MEAN = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)

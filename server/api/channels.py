@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import asdict
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Path
+import msgspec
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from starlette.responses import Response
 
+from client_sdk import answers
 from server.api.access import Administrator, Services, ServicesOf
-from server.api.answers import ChannelAnswer, ChannelsAnswer, NotificationsAnswer, RemovedAnswer, TestAnswer
-from server.api.encoding import json_response
 from server.api.errors import REFUSALS
+from server.api.router import AnswerRouter
 from server.errors import ApiError, ConfigurationError, SecretLostError
 from server.models import AlertKind, AlertLevel
 from server.notification import Channel, ChannelKind, Digest, NotificationSettings, QuietHours, Silence
 from server.notifications.targets import TargetError, check_target, hint, new_signing_key
 
-router = APIRouter(tags=["notifications"], responses=REFUSALS)
+router = AnswerRouter(tags=["notifications"], responses=REFUSALS)
 
 ChannelId = Annotated[str, Path(max_length=36, description="Id of the channel.")]
 MAX_CHANNELS = 100
@@ -132,57 +131,64 @@ class NotificationsBody(BaseModel):
     silences: list[SilenceBody] = Field(default=[], max_length=MAX_SILENCES)
 
 
-@router.get("/channels", response_model=ChannelsAnswer, summary="Where alerts go")
-async def list_channels(services: ServicesOf, _: Administrator) -> Response:
-    return json_response({"channels": [channel_json(channel) for channel in await services.channels.all()]})
+@router.get("/channels", summary="Where alerts go")
+async def list_channels(services: ServicesOf, _: Administrator) -> answers.Channels:
+    return answers.Channels(channels=tuple(channel_answer(channel) for channel in await services.channels.all()))
 
 
-@router.put("/channels", response_model=ChannelsAnswer, summary="Replace the channels")
-async def replace_channels(services: ServicesOf, _: Administrator, body: ChannelsBody) -> Response:
+@router.put("/channels", summary="Replace the channels")
+async def replace_channels(services: ServicesOf, _: Administrator, body: ChannelsBody) -> answers.Channels:
     known = {channel.id: channel for channel in await services.channels.all()}
     given = [item.id for item in body.channels if item.id is not None]
-    for item in given:
-        if item not in known or given.count(item) > 1:
-            raise ApiError(
-                400, "unknown_channel", f"there is no channel {item!r}, or it is there twice; leave new ids out"
-            )
-    made = [await _channel(services, item, known.get(item.id or "")) for item in body.channels]
+    for number, item in enumerate(body.channels):
+        if item.id is not None and (item.id not in known or given.count(item.id) > 1):
+            message = f"the channel {item.id!r} does not exist or is listed twice; leave out the ids of new channels"
+            raise ApiError(400, "unknown_channel", message, field=f"channels.{number}.id")
+    made = [
+        await _channel(services, item, known.get(item.id or ""), f"channels.{number}.")
+        for number, item in enumerate(body.channels)
+    ]
     await services.channels.replace([channel for channel, _ in made])
     keys = {channel.id: key for channel, key in made}
     stored = await services.channels.all()
-    return json_response({"channels": [channel_json(channel, keys.get(channel.id)) for channel in stored]})
+    return answers.Channels(channels=tuple(channel_answer(channel, keys.get(channel.id)) for channel in stored))
 
 
-@router.put("/channels/{channel_id}", response_model=ChannelAnswer, summary="Change a channel")
-async def change_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId, body: ChannelBody) -> Response:
+@router.put("/channels/{channel_id}", summary="Change a channel")
+async def change_channel(
+    services: ServicesOf, _: Administrator, channel_id: ChannelId, body: ChannelBody
+) -> answers.Channel:
     before = await _existing(services, channel_id)
     channel, key = await _channel(services, body, before)
     await services.channels.put(channel)
-    return json_response(channel_json(await _existing(services, channel_id), key))
+    return channel_answer(await _existing(services, channel_id), key)
 
 
-@router.delete("/channels/{channel_id}", response_model=RemovedAnswer, summary="Remove a channel")
-async def remove_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> Response:
+@router.delete("/channels/{channel_id}", summary="Remove a channel")
+async def remove_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> answers.Removed:
     if not await services.channels.delete(channel_id):
         raise _unknown(channel_id)
-    return json_response({"id": channel_id, "removed": True})
+    return answers.Removed(id=channel_id)
 
 
-@router.post("/channels/{channel_id}/test", response_model=TestAnswer, summary="Send a test message")
-async def try_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> Response:
-    return json_response(await services.messenger.test(await _existing(services, channel_id)))
+@router.post("/channels/{channel_id}/test", summary="Send a test message")
+async def test_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> answers.ChannelTest:
+    return await services.messenger.test(await _existing(services, channel_id))
 
 
-@router.get("/notifications", response_model=NotificationsAnswer, summary="Quiet hours, digests, silences")
-async def get_notifications(services: ServicesOf, _: Administrator) -> Response:
-    return json_response(asdict(await services.channels.settings()))
+@router.get("/notifications", summary="Quiet hours, digests, silences")
+async def get_notifications(services: ServicesOf, _: Administrator) -> answers.Notifications:
+    return msgspec.convert(await services.channels.settings(), answers.Notifications, from_attributes=True)
 
 
-@router.put("/notifications", response_model=NotificationsAnswer, summary="Replace them")
-async def put_notifications(services: ServicesOf, _: Administrator, body: NotificationsBody) -> Response:
-    for run_id in {silence.run_id for silence in body.silences if silence.run_id is not None}:
-        if await services.runs.project_of(run_id) is None:
-            raise ApiError(400, "unknown_run", f"silences: there is no run {run_id!r}")
+@router.put("/notifications", summary="Replace them")
+async def put_notifications(
+    services: ServicesOf, _: Administrator, body: NotificationsBody
+) -> answers.Notifications:
+    for number, silence in enumerate(body.silences):
+        if silence.run_id is not None and await services.runs.project_of(silence.run_id) is None:
+            field = f"silences.{number}.run_id"
+            raise ApiError(400, "unknown_run", f"{field}: the run {silence.run_id!r} does not exist", field=field)
     silences = {
         silence.id or str(uuid.uuid4()): silence.model_dump(mode="json", exclude={"id"}) for silence in body.silences
     }
@@ -194,23 +200,29 @@ async def put_notifications(services: ServicesOf, _: Administrator, body: Notifi
             silences=tuple(Silence(id=name, **silence) for name, silence in silences.items()),
         )
     )
-    return json_response(asdict(await services.channels.settings()))
+    return msgspec.convert(await services.channels.settings(), answers.Notifications, from_attributes=True)
 
 
-def channel_json(channel: Channel, signing_key: str | None = None) -> dict[str, Any]:
-    """A channel as administrators see it; never with its secret."""
-    shown = asdict(channel)
-    del shown["encrypted_secrets"]
-    return shown if signing_key is None else {**shown, "signing_key": signing_key}
+def channel_answer(channel: Channel, signing_key: str | None = None) -> answers.Channel:
+    """Return a channel as administrators see it, without its secrets."""
+    shown = msgspec.convert(channel, answers.Channel, from_attributes=True)
+    return shown if signing_key is None else msgspec.structs.replace(shown, signing_key=signing_key)
 
 
-async def _channel(services: Services, body: ChannelBody, before: Channel | None) -> tuple[Channel, str | None]:
-    """The channel that is asked for, and the signing key that was made for it. Raises `ApiError`."""
+async def _channel(
+    services: Services, body: ChannelBody, before: Channel | None, place: str = ""
+) -> tuple[Channel, str | None]:
+    """Return the requested channel and the signing key that was created for it.
+
+    Raises `ApiError` with the path of the field: ``place`` and the name of the field.
+    """
     settings = body.settings.model_dump(mode="json", exclude_none=True)
     if body.signing_key is not None and body.kind is not ChannelKind.WEBHOOK:
-        raise ApiError(400, "invalid_parameter", "signing_key: only a channel of the kind webhook is signed")
+        message = "signing_key: only a channel of the kind webhook is signed"
+        raise ApiError(400, "invalid_parameter", message, field=f"{place}signing_key")
     if before is not None and before.kind is not body.kind and body.secret is None:
-        raise ApiError(400, "invalid_parameter", f"secret: a channel that becomes {body.kind} needs a new one")
+        message = f"secret: a channel that becomes {body.kind} needs a new one"
+        raise ApiError(400, "invalid_parameter", message, field=f"{place}secret")
     sealed: dict[str, str] = {}
     made: str | None = None
     if before is not None and (body.secret is None or body.signing_key is None):
@@ -218,10 +230,11 @@ async def _channel(services: Services, body: ChannelBody, before: Channel | None
             sealed = services.secrets.open(before.encrypted_secrets)
         except SecretLostError as error:
             if body.secret is None:
-                raise ApiError(400, "secret_lost", f"{body.name}: {error}") from error
+                raise ApiError(400, "secret_lost", f"{body.name}: {error}", field=f"{place}secret") from error
     secret = body.secret if body.secret is not None else sealed.get("secret")
     if secret is None:
-        raise ApiError(400, "invalid_parameter", f"secret: the new channel {body.name!r} needs one")
+        message = f"secret: the new channel {body.name!r} needs one"
+        raise ApiError(400, "invalid_parameter", message, field=f"{place}secret")
     try:
         await asyncio.to_thread(
             check_target, body.kind, secret, settings, allow_private=services.messenger.allow_private

@@ -16,7 +16,8 @@ infinities change nothing that they are not about. Bounded: of each rule a few n
 
 A rule begins when its condition held at `for_steps` values in a row, and ends when it did not hold at as many.
 
->>> from server.rule import Condition, Rule
+>>> from client_sdk.vocabulary import Condition
+from server.rule import Rule
 >>> bank = RuleEvaluator()
 >>> rule = Rule(id="high", name="Loss is high", scalar="loss", condition=Condition.ABOVE, value=2.0)
 >>> bank.replace_rules((rule,), "1")

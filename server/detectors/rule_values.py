@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.models import Layout, Sample
-from server.rule import Reduce, Rule
+from client_sdk.vocabulary import Reduce
+from server.rule import Rule
 
 LEADERS: Final = 3
 """Layers that an alert names."""

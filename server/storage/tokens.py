@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import delete, select, update
 
+from client_sdk import answers
 from server.models import Principal, Scope
 from server.schema import sessions, tokens
 from server.storage.database import Database
@@ -50,14 +52,14 @@ class TokenStore:
                 found.update((await connection.execute(query)).scalars())
         return found
 
-    async def all(self, project: str | None) -> list[dict[str, Any]]:
+    async def all(self, project: str | None) -> list[answers.Token]:
         """Every token as the API shows it, the oldest first; within one project where one is given."""
         shown = [column for column in tokens.c if column.name != "digest"]
         query = select(*shown).order_by(tokens.c.id)
         if project is not None:
             query = query.where(tokens.c.project == project)
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            return [msgspec.convert(row, answers.Token, from_attributes=True) for row in await connection.execute(query)]
 
     async def touch(self, token_id: int, now: float) -> None:
         """Note that the token was used."""

@@ -9,7 +9,8 @@ import pytest
 
 from server.errors import RuleFieldError
 from server.models import AlertLevel
-from server.rule import Condition, Reduce, Rule, RuleSet
+from client_sdk.vocabulary import Condition, Reduce
+from server.rule import Rule, RuleSet
 
 
 def rule(**fields: Any) -> Rule:
