@@ -111,9 +111,9 @@ class LongRun:
             if not await store.replace_segments(stream, [], [draft]):
                 raise RuntimeError("the run is there already")
             if (number + 1) % FAN_IN == 0:
-                await compactor.raise_levels(run_id)
+                await compactor.build_levels(run_id)
             if (number + 1) % 500 == 0:
                 rate = (start + CAPACITY) / (time.monotonic() - began)
                 print(f"  {start + CAPACITY:,} steps, {rate:,.0f} a second", file=sys.stderr, flush=True)
-        await compactor.raise_levels(run_id)
+        await compactor.build_levels(run_id)
         await compactor.close(run_id, writer.writer_id, 0)

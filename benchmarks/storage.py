@@ -87,7 +87,7 @@ async def levels(recording: Recording, cube: NDArray[np.float32]) -> list[tuple[
                 ),
             )
             await store.replace_segments(stream, [], [span_of_records(columns, start + 1)])
-        await Compactor(store, 1.0).raise_levels("run")
+        await Compactor(store, 1.0).build_levels("run")
         return await sizes_of_levels(database)
 
 

@@ -104,7 +104,7 @@ async def _compact(url: str, point: int) -> None:
         event.listen(database.reading.sync_engine, name, count)
         event.listen(database.writing.sync_engine, name, count)
     worker = compactor(database, BATCH)
-    await worker.raise_levels("run")
+    await worker.build_levels("run")
     await worker.run_once()
     await database.close()
 

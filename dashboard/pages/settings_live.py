@@ -8,9 +8,9 @@ from typing import Any
 
 from dashboard import ids
 from dashboard.client import ApiClient
-from dashboard.live import News
 from dashboard.models import Channel, Notifications, RunSummary
 from dashboard.pages import settings
+from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.view import View
 

@@ -19,8 +19,8 @@ from dash.exceptions import WebsocketDisconnected
 from dashboard import ids
 from dashboard.client import ApiError, ApiRefusedError
 from dashboard.dash_private import component_key
-from dashboard.live import READ_ANEW_EVERY, LiveFeed, Mailbox, News
 from dashboard.models import LiveMessage
+from dashboard.stream.feed import READ_ANEW_EVERY, LiveFeed, Mailbox, News
 from dashboard.stream.live_part import LivePart, Refresh, Update
 from dashboard.stream.status import status
 from dashboard.stream.view import View

@@ -86,5 +86,5 @@ async def silence(
 
 async def _published(services: Services, alert: answers.Alert | None) -> answers.Alert:
     assert alert is not None, "an alert is deleted only with its run"
-    await services.pipeline.publish_alert(alert)
+    await services.pipeline.publisher.alert_changed(alert)
     return alert

@@ -1,4 +1,4 @@
-"""Figures, asserted on as dictionaries: what they show, not how Plotly draws it."""
+"""Tests of figures as dictionaries: their contents, not the drawing by Plotly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def buckets(values: Sequence[float | None], *, size: int = 1, spike: dict[int, f
 
 
 def plain(part: Any) -> Any:
-    """A figure as a dictionary, with Plotly's encoded arrays as arrays again."""
+    """Return a figure as a dictionary, with Plotly's encoded arrays decoded."""
     if isinstance(part, go.Figure):
         return plain(part.to_dict())
     if isinstance(part, dict) and "bdata" in part:
@@ -259,7 +259,7 @@ def test_a_ratio_is_neutral_at_one() -> None:
     assert scale is not None
     span = math.log10(scale.high) - math.log10(scale.low)
     neutral = min(scale.bar, key=lambda stop: abs(stop[0] - (0 - math.log10(scale.low)) / span))
-    assert neutral[1] == "#26282d"
+    assert neutral[1] == "rgb(38, 40, 45)"
 
 
 def test_scales_survive_zeros_constants_and_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Rules and channels by hand: what a person does on the two pages, on a real server."""
+"""Tests of the pages of rules and settings on a real server, used as a person does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVIL = "<img src=x onerror=window.hacked=1>"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """With a run whose loss was above 5 twice; its name is an attack."""
+    """Yield a server with a run whose loss was above 5 twice and whose name is an attack."""
     with embedded(tmp_path_factory.mktemp("server")) as started:
         with ingest(started) as socket:
             writer = Writer(socket)
@@ -32,13 +32,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 def ingest(server: Embedded) -> ClientConnection:
+    """Return a connection on which a writer can log."""
     url = server.url.replace("http", "ws", 1) + "/api/v1/ingest"
     return connect(url, additional_headers={"Authorization": f"Bearer {server.token}"}, compression=None)
 
 
 @pytest.fixture
 def page(server: Embedded, context: BrowserContext) -> Iterator[Page]:
-    """Logged in; an error in the console fails the test."""
+    """Yield a page that is logged in and fails its test on an error in the console."""
     page = context.new_page()
     expect.set_options(timeout=20_000)
     wrong: list[str] = []
@@ -50,11 +51,11 @@ def page(server: Embedded, context: BrowserContext) -> Iterator[Page]:
 
 
 def expect_no_sideways_scroll(page: Page) -> None:
-    """Once a figure has taken its new size."""
+    """Wait until figures have their new size and nothing scrolls sideways."""
     page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_a_rule_is_written_tried_on_history_saved_and_fires(server: Embedded, page: Page) -> None:
+def test_a_rule_is_written_tested_on_history_saved_and_fires(server: Embedded, page: Page) -> None:
     page.locator("nav a", has_text="Rules").click()
     expect(page.locator(".item-name")).to_have_text("warningNo data for 10 minutes")
     page.locator("button", has_text="New rule").click()

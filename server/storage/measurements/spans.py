@@ -1,8 +1,8 @@
-"""Spans and tiles in the database: what is due for compaction, and putting spans in the place of what they hold.
+"""Spans and tiles in the database: finding what is due for compaction, and replacing segments and spans.
 
-Several servers may compact the same writer at once. Nothing is locked while a span is made; the transaction that stores
-it names the rows that it replaces, and changes nothing when one of them is gone. So each step is in exactly one segment
-or in exactly one span of level 0, whoever dies when.
+Several servers may compact the same writer at once. Nothing is locked while a span is built. The transaction that
+stores it names the rows that it replaces, and changes nothing if one of them is gone. Each step is therefore in exactly
+one segment or in exactly one span of level 0, whichever process dies at any time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from server.storage.database import Database, insert_ignore
 from server.storage.id_list import padded
 
 MAX_BYTES = 32 * 2**20
-"""Payloads that are compacted at once hold about so much, one of them more."""
+"""Approximate maximum size in bytes of the payloads that are compacted at once; a single larger payload is allowed."""
 FETCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The segments of one writer and attempt that the detectors have read."""
+    """Segments of one writer and attempt that the detectors have read."""
 
     run_id: str
     writer_id: int
@@ -38,17 +38,19 @@ class Stream:
     attempt: int
     records: int
     layers: int
-    """Of the run: no tile of the writer has more rows."""
+    """Number of layers of the run; no tile of the writer has more rows."""
     is_closed: bool
-    """Nothing will be appended, as far as one can tell: its writer has ended, or has stepped back since."""
+    """Whether no more segments are expected, because the writer has ended or has begun a later attempt."""
     position: int | None
-    """Id of the last segment that may be compacted; None for all."""
+    """Id of the last segment that may be compacted, or None where all may."""
     repairs: int = 0
-    """Of the run, so far."""
+    """Number of repairs of the run so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentBytes:
+    """Segment as the compaction reads it."""
+
     id: int
     first_seq: int
     last_seq: int
@@ -57,21 +59,25 @@ class SegmentBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTile:
+    """Tile as it is stored."""
+
     span_id: int
     key: TileKey
     blobs: TileBlobs | None
-    """None: it was found damaged and is lost."""
+    """Encoded tile, or None where it was found damaged and is lost."""
 
 
 HEADER_COLUMNS = tuple(spans.c[name] for name in SpanHeader.__dataclass_fields__)
 
 
 class SpanStore:
+    """Reads and replaces spans and tiles."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def streams(self) -> list[Stream]:
-        """Every stream with segments that may be compacted: those that the run's detectors have left behind."""
+        """Return every stream with segments that may be compacted: those that the run's detectors have read."""
         is_read = or_(
             segments.c.rank > monitors.c.rank,
             and_(segments.c.rank == monitors.c.rank, segments.c.id <= monitors.c.position),
@@ -117,9 +123,9 @@ class SpanStore:
         ]
 
     async def oldest_segments(self, stream: Stream, records: int) -> list[SegmentBytes]:
-        """The oldest segments of the stream that hold ``records`` or a few more, less where they are very large.
+        """Return the oldest segments of the stream that hold ``records`` records or slightly more.
 
-        Raises `SegmentCorruptError`.
+        Returns fewer where the payloads are very large. Raises `SegmentCorruptError`.
         """
         query = (
             select(segments.c.id, segments.c.first_seq, segments.c.last_seq, segments.c.payload, segments.c.checksum)
@@ -155,7 +161,7 @@ class SpanStore:
     async def replace_segments(
         self, stream: Stream, taken: Sequence[SegmentBytes], drafts: Sequence[SpanDraft]
     ) -> bool:
-        """Put spans of level 0 in the place of segments. False, and nothing changed, when somebody else has."""
+        """Replace segments by spans of level 0. Returns False and changes nothing if another server has done so."""
         ids = [segment.id for segment in taken]
         cost = sum(len(segment.payload) for segment in taken)
         try:
@@ -166,12 +172,12 @@ class SpanStore:
                 gone = await connection.execute(delete(segments).where(segments.c.id.in_(padded(ids))))
                 if gone.rowcount != len(ids):
                     raise _ReplacedElsewhereError
-        except (_ReplacedElsewhereError, IntegrityError):  # the latter: the run was deleted
+        except (_ReplacedElsewhereError, IntegrityError):  # An IntegrityError means that the run was deleted.
             return False
         return True
 
     async def roots(self, run_id: str) -> list[SpanHeader]:
-        """The spans of a run that are under no other, in the order of each writer's sequence."""
+        """Return the spans of a run that have no parent, in the order of each writer's sequence."""
         query = (
             select(*HEADER_COLUMNS)
             .where(spans.c.run_id == run_id, spans.c.parent_id.is_(None))
@@ -181,7 +187,7 @@ class SpanStore:
             return [to_header(row) for row in await connection.execute(query)]
 
     async def runs_with_full_levels(self) -> list[str]:
-        """Runs in which a compaction was cut off before it had built the levels above."""
+        """Return the runs whose compaction was interrupted before it had built the upper levels."""
         query = (
             select(spans.c.run_id)
             .where(spans.c.parent_id.is_(None))
@@ -203,7 +209,7 @@ class SpanStore:
             return sorted((row.layout, row.name) for row in await connection.execute(query))
 
     async def tiles_of(self, span_ids: Sequence[int], layout: int, statistic: str | None) -> list[StoredTile]:
-        """Those of one statistic of a layout, or of all scalars."""
+        """Return the tiles of one statistic of a layout, or those of all scalars where ``statistic`` is None."""
         query = select(tiles).where(tiles.c.span_id.in_(span_ids), tiles.c.layout == layout)
         if statistic is not None:
             query = query.where(tiles.c.name == statistic)
@@ -211,7 +217,7 @@ class SpanStore:
             return [to_stored_tile(row) for row in await connection.execute(query)]
 
     async def put_above(self, run_id: str, children: Sequence[SpanHeader], draft: SpanDraft) -> bool:
-        """Put a span above others. False, and nothing changed, when somebody else has."""
+        """Store a span above its children. Returns False and changes nothing if another server has done so."""
         ids = [child.id for child in children]
         first = children[0]
         stream = Stream(
@@ -288,11 +294,11 @@ class SpanStore:
 
 
 class _ReplacedElsewhereError(Exception):
-    """Rolls the transaction back."""
+    """Raised inside a transaction to roll it back."""
 
 
 def verify(segment_id: int, payload: bytes, checksum: int | None) -> None:
-    """Raises `SegmentCorruptError`. Segments of before there were checksums have none."""
+    """Raise `SegmentCorruptError` if the checksum does not match. Segments of early versions have no checksum."""
     if checksum is not None and crc32(payload) != checksum:
         raise SegmentCorruptError(segment_id, "the checksum does not match")
 

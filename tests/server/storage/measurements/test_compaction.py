@@ -18,7 +18,7 @@ from server.models import RunState
 from server.pyramid.tiles import FAN_IN
 from server.schema import monitors, segments, spans, tiles
 from server.storage.database import Database
-from server.storage.measurements.compaction import Compactor, make_spans
+from server.storage.measurements.compaction import Compactor, build_spans
 from server.storage.measurements.history import HistoryReader
 from server.storage.measurements.spans import SpanStore
 from tests.server.storage.conftest import Stores
@@ -249,7 +249,7 @@ async def test_two_compactors_at_once_write_each_step_once(stores: Stores) -> No
     (stream,) = await span_store.streams()
     taken = await span_store.oldest_segments(stream, SMALL_SPAN)
     await compactor(stores.database).run_once()
-    assert not await span_store.replace_segments(stream, taken, make_spans(taken, SMALL_SPAN))
+    assert not await span_store.replace_segments(stream, taken, build_spans(taken, SMALL_SPAN))
     roots = await span_store.roots("run")
     children = [root for root in roots if root.level == 0]
     draft = await compactor(stores.database).draft_above(children)
@@ -268,7 +268,7 @@ async def test_a_run_deleted_under_the_compaction_is_left_alone(stores: Stores) 
     taken = await span_store.oldest_segments(stream, SMALL_SPAN)
     async with stores.database.write() as connection:
         await connection.execute(text("DELETE FROM runs"))
-    assert not await span_store.replace_segments(stream, taken, make_spans(taken, SMALL_SPAN))
+    assert not await span_store.replace_segments(stream, taken, build_spans(taken, SMALL_SPAN))
     assert await levels(stores.database) == {}
     async with stores.database.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(tiles))).scalar_one() == 0
