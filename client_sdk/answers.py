@@ -1,9 +1,9 @@
 """Shapes of the answers of the HTTP API and of the frames of the live socket, as frozen values.
 
-Shared by the server, which encodes them, and by the dashboard and `client_sdk.read`, which decode them. The order of the
-fields is the order of the keys in the JSON. A reader ignores keys that it does not have, and a field that is added later
-has a default, so that a reader and a server of different versions understand each other. Names of kinds, levels and
-states are plain strings for the same reason; the OpenAPI document lists the known ones.
+Shared by the server, which encodes them, and by the dashboard and `client_sdk.read`, which decode them. The order of
+the fields is the order of the keys in the JSON. A reader ignores keys that it does not have, and a field that is added
+later has a default, so that a reader and a server of different versions understand each other. Names of kinds, levels
+and states are plain strings for the same reason; the OpenAPI document lists the known ones.
 
 A float that is NaN or infinite is null in JSON. A field that is `msgspec.UNSET` is left out.
 """
@@ -235,9 +235,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Learning rate before a jump."""
     after: Value | UnsetType = UNSET
     """Learning rate after a jump."""
-    from_step: int | None | UnsetType = UNSET
+    from_step: int | UnsetType | None = UNSET
     """Last step before a rollback, or first step without complete statistics."""
-    to_step: int | None | UnsetType = UNSET
+    to_step: int | UnsetType | None = UNSET
     """Last step without complete statistics."""
     records: int | UnsetType = UNSET
     """Number of records without complete statistics."""
@@ -532,7 +532,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: float | None = None
 
 
-class LiveMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LiveFrame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A frame of the live socket; `type` decides which fields it has."""
 
     type: str
@@ -545,7 +545,7 @@ class LiveMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     step_to: int | None = None
     committed_at: float | None = None
     """Unix time at which the server committed the records of an advance."""
-    runs: tuple[str, ...] | None | UnsetType = UNSET
+    runs: tuple[str, ...] | UnsetType | None = UNSET
     """Runs of the subscription; null for all runs."""
     resumed: bool | None = None
     """Whether everything since the requested cursor follows, of `subscribed`."""
@@ -554,5 +554,3 @@ class LiveMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     code: str | None = None
     message: str | None = None
     retryable: bool | None = None
-
-

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from pydantic import ValidationError
 
+from client_sdk import answers
 from client_sdk.protocol import MAX_NAME_CHARS
 from server import logs
 from server.allocator import limit_arenas
@@ -138,7 +139,7 @@ def create_token(
 def list_tokens(data: Data = None) -> None:
     """Every token: what it opens, and when it was used last. Secrets are not kept, so none is shown."""
 
-    async def read(database: Database) -> list[dict[str, Any]]:
+    async def read(database: Database) -> Sequence[answers.Token]:
         await migrations.upgrade(database)
         return await TokenStore(database).all(None)
 
@@ -149,10 +150,10 @@ def list_tokens(data: Data = None) -> None:
         return
     rows = [("ID", "SCOPE", "PROJECT", "LABEL", "CREATED", "LAST USED", "STATE")]
     for token in found:
-        created, used = (_day(token[name]) for name in ("created_at", "last_used_at"))
-        state = "valid" if token["revoked_at"] is None else f"revoked {_day(token['revoked_at'])}"
-        project = token["project"] if token["project"] is not None else "(all)"
-        rows.append((str(token["id"]), token["scope"], project, token["label"], created, used, state))
+        created, used = _day(token.created_at), _day(token.last_used_at)
+        state = "valid" if token.revoked_at is None else f"revoked {_day(token.revoked_at)}"
+        project = token.project if token.project is not None else "(all)"
+        rows.append((str(token.id), token.scope, project, token.label, created, used, state))
     _print_table(rows)
 
 
@@ -180,7 +181,7 @@ def runs(
 ) -> None:
     """List the newest runs."""
 
-    async def read(database: Database) -> list[dict[str, Any]]:
+    async def read(database: Database) -> Sequence[answers.RunSummary]:
         await migrations.upgrade(database)
         fleet = FleetQuery(database, RunStore(database), LayoutStore(database))
         return (await fleet.page(project=project, state=None, limit=limit, cursor=None)).runs
@@ -193,18 +194,18 @@ def runs(
         return
     rows = [("RUN", "PROJECT", "NAME", "STATE", "STEP", "LOSS", "STAGE", "ALERTS")]
     for run in found:
-        loss = "" if run["loss"] is None else f"{run['loss']:.4g}"
-        step = "" if run["last_step"] is None else str(run["last_step"])
+        loss = "" if run.loss is None else f"{run.loss:.4g}"
+        step = "" if run.last_step is None else str(run.last_step)
         rows.append(
             (
-                run["id"],
-                run["project"],
-                run["name"],
-                run["state"],
+                run.id,
+                run.project,
+                run.name,
+                run.state,
                 step,
                 loss,
-                run["stage"] or "",
-                str(run["open_alerts"]),
+                run.stage or "",
+                str(run.open_alerts),
             )
         )
     _print_table(rows)

@@ -172,7 +172,7 @@ async def remove_channel(services: ServicesOf, _: Administrator, channel_id: Cha
 
 
 @router.post("/channels/{channel_id}/test", summary="Send a test message")
-async def test_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> answers.ChannelTest:
+async def send_test_message(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> answers.ChannelTest:
     return await services.messenger.test(await _existing(services, channel_id))
 
 
@@ -182,9 +182,7 @@ async def get_notifications(services: ServicesOf, _: Administrator) -> answers.N
 
 
 @router.put("/notifications", summary="Replace them")
-async def put_notifications(
-    services: ServicesOf, _: Administrator, body: NotificationsBody
-) -> answers.Notifications:
+async def put_notifications(services: ServicesOf, _: Administrator, body: NotificationsBody) -> answers.Notifications:
     for number, silence in enumerate(body.silences):
         if silence.run_id is not None and await services.runs.project_of(silence.run_id) is None:
             field = f"silences.{number}.run_id"
@@ -240,7 +238,8 @@ async def _channel(
             check_target, body.kind, secret, settings, allow_private=services.messenger.allow_private
         )
     except TargetError as error:
-        raise ApiError(400, "invalid_parameter", f"secret of {body.name!r}: {error}") from error
+        field = f"{place}{error.field}"
+        raise ApiError(400, "invalid_parameter", f"{field}: {error}", field=field) from error
     contents = {"secret": secret}
     if body.kind is ChannelKind.WEBHOOK:
         key = body.signing_key or sealed.get("signing_key")

@@ -1,4 +1,4 @@
-"""Refusals of the HTTP API in one shape, `client_sdk.answers.Error`: a stable code, a message, and the field at fault."""
+"""Refusals of the HTTP API in one shape, `client_sdk.answers.Error`: a code, a message, and the field at fault."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def install(app: FastAPI) -> None:
 
 
 def _answer(status: int, code: str, message: str, field: str | None = None) -> Response:
-    answer = json_response(
-        answers.Error(error=code, message=message, field=UNSET if field is None else field), status
-    )
+    answer = json_response(answers.Error(error=code, message=message, field=UNSET if field is None else field), status)
     if status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
     return answer

@@ -12,6 +12,8 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
+from client_sdk import answers
+from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.api.access import Administrator, Reader, Services, ServicesOf, visible_run
 from server.api.errors import REFUSALS
 from server.api.presence import while_present
@@ -19,8 +21,6 @@ from server.api.router import AnswerRouter
 from server.errors import ApiError, RuleFieldError
 from server.models import AlertLevel, RunState
 from server.pipeline.rule_backtest import BacktestResult, Outline
-from client_sdk import answers
-from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.rule import MAX_RULES, MAX_TEXT, Rule, RuleSet
 
 router = AnswerRouter(tags=["rules"], responses=REFUSALS)

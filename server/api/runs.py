@@ -36,7 +36,8 @@ From = Annotated[
 ]
 To = Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Last step, included; default: the run's last.")]
 Attempt = Annotated[
-    int | None, Query(ge=0, le=2**31 - 1, description="Only this attempt; default: the steps that no later attempt replaced.")
+    int | None,
+    Query(ge=0, le=2**31 - 1, description="Only this attempt; default: steps that no later one replaced."),
 ]
 
 
@@ -204,7 +205,8 @@ async def get_histogram(
     ],
     which: Annotated[Literal["update", "ratio"], Query()] = "update",
     step: Annotated[
-        int | None, Query(ge=0, le=MAX_STEP, description="The nearest step with a histogram is taken; default: the last.")
+        int | None,
+        Query(ge=0, le=MAX_STEP, description="The nearest recorded step is taken; default: the last."),
     ] = None,
 ) -> answers.Histogram:
     """`step` is null and there are no counts where the layer has no histogram."""

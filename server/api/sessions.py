@@ -29,7 +29,7 @@ class LoginBody(BaseModel):
 
 @router.post("/sessions", status_code=201, summary="Log in")
 async def log_in(services: ServicesOf, request: Request, body: LoginBody) -> answers.Identity:
-    """The `session` of the answer is a bearer credential with the rights of the secret, and it ends with the secret. Too
+    """The `session` of the answer is a bearer credential with the rights of the secret. It ends with the secret. Too
     many wrong secrets are refused with 429 and `Retry-After`."""
     address = request.client.host if request.client is not None else ""
     login = await services.logins.open(body.secret, address)
@@ -45,7 +45,9 @@ async def current(identity: Identified) -> answers.Identity:
 async def log_out(services: ServicesOf, request: Request, identity: Identified) -> Response:
     credential = bearer_token(request.headers)
     if identity.expires_at is None or credential is None:
-        raise ApiError(400, "not_a_login", "the credential is a token, not a login; DELETE /api/v1/tokens/{id} revokes a token")
+        raise ApiError(
+            400, "not_a_login", "the credential is a token, not a login; DELETE /api/v1/tokens/{id} revokes a token"
+        )
     await services.logins.close(credential)
     services.admissions.recheck()
     return Response(status_code=204)

@@ -59,10 +59,12 @@ async def create_token(services: ServicesOf, principal: ProjectAdministrator, bo
 
 @router.delete("/tokens/{token_id}", status_code=204, summary="Revoke a token")
 async def revoke_token(services: ServicesOf, principal: ProjectAdministrator, token_id: TokenId) -> Response:
-    """The token is refused from now on, on this server at once and on others within seconds. Its sockets are closed, and
-    its logins end."""
+    """The token is refused from now on: on this server at once, and on others within seconds. Its sockets are closed,
+    and its logins end."""
     if not await services.tokens.revoke(token_id, services.clock(), project=principal.project):
-        raise ApiError(404, "unknown_token", f"there is no token {token_id} to revoke; GET /api/v1/tokens lists the tokens")
+        raise ApiError(
+            404, "unknown_token", f"there is no token {token_id} to revoke; GET /api/v1/tokens lists the tokens"
+        )
     services.authenticator.forget()
     services.admissions.recheck()
     return Response(status_code=204)

@@ -17,7 +17,7 @@ infinities change nothing that they are not about. Bounded: of each rule a few n
 A rule begins when its condition held at `for_steps` values in a row, and ends when it did not hold at as many.
 
 >>> from client_sdk.vocabulary import Condition
-from server.rule import Rule
+>>> from server.rule import Rule
 >>> bank = RuleEvaluator()
 >>> rule = Rule(id="high", name="Loss is high", scalar="loss", condition=Condition.ABOVE, value=2.0)
 >>> bank.replace_rules((rule,), "1")
@@ -35,9 +35,10 @@ from typing import Final
 
 import msgspec
 
+from client_sdk.vocabulary import ChangeBy, Condition, Direction
 from server.detectors.rule_values import RuleValues
 from server.models import AlertKind, Finding, Sample
-from server.rule import ChangeBy, Condition, Direction, Rule
+from server.rule import Rule
 
 SNAPSHOT_VERSION: Final = 1
 POINTS: Final = 100

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from server.models import Layout, Sample
 from client_sdk.vocabulary import Reduce
+from server.models import Layout, Sample
 from server.rule import Rule
 
 LEADERS: Final = 3

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zipfile
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 
+from client_sdk import answers
 from server.exports import histogram_rows
 from server.exports.columns import Plan
 from server.exports.parquet import ParquetStream
@@ -40,7 +40,7 @@ class Archiver:
         self._alerts = alerts
 
     async def stream(
-        self, run: Mapping[str, Any], steps: RunSteps, *, progress: Progress | None = None
+        self, run: answers.RunSummary, steps: RunSteps, *, progress: Progress | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The file, piece by piece: steps and histograms as of when the walk began, events and alerts as of now.
 
@@ -52,9 +52,9 @@ class Archiver:
         members: tuple[tuple[str, AsyncIterator[bytes]], ...] = (
             (RUN, _whole(about)),
             (STEPS, self._exporter.stream(run, steps, Format.PARQUET, progress=progress)),
-            (HISTOGRAMS, self._histogram_table(run["id"], steps)),
-            (EVENTS, _lines(self._events.walk(run["id"]))),
-            (ALERTS, _lines(self._alerts.walk(run["id"]))),
+            (HISTOGRAMS, self._histogram_table(run.id, steps)),
+            (EVENTS, _lines(self._events.walk(run.id))),
+            (ALERTS, _lines(self._alerts.walk(run.id))),
         )
         async with contextlib.AsyncExitStack() as stack:
             for _, pieces in members:
@@ -95,7 +95,7 @@ async def _whole(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data
 
 
-async def _lines(found: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+async def _lines(found: AsyncGenerator[answers.ArchivedEvent | answers.Alert, None]) -> AsyncGenerator[bytes, None]:
     lines, size = [], 0
     async with contextlib.aclosing(found) as items:
         async for item in items:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from client_sdk import answers
 from server.models import Layout
 from server.storage.measurements.steps import RunSteps, Selection, StepChunk
 
@@ -38,8 +39,7 @@ Cube = NDArray[np.float32]
 class Plan:
     """The columns of one export, the same for all its rows."""
 
-    run: Mapping[str, Any]
-    """The run as GET /runs/{id} answers."""
+    run: answers.RunSummary
     scalars: tuple[str, ...]
     statistics: tuple[str, ...]
     layers: Mapping[int, tuple[str, ...]]
@@ -47,7 +47,7 @@ class Plan:
     sizes: Mapping[int, Mapping[str, int]]
 
     @classmethod
-    def of(cls, run: Mapping[str, Any], steps: RunSteps, selection: Selection) -> Plan:
+    def of(cls, run: answers.RunSummary, steps: RunSteps, selection: Selection) -> Plan:
         layers: dict[int, dict[str, None]] = {}
         sizes: dict[int, dict[str, int]] = {}
         statistics: dict[str, None] = {}
@@ -70,7 +70,7 @@ class Plan:
         kept = ("id", "project", "name", "state", "created_at", "last_step", "tags", "config", "optimizer")
         return {
             "format": FORMAT_VERSION,
-            "run": {key: self.run[key] for key in kept},
+            "run": {key: getattr(self.run, key) for key in kept},
             "layers": {str(rank): list(names) for rank, names in self.layers.items()},
             "sizes": {str(rank): dict(found) for rank, found in self.sizes.items()},
         }
@@ -134,7 +134,7 @@ class Plan:
     def _fixed(self, chunk: StepChunk, rows: NDArray[np.intp]) -> list[pa.Array[Any]]:
         n = len(rows)
         return [
-            pa.array([self.run["id"]] * n, pa.string()),
+            pa.array([self.run.id] * n, pa.string()),
             pa.array(np.full(n, chunk.attempt, np.int32)),
             pa.array(np.full(n, chunk.rank, np.int32)),
             pa.array(chunk.columns.steps[rows]),

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from client_sdk import answers
 from server.exports.columns import Plan
 from server.exports.parquet import ParquetStream
 from server.exports.sink import Sink
@@ -155,7 +156,7 @@ class Exporter:
 
     async def stream(
         self,
-        run: Mapping[str, Any],
+        run: answers.RunSummary,
         steps: RunSteps,
         form: Format,
         *,

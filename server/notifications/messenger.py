@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
-from typing import Any
 
+from client_sdk import answers
 from server.auth.secret_box import SecretBox
 from server.errors import SecretLostError
 from server.notification import Channel, ChannelKind
@@ -63,16 +63,16 @@ class Messenger:
         """Put a picture under a message of a Slack bot."""
         await self._bot(channel, self._secrets.open(channel.encrypted_secrets)["secret"]).show(picture, posted)
 
-    async def test(self, channel: Channel) -> dict[str, Any]:
+    async def test(self, channel: Channel) -> answers.ChannelTest:
         """Send a test message now, and say what the other side said."""
         message = channel_test_notification(str(uuid.uuid4()), channel.name, self.public_url, self._clock())
         started = asyncio.get_running_loop().time()
         answer = await self.deliver(channel, message)
-        return {
-            "ok": delivery_outcome(answer) is DeliveryOutcome.SENT,
-            "answer": str(answer),
-            "seconds": round(asyncio.get_running_loop().time() - started, 3),
-        }
+        return answers.ChannelTest(
+            ok=delivery_outcome(answer) is DeliveryOutcome.SENT,
+            answer=str(answer),
+            seconds=round(asyncio.get_running_loop().time() - started, 3),
+        )
 
     def _bot(self, channel: Channel, token: str) -> SlackBot:
         return SlackBot(self._outbound, token, str(channel.settings.get("channel", "")), self._slack_api_url)

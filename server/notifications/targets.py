@@ -19,7 +19,12 @@ LOCAL_SCHEMAS: Final = frozenset({"dbus", "gio", "glib", "gnome", "kde", "qt", "
 
 
 class TargetError(ValueError):
-    """The secret or the settings of a channel cannot work; the text says what to do."""
+    """The secret or a setting of a channel cannot work; the text says what to do."""
+
+    def __init__(self, reason: str, field: str = "secret") -> None:
+        """``field``: path of the field at fault, "secret" or "settings.…"."""
+        super().__init__(reason)
+        self.field = field
 
 
 def new_signing_key() -> str:
@@ -33,7 +38,8 @@ def check_target(kind: ChannelKind, secret: str, settings: Mapping[str, Any], *,
         if not secret.startswith("xoxb-") or not secret.isascii() or not secret.isprintable() or " " in secret:
             raise TargetError("give the bot token of a Slack app; it begins with xoxb-")
         if not settings.get("channel"):
-            raise TargetError("give settings.channel, the id (C…) or the name of the Slack channel to post in")
+            message = "give settings.channel, the id (C…) or the name of the Slack channel to post in"
+            raise TargetError(message, "settings.channel")
         return
     if kind is ChannelKind.APPRISE:
         _check_apprise(secret, allow_private=allow_private)

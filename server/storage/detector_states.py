@@ -11,10 +11,11 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from client_sdk import answers
 from client_sdk.protocol import Alert
 from server.models import Event, Progress, RunState
 from server.schema import alerts, events, monitors, runs
-from server.storage.alerts import alert_json
+from server.storage.alerts import alert_answer
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
 from server.storage.id_list import padded
 from server.storage.outbox import enqueue, levels_before
@@ -53,7 +54,7 @@ class DetectorStateSave:
 class SavedDetectorState:
     """What came of a save."""
 
-    alerts: Sequence[dict[str, Any]] | None
+    alerts: Sequence[answers.Alert] | None
     """Those that changed, as the API shows them. None: nothing is stored, because somebody else has saved meanwhile, a
     follower on another server that is ahead."""
 
@@ -142,7 +143,7 @@ def _parameters(run_id: str, values: dict[str, Any]) -> dict[str, Any]:
     return {"of_run": run_id, **{f"to_{name}": value for name, value in values.items()}}
 
 
-async def _tell(connection: AsyncConnection, save: DetectorStateSave) -> list[dict[str, Any]]:
+async def _tell(connection: AsyncConnection, save: DetectorStateSave) -> list[answers.Alert]:
     """Store the events and the alerts that changed, and note whom to tell of them. Most saves have none."""
     if save.happened:
         await connection.execute(
@@ -184,6 +185,6 @@ async def _tell(connection: AsyncConnection, save: DetectorStateSave) -> list[di
         stored = await connection.execute(
             insert.on_conflict_do_update(index_elements=[alerts.c.id], set_=held).returning(alerts)
         )
-        shown.append(alert_json(stored.one()))
+        shown.append(alert_answer(stored.one()))
     await enqueue(connection, save.run_id, known, save.changed, save.now)
     return shown

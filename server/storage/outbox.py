@@ -265,7 +265,10 @@ class OutboxStore:
             .order_by(outbox.c.id)
         )
         async with self._database.read() as connection:
-            return [msgspec.convert(row, answers.Notification, from_attributes=True) for row in await connection.execute(query)]
+            return [
+                msgspec.convert(row, answers.Notification, from_attributes=True)
+                for row in await connection.execute(query)
+            ]
 
     async def next_due(self) -> float | None:
         """When there is something to do next, None where nothing waits."""

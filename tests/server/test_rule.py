@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from client_sdk.vocabulary import Condition, Reduce
 from server.errors import RuleFieldError
 from server.models import AlertLevel
-from client_sdk.vocabulary import Condition, Reduce
 from server.rule import Rule, RuleSet
 
 

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.detectors.rule_evaluator import RuleEvaluator
 from server.models import Finding, Layout, Sample
-from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.rule import Rule
 from tests.support import streams
 
