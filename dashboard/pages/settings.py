@@ -9,10 +9,10 @@ from typing import Any, Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Channel, Digest, Notifications, QuietHours, RunSummary, Silence, Token
 from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel
 from dashboard import ids
 from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
-from dashboard.models import Channel, Digest, Notifications, QuietHours, RunSummary, Silence, Token
 from dashboard.numbers import duration, exact
 
 CHANNEL_FORM: Final = "channel"
@@ -97,7 +97,7 @@ def _channel(channel: Channel, now: float, said: str) -> Component:
         state.append(html.P(channel.disabled_reason, className="danger"))
     elif channel.last_error:
         state.append(html.P(f"last error: {channel.last_error}", className="warn"))
-    if channel.signing_key is not None:
+    if channel.signing_key:
         state.append(html.P(["Signing key, shown this once: ", html.Code(channel.signing_key)], className="warn key"))
     return html.Div(
         [

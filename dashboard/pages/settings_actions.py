@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import msgspec
 
+from client_sdk.answers import Channel, Notifications, Token
 from dashboard import ids
 from dashboard.client import ApiRefusedError
 from dashboard.forms.actions import ActionContext, FormAction, Handler, Properties, form_result
 from dashboard.forms.fields import optional
-from dashboard.models import Channel, Notifications, Token
 from dashboard.pages import settings
 from dashboard.pages.settings_live import forms
 
@@ -108,7 +108,7 @@ async def _silence_list(context: ActionContext, found: Notifications) -> Propert
 
 async def create_token(action: FormAction, context: ActionContext) -> Properties:
     """Create a token and show its secret once."""
-    made = await context.client.make_token(
+    made = await context.client.create_token(
         scope=action.fields.get("scope", ""),
         project=optional(action.fields, "project"),
         label=action.fields.get("label", "").strip(),

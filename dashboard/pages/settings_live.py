@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from client_sdk.answers import Channel, Notifications, RunSummary
 from dashboard import ids
 from dashboard.client import ApiClient
-from dashboard.models import Channel, Notifications, RunSummary
 from dashboard.pages import settings
 from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update

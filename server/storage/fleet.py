@@ -51,7 +51,7 @@ class FleetQuery:
             rows = await connection.execute(
                 select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.rank, attempts.c.attempt)
             )
-            found = tuple(msgspec.convert(row, answers.Attempt, from_attributes=True) for row in rows)
+            found = tuple(msgspec.convert(row, answers.Attempt, from_attributes=True) for row in rows.mappings())
         statistics: dict[str, None] = {}
         for item in stored:
             statistics.update(dict.fromkeys(item.layout.statistics))

@@ -267,7 +267,7 @@ class OutboxStore:
         async with self._database.read() as connection:
             return [
                 msgspec.convert(row, answers.Notification, from_attributes=True)
-                for row in await connection.execute(query)
+                for row in (await connection.execute(query)).mappings()
             ]
 
     async def next_due(self) -> float | None:

@@ -59,9 +59,8 @@ class TokenStore:
         if project is not None:
             query = query.where(tokens.c.project == project)
         async with self._database.read() as connection:
-            return [
-                msgspec.convert(row, answers.Token, from_attributes=True) for row in await connection.execute(query)
-            ]
+            rows = (await connection.execute(query)).mappings()
+            return [msgspec.convert(row, answers.Token, from_attributes=True) for row in rows]
 
     async def touch(self, token_id: int, now: float) -> None:
         """Note that the token was used."""

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from client_sdk.answers import Channel, Lead, Notifications, Precision, Silence
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
 from dashboard.forms.actions import FormActions, parse_form_action
 from dashboard.forms.fields import FieldError
-from dashboard.models import Channel, Lead, Notifications, Precision, Silence
 from dashboard.pages.alerts import precision
 from dashboard.pages.registry import PAGES
 from dashboard.pages.settings import channel_body, channels, quiet_hours, silence, silences
