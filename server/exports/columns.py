@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ class Plan:
         kept = ("id", "project", "name", "state", "created_at", "last_step", "tags", "config", "optimizer")
         return {
             "format": FORMAT_VERSION,
-            "run": {key: getattr(self.run, key) for key in kept},
+            "run": {key: msgspec.to_builtins(getattr(self.run, key)) for key in kept},
             "layers": {str(rank): list(names) for rank, names in self.layers.items()},
             "sizes": {str(rank): dict(found) for rank, found in self.sizes.items()},
         }

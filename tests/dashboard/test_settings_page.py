@@ -102,16 +102,21 @@ RULE = {"name": "n", "watches": "scalar", "scalar": "loss", "condition": "above"
 
 
 @pytest.mark.parametrize(
-    ("message", "fields"),
+    ("message", "field", "fields"),
     [
-        ("value: a finite number", {"value": "a finite number"}),
-        ("rules.0.scalar: which one?", {"scalar": "which one?"}),
-        ("something else entirely", {"": "something else entirely"}),
-        ("nowhere: to be seen", {"": "nowhere: to be seen"}),
+        ("value: a finite number", "value", {"value": "a finite number"}),
+        ("rules.0.scalar: which one?", "rules.0.scalar", {"scalar": "which one?"}),
+        ("which one?", "scalar", {"scalar": "which one?"}),
+        ("something else entirely", None, {"": "something else entirely"}),
+        ("value: a finite number", None, {"": "value: a finite number"}),
+        ("nowhere: to be seen", "nowhere", {"": "nowhere: to be seen"}),
     ],
 )
-async def test_a_refusal_is_shown_at_its_field_or_at_the_foot_of_the_form(message: str, fields: dict[str, str]) -> None:
-    api = Api(httpx.Response(400, json={"error": "invalid_rule", "message": message}))
+async def test_a_refusal_is_shown_at_its_field_or_at_the_foot_of_the_form(
+    message: str, field: str | None, fields: dict[str, str]
+) -> None:
+    refusal = {"error": "invalid_rule", "message": message} | ({} if field is None else {"field": field})
+    api = Api(httpx.Response(400, json=refusal))
     shown = await do(api, "save-rule", "rule", **RULE)
     assert shown[ids.FORM_RESULT]["data"]["errors"] == fields
     assert ids.RULE_EDITOR not in shown, "what was typed must stay"
