@@ -335,12 +335,45 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     """State of each dependency: "ok", or what is wrong."""
 
 
+class ChannelField(msgspec.Struct, frozen=True, kw_only=True):
+    """An input field of the form in which a channel is entered."""
+
+    name: str
+    """Key of the value in the channel, or in its settings if `in_settings` is true."""
+    label: str
+    type: Literal["text", "boolean"]
+    in_settings: bool
+    secret: bool
+    """Whether the value is a credential, which is never returned."""
+    required: bool
+    default: bool | None
+    advanced: bool
+    """Whether a form may leave the field out."""
+    placeholder: str
+    help: str
+
+
+class ChannelKind(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of channel."""
+
+    name: str
+    label: str
+    fields: tuple[ChannelField, ...]
+
+
+class ChannelKinds(msgspec.Struct, frozen=True, kw_only=True):
+    """The kinds of channels in the order in which they are offered."""
+
+    kinds: tuple[ChannelKind, ...]
+
+
 class Channel(msgspec.Struct, frozen=True, kw_only=True):
     """A destination of notifications. Its secrets are never shown."""
 
     id: str
     name: str
     kind: str
+    """Name of a kind of channel; GET /channels/kinds lists the kinds."""
     target: str = ""
     """Hint at the destination, without any secret."""
     project: str | None = None

@@ -25,7 +25,7 @@
   }
 
   function clear(form) {
-    for (const place of form.querySelectorAll(".field-error")) place.textContent = "";
+    for (const output of form.querySelectorAll(".field-error")) output.textContent = "";
     for (const control of form.querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
   }
 
@@ -39,10 +39,10 @@
     for (const [name, text] of Object.entries(data.errors || {})) {
       const control = form.querySelector(`[name="${CSS.escape(name)}"]`);
       const field = control && control.closest(".field");
-      const place = (field && field.querySelector(".field-error")) || form.querySelector(".form-error");
-      place.textContent = place.classList.contains("form-error") && name ? `${name}: ${text}` : text;
+      const output = (field && field.querySelector(".field-error")) || form.querySelector(".form-error");
+      output.textContent = output.classList.contains("form-error") && name ? `${name}: ${text}` : text;
       if (control) control.setAttribute("aria-invalid", "true");
-      first = first || control || place;
+      first = first || control || output;
     }
     form.querySelector(".form-message").textContent = data.message || "";
     if (first && first.scrollIntoView) first.scrollIntoView({block: "nearest"});

@@ -25,7 +25,7 @@ CEILING = 3.0
 """Multiple of the limit above which a transient may leave the vertical range."""
 RECENT = 20
 """Number of newest values that the vertical range always contains."""
-LABEL_PLACES = (0.0, 0.2, 0.4, 0.6, 0.1, 0.3, 0.5)
+LABEL_POSITIONS = (0.0, 0.2, 0.4, 0.6, 0.1, 0.3, 0.5)
 """Candidate positions of the limit's label as shares of the width; the first free one is used."""
 STRIP_SHARE = 0.075  # height of the strip as a share of the figure
 GAP_SHARE = 0.135  # share of the height for the step labels between curves and strip
@@ -196,12 +196,12 @@ def _limit_label(
     extent: tuple[float, float],
     frame: Frame,
 ) -> dict[str, Any]:
-    """Return the label of the limit, placed on its line where it covers the least of the curves."""
+    """Return the label of the limit, placed on its line where it covers the curves least."""
     steps, values = limit
     width = frame.step_to - frame.step_from
-    best, fewest = LABEL_PLACES[0], math.inf
-    for place in LABEL_PLACES:
-        start = frame.step_from + place * width
+    best, fewest = LABEL_POSITIONS[0], math.inf
+    for position in LABEL_POSITIONS:
+        start = frame.step_from + position * width
         level = math.log10(_at(steps, values, start))
         # During warm-up the limit may lie above the range; the label then belongs where the line is visible.
         hits = 0 if extent[0] <= level <= extent[1] - 0.1 * (extent[1] - extent[0]) else 1000
@@ -210,7 +210,7 @@ def _limit_label(
             high = np.interp(under, along, np.log10(heights))
             hits += int(np.count_nonzero((high > level) & (high < level + 0.14 * (extent[1] - extent[0]))))
         if hits < fewest:
-            best, fewest = place, hits
+            best, fewest = position, hits
     at = frame.step_from + best * width
     words = f"2/η = {exact(_at(steps, values, at))}"
     if float(values.max()) > 1.02 * float(values.min()):

@@ -90,7 +90,7 @@ def _middles(data: Heatmap) -> NDArray[np.int64]:
 
 
 def _nonfinite(data: Heatmap, frame: Frame) -> list[dict[str, Any]]:
-    """A cross on every cell with values that are not finite: they have no colour, and must not look unmeasured."""
+    """Return a cross for each cell with values that are not finite, which would otherwise look unmeasured."""
     if not data.nonfinite:
         return []
     labels = _categories(data.layers)
@@ -109,7 +109,7 @@ def _nonfinite(data: Heatmap, frame: Frame) -> list[dict[str, Any]]:
 
 def _colour_bar(scale: ColourScale, frame: Frame) -> dict[str, Any]:
     """Return an invisible point with the colour bar, whose axis may be in decades while the cells hold raw values."""
-    places, words = colour_bar_ticks(scale)
+    positions, words = colour_bar_ticks(scale)
     return {
         "type": "scatter",
         "x": [None],
@@ -124,7 +124,7 @@ def _colour_bar(scale: ColourScale, frame: Frame) -> dict[str, Any]:
             "showscale": not frame.narrow,
             "colorbar": {
                 "thickness": 9, "len": 1, "lenmode": "fraction", "y": 0.5, "yanchor": "middle", "x": 1, "xpad": 10,
-                "ypad": 0, "outlinewidth": 0, "tickmode": "array", "tickvals": places, "ticktext": words,
+                "ypad": 0, "outlinewidth": 0, "tickmode": "array", "tickvals": positions, "ticktext": words,
                 "tickfont": {"size": 10, "color": frame.palette.muted}, "ticks": "", "ticklabelposition": "outside",
             },
         },

@@ -61,11 +61,11 @@ def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, 
     taken: list[float] = []
 
     def label(step: float, text: str) -> None:
-        place = (step - frame.step_from) / width
-        if not labelled or any(abs(place - other) < LABEL_GAP * max(1, len(text) / 8) for other in taken):
+        position = (step - frame.step_from) / width
+        if not labelled or any(abs(position - other) < LABEL_GAP * max(1, len(text) / 8) for other in taken):
             return
-        taken.append(place)
-        right_half = place > (0.7 if frame.narrow else 0.86)
+        taken.append(position)
+        right_half = position > (0.7 if frame.narrow else 0.86)
         notes.append(
             {
                 "x": step, "y": 1, "xref": "x", "yref": "paper", "text": text, "showarrow": False,

@@ -54,7 +54,7 @@ def rule_backtest_figure(run: RunBacktest, rule: Mapping[str, Any], theme: str, 
     limit = rule.get("value")
     if rule.get("condition") in ("above", "below") and isinstance(limit, int | float):
         if not logarithmic or limit > 0:
-            place = float(np.log10(limit)) if logarithmic else float(limit)
+            position = float(np.log10(limit)) if logarithmic else float(limit)
             shapes.append(
                 {
                     "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": limit, "y1": limit,
@@ -63,7 +63,7 @@ def rule_backtest_figure(run: RunBacktest, rule: Mapping[str, Any], theme: str, 
             )  # fmt: skip
             notes.append(
                 {
-                    "xref": "paper", "x": 1, "y": place, "xanchor": "right", "yanchor": "bottom", "showarrow": False,
+                    "xref": "paper", "x": 1, "y": position, "xanchor": "right", "yanchor": "bottom", "showarrow": False,
                     "text": f"{rule['condition']} {exact(float(limit))}",
                     "font": {"size": 11, "color": colours.danger},
                 }

@@ -39,8 +39,11 @@ class ColourScale:
     """Colours of the values from `low` to `high`."""
 
     low: float
+    """Value of the first colour."""
     high: float
+    """Value of the last colour."""
     logarithmic: bool
+    """Whether the colours are spread over decades."""
     bar: tuple[tuple[float, str], ...]
     """Colour scale of the colour bar for Plotly; its axis is in decades if `logarithmic`."""
     stops: tuple[tuple[float, str], ...]
@@ -93,7 +96,7 @@ def colour_bar_ticks(scale: ColourScale) -> tuple[list[float], list[str]]:
         marks = [(float(e), _decade(e)) for e in exponents]
     else:
         marks = [(float(x), f"{x:.3g}") for x in np.linspace(low, high, 5)]
-    return [min(max(place, low + inset), high - inset) for place, _ in marks], [words for _, words in marks]
+    return [min(max(position, low + inset), high - inset) for position, _ in marks], [words for _, words in marks]
 
 
 def _decade(exponent: int) -> str:
@@ -111,21 +114,21 @@ def _scale(
 ) -> ColourScale:
     """Return the scale between two positions on the axis of the colour bar, which are exponents if ``logarithmic``.
 
-    ``centre``: position of the middle of the ramp; None places it half way. The scale has many stops, because Plotly
+    ``centre``: position of the middle of the ramp; None puts it half way. The scale has many stops, because Plotly
     interpolates the colours of cells over raw values.
     """
     middle = (low + high) / 2 if centre is None else centre
-    places = np.unique(np.append(np.linspace(low, high, _STOPS), middle))
-    below, above = (places - middle) / (middle - low), (places - middle) / (high - middle)
-    shares = 0.5 + 0.5 * np.where(places < middle, below, above)
+    positions = np.unique(np.append(np.linspace(low, high, _STOPS), middle))
+    below, above = (positions - middle) / (middle - low), (positions - middle) / (high - middle)
+    shares = 0.5 + 0.5 * np.where(positions < middle, below, above)
     colours = sample_colorscale(list(ramp), shares.tolist())
-    raw = 10.0**places if logarithmic else places
+    raw = 10.0**positions if logarithmic else positions
 
     def stops(axis: NDArray[np.float64]) -> tuple[tuple[float, str], ...]:
         along = (axis - axis[0]) / (axis[-1] - axis[0])
         along[0], along[-1] = 0.0, 1.0
-        return tuple((float(place), colour) for place, colour in zip(along, colours, strict=True))
+        return tuple((float(position), colour) for position, colour in zip(along, colours, strict=True))
 
     return ColourScale(
-        low=float(raw[0]), high=float(raw[-1]), logarithmic=logarithmic, bar=stops(places), stops=stops(raw)
+        low=float(raw[0]), high=float(raw[-1]), logarithmic=logarithmic, bar=stops(positions), stops=stops(raw)
     )

@@ -68,9 +68,9 @@ def kind_words(alert: Alert) -> str:
 
 def single(alert: Alert, run_name: str, now: float) -> list[Component]:
     """Return the page of one alert: the link to its run, buttons if it is open, and the full card."""
-    place = f"Open the run {run_name} at step {count(alert.step)}"
+    words = f"Open the run {run_name} at step {count(alert.step)}"
     parts: list[Component | None] = [
-        html.P(dcc.Link(place, href=f"/runs/{alert.run_id}?step={alert.step}"), className="lead"),
+        html.P(dcc.Link(words, href=f"/runs/{alert.run_id}?step={alert.step}"), className="lead"),
         _buttons(alert, now) if alert.is_open else html.P(f"Settled: {result(alert)}", className="note"),
         _open_card(alert),
         html.Section(_advice(alert), className="card advice-card") if alert.advice and alert.is_open else None,

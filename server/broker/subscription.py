@@ -26,6 +26,11 @@ class Subscription:
         self._arrived = asyncio.Event()
         self._dropped: Delivery | None = None
 
+    @property
+    def queued(self) -> int:
+        """Number of deliveries that wait for the subscriber."""
+        return len(self._queue)
+
     def offer(self, delivery: Delivery) -> None:
         """Add a delivery without waiting."""
         if len(self._queue) >= self._capacity:

@@ -1,25 +1,29 @@
-"""What to try, best fit first. Remedies conflict, so the list branches on the evidence (docs/science.md).
+"""Advice for a cause: what to try, in the order of fit. Remedies conflict, so the list follows the evidence.
 
-ε up where curvature along stale directions is the cause, ε down where gradients sank under ε; β2 down where v forgets
-too slowly, but not in an optimizer that has none.
+Where curvature along stale directions is the cause, ε goes up; where gradients sank below ε, it goes down. β2 goes down
+where v forgets too slowly, but not in an optimizer without β2. The reasons are in docs/science.md.
+
+>>> advice_before_spike(Cause.LEARNING_RATE, Reading(step=1))[0]
+'Save a checkpoint now'
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from server.detectors.signals import Reading
 from server.models import Cause
 
-CHECKPOINT = "Save a checkpoint now"
-ONE_AT_A_TIME = "Change one thing at a time"
+CHECKPOINT: Final = "Save a checkpoint now"
 
 
 def advice_before_spike(cause: Cause, reading: Reading) -> tuple[str, ...]:
-    """For a spike that is still to come."""
+    """Return the advice for a spike that is still to come, beginning with a checkpoint."""
     return (CHECKPOINT, *_remedies(cause, reading))
 
 
 def advice_after_spike(cause: Cause, reading: Reading) -> tuple[str, ...]:
-    """For a spike that is under way or over."""
+    """Return the advice for a spike that is in progress or over."""
     if cause is Cause.BAD_BATCH:
         return _remedies(cause, reading)
     return (

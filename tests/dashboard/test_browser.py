@@ -106,8 +106,8 @@ def test_fleet_asks_anew_when_an_update_was_overtaken(visit: Visit, api: Fixture
     expect(row.locator(".sub")).to_contain_text("599 steps")
     # A store keeps one value, so the browser receives only the second of two updates at once.
     page.evaluate("""() => {
-        const place = window.dash_clientside.spikewatch, draw = place.fleet;
-        place.fleet = (update) => { if (update) { place.fleet = draw; document.body.dataset.overtaken = "yes"; } };
+        const own = window.dash_clientside.spikewatch, draw = own.fleet;
+        own.fleet = (update) => { if (update) { own.fleet = draw; document.body.dataset.overtaken = "yes"; } };
     }""")
     api.call(lambda: api.advance("tanh-net", 50))
     expect(page.locator("body[data-overtaken]")).to_have_count(1)
@@ -137,14 +137,14 @@ def test_run_page_shows_its_panels_on_one_axis(visit: Visit) -> None:
     assert wide_enough(page)
 
 
-def test_a_messages_link_shows_what_is_around_its_step(visit: Visit) -> None:
+def test_a_notifications_link_shows_the_steps_around_its_own(visit: Visit) -> None:
     page = visit.open("/runs/tanh-net?step=400")
     page.wait_for_function(PLOTTED)
     expect(page.locator("#follow")).to_be_visible()
     assert page.evaluate(RANGES)[0] == [250, 550]
 
 
-def test_a_messages_buttons_lead_to_one_alert(visit: Visit) -> None:
+def test_a_notifications_buttons_lead_to_one_alert(visit: Visit) -> None:
     page = visit.open("/alerts/tanh-net-prediction?do=acknowledge")
     expect(page.locator(".alert .headline")).to_have_text("Step 712 between 698 and 730")
     expect(page.get_by_role("link", name="Open the run tanh-net")).to_be_visible()

@@ -18,7 +18,7 @@ def test_this_version_of_dash_was_checked() -> None:
     minor = ".".join(dash.__version__.split(".")[:2])
     assert minor in CHECKED_VERSIONS, (
         f"Dash {dash.__version__} was not checked, only {sorted(CHECKED_VERSIONS)}. Check that (1) the functions of "
-        "dashboard/dash_private.py still do what they say, (2) ctx.websocket still has the methods of "
+        "dashboard/dash_private.py still do what their docstrings promise, (2) ctx.websocket still has the methods of "
         "dashboard.stream.session.PageSocket, (3) the renderer still opens its websocket in a SharedWorker, which "
         "dashboard/assets/early.js replaces, and posts it the messages connected and disconnected, and (4) "
         "tests/dashboard/test_browser.py passes. Then add the version to CHECKED_VERSIONS."

@@ -110,7 +110,9 @@ def test_figures_survive_having_no_data() -> None:
         assert plain(loss_figure(series, Marks(), FRAME))["layout"]["yaxis"]["range"] == [0.0, 1.0]
     assert any("closure=" in text for text in texts(plain(curvature_figure({}, [], Marks(), FRAME))))
     empty = plain(curvature_figure({}, [], Marks(), FRAME))
-    assert any(trace.get("yaxis", "y") == "y" for trace in empty["data"])  # or the curves' place is not laid out
+    assert any(
+        trace.get("yaxis", "y") == "y" for trace in empty["data"]
+    )  # otherwise Plotly does not lay out the axes of the curves
     assert empty["layout"]["yaxis"]["showticklabels"] is False
     missing = plain(heatmap_figure(None, Marks(), FRAME, stat="bimodality", logarithmic=True))
     assert texts(missing) == ["bimodality of r: not measured in these steps"]

@@ -132,7 +132,7 @@ def test_a_wrong_secret_logs_nobody_in(browser: httpx.Client) -> None:
     answer = browser.get("/?token=wrong")
     assert answer.status_code == 401
     assert "session" not in answer.headers["set-cookie"]
-    assert "opens nothing here" in answer.text
+    assert "is not valid here" in answer.text
 
 
 def test_the_form_of_another_site_logs_nobody_in(browser: httpx.Client, embedded: RunningServer, url: str) -> None:
@@ -209,7 +209,7 @@ def test_many_wrong_passwords_are_slowed_down_by_address_and_never_keep_a_token_
         answer = submit(browser, PASSWORD)
         assert answer.status_code == 429
         assert 0 < int(answer.headers["retry-after"]) <= 100
-        assert re.search(r"Too many wrong tries; wait \d+ s", answer.text)
+        assert re.search(r"Too many failed attempts; wait \d+ s", answer.text)
         assert submit(browser, running.token).status_code == 303, "a token cannot be guessed"
         browser.cookies.clear()
         browser.headers["X-Forwarded-For"] = "203.0.113.8"

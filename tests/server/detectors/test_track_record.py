@@ -9,7 +9,16 @@ from msgspec.structs import replace
 
 from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
-from server.detectors.track_record import LEAST_DUE, MANY, MARGIN, MOST, PAUSE, SILENT, TOLERATED, TrackRecord
+from server.detectors.track_record import (
+    MARGIN,
+    MAX_MISSES,
+    MAX_WATCHES,
+    MIN_DUE,
+    PAUSE,
+    SILENT,
+    TOLERATED,
+    TrackRecord,
+)
 from server.models import Alert, AlertKind, AlertLevel, Finding, Sample
 from tests.support import streams
 
@@ -22,7 +31,7 @@ def pretend(record: TrackRecord, claims: int, *, true: bool = False) -> None:
     """Warnings of ten steps each, loud or not; a spike, where they are ``true``, after fifty."""
     for _ in range(claims):
         start = record.last_step + 1
-        for step in range(start, start + 2 * LEAST_DUE):
+        for step in range(start, start + 2 * MIN_DUE):
             came = AlertLevel.WARNING if true and step == start + 50 else None
             record.update(step, AlertLevel.CRITICAL if step < start + 10 else None, due=None, spike=came)
 
@@ -64,9 +73,9 @@ def test_each_pause_is_twice_the_one_before_up_to_a_bound() -> None:
         if record.claims.misses > before:
             loud.append(step)
     pauses = [late - early for early, late in zip(loud[TOLERATED - 1 :], loud[TOLERATED:], strict=False)]
-    assert all(PAUSE * 2**n <= pause <= PAUSE * 2**n + 2 * (LEAST_DUE + MARGIN + 1) for n, pause in enumerate(pauses))
-    assert len(loud) == MOST
-    assert record.claims.misses == MOST
+    assert all(PAUSE * 2**n <= pause <= PAUSE * 2**n + 2 * (MIN_DUE + MARGIN + 1) for n, pause in enumerate(pauses))
+    assert len(loud) == MAX_MISSES
+    assert record.claims.misses == MAX_MISSES
 
 
 def test_a_claim_that_comes_true_ends_the_pause_told_or_not() -> None:
@@ -96,7 +105,7 @@ def test_a_small_spike_settles_a_claim_without_a_word() -> None:
     pretend(record, 1)
     record.update(1_001, AlertLevel.WARNING, due=None, spike=None)
     record.update(1_010, None, due=None, spike=AlertLevel.WATCH)
-    record.update(1_010 + 2 * LEAST_DUE, None, due=None, spike=None)
+    record.update(1_010 + 2 * MIN_DUE, None, due=None, spike=None)
     assert record.claims.misses == 1
 
 
@@ -108,8 +117,8 @@ def test_watches_that_pass_fall_silent_and_count_for_nothing_else() -> None:
         record.update(step, AlertLevel.WATCH if step % 50 < 25 else "", due=None, spike=None)
         if step % 50 == 0:
             heard.append(record.tempered(watch) is not None)
-    assert all(heard[: MANY - 1])
-    assert sum(heard) <= MANY + 5
+    assert all(heard[: MAX_WATCHES - 1])
+    assert sum(heard) <= MAX_WATCHES + 5
     assert record.tempered(WARNING) == WARNING
 
 

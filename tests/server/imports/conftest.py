@@ -1,4 +1,4 @@
-"""An importer over a database of its own."""
+"""Fixtures: an importer with its own database."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """What comes in and goes out of one database."""
+    """Imports into one database, and exports from it."""
 
     database: Database
     importer: Importer
     notes: list[str]
 
-    async def bring(self, path: Path, step_column: str | None = None, **options: Any) -> list[Imported]:
-        """Import everything below a path."""
+    async def import_all(self, path: Path, step_column: str | None = None, **options: Any) -> list[Imported]:
+        """Import all logs below a path."""
         return [
-            await self.importer.bring(logged, **options)
+            await self.importer.import_run(logged, **options)
             for _, opener in discover(path, step_column, self.notes.append)
             for logged in opener()
         ]
@@ -70,7 +70,7 @@ class Workshop:
         return path
 
     async def table(self, run_id: str, folder: Path) -> pa.Table:
-        """The run as its Parquet export shows it, without its id."""
+        """The rows of the run's Parquet export, without the column of its id."""
         return pq.read_table(await self.export(run_id, folder / f"{run_id}.parquet")).drop_columns(["run"])
 
 
