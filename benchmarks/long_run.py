@@ -21,7 +21,7 @@ from server.pyramid.tiles import CAPACITY, FAN_IN, span_of_records
 from server.schema import attempts, scalars, spans, writers
 from server.storage.database import Database
 from server.storage.measurements.compaction import Compactor
-from server.storage.measurements.spans import SpanStore, Stream
+from server.storage.measurements.spans import AttemptSegments, SpanStore
 from server.storage.runs import RunStore
 
 STATISTICS = ("grad_norm", "update_norm", "v_rms", "u_rms")
@@ -93,7 +93,7 @@ class LongRun:
             await connection.execute(
                 update(writers).where(writers.c.id == writer.writer_id).values(last_seq=steps, state="finished")
             )
-        stream = Stream(
+        group = AttemptSegments(
             run_id=run_id,
             writer_id=writer.writer_id,
             rank=0,
@@ -108,7 +108,7 @@ class LongRun:
         began = time.monotonic()
         for number, start in enumerate(range(0, steps, CAPACITY)):
             draft = span_of_records(self.columns(start, min(start + CAPACITY, steps)), start + 1)
-            if not await store.replace_segments(stream, [], [draft]):
+            if not await store.replace_segments(group, [], [draft]):
                 raise RuntimeError("the run is there already")
             if (number + 1) % FAN_IN == 0:
                 await compactor.build_levels(run_id)

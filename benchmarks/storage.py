@@ -20,7 +20,7 @@ from server.pyramid.blobs import pack
 from server.pyramid.columns import BlockColumns, Columns, ScalarColumn, pack_array
 from server.pyramid.tiles import CAPACITY, span_of_records
 from server.storage.measurements.compaction import Compactor
-from server.storage.measurements.spans import SpanStore, Stream
+from server.storage.measurements.spans import AttemptSegments, SpanStore
 from server.storage.runs import RunStore
 
 Codec = Callable[[NDArray[np.float32]], bytes]
@@ -56,7 +56,7 @@ async def levels(recording: Recording, cube: NDArray[np.float32]) -> list[tuple[
         layout = Layout(id=0, layers=recording.layers, statistics=recording.statistics)
         hello = Hello(version=1, run_id="run", writer="w", project="p", layouts=(layout,))
         writer = await RunStore(database).register(hello, 0.0)
-        stream = Stream(
+        group = AttemptSegments(
             run_id="run",
             writer_id=writer.writer_id,
             rank=0,
@@ -86,7 +86,7 @@ async def levels(recording: Recording, cube: NDArray[np.float32]) -> list[tuple[
                     ),
                 ),
             )
-            await store.replace_segments(stream, [], [span_of_records(columns, start + 1)])
+            await store.replace_segments(group, [], [span_of_records(columns, start + 1)])
         await Compactor(store, 1.0).build_levels("run")
         return await sizes_of_levels(database)
 

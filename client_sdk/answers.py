@@ -305,7 +305,7 @@ class Lead(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True):
-    """How the predictions above the level watch turned out."""
+    """Outcomes of the predictions above the level watch."""
 
     settled: int = 0
     """Number of predictions with an outcome."""
@@ -341,16 +341,16 @@ class ChannelField(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Key of the value in the channel, or in its settings if `in_settings` is true."""
     label: str
-    type: Literal["text", "boolean"]
-    in_settings: bool
-    secret: bool
+    type: Literal["text", "boolean"] = "text"
+    in_settings: bool = False
+    secret: bool = False
     """Whether the value is a credential, which is never returned."""
-    required: bool
-    default: bool | None
-    advanced: bool
+    required: bool = False
+    default: bool | None = None
+    advanced: bool = False
     """Whether a form may leave the field out."""
-    placeholder: str
-    help: str
+    placeholder: str = ""
+    help: str = ""
 
 
 class ChannelKind(msgspec.Struct, frozen=True, kw_only=True):
@@ -358,7 +358,7 @@ class ChannelKind(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     label: str
-    fields: tuple[ChannelField, ...]
+    fields: tuple[ChannelField, ...] = ()
 
 
 class ChannelKinds(msgspec.Struct, frozen=True, kw_only=True):
@@ -395,7 +395,7 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Channels(msgspec.Struct, frozen=True, kw_only=True):
-    """All channels."""
+    """List of all channels."""
 
     channels: tuple[Channel, ...]
 

@@ -15,6 +15,8 @@ from client_sdk.answers import (
     Alert,
     Backtest,
     Channel,
+    ChannelKind,
+    ChannelKinds,
     Channels,
     ChannelTest,
     Error,
@@ -210,6 +212,10 @@ class ApiClient:
     async def channels(self) -> list[Channel]:
         """Return all channels."""
         return list((await self._get("/channels", Channels)).channels)
+
+    async def channel_kinds(self) -> list[ChannelKind]:
+        """Return the kinds of channels with the fields of their forms."""
+        return list((await self._get("/channels/kinds", ChannelKinds)).kinds)
 
     async def put_channels(self, channels: Sequence[Mapping[str, Any]]) -> list[Channel]:
         """Replace all channels. A channel with an id and without a secret keeps its secret."""

@@ -17,10 +17,14 @@
     return fields;
   }
 
-  // The stylesheet shows or hides fields by the choices, which it reads from attributes of the form.
+  // The choices decide which fields are shown: by attributes of the form, which the stylesheet reads, and by the
+  // condition that an element carries.
   function choose(form) {
     for (const control of form.querySelectorAll("select[data-choice]")) {
       form.setAttribute(`data-${control.name.replace("_", "-")}`, control.value);
+      for (const element of form.querySelectorAll(`[data-when="${CSS.escape(control.name)}"]`)) {
+        element.hidden = !element.dataset.values.split(" ").includes(control.value);
+      }
     }
   }
 

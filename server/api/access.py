@@ -36,7 +36,7 @@ from server.storage.measurements.histogram import HistogramQuery
 from server.storage.measurements.series import SeriesQuery
 from server.storage.outbox import OutboxStore
 from server.storage.rules import RuleStore
-from server.storage.runs import RunStore, Standing
+from server.storage.runs import RunStore, RunVersion
 from server.storage.tokens import TokenStore
 
 
@@ -133,10 +133,13 @@ ProjectAdministrator = Annotated[Principal, Depends(_project_administering_princ
 """Administrator of one project, or of all projects."""
 
 
-async def visible_run(services: Services, principal: Principal, run_id: str) -> Standing:
-    """Return the standing of a run. Raises `ApiError`: 404 for a run that does not exist or belongs to a project that
-    the token does not open, 410 while a run is being deleted."""
-    found = await services.runs.standing(run_id)
+async def visible_run(services: Services, principal: Principal, run_id: str) -> RunVersion:
+    """Return the version of a run.
+
+    Raises `ApiError`: 404 for a run that does not exist or belongs to a project that the token does not open, 410 while
+    a run is being deleted.
+    """
+    found = await services.runs.version_of(run_id)
     if found is None or not principal.may_see(found.project):
         raise ApiError(404, "unknown_run", f"the run {run_id!r} does not exist; GET /api/v1/runs lists them")
     if found.state == DELETING:

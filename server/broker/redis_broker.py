@@ -231,8 +231,7 @@ class RedisBroker:
             subscription.offer(control_delivery(DEGRADED, subscription.cursor))
         for stream in streams:
             self._readers.setdefault(stream, {})[subscription] = last
-            # Entries after it that other subscriptions have already received are read again; those subscriptions skip
-            # them.
+            # Other subscriptions may have received later entries already: they skip what is read again.
             self._positions[stream] = min(self._positions.get(stream, last), last)
         self._joined += 1
 

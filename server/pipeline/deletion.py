@@ -84,7 +84,7 @@ class Deleter:
             logger.info("run %s has been deleted", run_id, extra={"action": LogAction.RUN_DELETED, "run_id": run_id})
         if marked:
             await self._store.vacuum()
-        while await self._store.give_back_some():
+        while await self._store.shrink_some():
             pass
 
     async def _run(self) -> None:

@@ -109,17 +109,17 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def write(
-        self, whose: str = "", cost: float = 0.0, *, patience: float | None = None
+        self, name: str = "", cost: float = 0.0, *, patience: float | None = None
     ) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that commits at the end of the block and rolls back if the block raises.
 
-        Where writers compete, those of the same name (``whose``) share the lock in proportion to their ``cost`` in
+        Where writers compete, those of the same ``name`` share the lock in proportion to their ``cost`` in
         bytes, and small transactions come before backlogs. ``patience`` is the number of seconds to wait for a row that
         another transaction has locked, after which `DatabaseBusyError` is raised; None waits without limit. SQLite
         locks no rows. Raises `DatabaseError`.
         """
         async with (
-            self._write_lock.hold(whose, max(cost, TRANSACTION))
+            self._write_lock.hold(name, max(cost, TRANSACTION))
             if self._write_lock is not None
             else contextlib.nullcontext()
         ):

@@ -50,8 +50,8 @@ class DeletionStore:
 
     async def purge_some(self, run_id: str) -> bool:
         """Remove part of a marked run. Returns False when nothing is left of it."""
-        for table, most in _LARGE:
-            ids = select(table.c.id).where(table.c.run_id == run_id).limit(most)
+        for table, max_rows in _LARGE:
+            ids = select(table.c.id).where(table.c.run_id == run_id).limit(max_rows)
             async with self._database.write() as connection:
                 gone = await connection.execute(delete(table).where(table.c.id.in_(ids)))
                 if gone.rowcount > 0:
@@ -73,7 +73,7 @@ class DeletionStore:
         async with self._database.bare() as connection:
             await connection.execute(text(f"VACUUM {', '.join([*(table.name for table, _ in _LARGE), tiles.name])}"))
 
-    async def give_back_some(self) -> bool:
+    async def shrink_some(self) -> bool:
         """Shrink a SQLite file by some of its unused pages. Returns False when none are left."""
         if not self._database.is_sqlite:
             return False

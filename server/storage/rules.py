@@ -54,13 +54,13 @@ class RuleStore:
                 )
             # Wake the followers of running runs, and of runs with an alert that may end with its rule, even if no data
             # arrives.
-            told = select(alerts.c.run_id).where(
+            alerted = select(alerts.c.run_id).where(
                 alerts.c.kind == AlertKind.CUSTOM_RULE, alerts.c.state != AlertState.RESOLVED
             )
-            going_on = select(runs.c.id).where(runs.c.state == RunState.RUNNING)
+            running = select(runs.c.id).where(runs.c.state == RunState.RUNNING)
             await connection.execute(
                 update(monitors)
-                .where(or_(monitors.c.run_id.in_(going_on), monitors.c.run_id.in_(told)))
+                .where(or_(monitors.c.run_id.in_(running), monitors.c.run_id.in_(alerted)))
                 .values(due_at=0.0)
             )
         return RuleSet(rules=tuple(after))

@@ -54,7 +54,7 @@ class RunLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RunVersion:
     """State of a run and the version of its measurements."""
 
     project: str
@@ -214,7 +214,7 @@ class RunStore:
             row = (await connection.execute(query)).one_or_none()
             return None if row is None else RunLabels(project=row.project, name=row.name, tags=tuple(row.tags))
 
-    async def standing(self, run_id: str) -> Standing | None:
+    async def version_of(self, run_id: str) -> RunVersion | None:
         """Return the project, state and version of a run, or None if there is no such run."""
         count = select(func.count()).where(layouts.c.writer_id == writers.c.id).scalar_subquery()
         query = (
@@ -230,7 +230,7 @@ class RunStore:
         if not rows:
             return None
         sequences = ",".join(f"{row.id}:{row.last_seq}:{row.layouts}" for row in rows)
-        return Standing(project=rows[0].project, state=rows[0].state, version=f"{rows[0].repairs},{sequences}")
+        return RunVersion(project=rows[0].project, state=rows[0].state, version=f"{rows[0].repairs},{sequences}")
 
     async def scalar_ranks(self, run_id: str) -> dict[str, int]:
         """Return the lowest rank that logs each scalar of the run, keyed by name."""

@@ -14,7 +14,7 @@ from server.storage.tokens import StoredToken, pieces, stored_token
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSession:
-    """Login as the database knows it, without the credential itself."""
+    """Login as it is stored, without the credential itself."""
 
     digest: str
     kind: str

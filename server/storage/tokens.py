@@ -20,7 +20,7 @@ MAX_DIGESTS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class StoredToken:
-    """Token as the database knows it, without the secret itself."""
+    """Token as it is stored, without the secret itself."""
 
     id: int
     digest: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ async def test_a_sqlite_file_gives_the_space_back(tmp_path: Path) -> None:
             writer.commit(*(record(start + at, block=blocks[at].tolist()) for at in range(1_000)))
         writer.finish()
     file = tmp_path / "data" / "spikewatch.sqlite3"
+    with contextlib.closing(sqlite3.connect(file)) as connection:  # the server may have left pages in the WAL
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     before = file.stat().st_size
     database = Database(f"sqlite:///{file}")
     work = deleter(database)

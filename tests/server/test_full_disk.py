@@ -70,7 +70,7 @@ def test_a_full_disk_acknowledges_nothing_and_recovers(
         assert "nothing is lost" in answer.message
         assert "there is no space left for the database" in caplog.text
         assert "free some" in caplog.text
-        assert api.get("/runs").status_code == 200, "reading goes on"
+        assert api.get("/runs").status_code == 200, "reading continues"
         disk.pages = PLENTY
         with server.connect("/ingest") as socket:
             writer = Writer(socket)

@@ -15,7 +15,7 @@ from tests.support.writer import Writer, record
 
 FRAME = 256 * 1024  # bytes, approximately
 # maximum bytes that a server which has stopped reading may have received, kernel buffers included
-MOST = 64 * 1024 * 1024
+MAX_BUFFERED = 64 * 1024 * 1024
 STUCK = 1.0  # seconds without room in the buffers
 
 
@@ -51,7 +51,7 @@ async def test_a_database_that_stands_still_stops_the_reading_and_loses_nothing(
                 frame = _large(seq + 1)
                 socket.send(frame)
                 sent, seq = sent + len(frame), seq + FRAME // 1024
-                assert sent < MOST, "the server goes on reading"
+                assert sent < MAX_BUFFERED, "the server continues to read"
             blocker.execute("ROLLBACK")
             blocker.close()
             acknowledged = 0

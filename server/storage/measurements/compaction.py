@@ -37,7 +37,7 @@ from server.pyramid.tiles import (
     together,
     unpack_steps,
 )
-from server.storage.measurements.spans import SegmentBytes, SpanStore, StoredTile, Stream
+from server.storage.measurements.spans import AttemptSegments, SegmentBytes, SpanStore, StoredTile
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,9 @@ class Compactor:
         self.backlog = 0
         """Number of records in segments that the last round left for later."""
         self._given_up: dict[tuple[int, int], int] = {}
-        """Streams with damage, keyed by (writer, attempt), and the number of repairs of their run at that time.
+        """Attempts with damage, keyed by (writer, attempt), and the number of repairs of their run at that time.
 
-        Such a stream is skipped until the run has been repaired again.
+        Such an attempt is skipped until the run has been repaired again.
         """
         self._is_ours = is_ours
 
@@ -93,23 +93,23 @@ class Compactor:
     async def run_once(self) -> int:
         """Compact everything that is due. Returns the number of spans of level 0 that were written."""
         written = backlog = 0
-        for stream in await self._store.streams():
-            if self._given_up.get((stream.writer_id, stream.attempt)) == stream.repairs:
+        for group in await self._store.compactable():
+            if self._given_up.get((group.writer_id, group.attempt)) == group.repairs:
                 continue
-            min_records = self._span_entries(stream.layers)
-            left = stream.records
+            min_records = self._span_entries(group.layers)
+            left = group.records
             try:
-                while left >= min_records or (stream.is_closed and left > 0):
-                    taken, spans = await self._compact(stream, min_records)
+                while left >= min_records or (group.is_closed and left > 0):
+                    taken, spans = await self._compact(group, min_records)
                     if taken == 0:
                         break
                     left -= taken
                     written += spans
-                if stream.is_closed and left <= 0:
-                    await self.close(stream.run_id, stream.writer_id, stream.attempt)
+                if group.is_closed and left <= 0:
+                    await self.close(group.run_id, group.writer_id, group.attempt)
             except CorruptDataError as error:
-                self._given_up[stream.writer_id, stream.attempt] = stream.repairs
-                _report(stream.run_id, error)
+                self._given_up[group.writer_id, group.attempt] = group.repairs
+                _report(group.run_id, error)
             backlog += left
         self.backlog = backlog
         return written
@@ -130,9 +130,9 @@ class Compactor:
                 return
 
     async def close(self, run_id: str, writer_id: int, attempt: int) -> None:
-        """Build spans above the last spans of a stream that has ended, so that a query reads fewer of them.
+        """Build spans above the last spans of an attempt that has ended, so that a query reads fewer of them.
 
-        If the stream continues after all, its new spans simply have no parent yet. Raises `TileCorruptError`.
+        If the attempt continues after all, its new spans simply have no parent yet. Raises `TileCorruptError`.
         """
         while True:
             roots = await self._store.roots(run_id)
@@ -140,15 +140,15 @@ class Compactor:
             if due is None or not await self._build_above(run_id, due):
                 return
 
-    async def _compact(self, stream: Stream, min_records: int) -> tuple[int, int]:
+    async def _compact(self, group: AttemptSegments, min_records: int) -> tuple[int, int]:
         """Return the numbers of records moved and of spans written; (0, 0) if another server was faster."""
-        taken = await self._store.oldest_segments(stream, min_records)
+        taken = await self._store.oldest_segments(group, min_records)
         if not taken:
             return 0, 0
         drafts = await asyncio.to_thread(build_spans, taken, min_records)
-        if not await self._store.replace_segments(stream, taken, drafts):
+        if not await self._store.replace_segments(group, taken, drafts):
             return 0, 0
-        await self.build_levels(stream.run_id)
+        await self.build_levels(group.run_id)
         return taken[-1].last_seq - taken[0].first_seq + 1, len(drafts)
 
     async def _build_above(self, run_id: str, children: Sequence[SpanHeader]) -> bool:
@@ -212,7 +212,7 @@ def build_spans(taken: Sequence[SegmentBytes], min_records: int) -> list[SpanDra
 
 
 def _full_level(roots: Sequence[SpanHeader]) -> list[SpanHeader] | None:
-    """Return the oldest eight spans of a level of any stream, lowest level first, or None where no level has eight."""
+    """Return the oldest eight spans of a level of any attempt, lowest level first, or None where no level has eight."""
     groups: dict[tuple[int, int, int], list[SpanHeader]] = {}
     for root in roots:
         groups.setdefault((root.level, root.writer_id, root.attempt), []).append(root)

@@ -8,7 +8,7 @@ one segment or in exactly one span of level 0, whichever process dies at any tim
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from zlib import crc32
 
@@ -29,7 +29,7 @@ FETCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
+class AttemptSegments:
     """Segments of one writer and attempt that the detectors have read."""
 
     run_id: str
@@ -45,6 +45,16 @@ class Stream:
     """Id of the last segment that may be compacted, or None where all may."""
     repairs: int = 0
     """Number of repairs of the run so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Owner:
+    """Run, writer, rank and attempt that a span belongs to."""
+
+    run_id: str
+    writer_id: int
+    rank: int
+    attempt: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +86,8 @@ class SpanStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def streams(self) -> list[Stream]:
-        """Return every stream with segments that may be compacted: those that the run's detectors have read."""
+    async def compactable(self) -> list[AttemptSegments]:
+        """Return the segments that may be compacted, grouped by attempt: those that the run's detectors have read."""
         is_read = or_(
             segments.c.rank > monitors.c.rank,
             and_(segments.c.rank == monitors.c.rank, segments.c.id <= monitors.c.position),
@@ -108,7 +118,7 @@ class SpanStore:
             rows = (await connection.execute(query)).all()
         newest = {row.writer_id: row.attempt for row in rows}
         return [
-            Stream(
+            AttemptSegments(
                 run_id=row.run_id,
                 writer_id=row.writer_id,
                 rank=row.rank,
@@ -122,24 +132,24 @@ class SpanStore:
             for row in rows
         ]
 
-    async def oldest_segments(self, stream: Stream, records: int) -> list[SegmentBytes]:
-        """Return the oldest segments of the stream that hold ``records`` records or slightly more.
+    async def oldest_segments(self, group: AttemptSegments, records: int) -> list[SegmentBytes]:
+        """Return the oldest segments of the attempt that hold ``records`` records or slightly more.
 
         Returns fewer where the payloads are very large. Raises `SegmentCorruptError`.
         """
         query = (
             select(segments.c.id, segments.c.first_seq, segments.c.last_seq, segments.c.payload, segments.c.checksum)
             .where(
-                segments.c.run_id == stream.run_id,
-                segments.c.rank == stream.rank,
-                segments.c.writer_id == stream.writer_id,
-                segments.c.attempt == stream.attempt,
+                segments.c.run_id == group.run_id,
+                segments.c.rank == group.rank,
+                segments.c.writer_id == group.writer_id,
+                segments.c.attempt == group.attempt,
             )
             .order_by(segments.c.first_seq)
             .limit(FETCH)
         )
-        if stream.position is not None:
-            query = query.where(segments.c.id <= stream.position)
+        if group.position is not None:
+            query = query.where(segments.c.id <= group.position)
         found: list[SegmentBytes] = []
         held = size = 0
         while True:
@@ -159,15 +169,16 @@ class SpanStore:
                 return found
 
     async def replace_segments(
-        self, stream: Stream, taken: Sequence[SegmentBytes], drafts: Sequence[SpanDraft]
+        self, group: AttemptSegments, taken: Sequence[SegmentBytes], drafts: Sequence[SpanDraft]
     ) -> bool:
         """Replace segments by spans of level 0. Returns False and changes nothing if another server has done so."""
         ids = [segment.id for segment in taken]
+        owner = _Owner(run_id=group.run_id, writer_id=group.writer_id, rank=group.rank, attempt=group.attempt)
         cost = sum(len(segment.payload) for segment in taken)
         try:
             async with self._database.write("compaction", cost) as connection:
                 for draft in drafts:
-                    if await self._insert(connection, stream, draft) is None:
+                    if await self._insert(connection, owner, draft) is None:
                         raise _ReplacedElsewhereError
                 gone = await connection.execute(delete(segments).where(segments.c.id.in_(padded(ids))))
                 if gone.rowcount != len(ids):
@@ -220,19 +231,10 @@ class SpanStore:
         """Store a span above its children. Returns False and changes nothing if another server has done so."""
         ids = [child.id for child in children]
         first = children[0]
-        stream = Stream(
-            run_id=run_id,
-            writer_id=first.writer_id,
-            rank=first.rank,
-            attempt=first.attempt,
-            records=0,
-            layers=0,
-            is_closed=False,
-            position=None,
-        )
+        owner = _Owner(run_id=run_id, writer_id=first.writer_id, rank=first.rank, attempt=first.attempt)
         try:
             async with self._database.write() as connection:
-                number = await self._insert(connection, stream, draft)
+                number = await self._insert(connection, owner, draft)
                 if number is None:
                     raise _ReplacedElsewhereError
                 moved = await connection.execute(
@@ -244,14 +246,11 @@ class SpanStore:
             return False
         return True
 
-    async def _insert(self, connection: AsyncConnection, stream: Stream, draft: SpanDraft) -> int | None:
+    async def _insert(self, connection: AsyncConnection, owner: _Owner, draft: SpanDraft) -> int | None:
         inserted = await connection.execute(
             insert_ignore(connection, spans)
             .values(
-                run_id=stream.run_id,
-                writer_id=stream.writer_id,
-                rank=stream.rank,
-                attempt=stream.attempt,
+                **asdict(owner),
                 level=draft.level,
                 width=draft.width,
                 first_seq=draft.first_seq,

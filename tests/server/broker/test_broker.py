@@ -280,7 +280,7 @@ async def test_without_redis_a_server_delivers_to_its_own_and_says_so(
             assert [(await new.get()).type for _ in range(2)] == ["resync", "degraded"]
         own_redis.start_again()
         assert await until(here, "resync") == ["restored", "resync"]
-        assert (await until(there, "resync"))[:2] == ["restored", "resync"], "what it missed is known to nobody"
+        assert (await until(there, "resync"))[:2] == ["restored", "resync"], "no server knows what it has missed"
         assert not one.is_degraded
         async with one.subscribe(run_ids=None, project=None, cursor=before) as late:
             assert (await late.get()).type == "resync", "a cursor of before the outage cannot know what is missing"

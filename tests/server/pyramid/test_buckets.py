@@ -77,16 +77,16 @@ def test_zooming_in_never_loses_an_extreme(steps: NDArray[np.int64], power: int,
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**9), st.integers(1, 5_000))
-def test_the_width_is_the_smallest_power_of_two_that_fits(step_from: int, length: int, most: int) -> None:
+def test_the_width_is_the_smallest_power_of_two_that_fits(step_from: int, length: int, max_buckets: int) -> None:
     step_to = step_from + length
 
     def count(width: int) -> int:
         return step_to // width - step_from // width + 1
 
-    width = choose_width(step_from, step_to, most)
+    width = choose_width(step_from, step_to, max_buckets)
     assert width & (width - 1) == 0
-    assert count(width) <= most
-    assert width == 1 or count(width // 2) > most
+    assert count(width) <= max_buckets
+    assert width == 1 or count(width // 2) > max_buckets
 
 
 def test_a_width_fits_the_longest_run_there_can_be() -> None:

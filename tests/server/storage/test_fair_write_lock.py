@@ -108,7 +108,7 @@ async def test_a_cancelled_waiter_does_not_take_the_lock_with_it() -> None:
 
 async def test_small_transactions_do_not_starve_the_commits_of_a_run(tmp_path: Path) -> None:
     """Hellos and detector states have no size of their own; many of them must not always come first."""
-    database = Database(f"sqlite:///{tmp_path / 'turns.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'lock.db'}")
     written, done = 0, asyncio.Event()
 
     async def write_for_ever() -> None:

@@ -246,10 +246,10 @@ async def test_two_compactors_at_once_write_each_step_once(stores: Stores) -> No
     await store(stores, [[record(step + at, float(step + at)) for at in range(2)] for step in range(0, 100, 2)])
     await read_everything(stores.database)
     span_store = SpanStore(stores.database)
-    (stream,) = await span_store.streams()
-    taken = await span_store.oldest_segments(stream, SMALL_SPAN)
+    (group,) = await span_store.compactable()
+    taken = await span_store.oldest_segments(group, SMALL_SPAN)
     await compactor(stores.database).run_once()
-    assert not await span_store.replace_segments(stream, taken, build_spans(taken, SMALL_SPAN))
+    assert not await span_store.replace_segments(group, taken, build_spans(taken, SMALL_SPAN))
     roots = await span_store.roots("run")
     children = [root for root in roots if root.level == 0]
     draft = await compactor(stores.database).draft_above(children)
@@ -264,11 +264,11 @@ async def test_a_run_deleted_under_the_compaction_is_left_alone(stores: Stores) 
     await store(stores, [[record(step)] for step in range(10)])
     await read_everything(stores.database)
     span_store = SpanStore(stores.database)
-    (stream,) = await span_store.streams()
-    taken = await span_store.oldest_segments(stream, SMALL_SPAN)
+    (group,) = await span_store.compactable()
+    taken = await span_store.oldest_segments(group, SMALL_SPAN)
     async with stores.database.write() as connection:
         await connection.execute(text("DELETE FROM runs"))
-    assert not await span_store.replace_segments(stream, taken, build_spans(taken, SMALL_SPAN))
+    assert not await span_store.replace_segments(group, taken, build_spans(taken, SMALL_SPAN))
     assert await levels(stores.database) == {}
     async with stores.database.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(tiles))).scalar_one() == 0

@@ -68,11 +68,11 @@ async def test_a_damaged_level_is_rebuilt_from_the_one_below(stores: Stores) -> 
 
 async def test_damaged_values_are_marked_and_read_as_not_measured(stores: Stores) -> None:
     await filled(stores)
-    before = await stores.runs.standing("run")
+    before = await stores.runs.version_of("run")
     await spoil(stores.database, 0, "grad_norm", "last")
     (damage,) = await examine(stores.database, repair=True)
     assert "lost" in damage.remedy
-    after = await stores.runs.standing("run")
+    after = await stores.runs.version_of("run")
     assert before is not None
     assert after is not None
     assert after.version != before.version, "what a client has is not what is answered now"
