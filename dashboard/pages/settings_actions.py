@@ -111,7 +111,7 @@ async def _silence_list(context: ActionContext, found: Notifications) -> Propert
 
 async def create_token(action: FormAction, context: ActionContext) -> Properties:
     """Create a token and show its secret once."""
-    created = await context.client.make_token(
+    created = await context.client.create_token(
         scope=action.fields.get("scope", ""),
         project=optional(action.fields, "project"),
         label=action.fields.get("label", "").strip(),
