@@ -125,8 +125,14 @@ async def _test(services: Services, rule: Rule, run_ids: Sequence[str]) -> list[
                 now=services.clock(),
                 is_over=lambda: time.monotonic() > until,
             )
+<<<<<<< HEAD
             found.append(await asyncio.to_thread(_run_backtest, rule, run, result))
     return found
+=======
+            chosen = rule.applies_to(summary["project"], summary["name"], summary["tags"])
+            tried.append(await asyncio.to_thread(_told, summary, found, chosen))
+    return tried
+>>>>>>> main
 
 
 @router.put("/rules/{rule_id}", summary="Create or change a rule")
@@ -166,7 +172,11 @@ async def _runs_to_test(services: Services, principal: Administrator, rule: Rule
         await visible_run(services, principal, body.run)
         return [body.run]
     page = await services.fleet.page(project=body.project, state=None, limit=200, cursor=None)
+<<<<<<< HEAD
     chosen = [run.id for run in page.runs if rule.is_for(run.project, run.name, run.tags)]
+=======
+    chosen = [run["id"] for run in page.runs if rule.applies_to(run["project"], run["name"], run["tags"])]
+>>>>>>> main
     return chosen[: body.runs]
 
 
