@@ -16,7 +16,7 @@ from server.auth.secret_box import SecretBox
 from server.auth.tokens import UNAUTHENTICATED, Authenticator, Identity
 from server.errors import ApiError
 from server.exports.archive import Archiver
-from server.exports.streams import Exporter
+from server.exports.exporter import Exporter
 from server.metrics import Metrics
 from server.models import DELETING, Principal, Scope
 from server.notifications.messenger import Messenger

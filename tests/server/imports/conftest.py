@@ -16,7 +16,7 @@ import pytest
 from server.assembly.pipeline import make_pipeline
 from server.broker import MemoryBroker
 from server.config import Config
-from server.exports.streams import Exporter, Format
+from server.exports.exporter import Exporter, Format
 from server.imports.discover import discover
 from server.imports.importer import Imported, Importer
 from server.storage import migrate

@@ -59,6 +59,12 @@ def test_the_documented_example_rejects_forged_and_old_messages() -> None:
     assert not is_genuine(KEY, signed(b"{}", now - 3600), b"{}")
 
 
+def test_the_documented_signature_is_the_one_of_the_code() -> None:
+    assert (
+        f"`key`, the timestamp `1700000000` and the body `{{}}` it is `{signature('key', '1700000000', b'{}')}`" in TEXT
+    )
+
+
 def test_its_numbers_are_those_of_the_code() -> None:
     assert f"again after {', '.join(f'{wait:.0f}' for wait in BACKOFF)} s" in TEXT
     assert f"Messages wait {GATHER:g} s for each other" in TEXT
