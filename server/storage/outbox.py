@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk import answers
 from client_sdk.protocol import Alert
-from server.models import AlertState
+from client_sdk.vocabulary import AlertState
 from server.notification import (
     AlertChange,
     AlertedRun,
