@@ -125,14 +125,8 @@ async def _test(services: Services, rule: Rule, run_ids: Sequence[str]) -> list[
                 now=services.clock(),
                 is_over=lambda: time.monotonic() > until,
             )
-<<<<<<< HEAD
             found.append(await asyncio.to_thread(_run_backtest, rule, run, result))
     return found
-=======
-            chosen = rule.applies_to(summary["project"], summary["name"], summary["tags"])
-            tried.append(await asyncio.to_thread(_told, summary, found, chosen))
-    return tried
->>>>>>> main
 
 
 @router.put("/rules/{rule_id}", summary="Create or change a rule")
@@ -172,11 +166,7 @@ async def _runs_to_test(services: Services, principal: Administrator, rule: Rule
         await visible_run(services, principal, body.run)
         return [body.run]
     page = await services.fleet.page(project=body.project, state=None, limit=200, cursor=None)
-<<<<<<< HEAD
-    chosen = [run.id for run in page.runs if rule.is_for(run.project, run.name, run.tags)]
-=======
-    chosen = [run["id"] for run in page.runs if rule.applies_to(run["project"], run["name"], run["tags"])]
->>>>>>> main
+    chosen = [run.id for run in page.runs if rule.applies_to(run.project, run.name, run.tags)]
     return chosen[: body.runs]
 
 
@@ -197,7 +187,7 @@ def _run_backtest(rule: Rule, run: answers.RunSummary, result: BacktestResult) -
         run_id=run.id,
         name=run.name,
         project=run.project,
-        chosen=rule.is_for(run.project, run.name, run.tags),
+        chosen=rule.applies_to(run.project, run.name, run.tags),
         fired=result.fired,
         firings=tuple(msgspec.convert(firing, answers.Firing, from_attributes=True) for firing in result.firings),
         records=result.records,

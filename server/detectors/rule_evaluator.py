@@ -19,14 +19,9 @@ at most 500 values.
 A rule begins to hold when its condition was met at `for_steps` consecutive values, and ends when it was not met at as
 many.
 
-<<<<<<< HEAD
 >>> from client_sdk.vocabulary import Condition
 >>> from server.rule import Rule
->>> bank = RuleEvaluator()
-=======
->>> from server.rule import Condition, Rule
 >>> evaluator = RuleEvaluator()
->>>>>>> main
 >>> rule = Rule(id="high", name="Loss is high", scalar="loss", condition=Condition.ABOVE, value=2.0)
 >>> evaluator.replace_rules((rule,), "1")
 ()
