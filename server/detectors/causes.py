@@ -111,7 +111,7 @@ class CauseTracker(msgspec.Struct):
         if _is_recent(self.warned_step, onset, PREDICTION_MEMORY):
             return CauseOfSpike(
                 cause=Cause.STALE_SECOND_MOMENT,
-                sentence="v had been too stale to follow the growing gradient.",
+                sentence="The second moment v was too stale to follow the growing gradient.",
                 evidence={"stability_ratio": reading.stability, "decoupling_least": self.min_decoupling},
             )
         return CauseOfSpike(cause=Cause.UNKNOWN, sentence="No build-up was seen before it.")

@@ -263,7 +263,7 @@ def _is_held(step: int | None, now: int) -> bool:
 def _sentence(sign: str, reading: Reading) -> str:
     """Return the reason for a prediction in one sentence with numbers."""
     if sign == Sign.RESET:
-        return "The optimizer's second moment restarted from a single gradient: every weight takes a step of full size."
+        return "The optimizer's second moment restarted from a single gradient, so every weight takes a full-size step."
     parts = []
     if reading.decoupled_steps > 1:
         parts.append(f"v has been decaying on its own for {reading.decoupled_steps} steps")
@@ -275,10 +275,14 @@ def _sentence(sign: str, reading: Reading) -> str:
         where = "through" if reading.stability > 1.0 else "towards"
         if reading.stability_growth > 0:
             percent = 100 * math.expm1(reading.stability_growth)
-            parts.append(f"λ_max grew {percent:.2g} % a step {where} 2/η (now {reading.stability:.2f} ×)")
+            parts.append(
+                f"λ_max grew {percent:.2g} % per step {where} the limit 2/η (now {reading.stability:.2f} × the limit)"
+            )
         else:
             parts.append(f"λ_max is {reading.stability:.2f} × the limit 2/η")
     if reading.growth > 0.02:
-        parts.append(f"the gradient grows {100 * math.expm1(reading.growth):.2g} % a step")
-    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "signs of a build-up"
-    return text + "."
+        parts.append(f"the gradient grows {100 * math.expm1(reading.growth):.2g} % per step")
+    if not parts:
+        return "There are signs of a build-up."
+    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] + "."
+    return "T" + text[1:] if text.startswith("the ") else text  # v and λ keep their case

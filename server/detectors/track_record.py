@@ -152,7 +152,7 @@ class TrackRecord(msgspec.Struct):
         evidence = {**finding.evidence, "false_alarms_before": misses}
         if not is_held:
             return replace(finding, evidence=evidence)
-        note = f" Held at watch, as the last {misses} predictions of this run did not come."
+        note = f" Held at level watch, because the last {misses} predictions of this run were false alarms."
         return replace(
             finding,
             level=AlertLevel.WATCH,
