@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from server.api.answers import ErrorAnswer
 from server.errors import UNAVAILABLE, ApiError, CorruptDataError, DatabaseError, RunDeletedError
+from server.log_actions import LogAction
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +70,12 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
-    logger.warning("%s", error, extra={"action": "api_storage_unavailable"})
+    logger.warning("%s", error, extra={"action": LogAction.API_STORAGE_UNAVAILABLE})
     return _answer(503, "storage_unavailable", UNAVAILABLE)
 
 
 async def _corrupt(_: Request, error: Exception) -> JSONResponse:
-    logger.error("%s", error, extra={"action": "data_corrupt"})
+    logger.error("%s", error, extra={"action": LogAction.DATA_CORRUPT})
     return _answer(500, "data_corrupt", f"{error}; `spikewatch doctor` says what is damaged and repairs what it can")
 
 
@@ -83,5 +84,5 @@ async def _deleted(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:
-    logger.error("a request failed", exc_info=error, extra={"action": "request_failed"})
+    logger.error("a request failed", exc_info=error, extra={"action": LogAction.REQUEST_FAILED})
     return _answer(500, "internal", "the server failed on this request; its log says more")
