@@ -182,7 +182,7 @@ class Dispatcher:
         outcome = delivery_outcome(answer)
         self.counts[channel.kind, outcome] += 1
         extra = {
-            "action": LogAction(f"notification_{outcome}"),
+            "action": LogAction[f"NOTIFICATION_{outcome.name}"],
             "channel_id": channel.id,
             "message_id": notification.id,
             "answer": str(answer),
