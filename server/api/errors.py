@@ -81,39 +81,22 @@ async def _http(_: Request, error: Exception) -> Response:
     return answer
 
 
-<<<<<<< HEAD
-async def _unavailable(_: Request, error: Exception) -> JSONResponse:
+async def _unavailable(_: Request, error: Exception) -> Response:
     logger.warning("%s", error, extra={"action": LogAction.API_STORAGE_UNAVAILABLE})
     return _answer(503, "storage_unavailable", UNAVAILABLE)
 
 
-async def _corrupt(_: Request, error: Exception) -> JSONResponse:
-    logger.error("%s", error, extra={"action": LogAction.DATA_CORRUPT})
-    return _answer(500, "data_corrupt", f"{error}; `spikewatch doctor` says what is damaged and repairs what it can")
-=======
-async def _unavailable(_: Request, error: Exception) -> Response:
-    logger.warning("%s", error, extra={"action": "api_storage_unavailable"})
-    return _answer(503, "storage_unavailable", UNAVAILABLE)
-
-
 async def _corrupt(_: Request, error: Exception) -> Response:
-    logger.error("%s", error, extra={"action": "data_corrupt"})
+    logger.error("%s", error, extra={"action": LogAction.DATA_CORRUPT})
     return _answer(
         500, "data_corrupt", f"{error}; `spikewatch doctor` lists the damage and repairs what can be repaired"
     )
->>>>>>> main
 
 
 async def _deleted(_: Request, error: Exception) -> Response:
     return _answer(410, "run_deleted", str(error))
 
 
-<<<<<<< HEAD
-async def _failed(_: Request, error: Exception) -> JSONResponse:
-    logger.error("a request failed", exc_info=error, extra={"action": LogAction.REQUEST_FAILED})
-    return _answer(500, "internal", "the server failed on this request; its log says more")
-=======
 async def _failed(_: Request, error: Exception) -> Response:
-    logger.error("a request failed", exc_info=error, extra={"action": "request_failed"})
+    logger.error("a request failed", exc_info=error, extra={"action": LogAction.REQUEST_FAILED})
     return _answer(500, "internal", "the server failed on this request; its log has the details")
->>>>>>> main
