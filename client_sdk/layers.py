@@ -1,6 +1,6 @@
-"""Which parameter belongs to which layer: the rows of every per-layer statistic.
+"""The layers of a model, which are the rows of every layer statistic.
 
-Owns names, order and sizes of layers, and the lookup from a parameter to its row. Measures nothing.
+Owns the names, order and sizes of layers and the lookup from a parameter to its row. Measures nothing.
 """
 
 from __future__ import annotations
@@ -16,60 +16,68 @@ from client_sdk.errors import ConfigurationError
 from client_sdk.protocol import MAX_LAYERS, MAX_NAME_CHARS
 
 Group = str | Callable[[str], str | None]
+"""Grouping of parameters into layers: "parameter", "module", or a function from a parameter's name to a layer's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """The rows of one `watch`."""
+    """Layers that one `watch` measures."""
 
     names: tuple[str, ...]
+    """Names of the layers in the order of their rows."""
     sizes: tuple[int, ...]
-    """Numbers of a layer; a complex parameter counts two for each element."""
+    """Number of real numbers in each layer; a complex parameter counts two for each element."""
     row_of: dict[int, int]
-    """id(parameter) → row, of the parameters that are measured."""
+    """Row of each measured parameter, keyed by the parameter's id."""
     parameters: tuple[Tensor, ...]
-    """Those parameters; held so that an id cannot come to mean another tensor."""
+    """Measured parameters, held so that an id cannot be reused for another tensor."""
     known: frozenset[int]
-    """ids of all parameters that need no row or have one; a gradient of another one is news."""
+    """Ids of all parameters that have a row or need none; the gradient of any other parameter is unexpected."""
     grouped: str
-    """What was used to group: "parameter", "module", or "custom"."""
+    """Grouping that was used: "parameter", "module" or "custom"."""
 
 
 def map_layers(model: torch.nn.Module, optimizer: torch.optim.Optimizer, group: Group = "parameter") -> Layers:
-    """Rows for the trainable parameters that ``model`` and ``optimizer`` share, in the model's order.
+    """Return the layers of the trainable parameters that ``model`` and ``optimizer`` share, in the model's order.
 
-    A parameter used in several places counts once, under its first name. Frozen parameters and those that the
-    optimizer does not have are left out. More than 20,000 parameters are grouped by module.
-    Raises `ConfigurationError` when nothing is left to watch, or when there are too many layers.
+    A parameter that is used in several places counts once, under its first name. Frozen parameters and parameters that
+    the optimizer does not have are left out. More than 20,000 parameters are grouped by module.
+    Raises `ConfigurationError` if nothing is left to watch, or if there are too many layers.
     """
     owned = {id(parameter) for entry in optimizer.param_groups for parameter in entry["params"]}
     shared = [(name, parameter) for name, parameter in named_parameters(model) if id(parameter) in owned]
     if not shared:
         raise ConfigurationError(
-            "the optimizer shares no parameter with the model: make it from model.parameters(), after the model is "
+            "the optimizer shares no parameter with the model: create it from model.parameters(), after the model is "
             "wrapped or moved"
         )
     trainable = [(name, parameter) for name, parameter in shared if parameter.requires_grad]
     if not trainable:
-        raise ConfigurationError("every parameter that model and optimizer share is frozen (requires_grad is False)")
+        raise ConfigurationError(
+            "every parameter that model and optimizer share is frozen: set requires_grad on those to be trained"
+        )
     grouped = group if isinstance(group, str) else "custom"
     known = frozenset(owned - {id(parameter) for _, parameter in shared if not parameter.requires_grad})
     layers = _rows(trainable, _layer_of(group), grouped, known)
     if len(layers.names) > MAX_LAYERS and group == "parameter":
         layers = _rows(trainable, _layer_of("module"), "module", known)
     if not layers.names:
-        raise ConfigurationError("group left out every parameter: it returned None for each name")
+        raise ConfigurationError(
+            "group left out every parameter: it must return a layer name instead of None for at least one of them"
+        )
     if len(layers.names) > MAX_LAYERS:
         raise ConfigurationError(
-            f"{len(layers.names)} layers; at most {MAX_LAYERS}: pass group= a function that gives several parameters "
-            "the same layer name"
+            f"the model has {len(layers.names)} layers; at most {MAX_LAYERS} are supported: pass group= a function "
+            "that gives several parameters the same layer name"
         )
     return layers
 
 
 def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The model's parameters with the names that its author gave them: the prefixes of `torch.compile` and of
-    (distributed) data parallelism are taken off. A shared parameter comes once."""
+    """Yield the model's parameters with their original names, each shared parameter once.
+
+    Prefixes that `torch.compile` and (distributed) data parallelism add are removed.
+    """
     is_wrapped = isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel)
     for name, parameter in model.named_parameters():
         parts = [part for part in name.split(".") if part != "_orig_mod"]
@@ -79,7 +87,7 @@ def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def size_of(parameter: Tensor) -> int:
-    """Real numbers in ``parameter``."""
+    """Return the number of real numbers in ``parameter``."""
     return parameter.numel() * (2 if parameter.is_complex() else 1)
 
 
@@ -119,7 +127,7 @@ def _rows(
 
 
 def _bounded(name: str) -> str:
-    """``name``, or its ends around a digest where it is longer than the wire allows."""
+    """Return ``name``, or its two ends around a digest if it is longer than the wire allows."""
     if len(name) <= MAX_NAME_CHARS:
         return name
     digest = hashlib.blake2s(name.encode(), digest_size=4).hexdigest()

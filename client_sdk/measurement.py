@@ -1,6 +1,6 @@
-"""What an instrument measured at one step, on its way from `watch` to `Run`: the seam that keeps torch out of `Run`.
+"""Measurements on their way from `watch` to `Run`, and the interfaces between them, which keep torch out of `Run`.
 
-Owns the two types between the rooms; does no measuring and no I/O.
+Owns types only; no measuring and no I/O.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from client_sdk.protocol import Histograms, Layout
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Host values of one step."""
+    """Values of one step in host memory."""
 
     scalars: Mapping[str, float] = field(default_factory=dict)
+    """Measured scalars by name."""
     block: NDArray[np.float32] | None = None
-    """layers × statistics, as the instrument's layout names them."""
+    """Block of layer statistics, shape (layers, statistics), with the rows and columns of the instrument's layout."""
     histograms: tuple[Histograms, ...] = ()
+    """Histograms of the layers, one for each quantity."""
 
 
 class HostCopy(Protocol):
@@ -41,24 +43,27 @@ class Pending(Protocol):
     """A measurement whose copy from the device may still be under way."""
 
     def ready(self) -> bool:
-        """True when `result` will not wait. Never synchronises a device."""
+        """Return whether `result` returns without waiting. Never synchronises a device."""
         ...
 
     def result(self) -> Measurement:
-        """The values; waits for the copy if it must. Called once, when `ready`: by the training thread inside `log`, or
-        by the sender thread."""
+        """Return the measurement, after waiting for the copy if necessary.
+
+        Called once, when `ready`, by the training thread inside `log` or by the sender thread.
+        """
         ...
 
 
 class Instrument(Protocol):
-    """Something attached to a `Run` that measures what `log` is not told. `watch` makes one."""
+    """A measuring device attached to a `Run`, for values that are not passed to `log`; `watch` creates one."""
 
     layout: Layout
-    """Its `id` is set by `Run.attach`, which returns the numbered copy."""
+    """Layout of the instrument's blocks, whose `id` is assigned by `Run.attach`."""
 
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Pending | None:
-        """Called on the training thread inside `log`. Must not raise, block, or synchronise a device.
+        """Start the measurement of ``step``, or return None if there is nothing new.
 
-        ``metrics`` are the user's values, tensors included. None when there is nothing new at this step.
+        ``metrics`` are the user's values, tensors included. Called on the training thread inside `log`. Must not raise,
+        block, or synchronise a device.
         """
         ...

@@ -1,7 +1,7 @@
-"""What the user logs, as float64: numbers, numpy scalars, tensors of one element.
+"""Metrics that the user logs, as float64: numbers, NumPy scalars and tensors of one element.
 
-Owns the rules for names and values and the decision which values must come from a device later. Imports no torch:
-a tensor is recognised by its face.
+Owns the rules for names and values, and decides which values must be copied from a device later. Does not import torch:
+a tensor is recognised by its attributes.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ import numpy as np
 from client_sdk.protocol import MAX_NAME_CHARS, MAX_STEP
 from client_sdk.warner import Warner
 
-MAX_KNOWN: Final = 10_000  # names remembered as good
-_NOTHING: Final[dict[str, Any]] = {}  # never written to
+MAX_KNOWN: Final = 10_000  # valid names that are remembered
+_NOTHING: Final[dict[str, Any]] = {}  # never modified
 
 
 class BadValueError(ValueError):
-    """A logged value that is no number. The text says what it is."""
+    """A logged value is not a number; the text describes the value."""
 
 
 class MetricReader:
-    """Reads what one run is given to log. A name is judged once. Called from any thread."""
+    """Reader of the metrics that one run logs, which checks each name once. Called from any thread."""
 
     def __init__(self, warner: Warner) -> None:
         self._warner = warner
         self._known: set[str] = set()
 
     def read(self, metrics: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-        """Split ``metrics`` into host floats and device tensors. Bad values are left out, warned of and counted; the
-        names of floats are left to `judged`, which may be another thread's."""
-        if type(metrics) is dict:  # of floats alone, at nearly every step; `map` and a set cost cold caches half more
+        """Split ``metrics`` into host floats and device tensors.
+
+        Invalid values are left out, counted and reported by a warning. The names of floats are not checked here but by
+        `checked`, which may run on another thread.
+        """
+        # Nearly every call has a dictionary of floats only. With cold caches, `map` and a set would take 50 % longer.
+        if type(metrics) is dict:
             for value in metrics.values():
                 if type(value) is not float:
                     break
@@ -55,12 +59,13 @@ class MetricReader:
                     scalars[name] = as_float(value)
             except BadValueError as error:
                 self._warner.warn(
-                    "bad_metric", f"metric {name!r} is {error}; it is skipped. Log a number or a tensor of one element"
+                    "bad_metric",
+                    f"the metric {name!r} is {error}; it is skipped. Log a number or a tensor of one element",
                 )
         return scalars, deferred
 
-    def judged(self, scalars: dict[str, float]) -> dict[str, float]:
-        """What has a good name; the rest is warned of and counted."""
+    def checked(self, scalars: dict[str, float]) -> dict[str, float]:
+        """Return the scalars with valid names; the others are counted and reported by a warning."""
         if self._known.issuperset(scalars):
             return scalars
         return {name: value for name, value in scalars.items() if self._is_good(name)}
@@ -77,7 +82,13 @@ class MetricReader:
 
 
 def as_float(value: Any) -> float:
-    """A number, numpy scalar, or one-element array or CPU tensor as a float. Raises `BadValueError` for others."""
+    """Return a number, NumPy scalar, or array or CPU tensor of one element as a float.
+
+    Raises `BadValueError` for any other value.
+
+    >>> as_float(np.array([2.5]))
+    2.5
+    """
     if isinstance(value, str | bytes | bytearray) or value is None:
         raise BadValueError(f"{type(value).__name__}, not a number")
     if is_tensor(value):
@@ -95,7 +106,7 @@ def as_float(value: Any) -> float:
 
 
 def as_step(value: Any) -> int:
-    """A step number, 0 ≤ step < 2**63. Raises `BadValueError`."""
+    """Return ``value`` as a step number, 0 ≤ step < 2**63. Raises `BadValueError` if it is not one."""
     if type(value) is not int:
         if is_on_device(value):
             raise BadValueError("a tensor on a device; pass a number, as reading it would wait for the device")
@@ -110,12 +121,12 @@ def as_step(value: Any) -> int:
 
 
 def is_tensor(value: Any) -> bool:
-    """True for a torch tensor, told by its face."""
+    """Return whether ``value`` is a torch tensor, judging by its attributes."""
     return hasattr(value, "detach") and hasattr(value, "numel") and hasattr(value, "device")
 
 
 def is_on_device(value: Any) -> bool:
-    """True for a torch tensor whose value is not in host memory."""
+    """Return whether ``value`` is a torch tensor outside host memory."""
     return is_tensor(value) and value.device.type != "cpu"
 
 

@@ -1,13 +1,13 @@
-"""What the state of a torch optimizer means: the update, the second moment and the stability factor, as numbers.
+"""The update rules of torch's optimizers: the update, the second moment and the stability factor as numbers.
 
-Owns the algebra of each optimizer family and nothing else: no measuring, no schedule. Every family is brought into one
-form, so that statistics and curvature need no case of their own::
+Owns the algebra of each optimizer family, without measuring or scheduling. Every family is brought into one form, so
+that statistics and curvature need no special cases::
 
-    u  = (direct·g + momentum·m) / (root·√v + floor)          the update, for each coordinate
-    Δw = −lr·u                                                (and −lr·decoupled·w before it)
+    u  = (direct·g + momentum·m) / (root·√v + floor)          the update of each coordinate
+    Δw = −lr·u                                                (after −lr·decoupled·w)
     m  = decay·m + intake·g,   v̂ = v / correction
 
-with g the gradient as the optimizer sees it (after `maximize` and coupled weight decay). Sources: torch.optim's own
+with g the gradient as the optimizer uses it (after `maximize` and coupled weight decay). Sources: torch.optim's own
 reference implementations; Kingma & Ba 2015 (Adam), Loshchilov & Hutter 2019 (AdamW), Dozat 2016 (NAdam), Liu et al.
 2020 (RAdam), Reddi et al. 2018 (AMSGrad).
 """
@@ -47,55 +47,64 @@ TERMS: Final = (
     "direct", "momentum", "root", "floor", "threshold", "lr", "coupled",
     "correction", "decoupled", "gain", "first_step",
 )  # fmt: skip
-"""Columns of `term_table`. `threshold`: √v below it means √v̂ < ε. `gain`: see `oscillation_gain`. `first_step`: 1 where
-this was the tensor's first step, so that there is no earlier momentum."""
+"""Columns of `term_table`.
+
+√v below `threshold` means √v̂ < ε. `gain` is the `oscillation_gain`. `first_step` is 1 if this was the tensor's first
+step, so that there is no earlier momentum. The other columns are the symbols of the formulas above.
+"""
 TERM: Final = {name: position for position, name in enumerate(TERMS)}
+"""Position of each column of `term_table`."""
 ELEMENTWISE_TERMS: Final = TERMS[:7]
-"""The leading columns: those that formulas over coordinates need."""
-_SMALLEST_EPS: Final = 1e-35  # in place of ε = 0, so that a coordinate without any gradient reads 0 and not 0/0
+"""Leading columns of `term_table`, which the formulas over coordinates need."""
+_SMALLEST_EPS: Final = 1e-35  # replaces ε = 0, so that a coordinate without any gradient gives 0 instead of 0/0
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateRule:
-    """How one parameter group makes its update at this step. Host numbers, except a learning rate kept on a device."""
+    """Update rule of one parameter group at this step, as host numbers except for a learning rate kept on a device."""
 
     kind: Kind
+    """Kind of the optimizer."""
     lr: float | Tensor
+    """Learning rate η."""
     sign: int = 1
-    """−1 for `maximize`."""
+    """Sign of the gradient, −1 for `maximize`."""
     decay: float = 0.0
-    """β1, or SGD's and RMSprop's momentum."""
+    """Decay of the first moment: β1, or the momentum of SGD and RMSprop."""
     intake: float = 1.0
-    """What m takes of a new gradient: 1 − β1, or 1 − dampening."""
+    """Share of a new gradient in m: 1 − β1, or 1 − dampening."""
     beta2: float = 0.0
+    """Decay of the second moment."""
     eps: float = 0.0
+    """Constant ε in the denominator of the update."""
     coupled: float = 0.0
-    """L2 weight decay, added to the gradient."""
+    """L2 weight decay, which is added to the gradient."""
     decoupled: float = 0.0
-    """Weight decay of AdamW."""
+    """Decoupled weight decay, as in AdamW."""
     nesterov: bool = False
+    """Whether SGD uses Nesterov momentum."""
     momentum_decay: float = 0.0
-    """NAdam's."""
+    """Momentum decay of NAdam."""
     first: str | None = None
     """Key of m in the optimizer's state."""
     second: str | None = None
-    """Key of v."""
+    """Key of v in the optimizer's state."""
     squared: bool = True
-    """v is a mean of squares; False for Adamax, whose v is a maximum of |g|."""
+    """Whether v is a mean of squares; False for Adamax, whose v is a maximum of |g|."""
     divided: bool = False
-    """m already holds preconditioned gradients, as RMSprop's momentum does: u = m."""
+    """Whether m already holds preconditioned gradients, as in RMSprop with momentum, so that u = m."""
 
     @property
     def uses_gradient(self) -> bool:
-        """True where u has a part of the gradient itself besides momentum."""
+        """Whether u has a part of the gradient itself in addition to momentum."""
         return self.kind == "nadam" or self.nesterov or (self.first is None and self.kind in ("sgd", "rmsprop"))
 
 
 def kind_of(optimizer: torch.optim.Optimizer) -> Kind:
-    """The kind whose algebra is exact for ``optimizer``; "other" where it is not known.
+    """Return the kind whose update rule is exact for ``optimizer``, or "other" if its rule is not known.
 
-    A subclass counts as its parent only while it inherits `step`. RMSprop with `centered`, and β held in device
-    tensors, which reading would synchronise, are "other".
+    A subclass counts as its parent only if it inherits `step`. RMSprop with `centered` is "other", and so are
+    optimizers that hold β in device tensors, as reading those would synchronise the device.
     """
     step = inspect.unwrap(type(optimizer).step)
     kind: Kind = "other"
@@ -113,7 +122,7 @@ def kind_of(optimizer: torch.optim.Optimizer) -> Kind:
 
 
 def read_update_rule(kind: Kind, group: Mapping[str, Any]) -> UpdateRule:
-    """The rule of one parameter group as it stands now. Never synchronises a device."""
+    """Return the current update rule of a parameter group. Never synchronises a device."""
     lr = group.get("lr", float("nan"))
     lr = lr if _is_on_device(lr) else float(lr)
     if kind == "other":
@@ -146,10 +155,10 @@ def read_update_rule(kind: Kind, group: Mapping[str, Any]) -> UpdateRule:
 
 
 def describe(optimizer: torch.optim.Optimizer) -> protocol.Optimizer:
-    """What the server is told of ``optimizer``: the group with the largest learning rate speaks for it."""
+    """Return the description of ``optimizer`` for the server, taken from the group with the largest learning rate."""
     kind = kind_of(optimizer)
     rules = [read_update_rule(kind, group) for group in optimizer.param_groups]
-    rates = [float(rule.lr) for rule in rules]  # once, in `watch`: a device may be read here
+    rates = [float(rule.lr) for rule in rules]  # may read a device, which is acceptable once, in `watch`
     leading = rules[int(np.nanargmax(rates))] if not np.isnan(rates).all() else rules[0]
     known = kind != "other"
     return protocol.Optimizer(
@@ -164,9 +173,9 @@ def describe(optimizer: torch.optim.Optimizer) -> protocol.Optimizer:
 
 
 def read_steps(states: Sequence[Mapping[str, Any]]) -> NDArray[np.float64] | Tensor:
-    """The step counters t of some tensors, [P]: on the host where the optimizer keeps them there, else on its device.
+    """Return the step counters t of P tensors, [P], on the host or on the device where the optimizer keeps them.
 
-    Zeros where the optimizer counts no steps (SGD).
+    They are zeros if the optimizer counts no steps (SGD).
     """
     steps = [state.get("step", 0.0) for state in states]
     if steps and all(isinstance(step, Tensor) for step in steps):
@@ -178,7 +187,10 @@ def read_steps(states: Sequence[Mapping[str, Any]]) -> NDArray[np.float64] | Ten
 def term_table(
     rule: UpdateRule, steps: NDArray[np.float64] | Tensor, states: Sequence[Mapping[str, Any]]
 ) -> NDArray[np.float64] | Tensor:
-    """The numbers of `TERMS` for tensors of one group, [P, len(TERMS)], where the step counters are."""
+    """Return the `TERMS` of P tensors of one group, [P, len(TERMS)].
+
+    They are on the host unless the step counters or the learning rate are kept on a device.
+    """
     mu_product: Any = None
     if rule.kind == "nadam":
         mu_product = torch.stack([state["mu_product"].detach().reshape(()) for state in states])
@@ -192,13 +204,13 @@ def term_table(
         steps = steps.to(_widest(steps.device))
         columns = _terms(rule, steps, mu_product)
         return torch.stack([columns[name] for name in TERMS], dim=1)
-    with np.errstate(all="ignore"):  # t = 0 where GradScaler skipped the very first step
+    with np.errstate(all="ignore"):  # t = 0 if GradScaler skipped the very first step
         columns_on_host = _terms(rule, steps, mu_product)
     return np.stack([columns_on_host[name] for name in TERMS], axis=1)
 
 
 def _terms(rule: UpdateRule, t: Numbers, mu_product: Numbers | None) -> dict[str, Numbers]:
-    """One formula for NumPy and torch: only operators that both have."""
+    """Return the columns of `TERMS`, [P] each, with operators that NumPy and torch share."""
     zero = t * 0.0
     one = zero + 1.0
     eps = max(rule.eps, _SMALLEST_EPS)
@@ -246,19 +258,25 @@ def _terms(rule: UpdateRule, t: Numbers, mu_product: Numbers | None) -> dict[str
 
 
 def oscillation_gain(direct: Numbers, momentum: Numbers, intake: float, decay: float) -> Numbers:
-    """How strongly the update answers a gradient that changes sign every step; the factor of Ĥ.
+    """Return the response of the update to a gradient that changes sign every step, which is the factor of Ĥ.
 
-    The first instability of gradient descent has period two. Put z = −1 in the transfer function of
-    m = decay·m + intake·g: it is intake/(1 + decay), so that "λ(D·H) · gain < 2/η" is the limit of every family here,
-    with D = 1/(root·√v + floor). It gives the published limits: SGD 1; heavy ball 1/(1+μ); Nesterov (1+2μ)/(1+μ)
-    (Cohen et al. 2021, arXiv 2103.00065); EMA momentum (1−β1)/(1+β1) (Cohen et al. 2022, arXiv 2207.14484); Adam with
-    bias correction (1/(1−β1ᵗ))·(1−β1)/(1+β1) (Bai et al. 2026).
+    The first instability of gradient descent has period two. The transfer function of m = decay·m + intake·g at z = −1
+    is intake/(1 + decay), so "λ(D·H) · gain < 2/η" is the limit of every family here, with D = 1/(root·√v + floor). It
+    gives the published limits: SGD 1; heavy ball 1/(1+μ); Nesterov (1+2μ)/(1+μ) (Cohen et al. 2021, arXiv 2103.00065);
+    EMA momentum (1−β1)/(1+β1) (Cohen et al. 2022, arXiv 2207.14484); Adam with bias correction
+    (1/(1−β1ᵗ))·(1−β1)/(1+β1) (Bai et al. 2026).
     """
     return direct + momentum * (intake / (1.0 + decay))
 
 
 def stability_limit(lr: float, decoupled_weight_decay: float = 0.0) -> float:
-    """The value that λ_max(Ĥ) must stay under: 2/η, less γ for decoupled weight decay. Infinite at η = 0."""
+    """Return the limit of a stable λ_max(Ĥ): 2/η, minus γ for decoupled weight decay; infinite at η = 0.
+
+    >>> stability_limit(0.01)
+    200.0
+    >>> stability_limit(0.001, decoupled_weight_decay=0.1)
+    1999.9
+    """
     return 2.0 / lr - decoupled_weight_decay if lr > 0 else float("inf")
 
 

@@ -1,7 +1,8 @@
-"""The instruments attached to a run, as one: one layout, one block, one set of scalars a step.
+"""The panel: all instruments of a run combined into one layout, one block and one set of scalars for each step.
 
-A GAN has two models and two `watch`es; a record has one block. The panel stacks their rows, takes the union of their
-statistics (NaN where an instrument has none) and keeps layer names apart. Pure; measuring is the instruments'.
+A GAN has two models and two calls of `watch`, but a record has one block. The panel stacks the rows of the instruments,
+takes the union of their statistics (NaN where an instrument has none) and keeps layer names unique. Pure; the
+instruments do the measuring.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ _COUNT = np.dtype("<u4")
 
 
 class Panel:
-    """A fixed set of instruments with their common layout; attaching another makes a new panel."""
+    """A fixed set of instruments with their common layout; attaching another instrument requires a new panel."""
 
     def __init__(self, instruments: Sequence[Instrument], layout_id: int) -> None:
-        """Raises `ConfigurationError` when the layouts cannot be sent."""
+        """Combine ``instruments``. Raises `ConfigurationError` if their common layout exceeds a limit of the wire."""
         self.instruments = tuple(instruments)
+        """Instruments in the order in which they were attached."""
         self.layout = _combine([instrument.layout for instrument in instruments], layout_id)
+        """Common layout of the instruments."""
         self._columns = [
             [self.layout.statistics.index(name) for name in instrument.layout.statistics] for instrument in instruments
         ]
@@ -41,7 +44,10 @@ class Panel:
     def measure(
         self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None
     ) -> list[tuple[int, Pending]]:
-        """Ask every instrument; (position, pending) of those that have something. Called on the training thread."""
+        """Start the measurements of all instruments and return those that there are, with the instrument's position.
+
+        Called on the training thread.
+        """
         if self._is_single:
             only = self.instruments[0].measure(step, metrics, closure)
             return [] if only is None else [(0, only)]
@@ -55,12 +61,12 @@ class Panel:
     def read(
         self, pending: Sequence[tuple[int, Pending]]
     ) -> tuple[dict[str, float], memoryview | None, tuple[Histograms, ...]]:
-        """Scalars, block (the instrument's own memory where there is one) and histograms of one step, as `measure`
-        gave them. A second instrument's `lr` is called `lr_2`.
+        """Return the scalars, the block and the histograms of one step from the measurements that `measure` returned.
 
-        Raises `ValueError` when a block or histogram has not the shape of its layout.
+        With a single instrument the block is that instrument's own memory. The scalar `lr` of a second instrument is
+        called `lr_2`. Raises `ValueError` if a block or histogram does not have the shape of its layout.
         """
-        if self._is_single:  # nearly always, and within `log`
+        if self._is_single:  # the usual case, which runs within `log`
             only = pending[0][1].result()
             measured = {name: float(value) for name, value in only.scalars.items()} if only.scalars else {}
             return measured, None if only.block is None else self._checked(0, only.block).data, only.histograms
@@ -81,9 +87,9 @@ class Panel:
         return merged.data
 
     def _checked(self, position: int, block: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A block as it is sent: float32, row by row; the same array where it is so already."""
+        """Return a block as it is sent: float32 in row-major order; the same array if it already is."""
         if block.shape != self._shapes[position]:
-            raise ValueError(f"block of shape {block.shape}, layout of {self._shapes[position]}")
+            raise ValueError(f"the block has the shape {block.shape}, but its layout has {self._shapes[position]}")
         return np.ascontiguousarray(block, _FLOAT)
 
     def _merge_histograms(self, parts: Sequence[tuple[int, Measurement]]) -> tuple[Histograms, ...]:
@@ -114,13 +120,20 @@ def _combine(layouts: Sequence[Layout], layout_id: int) -> Layout:
     for position, layout in enumerate(layouts):
         for name in layout.layers:
             if not name or len(name) > MAX_NAME_CHARS:
-                raise ConfigurationError(f"layer name {name[:32]!r}… has {len(name)} characters; 1 to {MAX_NAME_CHARS}")
+                raise ConfigurationError(
+                    f"the layer name {name[:32]!r}… has {len(name)} characters; use 1 to {MAX_NAME_CHARS}"
+                )
             names[_apart(name, position, names)] = None
     statistics = tuple(dict.fromkeys(name for layout in layouts for name in layout.statistics))
     if len(names) > MAX_LAYERS:
-        raise ConfigurationError(f"{len(names)} layers; at most {MAX_LAYERS}: use group='module' or your own grouping")
+        raise ConfigurationError(
+            f"the run has {len(names)} layers; at most {MAX_LAYERS} are supported: use group='module' or your own "
+            "grouping"
+        )
     if len(statistics) > MAX_STATISTICS:
-        raise ConfigurationError(f"{len(statistics)} statistics; at most {MAX_STATISTICS}")
+        raise ConfigurationError(
+            f"the run has {len(statistics)} statistics; at most {MAX_STATISTICS} are supported: attach fewer models"
+        )
     known = all(len(layout.sizes) == len(layout.layers) for layout in layouts)
     return msgspec.structs.replace(
         layouts[0],
@@ -133,7 +146,7 @@ def _combine(layouts: Sequence[Layout], layout_id: int) -> Layout:
 
 
 def _apart(name: str, position: int, taken: Mapping[str, None]) -> str:
-    """``name``, or ``name`` with the number of its instrument when another layer has it."""
+    """Return ``name``, followed by the number of its instrument if another layer already has that name."""
     number = position + 1
     candidate = name
     while candidate in taken:

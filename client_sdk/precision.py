@@ -1,8 +1,8 @@
-"""How exactly layer statistics are kept. Pure.
+"""The precision of layer statistics. Pure.
 
-A float32 has 23 bits after the leading one. Of a norm that moves by percents from step to step the last twelve are
-noise, and they are most of what has to be sent and stored: recorded statistics take 2.2 bytes a value with them and
-1.0 without (docs/storage.md). Scalars, counts and histograms are never rounded.
+A float32 has 23 bits after the leading one. In a norm that changes by per cents from step to step the last twelve are
+noise, but they account for most of the bytes that are sent and stored: recorded statistics take 2.2 bytes a value with
+them and 1.0 without (benchmarks/results/storage.md). Scalars, counts and histograms are never rounded.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from client_sdk.vocabulary import STATISTICS
 
 Precision = Literal["compact", "exact"]
+"""Precision of layer statistics."""
 PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
+"""Names of the precisions that `watch` accepts."""
 
 RELATIVE_ERROR: Final = 2.0**-12
-"""Of a compact value, at most."""
+"""Maximum relative error of a compact value."""
 
 EXACT: Final = frozenset(item.name for item in STATISTICS.values() if item.precision == "exact")
 """Statistics that are exact at any precision."""
@@ -31,9 +33,12 @@ _EXPONENT: Final = np.uint32(0x7F800000)
 
 
 def compact(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest values that need 11 bits after the leading one: each within `RELATIVE_ERROR`.
+    """Return the nearest values with 11 bits after the leading one, each within `RELATIVE_ERROR`.
 
-    What is not finite, zero, or below the normal range stays as it is; so does a value that would round to infinity.
+    Values that are zero, subnormal or not finite, and values that would round to infinity, are returned unchanged.
+
+    >>> compact(np.array([1.0, 3.14159265, np.inf], np.float32)).tolist()
+    [1.0, 3.1416015625, inf]
     """
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     exponent = bits & _EXPONENT
@@ -43,7 +48,7 @@ def compact(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def compact_block(block: NDArray[np.float32], statistics: Sequence[str]) -> NDArray[np.float32]:
-    """A block, layers × ``statistics``, with all but its counts compact."""
+    """Return ``block``, shape (layers, statistics), with every column compact except the counts."""
     kept = compact(block)
     for column, name in enumerate(statistics):
         if name in EXACT:

@@ -201,7 +201,7 @@ class Recorder:
             return
 
     def _record(self, staged: Staged) -> Record:
-        scalars = self._reader.judged(staged.scalars)
+        scalars = self._reader.checked(staged.scalars)
         if staged.copy is not None:
             for name, value in zip(staged.names, staged.copy.array().tolist(), strict=True):
                 scalars[name] = float(value)

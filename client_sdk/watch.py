@@ -1,8 +1,8 @@
-"""Attaches to a model and its optimizer: when to measure, and what to hand to the run.
+"""`watch`: attaches to a model and its optimizer, decides when to measure, and passes measurements to the run.
 
-Owns the hooks and the order of things in a training step; measuring is `stats` and `curvature`. Bad arguments raise at
-once; afterwards nothing raises into training, and nothing that training computes is changed. Hooks sit on the
-optimizer alone: model and optimizer are copied, pickled and compiled as if they were not watched.
+Owns the hooks and the order of operations in a training step; `stats` and `curvature` do the measuring. Bad arguments
+raise at once; afterwards nothing raises into training, and nothing that training computes is changed. Only the
+optimizer has hooks: model and optimizer can be copied, pickled and compiled as if they were not watched.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from client_sdk.warner import Warner
 
 
 class Handle:
-    """What `watch` returns."""
+    """Handle of a `watch`, which can be removed."""
 
     def __init__(self, hooks: list[RemovableHandle], attachment: Attachment | None) -> None:
+        """Take over the hooks of an optimizer and the attachment of its instrument to a run."""
         self._hooks = hooks
         self._attachment = attachment
 
     def remove(self) -> None:
-        """Stop watching: hooks and instrument are taken off. May be called again."""
+        """Stop watching: remove the hooks and the instrument. May be called more than once."""
         while self._hooks:
             self._hooks.pop().remove()
         if self._attachment is not None:
@@ -56,12 +57,13 @@ def watch(
 ) -> Handle:
     """Measure ``model`` as ``optimizer`` moves it, at every `log` of ``run``.
 
-    ``every``: optimizer steps between layer statistics. ``histogram_every``: between histograms. ``curvature_every``:
-    steps between full curvature probes while the run is calm (`log` must be given a closure); they come more often
-    when a spike may be near, and less often where they would take too much of the training's time. ``group``:
-    "parameter", "module", or a function from a parameter's name to a layer's name or None.
+    ``every`` is the number of optimizer steps between layer statistics, ``histogram_every`` between histograms, and
+    ``curvature_every`` between full curvature probes while the run is calm (`log` needs a closure for these). Probes
+    are more frequent when a spike may be near, and less frequent if they would take too much of the training's time.
+    ``group`` is "parameter", "module", or a function from the name of a parameter to the name of its layer, or None to
+    leave it out. ``precision`` is "compact" or "exact" (see `client_sdk.precision`).
 
-    Raises `ConfigurationError` for bad arguments.
+    Raises `ConfigurationError` if an argument is invalid.
     """
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"watch() needs a torch.nn.Module as its model, not {type(model).__name__}")
@@ -73,7 +75,9 @@ def watch(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of steps, at least 1")
     if not callable(group) and group not in ("parameter", "module"):
-        raise ConfigurationError(f"group is {group!r}; use 'parameter', 'module' or a function name -> layer or None")
+        raise ConfigurationError(
+            f"group is {group!r}; use 'parameter', 'module' or a function from a parameter's name to a layer's or None"
+        )
     if precision not in PRECISIONS:
         raise ConfigurationError(f"precision is {precision!r}; use {' or '.join(map(repr, PRECISIONS))}")
     layers = map_layers(model, optimizer, group)
@@ -93,7 +97,7 @@ def watch(
     )
     attachment = run.attach(watcher)
     hooks: list[RemovableHandle] = []
-    # without this, a compiled optimizer.step would try to compile the measuring too
+    # Without `disable`, a compiled optimizer.step would try to compile the measuring too.
     if watcher.meter.watches_versions:
         hooks.append(optimizer.register_step_pre_hook(torch.compiler.disable(watcher.before_step)))
     hooks.append(optimizer.register_step_post_hook(torch.compiler.disable(watcher.after_step)))
@@ -101,7 +105,7 @@ def watch(
 
 
 class _Watcher:
-    """The instrument of one `watch`. Every method is called on the training thread."""
+    """Instrument of one `watch`. Every method is called on the training thread."""
 
     def __init__(
         self,
@@ -137,7 +141,7 @@ class _Watcher:
             sizes=layers.sizes,
             optimizer=describe(optimizer),
         )
-        self._steps = 0  # of the optimizer, since `watch`
+        self._steps = 0  # optimizer steps since `watch`
         self._measured_at: int | None = None
         self._histogram_at: int | None = None
         self._logged_at = 0
@@ -146,14 +150,17 @@ class _Watcher:
         self._flying: list[StepCopy] = []
 
     def before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        """Hook of `torch.optim.Optimizer.register_step_pre_hook`."""
+        """Prepare the meter; a hook of `torch.optim.Optimizer.register_step_pre_hook`."""
         try:
             self.meter.before_step(optimizer)
         except Exception as error:
             self._warner.caught("statistics", "reading the optimizer before its step", error)
 
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        """Hook of `torch.optim.Optimizer.register_step_post_hook`: gradients and the new state are there."""
+        """Measure the step, whose gradients and new state are available now.
+
+        A hook of `torch.optim.Optimizer.register_step_post_hook`.
+        """
         try:
             if self._run.active and not _is_capturing():
                 self._after_step(optimizer)
@@ -165,7 +172,7 @@ class _Watcher:
         if self._measured_at is not None and self._steps - self._measured_at < self._every:
             return
         if self._steps - self._logged_at < self._steps_a_log:
-            return  # who logs every tenth step does not pay for the nine that nobody reads
+            return  # a training that logs every tenth step does not pay for the nine that are never read
         wants_histogram = self._histogram_at is None or self._steps - self._histogram_at >= self._histogram_every
         self._measured_at = self._steps
         self._fresh = self.meter.measure(optimizer, histograms=wants_histogram)
@@ -174,14 +181,14 @@ class _Watcher:
         if self.meter.has_newcomers:
             self._warner.warn(
                 "new_parameters",
-                "the optimizer moves parameters that watch() did not see, or saw frozen; they are not measured. "
-                "Call handle.remove() and watch() again after changing the model",
+                "the optimizer moves parameters that were missing or frozen when watch() was called; they are not "
+                "measured. Call handle.remove() and watch() again after changing the model",
             )
 
     def measure(
         self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None
     ) -> _PendingMeasurement | None:
-        """See `measurement.Instrument`."""
+        """Start the measurement of ``step``; implements `measurement.Instrument`."""
         try:
             return self._measure(step, metrics, closure)
         except Exception as error:
@@ -213,14 +220,14 @@ class _Watcher:
         return _PendingMeasurement(fresh, curvature, lr, self.layout.statistics if self._is_compact else None)
 
     def _collect(self) -> None:
-        """Show the schedule what has reached the host."""
+        """Give the schedule the statistics that have reached the host."""
         while self._flying and self._flying[0].ready():
             totals = self._flying.pop(0).totals
             self._probe.schedule.observe_gradient(totals["grad_norm"], totals["decoupling"])
 
 
 class _PendingMeasurement:
-    """Everything measured at one `log`, perhaps still on its way to the host."""
+    """Measurements of one `log`, which may still be on their way to the host; implements `measurement.Pending`."""
 
     def __init__(
         self,
@@ -229,7 +236,7 @@ class _PendingMeasurement:
         lr: float | Tensor | None,
         compact_columns: tuple[str, ...] | None,
     ) -> None:
-        """``compact_columns``: the names of the block's columns where it is to be compact."""
+        """Combine the measurements; ``compact_columns`` names the block's columns if the block is to be compact."""
         self._statistics = statistics
         self._compact_columns = compact_columns
         self._curvature = curvature
@@ -237,12 +244,12 @@ class _PendingMeasurement:
         self._lr_copy = ScalarCopy([lr]) if isinstance(lr, Tensor) else None
 
     def ready(self) -> bool:
-        """See `measurement.Pending`."""
+        """Return whether all parts have reached the host."""
         parts = (self._statistics, self._curvature, self._lr_copy)
         return all(part is None or part.ready() for part in parts)
 
     def result(self) -> Measurement:
-        """See `measurement.Pending`."""
+        """Return the measurement, after waiting for its parts if necessary."""
         measured = Measurement() if self._statistics is None else self._statistics.measurement()
         scalars = dict(measured.scalars)
         lr = self._lr if self._lr_copy is None else float(self._lr_copy.array()[0])
@@ -259,7 +266,7 @@ class _PendingMeasurement:
 
 
 def _largest_rate(optimizer: torch.optim.Optimizer) -> float | Tensor | None:
-    """Largest learning rate of the groups; a tensor where one is kept on a device, which is not waited for."""
+    """Return the largest learning rate of the groups, as a tensor without waiting if any is kept on a device."""
     rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
     on_device = [rate for rate in rates if isinstance(rate, Tensor) and rate.device.type != "cpu"]
     if on_device:
@@ -268,5 +275,5 @@ def _largest_rate(optimizer: torch.optim.Optimizer) -> float | Tensor | None:
 
 
 def _is_capturing() -> bool:
-    """True while a CUDA graph records the step: what ran here would become part of it."""
+    """Return whether a CUDA graph is recording the step; anything measured now would become part of the graph."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -1,9 +1,9 @@
-"""The live socket ``WS /api/v1/live``: what is new, as JSON text frames, pushed to dashboards and other viewers.
+"""The live socket ``WS /api/v1/live``, which pushes changes to dashboards and other viewers as JSON text frames.
 
-Frames: ``subscribed`` first, then ``run``, ``advance``, ``alert`` and ``event`` as they come, ``resync`` where some are
-missing: read everything anew, and ``degraded`` and ``restored`` when the servers lose and find each other. Each
-carries a ``cursor``, with which a viewer that comes back gets what it missed, from any server. An ``error`` frame says
-why the socket closes.
+The first frame is ``subscribed``; ``run``, ``advance``, ``alert`` and ``event`` follow as they happen. ``resync`` means
+that frames are missing and the viewer has to read everything again; ``degraded`` and ``restored`` mean that the servers
+have lost or regained contact with each other. Each frame carries a ``cursor``, with which a viewer that reconnects to
+any server receives what it missed. An ``error`` frame gives the reason before the socket closes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -24,15 +24,19 @@ from server.errors import UNAVAILABLE, ApiError, DatabaseError, LimitError
 from server.metrics import Metrics
 from server.models import Principal, Scope
 
-SEND_TIMEOUT = 30.0  # seconds; a viewer that does not read is let go
+SEND_TIMEOUT = 30.0  # seconds; a viewer that does not read is disconnected
 MAX_RUNS = 1_000
-CLOSE_CODES = {401: 4401, 403: 4401, 429: 1013, 503: 1011}
+"""Number of runs that one viewer may select."""
+CLOSE_CODES: Final = {401: 4401, 403: 4401, 429: 1013, 503: 1011}
+"""Close code of the websocket for each HTTP status; 4400 for the others."""
 
 
 class LiveEndpoint:
+    """Serves all live sockets of a server. Used from the event loop only."""
+
     def __init__(self, broker: Broker, authenticator: Authenticator, admissions: Admissions, metrics: Metrics) -> None:
         self.viewers = 0
-        """Open sockets."""
+        """Number of open sockets."""
         self._metrics = metrics
         self._broker = broker
         self._authenticator = authenticator
@@ -40,7 +44,7 @@ class LiveEndpoint:
         self._draining = asyncio.Event()
 
     async def handle(self, socket: WebSocket) -> None:
-        """Serve one viewer to its end."""
+        """Serve one viewer until it leaves."""
         await socket.accept()
         with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError):
             try:
@@ -54,7 +58,7 @@ class LiveEndpoint:
                 await _refuse(socket, ApiError(429, "too_many_connections", str(error)))
 
     def drain(self) -> None:
-        """Close every socket: the server goes away."""
+        """Close every socket because the server is shutting down."""
         self._draining.set()
 
     async def _serve(
@@ -105,7 +109,7 @@ class LiveEndpoint:
         if identity is None:
             raise ApiError(401, "unauthenticated", UNAUTHENTICATED)
         if not identity.principal.may(Scope.READ):
-            raise ApiError(403, "forbidden", "this token may not read")
+            raise ApiError(403, "forbidden", "this token may not read; use one with the scope read")
         return identity
 
 
@@ -114,7 +118,7 @@ def _asked_runs(value: str | None) -> frozenset[str] | None:
         return None
     run_ids = frozenset(part for part in value.split(",") if part)
     if len(run_ids) > MAX_RUNS:
-        raise ApiError(400, "invalid_parameter", f"runs: at most {MAX_RUNS}")
+        raise ApiError(400, "invalid_parameter", f"runs: select at most {MAX_RUNS}")
     return run_ids or None
 
 
@@ -125,7 +129,7 @@ async def _refuse(socket: WebSocket, error: ApiError) -> None:
 
 
 async def _watch(socket: WebSocket) -> None:
-    """Until the viewer leaves. What it sends has no meaning."""
+    """Return when the viewer leaves. Messages that it sends are ignored."""
     while (await socket.receive())["type"] != "websocket.disconnect":
         pass
 

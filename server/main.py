@@ -1,14 +1,15 @@
-"""The only wiring: composes the application of a server out of its parts.
+"""Composes the ASGI application of a server from its parts.
 
-Owns which collaborator gets which. Parts with a name of their own are built in `server.assembly`; `server.serving` puts
-the application on a socket.
+`server.assembly` builds the larger parts from the configuration, and `server.serving` runs the application on a socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, WebSocket
 
@@ -51,13 +52,14 @@ from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 
 API = "/api/v1"
-REHEARSALS = 2  # of rules, at a time
+MAX_BACKTESTS = 2  # concurrent backtests of alert rules
 
 
 def create_app(config: Config, database: Database | None = None) -> FastAPI:
-    """The whole server as one ASGI application. Its lifespan starts and stops everything; the schema must be current.
+    """Return the whole server as one ASGI application, whose lifespan starts and stops everything.
 
-    ``database``: one to use instead of that of the configuration; it is closed with the application all the same.
+    The schema must be current. A ``database`` that is passed is used instead of the configured one and is closed with
+    the application as well.
     """
     database = database if database is not None else Database(config.resolved_database_url)
     broker, leases = make_broker(config)
@@ -66,14 +68,13 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     reader = BucketReader(database, config.cache_bytes)
     series = SeriesQuery(run_store, reader)
     notifications = make_notifications(config, database, series, metrics)
-    pipeline = make_pipeline(
-        config,
-        database,
-        broker,
-        leases,
-        alerts_stored=notifications.dispatcher.wake,
-        alert_changed=lambda kind, state: metrics.alerts.labels(kind, state).inc(),
-    )
+
+    def on_alerts(alerts: Sequence[Mapping[str, Any]]) -> None:
+        notifications.dispatcher.wake()
+        for alert in alerts:
+            metrics.alerts.labels(alert["kind"], alert["state"]).inc()
+
+    pipeline = make_pipeline(config, database, broker, leases, on_alerts=on_alerts)
     access = make_access(config, database, metrics)
     deleter = Deleter(
         DeletionStore(database),
@@ -140,7 +141,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         messenger=notifications.messenger,
         rules=RuleStore(database),
         rehearsal=RuleBacktest(StepReader(database, layouts)),
-        rehearsing=asyncio.Semaphore(REHEARSALS),
+        rehearsing=asyncio.Semaphore(MAX_BACKTESTS),
         exporter=exporter,
         archiver=Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database)),
         deleter=deleter,
@@ -180,4 +181,4 @@ def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint) -> Non
 
     @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def nothing_here(rest: str) -> None:
-        raise ApiError(404, "not_found", f"there is no /api/{rest}; {API}/openapi.json lists what is")
+        raise ApiError(404, "not_found", f"there is no /api/{rest}; {API}/openapi.json lists what there is")

@@ -1,4 +1,4 @@
-"""How close a run is to its stability limit: λ_grad, λ_max and λ_step from the closure of `log`."""
+"""Distance of a run from its stability limit: λ_grad, λ_max and λ_step, measured with the closure of `log`."""
 
 from client_sdk.curvature.probe import CurvatureCopy, Probe
 

@@ -1,6 +1,7 @@
 """Hessian-vector products of the closure's loss: exact by double backward, or by central differences of gradients.
 
-Owns the products and the choice of step; the closure's surroundings are `sandbox`, the norm is `preconditioner`.
+Owns the products and the length of a finite-difference step. `sandbox` evaluates the closure, `preconditioner` defines
+the vector layout of the parameter space.
 """
 
 from __future__ import annotations
@@ -15,20 +16,23 @@ from client_sdk.curvature.preconditioner import Preconditioner, from_vector, to_
 from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 
 RELATIVE_STEP: Final = 1e-3
-"""Length of a finite-difference step over the length of the weights. On float32 networks the error is then about 1 %:
-larger steps leave the quadratic region, smaller ones drown in the rounding of gradients."""
+"""Length of a finite-difference step relative to the length of the weights.
+
+On float32 networks the error is then about 1 %: larger steps leave the quadratic region, and smaller ones are lost in
+the rounding of gradients.
+"""
 
 
 class Hessian(Protocol):
-    """H of the loss at the present parameters, as an operator."""
+    """The Hessian H of the loss at the current parameters, as an operator."""
 
     loss: Tensor
-    """0-d, detached."""
+    """Loss at the current parameters, 0-d, detached."""
     gradient: Tensor
-    """[N], detached."""
+    """Gradient of the loss, [N], detached."""
 
     def product(self, vector: Tensor) -> Tensor:
-        """H·vector, [N]."""
+        """Return H·vector for a vector [N]."""
         ...
 
 
@@ -37,14 +41,16 @@ class NoSecondDerivativeError(Exception):
 
 
 class ExactHessian:
-    """Double backward: about three gradients for the graph, then about two for each product."""
+    """Hessian by double backward, which costs about three gradients for the graph and about two for each product."""
 
     def __init__(
         self, sandbox: Sandbox, closure: Callable[[], Any], preconditioner: Preconditioner, *, verify: bool = True
     ) -> None:
-        """``verify``: look for operations whose missing second derivative torch would pass over in silence.
+        """Evaluate the closure in ``sandbox`` and keep the graph of its gradient.
 
-        Raises `sandbox.ClosureError` and `NoSecondDerivativeError`.
+        With ``verify``, search the graph for operations whose missing second derivative torch would ignore silently.
+        Raises `ClosureError` if the closure is unusable, and `NoSecondDerivativeError` if ``verify`` finds such an
+        operation.
         """
         self._preconditioner = preconditioner
         loss = sandbox.evaluate(closure)
@@ -56,7 +62,7 @@ class ExactHessian:
             raise NoSecondDerivativeError("an autograd.Function is once_differentiable")
 
     def product(self, vector: Tensor) -> Tensor:
-        """Raises `NoSecondDerivativeError`."""
+        """Return H·vector for a vector [N]. Raises `NoSecondDerivativeError` if autograd cannot compute it."""
         if not self._curved:
             return torch.zeros_like(vector)
         pieces = from_vector(vector, self._preconditioner)
@@ -76,13 +82,14 @@ class ExactHessian:
 
 
 class DifferenceHessian:
-    """(∇L(θ + h·x) − ∇L(θ − h·x)) / 2h: two gradients for each product, no second derivative needed.
+    """Hessian by central differences, H·x ≈ (∇L(θ + h·x) − ∇L(θ − h·x)) / 2h, at two gradients for each product.
 
-    The parameters are moved and put back, bit for bit, through `.data`, so that no version counter sees it.
+    No second derivative is needed. The parameters are moved and restored, bit for bit, through `.data`, so that no
+    version counter changes.
     """
 
     def __init__(self, sandbox: Sandbox, closure: Callable[[], Any], preconditioner: Preconditioner) -> None:
-        """Raises `sandbox.ClosureError`."""
+        """Evaluate the closure's loss and gradient in ``sandbox``. Raises `ClosureError` if the closure is unusable."""
         self._sandbox, self._closure, self._preconditioner = sandbox, closure, preconditioner
         self.loss, self.gradient = self._evaluate()
         self._length = torch.linalg.vector_norm(
@@ -90,7 +97,7 @@ class DifferenceHessian:
         )
 
     def product(self, vector: Tensor) -> Tensor:
-        """[N]"""
+        """Return H·vector for a vector [N], with an error of about 1 % in float32."""
         smallest = torch.finfo(vector.dtype).tiny
         step = RELATIVE_STEP * self._length.clamp_min(smallest) / torch.linalg.vector_norm(vector).clamp_min(smallest)
         pieces = from_vector(step * vector, self._preconditioner)
@@ -134,8 +141,10 @@ def _gradients(loss: Tensor, preconditioner: Preconditioner, *, create_graph: bo
 
 
 def _has_dead_end(tensors: Sequence[Tensor]) -> bool:
-    """True where a node stands for an error that is raised only if it is reached. `autograd.grad` prunes it away, and
-    the product would silently lack a part."""
+    """Return whether the graph of ``tensors`` has a node that stands for an error.
+
+    Such a node raises only when it is reached. `autograd.grad` prunes it, and the product would silently lack a part.
+    """
     waiting: list[Any] = [tensor.grad_fn for tensor in tensors]
     seen = set()
     while waiting:

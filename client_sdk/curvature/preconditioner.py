@@ -1,7 +1,8 @@
-"""The preconditioner of an optimizer at this moment, as one vector: D = diag(η)·gain/(root·√v + floor) / η_max.
+"""The current preconditioner of an optimizer as one vector: D = diag(η)·gain/(root·√v + floor) / η_max.
 
-Owns the vector layout of the parameter space and the norm in which the optimizer moves. Ĥ = D·H is compared with
-2/η_max; its symmetric form is D^½·H·D^½.
+Owns the vector layout of the parameter space and the norm in which the optimizer moves. Ĥ = D·H is the preconditioned
+Hessian of Bai et al. (ICML 2026), whose largest eigenvalue λ_max is compared with 2/η_max. It is similar to the
+symmetric matrix D^½·H·D^½, which is the one that is iterated on.
 """
 
 from __future__ import annotations
@@ -17,31 +18,33 @@ from client_sdk.optimizers import TERM, Kind, read_steps, read_update_rule, term
 
 
 class UnsupportedError(Exception):
-    """Curvature cannot be measured for this model and optimizer. The text says why."""
+    """Curvature cannot be measured for this model and optimizer; the text gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preconditioner:
-    """D of the parameters that the optimizer moves, N numbers in all."""
+    """The preconditioner D of the parameters that the optimizer moves, N numbers in total."""
 
     parameters: tuple[Tensor, ...]
+    """Parameters in the order of the vector layout."""
     diagonal: Tensor
-    """D, [N]"""
+    """Diagonal of D, [N]."""
     penalty: Tensor | None
-    """γ of L2 weight decay, [N]: the optimizer descends H + γ. None when it is zero everywhere."""
+    """L2 weight decay γ of each coordinate, [N], as the optimizer descends H + γ; None if it is zero everywhere."""
     lr: Tensor
-    """Largest learning rate, 0-d, where the terms are."""
+    """Largest learning rate η_max of the parameter groups, 0-d, on the device of the step counters."""
 
     @classmethod
     def read(cls, optimizer: torch.optim.Optimizer, kind: Kind) -> Preconditioner | None:
-        """The present preconditioner, or None before the first step. Never synchronises a device.
+        """Return the current preconditioner of ``optimizer``, or None before its first step.
 
-        Raises `UnsupportedError` for an optimizer whose limit is not known, or parameters that no vector can hold.
+        Never synchronises a device. Raises `UnsupportedError` if the stability limit of the optimizer is not known,
+        or if the parameters do not fit one vector (complex, sharded, or on several devices).
         """
         if kind == "other":
             raise UnsupportedError(
                 f"the stability limit of {type(optimizer).__name__} is not known, so curvature is not measured; "
-                "it is for Adam, AdamW, NAdam, RAdam, Adamax, RMSprop and SGD"
+                "use Adam, AdamW, NAdam, RAdam, Adamax, RMSprop or SGD to have it measured"
             )
         parameters: list[Tensor] = []
         seconds: list[Tensor | None] = []
@@ -98,12 +101,12 @@ class Preconditioner:
 
 
 def vector_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
-    """float64 where a parameter has it, else float32."""
+    """Return float64 if any parameter is float64, else float32."""
     return torch.float64 if any(parameter.dtype == torch.float64 for parameter in parameters) else torch.float32
 
 
 def to_vector(tensors: Sequence[Tensor | None], preconditioner: Preconditioner) -> Tensor:
-    """Tensors like the parameters as one vector [N]; None counts as zeros."""
+    """Return tensors in the shapes of the parameters as one vector [N], with zeros in place of None."""
     dtype = preconditioner.diagonal.dtype
     return torch.cat([
         torch.zeros(parameter.numel(), device=parameter.device, dtype=dtype)
@@ -114,7 +117,7 @@ def to_vector(tensors: Sequence[Tensor | None], preconditioner: Preconditioner) 
 
 
 def from_vector(vector: Tensor, preconditioner: Preconditioner) -> list[Tensor]:
-    """[N] as tensors like the parameters."""
+    """Return the parts of a vector [N] in the shapes and dtypes of the parameters."""
     pieces = vector.split([parameter.numel() for parameter in preconditioner.parameters])
     return [
         piece.view(parameter.shape).to(parameter.dtype)

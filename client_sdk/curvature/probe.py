@@ -1,7 +1,10 @@
-"""Measures λ_grad, λ_max and λ_step of one model and optimizer, inside `log`, without training noticing.
+"""Measurement of λ_grad, λ_max and λ_step of one model and optimizer, inside `log` and without effect on training.
 
-Owns one probe from the closure to values on their way to the host, the warm start between probes, and what happens
-when a closure gives nothing. Called on the training thread; results are read on any.
+Owns one probe from the closure to values on their way to the host, the warm start between probes, and the handling of
+closures that fail. Called on the training thread; results may be read on any thread.
+
+Sources: λ_max and λ_grad of the preconditioned Hessian, Bai et al. (ICML 2026); λ_step is the curvature that the finite
+step met, from the loss of the same batch before and after it.
 """
 
 from __future__ import annotations
@@ -23,34 +26,38 @@ from client_sdk.host import ScalarCopy
 from client_sdk.optimizers import Kind
 from client_sdk.warner import Warner
 
-WARM_PRODUCTS: Final = 3  # Hessian-vector products for λ_max from the last probe's vector; λ_grad's is one more
-REFINING_PRODUCTS: Final = 5  # while the last residual was above GOOD_RESIDUAL
-COLD_PRODUCTS: Final = 10  # from a random vector
-GOOD_RESIDUAL: Final = 0.1
-WORST_RESIDUAL: Final = 0.5  # a value that may be off by half is not reported; the vector is kept and refined
-ROUNDING: Final = 64  # a slope under this many units of rounding of the loss says nothing
+WARM_PRODUCTS: Final = 3  # Hessian-vector products for λ_max from the last probe's vector; λ_grad needs one more
+REFINING_PRODUCTS: Final = 5  # the same while the last residual was above GOOD_RESIDUAL
+COLD_PRODUCTS: Final = 10  # the same from a random vector
+GOOD_RESIDUAL: Final = 0.1  # relative residual of λ_max
+WORST_RESIDUAL: Final = 0.5  # above this λ_max is not reported, but its vector is kept and refined
+ROUNDING: Final = 64  # units of rounding of the loss below which a slope is meaningless
 
 
 class StepSignals(Protocol):
-    """What the statistics know of the last optimizer step (`stats.StepCopy`)."""
+    """Totals of the last optimizer step; implemented by `stats.StepCopy`."""
 
     def ready(self) -> bool:
-        """True when `totals` will not wait."""
+        """Return whether `totals` returns without waiting."""
         ...
 
     @property
     def totals(self) -> dict[str, float]:
-        """`grad_norm`, `decoupling`, `slope`."""
+        """Values of `grad_norm`, `decoupling` and `slope` over all layers."""
         ...
 
 
 class CurvatureCopy:
-    """One probe's values on their way to the host."""
+    """Values of one probe on their way to the host."""
 
     def __init__(
         self, tensors: dict[str, Tensor], logged_loss: float | None, signals: StepSignals | None, rounding: float
     ) -> None:
-        """``signals`` of the step whose Δw led from the logged loss to the closure's; None where there is no such."""
+        """Start copying the 0-d ``tensors``, keyed by name, to the host.
+
+        ``signals`` belong to the step whose Δw led from ``logged_loss`` to the closure's loss; without both of them
+        there is no λ_step. ``rounding`` is the relative slope below which λ_step is not reported.
+        """
         self._names = tuple(tensors)
         self._copy = ScalarCopy(list(tensors.values()))
         self._logged_loss = logged_loss
@@ -58,19 +65,22 @@ class CurvatureCopy:
         self._rounding = rounding
 
     def ready(self) -> bool:
-        """True when nothing will wait. Never synchronises a device."""
+        """Return whether all values have reached the host. Never synchronises a device."""
         return self._copy.ready() and (self._signals is None or self._signals.ready())
 
     def values(self) -> dict[str, float]:
-        """Everything measured by name: loss, lr, gradient_square, lambda_grad, lambda_max, residual; NaN where it went
-        wrong."""
+        """Return everything that was measured, by name, with NaN where a measurement failed.
+
+        The names are loss, lr, gradient_square and lambda_grad, for a full probe also lambda_max and residual, and
+        logged_loss if it was on a device.
+        """
         return dict(zip(self._names, self._copy.array().tolist(), strict=True))
 
     def scalars(self) -> dict[str, float]:
-        """What is reported; only values that mean something."""
+        """Return the scalars to report: lambda_grad, lambda_max and lambda_step, each only if it is meaningful."""
         values = self.values()
         if is_flat(values):
-            return {}  # the loss may have changed, but not by this model's step
+            return {}  # the loss may have changed, but not because of this model's step
         reported = {name: values[name] for name in ("lambda_grad",) if math.isfinite(values[name])}
         if is_reportable(values):
             reported["lambda_max"] = values["lambda_max"]
@@ -80,7 +90,10 @@ class CurvatureCopy:
         return reported
 
     def _lambda_step(self, values: dict[str, float]) -> float | None:
-        """2·(ΔL − gᵀΔw) / (−η·gᵀΔw): the curvature that the step met. ΔL > 0 exactly where it is above 2/η."""
+        """Return 2·(ΔL − gᵀΔw) / (−η·gᵀΔw), the curvature that the step met, or None if it is unknown.
+
+        It is above 2/η exactly if the step raised the loss of its own batch, ΔL > 0.
+        """
         logged = values.get("logged_loss", self._logged_loss)
         if logged is None or self._signals is None:
             return None
@@ -92,18 +105,21 @@ class CurvatureCopy:
 
 
 def is_reportable(values: dict[str, float]) -> bool:
-    """True where λ_max is known to within its residual."""
+    """Return whether λ_max was measured with an acceptable residual."""
     return math.isfinite(values.get("lambda_max", math.nan)) and values["residual"] <= WORST_RESIDUAL
 
 
 def is_flat(values: dict[str, float]) -> bool:
-    """True where the loss is finite and its gradient exactly zero: it does not depend on these parameters, or not
-    now. There is no direction to measure along, and nothing wrong with the closure."""
+    """Return whether the loss is finite and its gradient exactly zero.
+
+    The loss then does not depend on these parameters at the moment. There is no direction to measure along, and the
+    closure is not at fault.
+    """
     return math.isfinite(values["loss"]) and values["gradient_square"] == 0
 
 
 class Probe:
-    """The curvature of one model as its optimizer sees it."""
+    """Probe of the curvature of one model, in the norm of its optimizer."""
 
     def __init__(
         self,
@@ -115,22 +131,25 @@ class Probe:
         warner: Warner,
         is_alone: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``is_alone`` False: other models are watched on the same run, and the closure may well be about one of
-        them."""
+        """Prepare to probe ``model`` with ``every`` steps between full probes while the run is calm.
+
+        ``is_alone`` returns False if other models are watched on the same run: the closure may then belong to one of
+        them.
+        """
         self._is_alone = is_alone
         self._model, self._optimizer, self._kind = model, optimizer, kind
         self._warner = warner
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-        # what other processes take from a shared processor is no reason to probe less
+        # Processor time: the load of other processes on a shared CPU is not a reason to probe less.
         self._clock = time.process_time if on_cpu else time.perf_counter
         self.schedule = Schedule(every)
         self._flying: list[tuple[int, CurvatureCopy]] = []
         self._timers: list[tuple[Choice, float, _Timer]] = []
-        self._direction: Tensor | None = None  # eigenvector in the space of parameters, D^½·x
+        self._direction: Tensor | None = None  # eigenvector in the space of the parameters, D^½·x, [N]
         self._parameters: tuple[Tensor, ...] = ()
         self._products = COLD_PRODUCTS
         self._is_supported = True
-        self._ended: tuple[int, float] | None = None  # step and time of the last call's end
+        self._ended: tuple[int, float] | None = None  # step and time at which the last call ended
         self._is_verified = False
         self._uses_differences = False
 
@@ -143,9 +162,10 @@ class Probe:
         loss: Any = None,
         signals: StepSignals | None = None,
     ) -> CurvatureCopy | None:
-        """Probe if it is due. ``loss`` and ``signals``: the value logged for this batch before the step, and that step.
+        """Probe the curvature at ``step`` if a probe is due, and return its values on their way to the host.
 
-        Never raises; what goes wrong is warned of once, counted, and makes the next probe come later.
+        ``loss`` is the value that was logged for this batch before the optimizer's step, and ``signals`` belong to that
+        step. Never raises: a failure is reported once, counted, and delays the next probe.
         """
         self._time_step(step)
         try:
@@ -154,7 +174,7 @@ class Probe:
             self._ended = step, self._clock()
 
     def _time_step(self, step: int) -> None:
-        """Tell the schedule what training took since the last call."""
+        """Give the schedule the time that training took for each step since the last call."""
         if self._ended is not None and step > self._ended[0]:
             self.schedule.observe_step_time((self._clock() - self._ended[1]) / (step - self._ended[0]))
 
@@ -181,7 +201,7 @@ class Probe:
             self._warner.warn(
                 "curvature_memory",
                 "not enough memory for an exact Hessian-vector product; finite differences are used from now on. "
-                "A closure over a smaller batch would help",
+                "To avoid them, compute the closure on a smaller batch",
             )
             self._uses_differences = True
         except Exception as error:
@@ -233,11 +253,11 @@ class Probe:
 
     @torch.no_grad()
     def _evaluate(self, choice: Choice, hessian: Hessian, preconditioner: Preconditioner) -> dict[str, Tensor]:
-        """λ_grad = gᵀĤg/‖g‖² and, where asked for, λ_max of D^½(H + γ)D^½."""
-        diagonal = preconditioner.diagonal
-        root = diagonal.sqrt()
-        inverse_root = torch.where(root > 0, 1.0 / root, 0.0)  # 0 where a group's learning rate is 0: it does not move
-        gradient = torch.where(root > 0, hessian.gradient, 0.0)
+        """Return λ_grad = gᵀĤg/‖g‖² and, for a full probe, λ_max of D^½(H + γ)D^½, with their context."""
+        diagonal = preconditioner.diagonal  # [N]
+        root = diagonal.sqrt()  # [N]
+        inverse_root = torch.where(root > 0, 1.0 / root, 0.0)  # [N]; 0 for groups with learning rate 0, which are fixed
+        gradient = torch.where(root > 0, hessian.gradient, 0.0)  # [N]
 
         def curved(vector: Tensor) -> Tensor:
             product = hessian.product(vector)
@@ -246,7 +266,7 @@ class Probe:
         if preconditioner.penalty is not None:
             weights = torch.cat([p.reshape(-1).to(diagonal.dtype) for p in preconditioner.parameters])
             gradient = gradient + torch.where(root > 0, preconditioner.penalty * weights, 0.0)
-        image = curved(gradient)
+        image = curved(gradient)  # [N]
         square = torch.dot(gradient, gradient)
         values = {
             "loss": hessian.loss,
@@ -269,7 +289,7 @@ class Probe:
     ) -> RitzPair:
         products = self._products_for(preconditioner)
         if self._direction is not None and _same(self._parameters, preconditioner.parameters):
-            start = self._direction * inverse_root  # carries the vector over from the last probe's preconditioner
+            start = self._direction * inverse_root  # the last eigenvector in the coordinates of this preconditioner
         else:
             generator = torch.Generator(inverse_root.device).manual_seed(0)
             start = torch.randn(
@@ -284,14 +304,16 @@ class Probe:
         return self._products if is_warm else COLD_PRODUCTS
 
     def _share_of_usual(self, choice: Choice, preconditioner: Preconditioner) -> float:
-        """Cost of a warm probe over that of this one, by gradients computed: about 3 for the graph, then each product.
-        A cold start must not make the schedule believe that every probe is that dear."""
+        """Return the cost of a warm probe relative to this one, in gradients: about 3 for the graph, then each product.
+
+        It keeps the schedule from treating the cost of a cold start as that of every probe.
+        """
         if choice == "gradient":
             return 1.0
         return (4 + WARM_PRODUCTS) / (4 + self._products_for(preconditioner))
 
     def _collect(self) -> None:
-        """Learn from what has reached the host since the last call; waits for nothing."""
+        """Update the schedule and the warm start with the values that have reached the host, without waiting."""
         for choice, share, timer in [entry for entry in self._timers if entry[2].done()]:
             self.schedule.observe_cost(choice, timer.seconds() * share)
             self._timers.remove((choice, share, timer))
@@ -323,7 +345,7 @@ class Probe:
 
 
 class _Timer:
-    """How long a probe kept the device busy; on the CPU, how long it took."""
+    """Timer of the time for which a probe kept the device busy, or of its processor time on the CPU."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -355,7 +377,12 @@ def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
 
 
 def _refuse_distributed() -> None:
-    """The schedule follows each process's own clock, so that collectives inside the closure could wait forever."""
+    """Raise `UnsupportedError` in a distributed training.
+
+    The schedule follows the clock of each process, so collective operations inside the closure could wait forever.
+    """
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise UnsupportedError("curvature is measured only in runs of one process; statistics go on")
+        raise UnsupportedError(
+            "curvature is measured only in runs of one process; layer statistics are measured as usual"
+        )

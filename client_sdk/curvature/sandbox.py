@@ -1,8 +1,8 @@
-"""Evaluates the user's closure so that training cannot tell: everything that it may change is put back.
+"""Evaluation of the user's closure without side effects on training: everything that it may change is restored.
 
-Owns saving and restoring; knows nothing of curvature. Restored bit for bit: random number generators (Python, NumPy,
-CPU, the devices of the parameters), gradients, `requires_grad`, module modes, buffers (BatchNorm's among them) and
-parameter values. Not covered: state that the closure keeps outside of the model, such as a data iterator.
+Owns saving and restoring, and does not depend on curvature. Restored bit for bit: random number generators (Python,
+NumPy, CPU, the devices of the parameters), gradients, `requires_grad`, module modes, buffers (including BatchNorm's)
+and parameter values. Not covered: state that the closure keeps outside the model, such as a data iterator.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class ClosureError(Exception):
-    """The closure gave nothing to measure. The text says what to change."""
+    """The closure's result cannot be measured; the text says what to change."""
 
 
 class IndependentError(ClosureError):
-    """The closure's loss is one, but of other parameters than the watched ones."""
+    """The closure's loss is valid but does not depend on the watched parameters."""
 
 
 class Sandbox:
-    """A context in which `evaluate` may be called any number of times. Used on the training thread."""
+    """Context in which `evaluate` may be called any number of times. Used on the training thread."""
 
     def __init__(self, model: torch.nn.Module, parameters: Sequence[Tensor]) -> None:
+        """Prepare to protect the parameters and buffers of ``model`` and the additional ``parameters``."""
         self._model = model
         own = list(model.parameters())
         seen = {id(parameter) for parameter in own}
@@ -38,7 +39,7 @@ class Sandbox:
         self._devices = {p.device for p in self._parameters if p.device.type not in ("cpu", "meta")}
         self._contexts = ExitStack()
         self.is_deterministic = True
-        """False once an evaluation drew random numbers (dropout): its loss is not comparable with another one's."""
+        """Whether no evaluation has drawn random numbers yet; losses with dropout are not comparable with others."""
 
     def __enter__(self) -> Self:
         self._random = random.getstate()
@@ -53,17 +54,18 @@ class Sandbox:
             if buffer is not None
         ]
         self._flags = [(parameter, parameter.requires_grad) for parameter in self._parameters]
-        # taken away rather than copied: a closure that calls backward() or zero_grad() cannot reach them
+        # Gradients are detached from their parameters instead of copied, so that a closure that calls backward() or
+        # zero_grad() cannot reach them.
         self._grads = [(parameter, parameter.grad) for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
         self._contexts.enter_context(torch.inference_mode(False))
-        # fused attention has no second derivative (pytorch #116350)
+        # Fused attention has no second derivative (https://github.com/pytorch/pytorch/issues/116350).
         self._contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
-        # runs the model behind torch.compile as it was written; compiled graphs have no second derivative either
+        # Compiled graphs have no second derivative either, so a model behind torch.compile runs as it was written.
         if hasattr(torch.compiler, "set_stance"):  # torch ≥ 2.6
             self._contexts.enter_context(torch.compiler.set_stance("force_eager"))
-        # weights cast before the optimizer stepped must not be read, and ours not be left behind
+        # The autocast cache may hold weights from before the optimizer's step, and must not keep the sandbox's.
         self._cache_enabled = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         return self
@@ -81,15 +83,15 @@ class Sandbox:
         for module, name, buffer, saved in self._buffers:
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
-            buffer.data.copy_(saved)  # always: BatchNorm writes its running mean without raising the version
+            buffer.data.copy_(saved)  # always, because BatchNorm updates its running mean without a new version
         for module, mode in self._modes:
             module.training = mode
         self._restore_randomness()
 
     def evaluate(self, closure: Callable[[], Any]) -> Tensor:
-        """The closure's loss as a 0-d tensor with a graph. Every evaluation draws the same random numbers.
+        """Return the closure's loss as a 0-d tensor with its graph. Every evaluation draws the same random numbers.
 
-        Raises `ClosureError` when the closure returns anything else, or raises.
+        Raises `ClosureError` if the closure raises or returns anything else.
         """
         self._restore_randomness()
         try:

@@ -1,8 +1,8 @@
 """The largest eigenvalue of a symmetric operator from a few products, without waiting for the device.
 
-Owns the iteration: a Krylov space from a warm start with Rayleigh–Ritz on top, so that the answer is the largest
+Owns the iteration: a Krylov space from a warm start, followed by Rayleigh–Ritz, so that the result is the largest
 algebraic eigenvalue and not the largest in magnitude (power iteration alone would find a large negative one).
-Pure tensor code; the operator is handed in. Reference: Parlett, The Symmetric Eigenvalue Problem, chapters 11–13.
+Pure tensor code; the caller supplies the operator. Reference: Parlett, The Symmetric Eigenvalue Problem, ch. 11–13.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-SQUARINGS: Final = 14  # (1 − gap)^(2^14): Ritz values 0.1 % apart are told apart, closer ones are equally good
-NEGLIGIBLE: Final = 1e-3  # a direction of which less than this is new would only bring rounding errors
+SQUARINGS: Final = 14  # (1 − gap)^(2^14) separates Ritz values 0.1 % apart; closer ones are equally good
+NEGLIGIBLE: Final = 1e-3  # new share of a direction below which it would only add rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,11 @@ class RitzPair:
     """An approximate eigenpair."""
 
     value: Tensor
-    """0-d float64; never above the true largest eigenvalue."""
+    """Ritz value λ, 0-d float64 (float32 on MPS); never above the true largest eigenvalue."""
     vector: Tensor
-    """[N], of length 1."""
+    """Ritz vector x, [N], of length 1."""
     residual: Tensor
-    """0-d: ‖Ax − λx‖ / |λ|; some eigenvalue lies within this relative distance."""
+    """Relative residual ‖Ax − λx‖ / |λ|, 0-d; some eigenvalue lies within this relative distance of λ."""
 
 
 def largest_eigenpair(
@@ -36,7 +36,11 @@ def largest_eigenpair(
     products: int,
     known: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> RitzPair:
-    """Of a symmetric A, from ``products`` calls of ``product`` (x [N] → A·x) and the pairs (y, A·y) in ``known``."""
+    """Return an approximation of the largest eigenpair of a symmetric operator A.
+
+    Uses ``products`` calls of ``product`` (x [N] → A·x), beginning with ``start`` [N], and the pairs (y, A·y) in
+    ``known``, which cost nothing.
+    """
     size = products + len(known)
     basis = start.new_zeros(size, len(start))
     images = torch.zeros_like(basis)
@@ -57,10 +61,12 @@ def largest_eigenpair(
 
 
 def _orthonormal(candidate: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """``candidate`` without its part in the rows of ``basis``, of length 1, or zeros (and False) where nothing was
-    left."""
+    """Return ``candidate`` [N] orthonormalised against the rows of ``basis`` [k, N], and whether anything was left.
+
+    If nothing was left, the vector is zero.
+    """
     vector = candidate
-    for _ in range(2):  # once is not enough in float32
+    for _ in range(2):  # one pass is not enough in float32
         vector = torch.addmv(vector, basis.T, basis @ vector, alpha=-1.0)
     length = torch.linalg.vector_norm(vector)
     keep = length > torch.linalg.vector_norm(candidate) * 1e-6
@@ -68,6 +74,7 @@ def _orthonormal(candidate: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_known(direction: Tensor, image: Tensor, basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a known pair (y, A·y) orthonormalised against ``basis``, both [N], and whether enough of it was new."""
     before = torch.linalg.vector_norm(direction)
     direction, image = direction / before, image / before
     for _ in range(2):
@@ -80,14 +87,17 @@ def _add_known(direction: Tensor, image: Tensor, basis: Tensor, images: Tensor) 
 
 
 def _top_of_small(basis: Tensor, images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [m] and value of the largest eigenpair of the projected matrix, by repeated squaring: `eigh` would wait
-    for the device."""
+    """Return the weights [m] and the value of the largest eigenpair of the projected matrix.
+
+    Repeated squaring takes the place of `eigh`, which would wait for the device.
+    """
     wide = torch.float32 if basis.device.type == "mps" else torch.float64
-    small = (basis @ images.T).to(wide)
+    small = (basis @ images.T).to(wide)  # [m, m]
     small = (small + small.T) / 2
     identity = torch.eye(len(small), device=small.device, dtype=wide)
     size = torch.linalg.vector_norm(small) + torch.finfo(wide).tiny
-    shifted = small + size * torch.where(kept, identity, 0.0)  # ≥ 0; a member that was dropped stays 0 and cannot win
+    # The shift makes the matrix positive semi-definite. A dropped direction keeps a zero diagonal and cannot win.
+    shifted = small + size * torch.where(kept, identity, 0.0)
     for _ in range(SQUARINGS):
         shifted = shifted / shifted.diagonal().sum()
         shifted = shifted @ shifted

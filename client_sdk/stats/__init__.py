@@ -1,4 +1,4 @@
-"""Tensors to per-layer statistics: a `Meter` reads an optimizer after its step, one packed array goes to the host."""
+"""Statistics of each layer: a `Meter` reads an optimizer after its step and sends one packed array to the host."""
 
 from client_sdk.stats.meter import Meter, StepCopy
 

@@ -1,7 +1,8 @@
-"""Histograms of the update u and of r = m̂/√v̂ in each layer: is r bell-shaped, two-peaked, or u stuck at zero?
+"""Histograms of the update u and of the ratio r = m̂/√v̂ in each layer.
 
+They show whether r is bell-shaped or has two peaks, and whether u is concentrated at zero (Molybog et al. 2023).
 Owns range, binning and sampling. Layers of up to 65,536 numbers are counted in full, larger ones by every k-th number,
-so that the cost of a histogram is bounded. Some layers at a time are packed in rows, as in `measurement_plan`.
+so that the cost of a histogram is bounded. Several layers at a time are packed in rows, as in `measurement_plan`.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from client_sdk.stats.sums import (
 )
 
 MAX_HISTOGRAM_LAYERS: Final = 12_000  # two histograms of this many layers fit one frame of the wire
-SAMPLES_PER_LAYER: Final = 65_536
-SAMPLES_AT_ONCE_CPU: Final = 2**17  # temporaries of 1 MiB at most, about ten of them at once
-SAMPLES_AT_ONCE_DEVICE: Final = 2**20
-MEANS_PER_RANGE: Final = 4.0  # range = ±4·mean|x|: 3.2 σ of a Gaussian; a few outliers do not stretch it
+SAMPLES_PER_LAYER: Final = 65_536  # numbers counted at most in a layer
+SAMPLES_AT_ONCE_CPU: Final = 2**17  # about ten temporaries of at most 1 MiB at a time
+SAMPLES_AT_ONCE_DEVICE: Final = 2**20  # about ten temporaries of at most 8 MiB at a time
+MEANS_PER_RANGE: Final = 4.0  # the range ±4·mean|x| is 3.2 σ of a Gaussian, and a few outliers do not stretch it
 
 
 class HistogramCopy:
     """Histograms of one quantity at one step, on their way to the host."""
 
     def __init__(self, which: str, batches: Sequence[tuple[Sequence[int], Tensor]], layer_count: int) -> None:
-        """``batches``: layers, and for each its half range followed by its bins, [layers, 1 + 64]."""
+        """Start copying ``batches``: layer numbers with their half range followed by their bins, [layers, 1 + 64]."""
         self._which = which
         self._layer_count = layer_count
         self._batches = [(list(rows), TensorCopy(bins)) for rows, bins in batches]
 
     def ready(self) -> bool:
-        """True when `result` will not wait."""
+        """Return whether `result` returns without waiting."""
         return all(copy.ready() for _, copy in self._batches)
 
     def result(self) -> Histograms:
-        """In the form of the wire. Layers without values have no counts and the range NaN."""
+        """Return the histograms in the format of the wire; layers without values have the range NaN and no counts."""
         half = np.full(self._layer_count, np.nan, "<f4")
         counts = np.zeros((self._layer_count, HISTOGRAM_BINS), "<u4")
         for rows, copy in self._batches:
@@ -61,10 +62,10 @@ class HistogramCopy:
 def layer_histograms(
     entries: Sequence[Entry], terms: Mapping[torch.device, Tensor], layer_sizes: Sequence[int]
 ) -> list[HistogramCopy]:
-    """Histograms of "update" where u is known and of "ratio" where there is a second moment. No synchronisation.
+    """Return histograms of "update" for layers whose u is known, and of "ratio" for those with a second moment.
 
-    ``terms``: the `ELEMENTWISE_TERMS` of all entries [P, 7], on each device. A layer spread over several devices is
-    left out.
+    ``terms`` holds the `ELEMENTWISE_TERMS` of all P entries, [P, 7], on each device. A layer that is spread over
+    several devices is left out. Never synchronises a device.
     """
     by_layer: dict[int, list[int]] = {}
     for position, entry in enumerate(entries):
@@ -83,16 +84,19 @@ def layer_histograms(
 
 
 def count_bins(values: Tensor, owner: Tensor, layer_count: int) -> Tensor:
-    """Rows of values [R, W] of the layers ``owner`` [R] → [layers, 1 + 64] float64: half of the symmetric range, then
-    the counts. NaN is not counted, infinities are, in the outermost bins."""
+    """Return half of the symmetric range and the 64 counts of each layer, [layers, 1 + 64] float64 (float32 on MPS).
+
+    ``values`` [R, W] are packed rows, and ``owner`` [R] is the layer of each row. NaN is not counted, and infinities
+    are counted in the outermost bins.
+    """
     wide = torch.float32 if values.device.type == "mps" else torch.float64
     is_finite = torch.isfinite(values)
     size = torch.where(is_finite, values.abs(), 0.0)
-    by_row = torch.stack([size.sum(1), is_finite.sum(1).to(size.dtype)], dim=1).to(wide)
-    totals = torch.zeros(layer_count, 2, device=values.device, dtype=wide).index_add_(0, owner, by_row)
+    by_row = torch.stack([size.sum(1), is_finite.sum(1).to(size.dtype)], dim=1).to(wide)  # [R, 2]
+    totals = torch.zeros(layer_count, 2, device=values.device, dtype=wide).index_add_(0, owner, by_row)  # [layers, 2]
     largest = torch.zeros(layer_count, device=values.device, dtype=values.dtype)
     largest = largest.scatter_reduce_(0, owner, size.amax(1), "amax")
-    half = torch.minimum(MEANS_PER_RANGE * totals[:, 0] / totals[:, 1], largest.to(wide))
+    half = torch.minimum(MEANS_PER_RANGE * totals[:, 0] / totals[:, 1], largest.to(wide))  # [layers]
     half = torch.where(half > 0, half, 1.0)
     position = (values / half.to(values.dtype).index_select(0, owner).unsqueeze(1) + 1.0) * (HISTOGRAM_BINS / 2)
     position = position.floor_().clamp_(0, HISTOGRAM_BINS - 1)
@@ -108,7 +112,7 @@ def count_bins(values: Tensor, owner: Tensor, layer_count: int) -> Tensor:
 def _batches(
     by_layer: Mapping[int, Sequence[int]], entries: Sequence[Entry], layer_sizes: Sequence[int]
 ) -> list[list[int]]:
-    """Layers to be measured together: on one device, all with a second moment or all without."""
+    """Return the layers that are measured together: on one device, and either all or none with a second moment."""
     batches: dict[tuple[torch.device, bool], list[list[int]]] = {}
     filled: dict[tuple[torch.device, bool], int] = {}
     for layer, positions in by_layer.items():
@@ -140,7 +144,7 @@ def _measure(
     terms: Tensor,
     layer_sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor | None]:
-    """Bins of u and r for some layers, [layers, 1 + 64] each."""
+    """Return the bins of u and r for some layers, [layers, 1 + 64] each; r is None without a second moment."""
     groups: dict[tuple[Flags, torch.dtype], list[tuple[int, int]]] = {}
     for at, layer in enumerate(layers):
         for position in by_layer[layer]:
@@ -167,7 +171,7 @@ def _measure(
 
 
 def _packed(chosen: Sequence[Entry], strides: Sequence[int], dtype: torch.dtype) -> tuple[Coordinates, list[int]]:
-    """Samples of some tensors in rows [R, W], filled up with NaN, and the number of rows of each."""
+    """Return samples of the tensors of ``chosen`` in rows [R, W], padded with NaN, and the number of rows of each."""
     sizes = [-(-flat(entry.parameter).numel() // stride) for entry, stride in zip(chosen, strides, strict=True)]
     fill = torch.full((ROW_WIDTH,), torch.nan, device=chosen[0].parameter.device, dtype=dtype)
 
@@ -189,7 +193,7 @@ def _packed(chosen: Sequence[Entry], strides: Sequence[int], dtype: torch.dtype)
 
 
 def _updates(flags: Flags, terms: Terms, x: Coordinates) -> tuple[Tensor, Tensor | None]:
-    """u, and r = u with ε = 0 where there is a second moment."""
+    """Return u and, with a second moment, r, which is u with ε = 0; both in the shape of ``x``."""
     x = unfolded(flags, x)
     root_v = None if x.v is None else x.v.sqrt() if flags.squared else x.v
     denominator = update_denominator(terms, root_v)

@@ -1,6 +1,7 @@
-"""From sums over coordinates to the statistics of layers; NumPy on the host, off the training thread.
+"""Statistics of layers from the sums over their coordinates; NumPy on the host, off the training thread.
 
-Owns what each statistic means (`docs/science.md` says how to read it). No torch, no device.
+Owns the definition of each statistic; docs/science.md explains how to read them and names the sources. No torch, no
+device.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from client_sdk.stats.sums import SUM
 Array = NDArray[np.float64]
 
 ALWAYS: Final = ("grad_norm", "weight_norm")
+"""Statistics that exist for every optimizer."""
 WITH_UPDATE: Final = ("update_norm", "update_ratio")
+"""Statistics that exist if the update rule of the optimizer is known."""
 WITH_SECOND_MOMENT: Final = ("v_rms", "rms_ratio", "decoupling", "u_rms", "eps_fraction")
+"""Statistics that exist if the optimizer keeps a mean of squared gradients."""
 
 
 def statistics_of(kind: Kind, rules: Sequence[UpdateRule]) -> tuple[str, ...]:
-    """Names of the statistics that exist for this optimizer, in the order of the contract."""
+    """Return the names of the statistics that exist for an optimizer, in the order of the block's columns."""
     names = list(ALWAYS)
     if kind != "other":
         names += WITH_UPDATE
@@ -38,28 +42,28 @@ def statistics_of(kind: Kind, rules: Sequence[UpdateRule]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """What one step measured, for P tensors."""
+    """Sums that one step measured for P tensors."""
 
     values: Array
-    """[P, len(SUMS)]; NaN where a sum does not exist for a tensor."""
+    """Values of `SUMS`, [P, len(SUMS)]; NaN where a sum does not exist for a tensor."""
     terms: Array
-    """[P, len(TERMS)]"""
+    """Values of `TERMS`, [P, len(TERMS)]."""
     scale: Array
-    """[P] u = scale × the u of the sums."""
+    """Factor between the update and the unscaled u of the sums, [P]."""
     sizes: Array
-    """[P] real numbers in each tensor."""
+    """Number of real numbers in each tensor, [P]."""
     rows: NDArray[np.intp]
-    """[P] layer of each tensor."""
+    """Layer of each tensor, [P]."""
 
 
 def layer_statistics(sums: Sums, layer_count: int) -> Mapping[str, Array]:
-    """Every statistic for every layer, [layers]; NaN where it was not measured. Nothing warns or raises."""
+    """Return every statistic of every layer by name, [layers] each; NaN where it was not measured. Never raises."""
     with np.errstate(all="ignore"):
         return _statistics(sums, layer_count)
 
 
 def slope(sums: Sums) -> float:
-    """gᵀΔw of the whole step: the change of the loss that the gradient promised; negative when the step goes down."""
+    """Return gᵀΔw of the whole step, the change of the loss to first order; negative if the step descends."""
     with np.errstate(all="ignore"):
         lr, decay = sums.terms[:, TERM["lr"]], sums.terms[:, TERM["decoupled"]]
         along = lr * sums.scale * sums.values[:, SUM["gu"]]
@@ -90,7 +94,7 @@ def _statistics(sums: Sums, layer_count: int) -> dict[str, Array]:
     along = by_layer(np.where(has_past, column("ep"), np.nan))
     past = by_layer(column("pp"))
     e_square = by_layer(effective)
-    # rounding of m − intake·g leaves about 1e-7 of g where the momentum before was exactly zero
+    # Rounding of m − intake·g leaves about 1e-7 of g where the earlier momentum was exactly zero.
     cosine = np.where(past > 1e-12 * e_square, along / np.sqrt(e_square * past), np.nan)
     return {
         "grad_norm": np.sqrt(gg),
@@ -108,7 +112,7 @@ def _statistics(sums: Sums, layer_count: int) -> dict[str, Array]:
 
 
 def _update_square(sums: Sums) -> Array:
-    """‖Δw‖² of each tensor: Δw = −(η·u + η·γ·w) / (1 − η·γ), with w the weights after the step."""
+    """Return ‖Δw‖² of each tensor, [P], with Δw = −(η·u + η·γ·w) / (1 − η·γ) and w the weights after the step."""
     lr, decay = sums.terms[:, TERM["lr"]], sums.terms[:, TERM["decoupled"]]
     u_square = sums.scale**2 * sums.values[:, SUM["uu"]]
     cross = _where_decoupled(decay, 2.0 * decay * sums.scale * sums.values[:, SUM["uw"]])

@@ -1,7 +1,7 @@
-"""Which tensors are measured together, and how: large ones in slices, small ones packed, a bounded number at a time.
+"""The plan of a measurement: large tensors in slices, small ones packed, a bounded number of coordinates at a time.
 
-Owns the batching and its index tensors; the formulas are `sums`. A plan holds for as long as the same tensors have
-gradients, which in most runs is forever.
+Owns the batching and its index tensors; `sums` has the formulas. A plan stays valid as long as the same tensors have
+gradients, which in most runs is always.
 """
 
 from __future__ import annotations
@@ -18,25 +18,30 @@ from client_sdk.optimizers import ELEMENTWISE_TERMS
 from client_sdk.stats.sums import FLAT, ROWS, SUM, Coordinates, Flags, Terms, coordinate_sums
 
 ROW_WIDTH: Final = 128  # coordinates of a packed row
-CHUNK_CPU: Final = 2**17  # coordinates at a time: a temporary of 0.5 MiB stays in the processor's cache
-CHUNK_DEVICE: Final = 2**21  # coordinates at a time: temporaries of 8 MiB, about ten of them at once
-PACK_CPU: Final = 2**14  # tensors smaller than this are packed; copying costs less than a call for each
-PACK_DEVICE: Final = 2**19
+CHUNK_CPU: Final = 2**17  # coordinates at a time, so that a temporary of 0.5 MiB stays in the processor's cache
+CHUNK_DEVICE: Final = 2**21  # coordinates at a time, with about ten temporaries of 8 MiB
+PACK_CPU: Final = 2**14  # coordinates below which tensors are packed, as copying costs less than separate calls
+PACK_DEVICE: Final = 2**19  # coordinates, the same on a device
 
 
 class Entry(NamedTuple):
-    """One tensor to measure at this step. A tuple, as one is made for each tensor at each step."""
+    """A tensor to measure at this step; a tuple, because one is created for each tensor at each step."""
 
     parameter: Tensor
+    """Local part of the parameter, after the step."""
     grad: Tensor
+    """Gradient in the shape of the parameter."""
     first: Tensor | None
+    """First moment m in the shape of the parameter, if there is one."""
     second: Tensor | None
+    """Second moment v in the shape of the parameter, if there is one."""
     flags: Flags
+    """Branches that the formulas take for this tensor."""
     row: int
-    """Layer."""
+    """Row of the tensor's layer in the block."""
 
     def coordinates(self) -> Coordinates:
-        """Its tensors as vectors [n], as views where they are contiguous."""
+        """Return the tensors as vectors [n], as views if they are contiguous."""
         return Coordinates(
             g=flat(self.grad),
             w=flat(self.parameter),
@@ -47,32 +52,37 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Sums of some entries, on their device."""
+    """Sums of some entries on their device."""
 
     entries: tuple[int, ...]
-    """Positions in the list of entries."""
+    """Positions of the tensors in the list of entries."""
     columns: tuple[int, ...]
-    """Positions in `SUMS`."""
+    """Positions of the sums in `SUMS`."""
     values: Tensor
-    """[len(entries), len(columns)]"""
+    """Values of the sums, [len(entries), len(columns)]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pack:
+    """Small tensors that are packed into R rows and measured together."""
+
     entries: tuple[int, ...]
+    """Positions of the tensors in the list of all entries."""
     pads: tuple[int, ...]
+    """Number of zeros that complete the last row of each tensor."""
     fillers: tuple[Tensor, ...]
-    """Zeros, as many as `pads` says, in the dtype of the computation."""
+    """Zeros in the numbers that `pads` gives, in the dtype of the parameters."""
     owner: Tensor
-    """[R] position within `entries` of each packed row."""
+    """Position within `entries` of each packed row, [R]."""
     source: Tensor
-    """[R] position within the list of all entries of each packed row."""
+    """Position within the list of all entries of each packed row, [R]."""
 
 
 class MeasurementPlan:
-    """Batches for entries of these parameters and flags; `measure` may be called with every later step's tensors."""
+    """Batches for entries with given parameters and flags; valid for every later step with the same ones."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
+        """Divide ``entries`` into large tensors, measured one by one, and packs of small ones."""
         self._single: list[int] = []
         self._packs: list[_Pack] = []
         groups: dict[tuple[torch.device, torch.dtype, Flags], list[int]] = {}
@@ -88,7 +98,7 @@ class MeasurementPlan:
                 self._packs.append(_pack(members, entries, device))
 
     def measure(self, entries: Sequence[Entry], terms: Mapping[torch.device, Tensor]) -> list[Part]:
-        """The sums of every entry. ``terms``: the `ELEMENTWISE_TERMS` of all entries [P, 7], on each device."""
+        """Return the sums of all P entries; ``terms`` holds their `ELEMENTWISE_TERMS`, [P, 7], on each device."""
         parts = [self._measure_pack(pack, entries, terms) for pack in self._packs]
         for position in self._single:
             parts.append(_measure_single(position, entries[position], terms))
@@ -155,23 +165,23 @@ def _measure_single(position: int, entry: Entry, terms: Mapping[torch.device, Te
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """``tensor`` as a vector [n] of real numbers; a view where it is contiguous. Call it under `no_grad`."""
+    """Return ``tensor`` as a vector [n] of real numbers, a view if it is contiguous. Call it under `no_grad`."""
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
 
 
 def local(tensor: Any) -> Tensor:
-    """The part of a distributed tensor that this process holds; the tensor itself otherwise."""
+    """Return the part of a distributed tensor that this process holds, or ``tensor`` itself if it is a plain one."""
     held: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return held
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 for float64 parameters, float32 for everything else."""
+    """Return the dtype of the computation: float64 for float64 and complex128 parameters, float32 for all others."""
     return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def chunk_size(device: torch.device) -> int:
-    """Coordinates that are worked on at a time."""
+    """Return the number of coordinates that are processed at a time on ``device``."""
     return CHUNK_CPU if device.type == "cpu" else CHUNK_DEVICE
 
 

@@ -1,7 +1,8 @@
-"""Reads an optimizer right after its step and packs the sums of every layer into one array on its way to the host.
+"""The meter: reads an optimizer right after its step and sends the sums of every layer to the host in one array.
 
-Owns which tensors are read and how they reach the host. When to measure is `watch`'s decision, formulas are `sums`,
-meanings are `layer_statistics`. Nothing here synchronises a device; called on the training thread, results read on any.
+Owns which tensors are read and how they reach the host. `watch` decides when to measure, `sums` has the formulas, and
+`layer_statistics` derives the statistics. Nothing here synchronises a device. Called on the training thread; results
+may be read on any thread.
 """
 
 from __future__ import annotations
@@ -35,25 +36,32 @@ from client_sdk.stats.sums import SUM, SUMS, Flags
 
 
 class Meter:
-    """Measures the layers of one optimizer."""
+    """Measurement of the layers of one optimizer."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, kind: Kind, layers: Layers) -> None:
+        """Prepare to measure ``layers`` as ``optimizer``, which is of the given ``kind``, moves them."""
         self._kind = kind
         self.layers = layers
+        """Layers that are measured."""
         self.wants_slope = False
-        """Set it to have `slope` in the totals, which is NaN otherwise."""
+        """Whether the totals include `slope`, which is NaN otherwise; set by the caller."""
         self.has_newcomers = False
-        """True once a parameter had a gradient that was not there, or was frozen, when the layers were mapped."""
+        """Whether a parameter has had a gradient that was missing or frozen when the layers were mapped."""
         self._plan: MeasurementPlan | None = None
         self._plan_key: tuple[object, ...] = ()
         self._grad_versions: dict[int, int] = {}
-        self._flags: dict[tuple[object, ...], Flags] = {}  # one object for equal flags: compared at every step
-        self.statistics = statistics_of(kind, [read_update_rule(kind, group) for group in optimizer.param_groups])
-        self.watches_versions = any(read_update_rule(kind, group).nesterov for group in optimizer.param_groups)
+        self._flags: dict[tuple[object, ...], Flags] = {}  # one object for equal flags, which every step compares
+        rules = [read_update_rule(kind, group) for group in optimizer.param_groups]
+        self.statistics = statistics_of(kind, rules)
+        """Names of the block's columns."""
+        self.watches_versions = any(rule.nesterov for rule in rules)
+        """Whether `before_step` must be called before every step of the optimizer."""
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the versions of the gradients: SGD's Nesterov with foreach writes the update into them. Needed only
-        where `watches_versions`."""
+        """Note the versions of the gradients before the step. Needed only if `watches_versions`.
+
+        SGD with Nesterov and foreach writes the update into the gradients, which a new version reveals.
+        """
         self._grad_versions = {
             id(parameter): parameter.grad._version
             for group in optimizer.param_groups
@@ -63,7 +71,7 @@ class Meter:
 
     @torch.no_grad()
     def measure(self, optimizer: torch.optim.Optimizer, *, histograms: bool) -> StepCopy | None:
-        """The sums of this step, or None when no watched parameter has a gradient."""
+        """Return the sums of this step on their way to the host, or None if no watched parameter has a gradient."""
         entries: list[Entry] = []
         sparse: list[tuple[int, Tensor]] = []
         tables: list[NDArray[np.float64] | Tensor] = []
@@ -142,7 +150,7 @@ class Meter:
 
 
 class StepCopy:
-    """What one step measured, on its way to the host. Reading waits for the copy if it must."""
+    """Measurements of one step on their way to the host. Reading them waits for the copy if it is still under way."""
 
     def __init__(
         self,
@@ -178,13 +186,13 @@ class StepCopy:
         self._found_inf = None if found_inf is None else TensorCopy(found_inf.detach().clone())
 
     def ready(self) -> bool:
-        """True when nothing here will wait. Never synchronises a device."""
+        """Return whether all measurements have reached the host. Never synchronises a device."""
         copies = [copy for _, copy in self._copies] + [copy for copy in (self._found_inf, self._terms.copy) if copy]
         return all(copy.ready() for copy in copies) and all(histogram.ready() for histogram in self._histograms)
 
     @cached_property
     def sums(self) -> Sums:
-        """The sums of every measured tensor."""
+        """Sums of every measured tensor."""
         values = np.full((len(self._rows), len(SUMS)), np.nan)
         for members, copy in self._copies:
             array, start = copy.array(), 0
@@ -195,7 +203,7 @@ class StepCopy:
         for position, pad in self._pads.items():
             values[position, SUM["below"]] -= pad
         if self._found_inf is not None and self._found_inf.array().any():
-            # a fused optimizer under GradScaler skipped this step inside its kernel: u was never applied
+            # A fused optimizer under GradScaler skipped this step inside its kernel, so u was never applied.
             values[:, [at for name, at in SUM.items() if name != "nonfinite"]] = np.nan
         terms = np.full((len(self._rows), len(TERMS)), np.nan)
         terms[: self._count] = self._terms.on_host()
@@ -207,7 +215,10 @@ class StepCopy:
 
     @cached_property
     def totals(self) -> dict[str, float]:
-        """Over all measured tensors: `grad_norm`, `decoupling` (NaN without v), `slope` (gᵀΔw; NaN unless wanted)."""
+        """Totals over all measured tensors: `grad_norm`, `decoupling` and `slope`.
+
+        `decoupling` is NaN without a second moment, and `slope` (gᵀΔw) is NaN unless the meter wants it.
+        """
         sums = self.sums
         with np.errstate(all="ignore"):
             v_hat = sums.values[:, SUM["vv"]] / sums.terms[:, TERM["correction"]]
@@ -219,7 +230,7 @@ class StepCopy:
             }
 
     def measurement(self) -> Measurement:
-        """Block [layers, statistics], histograms, and the scalar `grad_norm`."""
+        """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
         statistics = layer_statistics(self.sums, len(self._layers.names))
         with np.errstate(all="ignore"):
             block = np.stack([statistics[name] for name in self._statistics], axis=1).astype(np.float32)
@@ -231,7 +242,7 @@ class StepCopy:
 
 
 class _Terms:
-    """The term table of all entries [P, TERMS]: kept on the host, or copied there from where the step counters are."""
+    """The term table of all entries, [P, len(TERMS)], kept on the host or on its way there from a device."""
 
     def __init__(self, tables: Sequence[NDArray[np.float64] | Tensor], entries: Sequence[Entry]) -> None:
         devices = {entry.parameter.device for entry in entries}
@@ -251,6 +262,7 @@ class _Terms:
         }
 
     def on_host(self) -> NDArray[np.float64]:
+        """Return the table on the host, [P, len(TERMS)], after waiting for its copy if necessary."""
         if self._table is not None:
             return self._table
         assert self.copy is not None
@@ -266,7 +278,7 @@ def _state_tensor(state: Mapping[str, Any], key: str | None, like: Tensor) -> Te
 
 
 def _sparse_part(position: int, values: Tensor) -> Part:
-    """Of a sparse gradient only what its stored values say: Σ g² and the count of non-finite values."""
+    """Return the sums that the stored values of a sparse gradient give: Σ g² and the count of non-finite values."""
     g = flat(values).to(torch.float64)
     return Part(
         entries=(position,),

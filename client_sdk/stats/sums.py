@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 SUMS: Final = (
-    "gg",         # Σ g²
+    "gg",         # Σ g², g = the gradient that the optimizer was given
     "nonfinite",  # count of NaN and infinities in g
-    "ww",         # Σ w², after the step
-    "ee",         # Σ e², e = the gradient as the optimizer sees it; only where it differs from g
-    "uu",         # Σ u²
+    "ww",         # Σ w², w = the weights after the step
+    "ee",         # Σ e², e = the gradient with coupled weight decay; only if there is any
+    "uu",         # Σ u², u = the update, unscaled
     "gu",         # Σ g·u
     "uw",         # Σ u·w
     "gw",         # Σ g·w
@@ -29,37 +29,44 @@ SUMS: Final = (
     "ep",         # Σ e·p, p = m − intake·e = decay·m_{t−1}
     "pp",         # Σ p²
 )  # fmt: skip
+"""Names of the sums over the coordinates of a tensor."""
 SUM: Final = {name: position for position, name in enumerate(SUMS)}
+"""Column of each sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What the formulas branch on; tensors of equal flags are measured together."""
+    """Branches of the formulas; tensors with equal flags are measured together."""
 
     updates: bool
-    """u is known."""
+    """Whether u is known."""
     first: bool
-    """There is an m."""
+    """Whether there is a first moment m."""
     second: bool
-    """There is a v."""
+    """Whether there is a second moment v."""
     squared: bool
+    """Whether v is a mean of squares (see `UpdateRule.squared`)."""
     uses_gradient: bool
+    """Whether u has a part of the gradient itself (see `UpdateRule.uses_gradient`)."""
     divided: bool
+    """Whether m already holds preconditioned gradients (see `UpdateRule.divided`)."""
     coupled: bool
+    """Whether L2 weight decay is added to the gradient."""
     decoupled: bool
+    """Whether there is decoupled weight decay."""
     negated: bool
-    """`maximize`."""
+    """Whether the optimizer maximizes."""
     slope: bool
-    """gᵀΔw is wanted, for the step probe."""
+    """Whether gᵀΔw is wanted, for λ_step."""
     intake: float
-    """What m takes of a new gradient."""
+    """Share of a new gradient in m."""
     folded: float = 0.0
-    """μ where the optimizer has added μ·m to the gradient in place (SGD's Nesterov with foreach), else 0."""
+    """Momentum μ if the optimizer has added μ·m to the gradient in place (SGD's Nesterov with foreach), else 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The columns of `optimizers.term_table` that the formulas need, in the shape and dtype of the values."""
+    """Columns of `optimizers.term_table` that the formulas need, in the shape and dtype of the values."""
 
     direct: Tensor
     momentum: Tensor
@@ -72,25 +79,30 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """Some coordinates of one tensor, or of several packed in rows; all in the dtype of the computation."""
+    """Coordinates of one tensor [n], or of several packed in rows [R, W], in the dtype of the computation."""
 
     g: Tensor
+    """Gradient as the optimizer was given it."""
     w: Tensor
-    """After the step."""
+    """Weights after the step."""
     m: Tensor | None
+    """First moment of the gradient."""
     v: Tensor | None
+    """Second moment of the gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reduce:
-    """How to sum over coordinates, in one of the two shapes."""
+    """Sums over coordinates for one of the two shapes: [n] → 0-d, or [R, W] → [R]."""
 
     dot: Callable[[Tensor, Tensor], Tensor]
+    """Sum of the products of two tensors."""
     total: Callable[[Tensor], Tensor]
+    """Sum of the elements."""
     count: Callable[[Tensor], Tensor]
-    """Number of elements that are not zero; NaN counts."""
+    """Number of elements that are not zero, NaN included."""
     nothing: Callable[[Tensor], Tensor]
-    """The count 0, in the shape that counting ``x`` would have."""
+    """Zero counts in the shape that `count` returns."""
 
 
 FLAT: Final = Reduce(dot=torch.dot, total=torch.sum, count=torch.count_nonzero, nothing=lambda x: x.new_zeros(()))
@@ -103,7 +115,7 @@ ROWS: Final = Reduce(
 
 
 def coordinate_sums(flags: Flags, terms: Terms, reduce: Reduce, x: Coordinates) -> dict[str, Tensor]:
-    """The sums of `SUMS` that exist for these flags; u is left without its scale (see `unscaled_update`)."""
+    """Return the sums of `SUMS` that exist for these flags, by name; u is unscaled (see `unscaled_update`)."""
     x = unfolded(flags, x)
     g, w = x.g, x.w
     gg = reduce.dot(g, g)
@@ -136,20 +148,23 @@ def coordinate_sums(flags: Flags, terms: Terms, reduce: Reduce, x: Coordinates) 
 
 
 def unfolded(flags: Flags, x: Coordinates) -> Coordinates:
-    """``x`` with the gradient as it was before the optimizer wrote into it."""
+    """Return ``x`` with the gradient as it was before the optimizer wrote into it."""
     if not flags.folded or x.m is None:
         return x
     return replace(x, g=torch.sub(x.g, x.m, alpha=flags.folded))
 
 
 def update_denominator(terms: Terms, root_v: Tensor | None) -> Tensor | None:
-    """root·√v + floor; None stands for 1."""
+    """Return root·√v + floor, or None, which stands for 1, without a second moment."""
     return None if root_v is None else (root_v * terms.root).add_(terms.floor)
 
 
 def effective_gradient(flags: Flags, terms: Terms, x: Coordinates, denominator: Tensor | None) -> Tensor:
-    """The gradient as the optimizer saw it: with `maximize` and with coupled weight decay of the weights BEFORE the
-    step. Those are w + lr·u, and u may depend on the gradient itself; the two linear equations are solved here."""
+    """Return the gradient as the optimizer used it: negated by `maximize`, with coupled weight decay added.
+
+    The decay is that of the weights BEFORE the step, which are w + lr·u, and u may depend on the gradient itself; this
+    function solves the two linear equations.
+    """
     e = -x.g if flags.negated else x.g
     if not flags.coupled:
         return e
@@ -165,8 +180,10 @@ def effective_gradient(flags: Flags, terms: Terms, x: Coordinates, denominator: 
 
 
 def unscaled_update(flags: Flags, terms: Terms, e: Tensor, m: Tensor | None, denominator: Tensor | None) -> Tensor:
-    """u / scale, where a tensor's scale, `momentum` where there is an m and `direct` elsewhere, is left to the host:
-    one multiplication for each coordinate less."""
+    """Return u / scale, where the scale of a tensor is `momentum` if it has an m and `direct` otherwise.
+
+    The scale is applied on the host, which saves one multiplication for each coordinate.
+    """
     if m is None:
         numerator = e
     elif flags.divided:
@@ -179,13 +196,17 @@ def unscaled_update(flags: Flags, terms: Terms, e: Tensor, m: Tensor | None, den
 
 
 def _count_nonfinite(reduce: Reduce, g: Tensor, gg: Tensor) -> Tensor:
-    """Counting is slow on a CPU; a finite Σ g² proves that there is nothing to count, and reading it there is free."""
+    """Count the non-finite coordinates of ``g``.
+
+    Counting is slow on a CPU, where a finite Σ g² can be read at no cost and proves that there is nothing to count.
+    """
     if g.device.type == "cpu" and bool(torch.isfinite(gg).all()):
         return reduce.nothing(g)
     return reduce.count(g - g)
 
 
 def _count_below(reduce: Reduce, root_v: Tensor, threshold: Tensor) -> Tensor:
+    """Count the coordinates with √v below the threshold, on a CPU only if the minimum is below it."""
     if root_v.device.type == "cpu" and bool((threshold <= root_v.min()).all()):
         return reduce.nothing(root_v)
     return reduce.count(root_v < threshold)

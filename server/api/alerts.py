@@ -86,5 +86,5 @@ async def silence(services: ServicesOf, principal: Operator, alert_id: AlertId, 
 
 async def _changed(services: ServicesOf, alert: dict[str, object] | None) -> Response:
     assert alert is not None, "an alert is never deleted alone"
-    await services.pipeline.publish_alert(alert)
+    await services.pipeline.publisher.alert_changed(alert)
     return json_response(alert)

@@ -153,7 +153,7 @@ async def delete_rule(services: ServicesOf, principal: Administrator, rule_id: R
 
 async def _store(services: Services, wanted: Sequence[Rule], *, removed: Sequence[str] = ()) -> RuleSet:
     found = await services.rules.replace(wanted, services.clock(), removed=removed)
-    await services.pipeline.rules_changed()
+    await services.pipeline.run_states.refresh_rules()
     return found
 
 

@@ -1,4 +1,4 @@
-"""Who may come in, how often, and with how many sockets: tokens, logins, admissions."""
+"""Builds the parts that control access: tokens, logins, and the limits of each token."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from server.storage.tokens import TokenStore
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
+    """Parts that authenticate clients and limit what each may do."""
+
     tokens: TokenStore
     authenticator: Authenticator
     admissions: Admissions
@@ -24,6 +26,7 @@ class Access:
 
 
 def make_access(config: Config, database: Database, metrics: Metrics) -> Access:
+    """Return the parts that control access, with the limits of the configuration."""
     tokens, sessions = TokenStore(database), SessionStore(database)
     password = config.dashboard_password
     authenticator = Authenticator(

@@ -1,4 +1,4 @@
-"""What works behind the requests, and the order in which it starts and stops."""
+"""The background tasks of a server, and the order in which they start and stop."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from server.pipeline.pipeline import Pipeline
 from server.storage.database import Database
 from server.storage.measurements.compaction import Compactor
 
-AGAIN = 2.0  # seconds
+CANCEL_EVERY = 2.0  # seconds between two cancellations of a task that has not ended
 
 
 async def end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel them until they have ended.
+    """Cancel tasks repeatedly until all of them have ended.
 
-    Once is not always enough: before Python 3.12 `asyncio.wait_for` loses a cancellation that comes at the moment at
-    which what it waits for is there, and asyncpg's `executemany` waits by it for its socket, again and again while a
-    compaction writes tiles. Such a compaction went on for ever, and with it the server.
+    A single cancellation may get lost: before Python 3.12, `asyncio.wait_for` swallows a cancellation that arrives at
+    the moment at which its awaitable completes, and asyncpg's `executemany` calls it again and again while a compaction
+    writes tiles. Such a compaction never ended, and neither did the server.
     """
     left = set(tasks)
     while left:
         for task in left:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=AGAIN)
+        _, left = await asyncio.wait(left, timeout=CANCEL_EVERY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
+    """Parts of a server that work independently of requests."""
+
     database: Database
     broker: Broker
     notifications: Notifications
@@ -44,7 +46,7 @@ class Background:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """At the end everything is stopped, each before what it writes to, and the database is closed."""
+        """Start all parts; on exit stop each before the parts that it writes to, and close the database."""
         await self.broker.start()
         await self.notifications.start()
         await self.pipeline.start()

@@ -1,6 +1,6 @@
-"""The dashboard: mounted in the server's application, or as an application of its own.
+"""Builds the dashboard, either mounted in the application of a server or as an application of its own.
 
-It is imported only when it is asked for: a server without pages needs neither Dash nor Plotly in memory.
+The dashboard is imported on demand, so that a server without pages has neither Dash nor Plotly in memory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from server.errors import ConfigurationError
 
 
 def add_dashboard(app: FastAPI, config: Config) -> None:
+    """Mount the dashboard at / of a server's application."""
     from dashboard.app import mount_dashboard
     from dashboard.config import DashboardConfig
     from dashboard.login.cookies import Cookies
@@ -23,9 +24,9 @@ def add_dashboard(app: FastAPI, config: Config) -> None:
 
 
 def make_dashboard(environment: Mapping[str, str], port: int) -> FastAPI:
-    """The dashboard alone, beside a server that SPIKEWATCH_URL names. Raises `ConfigurationError`.
+    """Return the dashboard alone, for the server that SPIKEWATCH_URL names. Raises `ConfigurationError`.
 
-    ``port``: which it is served on; two dashboards of one host have cookies of their own.
+    The names of its cookies contain ``port``, so that two dashboards on one host do not share them.
     """
     from dashboard.app import create_app
     from dashboard.config import DashboardConfig

@@ -1,4 +1,4 @@
-"""The gauges of a server that Prometheus reads straight from its parts."""
+"""Gauges whose values Prometheus reads directly from the parts of a server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,23 @@ def add_gauges(
     compactor: Compactor,
     broker: Broker,
 ) -> None:
+    """Add one gauge for each value to the metrics of a server; docs/metrics.md explains them."""
     gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
         ("ingest_connections", "Open sockets of training processes.", lambda: ingest.connections),
         ("ingest_queued_frames", "Frames that were read and are not committed yet.", lambda: ingest.queued_frames),
-        ("live_viewers", "Open live sockets, those of dashboards included.", lambda: live.viewers),
-        ("followers", "Runs whose detectors are in memory.", lambda: pipeline.followers),
-        ("follower_lag_seconds", "How far the slowest detectors lag behind.", lambda: pipeline.follower_lag),
+        ("live_viewers", "Open live sockets, including those of dashboards.", lambda: live.viewers),
+        ("followers", "Runs whose detectors are in memory.", lambda: len(pipeline.followers)),
+        (
+            "follower_lag_seconds",
+            "Seconds for which the slowest detectors have had unread segments.",
+            lambda: pipeline.followers.lag,
+        ),
         ("compaction_backlog_records", "Records in segments that wait for compaction.", lambda: compactor.backlog),
-        ("broker_degraded", "1 while only what this server publishes is pushed.", lambda: broker.is_degraded),
+        (
+            "broker_degraded",
+            "1 while viewers get only what this server publishes.",
+            lambda: broker.is_degraded,
+        ),
     )
     for name, text, ask in gauges:
         metrics.pull(name, text, "gauge", ask)

@@ -1,4 +1,4 @@
-"""What carries alerts out of the server: the channels with their secrets, the outbox, and who sends."""
+"""Builds the parts that send notifications: the channels with their secrets, the outbox and the dispatcher."""
 
 from __future__ import annotations
 
@@ -21,26 +21,33 @@ from server.storage.outbox import OutboxStore
 
 @dataclass(frozen=True, kw_only=True)
 class Notifications:
+    """Parts that send notifications about alerts."""
+
     channels: ChannelStore
     secrets: SecretBox
     messenger: Messenger
     outbox: OutboxStore
     dispatcher: Dispatcher
     slack_webhook: str | None
-    """The channel of the environment."""
+    """Slack webhook of the environment, which becomes a channel at the start."""
 
     async def start(self) -> None:
+        """Add the channel of the environment and start to send."""
         if self.slack_webhook is not None:
             await add_environment_channel(self.channels, self.secrets, self.slack_webhook, time.time())
         self.dispatcher.start()
 
     async def stop(self) -> None:
+        """Stop sending and close the connections of the channels."""
         await self.dispatcher.stop()
         await self.messenger.close()
 
 
 def make_notifications(config: Config, database: Database, series: SeriesQuery, metrics: Metrics) -> Notifications:
-    """Raises `ConfigurationError`. ``series``: what the pictures are painted from."""
+    """Return the parts that send notifications, whose pictures are drawn from ``series``.
+
+    Raises `ConfigurationError`.
+    """
     if config.slack_webhook is not None:
         check_environment_channel(config.slack_webhook, allow_private=config.notify_allow_private)
     secrets = load_secret_box(config.secret_key, config.secret_key_file)

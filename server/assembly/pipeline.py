@@ -1,15 +1,24 @@
-"""The broker, and the pipeline that commits and detects: for a server, or for an import."""
+"""Builds the broker, and the pipeline that commits, publishes and detects, for a server or for an import."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from server.broker import Broker, MemoryBroker
 from server.broker.leases import Leases, LocalLeases, RedisLeases
 from server.broker.redis_broker import RedisBroker, connect
 from server.config import Config
-from server.pipeline.pipeline import FOLLOWER_IDLE, Pipeline
+from server.pipeline.announcer import Announcer
+from server.pipeline.committer import Committer
+from server.pipeline.followers import Followers, FollowerStores
+from server.pipeline.pipeline import Pipeline
+from server.pipeline.publisher import Publisher
+from server.pipeline.rule_keeper import RuleKeeper
+from server.pipeline.run_state_keeper import RunStateKeeper
+from server.pipeline.writer_registry import WriterRegistry
 from server.storage.database import Database
 from server.storage.detector_states import DetectorStateStore
 from server.storage.fleet import FleetQuery
@@ -19,9 +28,14 @@ from server.storage.measurements.segments import SegmentStore
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 
+FOLLOWER_IDLE = 120.0  # seconds without a commit after which the detectors of a run leave memory
+
 
 def make_broker(config: Config) -> tuple[Broker, Leases]:
-    """Raises `ConfigurationError`. Connects to nothing yet."""
+    """Return the broker and the leases of a server, which connect when they are started.
+
+    Raises `ConfigurationError` if the Redis URL is invalid.
+    """
     if config.redis_url is None:
         return MemoryBroker(config.live_queue, tail=config.live_tail), LocalLeases()
     redis = connect(config.redis_url, config.redis_password)
@@ -36,26 +50,38 @@ def make_pipeline(
     leases: Leases | None = None,
     *,
     follower_idle: float = FOLLOWER_IDLE,
-    alerts_stored: Callable[[], None] = lambda: None,
-    alert_changed: Callable[[str, str], None] = lambda kind, state: None,
+    on_alerts: Callable[[Sequence[dict[str, Any]]], None] = lambda alerts: None,
 ) -> Pipeline:
-    """What commits and detects, for a server or for an import."""
-    run_store, layouts = RunStore(database), LayoutStore(database)
-    return Pipeline(
-        runs=run_store,
-        fleet=FleetQuery(database, run_store, layouts),
-        layouts=layouts,
-        commits=CommitStore(database),
-        segments=SegmentStore(database),
-        monitors=DetectorStateStore(database),
-        rules=RuleStore(database),
-        broker=broker,
+    """Return a pipeline over a database and a broker. ``on_alerts`` is described at `Publisher`."""
+    runs, layouts, states = RunStore(database), LayoutStore(database), DetectorStateStore(database)
+    announcer = Announcer(FleetQuery(database, runs, layouts), broker, config.run_messages_per_second)
+    publisher = Publisher(broker, announcer, runs.project_of, on_alerts=on_alerts)
+    writers = WriterRegistry(runs, broker, publisher, clock=time.time)
+    rules = RuleKeeper(RuleStore(database), states, clock=time.time, look_every=config.heartbeat_every)
+    write_lock = asyncio.Lock()
+    followers = Followers(
+        stores=FollowerStores(runs=runs, layouts=layouts, segments=SegmentStore(database), states=states),
         leases=leases if leases is not None else LocalLeases(),
+        publish=publisher.concluded,
+        rules=lambda: rules.current,
+        connected_runs=lambda: writers.connected_runs,
+        write_lock=write_lock,
         clock=time.time,
-        announcements_per_second=config.run_messages_per_second,
-        stale_after=config.stale_after,
-        heartbeat_every=config.heartbeat_every,
-        follower_idle=follower_idle,
-        alerts_stored=alerts_stored,
-        alert_changed=alert_changed,
+        idle_after=follower_idle,
+    )
+    return Pipeline(
+        writers=writers,
+        committer=Committer(CommitStore(database), clock=time.time, write_lock=write_lock),
+        publisher=publisher,
+        followers=followers,
+        run_states=RunStateKeeper(
+            runs=runs,
+            writers=writers,
+            followers=followers,
+            publisher=publisher,
+            rules=rules,
+            clock=time.time,
+            stale_after=config.stale_after,
+            heartbeat_every=config.heartbeat_every,
+        ),
     )

@@ -1,4 +1,4 @@
-"""What a server needs, and what it can do without."""
+"""Defines the readiness checks of a server: what it requires, and what it can do without."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from server.storage.database import Database
 
 
 def make_readiness(config: Config, database: Database, broker: Broker) -> Readiness:
+    """Return the checks of the database, its schema and, if configured, Redis."""
+
     async def schema() -> None:
         if not await migrate.is_current(database):
             raise ConfigurationError("the schema of the database is not up to date: run `spikewatch migrate`")

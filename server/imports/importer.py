@@ -18,7 +18,7 @@ from server.ingest.hello import checked
 from server.models import Principal, Scope
 from server.pipeline.packing import is_name
 from server.pipeline.pipeline import Pipeline
-from server.pipeline.writer_session import Writer
+from server.pipeline.writer_session import WriterSession
 
 BATCH_RECORDS = 1_024
 BATCH_BYTES = 4 * 1024 * 1024  # of blocks and histograms
@@ -83,7 +83,7 @@ class Importer:
                 await self._pipeline.finish(writer, Finish(last_seq=writer.last_seq, state=logged.state))
         except IngestError as error:
             raise ImportFileError(logged.path, None, error.message) from error
-        await self._pipeline.settle(run_id)
+        await self._pipeline.followers.settle(run_id)
         return Imported(
             run_id=run_id,
             name=logged.name,
@@ -95,7 +95,7 @@ class Importer:
 
     async def _greet(
         self, logged: LoggedRun, overview: _Overview, run_id: str, project: str, renamed: Mapping[str, str]
-    ) -> dict[int, Writer]:
+    ) -> dict[int, WriterSession]:
         config: dict[str, Any] = dict(logged.config)
         if renamed:
             config["imported_names"] = {known: name for name, known in renamed.items()}
@@ -114,14 +114,14 @@ class Importer:
                 started_at=overview.started_at,
                 sdk="import",
             )
-            writers[rank] = await self._pipeline.register(checked(hello, Principal(scope=Scope.ADMIN)))
+            writers[rank] = await self._pipeline.writers.register(checked(hello, Principal(scope=Scope.ADMIN)))
         return writers
 
     async def _send(
         self,
         logged: LoggedRun,
         overview: _Overview,
-        writers: Mapping[int, Writer],
+        writers: Mapping[int, WriterSession],
         renamed: Mapping[str, str],
         progress: Progress | None,
     ) -> int:

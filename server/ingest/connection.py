@@ -1,8 +1,8 @@
 """One connection of one writer, from its hello to its end.
 
-Three tasks: the reader puts frames into a bounded queue and leaves the socket alone while that is full; the committer
-takes what has gathered, commits it as one, acknowledges, and only then takes more; the notifier passes alerts on to the
-writer. Whatever is wrong is said in an `Error` frame before the socket closes.
+Three tasks serve it. The reader puts frames into a bounded queue and does not read the socket while the queue is full.
+The main task takes the frames that have gathered, commits them as one and acknowledges them before it takes more. The
+notifier forwards alerts to the writer. Every error is reported in an `Error` frame before the socket closes.
 """
 
 from __future__ import annotations
@@ -37,31 +37,39 @@ from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
 from server.metrics import Metrics
 from server.models import Principal
-from server.pipeline.pipeline import INLINE_BYTES, Pipeline
-from server.pipeline.writer_session import Writer, taken
+from server.pipeline.committer import INLINE_BYTES
+from server.pipeline.pipeline import Pipeline
+from server.pipeline.writer_session import WriterSession, taken
 from server.storage.alerts import AlertStore, to_alert
 
 logger = logging.getLogger(__name__)
 
 CONTENDED_BYTES = 256 * 1024
-"""Frames that share a commit while others wait for theirs, where a frame is not larger: turns stay short."""
-SEND_TIMEOUT = 30.0  # seconds; a client that does not read its answers is let go
-CATCH_UP_DELAYS = (0.5, 2.0, 10.0)  # seconds between tries to read what a writer may have missed
-MAX_CLOSE_REASON = 120  # bytes that fit a close frame
+"""Bytes of frames that share a commit while other writers wait, so that each transaction stays short."""
+SEND_TIMEOUT = 30.0  # seconds; a client that does not read its answers is disconnected
+CATCH_UP_DELAYS = (0.5, 2.0, 10.0)  # seconds between attempts to read the alerts that a writer may have missed
+MAX_CLOSE_REASON = 120  # bytes that fit into a close frame
 
-GOING_AWAY = ("going_away", "the server is shutting down; connect again and go on")
+GOING_AWAY = ("going_away", "the server is shutting down; reconnect and continue")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestLimits:
+    """Bounds of each connection."""
+
     frame_bytes: int
+    """Largest frame in bytes."""
     group_bytes: int
+    """Largest sum of frames that share a commit, in bytes."""
     queued_frames: int
+    """Number of frames that are read before they are committed."""
     hello_timeout: float
-    """Seconds."""
+    """Seconds that a client has to send its first frame."""
 
 
 class Connection:
+    """Serves one accepted socket. Used from the event loop only."""
+
     def __init__(
         self,
         socket: WebSocket,
@@ -73,8 +81,9 @@ class Connection:
         metrics: Metrics,
         name: str,
     ) -> None:
-        """``socket`` is accepted. ``name``: what `Welcome` calls this server."""
+        """``name`` identifies this server in `Welcome`."""
         self.ended = asyncio.Event()
+        """Set when the connection is over and its tasks have ended."""
         self._socket = socket
         self._pipeline = pipeline
         self._broker = broker
@@ -84,20 +93,24 @@ class Connection:
         self._name = name
         self._pause_after: Callable[[int], float] = lambda _: 0.0
         self._frames = FrameQueue(limits.queued_frames)
-        self._writer: Writer | None = None
+        self._session: WriterSession | None = None
         self._reader: asyncio.Task[None] | None = None
         self._notifier: asyncio.Task[None] | None = None
         self._send_lock = asyncio.Lock()
         self._fault: IngestError | None = None
-        """What ended the reading; said after everything that was read before it is committed."""
+        """Error that ended the reading, reported after everything that was read before it is committed."""
 
     @property
     def queued_frames(self) -> int:
-        """Frames that were read and are not committed yet."""
+        """Number of frames that were read and are not committed yet."""
         return len(self._frames)
 
     async def serve(self, principal: Principal, pause_after: Callable[[int], float]) -> None:
-        """Returns when the connection is over. ``pause_after``: seconds to read no more, for so many values."""
+        """Serve the connection until it is over.
+
+        ``pause_after`` is called with the number of values of each commit and returns the seconds to pause, by which
+        the rate limit of the token is kept.
+        """
         self._pause_after = pause_after
         self._reader = asyncio.create_task(self._read())
         try:
@@ -107,12 +120,15 @@ class Connection:
         except IngestError as error:
             await self.refuse(error)
         except DatabaseError as error:
-            logger.warning("ingest: %s", error, extra={"action": "ingest_storage_unavailable"})
+            logger.warning("cannot store ingested frames: %s", error, extra={"action": "ingest_storage_unavailable"})
             await self.refuse(IngestError("storage_unavailable", UNAVAILABLE, retryable=True, close_code=1011))
         except TimeoutError:
-            logger.warning("a client does not read its answers", extra={"action": "ingest_send_timeout"})
-        except Exception:  # the boundary of one connection: said to the client, logged, and no other is touched
-            logger.exception("ingest failed", extra={"action": "ingest_failed"})
+            logger.warning(
+                "closing an ingest connection whose client does not read its answers",
+                extra={"action": "ingest_send_timeout"},
+            )
+        except Exception:  # reported to the client and logged; no other connection is affected
+            logger.exception("cannot handle an ingest frame", extra={"action": "ingest_failed"})
             await self.refuse(
                 IngestError("internal", "the server failed on this frame; try again", retryable=True, close_code=1011)
             )
@@ -120,17 +136,17 @@ class Connection:
             await self._end()
 
     def drain(self) -> None:
-        """Read no more; what is queued is committed."""
+        """Stop reading. What is queued is still committed and acknowledged."""
         self._stop_reading(IngestError(*GOING_AWAY, retryable=True, close_code=1012))
 
     def dismiss(self, error: IngestError) -> None:
-        """End it; what was read is still committed."""
+        """End the connection with an error. What was read is still committed and acknowledged."""
         self._stop_reading(error)
 
     async def refuse(self, error: IngestError) -> None:
-        """Say what is wrong and close."""
+        """Report an error to the client and close the socket."""
         self._metrics.refusals.labels(error.code).inc()
-        with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError):  # the peer may be gone
+        with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError):  # the client may be gone
             await self._send(Error(code=error.code, message=error.message, retryable=error.retryable))
             await self._socket.close(error.close_code, error.code[:MAX_CLOSE_REASON])
 
@@ -143,12 +159,12 @@ class Connection:
                     break
                 frame = message.get("bytes")
                 if frame is None:
-                    fault = IngestError("malformed", "frames are binary msgpack; this one was text")
+                    fault = IngestError("malformed", "frames must be binary msgpack; this one is text")
                     break
                 if len(frame) > self._limits.frame_bytes:
                     limit = self._limits.frame_bytes
                     fault = IngestError(
-                        "too_large", f"a frame of {len(frame)} bytes; at most {limit} are allowed", close_code=1009
+                        "too_large", f"the frame has {len(frame)} bytes; at most {limit} are allowed", close_code=1009
                     )
                     break
                 self._metrics.received_bytes.inc(len(frame))
@@ -186,8 +202,8 @@ class Connection:
             await self._commit(waiting)
             if fault is not None:
                 raise fault
-            most = CONTENDED_BYTES if self._pipeline.is_contended else self._limits.group_bytes
-            frames = await self._frames.take(most)
+            is_contended = self._pipeline.committer.is_contended
+            frames = await self._frames.take(CONTENDED_BYTES if is_contended else self._limits.group_bytes)
 
     async def _first_frames(self) -> list[bytes]:
         try:
@@ -195,27 +211,29 @@ class Connection:
                 return await self._frames.take(self._limits.group_bytes)
         except TimeoutError:
             seconds = self._limits.hello_timeout
-            raise IngestError("hello_first", f"nothing came for {seconds:g} s; the first frame is hello") from None
+            raise IngestError("hello_first", f"no frame arrived for {seconds:g} s; send hello first") from None
 
     async def _greet(self, hello: Hello, principal: Principal, *, is_last: bool) -> None:
-        """``is_last``: nothing that came with it follows."""
+        """Register the writer of a hello and welcome it. ``is_last`` if no further message was read with it."""
 
         def is_wanted() -> bool:
             return not is_last or len(self._frames) > 0 or not self._frames.closed
 
         greeting = checked(hello, principal)
-        if self._writer is not None:
-            self._pipeline.disconnect(self._writer)
-        writer = await self._pipeline.register(greeting, is_wanted)
-        writer.on_taken = self._lose_writer
-        same_run = self._writer is not None and self._writer.registration.run_id == writer.registration.run_id
-        self._writer = writer
-        self._pipeline.connect(writer)
-        await self._send(Welcome(run_id=writer.registration.run_id, last_seq=writer.last_seq, server=self._name))
+        writers = self._pipeline.writers
+        if self._session is not None:
+            writers.disconnect(self._session)
+        session = await writers.register(greeting, is_wanted)
+        session.on_taken = self._lose_writer
+        run_id = session.registration.run_id
+        same_run = self._session is not None and self._session.registration.run_id == run_id
+        self._session = session
+        writers.connect(session)
+        await self._send(Welcome(run_id=run_id, last_seq=session.last_seq, server=self._name))
         if not same_run:
             if self._notifier is not None:
                 self._notifier.cancel()
-            self._notifier = asyncio.create_task(self._notify(writer.registration.run_id))
+            self._notifier = asyncio.create_task(self._notify(run_id))
 
     async def _commit(self, batches: Sequence[Batch]) -> None:
         if not batches:
@@ -226,7 +244,7 @@ class Connection:
         except IngestError:
             if len(batches) == 1:
                 raise
-            # A bad batch must not take the good ones before it with it.
+            # An invalid batch must not prevent the valid ones before it from being committed.
             for batch in batches:
                 await self._commit([batch])
             return
@@ -236,18 +254,18 @@ class Connection:
         self._metrics.values.inc(values)
         pause = self._pause_after(values)
         if pause > 0:
-            # UnreadSegments, the socket fills and the client waits; its records wait in its spool, and nothing is lost.
+            # While the socket is not read, the client waits and its records stay in its spool: nothing is lost.
             await asyncio.sleep(pause)
 
     async def _finish(self, message: Finish) -> None:
-        writer = self._greeted()
-        await self._pipeline.finish(writer, message)
-        await self._send(Ack(seq=writer.last_seq))
+        session = self._greeted()
+        await self._pipeline.finish(session, message)
+        await self._send(Ack(seq=session.last_seq))
 
-    def _greeted(self) -> Writer:
-        if self._writer is None:
-            raise IngestError("hello_first", "the first frame of a connection is hello")
-        return self._writer
+    def _greeted(self) -> WriterSession:
+        if self._session is None:
+            raise IngestError("hello_first", "the first frame of a connection must be hello")
+        return self._session
 
     async def _notify(self, run_id: str) -> None:
         alerts = self._broker.subscribe(run_ids=frozenset({run_id}), project=None, types=frozenset({"alert"}))
@@ -261,26 +279,28 @@ class Connection:
                     await self._catch_up(run_id)
 
     async def _catch_up(self, run_id: str) -> None:
-        """What the writer may have missed. It tells by itself what it has heard before."""
+        """Send recent alerts that the writer may have missed. The SDK ignores those that it has received before."""
         for delay in (*CATCH_UP_DELAYS, None):
             try:
                 for alert in await self._alerts.lately(run_id):
                     await self._send(AlertNotice(alert=to_alert(alert)))
                 return
             except DatabaseError as error:
-                logger.warning("ingest: alerts are not read: %s", error, extra={"action": "ingest_storage_unavailable"})
+                logger.warning(
+                    "cannot read recent alerts for a writer: %s", error, extra={"action": "ingest_storage_unavailable"}
+                )
                 if delay is not None:
                     await asyncio.sleep(delay)
 
     async def _send(self, message: ServerMessage) -> None:
-        """To a peer that is gone nothing is sent: what it sent before is committed all the same."""
+        """Send a message. Does nothing if the client is gone: what it sent before is committed all the same."""
         async with self._send_lock, asyncio.timeout(SEND_TIMEOUT):
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 await self._socket.send_bytes(encode(message))
 
     async def _end(self) -> None:
-        if self._writer is not None:
-            self._pipeline.disconnect(self._writer)
+        if self._session is not None:
+            self._pipeline.writers.disconnect(self._session)
         for task in (self._reader, self._notifier):
             if task is not None:
                 task.cancel()
@@ -289,7 +309,7 @@ class Connection:
 
 
 def _decode(frames: Sequence[bytes]) -> tuple[list[ClientMessage], IngestError | None]:
-    """The messages before the first frame that is none, and what is wrong with that one."""
+    """Return the messages before the first invalid frame, and the error of that frame."""
     messages: list[ClientMessage] = []
     for frame in frames:
         try:
@@ -300,7 +320,7 @@ def _decode(frames: Sequence[bytes]) -> tuple[list[ClientMessage], IngestError |
 
 
 def _values(batches: Sequence[Batch]) -> int:
-    """Numbers in the records: scalars and statistics."""
+    """Return the number of scalars and statistics in the records."""
     return sum(len(record.scalars) + len(record.block or b"") // 4 for batch in batches for record in batch.records)
 
 
@@ -309,7 +329,10 @@ class _Versioned(msgspec.Struct):
 
 
 def _explain(frame: bytes, error: Exception) -> IngestError:
-    """A hello of another version may have another shape; then that is what is wrong."""
+    """Return the error for a frame that cannot be decoded.
+
+    A hello of another protocol version may have another shape; then the version is the error.
+    """
     try:
         version = msgspec.msgpack.decode(frame, type=_Versioned).version
     except (msgspec.DecodeError, RecursionError, ValueError):
@@ -317,6 +340,7 @@ def _explain(frame: bytes, error: Exception) -> IngestError:
     if version != PROTOCOL_VERSION:
         return IngestError(
             "unsupported_version",
-            f"this server speaks version {PROTOCOL_VERSION} of the protocol, the client {version}; upgrade one",
+            f"the server uses version {PROTOCOL_VERSION} of the protocol and the client version {version}; "
+            "upgrade the older of the two",
         )
-    return IngestError("malformed", f"the frame is no message of this protocol ({error})")
+    return IngestError("malformed", f"the frame is not a message of this protocol ({error})")

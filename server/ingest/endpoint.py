@@ -19,6 +19,8 @@ from server.storage.alerts import AlertStore
 
 
 class IngestEndpoint:
+    """Serves all ingest connections of a server. Used from the event loop only."""
+
     def __init__(
         self,
         *,
@@ -31,7 +33,7 @@ class IngestEndpoint:
         metrics: Metrics,
         name: str,
     ) -> None:
-        """``name``: what `Welcome` calls this server."""
+        """``name`` identifies this server in `Welcome`."""
         self._pipeline = pipeline
         self._broker = broker
         self._alerts = alerts
@@ -45,16 +47,16 @@ class IngestEndpoint:
 
     @property
     def connections(self) -> int:
-        """Open ones."""
+        """Number of open connections."""
         return len(self._connections)
 
     @property
     def queued_frames(self) -> int:
-        """Frames that were read and are not committed yet, of all connections."""
+        """Number of frames of all connections that were read and are not committed yet."""
         return sum(connection.queued_frames for connection in self._connections)
 
     async def handle(self, socket: WebSocket) -> None:
-        """Serve one connection to its end."""
+        """Serve one connection until it ends."""
         await socket.accept()
         connection = Connection(
             socket,
@@ -90,9 +92,9 @@ class IngestEndpoint:
             dismissing.cancel()
 
     async def drain(self, seconds: float) -> None:
-        """Stop reading, commit and acknowledge what was read, say going away.
+        """Stop reading, commit and acknowledge what was read, and close each connection with ``going_away``.
 
-        Returns when all are done, at the latest after ``seconds``.
+        Returns when every connection has ended, at the latest after ``seconds``.
         """
         self._draining = True
         connections = list(self._connections)
@@ -112,5 +114,5 @@ class IngestEndpoint:
         if identity is None:
             raise IngestError("unauthenticated", UNAUTHENTICATED, close_code=4401)
         if not identity.principal.may(Scope.WRITE):
-            raise IngestError("forbidden", "this token may only read; training needs the scope write", close_code=4401)
+            raise IngestError("forbidden", "this token may only read; use one with the scope write", close_code=4401)
         return identity

@@ -1,4 +1,4 @@
-"""Rules for the first frame. Pure."""
+"""Validates the first frame of a connection. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from server.errors import IngestError
 from server.models import Principal
 from server.pipeline.packing import is_name
 
-RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")  # "." and ".." are no part of a URL's path
+RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")  # "." and ".." have a meaning of their own in URLs
 MAX_WRITER_CHARS = 128
 MAX_RANK = 2**31 - 1
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -29,32 +29,36 @@ MAX_SIZE = 2**62
 
 
 def checked(hello: Hello, principal: Principal) -> Hello:
-    """The hello with harmless oddities set right. Raises `IngestError` for everything else."""
+    """Return the hello with harmless oddities corrected. Raises `IngestError` for everything else."""
     if hello.version != PROTOCOL_VERSION:
         raise IngestError(
             "unsupported_version",
-            f"this server speaks version {PROTOCOL_VERSION} of the protocol, the client {hello.version}; "
-            "upgrade the older one",
+            f"the server uses version {PROTOCOL_VERSION} of the protocol and the client version {hello.version}; "
+            "upgrade the older of the two",
         )
     if hello.run_id is not None and not RUN_ID.fullmatch(hello.run_id):
-        raise IngestError("malformed", "run_id: 1 … 128 of A–Z, a–z, 0–9, dot, hyphen and underscore")
+        raise IngestError("malformed", "run_id: use 1 … 128 of A–Z, a–z, 0–9, dot, hyphen and underscore")
     if not 0 < len(hello.writer) <= MAX_WRITER_CHARS or "\0" in hello.writer:
-        raise IngestError("malformed", f"writer: 1 … {MAX_WRITER_CHARS} characters")
+        raise IngestError("malformed", f"writer: use 1 … {MAX_WRITER_CHARS} characters, none of them NUL")
     for field in ("project", "name"):
         value = getattr(hello, field)
         if value is not None and not is_name(value):
-            raise IngestError("malformed", f"{field}: 1 … {MAX_NAME_CHARS} characters, none of them NUL")
+            raise IngestError("malformed", f"{field}: use 1 … {MAX_NAME_CHARS} characters, none of them NUL")
     if not 0 <= hello.rank <= MAX_RANK:
-        raise IngestError("malformed", f"rank: 0 … {MAX_RANK}")
+        raise IngestError("malformed", f"rank: use a number within 0 … {MAX_RANK}")
     if len(hello.tags) > MAX_TAGS or not all(is_name(tag) for tag in hello.tags):
-        raise IngestError("malformed", f"tags: at most {MAX_TAGS}, each of 1 … {MAX_NAME_CHARS} characters")
+        raise IngestError("malformed", f"tags: use at most {MAX_TAGS}, each of 1 … {MAX_NAME_CHARS} characters")
     _check_config(hello)
     if len({layout.id for layout in hello.layouts}) != len(hello.layouts) or len(hello.layouts) > MAX_LAYOUTS:
-        raise IngestError("bad_layout", f"layouts: at most {MAX_LAYOUTS}, each with an id of its own")
+        raise IngestError("bad_layout", f"layouts: send at most {MAX_LAYOUTS}, each with a different id")
     for layout in hello.layouts:
         _check_layout(layout)
     if not principal.may_see(hello.project):
-        raise IngestError("forbidden", f"this token is not for the project {hello.project!r}", close_code=4401)
+        raise IngestError(
+            "forbidden",
+            f"this token does not give access to the project {hello.project!r}; use another one",
+            close_code=4401,
+        )
     started_at = hello.started_at if math.isfinite(hello.started_at) else 0.0
     return msgspec.structs.replace(hello, started_at=started_at, sdk=hello.sdk.replace("\0", "")[:MAX_NAME_CHARS])
 
@@ -63,9 +67,9 @@ def _check_config(hello: Hello) -> None:
     try:
         size = len(msgspec.json.encode(hello.config))
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
-        raise IngestError("malformed", f"config: it has no JSON form ({error})") from error
+        raise IngestError("malformed", f"config: it cannot be represented as JSON ({error})") from error
     if size > MAX_CONFIG_BYTES:
-        raise IngestError("too_large", f"config: {size} bytes as JSON; at most {MAX_CONFIG_BYTES} are kept")
+        raise IngestError("too_large", f"config: it has {size} bytes as JSON; at most {MAX_CONFIG_BYTES} are allowed")
 
 
 def _check_layout(layout: Layout) -> None:
@@ -80,9 +84,9 @@ def _check_layout(layout: Layout) -> None:
         )
     for names in (layout.layers, layout.statistics):
         if not all(is_name(name) for name in names):
-            raise IngestError("bad_layout", f"{where}: a name has 1 … {MAX_NAME_CHARS} characters, none of them NUL")
+            raise IngestError("bad_layout", f"{where}: names must have 1 … {MAX_NAME_CHARS} characters, no NUL")
         if len(set(names)) != len(names):
-            raise IngestError("bad_layout", f"{where}: a name comes twice")
+            raise IngestError("bad_layout", f"{where}: a name occurs twice")
     if layout.sizes and len(layout.sizes) != len(layout.layers):
         raise IngestError("bad_layout", f"{where}: {len(layout.sizes)} sizes for {len(layout.layers)} layers")
     if not all(0 <= size <= MAX_SIZE for size in layout.sizes):

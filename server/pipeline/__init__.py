@@ -1,1 +1,1 @@
-"""The straight line of a batch: commit, acknowledge, detect, store what was found, publish."""
+"""The path of a batch behind its socket: commit it, publish it, run the detectors and store what they conclude."""

@@ -1,4 +1,4 @@
-"""Pushes run summaries to live subscribers, at most so many a second for each run."""
+"""Pushes run summaries to live subscribers at a bounded rate."""
 
 from __future__ import annotations
 
@@ -11,47 +11,51 @@ from server.storage.fleet import FleetQuery
 
 logger = logging.getLogger(__name__)
 
-RUNS_AT_ONCE = 200
+SUMMARIES_PER_ROUND = 200
 
 
 class Announcer:
-    """Used from the event loop alone. One task for all runs: what has changed since its last round is read together, so
-    that hundreds of busy runs cost a few queries a second, and leave the connections of the database to commits."""
+    """Publishes the summaries of runs that have changed. Used from the event loop only.
 
-    def __init__(self, fleet: FleetQuery, broker: Broker, per_second: float) -> None:
-        """``per_second``: rounds at most, and so summaries of one run."""
+    One task serves all runs and reads the summaries of a round together, so that hundreds of busy runs cost a few
+    queries per second and leave the database connections to commits.
+    """
+
+    def __init__(self, fleet: FleetQuery, broker: Broker, rounds_per_second: float) -> None:
+        """``rounds_per_second`` bounds the summaries that are published per second for each run."""
         self._fleet = fleet
         self._broker = broker
-        self._interval = 1.0 / per_second
+        self._interval = 1.0 / rounds_per_second
         self._pending: dict[str, None] = {}
         self._task: asyncio.Task[None] | None = None
 
     def mark(self, run_id: str) -> None:
-        """The summary of the run has changed; it will be pushed soon."""
+        """Note that the summary of a run has changed, so that the next round publishes it."""
         self._pending[run_id] = None
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._push())
 
     async def stop(self) -> None:
+        """Stop publishing. Summaries that are still pending are dropped: a viewer reads them when it connects."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _push(self) -> None:
-        """Until nothing has changed for one round."""
+        """Publish rounds of summaries until no run has changed during a round."""
         while self._pending:
-            # Taken off before the summaries are read: a change from here on is pushed again.
-            some = list(self._pending)[:RUNS_AT_ONCE]
-            for run_id in some:
+            # The marks are removed before the summaries are read, so a later change is published again.
+            marked = list(self._pending)[:SUMMARIES_PER_ROUND]
+            for run_id in marked:
                 del self._pending[run_id]
             try:
-                for summary in await self._fleet.summaries(some):
+                for summary in await self._fleet.summaries(marked):
                     body = {"type": "run", "run": summary}
                     await self._broker.publish(LiveMessage(run_id=summary["id"], project=summary["project"], body=body))
             except DatabaseError as error:
                 logger.warning(
-                    "the summaries of %d runs could not be pushed (%s)",
-                    len(some),
+                    "cannot publish the summaries of %d runs: %s",
+                    len(marked),
                     error,
                     extra={"action": "announce_failed"},
                 )

@@ -1,4 +1,4 @@
-"""Deletes runs in the background: those that people delete, and those that are older than is to be kept."""
+"""Deletes runs in the background: those that users delete, and those that exceed the retention period."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ RETRY_AFTER = 60.0  # seconds
 
 
 class Deleter:
+    """Hides deleted runs at once and removes their data in a background task."""
+
     def __init__(
         self,
         store: DeletionStore,
@@ -25,8 +27,11 @@ class Deleter:
         retention_days: float,
         look_every: float,
     ) -> None:
-        """``forget``: what to do at once with a run that goes. ``retention_days``: days after which a run that is no
-        longer heard of is deleted, 0 for never. ``look_every``: seconds between two looks for such runs."""
+        """``forget`` is called with the id of each run as soon as it is marked for deletion.
+
+        A run that has been inactive for ``retention_days`` is deleted; 0 keeps every run. The deleter searches for such
+        runs every ``look_every`` seconds.
+        """
         self._store = store
         self._forget = forget
         self._clock = clock
@@ -36,17 +41,18 @@ class Deleter:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin with what an earlier deletion has left over."""
+        """Start the background task, which first completes the deletions that an earlier process left unfinished."""
         self._wanted.set()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
+        """Stop the background task. Marked runs stay hidden and are removed after the next start."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def delete(self, run_id: str) -> bool:
-        """Take the run out of sight now, and the rest of it away soon. False when there is no such run."""
+        """Hide a run now and schedule the removal of its data. Return False if there is no such run."""
         found = await self._store.mark(run_id)
         if found:
             self._forget(run_id)
@@ -54,23 +60,27 @@ class Deleter:
         return found
 
     async def delete_expired(self) -> int:
-        """Mark the runs that are older than is to be kept, and say how many."""
+        """Mark the runs that exceed the retention period for deletion and return their number."""
         if self._retention_days <= 0:
             return 0
         expired = await self._store.expired(self._clock() - DAY * self._retention_days)
         for run_id in expired:
             await self.delete(run_id)
-            logger.info("run %s is older than is kept", run_id, extra={"action": "run_expired", "run_id": run_id})
+            logger.info(
+                "run %s exceeds the retention period and is being deleted",
+                run_id,
+                extra={"action": "run_expired", "run_id": run_id},
+            )
         return len(expired)
 
     async def purge(self) -> None:
-        """Remove everything of the runs that are marked, and give their space back."""
+        """Remove all data of the marked runs and return the space to the database."""
         marked = await self._store.marked()
         for run_id in marked:
             self._forget(run_id)
             while await self._store.purge_some(run_id):
                 pass
-            logger.info("run %s is deleted", run_id, extra={"action": "run_deleted", "run_id": run_id})
+            logger.info("run %s has been deleted", run_id, extra={"action": "run_deleted", "run_id": run_id})
         if marked:
             await self._store.vacuum()
         while await self._store.give_back_some():
@@ -84,10 +94,10 @@ class Deleter:
                 self._wanted.clear()
                 await self.purge()
             except DatabaseError as error:
-                logger.warning("deleting waits (%s)", error, extra={"action": "deletion_waits"})
+                logger.warning("deletions are delayed: %s", error, extra={"action": "deletion_waits"})
                 wait = min(wait, RETRY_AFTER)
-            except Exception:  # a run that cannot be deleted must not keep the others
-                logger.exception("deleting failed", extra={"action": "deletion_failed"})
+            except Exception:  # a run that cannot be deleted must not keep the others from being deleted
+                logger.exception("cannot delete runs", extra={"action": "deletion_failed"})
             try:
                 async with asyncio.timeout(wait):
                     await self._wanted.wait()

@@ -1,4 +1,4 @@
-"""Where the detectors of one run stand: their states, what they have concluded, and what of that is saved."""
+"""The saved state of one run: its detector suite, its alerts and its progress, with what has not been saved yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 class _Saved(msgspec.Struct, array_like=True):
-    monitor: bytes
+    """The stored form: one snapshot per part, in this order."""
+
+    suite: bytes
     book: bytes
     progress: bytes
     rules: bytes = b""
@@ -29,97 +31,110 @@ class _Saved(msgspec.Struct, array_like=True):
 
 
 @dataclass(kw_only=True)
-class Head:
-    """Touched by one thread at a time."""
+class DetectorState:
+    """The detectors of one run, the alerts they opened, and the position they have reached.
+
+    Not thread-safe: a follower passes it to one thread at a time.
+    """
 
     rank: int
+    """Rank whose segments the detectors read."""
     position: int = 0
+    """Id of the last segment that the detectors have read."""
     saved_position: int | None = None
-    """Position in the database, None where the run has no state yet."""
+    """Position in the database, or None if the run has no saved state yet."""
     revision: int | None = None
-    """Of the state in the database."""
+    """Revision of the state in the database, or None if the run has no saved state yet."""
     due_at: float | None = None
-    """In the database."""
-    monitor: DetectorSuite = field(default_factory=DetectorSuite)
-    book: AlertLifecycle
+    """Unix time in the database at which a rule about missing data is due, or None if there is none."""
+    suite: DetectorSuite = field(default_factory=DetectorSuite)
+    alerts: AlertLifecycle
     progress: RunProgress = field(default_factory=RunProgress)
-    bank: RuleEvaluator = field(default_factory=RuleEvaluator)
+    rules: RuleEvaluator = field(default_factory=RuleEvaluator)
     thinned: ThinnedSpan = field(default_factory=ThinnedSpan)
     changed: dict[str, Alert] = field(default_factory=dict)
-    """Alerts not yet saved; of each the latest form."""
+    """Latest form of each alert that has changed since the last save, keyed by alert id."""
     happened: list[Event] = field(default_factory=list)
+    """Events since the last save."""
 
     @property
-    def is_noteworthy(self) -> bool:
+    def has_conclusions(self) -> bool:
+        """Whether an alert or an event waits to be saved."""
         return bool(self.changed or self.happened)
 
-    def note(self, *alerts: Alert | None) -> None:
-        """Alerts that opened, changed or closed."""
+    @property
+    def is_saved(self) -> bool:
+        """Whether the database has the position that the detectors have reached."""
+        return self.position == (self.saved_position or 0)
+
+    def record_alerts(self, *alerts: Alert | None) -> None:
+        """Keep alerts that opened, changed or closed for the next save."""
         self.changed.update({alert.id: alert for alert in alerts if alert is not None})
 
     def close_rule(self, rule_id: str, time: float, note: str) -> None:
-        """The alert of a rule is over at once, whatever the steps say."""
+        """Close the alert of a rule at once, regardless of later steps."""
         slot = f"{AlertKind.CUSTOM_RULE.value}:{rule_id}"
-        self.note(self.book.end(slot, self.bank.last_step, time, note))
+        self.record_alerts(self.alerts.end(slot, self.rules.last_step, time, note))
 
-    def begin(self, rank: int) -> None:
-        """The detectors go by another rank, from its first step on."""
+    def restart(self, rank: int) -> None:
+        """Begin again with fresh detectors at the first segment of another rank."""
         self.rank, self.position = rank, 0
-        self.monitor, self.progress, self.bank = DetectorSuite(), RunProgress(), RuleEvaluator()
+        self.suite, self.progress, self.rules = DetectorSuite(), RunProgress(), RuleEvaluator()
         self.thinned = ThinnedSpan()
 
-    def hear(self, sample: Sample, committed_at: float) -> None:
-        """Let everybody judge one sample."""
-        verdict = self.monitor.update(sample)
+    def update(self, sample: Sample, committed_at: float) -> None:
+        """Let the detectors, the alert rules and the progress read one sample."""
+        verdict = self.suite.update(sample)
         self.progress.update(sample, verdict)
-        held = self._go_by_rules(sample, committed_at)
+        held = self._apply_rules(sample, committed_at)
         if held:
             verdict = replace(verdict, findings=(*verdict.findings, *held))
-        self.note(*self.book.apply(verdict, sample.time, sample.attempt))
+        self.record_alerts(*self.alerts.apply(verdict, sample.time, sample.attempt))
         self.happened += [replace(event, attempt=sample.attempt) for event in verdict.events]
         self.happened += self.thinned.update(sample)
 
-    def _go_by_rules(self, sample: Sample, committed_at: float) -> tuple[Finding, ...]:
-        """What the rules hold after a sample; alerts about data that came back are closed."""
-        heard = self.bank.update(sample, committed_at)
+    def _apply_rules(self, sample: Sample, committed_at: float) -> tuple[Finding, ...]:
+        """Return the findings of the alert rules after a sample, and close alerts about data that has returned."""
+        heard = self.rules.update(sample, committed_at)
         for rule_id, seconds in heard.returned:
             self.close_rule(rule_id, committed_at, f" It came again after {seconds / 60:.0f} minutes.")
         return heard.findings
 
     def snapshot(self) -> bytes:
+        """Return the state as bytes for `restore`."""
         return msgspec.msgpack.encode(
             _Saved(
-                monitor=self.monitor.snapshot(),
-                book=self.book.snapshot(),
+                suite=self.suite.snapshot(),
+                book=self.alerts.snapshot(),
                 progress=self.progress.snapshot(),
-                rules=self.bank.snapshot(),
+                rules=self.rules.snapshot(),
                 thinned=self.thinned.snapshot(),
             )
         )
 
     @classmethod
-    def restore(cls, run_id: str, state: SuiteState) -> Head:
-        """As it was saved. Detectors whose state is of another version begin anew."""
-        head = cls(
-            rank=state.rank,
-            position=state.position,
-            saved_position=state.position,
-            revision=state.revision,
-            due_at=state.due_at,
-            book=AlertLifecycle(run_id),
+    def restore(cls, run_id: str, stored: SuiteState) -> DetectorState:
+        """Return the state that was saved. Parts whose snapshot is of another version begin fresh."""
+        state = cls(
+            rank=stored.rank,
+            position=stored.position,
+            saved_position=stored.position,
+            revision=stored.revision,
+            due_at=stored.due_at,
+            alerts=AlertLifecycle(run_id),
         )
         try:
-            saved = msgspec.msgpack.decode(state.state, type=_Saved)
-            head.book = AlertLifecycle.restore(saved.book)
-            head.progress = RunProgress.restore(saved.progress)
-            head.monitor = DetectorSuite.restore(saved.monitor)
-            head.bank = RuleEvaluator.restore(saved.rules) if saved.rules else RuleEvaluator()
-            head.thinned = ThinnedSpan.restore(saved.thinned) if saved.thinned else ThinnedSpan()
+            saved = msgspec.msgpack.decode(stored.state, type=_Saved)
+            state.alerts = AlertLifecycle.restore(saved.book)
+            state.progress = RunProgress.restore(saved.progress)
+            state.suite = DetectorSuite.restore(saved.suite)
+            state.rules = RuleEvaluator.restore(saved.rules) if saved.rules else RuleEvaluator()
+            state.thinned = ThinnedSpan.restore(saved.thinned) if saved.thinned else ThinnedSpan()
         except ValueError as error:
             logger.warning(
-                "the detectors of run %s begin anew: their saved state is of another version (%s)",
+                "the detectors of run %s begin fresh because their saved state has another version: %s",
                 run_id,
                 error,
                 extra={"action": "snapshot_refused", "run_id": run_id},
             )
-        return head
+        return state

@@ -1,4 +1,4 @@
-"""The followers of all runs that this server follows, and the leases by which servers share the runs out."""
+"""The followers of all runs that this server follows, and the leases by which servers share the runs among them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from server.broker.leases import Leases
@@ -14,9 +15,10 @@ from server.errors import DatabaseError
 from server.models import Event
 from server.pipeline.follower import RunFollower
 from server.pipeline.group_committer import GroupCommitter
-from server.pipeline.inbox import FreshSegment, Inbox, Room
+from server.pipeline.inbox import FreshSegment, Inbox, InboxBudget
+from server.pipeline.segment_source import SegmentSource
 from server.rule import RuleSet
-from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SavedDetectorState
+from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SavedDetectorState, SuiteState
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.segments import SegmentStore
 from server.storage.runs import RunStore
@@ -24,93 +26,118 @@ from server.storage.runs import RunStore
 logger = logging.getLogger(__name__)
 
 DETECTOR_THREADS = 2
-SAVE_GATHER = 0.1  # seconds between two transactions that save states, while many have something to save
-SAVED_TOGETHER = 1024 * 1024  # bytes of states in one transaction
+SAVE_GATHER = 0.1  # seconds between two transactions that save states, while many states wait
+MAX_SAVE_BYTES = 1024 * 1024
+"""Bytes of detector states after which a transaction takes no further state."""
 LEASE = "follower:"
-ORPHANS_EVERY = 6  # beats of the leases between two looks for runs that nobody follows
+"""Prefix of the names of leases; the run id follows."""
+ORPHANS_EVERY = 6  # renewals of the leases between two searches for runs that no server follows
 
 Publish = Callable[[str, Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
-"""Tell the world about changed alerts (JSON) and events of a run, which are stored."""
+"""Publishes changed alerts, in the form of the HTTP API, and events of a run after they are stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowerStores:
+    """Stores that followers read from and write to."""
+
+    runs: RunStore
+    layouts: LayoutStore
+    segments: SegmentStore
+    states: DetectorStateStore
+
+
+class _GroupedStates:
+    """Detector states whose saves share transactions."""
+
+    def __init__(self, store: DetectorStateStore, write_lock: asyncio.Lock) -> None:
+        self._store = store
+        self._groups: GroupCommitter[DetectorStateSave, SavedDetectorState] = GroupCommitter(
+            store.save, max_bytes=MAX_SAVE_BYTES, gather=SAVE_GATHER, lock=write_lock
+        )
+
+    async def load(self, run_id: str) -> SuiteState | None:
+        return await self._store.load(run_id)
+
+    async def save(self, save: DetectorStateSave) -> SavedDetectorState:
+        return await self._groups.write(save, save.run_id, len(save.after.state))
+
+    async def stop(self) -> None:
+        await self._groups.stop()
 
 
 class Followers:
-    """Used from the event loop alone."""
+    """Starts, feeds and stops the followers. Used from the event loop only."""
 
     def __init__(
         self,
         *,
-        runs: RunStore,
-        layouts: LayoutStore,
-        segments: SegmentStore,
-        monitors: DetectorStateStore,
+        stores: FollowerStores,
         leases: Leases,
         publish: Publish,
         rules: Callable[[], RuleSet],
-        connected: Callable[[], set[str]],
-        turn: asyncio.Lock,
+        connected_runs: Callable[[], set[str]],
+        write_lock: asyncio.Lock,
         clock: Callable[[], float],
         idle_after: float,
     ) -> None:
-        """``rules``: those of now. ``connected``: runs with a writer that is connected to this server.
-        ``turn``: of the transactions that change several runs.
-        ``idle_after``: seconds without news after which a run's detectors leave memory."""
-        self._runs = runs
-        self._layouts = layouts
-        self._segments = segments
-        self._monitors = monitors
+        """``rules`` returns the current alert rules, ``connected_runs`` the runs with a writer on this server.
+
+        ``write_lock`` serializes the transactions of this server that change several runs. The detectors of a run leave
+        memory after ``idle_after`` seconds without a commit.
+        """
+        self._stores = stores
         self._leases = leases
         self._publish = publish
         self._rules = rules
-        self._connected = connected
+        self._connected_runs = connected_runs
         self._clock = clock
         self._idle_after = idle_after
         self._executor = ThreadPoolExecutor(DETECTOR_THREADS, thread_name_prefix="detectors")
-        self._room = Room()
-        self._saver: GroupCommitter[DetectorStateSave, SavedDetectorState] = GroupCommitter(
-            monitors.save, most=SAVED_TOGETHER, gather=SAVE_GATHER, turn=turn
-        )
+        self._budget = InboxBudget()
+        self._states = _GroupedStates(stores.states, write_lock)
         self._held: dict[str, tuple[RunFollower, asyncio.Task[None]]] = {}
         self._elsewhere: dict[str, float] = {}
-        """Runs that another server follows, and the time until which it is not asked again whether it still does."""
-        self._warden: asyncio.Task[None] | None = None
+        """Runs that another server follows, with the Unix time until which its lease is not requested again."""
+        self._lease_keeper: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """Runs whose detectors are in memory."""
+        """Return the number of runs whose detectors are in memory."""
         return len(self._held)
 
     @property
     def lag(self) -> float:
-        """Seconds for which the detectors of the slowest run have not read what is committed."""
+        """Seconds for which the slowest run has had unread segments."""
         since = [follower.behind_since for follower, task in self._held.values() if not task.done()]
         return max((self._clock() - begun for begun in since if begun is not None), default=0.0)
 
     async def start(self) -> None:
-        """Follow what was committed and not read before the last stop."""
-        for run_id in await self._runs.lagging():
+        """Follow the runs with segments that were not read before the last stop. Raises `DatabaseError`."""
+        for run_id in await self._stores.runs.lagging():
             self.follow(run_id)
         if self._leases.is_shared:
-            self._warden = asyncio.create_task(self._keep_leases())
+            self._lease_keeper = asyncio.create_task(self._keep_leases())
 
     async def stop(self) -> None:
         """Save what the detectors have read. Nothing may be committed any more."""
-        if self._warden is not None:
-            self._warden.cancel()
-            await asyncio.gather(self._warden, return_exceptions=True)
+        if self._lease_keeper is not None:
+            self._lease_keeper.cancel()
+            await asyncio.gather(self._lease_keeper, return_exceptions=True)
         held = list(self._held.values())
         for _, task in held:
             task.cancel()
         await asyncio.gather(*(task for _, task in held), return_exceptions=True)
-        # A thread may still be advancing the detectors; their state is whole only after it.
+        # A thread may still be updating detectors, whose state is consistent only afterwards.
         await asyncio.to_thread(self._executor.shutdown)
-        await self._saver.stop()  # a save that a follower did not wait for to its end
+        await self._states.stop()  # a save that was in progress when its follower was cancelled
         await asyncio.gather(*(self._leave(follower) for follower, _ in held))
-        await self._saver.stop()
+        await self._states.stop()
 
     def follow(self, run_id: str, *, rank: int | None = None) -> RunFollower | None:
-        """Let the detectors read what the database has of the run. None where another server does that.
+        """Let the detectors read what the database has of a run. Return None if another server follows it.
 
-        ``rank``: of the writer here that has sent something. The detectors go by the lowest rank, so its server takes
-        them over; one that has only others leaves them where they are.
+        ``rank`` is that of the writer on this server that has sent something. The detectors read the lowest rank, so
+        the server of rank 0 takes the run over, and a server of higher ranks leaves it where it is.
         """
         follower = self._follower(run_id, rank)
         if follower is not None:
@@ -118,33 +145,35 @@ class Followers:
         return follower
 
     def offer(self, run_id: str, segments: Sequence[FreshSegment]) -> None:
-        """This server has just committed these, of one rank."""
+        """Pass segments of one rank that this server has just committed to the follower of their run."""
         follower = self._follower(run_id, segments[0].rank)
         if follower is not None:
             for segment in segments:
                 follower.offer(segment)
 
     def forget(self, run_id: str) -> None:
-        """The run is being deleted: its detectors stop."""
+        """Stop the detectors of a run that is being deleted."""
         held = self._held.pop(run_id, None)
         if held is not None:
             held[1].cancel()
 
     def forget_ended(self) -> None:
-        """Detectors that have left memory are no longer counted."""
+        """Release followers whose detectors have left memory."""
         for run_id, (_, task) in list(self._held.items()):
             if task.done():
                 del self._held[run_id]
 
     def look(self, since: float) -> None:
-        """Let all of them judge by the clock. ``since``: see `RunFollower.look`."""
+        """Let all followers evaluate the alert rules by the clock; see `RunFollower.look`."""
         for follower, task in self._held.values():
             if not task.done():
                 follower.look(since)
 
     async def settle(self, run_id: str) -> None:
-        """Wait until the detectors have read all that is committed of a run, and have left it: soon, where
-        ``idle_after`` is short."""
+        """Wait until the detectors have read everything that is committed of a run and have left memory.
+
+        Returns soon only if ``idle_after`` is short.
+        """
         held = self._held.get(run_id)
         if held is not None:
             await asyncio.wait([held[1]])
@@ -156,54 +185,52 @@ class Followers:
         is_leading = rank == 0
         if not is_leading and self._elsewhere.get(run_id, 0.0) > self._clock():
             return None
-        inbox = Inbox(self._room)
+        inbox = Inbox(self._budget)
         follower = RunFollower(
             run_id,
-            runs=self._runs,
-            layouts=self._layouts,
-            segments=self._segments,
-            monitors=self._monitors,
-            inbox=inbox,
-            save=self._save,
+            source=SegmentSource(run_id, inbox=inbox, layouts=self._stores.layouts, segments=self._stores.segments),
+            runs=self._stores.runs,
+            states=self._states,
             executor=self._executor,
             publish=lambda alerts, events: self._publish(run_id, alerts, events),
             rules=self._rules,
             clock=self._clock,
-            idle_after=self._idle_after,
         )
         self._held[run_id] = (follower, asyncio.create_task(self._run(follower, inbox, is_leading)))
         return follower
 
     async def _run(self, follower: RunFollower, inbox: Inbox, is_leading: bool) -> None:
-        """With a lease, so that no other server does the same."""
+        """Run a follower while this server holds the lease of its run, so that no other server does the same."""
         lease = _lease_of(follower.run_id)
         try:
             if not await self._leases.take(lease, force=is_leading):
                 self._elsewhere[follower.run_id] = self._clock() + self._leases.seconds / 3
                 return
             self._elsewhere.pop(follower.run_id, None)
-            await follower.run()
+            await follower.run(self._idle_after)
             await self._leases.release(lease)
         finally:
             inbox.clear()
-
-    async def _save(self, save: DetectorStateSave) -> SavedDetectorState:
-        return await self._saver.write(save, save.run_id, len(save.after.state))
 
     async def _leave(self, follower: RunFollower) -> None:
         try:
             await follower.save_now()
         except DatabaseError as error:
-            logger.warning("the state of run %s is not saved (%s)", follower.run_id, error)
+            logger.warning(
+                "cannot save the detectors of run %s; they read its last segments again after the next start: %s",
+                follower.run_id,
+                error,
+                extra={"action": "detectors_not_saved", "run_id": follower.run_id},
+            )
         await self._leases.release(_lease_of(follower.run_id))
 
     async def _keep_leases(self) -> None:
-        """Keep the leases of what is followed here, let go of runs that have moved, and take up what nobody follows."""
+        """Renew the leases of active runs, release idle runs, and follow runs that no server follows."""
         for beat in itertools.count():
             await asyncio.sleep(self._leases.seconds / 3)
             try:
                 active = {run_id for run_id, (_, task) in self._held.items() if not task.done()}
-                resting = {run_id for run_id in active - self._connected() if self._held[run_id][0].is_resting}
+                resting = {run_id for run_id in active - self._connected_runs() if self._held[run_id][0].is_resting}
                 for run_id in await self._leases.keep([_lease_of(run_id) for run_id in active - resting]):
                     await self._unfollow(run_id.removeprefix(LEASE))
                 for run_id in resting:
@@ -212,20 +239,20 @@ class Followers:
                 now = self._clock()
                 self._elsewhere = {run_id: until for run_id, until in self._elsewhere.items() if until > now}
                 if beat % ORPHANS_EVERY == 0:
-                    for run_id in await self._runs.lagging():
+                    for run_id in await self._stores.runs.lagging():
                         self.follow(run_id)
-            except Exception as error:  # whatever it is, the next beat comes
+            except Exception as error:  # the next renewal must come, whatever this one failed on
                 expected = isinstance(error, DatabaseError)
                 logger.log(
                     logging.WARNING if expected else logging.ERROR,
-                    "the leases are not kept (%s)",
+                    "cannot renew the leases of the followed runs: %s",
                     error,
                     exc_info=None if expected else error,
                     extra={"action": "leases_failed"},
                 )
 
     async def _unfollow(self, run_id: str) -> None:
-        """Another server follows the run, or may. What is not saved it reads again."""
+        """Stop following a run that another server follows or may follow. That server reads again what is unsaved."""
         held = self._held.pop(run_id, None)
         if held is not None:
             held[1].cancel()

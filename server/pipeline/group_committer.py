@@ -1,8 +1,8 @@
-"""One transaction for what many want to write at about the same time.
+"""Groups concurrent write requests into one transaction.
 
-Most of what a small transaction costs is the transaction: statements, their ways to the driver and back, a flush of
-the disk. While one runs, what others want written gathers, and goes with the next. Owns who goes with which; what is
-written is the business of a store.
+Most of the cost of a small transaction is the transaction itself: round trips to the driver and a flush of the disk.
+While one transaction runs, further requests gather and share the next one. This module decides which requests share a
+transaction; a store writes them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from server.storage.fair_queue import FairQueue
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
-GATHER = 0.025  # seconds between the beginnings of two transactions while several have something to write
-ALONE_AT_ONCE = 8  # transactions of one request each, after one of many has failed
+GATHER = 0.025  # seconds between the starts of two transactions while several requests wait
+MAX_SINGLE_WRITES = 8
+"""Concurrent transactions of one request each, after a shared transaction has failed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,61 +31,64 @@ class _Waiting(Generic[Request, Result]):
 
 
 class GroupCommitter(Generic[Request, Result]):
-    """Used from the event loop alone. One transaction at a time, at most ``most`` bytes in each.
+    """Writes requests in groups of at most ``max_bytes``, one transaction at a time. Used from the event loop only.
 
-    Names take turns as a `FairQueue` has it, so that what a calm run sends goes with the next transaction, whatever
-    others have piled up. Bounded by whoever calls `write`: it returns when the request is written.
+    Owners alternate as `FairQueue` describes, so that a request of a quiet run joins the next transaction however many
+    requests other runs have queued. The callers bound the queue: `write` returns when the request is written.
     """
 
     def __init__(
         self,
         write: Callable[[Sequence[Request]], Awaitable[Sequence[Result | Exception]]],
         *,
-        most: float,
+        max_bytes: float,
         gather: float = GATHER,
-        turn: asyncio.Lock | None = None,
+        lock: asyncio.Lock | None = None,
     ) -> None:
-        """``write``: all of these in one transaction, and of each what came of it; an exception is raised to whoever
-        asked for that one. If it raises, nothing is written. ``turn``: of those whose transactions lock the same rows,
-        so that they never wait for each other in the database."""
+        """``write`` writes a group in one transaction and returns one result per request, in order.
+
+        A result that is an exception is raised to the caller that asked for it. If ``write`` itself raises, nothing of
+        the group is written. Committers whose transactions lock the same rows share ``lock``, so that they never block
+        each other inside the database.
+        """
         self._write = write
-        self._most = most
+        self._max_bytes = max_bytes
         self._gather = gather
-        self._turn = turn if turn is not None else asyncio.Lock()
+        self._lock = lock if lock is not None else asyncio.Lock()
         self._queue: FairQueue[_Waiting[Request, Result]] = FairQueue()
         self._task: asyncio.Task[None] | None = None
-        self._alone: set[asyncio.Task[None]] = set()
-        self._gate = asyncio.Semaphore(ALONE_AT_ONCE)
+        self._single_writes: set[asyncio.Task[None]] = set()
+        self._single_write_slots = asyncio.Semaphore(MAX_SINGLE_WRITES)
         self._began = -gather
         self._last_size = 0
 
     @property
     def is_contended(self) -> bool:
-        """More waits than the next transaction takes."""
-        return self._queue.cost > self._most
+        """Whether more bytes wait than the next transaction takes."""
+        return self._queue.cost > self._max_bytes
 
-    async def write(self, request: Request, whose: str, cost: float) -> Result:
-        """Returns when it is written. ``cost``: in bytes. Raises what `write` of the construction does."""
+    async def write(self, request: Request, owner: str, cost: float) -> Result:
+        """Write a request of ``cost`` bytes and return its result. Raises the exception of its transaction."""
         waiting: _Waiting[Request, Result] = _Waiting(request=request, done=asyncio.get_running_loop().create_future())
-        self._queue.put(whose, cost, waiting)
+        self._queue.put(owner, cost, waiting)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
         return await waiting.done
 
     async def stop(self) -> None:
-        """Let what was asked for be written."""
+        """Return when every request has been written or has failed."""
         while self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
-        while self._alone:
-            await asyncio.wait(self._alone)
+        while self._single_writes:
+            await asyncio.wait(self._single_writes)
 
     async def _work(self) -> None:
-        """Until nothing waits."""
+        """Write groups until the queue is empty."""
         while self._queue:
             if len(self._queue) > 1 or self._last_size > 1:
-                # Nobody who is alone waits; of many, those that come a moment later share the transaction.
+                # A single caller never waits; among many, requests that arrive a moment later share the transaction.
                 await asyncio.sleep(max(0.0, self._began + self._gather - time.monotonic()))
-            async with self._turn:
+            async with self._lock:
                 self._began = time.monotonic()
                 group = self._take()
                 self._last_size = len(group)
@@ -94,9 +98,9 @@ class GroupCommitter(Generic[Request, Result]):
     def _take(self) -> list[_Waiting[Request, Result]]:
         group: list[_Waiting[Request, Result]] = []
         size = 0.0
-        while self._queue and (not group or size < self._most):
+        while self._queue and (not group or size < self._max_bytes):
             waiting, cost = self._queue.pop()
-            if not waiting.done.done():  # whoever wanted it has gone meanwhile
+            if not waiting.done.done():  # else its caller was cancelled
                 group.append(waiting)
                 size += cost
         return group
@@ -105,22 +109,22 @@ class GroupCommitter(Generic[Request, Result]):
         try:
             results = await self._write([waiting.request for waiting in group])
         except Exception as error:
-            is_everybodys = isinstance(error, DatabaseError) and not isinstance(error, DatabaseBusyError)
-            if len(group) == 1 or is_everybodys:
+            concerns_all = isinstance(error, DatabaseError) and not isinstance(error, DatabaseBusyError)
+            if len(group) == 1 or concerns_all:
                 for waiting in group:
                     _settle(waiting, error)
                 return
-            # One of them may be to blame, or be waiting for a row: the others shall not pay for it.
+            # A single request may have caused the failure or wait for a row lock: the others must not fail with it.
             for waiting in group:
-                task = asyncio.create_task(self._write_alone(waiting))
-                self._alone.add(task)
-                task.add_done_callback(self._alone.discard)
+                task = asyncio.create_task(self._write_single(waiting))
+                self._single_writes.add(task)
+                task.add_done_callback(self._single_writes.discard)
             return
         for waiting, result in zip(group, results, strict=True):
             _settle(waiting, result)
 
-    async def _write_alone(self, waiting: _Waiting[Request, Result]) -> None:
-        async with self._gate:
+    async def _write_single(self, waiting: _Waiting[Request, Result]) -> None:
+        async with self._single_write_slots:
             await self._write_group([waiting])
 
 

@@ -1,8 +1,8 @@
-"""Segments on their way from the commit to the detectors of the same process, so that nobody reads them back.
+"""Segments on their way from the commit to the detectors of the same process, which need not read them back.
 
-An inbox promises nothing: what does not fit is left out, and whatever is missing is in the database. Each segment says
-which one of its rank came before it, so that the reader knows where something is missing, be it left out here or
-committed by another server.
+An inbox is a shortcut without guarantees: a segment that does not fit is left out, and the database has all of them.
+Each segment names its predecessor of the same rank, so that the reader detects a gap, whether the segment was left out
+here or committed by another server.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from dataclasses import dataclass
 
 from client_sdk.protocol import Layout
 from server.pyramid.columns import Columns
+from server.storage.measurements.commits import Commit, CommitRequest
 
-ROOM = 32 * 1024 * 1024  # bytes, of all inboxes of a server together
-MOST_AT_ONCE = 4 * 1024 * 1024  # bytes
+INBOX_BYTES = 32 * 1024 * 1024
+"""Bytes that all inboxes of a server may hold together."""
+MAX_TAKEN_BYTES = 4 * 1024 * 1024
+"""Bytes after which `Inbox.take` returns no further segment."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,46 +27,65 @@ class FreshSegment:
 
     id: int
     previous_id: int
-    """No segment of the rank lies between this id and its own."""
+    """Lower bound of the gap check: no segment of this rank has an id between this one and ``id``."""
     rank: int
     attempt: int
     committed_at: float
     columns: Columns
     layouts: Mapping[int, Layout]
-    """Of its writer, by their number."""
+    """Layouts of the segment's writer, keyed by layout number."""
     size: int
-    """Bytes of memory, about."""
+    """Approximate size in memory in bytes."""
 
 
-class Room:
-    """What several inboxes may hold together."""
+def fresh_segments(request: CommitRequest, commit: Commit) -> list[FreshSegment]:
+    """Return the segments of a commit in the form that the detectors read."""
+    return [
+        FreshSegment(
+            id=stored.id,
+            previous_id=stored.previous_id,
+            rank=request.writer.rank,
+            attempt=stored.attempt,
+            committed_at=request.now,
+            columns=draft.columns,
+            layouts=request.writer.layouts,
+            size=draft.columns.size,
+        )
+        for draft, stored in zip(request.drafts, commit.segments, strict=True)
+    ]
 
-    def __init__(self, size: int = ROOM) -> None:
+
+class InboxBudget:
+    """Memory that several inboxes share."""
+
+    def __init__(self, size: int = INBOX_BYTES) -> None:
+        """``size`` is the total in bytes."""
         self.free = size
 
 
 class Inbox:
-    """Of one run. Used from the event loop alone."""
+    """Fresh segments of one run, in the order of their commits. Used from the event loop only."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, budget: InboxBudget) -> None:
+        self._budget = budget
         self._segments: deque[FreshSegment] = deque()
 
     def __len__(self) -> int:
         return len(self._segments)
 
     def offer(self, segment: FreshSegment) -> bool:
-        """False: there is no room; it has to be read from the database."""
-        if segment.size > self._room.free:
+        """Add a segment. Return False if there is no room, so that it has to be read from the database."""
+        if segment.size > self._budget.free:
             return False
-        self._room.free -= segment.size
+        self._budget.free -= segment.size
         self._segments.append(segment)
         return True
 
     def take(self, rank: int, position: int) -> list[FreshSegment] | None:
-        """Those that follow the segment ``position`` of this rank without a gap; none where nothing new is here.
+        """Remove and return the segments of a rank that follow segment ``position`` without a gap.
 
-        None: something came that does not follow. The database knows what lies between.
+        Returns an empty list if nothing new has arrived, and None if the next segment does not follow directly; then
+        the database has what lies between.
         """
         while self._segments and self._segments[0].id <= position:
             self._pop()
@@ -71,7 +93,7 @@ class Inbox:
             return []
         found: list[FreshSegment] = []
         size = 0
-        while self._segments and size < MOST_AT_ONCE:
+        while self._segments and size < MAX_TAKEN_BYTES:
             following = self._segments[0]
             if following.rank != rank or following.previous_id > position:
                 break
@@ -81,15 +103,16 @@ class Inbox:
         return found or None
 
     def drop(self) -> None:
-        """Leave out the next one, if there is one."""
+        """Discard the next segment, if there is one."""
         if self._segments:
             self._pop()
 
     def clear(self) -> None:
+        """Discard all segments and return their memory to the budget."""
         while self._segments:
             self._pop()
 
     def _pop(self) -> FreshSegment:
         segment = self._segments.popleft()
-        self._room.free += segment.size
+        self._budget.free += segment.size
         return segment

@@ -1,6 +1,6 @@
-"""From a batch on the wire to segments: validation against the layouts, columns, derived statistics. Pure.
+"""Turns a batch from the wire into segments: validates it, arranges it in columns and adds derived statistics.
 
-Runs in a thread: nothing here touches the event loop or the database.
+Pure: nothing here touches the event loop or the database, so it runs in any thread.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ def pack(
     layouts: Mapping[int, Layout],
     sent_statistics: Mapping[int, int],
 ) -> list[SegmentDraft]:
-    """Segments of consecutive records, cut wherever the step goes back.
+    """Return the segments of consecutive records, cut wherever the step decreases.
 
-    ``layouts`` are as stored, with the derived statistic; ``sent_statistics`` says how many columns the writer's own
-    blocks have. Raises `IngestError` when a record breaks the rules; then nothing of the batch is to be stored.
+    ``layouts`` are the stored ones, which include the derived statistic; ``sent_statistics`` is the number of columns
+    of the writer's own blocks, keyed by layout number. Raises `IngestError` if a record is invalid; then nothing of the
+    batch may be stored.
     """
     for offset, record in enumerate(records):
         _check(first_seq + offset, record, layouts, sent_statistics)
@@ -56,7 +57,7 @@ def pack(
 
 def _check(seq: int, record: Record, layouts: Mapping[int, Layout], sent_statistics: Mapping[int, int]) -> None:
     if not 0 <= record.step <= MAX_STEP:
-        raise IngestError("bad_record", f"record {seq}: the step {record.step} is not within 0 … 2**63 − 1")
+        raise IngestError("bad_record", f"record {seq}: step {record.step} is not within 0 … 2**63 − 1")
     if len(record.scalars) > MAX_SCALARS:
         raise IngestError(
             "bad_record", f"record {seq}: {len(record.scalars)} scalars; at most {MAX_SCALARS} are allowed"
@@ -65,17 +66,17 @@ def _check(seq: int, record: Record, layouts: Mapping[int, Layout], sent_statist
         if not is_name(name):
             raise IngestError(
                 "bad_record",
-                f"record {seq}: a scalar's name must have 1 … {MAX_NAME_CHARS} characters, none of them NUL",
+                f"record {seq}: the name of a scalar must have 1 … {MAX_NAME_CHARS} characters, none of them NUL",
             )
     if record.layout is None:
         if record.block is not None or record.histograms:
-            raise IngestError("bad_record", f"record {seq}: a block or histogram needs the id of its layout")
+            raise IngestError("bad_record", f"record {seq}: a block or histogram requires the id of its layout")
         return
     layout = layouts.get(record.layout)
     if layout is None or record.layout not in sent_statistics:
         raise IngestError(
             "unknown_layout",
-            f"record {seq}: no hello has sent layout {record.layout}; say hello again with all layouts",
+            f"record {seq}: layout {record.layout} was not part of any hello; send hello again with all layouts",
         )
     layers = len(layout.layers)
     expected = 4 * layers * sent_statistics[record.layout]
@@ -88,7 +89,7 @@ def _check(seq: int, record: Record, layouts: Mapping[int, Layout], sent_statist
     seen = set()
     for item in record.histograms:
         if item.which not in QUANTITIES or item.which in seen:
-            raise IngestError("bad_record", f"record {seq}: histograms are one of update and one of ratio")
+            raise IngestError("bad_record", f"record {seq}: a record may have one histogram of update and one of ratio")
         seen.add(item.which)
         sizes = (len(item.low), len(item.high), len(item.counts))
         if sizes != (4 * layers, 4 * layers, 4 * layers * HISTOGRAM_BINS):
@@ -99,6 +100,7 @@ def _check(seq: int, record: Record, layouts: Mapping[int, Layout], sent_statist
 
 
 def is_name(name: str) -> bool:
+    """Return whether a string may name a scalar, a layer, a project or a tag."""
     return 0 < len(name) <= MAX_NAME_CHARS and "\0" not in name
 
 

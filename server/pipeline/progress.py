@@ -1,4 +1,7 @@
-"""What the fleet page shows of a run, kept up to date sample by sample. Pure; its state round-trips through bytes."""
+"""The summary of a run that the fleet page shows, updated with each sample.
+
+Pure; the state round-trips through bytes.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ RATE_POINTS = 32
 class _State(msgspec.Struct):
     attempt: int = 0
     width: int = 1
-    """Steps a bucket of the sparkline covers; a power of two."""
+    """Number of steps that a bucket of the sparkline covers; a power of two."""
     buckets: dict[int, float | None] = {}
-    """Number of the bucket to its greatest loss, None where one was not finite."""
+    """Largest loss per bucket, keyed by bucket number; None for a bucket with a non-finite loss."""
     marks: list[tuple[float, int]] = []
-    """(time, step), at least RATE_WINDOW / RATE_POINTS apart."""
+    """Pairs (time, step), at least RATE_WINDOW / RATE_POINTS seconds apart."""
     loss: float | None = None
     lr: float | None = None
     stage: str | None = None
@@ -28,12 +31,13 @@ class _State(msgspec.Struct):
 
 
 class RunProgress:
-    """Not thread-safe."""
+    """Loss, learning rate, stage, step rate and sparkline of a run. Not thread-safe."""
 
     def __init__(self) -> None:
         self._state = _State()
 
     def update(self, sample: Sample, verdict: Verdict) -> None:
+        """Add a sample and the verdict of the detectors on it."""
         state = self._state
         if sample.attempt != state.attempt:
             state.attempt = sample.attempt
@@ -68,7 +72,7 @@ class RunProgress:
         marks = self._state.marks
         if not math.isfinite(time) or (marks and time < marks[-1][0]):
             return
-        # The newest mark moves with the run until it is far enough from the one before.
+        # The newest mark moves with the run until it is far enough from its predecessor.
         if len(marks) >= 2 and marks[-1][0] - marks[-2][0] < RATE_WINDOW / RATE_POINTS:
             marks[-1] = (time, step)
         else:
@@ -77,6 +81,7 @@ class RunProgress:
             marks.pop(0)
 
     def progress(self) -> Progress:
+        """Return the summary as it is stored."""
         state = self._state
         rate = None
         if len(state.marks) >= 2:
@@ -97,11 +102,12 @@ class RunProgress:
         )
 
     def snapshot(self) -> bytes:
+        """Return the state as bytes for `restore`."""
         return msgspec.msgpack.encode(self._state)
 
     @classmethod
     def restore(cls, data: bytes) -> RunProgress:
-        """Raises `msgspec.DecodeError` on bytes that `snapshot` did not make."""
+        """Return the progress of a snapshot. Raises `msgspec.DecodeError` for other bytes."""
         progress = cls()
         progress._state = msgspec.msgpack.decode(data, type=_State)
         return progress

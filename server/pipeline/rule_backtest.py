@@ -1,8 +1,8 @@
-"""A rule against what a run has logged: when it would have told somebody, before it is saved.
+"""Backtests an alert rule: runs it over the history of a run, before the rule is saved.
 
-The code that judges is the live one, `RuleEvaluator` and `AlertLifecycle`. The history is read piece by piece, so
-memory does not grow with the run, and a caller may end it anywhere. Where the server's clock hears silence live, the
-training's times do here.
+The judging code is the live one, `RuleEvaluator` and `AlertLifecycle`. The history is read in pieces, so that memory
+does not grow with the length of the run and a caller may stop anywhere. Silence is measured by the times of the
+training, whereas live it is measured by the server's clock.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ from server.rule import Rule
 from server.storage.measurements.steps import Selection, StepChunk, StepReader
 
 MAX_FIRINGS: Final = 200
-"""That are told one by one; the others are counted."""
-BUCKETS: Final = 512
-VERSION: Final = "rehearsal"
+"""Number of firings that are returned one by one; further ones are only counted."""
+MAX_BUCKETS: Final = 512
+"""Number of buckets of an outline."""
+VERSION: Final = "backtest"
+"""Version of the rule set of a backtest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Firing:
-    """One alert that there would have been."""
+    """An alert that the rule would have opened."""
 
     step: int
     until_step: int | None
-    """None: still open at the end."""
+    """Step at which the alert would have closed, or None if it is still open at the end."""
     time: float
     value: float | None
     title: str
@@ -47,56 +49,66 @@ class Firing:
 
 @dataclass(kw_only=True)
 class Outline:
-    """Least and greatest value of at most `BUCKETS` buckets, whose width doubles as the steps come."""
+    """Smallest and largest value of the watched quantity in at most `MAX_BUCKETS` buckets of equal width in steps.
+
+    The width doubles whenever there would be more buckets.
+    """
 
     width: int = 1
+    """Number of steps that a bucket covers."""
     buckets: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Smallest and largest value of each bucket, keyed by bucket number."""
 
     def add(self, step: int, value: float) -> None:
+        """Add the value of a step."""
         number = step // self.width
         low, high = self.buckets.get(number, (value, value))
         self.buckets[number] = (min(low, value), max(high, value))
-        while len(self.buckets) > BUCKETS:
+        while len(self.buckets) > MAX_BUCKETS:
             self.width *= 2
             merged: dict[int, tuple[float, float]] = {}
-            for place, (low, high) in self.buckets.items():
-                other = merged.get(place // 2, (low, high))
-                merged[place // 2] = (min(low, other[0]), max(high, other[1]))
+            for index, (low, high) in self.buckets.items():
+                other = merged.get(index // 2, (low, high))
+                merged[index // 2] = (min(low, other[0]), max(high, other[1]))
             self.buckets = merged
 
 
 @dataclass(frozen=True, kw_only=True)
 class BacktestResult:
-    """What a rule would have done in one run."""
+    """The outcome of running a rule over one run."""
 
     fired: int
+    """Number of alerts that the rule would have opened."""
     firings: tuple[Firing, ...]
-    """The first `MAX_FIRINGS`."""
+    """The first `MAX_FIRINGS` of those alerts."""
     records: int
-    """That were read."""
+    """Number of records that were read."""
     values: int
-    """Those of them in which what the rule watches was logged."""
+    """Number of records in which the watched quantity was logged."""
     last_step: int | None
     complete: bool
-    """False: the time was up before the end."""
+    """Whether the history was read to its end."""
     outline: Outline
-    """Of what the rule watches."""
+    """Range of the watched quantity over the steps that were read."""
 
 
 class RuleBacktest:
+    """Runs alert rules over stored runs."""
+
     def __init__(self, reader: StepReader) -> None:
         self._reader = reader
 
     async def of_run(
         self, rule: Rule, run_id: str, *, goes_on: bool, now: float, is_over: Callable[[], bool]
     ) -> BacktestResult:
-        """Every step of the lowest rank, as the detectors read it. ``goes_on``: silence up to ``now`` counts.
+        """Run a rule over every step of a run's lowest rank, which is the one that the detectors read.
 
-        ``is_over`` is asked between pieces; True ends it there. Raises `CorruptDataError` and `DatabaseError`.
+        If the run ``goes_on``, silence up to the Unix time ``now`` counts. ``is_over`` is called between two pieces of
+        the history; True ends the backtest early. Raises `CorruptDataError` and `DatabaseError`.
         """
         steps = await self._reader.begin(run_id)
         rank = min((writer.rank for writer in steps.writers if writer.last_seq), default=None)
-        trial = _Trial(rule, run_id)
+        replay = _Replay(rule, run_id)
         complete = True
         async with contextlib.aclosing(self._reader.walk(steps, _selection(rule))) as chunks:
             async for chunk in chunks:
@@ -105,10 +117,10 @@ class RuleBacktest:
                 if is_over():
                     complete = False
                     break
-                await asyncio.to_thread(trial.add, chunk)
+                await asyncio.to_thread(replay.add, chunk)
         if complete and goes_on:
-            trial.wait_until(now)
-        return trial.result(complete=complete)
+            replay.wait_until(now)
+        return replay.result(complete=complete)
 
 
 def _selection(rule: Rule) -> Selection:
@@ -118,41 +130,43 @@ def _selection(rule: Rule) -> Selection:
     )
 
 
-class _Trial:
-    """One rule, one run. Used by one thread at a time."""
+class _Replay:
+    """One rule over one run. Used by one thread at a time."""
 
     def __init__(self, rule: Rule, run_id: str) -> None:
         self._rule = rule
-        self._bank = RuleEvaluator()
-        self._bank.replace_rules((rule,), VERSION)
-        self._book = AlertLifecycle(run_id)
+        self._evaluator = RuleEvaluator()
+        self._evaluator.replace_rules((rule,), VERSION)
+        self._lifecycle = AlertLifecycle(run_id)
         self._read = RuleValues()
         self._values: dict[str, float | None] = {}
         self._alerts: dict[str, Alert] = {}
         self._current: str | None = None
-        self._fired = self._records = self._seen = 0
+        self._fired = self._records = self._values_seen = 0
         self._last_step: int | None = None
         self._outline = Outline()
 
     def add(self, chunk: StepChunk) -> None:
+        """Let the rule read the next piece of the history."""
         for sample in samples(chunk.columns, chunk.attempt, chunk.layouts):
             self._records += 1
             self._last_step = sample.step
             value = self._read.value(self._rule, sample)
             if value is not None:
-                self._seen += 1
+                self._values_seen += 1
                 if math.isfinite(value):
                     self._outline.add(sample.step, value)
-            self._hear(sample)
+            self._update(sample)
 
     def wait_until(self, time: float) -> None:
-        """Nothing came up to then."""
-        due = self._bank.due_at
+        """Let the rule observe that nothing arrived until ``time``."""
+        due = self._evaluator.due_at
         if due is not None and due <= time:
-            for finding in self._bank.find_silent(due):
-                self._note(self._book.report(finding, self._bank.last_step, due), finding)
+            for finding in self._evaluator.find_silent(due):
+                self._note(self._lifecycle.report(finding, self._evaluator.last_step, due), finding)
 
     def result(self, *, complete: bool) -> BacktestResult:
+        """Return the outcome so far."""
         firings = tuple(
             Firing(
                 step=alert.step,
@@ -169,23 +183,23 @@ class _Trial:
             fired=self._fired,
             firings=firings,
             records=self._records,
-            values=self._seen,
+            values=self._values_seen,
             last_step=self._last_step,
             complete=complete,
             outline=self._outline,
         )
 
-    def _hear(self, sample: Sample) -> None:
+    def _update(self, sample: Sample) -> None:
         self.wait_until(sample.time)
-        heard = self._bank.update(sample, sample.time)
-        for rule_id, _ in heard.returned:
-            self._note(self._book.end(f"{AlertKind.CUSTOM_RULE}:{rule_id}", sample.step, sample.time, ""), None)
-        verdict = Verdict(step=sample.step, stage=Stage.STABLE, stability_ratio=None, findings=heard.findings)
-        for alert in self._book.apply(verdict, sample.time, sample.attempt):
-            self._note(alert, heard.findings[0] if heard.findings else None)
+        result = self._evaluator.update(sample, sample.time)
+        for rule_id, _ in result.returned:
+            self._note(self._lifecycle.end(f"{AlertKind.CUSTOM_RULE}:{rule_id}", sample.step, sample.time, ""), None)
+        verdict = Verdict(step=sample.step, stage=Stage.STABLE, stability_ratio=None, findings=result.findings)
+        for alert in self._lifecycle.apply(verdict, sample.time, sample.attempt):
+            self._note(alert, result.findings[0] if result.findings else None)
 
     def _note(self, alert: Alert | None, finding: Finding | None) -> None:
-        """Of one rule one alert is open at a time."""
+        """Keep an alert that opened, changed or closed. A rule has at most one open alert at a time."""
         if alert is None:
             return
         if alert.id != self._current:

@@ -1,4 +1,4 @@
-"""From the columns of a segment back to samples, one for each record, as the detectors read them. Pure."""
+"""Turns the columns of a segment into samples, one per record, which the detectors read. Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from server.pyramid.columns import BlockColumns, Columns
 
 
 def samples(columns: Columns, attempt: int, layouts: Mapping[int, Layout], *, summed: bool = False) -> Iterator[Sample]:
-    """``layouts``: those of the segment's writer, by their number. ``summed``: with the sums over layers that the
-    detectors want, which costs less for all records together."""
+    """Yield the samples of a segment in order.
+
+    ``layouts`` are those of the segment's writer, keyed by layout number. With ``summed``, each sample carries the sums
+    over layers that the detectors use, which are computed for all records at once.
+    """
     scalars: list[dict[str, float]] = [{} for _ in columns.steps]
     for name, column in columns.scalars.items():
         rows = range(len(scalars)) if column.present.all() else np.flatnonzero(column.present).tolist()
@@ -25,14 +28,17 @@ def samples(columns: Columns, attempt: int, layouts: Mapping[int, Layout], *, su
         layout = layouts[block.layout]
         sums = _sums(block, layout) if summed else [None] * len(block.rows)
         for at, (row, own) in enumerate(zip(block.rows.tolist(), sums, strict=True)):
-            place = LayerColumns(statistics=block.statistics, at=at)
-            layers[row] = {"layout": layout, "columns": place, "layer_sums": own}
+            columns_of_row = LayerColumns(statistics=block.statistics, at=at)
+            layers[row] = {"layout": layout, "columns": columns_of_row, "layer_sums": own}
     for row, (step, time) in enumerate(zip(columns.steps.tolist(), columns.times.tolist(), strict=True)):
         yield Sample(step=step, time=time, scalars=scalars[row], attempt=attempt, **layers.get(row, {}))
 
 
 def _sums(block: BlockColumns, layout: Layout) -> list[LayerSums]:
-    """Of each record of a block. A statistic that the layout has and the segment has not was measured nowhere."""
+    """Return the layer sums of each record of a block.
+
+    A statistic that the layout declares and the segment lacks was not measured on any layer.
+    """
     steps = len(block.rows)
     absent = np.full((steps, block.layers), np.nan, dtype=np.float32)
     found = {

@@ -1,4 +1,4 @@
-"""A writer as its connection has it: how far it has got, and what of a frame is new."""
+"""The server's view of one connected writer: how far it is committed, and which records of a frame are new."""
 
 from __future__ import annotations
 
@@ -8,46 +8,52 @@ from client_sdk.protocol import Batch, Record
 from server.errors import IngestError, WriterTakenError
 from server.storage.runs import Registration
 
-MOST_NAMES = 10_000  # that a connection remembers; the database knows them all
+MAX_KNOWN_NAMES = 10_000
+"""Scalar names that a session remembers; the database has all of them."""
 
 
-class Writer:
-    """A registered writer and how far it has got. Belongs to one connection."""
+class WriterSession:
+    """A registered writer and the last sequence that is committed for it. Owned by one connection."""
 
     def __init__(self, registration: Registration, sent_statistics: dict[int, int]) -> None:
         self.registration = registration
         self.last_seq = registration.last_seq
+        """Sequence number of the last committed record."""
         self.sent_statistics = sent_statistics
-        """Layout to the number of columns of its blocks on the wire."""
+        """Number of statistics columns in the writer's blocks on the wire, keyed by layout number."""
         self.known_names: frozenset[str] = frozenset()
-        """Scalars that the database knows this rank to have logged."""
+        """Scalar names that the database has recorded for this rank."""
         self.on_taken: Callable[[], None] = lambda: None
-        """Called when a later connection is this writer, on this server or another."""
+        """Callback for when a later connection of the same writer registers, on this server or another."""
 
-    def note(self, last_seq: int, names: Iterable[str]) -> None:
-        """Everything up to ``last_seq`` is committed, these scalars among it."""
+    def note_commit(self, last_seq: int, names: Iterable[str]) -> None:
+        """Record that everything up to ``last_seq``, with scalars of these names, is committed."""
         self.last_seq = last_seq
         new = frozenset(names) - self.known_names
         if new:
-            self.known_names = new if len(self.known_names) > MOST_NAMES else self.known_names | new
+            self.known_names = new if len(self.known_names) > MAX_KNOWN_NAMES else self.known_names | new
 
 
 def taken() -> IngestError:
-    """What a connection is told whose writer a later one is."""
+    """Return the error for a connection whose writer has registered again on a later connection."""
     return IngestError("writer_taken", str(WriterTakenError()), retryable=True)
 
 
 def new_records(batches: Sequence[Batch], last_seq: int) -> tuple[int, list[Record]]:
-    """The records after ``last_seq`` and the sequence of the first. Raises `IngestError` for a gap."""
+    """Return the sequence number of the first record after ``last_seq``, and the records from there on.
+
+    Raises `IngestError` if a sequence number is below 1 or records are missing in between.
+    """
     records: list[Record] = []
     expected = last_seq + 1
     for batch in batches:
         if batch.first_seq < 1:
-            raise IngestError("bad_record", f"the sequence {batch.first_seq} is none: sequences count from 1")
+            raise IngestError("bad_record", f"invalid sequence number {batch.first_seq}: sequences count from 1")
         if batch.first_seq > expected:
             raise IngestError(
                 "sequence_gap",
-                f"expected record {expected}, got {batch.first_seq}; say hello and send from the last one acknowledged",
+                f"expected record {expected}, got {batch.first_seq}; send hello again and continue after the last "
+                "acknowledged record",
                 retryable=True,
             )
         fresh = batch.records[expected - batch.first_seq :]

@@ -1,4 +1,4 @@
-"""λ_grad, λ_max and λ_step against dense float64 Hessians and SciPy, and against what optimizers really do."""
+"""λ_grad, λ_max and λ_step agree with dense float64 Hessians and SciPy, and with the behaviour of optimizers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from client_sdk.optimizers import kind_of, oscillation_gain, stability_limit
 from client_sdk.warner import Warner
 from tests.support.dense_hessian import dense_hessian, dense_preconditioner, largest_eigenvalue
 
-torch.set_num_threads(1)  # the nets are tiny: threads that wait for each other on a busy machine cost minutes
+torch.set_num_threads(1)  # more threads would spend minutes waiting for each other on tiny networks
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
@@ -42,7 +42,7 @@ OPTIMIZERS: dict[str, Make] = {
 
 
 class Problem:
-    """A small net, its data, and an optimizer that has made some steps."""
+    """A small network, its data, and an optimizer that has taken some steps."""
 
     def __init__(self, make: Make, *, steps: int = 10, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> None:
         torch.manual_seed(1)
@@ -64,6 +64,7 @@ class Problem:
         return self.loss_of(self.model)
 
     def step(self) -> float:
+        """Take one optimizer step and return the loss before it."""
         self.optimizer.zero_grad()
         loss = self.closure()
         loss.backward()
@@ -71,7 +72,7 @@ class Problem:
         return float(loss.detach())
 
     def measure(self, times: int = 1) -> dict[str, float]:
-        """Values of the last of some full probes at the same point."""
+        """Make ``times`` full probes at the same point and return the values of the last one."""
         values: dict[str, float] = {}
         for _ in range(times):
             self.at += 100
@@ -81,7 +82,7 @@ class Problem:
         return values
 
     def expected(self) -> tuple[float, float]:
-        """(λ_max, λ_grad) by dense matrices."""
+        """Return λ_max and λ_grad, computed from dense matrices."""
         gradient, hessian = dense_hessian(self.model, self.loss_of)
         decay = self.optimizer.param_groups[0]["weight_decay"]
         if decay and not self.optimizer.param_groups[0].get("decoupled_weight_decay"):
@@ -99,7 +100,7 @@ def test_curvature_equals_the_dense_oracle(name: str) -> None:
     first = problem.measure()
     assert first["lambda_grad"] == pytest.approx(lambda_grad, rel=1e-9)
     assert first["lambda_max"] <= lambda_max * (1 + 1e-9)
-    assert first["lambda_max"] == pytest.approx(lambda_max, rel=0.02), "ten products come close from a random vector"
+    assert first["lambda_max"] == pytest.approx(lambda_max, rel=0.02), "ten products from a random vector come close"
     assert problem.measure(times=6)["lambda_max"] == pytest.approx(lambda_max, rel=1e-6)
 
 
@@ -131,7 +132,7 @@ def test_coupled_weight_decay_is_part_of_the_loss() -> None:
     assert values["lambda_max"] == pytest.approx(lambda_max, rel=1e-6)
 
 
-def test_a_group_that_does_not_move_counts_for_nothing() -> None:
+def test_a_group_with_learning_rate_zero_does_not_count() -> None:
     problem = Problem(OPTIMIZERS["sgd"], steps=0)
     parameters = list(problem.model.parameters())
     problem.optimizer = torch.optim.SGD([{"params": parameters[:4], "lr": 0.1}, {"params": parameters[4:], "lr": 0.0}])
@@ -145,7 +146,7 @@ def test_a_group_that_does_not_move_counts_for_nothing() -> None:
 
 
 def test_largest_is_not_the_largest_in_magnitude() -> None:
-    problem = Problem(OPTIMIZERS["adam"], scale=-1.0)  # maximises the loss: its large eigenvalues are negative
+    problem = Problem(OPTIMIZERS["adam"], scale=-1.0)  # maximises the loss, whose large eigenvalues are negative
     _, hessian = dense_hessian(problem.model, problem.loss_of)
     values = np.linalg.eigvalsh(hessian)
     assert -values[0] > 1.5 * values[-1]
@@ -162,7 +163,7 @@ def test_ritz_pair_of_known_spectra(spectrum: tuple[float, ...]) -> None:
     assert pair.residual.isnan() or float(pair.residual) < 1e-6
 
 
-def test_residual_is_honest() -> None:
+def test_an_eigenvalue_lies_within_the_residual() -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(40, 40, generator=generator, dtype=torch.float64)
     matrix = matrix + matrix.T
@@ -278,7 +279,7 @@ def test_linear_losses_have_no_curvature() -> None:
 
 
 class _Signals:
-    """The totals of a step, already on the host."""
+    """Totals of a step that have already reached the host."""
 
     def __init__(self, slope: float) -> None:
         self.totals = {"grad_norm": 1.0, "decoupling": 1.0, "slope": slope}
@@ -289,7 +290,7 @@ class _Signals:
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "adamw"])
 @pytest.mark.parametrize("lr", [0.003, 0.3])
-def test_step_probe_says_whether_the_step_raised_the_loss(name: str, lr: float) -> None:
+def test_lambda_step_exceeds_the_limit_exactly_if_the_step_raised_the_loss(name: str, lr: float) -> None:
     problem = Problem(OPTIMIZERS[name], steps=5)
     for group in problem.optimizer.param_groups:
         group["lr"] = lr
@@ -308,7 +309,7 @@ def test_step_probe_says_whether_the_step_raised_the_loss(name: str, lr: float) 
     assert (copied.scalars()["lambda_step"] > stability_limit(lr)) == (after > loss)
 
 
-def test_step_probe_is_absent_where_losses_cannot_be_compared() -> None:
+def test_lambda_step_is_absent_if_losses_cannot_be_compared() -> None:
     problem = Problem(OPTIMIZERS["adam"], steps=3)
     loss = problem.step()
     uphill = problem.probe.measure(10, problem.closure, lr=0.01, loss=loss, signals=_Signals(0.1))
@@ -321,7 +322,7 @@ def test_step_probe_is_absent_where_losses_cannot_be_compared() -> None:
     assert "lambda_step" not in noisy.scalars()
 
 
-def test_unconverged_values_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unconverged_values_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "COLD_PRODUCTS", 1)
     problem = Problem(OPTIMIZERS["adam-eps-tiny"])
     copied = problem.probe.measure(1, problem.closure, lr=0.01)
@@ -363,7 +364,7 @@ CLOSURES: dict[str, tuple[Callable[[Problem], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", CLOSURES)
-def test_useless_closures_are_warned_of_once_and_tried_ever_more_rarely(name: str) -> None:
+def test_unusable_closures_cause_one_warning_and_back_off(name: str) -> None:
     problem = Problem(OPTIMIZERS["adam"], steps=3)
     closure, message = CLOSURES[name]
     grads = [None if p.grad is None else p.grad.clone() for p in problem.model.parameters()]
@@ -412,7 +413,7 @@ def test_limits_separate_convergence_from_divergence(
     make: Callable[[Any, float], torch.optim.Optimizer], gain: float, ratio: float
 ) -> None:
     curvature = 3.0
-    lr = ratio * 2.0 / (gain * curvature)  # λ·gain = ratio · 2/η
+    lr = ratio * 2.0 / (gain * curvature)  # so that λ·gain = ratio · 2/η
     weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = make([weight], lr)
     for _ in range(1500):
@@ -425,7 +426,7 @@ def test_limits_separate_convergence_from_divergence(
 @pytest.mark.parametrize("ratio", [0.98, 1.02])
 def test_adams_limit_separates_convergence_from_divergence(ratio: float) -> None:
     lr, curvature, beta2, t = 0.01, 1.0, 1 - 1e-12, 1e9
-    root = (0.1 / 1.9) * curvature / (ratio * stability_limit(lr))  # the √v̂ that puts λ at ratio · 2/η
+    root = (0.1 / 1.9) * curvature / (ratio * stability_limit(lr))  # the √v̂ for which λ = ratio · 2/η
     weight = nn.Parameter(torch.full((1,), 1e-12, dtype=torch.float64))
     optimizer = torch.optim.Adam([weight], lr=lr, betas=(0.9, beta2), eps=0.0)
     optimizer.state[weight] = {
@@ -433,7 +434,7 @@ def test_adams_limit_separates_convergence_from_divergence(ratio: float) -> None
         "exp_avg": torch.zeros_like(weight),
         "exp_avg_sq": torch.full_like(weight, root**2 * -math.expm1(t * math.log1p(-1e-12))),
     }
-    for _ in range(60):  # before v can notice
+    for _ in range(60):  # few enough that v does not react
         optimizer.zero_grad()
         (0.5 * curvature * weight**2).sum().backward()
         optimizer.step()

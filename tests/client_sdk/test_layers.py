@@ -1,4 +1,4 @@
-"""Which parameter belongs to which layer."""
+"""Parameters are mapped to layers by name, module or a function."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_parameter_is_a_layer_in_the_models_order() -> None:
     assert [found.row_of[id(p)] for p in model.parameters()] == [0, 1, 2, 3]
 
 
-def test_modules_gather_their_parameters() -> None:
+def test_a_module_is_a_layer_of_its_parameters() -> None:
     model = net()
     model.register_parameter("scale", nn.Parameter(torch.ones(5)))
     found = map_layers(model, sgd(model), "module")
@@ -66,8 +66,8 @@ def test_frozen_and_foreign_parameters_are_left_out() -> None:
     assert found.names == ("0.bias",)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile uses what torch itself deprecates
-def test_wrappers_leave_the_authors_names() -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile uses functions that torch deprecates
+def test_names_do_not_depend_on_wrappers() -> None:
     model = net()
     compiled = torch.compile(model)
     assert isinstance(compiled, nn.Module)
@@ -76,7 +76,7 @@ def test_wrappers_leave_the_authors_names() -> None:
     assert map_layers(parallel, sgd(model)).names[0] == "0.weight"
 
 
-def test_long_names_are_shortened_and_stay_apart() -> None:
+def test_long_names_are_shortened_and_stay_unique() -> None:
     long = "x" * 300
     model = nn.Sequential(OrderedDict({long + "a": nn.Linear(1, 1), long + "b": nn.Linear(1, 1)}))
     names = map_layers(model, sgd(model)).names
@@ -105,7 +105,7 @@ def test_too_many_parameters_are_grouped_by_module(monkeypatch: pytest.MonkeyPat
     ],
     ids=["no-overlap", "frozen", "nothing-left", "not-a-name", "raises"],
 )
-def test_unusable_arguments_say_what_to_change(
+def test_unusable_arguments_raise_with_advice(
     model: nn.Module, other: nn.Module | None, group: layers.Group, message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):

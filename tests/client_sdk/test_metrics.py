@@ -1,4 +1,4 @@
-"""What `log` takes as a number, and what it leaves out with one warning."""
+"""`log` accepts numbers of many types, and skips anything else with one warning."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from client_sdk.warner import Warner
     ],
     ids=repr,
 )
-def test_number_is_taken(value: Any, expected: float) -> None:
+def test_number_is_accepted(value: Any, expected: float) -> None:
     warner = Warner()
     scalars, deferred = MetricReader(warner).read({"x": value})
     assert scalars == {"x": expected}
@@ -79,7 +79,7 @@ def test_bad_name_is_skipped_with_one_short_warning(name: Any, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             reader = MetricReader(warner)
-            assert reader.judged(reader.read({name: 1.0, "good": 1.0})[0]) == {"good": 1.0}
+            assert reader.checked(reader.read({name: 1.0, "good": 1.0})[0]) == {"good": 1.0}
             assert reader.read({name: 1, "good": 1})[0] == {"good": 1.0}
     assert warner.counts == {"bad_name": 4}
     assert len(caplog.records) == 1
@@ -103,7 +103,7 @@ def test_tensor_on_a_device_must_have_one_element() -> None:
 @pytest.mark.parametrize(
     ("value", "step"), [(0, 0), (2**63 - 1, 2**63 - 1), (np.int32(4), 4), (10.0, 10), (torch.tensor(5), 5)], ids=repr
 )
-def test_step_is_taken(value: Any, step: int) -> None:
+def test_step_is_accepted(value: Any, step: int) -> None:
     assert as_step(value) == step
     assert type(as_step(value)) is int
 
@@ -113,7 +113,7 @@ def test_step_is_taken(value: Any, step: int) -> None:
     [-1, 2**63, 10**400, 1.5, math.nan, math.inf, "3", [3], torch.zeros(2), torch.zeros((), device="meta")],
     ids=lambda value: repr(value)[:20],
 )
-def test_other_steps_are_refused_in_a_few_words(value: Any) -> None:
+def test_other_steps_are_refused_with_a_short_message(value: Any) -> None:
     with pytest.raises(BadValueError) as caught:
         as_step(value)
     assert len(str(caught.value)) < 120

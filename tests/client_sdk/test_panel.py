@@ -1,4 +1,4 @@
-"""Several instruments as one: rows stacked, statistics united, names apart."""
+"""A panel stacks the rows of its instruments, unites their statistics and keeps layer names unique."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_two_instruments_are_stacked() -> None:
     assert scalars == {"lr": 0.5, "lr_2": 0.25}
 
 
-def test_instrument_without_news_leaves_its_rows_empty() -> None:
+def test_instrument_without_a_measurement_leaves_its_rows_empty() -> None:
     panel = Panel([StepInstrument(("a",), ("x",)), StepInstrument(("b",), ("x",))], 0)
     _, packed, _ = panel.read([(1, Landed(Measurement(block=np.array([[5]], np.float32))))])
     assert packed is not None
@@ -64,7 +64,7 @@ def test_histograms_of_two_instruments_are_stacked() -> None:
     assert counts.sum(axis=1).tolist() == [0, 0, 448]
 
 
-def test_names_stay_apart_and_short() -> None:
+def test_names_stay_unique_and_short() -> None:
     long = "n" * 256
     panel = Panel(
         [StepInstrument((long,), ("x",)), StepInstrument((long,), ("x",)), StepInstrument((long,), ("x",))], 0

@@ -1,4 +1,4 @@
-"""Rounding of layer statistics."""
+"""Layer statistics are rounded within the promised error, and counts are exact."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from client_sdk.errors import ConfigurationError
 from client_sdk.precision import RELATIVE_ERROR, compact, compact_block
-from client_sdk.protocol import decode_record
 from client_sdk.watch import watch
-from tests.client_sdk.conftest import MakeRun
+from tests.support.logged import MakeRun
+from tests.support.logged import kept as records
 
 ANY = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=2), elements=st.floats(width=32))
 
@@ -34,7 +34,7 @@ def test_a_compact_value_is_within_its_relative_error(values: NDArray[np.float32
 
 
 @given(ANY)
-def test_what_is_compact_stays_as_it_is(values: NDArray[np.float32]) -> None:
+def test_compact_values_stay_as_they_are(values: NDArray[np.float32]) -> None:
     once = compact(values)
     np.testing.assert_array_equal(compact(once), once)
 
@@ -57,7 +57,7 @@ def test_counts_of_a_block_are_exact() -> None:
     assert np.isnan(kept[1, 0])
 
 
-def test_watch_sends_compact_statistics_unless_told_otherwise(make_run: MakeRun) -> None:
+def test_watch_sends_compact_statistics_by_default(make_run: MakeRun) -> None:
     sent = []
     every: tuple[dict[str, Any], ...] = ({}, {"precision": "exact"})
     for options in every:
@@ -69,9 +69,7 @@ def test_watch_sends_compact_statistics_unless_told_otherwise(make_run: MakeRun)
         model(torch.randn(3, 8)).sum().backward()
         optimizer.step()
         run.log({"loss": 1.0 + 2.0**-30})
-        run.flush(5.0)
-        assert run._spool is not None
-        record = decode_record(run._spool.read(0, 1 << 20)[0])
+        (record,) = records(run)
         assert record.scalars["loss"] == 1.0 + 2.0**-30
         assert record.block is not None
         sent.append(np.frombuffer(record.block, "<f4"))

@@ -1,4 +1,4 @@
-"""After a sandbox everything is as it was, whatever the closure did."""
+"""A sandbox restores everything, whatever the closure did."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_random_numbers_are_drawn_as_if_nothing_happened() -> None:
     seed()
     with Sandbox(model, list(model.parameters())) as sandbox:
         first, second = sandbox.evaluate(closure), sandbox.evaluate(closure)
-    assert torch.equal(first, second), "every evaluation sees the same dropout"
+    assert torch.equal(first, second), "every evaluation draws the same dropout mask"
     assert not sandbox.is_deterministic
     assert draw() == expected
 
@@ -58,7 +58,7 @@ def test_batch_norm_does_not_see_the_evaluation() -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_replaced_buffers_come_back() -> None:
+def test_replaced_buffers_are_restored() -> None:
     model = net()
     norm = model[1]
     assert isinstance(norm, nn.BatchNorm1d)

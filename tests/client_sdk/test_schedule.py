@@ -1,4 +1,4 @@
-"""When probes are made: rarely while calm, densely when signals arm, never beyond their share of the time."""
+"""Probes are rare while a run is calm, dense when it is armed, and never exceed their share of the time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 from client_sdk.curvature.schedule import BUDGETS, DENSE_EVERY, HOLD, Choice, Schedule, Urgency
 
-LR = 0.01  # the limit is 200
+LR = 0.01  # stability limit 200
 
 
 def drive(schedule: Schedule, first: int, last: int, lr: float = LR) -> dict[Choice, list[int]]:
-    """Steps of each kind of probe when every step is logged."""
+    """Log every step in [first, last) and return the steps of each kind of probe."""
     made: dict[Choice, list[int]] = {"none": [], "gradient": [], "full": []}
     for step in range(first, last):
         choice = schedule.decide(step, lr)
@@ -22,10 +22,10 @@ def drive(schedule: Schedule, first: int, last: int, lr: float = LR) -> dict[Cho
     return made
 
 
-def test_calm_runs_are_probed_at_the_base_rhythm() -> None:
+def test_calm_runs_are_probed_at_the_base_interval() -> None:
     made = drive(Schedule(25), 0, 100)
     assert made["full"] == [10, 35, 60, 85]
-    assert made["gradient"][:4] == [5, 15, 20, 25], "λ_grad comes more often than λ_max"
+    assert made["gradient"][:4] == [5, 15, 20, 25], "λ_grad is measured more often than λ_max"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_calm_runs_are_probed_at_the_base_rhythm() -> None:
         (-500.0, -500.0, "calm"),
     ],
 )
-def test_curvature_near_the_limit_quickens_the_rhythm(
+def test_curvature_near_the_limit_shortens_the_interval(
     lambda_max: float | None, lambda_grad: float, urgency: Urgency
 ) -> None:
     schedule = Schedule(25)
@@ -71,7 +71,7 @@ def test_growing_decoupled_gradients_arm() -> None:
         assert schedule.urgency == urgency
 
 
-def test_dense_rhythm_ends_some_time_after_the_last_reason() -> None:
+def test_dense_probing_ends_some_time_after_the_last_reason() -> None:
     schedule = Schedule(25)
     drive(schedule, 0, 10)
     schedule.observe_curvature(10, LR, 190.0, 110.0)
@@ -127,7 +127,7 @@ def test_failures_back_off_and_success_ends_it() -> None:
     assert schedule.decide(2000, LR) == "full"
 
 
-def test_rewinding_starts_afresh() -> None:
+def test_stepping_back_starts_over() -> None:
     schedule = Schedule(25)
     drive(schedule, 0, 60)
     assert drive(schedule, 20, 31)["full"] == [30]

@@ -1,4 +1,4 @@
-"""Statistics against slow, obvious float64 formulas on copies taken before and after a real optimizer step."""
+"""Statistics agree with simple float64 formulas on copies taken before and after a real optimizer step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from client_sdk.protocol import HISTOGRAM_BINS
 from client_sdk.stats import Meter, histograms, measurement_plan
 from client_sdk.stats.histograms import count_bins
 
-torch.set_num_threads(1)  # the nets are tiny: threads that wait for each other on a busy machine cost minutes
+torch.set_num_threads(1)  # more threads would spend minutes waiting for each other on tiny networks
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 Values = NDArray[np.float64]
@@ -76,7 +76,7 @@ def backward(model: nn.Module, step: int, dtype: torch.dtype = torch.float64) ->
 def trained(
     make: Make, steps: int, dtype: torch.dtype = torch.float64, group: str = "parameter"
 ) -> tuple[nn.Sequential, torch.optim.Optimizer, Meter, Measurement, dict[str, Any]]:
-    """Train; the measurement of the last step, and what was there before it."""
+    """Train and return the model, optimizer, meter, measurement of the last step, and the state before that step."""
     model = net(dtype)
     optimizer = make(model.parameters())
     meter = Meter(optimizer, kind_of(optimizer), map_layers(model, optimizer, group))
@@ -97,7 +97,7 @@ def trained(
 
 
 def expected(model: nn.Module, optimizer: torch.optim.Optimizer, before: dict[str, Any]) -> list[dict[str, float]]:
-    """The contract's formulas on copies, one tensor at a time, with Δw as it really was."""
+    """Return the statistics of each tensor, computed from copies with the actual Δw."""
     group = optimizer.param_groups[0]
     lr, decay = float(group["lr"]), float(group["weight_decay"])
     is_decoupled = bool(group.get("decoupled_weight_decay"))
@@ -147,7 +147,7 @@ def test_statistics_equal_the_obvious_formulas(name: str, steps: int) -> None:
         for statistic, value in measured.items():
             if statistic == "grad_momentum_cosine":
                 if steps == 1 and name != "sgd-ema":
-                    assert math.isnan(value), "there is no earlier momentum at the first step"
+                    assert math.isnan(value), "the first step has no earlier momentum"
                 elif steps > 1 and name != "adam-no-momentum":
                     assert value == pytest.approx(wanted[statistic], abs=1e-5)
             else:
@@ -254,7 +254,7 @@ def test_slope_is_gradient_times_step() -> None:
         assert copied.totals["slope"] == pytest.approx(along, rel=1e-6)
 
 
-def test_no_gradient_this_step_is_not_measured() -> None:
+def test_a_parameter_without_gradient_is_not_measured() -> None:
     model = net()
     optimizer = torch.optim.Adam(model.parameters())
     meter = Meter(optimizer, kind_of(optimizer), map_layers(model, optimizer))
@@ -329,7 +329,7 @@ def test_step_skipped_inside_a_fused_kernel_is_not_measured() -> None:
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     meter = Meter(optimizer, kind_of(optimizer), map_layers(model, optimizer))
     backward(model, 0, torch.float32)
-    setattr(optimizer, "found_inf", torch.ones(1))  # noqa: B010 - as GradScaler sets it around the step of a fused optimizer
+    setattr(optimizer, "found_inf", torch.ones(1))  # noqa: B010 - set like GradScaler does for a fused optimizer
     copied = meter.measure(optimizer, histograms=False)
     assert copied is not None
     block = copied.measurement().block
@@ -352,7 +352,7 @@ def test_histograms_count_every_number_of_small_layers() -> None:
         u = ((w0 - parameter.detach()) / 0.01).flatten().numpy().astype(np.float64)
         edges = np.linspace(low[row], high[row], HISTOGRAM_BINS + 1)
         wanted, _ = np.histogram(np.clip(u, edges[0], edges[-1]), edges)
-        assert np.abs(wanted.astype(int) - counts[row]).sum() <= 4, "only values on an edge may differ"
+        assert np.abs(wanted.astype(int) - counts[row]).sum() <= 4, "only values on the edge of a bin may differ"
 
 
 def test_bins_hold_outliers_and_leave_out_nan() -> None:
@@ -378,7 +378,7 @@ def test_large_layers_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> Non
         assert counts.tolist() == [80, 40, 60, 3]
 
 
-def test_copies_keep_the_value_of_the_moment() -> None:
+def test_copies_keep_the_value_at_their_start() -> None:
     first, second = torch.tensor(1.5), torch.tensor([2], dtype=torch.int64)
     copied = ScalarCopy([first, second])
     first += 1

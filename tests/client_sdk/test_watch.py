@@ -1,4 +1,4 @@
-"""`watch` on real training: nothing changes, nothing raises, and what is recorded is right."""
+"""`watch` during real training: nothing changes, nothing raises, and the records are right."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from client_sdk.curvature import schedule
 from client_sdk.errors import ConfigurationError
-from client_sdk.protocol import Record, decode_record
+from client_sdk.protocol import Layout, Record
 from client_sdk.run import Run
-from client_sdk.watch import Handle, watch
-from tests.client_sdk.conftest import MakeRun
+from client_sdk.stats import Meter, StepCopy
+from client_sdk.watch import watch
+from tests.support.logged import MakeRun, last_layout
+from tests.support.logged import kept as records
 
-torch.set_num_threads(1)  # the nets are tiny: threads that wait for each other on a busy machine cost minutes
+torch.set_num_threads(1)  # more threads would spend minutes waiting for each other on tiny networks
 
 Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 
 class Net(nn.Module):
-    """Everything that could notice a probe: embedding, BatchNorm, dropout, attention, a parameter that is unused."""
+    """A network with all that a probe could disturb: embedding, BatchNorm, dropout, attention, unused parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class Net(nn.Module):
 
 
 def train(make: Make, steps: int, run: Run | None, *, autocast: bool = False, **watching: Any) -> list[Tensor]:
-    """Everything that training leaves behind: parameters, buffers, optimizer state, random numbers."""
+    """Train and return everything that training leaves behind: parameters, buffers, optimizer state, random state."""
     torch.manual_seed(0)
     model = Net()
     optimizer = make(model.parameters())
@@ -71,26 +74,34 @@ def train(make: Make, steps: int, run: Run | None, *, autocast: bool = False, **
 
 
 def _allow_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes are never too dear, however busy the machine is."""
-    unlimited = schedule.Budget(share=1.0, least=1e3)
+    """Remove the limit on the cost of probes, so that a busy machine does not delay them."""
+    unlimited = schedule.Budget(share=1.0, min_seconds=1e3)
     monkeypatch.setattr(schedule, "BUDGETS", dict.fromkeys(schedule.BUDGETS, unlimited))
 
 
-def records(run: Run) -> list[Record]:
-    """Everything that the run has written to its spool."""
-    run.flush(5.0)
-    assert run._spool is not None
-    found: list[Record] = []
-    while payloads := run._spool.read(len(found), 1 << 20):
-        found += map(decode_record, payloads)
-    return found
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> list[RemovableHandle]:
+    """Handles of the step hooks that have been registered with any optimizer."""
+    handles: list[RemovableHandle] = []
+    for name in ("register_step_pre_hook", "register_step_post_hook"):
+        register = getattr(torch.optim.Optimizer, name)
+
+        def registered(optimizer: torch.optim.Optimizer, hook: Any, register: Any = register) -> RemovableHandle:
+            handles.append(register(optimizer, hook))
+            return handles[-1]
+
+        monkeypatch.setattr(torch.optim.Optimizer, name, registered)
+    return handles
 
 
-def block_of(record: Record, run: Run) -> dict[str, np.ndarray[Any, Any]]:
-    """Columns by statistic."""
-    assert run._panel is not None
+def is_attached(handle: RemovableHandle) -> bool:
+    """Return whether the hook of ``handle`` has not been removed."""
+    return handle.id in (handle.hooks_dict_ref() or {})
+
+
+def columns_of(record: Record, layout: Layout) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the columns of the record's block, [layers] each, keyed by statistic."""
     assert record.block is not None
-    layout = run._panel.layout
     block = np.frombuffer(record.block, "<f4").reshape(len(layout.layers), len(layout.statistics))
     return {name: block[:, column] for column, name in enumerate(layout.statistics)}
 
@@ -127,11 +138,10 @@ def test_training_ends_in_the_same_bits(
         assert sum("lambda_max" in record.scalars for record in found) >= 30
 
 
-def test_a_step_is_recorded_with_everything(make_run: MakeRun) -> None:
+def test_records_are_complete(make_run: MakeRun) -> None:
     run = make_run()
     train(lambda p: torch.optim.Adam(p, lr=0.01), 3, run, histogram_every=2, precision="exact")
-    assert run._panel is not None
-    layout = run._panel.layout
+    layout = last_layout(run)
     assert "unused" in layout.layers
     assert "frozen" not in layout.layers
     assert layout.optimizer is not None
@@ -141,7 +151,7 @@ def test_a_step_is_recorded_with_everything(make_run: MakeRun) -> None:
     for record in found:
         assert {"loss", "lr", "grad_norm", "stability_limit"} <= set(record.scalars)
         assert record.scalars["stability_limit"] == pytest.approx(2 / record.scalars["lr"])
-        columns = block_of(record, run)
+        columns = columns_of(record, layout)
         measured = [layout.layers.index(name) for name in layout.layers if name != "unused"]
         assert np.isnan(columns["grad_norm"][layout.layers.index("unused")])
         assert (columns["grad_norm"][measured] >= 0).all()
@@ -185,11 +195,11 @@ def test_curvature_of_the_tanh_net_warns_before_its_spike(make_run: MakeRun, mon
     assert crossing("lambda_max") < crossing("lambda_grad") <= onset
     assert crossing("lambda_max") <= onset - 10
     before = [r for r in found if onset - 60 <= r.step < onset and "lambda_grad" in r.scalars]
-    assert len(before) >= 20, "close to the limit the probe comes every other step"
+    assert len(before) >= 20, "near the limit there is a probe at every other step"
 
 
 def fit(model: nn.Module, optimizer: torch.optim.Optimizer, run: Run | None, steps: Sequence[int]) -> None:
-    """Train ``model`` [4 → any] on random data, logging without a closure."""
+    """Train ``model``, which has 4 inputs, on random data, logging without a closure."""
     for step in steps:
         optimizer.zero_grad()
         loss = model(torch.randn(8, 4)).pow(2).mean()
@@ -225,16 +235,18 @@ def test_model_and_optimizer_can_be_copied_saved_and_loaded(make_run: MakeRun) -
     assert run.status().warnings == {}
 
 
-def test_remove_stops_measuring(make_run: MakeRun) -> None:
+def test_remove_stops_measuring(make_run: MakeRun, hooks: list[RemovableHandle]) -> None:
     model, optimizer = small()
     run = make_run()
     handle = watch(run, model, optimizer)
     fit(model, optimizer, run, range(2))
+    assert all(is_attached(hook) for hook in hooks)
     handle.remove()
     handle.remove()
     fit(model, optimizer, run, range(2, 4))
     assert [record.block is not None for record in records(run)] == [True, True, False, False]
-    assert not optimizer._optimizer_step_post_hooks
+    assert hooks
+    assert not any(is_attached(hook) for hook in hooks)
 
 
 def test_every_thins_the_statistics(make_run: MakeRun) -> None:
@@ -247,32 +259,32 @@ def test_every_thins_the_statistics(make_run: MakeRun) -> None:
     assert all("lr" in record.scalars for record in found)
 
 
-def test_steps_that_nobody_logs_are_not_measured(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_are_not_logged_are_not_measured(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = small()
     run = make_run()
-    handle = watch(run, model, optimizer)
-    measured = _count_measurements(handle, run, monkeypatch)
+    watch(run, model, optimizer)
+    measured = _count_measurements(monkeypatch)
     for step in range(10, 110, 10):
         fit(model, optimizer, None, range(9))
         fit(model, optimizer, run, [step])
     assert all(record.block is not None for record in records(run))
-    assert len(measured) <= 10 + 9, "all of the first ten, then the one that is logged"
+    assert len(measured) <= 10 + 9, "the first ten steps, then each step that is logged"
     run.finish(0.0)
     measured.clear()
     fit(model, optimizer, None, range(20))
     assert measured == []
 
 
-def _count_measurements(handle: Handle, run: Run, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    assert run._panel is not None
-    meter = run._panel.instruments[0].meter  # type: ignore[attr-defined]
-    measure, calls = meter.measure, []
+def _count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets one element for each measurement of a step."""
+    measure = Meter.measure
+    calls: list[int] = []
 
-    def counted(*arguments: Any, **options: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> StepCopy | None:
         calls.append(1)
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(meter, "measure", counted)
+    monkeypatch.setattr(Meter, "measure", counted)
     return calls
 
 
@@ -306,7 +318,9 @@ def test_steps_skipped_by_the_loss_scaler_are_not_measured(make_run: MakeRun) ->
         run.log({"loss": loss}, step=step)
     found = records(run)
     assert [record.step for record in found if record.block is not None] == [0, 1, 3]
-    assert found[3].scalars["grad_norm"] == pytest.approx(norms[3], rel=1e-5), "after unscaling"
+    assert found[3].scalars["grad_norm"] == pytest.approx(norms[3], rel=1e-5), (
+        "the gradient norm is taken after unscaling"
+    )
 
 
 def test_learning_rate_in_a_tensor_is_followed(make_run: MakeRun) -> None:
@@ -324,7 +338,7 @@ def test_learning_rate_in_a_tensor_is_followed(make_run: MakeRun) -> None:
     assert "stability_limit" not in found[2].scalars
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch itself deprecates
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses functions that torch deprecates
 def test_compiled_models_and_optimizers_are_measured_and_not_disturbed(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,13 +392,14 @@ def test_two_models_share_a_run(make_run: MakeRun) -> None:
         for model, optimizer in pairs:
             fit(model, optimizer, None, [0])
         run.log({"loss": 0.0}, step=step)
+    layout = last_layout(run)
     for record in records(run):
         assert {"lr", "lr_2"} <= set(record.scalars)
-        assert len(block_of(record, run)["grad_norm"]) == 8
+        assert len(columns_of(record, layout)["grad_norm"]) == 8
 
 
-@pytest.mark.parametrize("share", [None, 0.0], ids=["independent of it", "with a gradient of zero"])
-def test_closure_about_another_watched_model_is_nothing_to_warn_of(make_run: MakeRun, share: float | None) -> None:
+@pytest.mark.parametrize("share", [None, 0.0], ids=["independent", "zero-gradient"])
+def test_closure_of_another_watched_model_causes_no_warning(make_run: MakeRun, share: float | None) -> None:
     pairs = small(), small()
     model, other = pairs[0][0], pairs[1][0]
     run = make_run()
@@ -418,8 +433,9 @@ def test_bad_closures_never_reach_training(make_run: MakeRun) -> None:
             run.log({"loss": 0.1}, step=step, closure=closure)
             step += 60
     assert set(run.status().warnings) == {"closure", "closure_nonfinite"}
-    assert len(records(run)) == step // 60
-    assert not any("lambda_max" in record.scalars for record in records(run))
+    found = records(run)
+    assert len(found) == step // 60
+    assert not any("lambda_max" in record.scalars for record in found)
 
 
 def test_broken_measuring_does_not_reach_training(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,11 +448,11 @@ def test_broken_measuring_does_not_reach_training(make_run: MakeRun, monkeypatch
     assert [record.block for record in records(run)] == [None] * 3
 
 
-def test_a_disabled_run_leaves_no_hook(make_run: MakeRun) -> None:
+def test_a_disabled_run_leaves_no_hook(make_run: MakeRun, hooks: list[RemovableHandle]) -> None:
     model, optimizer = small()
     run = make_run(mode="disabled")
     handle = watch(run, model, optimizer)
-    assert not optimizer._optimizer_step_post_hooks
+    assert hooks == []
     fit(model, optimizer, run, range(2))
     handle.remove()
 
@@ -457,9 +473,11 @@ def test_a_disabled_run_leaves_no_hook(make_run: MakeRun) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_bad_arguments_raise_at_once(arguments: dict[str, Any], message: str, mode: str, make_run: MakeRun) -> None:
+def test_bad_arguments_raise_at_once(
+    arguments: dict[str, Any], message: str, mode: str, make_run: MakeRun, hooks: list[RemovableHandle]
+) -> None:
     model, optimizer = small()
     values: dict[str, Any] = {"model": model, "optimizer": optimizer, **arguments}
     with pytest.raises(ConfigurationError, match=message):
         watch(make_run(mode=mode), values.pop("model"), values.pop("optimizer"), **values)
-    assert not optimizer._optimizer_step_post_hooks
+    assert hooks == []

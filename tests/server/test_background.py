@@ -10,7 +10,7 @@ from server.assembly import background
 
 
 async def test_a_task_that_lost_its_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "AGAIN", 0.01)
+    monkeypatch.setattr(background, "CANCEL_EVERY", 0.01)
     lost = 0
 
     async def stubborn() -> None:

@@ -27,7 +27,7 @@ from server.broker import MemoryBroker
 from server.config import Config
 from server.errors import IngestError, LimitError
 from server.models import Principal, Scope
-from server.pipeline.pipeline import REGISTRATIONS
+from server.pipeline.writer_registry import MAX_REGISTRATIONS
 from server.storage import migrate
 from server.storage.database import Database
 from server.storage.runs import RunStore
@@ -196,7 +196,7 @@ async def test_one_byte_after_another_is_no_hello_and_holds_nobody_up(hasty_serv
             await asyncio.wait([answering], timeout=0.2)
         answer = await answering
         assert isinstance(answer, Error)
-        assert (answer.code, "nothing came for 2 s" in answer.message) == ("hello_first", True)
+        assert (answer.code, "no frame arrived for 2 s" in answer.message) == ("hello_first", True)
     with hasty_server.api() as api:
         assert api.get("/runs/slow").status_code == 404
 
@@ -292,13 +292,13 @@ async def test_a_hello_whose_connection_has_ended_takes_nobodys_turn(tmp_path: P
         return Hello(version=PROTOCOL_VERSION, run_id=run_id, writer="w", project="p")
 
     async with database.write():  # nobody's turn comes meanwhile
-        first = [asyncio.create_task(pipeline.register(greeting(f"run-{n}"))) for n in range(REGISTRATIONS)]
+        first = [asyncio.create_task(pipeline.writers.register(greeting(f"run-{n}"))) for n in range(MAX_REGISTRATIONS)]
         await asyncio.sleep(0)
-        gone = asyncio.create_task(pipeline.register(greeting("gone"), lambda: False))
-        patient = asyncio.create_task(pipeline.register(greeting("patient"), lambda: True))
+        gone = asyncio.create_task(pipeline.writers.register(greeting("gone"), lambda: False))
+        patient = asyncio.create_task(pipeline.writers.register(greeting("patient"), lambda: True))
         await asyncio.sleep(0)
     assert {(await task).last_seq for task in [*first, patient]} == {0}
-    with pytest.raises(IngestError, match="had ended before its turn came"):
+    with pytest.raises(IngestError, match="ended before it was registered"):
         await gone
     assert await RunStore(database).standing("gone") is None
     assert await RunStore(database).standing("patient") is not None

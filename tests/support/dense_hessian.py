@@ -1,4 +1,4 @@
-"""The oracle of the curvature tests: dense float64 Hessians and preconditioners, written as obviously as possible."""
+"""Oracle of the curvature tests: dense float64 Hessians and preconditioners in the simplest possible code."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from scipy.linalg import eigh
 from torch import Tensor, nn
 
 Matrix = NDArray[np.float64]
+"""Vector [N] or matrix [N, N] over all parameters."""
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
+    """Return all elements of ``tensors`` as one float64 vector."""
     return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
 
 
 def dense_hessian(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> tuple[Matrix, Matrix]:
-    """Gradient and Hessian over all parameters, in the order of `model.parameters()`, one row at a time."""
+    """Return the gradient [N] and the Hessian [N, N] over all parameters, computed one row at a time."""
     parameters = list(model.parameters())
     grads = torch.autograd.grad(loss_of(model), parameters, create_graph=True)
     gradient = torch.cat([grad.reshape(-1) for grad in grads])
@@ -31,7 +33,10 @@ def dense_hessian(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> t
 
 
 def dense_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> Matrix:
-    """D·η/η_max with the momentum factor, straight from SCIENCE section 2, for Adam, AdamW, RMSprop and SGD."""
+    """Return the diagonal [N] of D·η/η_max with the momentum factor, for Adam, AdamW, RMSprop and SGD.
+
+    The formulas are those of docs/science.md, "The limit: 2/η".
+    """
     group_of: dict[Tensor, dict[str, Any]] = {p: g for g in optimizer.param_groups for p in g["params"]}
     largest = max(group["lr"] for group in optimizer.param_groups)
     pieces = []
@@ -53,7 +58,7 @@ def dense_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 
 def largest_eigenvalue(diagonal: Matrix, hessian: Matrix) -> float:
-    """Of D·H, by SciPy on the symmetric form."""
+    """Return the largest eigenvalue of D·H, computed by SciPy from the symmetric form D^½·H·D^½."""
     root = np.sqrt(diagonal)
     values: Matrix = eigh(root[:, None] * hessian * root[None, :], eigvals_only=True)
     return float(values[-1])

@@ -1,4 +1,4 @@
-"""Instruments without torch, for what is not about measuring."""
+"""Instruments without torch, for tests of everything except measuring."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from client_sdk.protocol import Histograms, Layout
 
 
 class Landed:
-    """A pending measurement; `landed` False is a copy that is still under way."""
+    """A pending measurement whose copy is still under way while `landed` is False."""
 
     def __init__(self, measurement: Measurement, *, landed: bool = True) -> None:
         self.measurement = measurement
@@ -26,7 +26,7 @@ class Landed:
 
 
 class StepInstrument:
-    """Every statistic of every layer is the step; scalars as given."""
+    """An instrument whose every statistic of every layer is the step, with fixed scalars and histograms."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class StepInstrument:
 
 
 class BrokenInstrument:
-    """Raises whenever it is asked."""
+    """An instrument whose every measurement raises an error."""
 
     layout = Layout(id=0, layers=("a",), statistics=("grad_norm",))
 

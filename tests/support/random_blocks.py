@@ -1,4 +1,4 @@
-"""Blocks that a key and a step determine, so that whoever knows both can tell what was logged."""
+"""Random blocks that are determined by a key and a step, so that a test can reproduce the logged values."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from tests.support.instruments import Landed
 
 
 def generator(key: int, step: int) -> np.random.Generator:
-    """Independent of every other (key, step)."""
+    """Return a random generator that is independent of that of any other key or step."""
     return np.random.Generator(np.random.Philox(key=(key << 64) | step))
 
 
 class RandomInstrument:
-    """Keeps nothing of what it measured."""
+    """An instrument with random blocks and histograms, which keeps none of its measurements."""
 
     def __init__(
         self, layers: tuple[str, ...], statistics: tuple[str, ...], *, key: int = 0, histogram_every: int = 0
     ) -> None:
-        """``histogram_every``: steps; 0 for none."""
+        """Use ``histogram_every`` steps between histograms, or 0 for none."""
         self.layout = Layout(id=0, layers=layers, statistics=statistics, sizes=tuple(100 for _ in layers))
         self._key = key
         self._histogram_every = histogram_every
 
     def block(self, step: int) -> NDArray[np.float32]:
-        """(layers, statistics): positive, of many magnitudes, one in 50 infinite and one in 50 not measured."""
+        """Return the block of ``step``, [layers, statistics].
+
+        The values are positive and of many magnitudes; one in 50 is infinite and one in 50 is NaN (not measured).
+        """
         random = generator(self._key, step)
         shape = (len(self.layout.layers), len(self.layout.statistics))
         values = np.exp(random.normal(0.0, 4.0, shape)).astype(np.float32)

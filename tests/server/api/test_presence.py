@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from server.api.presence import while_present
 from server.errors import ApiError
-from server.main import REHEARSALS
+from server.main import MAX_BACKTESTS
 from server.storage.database import Database
 from tests.support.postgres import Postgres
 from tests.support.server import RunningServer, running_server
@@ -48,7 +48,7 @@ def test_a_trial_of_a_rule_ends_with_its_page_and_leaves_its_place(tmp_path: Pat
             writer = Writer(ingest)
             writer.hello("run")
             writer.commit(*(record(step) for step in range(10)))
-        for _ in range(REHEARSALS + 1):
+        for _ in range(MAX_BACKTESTS + 1):
             asyncio.run(_leave_while_it_waits(server, url, "POST /api/v1/rules/test", json.dumps(trial)))
         with server.api() as api:
             assert api.post("/rules/test", json=trial).json()["runs"][0]["records"] == 10

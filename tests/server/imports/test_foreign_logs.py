@@ -16,6 +16,7 @@ import pytest
 from server.errors import ImportFileError
 from server.imports import tensorboard
 from server.imports.names import guess
+from server.storage.runs import RunStore
 from tests.server.imports.conftest import DATA, Workshop
 
 WANDB = DATA / "run-8cx3lrgv.wandb"
@@ -114,7 +115,7 @@ async def test_damage_is_named_by_file_and_record_and_leaves_nothing(
         with pytest.raises(ImportFileError, match=rf"{name}, record \d+: .*") as raised:
             await workshop.bring(broken)
         assert raised.value.place is not None
-    assert await workshop.importer._pipeline._runs.lagging() == []
+    assert await RunStore(workshop.database).lagging() == []
 
 
 @pytest.mark.parametrize(

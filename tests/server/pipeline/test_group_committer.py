@@ -26,7 +26,7 @@ class Ledger:
         """Set, those that are alone with "stuck" go on."""
         self.open = asyncio.Event()
         self.open.set()
-        self.writer: GroupCommitter[str, int] = GroupCommitter(self._write, most=most, gather=0.0)
+        self.writer: GroupCommitter[str, int] = GroupCommitter(self._write, max_bytes=most, gather=0.0)
 
     async def _write(self, requests: Sequence[str]) -> list[int | Exception]:
         self.groups.append(list(requests))

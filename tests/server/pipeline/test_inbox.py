@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.pipeline.inbox import FreshSegment, Inbox, Room
+from server.pipeline.inbox import FreshSegment, Inbox, InboxBudget
 from server.pyramid.columns import Columns
 
 NOTHING = Columns(steps=np.zeros(0, np.int64), times=np.zeros(0), scalars={})
@@ -29,7 +29,7 @@ def taken(inbox: Inbox, position: int, rank: int = 0) -> list[int] | None:
 
 
 def test_segments_that_follow_each_other_come_together() -> None:
-    inbox = Inbox(Room())
+    inbox = Inbox(InboxBudget())
     for number, previous in ((4, 2), (5, 4), (9, 5)):
         assert inbox.offer(segment(number, previous))
     assert taken(inbox, 2) == [4, 5, 9]
@@ -37,7 +37,7 @@ def test_segments_that_follow_each_other_come_together() -> None:
 
 
 def test_what_was_read_already_is_left_out() -> None:
-    inbox = Inbox(Room())
+    inbox = Inbox(InboxBudget())
     for number in (3, 4, 5):
         inbox.offer(segment(number, number - 1))
     assert taken(inbox, 4) == [5]
@@ -45,7 +45,7 @@ def test_what_was_read_already_is_left_out() -> None:
 
 def test_a_gap_is_for_the_database() -> None:
     """Another server has committed the segment 4 of this rank."""
-    inbox = Inbox(Room())
+    inbox = Inbox(InboxBudget())
     inbox.offer(segment(3, 2))
     inbox.offer(segment(5, 4))
     assert taken(inbox, 2) == [3]
@@ -54,7 +54,7 @@ def test_a_gap_is_for_the_database() -> None:
 
 
 def test_another_rank_does_not_follow() -> None:
-    inbox = Inbox(Room())
+    inbox = Inbox(InboxBudget())
     inbox.offer(segment(3, 0, rank=0))
     assert taken(inbox, 1, rank=2) is None
     inbox.drop()
@@ -62,13 +62,13 @@ def test_another_rank_does_not_follow() -> None:
 
 
 def test_compacted_segments_are_no_gap() -> None:
-    inbox = Inbox(Room())
+    inbox = Inbox(InboxBudget())
     inbox.offer(segment(8, 0))
     assert taken(inbox, 7) == [8]
 
 
 def test_inboxes_share_their_room() -> None:
-    room = Room(25)
+    room = InboxBudget(25)
     one, other = Inbox(room), Inbox(room)
     assert one.offer(segment(1, 0))
     assert other.offer(segment(2, 0))

@@ -15,7 +15,7 @@ from websockets.sync.client import ClientConnection
 
 from client_sdk.protocol import STATISTICS_THINNED, Record
 from server.pipeline import inbox
-from server.pipeline.inbox import Room
+from server.pipeline.inbox import InboxBudget
 from server.storage.measurements.segments import SegmentStore, UnreadSegments
 from server.storage.runs import RunStore
 from tests.support.server import RunningServer, running_server
@@ -114,8 +114,8 @@ def test_detectors_read_from_memory_what_this_server_commits(tmp_path: Path, mon
 
     monkeypatch.setattr(SegmentStore, "unread", counted)
     records, results, looked = training(), [], []
-    for name, room in (("memory", inbox.ROOM), ("database", 0)):
-        monkeypatch.setattr(Room, "__init__", lambda self, size=room: setattr(self, "free", size))
+    for name, room in (("memory", inbox.INBOX_BYTES), ("database", 0)):
+        monkeypatch.setattr(InboxBudget, "__init__", lambda self, size=room: setattr(self, "free", size))
         looks.clear()
         with running_server(tmp_path / name) as server, server.connect("/live") as live:
             with server.connect("/ingest") as socket:

@@ -6,7 +6,7 @@ import pytest
 
 from client_sdk.protocol import STATISTICS_THINNED
 from server.models import Event, Sample
-from server.pipeline.thinned_span import CALM, ThinnedSpan
+from server.pipeline.thinned_span import MIN_COMPLETE, ThinnedSpan
 
 
 def sample(step: int, *, thinned: bool, attempt: int = 0) -> Sample:
@@ -30,7 +30,7 @@ def test_whole_records_in_between_do_not_end_a_stretch() -> None:
 
 def test_many_whole_records_end_it_and_another_may_follow() -> None:
     span = ThinnedSpan()
-    quiet = [sample(step, thinned=False) for step in range(4, 4 + CALM)]
+    quiet = [sample(step, thinned=False) for step in range(4, 4 + MIN_COMPLETE)]
     again = sample(5_000, thinned=True)
     events = told(span, sample(3, thinned=True), *quiet, again)
     assert [event.kind for event in events] == ["statistics-thinned", "statistics-complete", "statistics-thinned"]
