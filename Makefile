@@ -40,7 +40,7 @@ bench: $(STAMP) ## run the benchmarks, each prints its table
 	@for file in $$(grep -l __main__ benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
-# docs/reliability.md says what these five prove. None of them is part of `make test`, which has short versions.
+# docs/reliability.md describes what these five prove. `make test` runs short versions of the first four.
 CHAOS_SEED ?= 1
 FUZZ_FRAMES ?= 100000
 FLOOD_CONNECTIONS ?= 10000
@@ -54,11 +54,11 @@ chaos: $(STAMP) ## 110 faults against a training, on SQLite and on two servers w
 fuzz: $(STAMP) ## 100,000 mutated frames against the ingest socket
 	$(BIN)/python -m campaigns.fuzz --frames $(FUZZ_FRAMES)
 
-flood-test: $(STAMP) ## 10,000 connections of one token, silent, slow and greedy ones, beside a training of another
+flood-test: $(STAMP) ## 10,000 abusive connections with one token alongside a training with another
 	$(BIN)/python -m campaigns.flood --connections $(FLOOD_CONNECTIONS)
 
-kill-test: $(STAMP) ## 300 compactions killed anywhere, on SQLite and on Postgres; KILLS=50 for each of them
-	$(BIN)/python -m campaigns.kill.__main__ --kills $(KILLS)
+kill-test: $(STAMP) ## 300 compactions killed at random statements, on SQLite and on Postgres; KILLS=50 for 50 on each
+	$(BIN)/python -m campaigns.kill --kills $(KILLS)
 
 soak: $(STAMP) ## memory of trainer and server over SOAK_MINUTES=30 at 50 steps a second
 	$(BIN)/python -m campaigns.soak --minutes $(SOAK_MINUTES)

@@ -9,8 +9,8 @@
         client_sdk.log({"loss": loss}, step=step, closure=lambda: loss_fn(model, batch))
     client_sdk.finish()
 
-Importing this package imports no torch; `watch` does. The functions here act on the run that `init` made last; the
-methods of `Run` do the same for one run among several.
+Importing this package does not import torch; calling `watch` does. The functions here act on the run that `init`
+created last; the methods of `Run` do the same for one run among several.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ __all__ = [
     "watch",
 ]
 
-EXIT_TIMEOUT = 5.0  # seconds that a run which nobody finished may take at the end of the process
+EXIT_TIMEOUT = 5.0  # seconds that an unfinished run may take at the end of the process
 
 _Callback = TypeVar("_Callback", bound=Callable[[TrainingAlert], Any])
 
 _default: Run | None = None
 _runs: weakref.WeakSet[Run] = weakref.WeakSet()
-_warner = Warner()  # of calls before `init`
+_warner = Warner()  # for calls before `init`
 
 
 def init(  # noqa: PLR0917 - the contract's signature
@@ -74,11 +74,12 @@ def init(  # noqa: PLR0917 - the contract's signature
     directory: str | os.PathLike[str] | None = None,
     run_id: str | None = None,
 ) -> Run:
-    """Begin a run and make it the default of this module. A run that is still open is finished first, with a warning.
+    """Begin a run and make it the default run of this module.
 
-    What is not given comes from SPIKEWATCH_URL, SPIKEWATCH_TOKEN, SPIKEWATCH_MODE and SPIKEWATCH_DIR. ``config`` is
-    kept with the run (a mapping, dataclass or `argparse.Namespace`); ``run_id`` continues an earlier run. The server
-    need not be up. Raises `ConfigurationError` for arguments that cannot be meant.
+    A run that is still open is finished first, with a warning. Defaults come from the environment variables
+    SPIKEWATCH_URL, SPIKEWATCH_TOKEN, SPIKEWATCH_MODE, SPIKEWATCH_DIR and SPIKEWATCH_RUN_ID. ``config`` (a mapping, a
+    dataclass or an `argparse.Namespace`) is stored with the run; ``run_id`` continues an earlier run. The server need
+    not be running. Raises `ConfigurationError` if an argument is invalid.
     """
     global _default  # noqa: PLW0603 - the contract's module-level default
     settings = Settings.resolve(
@@ -95,7 +96,9 @@ def init(  # noqa: PLR0917 - the contract's signature
     )
     previous = _default
     if previous is not None and previous.active:
-        _warner.warn("second_init", f"init() while run {previous.id} is open: it is finished. Call finish() before")
+        _warner.warn(
+            "second_init", f"init() while run {previous.id} is open: that run is finished now. Call finish() first"
+        )
         previous.finish(EXIT_TIMEOUT)
     _default = Run(settings)
     _runs.add(_default)
@@ -113,12 +116,12 @@ def watch(  # noqa: PLR0917 - the contract's signature
     precision: str = "compact",
     run: Run | None = None,
 ) -> Handle:
-    """Measure every layer of ``model`` at every ``every``-th call of `log`, from the next one on.
+    """Measure every layer of ``model`` at every ``every``-th call of `log`, from the next call on.
 
-    ``group``: "parameter", "module", or a callable from parameter name to layer name (None leaves it out). Several
-    models may be watched on one run. ``precision``: "compact" keeps layer statistics within 2⁻¹² of their value, which
-    halves what is sent and stored; "exact" keeps every bit of them. Returns a handle with ``remove()``. Raises
-    `ConfigurationError` for arguments that cannot be meant, and before `init`.
+    ``group`` is "parameter", "module", or a callable from parameter name to layer name; a parameter for which it
+    returns None is left out. ``precision`` "compact" keeps layer statistics within a relative 2⁻¹² and halves the
+    bytes that are sent and stored; "exact" keeps every bit. Several models may be watched on one run. Returns a handle
+    with ``remove()``. Raises `ConfigurationError` if an argument is invalid, and before `init`.
     """
     target = _default if run is None else run
     if target is None:
@@ -140,7 +143,7 @@ def watch(  # noqa: PLR0917 - the contract's signature
 def log(metrics: Mapping[str, Any], step: int | None = None, closure: Callable[[], Any] | None = None) -> None:
     """Record ``metrics`` (numbers, or tensors of one element on any device) at ``step`` (default: the last + 1).
 
-    ``closure`` is optional: it returns the loss of the batch, and switches curvature on. Never raises or waits.
+    ``closure`` returns the loss of the current batch; passing it switches curvature on. Never raises and never waits.
     """
     run = _default
     if run is None:
@@ -150,8 +153,10 @@ def log(metrics: Mapping[str, Any], step: int | None = None, closure: Callable[[
 
 
 def on_alert(callback: _Callback) -> _Callback:
-    """Call ``callback`` when an alert opens, escalates or is resolved (`TrainingAlert.change`); on the training thread,
-    inside the next `log`. Each change comes once, on every rank that logs. Returns the callback, so that it decorates.
+    """Call ``callback`` when an alert opens, escalates or is resolved (see `TrainingAlert.change`).
+
+    Callbacks run on the training thread, inside the next `log`. Each change is reported once, on every rank that logs.
+    Returns ``callback``, so that this function can be used as a decorator.
     """
     if _default is None:
         _warner.warn("no_run", "on_alert() before init() is ignored: call client_sdk.init(project=…) first")
@@ -161,31 +166,31 @@ def on_alert(callback: _Callback) -> _Callback:
 
 
 def off_alert(callback: Callable[[TrainingAlert], Any]) -> None:
-    """Call ``callback`` no longer."""
+    """Stop calling ``callback``."""
     if _default is not None:
         _default.off_alert(callback)
 
 
 def flush(timeout: float = 10.0) -> bool:
-    """Wait until everything logged so far is acknowledged; False when that took longer, and offline."""
+    """Wait until everything logged so far is acknowledged. Returns False after ``timeout`` seconds, and offline."""
     return True if _default is None else _default.flush(timeout)
 
 
 def finish(timeout: float = 30.0) -> None:
-    """End the run: send what is left, for at most ``timeout`` seconds. What could not be sent stays on disk."""
+    """Finish the run and send the remaining records for at most ``timeout`` seconds; unsent ones stay on disk."""
     if _default is not None:
         _default.finish(timeout)
 
 
 def status() -> Status:
-    """Counts and connection of the run. Raises `ConfigurationError` before `init`."""
+    """Return the counts and the connection state of the run. Raises `ConfigurationError` before `init`."""
     if _default is None:
         raise ConfigurationError("status() before init(): call client_sdk.init(project=…) first")
     return _default.status()
 
 
 class _Package(ModuleType):
-    """This package, with `watch` staying the function when the import system binds the submodule of that name."""
+    """Module type of this package: `watch` stays the function when the submodule of that name is imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "watch" and isinstance(value, ModuleType):
@@ -198,8 +203,10 @@ sys.modules[__name__].__class__ = _Package
 
 @atexit.register
 def _finish_at_exit() -> None:
-    """A run that nobody finished: with its end known, it does not look stale. `sys.last_type` tells an exception that
-    nobody caught; a run interrupted by Ctrl-C is a finished one."""
+    """Finish runs that the program did not finish, so that the server does not show them as stale.
+
+    An uncaught exception (`sys.last_type`) makes them crashed; an interruption by Ctrl-C does not.
+    """
     error = getattr(sys, "last_type", None)
     crashed = error is not None and not issubclass(error, KeyboardInterrupt) and not hasattr(sys, "ps1")
     for run in tuple(_runs):

@@ -1,4 +1,4 @@
-"""`python -m client_sdk sync DIRECTORY`: send what runs without a server, or killed ones, left on disk."""
+"""Command line of the SDK: `python -m client_sdk sync DIRECTORY` sends the records of offline and killed runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from client_sdk.warner import Warner, logger
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: everything was sent; 1: something was not; 2: the command cannot be meant."""
+    """Run the command and return its exit code: 0 if everything was sent, 1 if not, 2 if an argument is invalid."""
     parser = argparse.ArgumentParser(prog="python -m client_sdk", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    sync = commands.add_parser("sync", help="send the runs kept in a directory, then delete them")
+    sync = commands.add_parser("sync", help="send the runs that are stored in a directory, then delete them")
     sync.add_argument("directory", nargs="?", type=Path, default=Path(os.environ.get(ENV_DIR) or DEFAULT_DIRECTORY))
     sync.add_argument("--url", help="address of the server (default: SPIKEWATCH_URL)")
     sync.add_argument("--token", help="write token (default: SPIKEWATCH_TOKEN)")
     sync.add_argument("--timeout", type=float, default=600.0, help="seconds for one run (default: %(default)g)")
     options = parser.parse_args(arguments)
-    logger.setLevel(logging.ERROR)  # what went wrong is printed once, below
+    logger.setLevel(logging.ERROR)  # errors are printed once, below
     try:
         endpoint = Endpoint.resolve(url=options.url, token=options.token, environ=os.environ)
     except ConfigurationError as error:
@@ -44,7 +44,7 @@ def _sync(directory: Path, endpoint: Endpoint, timeout: float) -> int:
     for spool, meta in spools:
         trainer = (meta.hello.run_id, meta.hello.rank)
         if trainer in unsent:
-            _fail(1, f"{spool.name} waits for what this run recorded before")
+            _fail(1, f"{spool.name} was not sent: an earlier part of the same run must be sent first")
             continue
         try:
             count = deliver(spool, endpoint, Warner(), gives_up=_is_final, timeout=timeout)
@@ -59,7 +59,7 @@ def _sync(directory: Path, endpoint: Endpoint, timeout: float) -> int:
 
 
 def _is_final(error: TransportError) -> bool:
-    """Somebody is watching: a server that is not there, or refuses, is said at once instead of waited for."""
+    """Return whether to give up: a user is waiting, so an unreachable or refusing server is reported at once."""
     return not error.retryable or error.code == "unreachable"
 
 

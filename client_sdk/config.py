@@ -1,7 +1,7 @@
-"""Settings of a run and of the server it talks to, from arguments and the environment.
+"""Settings of a run and of its server, from arguments and environment variables.
 
-Owns names and defaults of environment variables, and the search for the token that `spikewatch up` left on this
-machine. Reads the environment it is given and that token file; nothing else.
+Owns the names and defaults of the environment variables, and the search for the token that `spikewatch up` stores on
+this machine. Reads only the environment that it is given and that token file.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ENV_SPOOL_BYTES: Final = "SPIKEWATCH_SPOOL_BYTES"
 DEFAULT_URL: Final = "http://127.0.0.1:8787"
 DEFAULT_DIRECTORY: Final = ".spikewatch"
 DEFAULT_HOME: Final = "~/.spikewatch"
-DEFAULT_SPOOL_BYTES: Final = 2 * 1024**3  # not acknowledged, on the disk
-LEAST_SPOOL_BYTES: Final = 64 * 1024**2  # several segments, so that some of them can be thinned
+DEFAULT_SPOOL_BYTES: Final = 2 * 1024**3  # on the disk and not acknowledged
+MIN_SPOOL_BYTES: Final = 64 * 1024**2  # several spool files, so that some of them can be thinned
 INGEST_PATH: Final = "/api/v1/ingest"
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 MAX_TAGS: Final = 64
@@ -49,24 +49,26 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where the server is and how to be let in."""
+    """Address of the server, and the token for it."""
 
     url: str = DEFAULT_URL
     token: str | None = None
-    """None: look for the file that `spikewatch up` writes, at every connection, as the server may start later."""
+    """Token of the server, or None to read the file that `spikewatch up` writes at every connection: the server may
+    start later."""
     home: Path = Path(DEFAULT_HOME)
+    """Directory of the token files."""
 
     @classmethod
     def resolve(cls, *, url: str | None, token: str | None, environ: Mapping[str, str]) -> Endpoint:
-        """Arguments win over the environment. Raises `ConfigurationError`."""
+        """Return the endpoint; arguments win over the environment. Raises `ConfigurationError` if one is invalid."""
         url = _text("url", url if url is not None else environ.get(ENV_URL) or DEFAULT_URL)
         token = token if token is not None else environ.get(ENV_TOKEN) or None
         if token is not None:
             token = _text("token", token).strip()
             if not token or not token.isascii() or not token.isprintable() or " " in token:
-                raise ConfigurationError(f"the token is not one: expected printable ASCII; check {ENV_TOKEN}")
+                raise ConfigurationError(f"the token is invalid; expected printable ASCII. Check {ENV_TOKEN}")
         endpoint = cls(url=url, token=token, home=Path(environ.get(ENV_HOME) or DEFAULT_HOME).expanduser())
-        _ = endpoint.socket_url  # a bad URL raises now, not on the sender thread
+        _ = endpoint.socket_url  # raises for an invalid URL now instead of on the sender thread
         return endpoint
 
     @property
@@ -76,10 +78,10 @@ class Endpoint:
         return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, parts.path.rstrip("/") + INGEST_PATH, "", ""))
 
     def find_token(self) -> str | None:
-        """The token given, or the one that a server on this machine left for its port, or None."""
+        """Return the given token, or the one that a server on this machine stored for its port, or None."""
         if self.token is not None:
             return self.token
-        if not self.is_here:
+        if not self.is_local:
             return None
         parts = self._parts
         port = parts.port or _DEFAULT_PORTS[_SCHEMES[parts.scheme]]
@@ -94,25 +96,25 @@ class Endpoint:
         return self._parts.hostname or ""
 
     @property
-    def is_here(self) -> bool:
-        """True for a server on this machine, which no proxy can reach."""
+    def is_local(self) -> bool:
+        """Whether the server runs on this machine, where no proxy can reach it."""
         return _is_loopback(self.host)
 
     @property
     def _parts(self) -> SplitResult:
         try:
             parts = urlsplit(self.url)
-            _ = parts.port  # raises for a port that is none
+            _ = parts.port  # raises for an invalid port
         except ValueError as error:
-            raise ConfigurationError(f"{self.url!r} is not a URL: {error}; expected like {DEFAULT_URL}") from error
+            raise ConfigurationError(f"{self.url!r} is not a URL: {error}; expected one like {DEFAULT_URL}") from error
         if parts.scheme not in _SCHEMES or not parts.hostname:
-            raise ConfigurationError(f"{self.url!r} is not the URL of a server; expected like {DEFAULT_URL}")
+            raise ConfigurationError(f"{self.url!r} is not the URL of a server; expected one like {DEFAULT_URL}")
         return parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything `init` was told, checked."""
+    """Validated arguments of `init`."""
 
     project: str
     name: str | None
@@ -140,18 +142,21 @@ class Settings:
         run_id: str | None = None,
         environ: Mapping[str, str],
     ) -> Settings:
-        """Arguments win over the environment. Raises `ConfigurationError` with what to change."""
-        chosen = mode if mode is not None else environ.get(ENV_MODE) or "online"
-        if chosen not in get_args(Mode):
-            raise ConfigurationError(f"mode is {chosen!r}; expected one of {', '.join(get_args(Mode))}")
+        """Return the settings; arguments win over the environment.
+
+        Raises `ConfigurationError`, whose message says what to change, if one is invalid.
+        """
+        chosen_mode = mode if mode is not None else environ.get(ENV_MODE) or "online"
+        if chosen_mode not in get_args(Mode):
+            raise ConfigurationError(f"mode is {chosen_mode!r}; expected one of {', '.join(get_args(Mode))}")
         if isinstance(tags, str) or not isinstance(tags, Iterable):
-            raise ConfigurationError(f"tags is {tags!r}; expected several strings, for example ('baseline',)")
+            raise ConfigurationError(f"tags is {tags!r}; expected a sequence of strings, for example ('baseline',)")
         labels = tuple(_name("a tag", tag) for tag in tags)
         if len(labels) > MAX_TAGS:
-            raise ConfigurationError(f"{len(labels)} tags; at most {MAX_TAGS}")
-        place = directory if directory is not None else environ.get(ENV_DIR) or DEFAULT_DIRECTORY
-        if not isinstance(place, str | os.PathLike):
-            raise ConfigurationError(f"directory is {place!r}; expected a path")
+            raise ConfigurationError(f"{len(labels)} tags were given; at most {MAX_TAGS} are allowed")
+        chosen_directory = directory if directory is not None else environ.get(ENV_DIR) or DEFAULT_DIRECTORY
+        if not isinstance(chosen_directory, str | os.PathLike):
+            raise ConfigurationError(f"directory is {chosen_directory!r}; expected a path")
         run_id = run_id if run_id is not None else environ.get(ENV_RUN_ID) or None
         if run_id is not None and (not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id)):
             raise ConfigurationError(f"run_id is {run_id!r}; expected 1 to 64 letters, digits, '.', '_' or '-'")
@@ -161,8 +166,8 @@ class Settings:
             name=None if name is None else _name("name", name),
             config=plain_config(config),
             tags=labels,
-            mode=cast(Mode, chosen),
-            directory=Path(place).expanduser().absolute(),
+            mode=cast(Mode, chosen_mode),
+            directory=Path(chosen_directory).expanduser().absolute(),
             run_id=run_id if run_id is not None else launch.run_id,
             rank=launch.rank,
             endpoint=Endpoint.resolve(url=url, token=token, environ=environ),
@@ -171,8 +176,14 @@ class Settings:
 
 
 def plain_config(config: Any) -> dict[str, Any]:
-    """A configuration as JSON-like values; what has no such form is kept as its `str`. Takes a mapping, a dataclass or
-    an `argparse.Namespace`. Raises `ConfigurationError`."""
+    """Return a configuration (a mapping, a dataclass or an `argparse.Namespace`) as JSON-like values.
+
+    Values without such a form are converted by `str`. Raises `ConfigurationError` if the configuration is of another
+    type or too large.
+
+    >>> plain_config({"lr": 0.1, "betas": (0.9, 0.999), "path": Path("data")})
+    {'lr': 0.1, 'betas': [0.9, 0.999], 'path': 'data'}
+    """
     if config is None:
         return {}
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -185,7 +196,7 @@ def plain_config(config: Any) -> dict[str, Any]:
     values: dict[str, Any] = _plain(config, 0)
     size = len(msgspec.msgpack.encode(values))
     if size > MAX_CONFIG_BYTES:
-        raise ConfigurationError(f"config is {size} bytes; at most {MAX_CONFIG_BYTES}")
+        raise ConfigurationError(f"config has {size} bytes; at most {MAX_CONFIG_BYTES} are allowed")
     return values
 
 
@@ -206,25 +217,25 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _text(what: str, value: object) -> str:
+def _text(argument: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ConfigurationError(f"{what} is {value!r}; expected a string")
+        raise ConfigurationError(f"{argument} is {value!r}; expected a string")
     return value
 
 
-def _name(what: str, value: object) -> str:
-    text = _text(what, value)
+def _name(argument: str, value: object) -> str:
+    text = _text(argument, value)
     if not text or len(text) > MAX_NAME_CHARS or not text.isprintable():
         shown = text if len(text) <= 64 else text[:64] + "…"
-        raise ConfigurationError(f"{what} is {shown!r}; expected 1 to {MAX_NAME_CHARS} printable characters")
+        raise ConfigurationError(f"{argument} is {shown!r}; expected 1 to {MAX_NAME_CHARS} printable characters")
     return text
 
 
 def _spool_bytes(text: str) -> int:
     size = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
-    if size < LEAST_SPOOL_BYTES:
+    if size < MIN_SPOOL_BYTES:
         raise ConfigurationError(
-            f"{ENV_SPOOL_BYTES} is {text!r}; expected a number of bytes, {LEAST_SPOOL_BYTES} at least"
+            f"{ENV_SPOOL_BYTES} is {text!r}; expected a number of bytes, at least {MIN_SPOOL_BYTES}"
         )
     return size
 

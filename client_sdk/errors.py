@@ -1,9 +1,9 @@
-"""Errors of the SDK. After `init` nothing raises into training; these come from `init`, `watch` and the tools.
+"""Errors of the SDK. After `init` nothing raises into training: `init`, `watch` and the command line raise these.
 
 SpikewatchError
-├── ConfigurationError   bad arguments or environment: say what to change
+├── ConfigurationError   an argument or an environment variable is invalid
 ├── SpoolError           the spool directory cannot be used
-└── TransportError       the server cannot be reached, refused us, or went away
+└── TransportError       the server cannot be reached, refused the client, or closed the connection
 """
 
 
@@ -12,7 +12,7 @@ class SpikewatchError(Exception):
 
 
 class ConfigurationError(SpikewatchError, ValueError):
-    """An argument of `init` or `watch`, or an environment variable, is wrong."""
+    """An argument of `init` or `watch`, or an environment variable, is invalid; the message says what to change."""
 
 
 class SpoolError(SpikewatchError, OSError):
@@ -22,8 +22,10 @@ class SpoolError(SpikewatchError, OSError):
 class TransportError(SpikewatchError):
     """The connection to the server failed.
 
-    ``code`` is one of the protocol's error codes, or "unreachable" when no server answered, or "closed" when it went
-    away. ``retryable`` False means that trying the same again at once is pointless.
+    ``code`` is an error code of the protocol, or one of the client: "unreachable" if no server answered, "closed" if
+    the connection ended, "timeout" if the server took too long, "refused" if it answered an HTTP request with an error,
+    "exiting" if the interpreter starts no more threads, "internal" for a bug of the client. ``retryable`` is False if
+    the same request would fail again.
     """
 
     def __init__(self, code: str, message: str, *, retryable: bool = True) -> None:

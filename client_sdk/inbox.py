@@ -1,7 +1,8 @@
-"""Alerts on their way into the training loop: what a callback hears, when, and what becomes of its troubles.
+"""Alerts on their way into the training loop: which changes a callback receives, and when.
 
-Owns the memory of what was told, so that an alert that comes again (a reconnection, another server) is told once, and
-each of its three changes once. `deliver` belongs to the sender thread, everything else to threads that train.
+Remembers what was passed to callbacks, so that an alert that arrives again (after a reconnection, or from another
+server) is passed on once, and each of its three changes once. The sender thread calls `AlertInbox.receive`; training
+threads call everything else.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from client_sdk.warner import Warner
 
 Change = Literal["opened", "escalated", "resolved"]
 
-MAX_WAITING: Final = 256  # that wait for the next `log`; the oldest is dropped
-MAX_KNOWN: Final = 1024  # open alerts whose last state is remembered, and as many ids of those that are over
-SLOW: Final = 1.0  # seconds that a callback may take before it is mentioned
+MAX_WAITING: Final = 256  # alerts that wait for the next `log`; beyond them the oldest is dropped
+MAX_KNOWN: Final = 1024  # open alerts that are remembered, and as many ids of resolved ones
+SLOW_CALLBACK: Final = 1.0  # seconds that a callback may take without a warning
 
 
 class TrainingAlert(Alert, frozen=True, kw_only=True):
-    """An `Alert` as a callback gets it: with what changed."""
+    """An `Alert` as callbacks receive it, with what has changed."""
 
     change: Change
-    """opened; escalated to a higher level; or resolved, which may be the first that is heard of it."""
+    """Change of the alert: it opened, escalated to a higher level, or was resolved. An alert that opened and was
+    resolved while there was no connection is only reported as resolved."""
 
 
 Callback = Callable[[TrainingAlert], Any]
@@ -35,59 +37,61 @@ _Value = TypeVar("_Value")
 
 
 class AlertInbox:
-    """Of one run."""
+    """The alerts of one run and the callbacks that receive them."""
 
     def __init__(self, warner: Warner, *, began_at: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        """``began_at``: Unix time of the beginning of this process's part of the run."""
+        """``began_at`` is the Unix time at which this process began its part of the run."""
         self.waiting: deque[TrainingAlert] = deque(maxlen=MAX_WAITING)
-        """What the next `log` tells."""
+        """Alerts that the next `log` passes to callbacks."""
         self.callback_seconds = 0.0
-        """That training has waited for callbacks."""
+        """Seconds that training has waited for callbacks."""
         self._warner = warner
         self._began_at = began_at
         self._clock = clock
         self._callbacks: list[Callback] = []
-        self._known: dict[str, Alert] = {}
-        """Those that are open, the one heard of last at the end."""
-        self._over: dict[str, None] = {}
-        """Ids of resolved ones. A whole alert weighs kilobytes, and a long run has hundreds."""
-        self._telling = threading.Lock()
+        self._open: dict[str, Alert] = {}  # by id, the one received last at the end
+        self._resolved: dict[str, None] = {}  # ids only: an alert takes kilobytes, and a long run has hundreds
+        self._calling = threading.Lock()
 
     @property
     def open(self) -> tuple[Alert, ...]:
-        """The alerts that are open as far as is known, as they were told last, dates that moved included."""
-        return tuple(self._known.values())
+        """Open alerts according to the latest messages of the server, each as it was received last."""
+        return tuple(self._open.values())
 
     def add(self, callback: Callback) -> None:
+        """Pass alerts to ``callback`` from now on."""
         self._callbacks.append(callback)
 
     def remove(self, callback: Callback) -> bool:
-        """False when it was not there."""
+        """Stop passing alerts to ``callback``. Returns False if it was not registered."""
         try:
             self._callbacks.remove(callback)
         except ValueError:
             return False
         return True
 
-    def deliver(self, alert: Alert) -> None:
-        """Called from the sender thread: an alert as the server told it, perhaps not for the first time."""
-        if alert.id in self._over:
+    def receive(self, alert: Alert) -> None:
+        """Accept an alert from the server, perhaps not for the first time. Called from the sender thread."""
+        if alert.id in self._resolved:
             return
-        before = self._known.pop(alert.id, None)
+        before = self._open.pop(alert.id, None)
         if alert.state == AlertState.RESOLVED:
-            _remember(self._over, alert.id, None)
+            _remember(self._resolved, alert.id, None)
         else:
-            _remember(self._known, alert.id, alert)
+            _remember(self._open, alert.id, alert)
         change = self._change(before, alert)
         if change is not None:
             if len(self.waiting) == MAX_WAITING:
-                self._warner.note("alerts_dropped", "more alerts than callbacks could hear; the oldest are dropped")
+                self._warner.note("alerts_dropped", "too many alerts wait for callbacks; the oldest are dropped")
             fields = {name: getattr(alert, name) for name in alert.__struct_fields__}
             self.waiting.append(TrainingAlert(**fields, change=change))
 
-    def tell(self) -> float:
-        """Call every callback with what waits; the seconds that took. In a callback it does nothing."""
-        if not self._telling.acquire(blocking=False):
+    def call_callbacks(self) -> float:
+        """Pass every waiting alert to every callback and return the seconds that took.
+
+        Does nothing if it is called from a callback.
+        """
+        if not self._calling.acquire(blocking=False):
             return 0.0
         try:
             began = self._clock()
@@ -99,7 +103,7 @@ class AlertInbox:
             self.callback_seconds += seconds
             return seconds
         finally:
-            self._telling.release()
+            self._calling.release()
 
     def _call(self, callback: Callback, alert: TrainingAlert) -> None:
         name = getattr(callback, "__qualname__", type(callback).__qualname__)
@@ -109,17 +113,18 @@ class AlertInbox:
         except Exception as error:
             self._warner.caught(f"callback:{name}:{type(error).__name__}", f"the on_alert callback {name}", error)
         seconds = self._clock() - began
-        if seconds > SLOW:
+        if seconds > SLOW_CALLBACK:
             self._warner.warn(
                 f"slow_callback:{name}",
-                f"the on_alert callback {name} took {seconds:.1f} s, and training waited for it; leave the work to a "
-                "thread if that is not meant",
+                f"the on_alert callback {name} took {seconds:.1f} s, and training waited for it; do the work in a "
+                "thread unless training is meant to wait",
             )
 
     def _change(self, before: Alert | None, alert: Alert) -> Change | None:
-        """What is new about an alert; None where nothing is that a callback hears."""
+        """Return the change to report, or None if there is nothing new for a callback."""
         if alert.state == AlertState.RESOLVED:
-            # What was over before this process began is none of its business. Alerts carry the training's own time.
+            # An alert that was resolved before this process began does not concern it. `opened_at` comes from the clock
+            # of the training, as `began_at` does.
             return None if before is None and alert.opened_at < self._began_at else "resolved"
         if before is None:
             return "opened"
@@ -127,7 +132,7 @@ class AlertInbox:
 
 
 def _remember(known: dict[str, _Value], alert_id: str, value: _Value) -> None:
-    """Put it at the end, and let go of the first where there are too many."""
+    """Add ``value`` at the end, and drop the first entry if there are too many."""
     known[alert_id] = value
     if len(known) > MAX_KNOWN:
         del known[next(iter(known))]

@@ -1,10 +1,10 @@
 """The wire format between a training process and the server: messages, encoding, limits, version.
 
-Owns what a frame looks like; does no I/O and keeps no state. Written out for other languages in `docs/protocol.md`.
-The server and the SDK share it.
+Owns the format of frames; does no I/O and keeps no state. `docs/protocol.md` specifies the same format for clients in
+other languages.
 
-A frame is one msgpack map with the key ``type``. A `Record` is one call of `log` and travels as a msgpack array, so
-that the spool can store it encoded once and a batch can carry the stored bytes unchanged (`msgspec.Raw`).
+A frame is one msgpack map with the key ``type``. A `Record` is one call of `log` and is encoded as a msgpack array, so
+that the spool can store its encoded bytes and a batch can carry them unchanged (`msgspec.Raw`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ MAX_NAME_CHARS: Final = 256
 MAX_STEP: Final = 2**63 - 1
 HISTOGRAM_BINS: Final = 64
 STATISTICS_THINNED: Final = "statistics_thinned"
-"""The scalar that marks a record whose layer statistics the client gave up for want of disk."""
+"""Name of the scalar that marks a record whose layer statistics the client dropped to save disk space."""
 
 
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server needs to know of the watched optimizer to judge stability."""
+    """Hyperparameters of the watched optimizer, from which the server judges stability."""
 
     name: str
     """Class name, for example "AdamW"."""
     family: Literal["adam", "sgd", "rmsprop", "other"]
     lr: float
-    """Largest learning rate of the parameter groups when `watch` was called; the scalar `lr` follows it per step."""
+    """Largest learning rate of the parameter groups when `watch` was called. The scalar `lr` has it for each step."""
     beta1: float | None = None
     """Adam's β1; for SGD its momentum."""
     beta2: float | None = None
@@ -42,14 +42,14 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """What the rows and columns of a record's block mean. Never changes once sent; a new `watch` makes a new one."""
+    """Names of the rows and columns of a record's block. Never changes once sent; another `watch` creates a new one."""
 
     id: int
-    """Unique within the writer, counted from 0."""
+    """Layout number, unique within the writer, counted from 0."""
     layers: tuple[str, ...]
-    """Row names."""
+    """Names of the rows of a block."""
     statistics: tuple[str, ...]
-    """Column names."""
+    """Names of the columns of a block."""
     sizes: tuple[int, ...] = ()
     """Number of parameters of each layer; empty when unknown."""
     optimizer: Optimizer | None = None
@@ -59,47 +59,49 @@ class Histograms(msgspec.Struct, frozen=True, array_like=True):
     """Histograms of one quantity for every layer of the layout at one step, 64 equal bins each."""
 
     which: str
-    """"update" (u) or "ratio" (r)."""
+    """Name of the quantity: "update" (u) or "ratio" (r)."""
     low: bytes
-    """Little-endian float32 × layers: left edge of the first bin."""
+    """Left edge of the first bin of each layer, little-endian float32."""
     high: bytes
-    """Little-endian float32 × layers: right edge of the last bin. Values outside are counted in the outermost bins."""
+    """Right edge of the last bin of each layer, little-endian float32. Outliers are counted in the outermost bins."""
     counts: bytes
-    """Little-endian uint32 × layers × 64."""
+    """Counts, little-endian uint32, layers × 64, row-major."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
-    """One call of `log`."""
+    """One call of `log`: everything that is logged at one step."""
 
     step: int
-    """0 ≤ step < 2**63."""
+    """Step number, 0 ≤ step < 2**63."""
     time: float
-    """Seconds since the Unix epoch by the clock of the training process."""
+    """Unix time in seconds, by the clock of the training process."""
     scalars: dict[str, float]
-    """Name to float64; NaN and infinities are kept."""
+    """Values by name, as float64; NaN and infinities are kept."""
     layout: int | None = None
-    """Id of the layout of `block` and `histograms`, None where there is neither."""
+    """Number of the layout of `block` and `histograms`; None if the record has neither."""
     block: bytes | None = None
-    """Little-endian float32, layers × statistics, row-major. NaN means "not measured at this step"; the count of
-    non-finite numbers in a tensor is the statistic `nonfinite`."""
+    """Layer statistics, little-endian float32, layers × statistics, row-major. NaN means "not measured at this step";
+    the statistic `nonfinite` counts the non-finite numbers of a tensor."""
     histograms: tuple[Histograms, ...] = ()
+    """Histograms of the layers, one for each quantity."""
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
-    """First frame of a connection, and again whenever `layouts` grew. Creates or rejoins the run."""
+    """First message of a connection, sent again whenever `layouts` has grown. Creates or rejoins the run."""
 
     version: int
     run_id: str | None
-    """Chosen by the client, so that an offline run has an id before any server knows it; None: the server chooses."""
+    """Run id that the client chose, so that an offline run has an id before it reaches a server; None lets the server
+    choose."""
     writer: str
-    """Unique for each spool, that is for each sequence of records (a UUID)."""
+    """Unique id of the spool, that is of one sequence of records (a UUID)."""
     project: str
     name: str | None = None
     rank: int = 0
     config: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
     layouts: tuple[Layout, ...] = ()
-    """Every layout of this writer so far."""
+    """All layouts of this writer so far."""
     started_at: float = 0.0
     """Unix time of `init`."""
     sdk: str = ""
@@ -107,44 +109,44 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="batch"):
-    """Consecutive records; the i-th has the sequence `first_seq` + i. Sequences of a writer start at 1."""
+    """Consecutive records: the i-th has the sequence `first_seq` + i. The sequences of a writer start at 1."""
 
     first_seq: int
     records: tuple[Record, ...]
 
 
 class RawBatch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="batch"):
-    """A `Batch` whose records are already encoded; the same bytes on the wire."""
+    """A `Batch` whose records are already encoded. It has the same bytes on the wire."""
 
     first_seq: int
     records: list[msgspec.Raw]
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="finish"):
-    """The writer will send nothing after `last_seq`."""
+    """End of a writer, which sends nothing after `last_seq`."""
 
     last_seq: int
     state: Literal["finished", "crashed"] = "finished"
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="welcome"):
-    """Answer to `Hello`."""
+    """Answer of the server to a `Hello`."""
 
     run_id: str
     last_seq: int
-    """Last sequence of this writer that is committed; 0 for none. Send from `last_seq` + 1."""
+    """Last committed sequence of this writer, or 0; the client sends from `last_seq` + 1."""
     version: int = PROTOCOL_VERSION
     server: str = ""
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ack"):
-    """Every record up to and with `seq` is committed and may be forgotten by the client."""
+    """Acknowledgement: every record up to and including `seq` is committed, so that the client may delete it."""
 
     seq: int
 
 
 class PredictedStep(msgspec.Struct, frozen=True, kw_only=True):
-    """When a spike is expected: earliest, most likely, latest step."""
+    """Forecast of a spike: the earliest, the most likely and the latest step."""
 
     low: int
     best: int
@@ -152,65 +154,65 @@ class PredictedStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How a prediction was settled."""
+    """Result of a forecast, once it is settled."""
 
     result: Literal["hit", "early", "late", "false"]
-    """hit: the spike began within low…high; early or late: it came before or after the band; false: it never came."""
+    """Verdict: "hit" if the spike began within low…high, "early" or "late" if before or after it, "false" if never."""
     step: int | None
-    """Onset of the spike that came."""
+    """Step at which the spike began; None if there was none."""
     lead: int | None
-    """Steps from the opening of the alert to that onset."""
+    """Steps from the opening of the alert to the beginning of the spike; None if there was none."""
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """One alert, the same shape on the wire, in HTTP answers and in the callback of `on_alert`."""
+    """One alert. It has the same form on the wire, in HTTP answers and in callbacks of `on_alert`."""
 
     id: str
     run_id: str
     kind: str
     level: str
-    """watch, warning or critical."""
+    """Severity: "watch", "warning" or "critical"."""
     state: str
-    """open, acknowledged or resolved."""
+    """State: "open", "acknowledged" or "resolved"."""
     step: int
-    """Step at which it was opened."""
+    """Step at which the alert opened."""
     title: str
     """Headline, for example "Spike predicted at step 718"."""
     message: str
-    """Why, in one sentence with numbers."""
+    """Reason, as one sentence with numbers."""
     predicted_step: PredictedStep | None = None
-    """The forecast as of `updated_step`."""
+    """Forecast as of `updated_step`."""
     first_predicted_step: PredictedStep | None = None
-    """The forecast as it was when the alert opened."""
+    """Forecast as of the opening of the alert."""
     layers: tuple[str, ...] = ()
-    """Leading layers, most guilty first."""
+    """Layers that contribute most, largest contributor first."""
     layer_shares: tuple[float, ...] = ()
-    """Share of the growth that each of `layers` carries, 0…1; empty when not measured."""
+    """Share of each of `layers` in the growth, 0…1; empty if not measured."""
     cause: str = "unknown"
     evidence: dict[str, float | int | str | None] = {}
     advice: tuple[str, ...] = ()
-    """What to try, best fit first."""
+    """Recommended actions, the most suitable first."""
     outcome: Outcome | None = None
     opened_at: float = 0.0
-    """Unix time."""
+    """Unix time of the opening."""
     closed_at: float | None = None
     updated_step: int = 0
     attempt: int = 0
 
 
 class AlertNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="alert"):
-    """Pushed to the writers of a run when one of its alerts opens, changes or closes."""
+    """Message to the writers of a run when one of its alerts opens, changes or closes."""
 
     alert: Alert
 
 
 class Error(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
-    """Something is wrong; `code` is stable, `message` says what to do."""
+    """Error that the server reports: `code` is stable, `message` says what is wrong and what to do."""
 
     code: str
     message: str
     retryable: bool
-    """True: the same frame may succeed later. False: do not send it again."""
+    """Whether the same frame may succeed later. If False, it must not be sent again."""
 
 
 ClientMessage = Hello | Batch | Finish
@@ -223,26 +225,36 @@ _record_decoder = msgspec.msgpack.Decoder(Record)
 
 
 def encode(message: ClientMessage | ServerMessage | RawBatch | Record) -> bytes:
-    """Encode one message, or one record for the spool."""
+    """Return one encoded message, or one encoded record for the spool.
+
+    >>> encode(Ack(seq=7)).hex(" ")
+    '82 a4 74 79 70 65 a3 61 63 6b a3 73 65 71 07'
+    """
     return _encoder.encode(message)
 
 
 def encode_into(record: Record, buffer: bytearray) -> None:
-    """Encode one record over what ``buffer`` holds; its length is then the record's. Saves `encode` an allocation that
-    grows four times, for who encodes records of one size in a row."""
+    """Encode one record into ``buffer``, whose length is then that of the encoded record.
+
+    Reusing a buffer for records of similar size saves the allocation that `encode` has to grow several times.
+    """
     _encoder.encode_into(record, buffer)
 
 
 def decode_client_message(frame: bytes) -> ClientMessage:
-    """Decode a frame that a client sent. Raises `msgspec.DecodeError` (or its `ValidationError`) on anything else."""
+    """Return the message in a frame of a client. Raises `msgspec.DecodeError`, or its subclass `ValidationError`."""
     return _client_decoder.decode(frame)
 
 
 def decode_server_message(frame: bytes) -> ServerMessage:
-    """Decode a frame that a server sent. Raises `msgspec.DecodeError` (or its `ValidationError`) on anything else."""
+    """Return the message in a frame of a server. Raises `msgspec.DecodeError`, or its subclass `ValidationError`.
+
+    >>> decode_server_message(encode(Ack(seq=7)))
+    Ack(seq=7)
+    """
     return _server_decoder.decode(frame)
 
 
 def decode_record(data: bytes) -> Record:
-    """Decode one encoded record. Raises `msgspec.DecodeError` (or its `ValidationError`) on anything else."""
+    """Return a decoded record. Raises `msgspec.DecodeError`, or its subclass `ValidationError`."""
     return _record_decoder.decode(data)

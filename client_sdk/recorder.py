@@ -1,8 +1,9 @@
-"""From the values of one `log` to records in the spool.
+"""Turns the values of each `log` into a record of the spool.
 
-Owns the line of records whose values are still on their way from a device, their order, and the thread that moves the
-line on: a record is written by the training thread when all its values are on the host and no earlier one waits, else
-by that thread, within `PERIOD` of the moment when the copies of this and all earlier records have landed.
+Owns the queue of records whose values are still being copied from a device, their order, and the thread that writes
+them. The training thread writes a record itself if all of its values are on the host and no earlier record waits.
+Otherwise the recorder's thread writes it, at most `DRAIN_INTERVAL` after the copies of this and all earlier records
+have completed.
 """
 
 from __future__ import annotations
@@ -23,32 +24,36 @@ from client_sdk.spool.spool import Spool
 from client_sdk.spool.thinning import strip
 from client_sdk.warner import Warner
 
-PERIOD: Final = 0.05  # seconds between looks at the line
+DRAIN_INTERVAL: Final = 0.05  # seconds between two looks at the queue
 MAX_STAGED: Final = 1024  # records that wait for a device; beyond them the newest is dropped
-MAX_RECORD_BYTES: Final = MAX_FRAME_BYTES - 1024  # leaves room for the batch around it
-RESERVE: Final = 1.1  # of the spool's limit, for scalars once blocks no longer fit
-POLL: Final = 0.002  # seconds between looks at a device copy while finishing
-BREATH: Final = 0.0002  # seconds for other threads between two records of the line
+MAX_RECORD_BYTES: Final = MAX_FRAME_BYTES - 1024  # leaves room for the frame around it
+RESERVE: Final = 1.1  # of the spool's limit, for scalars when blocks no longer fit
+COPY_POLL: Final = 0.002  # seconds between two checks of a device copy in `flush`; a CUDA event has no timed wait
+DRAIN_PAUSE: Final = 0.0002  # seconds for other threads between two records of the queue
 STOP_TIMEOUT: Final = 2.0  # seconds
 
 
 class Staged(msgspec.Struct):
-    """One call of `log` whose values may still be on a device. A struct, as it is made in every `log`: that takes a
-    third of a dataclass's time."""
+    """The values of one call of `log`, some of which may still be on a device.
+
+    This is a struct because every `log` creates one, and a dataclass takes three times as long.
+    """
 
     step: int
     time: float
     scalars: dict[str, float]
-    """As `MetricReader.read` gave them."""
+    """Values on the host, as `MetricReader.read` returned them."""
     names: tuple[str, ...]
-    """Of the metrics in ``copy``."""
+    """Names of the values in ``copy``."""
     copy: HostCopy | None
+    """Values of the user's tensors on a device."""
     panel: Panel | None
+    """Instruments that were attached at this step."""
     parts: list[tuple[int, Pending]]
-    """Measurements with the position of their instrument in ``panel``."""
+    """Measurements, each with the position of its instrument in ``panel``."""
 
     def ready(self) -> bool:
-        """True when reading the values will not wait."""
+        """Return whether the values can be read without waiting."""
         try:
             if self.copy is not None and not self.copy.ready():
                 return False
@@ -57,28 +62,29 @@ class Staged(msgspec.Struct):
                     return False
             return True
         except Exception:
-            return True  # reading it raises too, and there it is reported
+            return True  # reading the values raises too, and reports the error
 
 
 class Recorder:
-    """Turns staged values into records, in order, and appends them to the spool."""
+    """Writes staged values as records, in order, to the spool."""
 
     def __init__(self, spool: Spool, reader: MetricReader, warner: Warner) -> None:
         self._spool = spool
         self._reader = reader
         self._warner = warner
-        self._line: deque[Staged] = deque()
-        self._append_lock = threading.Lock()  # held while one record is put into the spool, never longer
-        self._buffer = bytearray()  # the last record that `stage` wrote; append lock
-        self._drain_lock = threading.Lock()  # held by whoever moves the line on, never by `stage`
+        self._queue: deque[Staged] = deque()
+        self._append_lock = threading.Lock()  # held while one record is appended to the spool, never longer
+        self._buffer = bytearray()  # encoded record of `stage`; guarded by the append lock
+        self._drain_lock = threading.Lock()  # held by the thread that drains the queue
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self.dropped = 0
+        """Number of records that were lost in whole or in part."""
 
     @property
     def waiting(self) -> int:
-        """Records that are not in the spool yet."""
-        return len(self._line)
+        """Number of records that are not in the spool yet."""
+        return len(self._queue)
 
     def start(self) -> None:
         """Start the daemon thread."""
@@ -86,91 +92,103 @@ class Recorder:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(STOP_TIMEOUT)
         self._report()
 
     def stage(self, staged: Staged) -> None:
-        """Write one record, or put it at the end of the line. Called on the training thread."""
-        line = self._line
-        if not line and staged.ready():
+        """Write one record, or add it to the queue. Called on the training thread."""
+        queue = self._queue
+        if not queue and staged.ready():
             with self._append_lock:
-                if not line:
+                if not queue:
                     self._append(*self._encode(staged, self._buffer))
                     return
-        # The line needs no lock: its end is this side's, its head that of who holds the drain lock. Taking one would
-        # cost a call between two steps of training, whose caches hold something else, a sixth of its time.
-        if len(line) < MAX_STAGED:
-            line.append(staged)
+        # The queue needs no lock: only this method appends, and only the holder of the drain lock removes. A lock would
+        # take a sixth of the time of a call between two training steps, when its code is in no cache.
+        if len(queue) < MAX_STAGED:
+            queue.append(staged)
         else:
             self.dropped += 1
-            self._warner.warn("staged", f"{MAX_STAGED} records wait for the device; newer ones are dropped meanwhile")
-        if len(line) > MAX_STAGED // 2 and not self._drain_lock.locked():
-            self.drain()  # the thread alone is too slow for this training
+            self._warner.warn(
+                "staged", f"{MAX_STAGED} records wait for the device; until it catches up, newer ones are dropped"
+            )
+        if len(queue) > MAX_STAGED // 2 and not self._drain_lock.locked():
+            self.drain()  # the recorder's thread alone is too slow for this training
 
-    def drain(self, breath: float = 0.0) -> None:
-        """Write the records at the head of the line whose values have landed, of those that are in it now: a training
-        without pauses would keep its thread here for ever. Called from any thread, which rests for ``breath`` seconds
-        between two of them while the line is short."""
+    def drain(self, pause: float = 0.0) -> None:
+        """Write records from the head of the queue until one is still being copied. Called from any thread.
+
+        Handles only the records that are in the queue at the call, because a training that logs without a pause would
+        never leave it empty. Sleeps for ``pause`` seconds between two records while the queue is short.
+        """
         with self._drain_lock:
-            for _ in range(len(self._line)):
-                if not self._line[0].ready():
+            for _ in range(len(self._queue)):
+                if not self._queue[0].ready():
                     return
-                encoded = self._encode(self._line[0])
+                encoded = self._encode(self._queue[0])
                 with self._append_lock:
                     self._append(*encoded)
-                    self._line.popleft()
-                if breath and len(self._line) < MAX_STAGED // 4:
-                    time.sleep(breath)
+                    self._queue.popleft()
+                if pause and len(self._queue) < MAX_STAGED // 4:
+                    time.sleep(pause)
 
-    def land(self, deadline: float) -> bool:
-        """Wait until ``deadline`` (monotonic) for what is under way. False when some of it does not come."""
+    def flush(self, deadline: float) -> bool:
+        """Write all records of the queue, waiting for device copies until ``deadline`` (monotonic).
+
+        Returns False if some did not complete.
+        """
         self.drain()
-        while self._line and time.monotonic() < deadline:
-            time.sleep(POLL)
+        while self._queue and time.monotonic() < deadline:
+            time.sleep(COPY_POLL)
             self.drain()
-        return not self._line
+        return not self._queue
 
     def discard(self) -> None:
-        """Give up what never came from the device."""
+        """Drop the records whose device copies have not completed."""
         with self._drain_lock, self._append_lock:
-            if self._line:
-                self._warner.warn("lost", f"{len(self._line)} records never came from the device and are lost")
-                self.dropped += len(self._line)
-                self._line.clear()
+            if self._queue:
+                self._warner.warn(
+                    "lost", f"{len(self._queue)} records are lost, because the device never delivered their values"
+                )
+                self.dropped += len(self._queue)
+                self._queue.clear()
 
     def _work(self) -> None:
-        while not self._stopped.wait(PERIOD):
+        while not self._stopped.wait(DRAIN_INTERVAL):
             try:
-                self.drain(BREATH)
+                self.drain(DRAIN_PAUSE)
                 self._spool.maintain()
                 self._report()
             except Exception as error:
-                self._warner.caught("recorder", "writing what came from the device", error)
+                self._warner.caught("recorder", "writing records", error)
 
     def _report(self) -> None:
-        """Say what the spool cannot say itself."""
+        """Report the spool's trouble, which has no access to the warner."""
         spool = self._spool
         if spool.failure is not None:
             failure, spool.failure = spool.failure, None
             self._warner.warn(
                 "disk",
-                f"the spool {spool.directory} cannot be written ({failure}); records are kept in memory, and lost if "
-                "the process dies. Make room or set SPIKEWATCH_DIR to another disk",
+                f"the spool {spool.directory} cannot be written ({failure}); records are kept in memory and lost if "
+                "the process dies. Free disk space or set SPIKEWATCH_DIR to another disk",
             )
         if spool.thinned:
             self._warner.warn(
                 "thinned",
-                f"the spool {spool.directory} is nearly full, as the server has not taken records for long: the layer "
-                "statistics in it are thinned to every 2nd, 4th … step; scalars stay complete",
+                f"the spool {spool.directory} is nearly full, because the server has not accepted records for a long "
+                "time: its layer statistics are thinned to every 2nd, 4th … step; scalars stay complete",
             )
 
     def _encode(
         self, staged: Staged, buffer: bytearray | None = None
     ) -> tuple[Record | None, Sequence[bytes | bytearray]]:
-        """The record and its encoded pieces, in ``buffer`` if need be; none when it cannot be encoded."""
+        """Return the record and its encoded pieces, or None and no piece if it cannot be encoded.
+
+        ``buffer`` is reused for the encoded record.
+        """
         try:
             record = self._record(staged)
             payload: bytes | bytearray
@@ -186,7 +204,7 @@ class Recorder:
             return None, []
 
     def _append(self, record: Record | None, pieces: Sequence[bytes | bytearray]) -> None:
-        """Append lock must be held by the caller."""
+        """Append the pieces of one record to the spool. The append lock must be held by the caller."""
         for piece in pieces:
             if self._spool.append(piece):
                 continue
@@ -194,8 +212,8 @@ class Recorder:
             self.dropped += 1
             self._warner.warn(
                 "spool_full",
-                "the spool is full, as the server has not taken records for long; layer statistics are dropped and "
-                "scalars kept, until it does",
+                "the spool is full, because the server has not accepted records for a long time; until it does, layer "
+                "statistics are dropped and scalars are kept",
             )
             self._spool.append(encode(strip(record)), reserve=RESERVE)
             return
@@ -216,7 +234,9 @@ class Recorder:
             except Exception as error:
                 self._warner.caught("measure", "reading a measurement", error)
         if len(scalars) > MAX_SCALARS:
-            self._warner.warn("too_many_scalars", f"{len(scalars)} scalars in one step; only {MAX_SCALARS} are kept")
+            self._warner.warn(
+                "too_many_scalars", f"{len(scalars)} scalars were logged at one step; only {MAX_SCALARS} are kept"
+            )
             scalars = dict(list(scalars.items())[:MAX_SCALARS])
         has_layout = block is not None or bool(histograms)
         return Record(
@@ -224,12 +244,12 @@ class Recorder:
             time=staged.time,
             scalars=scalars,
             layout=staged.panel.layout.id if has_layout and staged.panel is not None else None,
-            block=cast("bytes | None", block),  # encodes alike, and nobody keeps it
+            block=cast("bytes | None", block),  # has the same encoding, and the record is not kept
             histograms=histograms,
         )
 
     def _split(self, record: Record) -> list[bytes]:
-        """A record too large for a frame as several of the same step; what is too large by itself is dropped."""
+        """Return a record that is too large for a frame as several of the same step, without pieces that still are."""
         parts = [msgspec.structs.replace(record, histograms=())]
         parts += [
             Record(step=record.step, time=record.time, scalars={}, layout=record.layout, histograms=(histograms,))
@@ -240,6 +260,7 @@ class Recorder:
         if len(kept) < len(pieces):
             self.dropped += 1
             self._warner.warn(
-                "too_large", "a record is larger than a frame may be and is dropped in part; group layers more coarsely"
+                "too_large",
+                "a record is larger than a frame may be and is dropped in part; use coarser groups of layers",
             )
         return kept

@@ -1,6 +1,6 @@
-"""Delivery of what earlier processes left in the spool directory: killed runs, offline runs, runs without a server.
+"""Delivers the spools of earlier processes: of killed runs, offline runs and runs whose server was unreachable.
 
-Owns finding those directories and giving each its own sender; two processes never work on one, as its lock decides.
+Finds these spools and gives each its own sender. The lock of a spool ensures that no two processes send it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,7 @@ from client_sdk.spool.directory import SpoolDirectory, find_spools
 from client_sdk.spool.spool import Spool
 from client_sdk.warner import Warner
 
-REST: Final = 5.0  # seconds for a socket to close after the last record
+STOP_TIMEOUT: Final = 5.0  # seconds for a sender to close its connection after the last record
 
 
 def deliver(
@@ -34,10 +33,10 @@ def deliver(
     timeout: float | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Send one left spool and delete it; returns how many records it had to send. Blocks.
+    """Send the spool of an earlier process, delete it, and return how many records were sent. Blocks.
 
-    A run without an end has crashed, and the server is told so. Raises `SpoolError` when the directory is in use or
-    damaged, `TransportError` when the server cannot be reached, refuses, or takes longer than ``timeout`` seconds.
+    A run that was not finished is reported to the server as crashed. Raises `SpoolError` if the directory is in use or
+    damaged, and `TransportError` if the server cannot be reached, refuses, or takes more than ``timeout`` seconds.
     """
     spool = Spool.open(directory)
     try:
@@ -51,10 +50,8 @@ def deliver(
             sender.run()
         else:
             sender.start()
-            deadline = time.monotonic() + timeout
-            while not sender.delivered and sender.running and time.monotonic() < deadline:
-                sender.wait_delivered(min(0.2, max(0.0, deadline - time.monotonic())))
-            sender.stop(REST)
+            sender.join(timeout)
+            sender.stop(STOP_TIMEOUT)
         if not sender.delivered:
             raise sender.error or TransportError("timeout", f"{directory} was not sent within {timeout} seconds")
         spool.delete()
@@ -63,9 +60,11 @@ def deliver(
         spool.release()
 
 
-def deliver_elsewhere(directory: Path, endpoint: Endpoint, timeout: float) -> bool:
-    """Send a spool that nobody holds from another process, for one that can start no thread any more. False when it
-    was not sent within ``timeout`` seconds; it stays where it is."""
+def deliver_in_subprocess(directory: Path, endpoint: Endpoint, timeout: float) -> bool:
+    """Send a spool from another process, for an interpreter that can no longer start a thread.
+
+    The spool must not be locked. Returns False if it was not sent within ``timeout`` seconds; it then stays on disk.
+    """
     environ = {**os.environ, ENV_URL: endpoint.url, ENV_HOME: str(endpoint.home)}
     if endpoint.token is not None:
         environ[ENV_TOKEN] = endpoint.token
@@ -74,33 +73,15 @@ def deliver_elsewhere(directory: Path, endpoint: Endpoint, timeout: float) -> bo
         return False
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter and this package
-            command, env=environ, timeout=timeout + REST, check=False, capture_output=True
+            command, env=environ, timeout=timeout + STOP_TIMEOUT, check=False, capture_output=True
         )
     except (OSError, subprocess.SubprocessError, RuntimeError):
         return False
     return done.returncode == 0
 
 
-def say_what_is_left(spool: Spool, warner: Warner, why: str | None) -> None:
-    """At the end of a run: what waits on the disk, and ``why`` it "could not be sent …" (None: it was not meant to be);
-    and what is lost, as no disk has it."""
-    kept = spool.last_seq - spool.acknowledged - spool.memory_count
-    if why is not None and spool.directory is not None and (kept or not spool.memory_count):
-        warner.warn(
-            "unsent",
-            f"{kept} records could not be sent {why}. They are in {spool.directory}: the next run "
-            f"with the same directory sends them, or `python -m client_sdk sync {spool.directory.parent}`",
-        )
-    if spool.memory_count:
-        warner.warn(
-            "lost_with_process",
-            f"{spool.memory_count} records could not be sent and are lost with the process: "
-            "there was no disk to keep them",
-        )
-
-
 class Recovery:
-    """What earlier processes left under a directory, sent while a run goes on."""
+    """The spools that earlier processes left under a directory, sent while a run continues."""
 
     def __init__(self, root: Path, endpoint: Endpoint, warner: Warner) -> None:
         self._spools = find_spools(root)
@@ -108,8 +89,11 @@ class Recovery:
         self._warner = warner
 
     def claim(self, own: Hello) -> Callable[[Callable[[], bool]], None]:
-        """Take out the spools of the same run and rank: the server must have them before what ``own`` records, or the
-        order of steps would be another. The answer sends them, in the sender's thread, until told to stop."""
+        """Remove the spools of the same run and rank from this recovery, and return a function that sends them.
+
+        The server must receive them before the records of ``own``, or the order of steps would change. The function is
+        called on the sender's thread and returns early when its argument, ``is_stopped``, returns True.
+        """
         same = [
             path
             for path, meta in self._spools
@@ -124,8 +108,8 @@ class Recovery:
                 if not is_stopped() and self._is_in_use(path):
                     self._warner.warn(
                         "shared_run",
-                        f"another process logs to run {own.run_id} as rank {own.rank} at the same time: whenever their "
-                        "steps cross, an attempt begins. Give each process a run_id of its own, or its RANK",
+                        f"another process is logging to run {own.run_id} as rank {own.rank}: each time their steps "
+                        "cross, a new attempt begins. Give each process its own run_id or its own RANK",
                     )
                 elif not is_stopped():
                     self._send(path, lambda error: is_stopped() or not error.retryable, is_stopped)
@@ -133,7 +117,7 @@ class Recovery:
         return send
 
     def start(self) -> None:
-        """Send the others, one after the other, in a daemon thread."""
+        """Send the remaining spools one after the other in a daemon thread."""
         if self._spools:
             threading.Thread(target=self._work, name="spikewatch-recovery", daemon=True).start()
 
@@ -155,16 +139,16 @@ class Recovery:
         return False
 
     def _send(self, path: Path, gives_up: Callable[[TransportError], bool], is_stopped: Callable[[], bool]) -> bool:
-        """False when the server does not want what is ours."""
+        """Send one spool. Returns False if the server refuses it or cannot be reached."""
         try:
             deliver(path, self._endpoint, self._warner, gives_up=gives_up, is_stopped=is_stopped)
         except SpoolError as error:
-            # Most often another run goes on there, or another process has just sent it: all is well.
+            # Usually another run is using the spool, or another process has just sent it. Neither is an error.
             if not isinstance(error.__cause__, BlockingIOError | FileNotFoundError):
-                self._warner.warn("recovery", f"{error}; what it holds is not sent")
+                self._warner.warn("recovery", f"{error}; its records are not sent")
         except TransportError as error:
             self._warner.note("recovery", str(error))
             return False
         except Exception as error:
-            self._warner.caught("recovery", f"sending what is left in {path}", error)
+            self._warner.caught("recovery", f"sending the spool {path}", error)
         return True

@@ -1,13 +1,12 @@
-"""One training run: what `log` is given, on its way into the spool.
+"""One training run: the boundary between training and everything that records, measures and sends.
 
-Owns the boundary with training: after `init` nothing here raises, blocks, or waits for a device or the server. Each
-cause of trouble is warned of once and counted. The only module of the SDK that builds spool and sender.
+After `init` no call of a `Run` raises into training, blocks it, or waits for a device or the server. The first
+occurrence of each cause of trouble is logged as a warning; all are counted.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 import uuid
 import weakref
@@ -18,33 +17,30 @@ from typing import Any, Final, Literal
 import msgspec
 
 from client_sdk.config import Settings
-from client_sdk.errors import ConfigurationError, SpoolError
+from client_sdk.delivery import Delivery
+from client_sdk.errors import ConfigurationError
 from client_sdk.inbox import AlertInbox, Callback
 from client_sdk.measurement import HostCopy, Instrument, Pending
 from client_sdk.metrics import BadValueError, MetricReader, as_step
 from client_sdk.panel import Panel
-from client_sdk.progress import REDRAW, Progress
-from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Finish, Hello, Layout
+from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Hello, Layout
 from client_sdk.recorder import Recorder, Staged
-from client_sdk.recovery import Recovery, deliver_elsewhere, say_what_is_left
 from client_sdk.run_status import State, Status
-from client_sdk.sender import Sender
-from client_sdk.spool.spool import Spool
 from client_sdk.warner import Warner
 
 _NO_PARTS: Final[list[tuple[int, Pending]]] = []
 _alive: Final[weakref.WeakSet[Run]] = weakref.WeakSet()
-"""What a forked child must let go of: runs belong to the process that made them."""
+"""Runs that a forked child must abandon, because they belong to the process that created them."""
 
 
 class Attachment:
-    """An instrument on a run. `remove` takes it off."""
+    """An instrument that is attached to a run until `remove` is called."""
 
     def __init__(self, run: Run, instrument: Instrument, layout: Layout) -> None:
         self._run = run
         self._instrument = instrument
         self.layout = layout
-        """Numbered; of all instruments of the run together."""
+        """Numbered layout of all instruments of the run together."""
 
     def remove(self) -> None:
         """Stop measuring. May be called again, and after `finish`."""
@@ -52,70 +48,61 @@ class Attachment:
 
 
 class Run:
-    """One training run. Made by `init`; every method may be called from the training thread at any time."""
+    """One training run, created by `init`. The training thread may call every method at any time."""
 
     def __init__(self, settings: Settings) -> None:
-        """Returns at once; the sender thread connects meanwhile. Never raises for a missing disk or server.
+        """Begin the run and return at once; a thread connects to the server in the background.
 
-        Rank 0 of a distributed training joins the run now, the others when they log."""
+        Never raises for a missing disk or server. Rank 0 of a distributed training joins the run now, every other rank
+        when it logs for the first time.
+        """
         self.settings = settings
         self.id = settings.run_id or uuid.uuid4().hex
-        self._warner = Warner()
-        self._reader = MetricReader(self._warner)
+        self.warner = Warner()
+        """Warnings of this run; instruments report here what they keep away from training."""
+        self.inbox = AlertInbox(self.warner, began_at=time.time())
+        """Alerts of this run on their way to callbacks."""
+        self._waiting_alerts = self.inbox.waiting
+        self._reader = MetricReader(self.warner)
         self._state: State = "running"
         self._is_open = False
         self._is_forked = False
-        self._panel: Panel | None = None
-        self._layout_count = 0
-        self._inbox = AlertInbox(self._warner, began_at=time.time())
-        self._alerts = self._inbox.waiting
         self._dropped = 0
         self._last_step = -1
         self._last_time: float | None = None
-        self._spool: Spool | None = None
-        self._recorder: Recorder | None = None
-        self._sender: Sender | None = None
-        self._hello = Hello(
-            version=PROTOCOL_VERSION,
-            run_id=self.id,
-            writer=uuid.uuid4().hex,
-            project=settings.project,
-            name=settings.name,
-            rank=settings.rank,
-            config=settings.config,
-            tags=settings.tags,
-            started_at=time.time(),
-            sdk=f"python/{_sdk_version()}",
-        )
+        self._panel: Panel | None = None
+        self._hello = _first_hello(settings, self.id)
+        self._delivery: Delivery | None = None
+        self._recorder: Recorder | None = None  # that of the delivery, for `log`
         _alive.add(self)
         if settings.mode != "disabled" and settings.rank == 0:
             self._open()
 
-    # -- what the user calls --
+    # -- called by the user --
 
     def log(
         self, metrics: Mapping[str, Any], step: int | None = None, closure: Callable[[], Any] | None = None
     ) -> None:
         """Record ``metrics`` (numbers, or tensors of one element on any device) at ``step`` (default: the last + 1).
 
-        ``closure`` returns the loss of a batch, for curvature at the present parameters. Never raises or waits.
+        ``closure`` returns the loss of a batch, for curvature at the present parameters. Never raises and never waits.
         """
-        # One straight line without helpers: between two steps of training the caches hold something else, and each
-        # function more costs microseconds.
+        # One straight function without helpers: between two steps of training its code is in no cache, and each further
+        # function costs microseconds.
         try:
-            if not self._is_open and not self._open_late():
+            if not self._is_open and not self._join():
                 return
             recorder = self._recorder
             assert recorder is not None
-            if self._alerts:
-                self._tell_alerts()
+            if self._waiting_alerts:
+                self._call_callbacks()
             moment = time.perf_counter()
             if step is None:
                 step = self._last_step + 1
             if type(step) is not int or not 0 <= step <= MAX_STEP:
                 step = as_step(step)
             if type(metrics) is not dict and not isinstance(metrics, Mapping):
-                self._warner.warn("bad_metrics", f"log() got {type(metrics).__name__}; expected a dictionary")
+                self.warner.warn("bad_metrics", f"log() got {type(metrics).__name__}; expected a dictionary")
                 metrics = {}
             now = time.time()
             scalars, deferred = self._reader.read(metrics)
@@ -125,7 +112,7 @@ class Run:
                 try:
                     parts = panel.measure(step, metrics, closure)
                 except Exception as error:
-                    self._warner.caught("measure", "measuring", error)
+                    self.warner.caught("measure", "measuring", error)
             if step != self._last_step:
                 if step > self._last_step and self._last_time is not None and "step_time" not in scalars:
                     scalars["step_time"] = (moment - self._last_time) / (step - self._last_step)
@@ -134,236 +121,159 @@ class Run:
             recorder.stage(Staged(step, now, scalars, tuple(deferred), copy, panel, parts))
         except BadValueError as error:
             self._dropped += 1
-            self._warner.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
+            self.warner.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
         except Exception as error:
             self._dropped += 1
-            self._warner.caught("log", "log()", error)
+            self.warner.caught("log", "log()", error)
 
     def on_alert(self, callback: Callback) -> None:
-        """Call ``callback`` on the training thread, inside the next `log`, when an alert of the run opens, escalates or
-        is resolved: `TrainingAlert.change` says which, and each comes once, also after a lost connection.
+        """Call ``callback`` when an alert of the run opens, escalates or is resolved (see `TrainingAlert.change`).
 
-        Every rank that logs hears of every alert of the run, each in a `log` of its own. What the callback raises is
-        reported, and training goes on; training waits for it, and is told where that takes more than a second.
+        Callbacks run on the training thread, inside the next `log`. Each change is reported once, even after a lost
+        connection, on every rank that logs. An exception of a callback is reported and does not stop training. Training
+        waits for callbacks; one that takes more than a second is reported.
         """
         if not callable(callback):
-            self._warner.warn("bad_callback", f"on_alert got {callback!r:.80}, which cannot be called; it is ignored")
+            self.warner.warn("bad_callback", f"on_alert got {callback!r:.80}, which is not callable; it is ignored")
             return
-        self._inbox.add(callback)
+        self.inbox.add(callback)
 
     def off_alert(self, callback: Callback) -> None:
-        """Take back `on_alert`; a callback that was not there is mentioned once."""
-        if not self._inbox.remove(callback):
-            self._warner.warn("bad_callback", f"off_alert got {callback!r:.80}, which on_alert never did")
+        """Stop calling ``callback``. Warns if it was not registered."""
+        if not self.inbox.remove(callback):
+            self.warner.warn("bad_callback", f"off_alert got {callback!r:.80}, which was not passed to on_alert")
 
     @property
     def open_alerts(self) -> tuple[Alert, ...]:
-        """Those that are open as far as this process knows, with the date that was told last."""
-        return self._inbox.open
+        """Open alerts according to the latest messages of the server, each with its latest forecast."""
+        return self.inbox.open
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Wait until everything logged so far is acknowledged. False when that took longer than ``timeout`` seconds,
-        and offline."""
-        if self._spool is None or self._recorder is None:
+        """Wait until everything logged so far is acknowledged. Returns False after ``timeout`` seconds, and offline."""
+        if self._delivery is None:
             return True
         if self._is_forked:
             return False
         try:
-            return self._flush(self._spool, self._recorder, timeout)
+            return self._delivery.flush(timeout)
         except Exception as error:
-            self._warner.caught("flush", "flush()", error)
+            self.warner.caught("flush", "flush()", error)
             return False
 
     def finish(self, timeout: float = 30.0, *, state: Literal["finished", "crashed"] = "finished") -> None:
-        """Send what is left, for at most ``timeout`` seconds; the rest stays in the spool for the next `init` or
-        `python -m client_sdk sync`. May be called again."""
-        if self._state != "running" or self._is_forked:
+        """Finish the run and send the remaining records for at most ``timeout`` seconds.
+
+        Unsent records stay in the spool for the next `init` or `python -m client_sdk sync`. May be called again.
+        """
+        if not self.active:
+            return
+        self._state = state
+        self._is_open = False
+        if self._delivery is None:
             return
         try:
-            self._finish(timeout, state)
+            self._delivery.finish(timeout, state)
         except Exception as error:
-            self._warner.caught("finish", "finish()", error)
+            self.warner.caught("finish", "finish()", error)
 
     def status(self) -> Status:
-        """Where the run stands."""
-        spool, recorder, sender = self._spool, self._recorder, self._sender
-        dropped = (
-            self._dropped + (0 if recorder is None else recorder.dropped) + (0 if sender is None else sender.refused)
-        )
+        """Return the counts and the connection state of the run."""
+        delivery = self._delivery
         return Status(
             run_id=self.id,
             mode=self.settings.mode,
             state=self._state,
-            logged=0 if spool is None or recorder is None else spool.last_seq + recorder.waiting,
-            acknowledged=0 if spool is None else spool.acknowledged,
-            thinned=0 if spool is None else spool.thinned,
-            queued_bytes=0 if spool is None else spool.queued_bytes,
-            dropped=dropped,
-            connected=sender is not None and sender.connected,
-            last_error=self._warner.last_error,
-            callback_seconds=self._inbox.callback_seconds,
-            warnings=dict(self._warner.counts),
+            logged=0 if delivery is None else delivery.logged,
+            acknowledged=0 if delivery is None else delivery.acknowledged,
+            thinned=0 if delivery is None else delivery.thinned,
+            queued_bytes=0 if delivery is None else delivery.queued_bytes,
+            dropped=self._dropped + (0 if delivery is None else delivery.dropped),
+            connected=delivery is not None and delivery.connected,
+            last_error=self.warner.last_error,
+            callback_seconds=self.inbox.callback_seconds,
+            warnings=dict(self.warner.counts),
         )
 
-    # -- what an instrument calls --
+    # -- called by instruments --
 
     @property
     def active(self) -> bool:
-        """True until `finish`, in the process that made the run."""
+        """Whether the run is not finished, and was created by this process."""
         return self._state == "running" and not self._is_forked
 
     @property
     def disabled(self) -> bool:
-        """True when every call is a no-op."""
+        """Whether every call does nothing, because the mode is "disabled"."""
         return self.settings.mode == "disabled"
 
     @property
     def instrument_count(self) -> int:
-        """How many instruments are attached."""
+        """Number of attached instruments."""
         return 0 if self._panel is None else len(self._panel.instruments)
 
-    @property
-    def warner(self) -> Warner:
-        """Where an instrument reports what it kept away from training."""
-        return self._warner
-
     def attach(self, instrument: Instrument) -> Attachment:
-        """Measure with ``instrument`` from the next `log` on; its layout is sent before. Several are combined into one.
+        """Measure with ``instrument`` from the next `log` on, combined with the instruments that are already attached.
 
-        Raises `ConfigurationError` when the layout cannot be sent.
+        Raises `ConfigurationError` if the combined layout cannot be sent.
         """
-        if 2 * (self._layout_count + 1) > MAX_LAYOUTS:  # each attachment may cost another layout when it is removed
+        # Each attachment may need another layout when it is removed.
+        if 2 * (len(self._hello.layouts) + 1) > MAX_LAYOUTS:
             raise ConfigurationError(f"watch() was called more than {MAX_LAYOUTS // 2} times on one run")
         others = () if self._panel is None else self._panel.instruments
-        panel = self._install([*others, instrument])
-        assert panel is not None
+        panel = self._install((*others, instrument))
         return Attachment(self, instrument, panel.layout)
 
     def detach(self, instrument: Instrument) -> None:
-        """Stop measuring with ``instrument``; nothing happens when it is not attached."""
-        if self._panel is not None and any(other is instrument for other in self._panel.instruments):
-            self._install([other for other in self._panel.instruments if other is not instrument])
+        """Stop measuring with ``instrument``; does nothing if it is not attached."""
+        if self._panel is None:
+            return
+        others = tuple(other for other in self._panel.instruments if other is not instrument)
+        if not others:
+            self._panel = None
+        elif len(others) < len(self._panel.instruments):
+            self._install(others)
 
-    # -- inside: the training thread --
+    # -- internal --
 
     def _open(self) -> None:
-        spool = self._spool = self._make_spool()
-        recorder = self._recorder = Recorder(spool, self._reader, self._warner)
-        if self.settings.mode == "online":
-            recovery = Recovery(self.settings.directory, self.settings.endpoint, self._warner)
-            self._sender = Sender(
-                spool,
-                self.settings.endpoint,
-                self._warner,
-                on_alert=self._inbox.deliver,
-                earlier=recovery.claim(spool.hello),
-            )
-            self._sender.start()
-            recovery.start()
-        recorder.start()
+        self._delivery = Delivery(self.settings, self._hello, self._reader, self.warner, on_alert=self.inbox.receive)
+        self._recorder = self._delivery.recorder
         self._is_open = True
 
-    def _open_late(self) -> bool:
-        """What `log` does first when the run is not open: a rank that logs for the first time joins now. False when the
-        call is to be ignored."""
+    def _join(self) -> bool:
+        """Open the run at the first `log` of a rank other than 0. Returns False if the call is to be ignored."""
         if self.disabled:
             return False
         if self._is_forked:
             self._dropped += 1
-            self._warner.warn("forked", "log() in a forked process is ignored; call client_sdk.init() there")
+            self.warner.warn("forked", "log() in a forked process is ignored; call client_sdk.init() there")
             return False
         if self._state != "running":
             self._dropped += 1
-            self._warner.warn("finished", "log() after finish() is ignored; call client_sdk.init() for another run")
+            self.warner.warn("finished", "log() after finish() is ignored; call client_sdk.init() for another run")
             return False
         self._open()
         return True
 
-    def _make_spool(self) -> Spool:
-        try:
-            return Spool.create(self.settings.directory, self._hello, disk_limit=self.settings.spool_bytes)
-        except SpoolError as error:
-            self._warner.warn(
-                "spool",
-                f"{error}. Records are kept in memory only, and lost if the process dies; "
-                "pass directory=… or set SPIKEWATCH_DIR to a place that can be written",
-            )
-            return Spool.in_memory(self._hello)
-
-    def _install(self, instruments: list[Instrument]) -> Panel | None:
-        if not instruments:
-            self._panel = None
-            return None
-        panel = Panel(instruments, self._layout_count)
-        self._layout_count += 1
+    def _install(self, instruments: tuple[Instrument, ...]) -> Panel:
+        """Measure with these instruments under a new layout, which the server receives before its first record."""
+        panel = Panel(instruments, len(self._hello.layouts))
         self._hello = msgspec.structs.replace(self._hello, layouts=(*self._hello.layouts, panel.layout))
-        if self._spool is not None:
-            self._spool.update_hello(self._hello)
+        if self._delivery is not None:
+            self._delivery.update_hello(self._hello)
         self._panel = panel
         return panel
 
-    def _tell_alerts(self) -> None:
-        seconds = self._inbox.tell()
+    def _call_callbacks(self) -> None:
+        seconds = self.inbox.call_callbacks()
         if self._last_time is not None:
-            self._last_time += seconds  # a checkpoint that a callback saves is no slow step
-
-    # -- inside: the end --
-
-    def _flush(self, spool: Spool, recorder: Recorder, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
-        landed = recorder.land(deadline)
-        target = spool.last_seq
-        if self._sender is None:
-            return landed and spool.acknowledged >= target
-        self._sender.wake()
-        return self._sender.wait_acknowledged(target, max(0.0, deadline - time.monotonic())) and landed
-
-    def _finish(self, timeout: float, state: Literal["finished", "crashed"]) -> None:
-        self._state = state
-        self._is_open = False
-        spool, recorder, sender = self._spool, self._recorder, self._sender
-        if spool is None or recorder is None:
-            return
-        deadline = time.monotonic() + timeout
-        if not recorder.land(deadline):
-            recorder.discard()
-        recorder.stop()
-        spool.finish(Finish(last_seq=spool.last_seq, state=state))
-        if sender is None:
-            say_what_is_left(spool, self._warner, None)
-            spool.release()
-            return
-        sender.wake()
-        delivered = self._await_delivery(sender, spool, deadline)
-        stopped = sender.stop(2.0)
-        if delivered:
-            spool.delete()
-            return
-        if sender.error is not None and sender.error.code == "exiting" and spool.directory is not None:
-            spool.release()
-            if deliver_elsewhere(spool.directory, self.settings.endpoint, max(1.0, deadline - time.monotonic())):
-                return
-        why = "to a server that refuses them" if sender.rests_until(deadline) else f"within {timeout:g} s"
-        say_what_is_left(spool, self._warner, why)
-        if stopped:
-            spool.release()
-
-    def _await_delivery(self, sender: Sender, spool: Spool, deadline: float) -> bool:
-        progress = Progress(sys.stderr, spool.queued_bytes)
-        try:
-            while not sender.wait_delivered(min(REDRAW, max(0.0, deadline - time.monotonic()))):
-                if time.monotonic() >= deadline or not sender.running or sender.rests_until(deadline):
-                    return sender.delivered
-                progress.show(spool.queued_bytes, connected=sender.connected)
-            return True
-        finally:
-            progress.close()
+            self._last_time += seconds  # the time of a callback, such as saving a checkpoint, is not part of the step
 
     def abandon(self) -> None:
-        """Called in a forked child: let go of what belongs to the parent, touch nothing that it still uses."""
+        """Release the parent's connection in a forked child, without touching anything that the parent still uses."""
         self._is_open, self._is_forked = False, True
-        if self._sender is not None:
-            self._sender.abandon()
+        if self._delivery is not None:
+            self._delivery.abandon()
 
 
 def _abandon_in_child() -> None:
@@ -372,6 +282,21 @@ def _abandon_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_in_child)
+
+
+def _first_hello(settings: Settings, run_id: str) -> Hello:
+    return Hello(
+        version=PROTOCOL_VERSION,
+        run_id=run_id,
+        writer=uuid.uuid4().hex,
+        project=settings.project,
+        name=settings.name,
+        rank=settings.rank,
+        config=settings.config,
+        tags=settings.tags,
+        started_at=time.time(),
+        sdk=f"python/{_sdk_version()}",
+    )
 
 
 def _copy_to_host(tensors: list[Any]) -> HostCopy:

@@ -1,4 +1,4 @@
-"""Where a run stands, for whoever asks: `client_sdk.status()`. A value; the run fills it in."""
+"""The status of a run, as `client_sdk.status()` returns it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ State = Literal["running", "finished", "crashed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Where a run stands. Counts are of records, that is of calls of `log`."""
+    """Counts, connection state and warnings of a run. Counts are numbers of records, that is of calls of `log`."""
 
     run_id: str
     mode: str
     state: State
     logged: int
-    """Accepted by `log`."""
+    """Records that `log` accepted."""
     acknowledged: int
-    """Committed by the server."""
+    """Records that the server has committed."""
     thinned: int
-    """Records that kept their scalars and gave up their layer statistics, as the server did not take them for long."""
+    """Records that lost their layer statistics, but no scalar, because an outage of the server filled the spool."""
     queued_bytes: int
-    """On disk or in memory, not yet acknowledged."""
+    """Bytes on disk or in memory that are not acknowledged."""
     dropped: int
-    """Lost in whole or in part: no room, too large, a bad step, logged after `finish` or in a forked process."""
+    """Records lost in whole or in part: no room, too large, an invalid step, after `finish` or in a forked process."""
     connected: bool
+    """Whether there is a connection to the server."""
     last_error: str | None
+    """Message of the latest warning; None if there was none."""
     callback_seconds: float
-    """That training has waited for callbacks of `on_alert`."""
+    """Seconds that training has waited for callbacks of `on_alert`."""
     warnings: Mapping[str, int]
-    """How often each cause of trouble occurred; the first of each was printed."""
+    """Number of occurrences of each cause of a warning; the first of each was logged."""

@@ -1,10 +1,10 @@
-"""How much may be under way to the server without an acknowledgement: little on a slow link.
+"""The send window: how many bytes may be on the wire without an acknowledgement, fewer on a slow link.
 
-A ping waits behind all that was sent before it. What a fast link carries in a moment are minutes of a slow one: the
-connection would be taken for dead, and again and again the next one, each of which sends once more what is still on its
-way. So the window begins small, grows while acknowledgements are prompt, and shrinks when a connection ends without.
+A ping waits behind all bytes that were sent before it. What a fast link carries in a moment takes a slow one minutes:
+the connection would be considered dead, and so would each next one, which sends the unacknowledged bytes again. The
+window therefore starts small, grows while acknowledgements are prompt, and shrinks when a connection ends without one.
 
-Pure; sending is the sender's. Used by one thread.
+Pure: the sender does the sending. Used by one thread.
 """
 
 from __future__ import annotations
@@ -13,50 +13,59 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-BATCHES: Final = 8  # sent and not yet acknowledged
-LARGEST: Final = 8 * 1024 * 1024  # bytes
-FIRST: Final = 256 * 1024  # bytes
-LEAST: Final = 64 * 1024  # bytes
-PROMPT: Final = 2.5  # seconds to an acknowledgement; a fraction of what a ping may take
-SHRINKS: Final = 4
+MAX_BATCHES: Final = 8  # sent and not acknowledged
+MAX_BYTES: Final = 8 * 1024 * 1024
+INITIAL_BYTES: Final = 256 * 1024
+MIN_BYTES: Final = 64 * 1024
+PROMPT: Final = 2.5  # seconds to an acknowledgement; a fraction of the ping timeout
+SHRINK_FACTOR: Final = 4
 
 
-class Window:
-    """Of one sender, over all of its connections."""
+class SendWindow:
+    """The unacknowledged batches of one sender, over all of its connections.
+
+    >>> window = SendWindow(clock=lambda: 0.0)
+    >>> window.sent(10, size=INITIAL_BYTES)
+    >>> window.has_room
+    False
+    >>> window.acknowledged(10)
+    >>> window.has_room, window.size == 2 * INITIAL_BYTES
+    (True, True)
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.size = FIRST
-        """Bytes; a batch may begin while less is under way."""
+        self.size = INITIAL_BYTES
+        """Size of the window in bytes; another batch may be sent while fewer bytes are unacknowledged."""
         self._clock = clock
-        self._batches: deque[tuple[int, int, float]] = deque()  # (last sequence, bytes, when it was sent)
+        self._batches: deque[tuple[int, int, float]] = deque()  # (last sequence, bytes, time of sending)
 
     def __len__(self) -> int:
-        """Batches under way."""
+        """Return the number of unacknowledged batches."""
         return len(self._batches)
 
     @property
     def has_room(self) -> bool:
-        """True when another batch may be sent."""
-        return len(self._batches) < BATCHES and sum(size for _, size, _ in self._batches) < self.size
+        """Whether another batch may be sent."""
+        return len(self._batches) < MAX_BATCHES and sum(size for _, size, _ in self._batches) < self.size
 
     @property
-    def last(self) -> int:
-        """Last sequence of the newest batch; 0 where nothing is under way."""
+    def last_seq(self) -> int:
+        """Last sequence of the newest unacknowledged batch, or 0 if there is none."""
         return self._batches[-1][0] if self._batches else 0
 
     def sent(self, seq: int, size: int) -> None:
-        """A batch of ``size`` bytes up to the sequence ``seq`` goes on its way."""
+        """Add a batch of ``size`` bytes that ends with the sequence ``seq``."""
         self._batches.append((seq, size, self._clock()))
 
     def acknowledged(self, seq: int) -> None:
-        """Everything up to and with ``seq`` has arrived."""
+        """Remove batches up to and including ``seq``; a prompt acknowledgement doubles the window."""
         while self._batches and self._batches[0][0] <= seq:
             sent_at = self._batches.popleft()[2]
             if self._clock() - sent_at < PROMPT:
-                self.size = min(LARGEST, 2 * self.size)
+                self.size = min(MAX_BYTES, 2 * self.size)
 
-    def lost(self) -> None:
-        """The connection has ended, and nothing is under way any more."""
+    def disconnected(self) -> None:
+        """Remove all batches, because the connection has ended; an overdue acknowledgement shrinks the window."""
         if self._batches and self._clock() - self._batches[0][2] > PROMPT:
-            self.size = max(LEAST, self.size // SHRINKS)
+            self.size = max(MIN_BYTES, self.size // SHRINK_FACTOR)
         self._batches.clear()

@@ -1,13 +1,13 @@
-"""A websocket to the server that speaks the protocol's messages.
+"""A websocket connection to the server that sends and receives messages of the protocol.
 
-Owns handshake, token, deadlines, and the translation of everything that can go wrong into `TransportError`; who
-reconnects, and when, is the sender's. Proxies and the trust store are the system's, by websockets' defaults.
+Owns the handshake, the token, the deadlines, and the translation of every failure into `TransportError`. The sender
+decides when to reconnect. Proxies and the trust store are those of the system, which `websockets` uses by default.
 """
 
 from __future__ import annotations
 
 import contextlib
-import encodings.idna  # noqa: F401 - getaddrinfo imports it; a fork while our thread imports leaves children a held lock
+import encodings.idna  # noqa: F401 - getaddrinfo imports it; a fork during an import leaves the child a locked module
 import logging
 import os
 import socket
@@ -26,40 +26,39 @@ from client_sdk.config import Endpoint
 from client_sdk.errors import TransportError
 from client_sdk.protocol import MAX_FRAME_BYTES, ServerMessage, decode_server_message
 
-OPEN_TIMEOUT: Final = 5.0  # seconds, for TCP, TLS and the HTTP handshake together
+OPEN_TIMEOUT: Final = 5.0  # seconds for TCP, TLS and the HTTP handshake together
 CLOSE_TIMEOUT: Final = 2.0  # seconds
 PING_INTERVAL: Final = 10.0  # seconds
-PING_TIMEOUT: Final = 10.0  # seconds without an answer: the connection is dead
-READ_BYTES: Final = 64 * 1024  # at once
-SEND_TIMEOUT: Final = 20.0  # seconds without any progress of a send: the connection is dead
+PING_TIMEOUT: Final = 10.0  # seconds without an answer, after which the connection is dead
+READ_BYTES: Final = 64 * 1024  # in one read
+SEND_TIMEOUT: Final = 20.0  # seconds without progress of a send, after which the connection is dead
 
 CLOSE_UNAUTHENTICATED: Final = 4401
 CLOSE_FORBIDDEN: Final = 4403
 CLOSE_TOO_LARGE: Final = 1009
 CLOSE_GOING_AWAY: Final = frozenset({1001, 1012})
 UNAUTHENTICATED_HELP: Final = (
-    "the server does not accept the token. Pass token=…, or set SPIKEWATCH_TOKEN; on the server's machine "
-    "`spikewatch up` leaves one that is found by itself, and `spikewatch token create` makes others"
+    "the server does not accept the token. Pass token=… or set SPIKEWATCH_TOKEN. `spikewatch token create` creates a "
+    "token; on the server's own machine the one that `spikewatch up` stores is found automatically"
 )
 
 START_HELP: Final = "Start it with `spikewatch up`, or correct url=… or SPIKEWATCH_URL"
-TRUST_HELP: Final = "Where the authority is your own, set SSL_CERT_FILE to its certificate"
+TRUST_HELP: Final = "If the certificate authority is your own, set SSL_CERT_FILE to its certificate"
 
 _quiet: Final = logging.getLogger("client_sdk.websockets")
-"""For websockets, which writes a traceback into the log of the training when a ping is not answered. What went wrong
-with a connection is for the sender to say."""
+"""Logger for `websockets`, which would log a traceback when a ping is not answered; the sender reports such errors."""
 _quiet.setLevel(logging.CRITICAL)
 
 
 class ExactSocket:
-    """A socket whose `recv` makes objects of the size of what came.
+    """A socket whose `recv` allocates only as many bytes as it received.
 
-    `socket.recv` makes one of what was asked for, 64 KiB from websockets, and shrinks it to the few bytes of an
-    acknowledgement or an alert. Of those glibc keeps some of every size for the thread instead of joining them with the
-    free memory around them, each at the beginning of 64 KiB. Where they lie, the next read does not fit, and takes new
-    memory: a megabyte in twenty minutes of a run with alerts, and no object to blame.
+    `socket.recv` allocates as many bytes as it was asked for, 64 KiB by websockets, and shrinks the object to the few
+    bytes of an acknowledgement or an alert. When such objects are freed, glibc keeps some of each size in a cache of
+    the thread instead of merging them with the free memory behind them, so that the next read of 64 KiB does not fit
+    there and takes new memory: a megabyte in twenty minutes of a run with alerts.
 
-    Read by one thread.
+    Used by one thread.
     """
 
     def __init__(self, wrapped: socket.socket) -> None:
@@ -67,29 +66,30 @@ class ExactSocket:
         self._buffer = memoryview(bytearray(READ_BYTES))
 
     def recv(self, size: int) -> bytes:
+        """Return at most ``size`` received bytes."""
         return bytes(self._buffer[: self._wrapped.recv_into(self._buffer[:size])])
 
     def __getattr__(self, name: str) -> Any:
-        """Everything but reading is the socket's own."""
+        """Delegate everything except `recv` to the wrapped socket."""
         return getattr(self._wrapped, name)
 
 
-class _FrugalConnection(ClientConnection):
-    """Reads from an `ExactSocket`."""
+class _ExactConnection(ClientConnection):
+    """A websocket connection that reads from an `ExactSocket`."""
 
     def __init__(self, sock: socket.socket, protocol: ClientProtocol, **options: Any) -> None:
-        # TLS within the TLS of a proxy is no socket, and reads for itself.
+        # TLS inside the TLS of a proxy is not a socket and needs no wrapper.
         exact = cast(socket.socket, ExactSocket(sock)) if isinstance(sock, socket.socket) else sock
         super().__init__(exact, protocol, **options)
 
 
 class Connection:
-    """One open websocket. Used by one thread, except `abandon`."""
+    """One open websocket. One thread uses it; `abandon` is called in a forked child."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        """Connect. Raises `TransportError`."""
+        """Connect to the server. Raises `TransportError`."""
         token = endpoint.find_token()
-        self._stack = contextlib.ExitStack()  # websockets wants its connections used as context managers
+        self._stack = contextlib.ExitStack()  # `websockets` requires connections to be used as context managers
         try:
             socket_context = connect_websocket(
                 endpoint.socket_url,
@@ -100,10 +100,10 @@ class Connection:
                 ping_timeout=PING_TIMEOUT,
                 max_size=MAX_FRAME_BYTES,
                 max_queue=1024,  # acknowledgements and alerts, small
-                create_connection=_FrugalConnection,
-                proxy=None if endpoint.is_here else True,  # True: the one that the environment or the system names
+                create_connection=_ExactConnection,
+                proxy=None if endpoint.is_local else True,  # True: the proxy of the environment or the system
                 logger=_quiet,
-                compression=None,  # float blocks hardly compress, and the time is the training machine's
+                compression=None,  # blocks of floats hardly compress, and compression takes time from training
             )
             self._socket = self._stack.enter_context(socket_context)
         except InvalidStatus as error:
@@ -113,30 +113,30 @@ class Connection:
             raise unreachable(endpoint, f"does not answer like a Spikewatch server: HTTP status {status}") from error
         except InvalidHandshake as error:
             raise unreachable(endpoint, f"does not answer like a Spikewatch server: {error}") from error
-        except RuntimeError as error:  # Python ≥ 3.12 starts no thread any more once the main one has ended
-            raise TransportError("exiting", f"no new connection at the end of the process: {error}") from error
+        except RuntimeError as error:  # Python ≥ 3.12 starts no thread once the main thread has ended
+            raise TransportError("exiting", f"the ending process cannot open a connection: {error}") from error
         except ssl.SSLCertVerificationError as error:
             raise TransportError("unreachable", f"{endpoint.url} cannot be trusted: {error}. {TRUST_HELP}") from error
         except (OSError, TimeoutError, InvalidURI, EOFError, ImportError) as error:
-            # ImportError: a SOCKS proxy without python-socks
+            # An ImportError means that a SOCKS proxy is set and python-socks is not installed.
             raise unreachable(endpoint, f"cannot be reached: {error}") from error
-        # Pings find a peer that is silent, but not one that lets a send hang while it holds websockets' own lock.
+        # Pings detect a silent peer, but not a send that blocks while it holds the lock of `websockets`.
         with contextlib.suppress(OSError):
             self._socket.socket.setsockopt(
                 socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(SEND_TIMEOUT), 0)
             )
 
     def send(self, frame: bytes) -> None:
-        """Raises `TransportError` when the connection is gone or makes no progress."""
+        """Send one frame. Raises `TransportError` if the connection is closed or makes no progress."""
         try:
             self._socket.send(frame)
         except ConnectionClosed as error:
             raise _closed(error) from error
 
     def receive(self, timeout: float) -> ServerMessage | None:
-        """The next message, or None when there is none within ``timeout`` seconds or it is of no known kind.
+        """Return the next message, or None if none comes within ``timeout`` seconds or its type is unknown.
 
-        Raises `TransportError` when the connection is gone.
+        Raises `TransportError` if the connection is closed.
         """
         try:
             frame = self._socket.recv(timeout)
@@ -149,28 +149,30 @@ class Connection:
         try:
             return decode_server_message(frame)
         except msgspec.DecodeError:
-            return None  # a newer server may say more than we understand
+            return None  # a newer server may send messages that this client does not support
 
     def close(self) -> None:
-        """Close in an orderly way, within `CLOSE_TIMEOUT`."""
+        """Close the connection with a closing handshake, within `CLOSE_TIMEOUT` seconds."""
         self._stack.close()
 
     def abandon(self) -> None:
-        """Close the file descriptor without a word to the server, which stays connected to the parent process.
-        Called in a forked child."""
+        """Close the file descriptor in a forked child; the connection of the parent process stays open."""
         with contextlib.suppress(OSError):
             os.close(self._socket.socket.detach())
 
 
-def unreachable(endpoint: Endpoint, what: str) -> TransportError:
-    """No server answered: ``what`` is wrong, and what to do. A proxy is named by its variable alone, as its address may
-    hold a password."""
+def unreachable(endpoint: Endpoint, problem: str) -> TransportError:
+    """Return the error for a server that does not answer; ``problem`` says what is wrong.
+
+    The message says what to do. It names a proxy by its environment variable only, because its address may contain a
+    password.
+    """
     help_ = START_HELP
-    if not endpoint.is_here and not proxy_bypass(endpoint.host):
+    if not endpoint.is_local and not proxy_bypass(endpoint.host):
         names = [f"{scheme}_proxy" for scheme in sorted(getproxies()) if scheme != "no"]
         if names:
-            help_ += f". It was asked through a proxy ({', '.join(names)}); NO_PROXY leaves hosts out"
-    return TransportError("unreachable", f"{endpoint.url} {what}. {help_}")
+            help_ += f". The request went through a proxy ({', '.join(names)}); list the host in NO_PROXY to bypass it"
+    return TransportError("unreachable", f"{endpoint.url} {problem}. {help_}")
 
 
 def _closed(error: ConnectionClosed) -> TransportError:
@@ -182,5 +184,5 @@ def _closed(error: ConnectionClosed) -> TransportError:
     if code == CLOSE_TOO_LARGE:
         return TransportError("too_large", f"the server refused a frame as too large: {error}", retryable=False)
     if code in CLOSE_GOING_AWAY:
-        return TransportError("going_away", f"the server goes away: {error}")
+        return TransportError("going_away", f"the server is going away: {error}")
     return TransportError("closed", f"the connection was closed: {error}")

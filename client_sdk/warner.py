@@ -1,6 +1,7 @@
-"""What the SDK tells the user when something is wrong: one warning per cause, every occurrence counted.
+"""Warnings of the SDK: the first occurrence of each cause is logged, every occurrence is counted.
 
-Goes through `logging`, never through `warnings`: a filter that turns warnings into errors would raise into training.
+Warnings go through `logging`, never through `warnings`: a filter that turns warnings into errors would raise into
+training.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ logger = logging.getLogger("client_sdk")
 
 
 class Warner:
-    """Warnings of one run. Safe from any thread: the worst race prints a warning twice."""
+    """Warnings of one run. May be called from any thread; the worst race logs a warning twice."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
+        """Number of occurrences of each cause."""
         self.last_error: str | None = None
+        """Message of the latest occurrence."""
 
     def warn(self, cause: str, message: str) -> None:
-        """Count ``cause``; print ``message`` the first time. The message says what to do."""
+        """Count ``cause`` and log ``message`` the first time. The message says what to do."""
         seen = self.counts.get(cause, 0)
         self.counts[cause] = seen + 1
         self.last_error = message
@@ -26,13 +29,13 @@ class Warner:
             logger.warning("spikewatch: %s", message, extra={"action": cause})
 
     def note(self, cause: str, message: str) -> None:
-        """Count something that happens in a healthy run too, such as a restart of the server; print nothing."""
+        """Count something that also happens in a healthy run, such as a restart of the server, without a warning."""
         self.counts[cause] = self.counts.get(cause, 0) + 1
         self.last_error = message
         logger.debug("spikewatch: %s", message, extra={"action": cause})
 
     def caught(self, cause: str, doing: str, error: BaseException) -> None:
-        """Count an exception that was kept away from training; print it with its traceback the first time."""
+        """Count an exception that was kept away from training; log it with its traceback the first time."""
         seen = self.counts.get(cause, 0)
         self.counts[cause] = seen + 1
         self.last_error = f"{doing}: {type(error).__name__}: {error}"

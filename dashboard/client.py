@@ -15,6 +15,7 @@ from dashboard.config import API_PREFIX, DashboardConfig
 from dashboard.models import (
     Alert,
     Channel,
+    ChannelKind,
     ChannelTest,
     Event,
     Heatmap,
@@ -81,6 +82,10 @@ class _HeatmapHead(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Rules(msgspec.Struct, frozen=True):
     rules: list[Rule]
+
+
+class _ChannelKinds(msgspec.Struct, frozen=True):
+    kinds: list[ChannelKind]
 
 
 class _Channels(msgspec.Struct, frozen=True):
@@ -220,6 +225,10 @@ class ApiClient:
     async def channels(self) -> list[Channel]:
         """Where alerts go."""
         return (await self._get("/channels", _Channels)).channels
+
+    async def channel_kinds(self) -> list[ChannelKind]:
+        """Return the kinds of channels with the fields of their forms."""
+        return (await self._get("/channels/kinds", _ChannelKinds)).kinds
 
     async def put_channels(self, channels: Sequence[Mapping[str, Any]]) -> list[Channel]:
         """Replace them all. One with an id and no secret keeps its own."""

@@ -1,4 +1,4 @@
-"""Settings of the dashboard: where the API is. No I/O beyond the environment."""
+"""Settings of the dashboard. No I/O beyond the environment."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ API_PREFIX = "/api/v1"
 
 @dataclass(frozen=True, kw_only=True)
 class DashboardConfig:
-    """How to reach the server. Raises `ValueError` when the address is not one."""
+    """Address of the server and rate of the pages. Raises `ValueError` if a value is invalid."""
 
     api_url: str = DEFAULT_API_URL
+    """Address of the server, such as "http://127.0.0.1:8787"."""
     token: str = field(default="", repr=False)
-    """Acts for whoever looks where no login is in front, as in tests. Behind a login there is none."""
+    """Credential of viewers if the dashboard requires no login, as in tests; empty otherwise."""
     public_url: str | None = None
-    """The address that people open, where a proxy in front hides it."""
-    max_refresh_rate: float = 4.0  # refreshes of one page per second, at most
+    """Address that browsers open, if a proxy hides it; None if they reach the dashboard directly."""
+    max_refresh_rate: float = 4.0
+    """Upper limit of refreshes per second of one page."""
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.api_url)
@@ -37,7 +39,7 @@ class DashboardConfig:
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> DashboardConfig:
-        """Read SPIKEWATCH_URL and SPIKEWATCH_PUBLIC_URL."""
+        """Return the settings in SPIKEWATCH_URL and SPIKEWATCH_PUBLIC_URL."""
         return DashboardConfig(
             api_url=environment.get("SPIKEWATCH_URL") or DEFAULT_API_URL,
             public_url=environment.get("SPIKEWATCH_PUBLIC_URL") or None,

@@ -285,6 +285,29 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
     signing_key: str | None = None
 
 
+class ChannelField(msgspec.Struct, frozen=True, kw_only=True):
+    """Input field of the form of a channel."""
+
+    name: str
+    label: str
+    in_settings: bool = False
+    """Whether the value belongs into the channel's settings."""
+    secret: bool = False
+    required: bool = False
+    advanced: bool = False
+    """Whether the form leaves the field out."""
+    placeholder: str = ""
+    help: str = ""
+
+
+class ChannelKind(msgspec.Struct, frozen=True, kw_only=True):
+    """Kind of channel with the fields of its form."""
+
+    name: str
+    label: str
+    fields: tuple[ChannelField, ...] = ()
+
+
 class ChannelTest(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a test message."""
 

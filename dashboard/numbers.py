@@ -1,4 +1,4 @@
-"""Numbers, steps and durations written for people. Pure."""
+"""Numbers, steps and durations as text for people. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ DASH = "–"
 
 
 def compact(value: float | None, digits: int = 3) -> str:
-    """A measured number: 2.1e-14, 0.044, 3.12, 48,210; a dash when there is none."""
+    """Return a measured number in few digits, or a dash for None.
+
+    >>> [compact(value) for value in (2.1e-14, 3.1184, 48210.0, None)]
+    ['2.1e-14', '3.12', '48,210', '–']
+    """
     if value is None:
         return DASH
     if math.isnan(value):
@@ -29,14 +33,22 @@ def compact(value: float | None, digits: int = 3) -> str:
 
 
 def exact(value: float) -> str:
-    """A setting, four significant digits at most and none that says nothing: 200, 5,263, 0.01, 3e-4."""
+    """Return a setting in at most four significant digits, without trailing zeros.
+
+    >>> [exact(value) for value in (200.0, 5263.2, 0.01)]
+    ['200', '5,263', '0.01']
+    """
     if 1e-3 <= abs(value) < 1e6:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return compact(value)
 
 
 def ratio(value: float | None) -> str:
-    """A ratio to a limit of 1, two decimals: 1.12; large ones compact, and what rounds to nothing is "< 0.01"."""
+    """Return a ratio with two decimals; large ratios are compact, and small ones that would round to 0 are "< 0.01".
+
+    >>> [ratio(value) for value in (1.118, 0.004, 431.0)]
+    ['1.12', '< 0.01', '431']
+    """
     if value is None or not math.isfinite(value) or abs(value) >= 100:
         return compact(value, 2)
     if 0 < abs(value) < 0.005:
@@ -45,19 +57,19 @@ def ratio(value: float | None) -> str:
 
 
 def count(value: int | None) -> str:
-    """A whole number with thousands separated."""
+    """Return a whole number with separated thousands, or a dash for None."""
     return DASH if value is None else f"{value:,}"
 
 
 def steps(value: int | None) -> str:
-    """A number of steps, with the word."""
+    """Return a number of steps with its unit, such as "48,210 steps"."""
     if value is None:
         return "no steps yet"
     return f"{value:,} step" if value == 1 else f"{value:,} steps"
 
 
 def rate(value: float | None) -> str:
-    """Steps per second, without the unit; empty when there is none."""
+    """Return steps per second without the unit, or "" if there is no positive rate."""
     if value is None or not math.isfinite(value) or value <= 0:
         return ""
     if value >= 100:
@@ -66,7 +78,11 @@ def rate(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span of time in its largest fitting unit: 0.2 s, 4 min, 3 h, 2 d."""
+    """Return a duration in its largest fitting unit.
+
+    >>> [duration(seconds) for seconds in (0.21, 250, 10800)]
+    ['0.2 s', '4 min', '3 h']
+    """
     seconds = max(seconds, 0.0)
     if seconds < 10:
         return f"{seconds:.1f} s"
@@ -78,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def unix_time(value: float | str | None) -> float | None:
-    """A timestamp of the API, Unix seconds or ISO 8601, as Unix seconds. None when absent or unreadable."""
+    """Return a timestamp of the API, in Unix seconds or ISO 8601, as Unix seconds; None if absent or unreadable."""
     if value is None or isinstance(value, int | float):
         return value
     try:
@@ -89,5 +105,9 @@ def unix_time(value: float | str | None) -> float | None:
 
 
 def ellipsis(text: str, width: int) -> str:
-    """The text, or its end after an ellipsis: the end of a layer's name tells more than its beginning."""
+    """Return the text in at most ``width`` characters. A cut text keeps its end, which distinguishes layers best.
+
+    >>> ellipsis("blocks.10.mlp.down.weight", 12)
+    '…down.weight'
+    """
     return text if len(text) <= width else "…" + text[-(width - 1) :]

@@ -1,4 +1,4 @@
-"""Who looks at a page: known to everything that happens in a request or websocket of theirs."""
+"""The viewer of a page, available to everything that runs in a request or websocket."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Viewer:
-    """Somebody who is logged in. The API is asked with their own credential, and decides what they see."""
+    """A person or program that is logged in. The API decides by the credential what a viewer sees."""
 
     credential: str = field(default="", repr=False)
-    """Empty: whoever looks where no login is in front."""
+    """Credential for the API; empty if the dashboard requires no login."""
     label: str = ""
+    """Label of the token that opened the login."""
     project: str | None = None
-    """The one project that they see, None for all."""
+    """The only project that the viewer sees; None for all projects."""
     scope: str = "read"
+    """Scope of the token: "read", "write" or "admin"."""
 
     @property
     def is_administrator(self) -> bool:
-        """Whether they may change rules and settings. The API decides; this spares them buttons that do nothing."""
+        """Whether the viewer may change rules and settings. The API enforces it; pages hide buttons without effect."""
         return not self.credential or (self.scope == "admin" and self.project is None)
 
     @property
     def csrf(self) -> str:
-        """What a request that changes something must repeat: only a page of this login knows it."""
+        """CSRF token that every request with a change must repeat, known only to pages of this login."""
         return hmac.new(self.credential.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 
 NOBODY = Viewer()
+"""The viewer of a dashboard that requires no login."""
 
 current_viewer: ContextVar[Viewer] = ContextVar("spikewatch_viewer", default=NOBODY)
-"""Set by `login.guard` around each request and websocket; tasks and threads started in them inherit it."""
+"""The viewer of the current request or websocket, set by `login.guard` and inherited by tasks and threads."""

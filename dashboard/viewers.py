@@ -1,4 +1,4 @@
-"""The API as each viewer may see it: a client and a live feed for each credential, and nothing shared between two."""
+"""Clients and live feeds of the viewers, one of each per credential."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from weakref import WeakValueDictionary
 
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
-from dashboard.live import LiveFeed
+from dashboard.stream.feed import LiveFeed
 from dashboard.viewer import Viewer
 
 
 class Viewers:
+    """Access to the API with the rights of each viewer."""
+
     def __init__(self, config: DashboardConfig, client: ApiClient) -> None:
-        """``client``: whose connections all clients share; it belongs to the caller."""
+        """``client``: client whose connections all viewers share; the caller closes it."""
         self._config = config
         self._client = client
         self._feeds: WeakValueDictionary[str, LiveFeed] = WeakValueDictionary()
 
     def client(self, viewer: Viewer) -> ApiClient:
+        """Return a client with the rights of a viewer. It must not be closed."""
         return self._client.acting_for(self._credential(viewer))
 
     def feed(self, viewer: Viewer) -> LiveFeed:
-        """The same one for all pages of a login; gone with the last of them."""
+        """Return the live feed that all pages of a login share; it is released with the last of them."""
         credential = self._credential(viewer)
         feed = self._feeds.get(credential)
         if feed is None:

@@ -1,4 +1,7 @@
-"""Exit code 0 while the process of this container answers. Imports little: it runs every ten seconds in every one."""
+"""Exits with code 0 if the process of this container answers.
+
+Imports little, because it runs in every container every ten seconds.
+"""
 
 import http.client
 import os

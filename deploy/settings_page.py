@@ -1,4 +1,4 @@
-"""Writes docs/settings.md, on standard output, from the descriptions in server/config.py."""
+"""Writes docs/settings.md to standard output, from the descriptions in server/config.py."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from server.config import SECRETS, Config
 
 HEAD = """# Settings
 
-What `spikewatch up`, `serve`, `dashboard` and `migrate` read from the environment; `make settings` writes this page
-from `server/config.py`. A secret may stand in a file instead, as Docker and Kubernetes hand them over: the variable
-with `_FILE` behind its name then holds the path. [operations.md](operations.md) says which of them matter when, and
-[delivery.md](delivery.md) names those of the SDK.
+`spikewatch up`, `serve`, `dashboard` and `migrate` read these variables from the environment. `make settings`
+generates this page from `server/config.py`. A secret may be stored in a file instead, as Docker and Kubernetes provide
+them: append `_FILE` to the name of the variable and set it to the path. [operations.md](operations.md) explains which
+settings matter when, and [delivery.md](delivery.md) lists those of the SDK.
 
 | variable | default | what it is |
 |---|---|---|
@@ -22,6 +22,7 @@ with `_FILE` behind its name then holds the path. [operations.md](operations.md)
 
 
 def page() -> str:
+    """Return the page as Markdown."""
     rows = [
         f"| {_variable(name)} | {_default(field)} | {_text(field)} |" for name, field in Config.model_fields.items()
     ]

@@ -1,7 +1,7 @@
-"""Writes the bytecode that the image keeps: of what the program imports, and of nothing else.
+"""Writes the bytecode of the modules that the program imports, and of no others, into the image.
 
-Run by the Dockerfile once everything is installed, without bytecode and without what is not needed: that what is left
-suffices is seen here, too. The libraries are some thousand modules, of which a server imports a fifth.
+The Dockerfile runs this after it has installed the libraries without bytecode and removed what is not needed, so it
+also proves that what is left suffices. Of some thousand modules a server imports a fifth.
 """
 
 from __future__ import annotations
@@ -10,28 +10,30 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 
-ROOMS = ("client_sdk.protocol", "server", "dashboard")
+PACKAGES = ("client_sdk.protocol", "server", "dashboard")
 FIGURES = ("Figure", "Layout", "Scatter", "Scattergl", "Heatmap", "Bar", "Histogram")
-ONLY_WHERE_THERE_IS_TORCH = "server.demo"
+NEEDS_TORCH = "server.demo"
 
 
 def modules(name: str) -> Iterator[str]:
+    """Yield a module and all modules below it that can be imported without torch."""
     yield name
     package = importlib.import_module(name)
     for found in pkgutil.iter_modules(getattr(package, "__path__", ()), f"{name}."):
-        if found.name != ONLY_WHERE_THERE_IS_TORCH:
+        if found.name != NEEDS_TORCH:
             yield from modules(found.name)
 
 
 def main() -> None:
-    for room in ROOMS:
-        for name in modules(room):
+    """Import everything that a server or a dashboard imports while it runs."""
+    for package in PACKAGES:
+        for name in modules(package):
             importlib.import_module(name)
     graph_objects = importlib.import_module("plotly.graph_objects")
     for name in FIGURES:
         getattr(graph_objects, name)()
     apprise = importlib.import_module("apprise")
-    apprise.Apprise.instantiate("json://localhost")  # which imports every service
+    apprise.Apprise.instantiate("json://localhost")  # imports every service
 
 
 if __name__ == "__main__":

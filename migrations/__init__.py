@@ -1,1 +1,1 @@
-"""The history of the schema, for Alembic. Applied by `server.storage.migrate` and by the command `alembic`."""
+"""History of the schema for Alembic, applied by `server.storage.migrate` and by the command `alembic`."""

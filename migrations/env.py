@@ -1,4 +1,4 @@
-"""Alembic's entry: on the connection that `server.storage.migrate` hands over, or on SPIKEWATCH_DATABASE_URL."""
+"""Entry point of Alembic: uses the connection of `server.storage.migrate`, or connects to SPIKEWATCH_DATABASE_URL."""
 
 from __future__ import annotations
 

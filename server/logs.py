@@ -1,6 +1,6 @@
-"""How log records are written: lines for people, or JSON objects for machines. Secrets are blotted out in both.
+"""Formats log records as text lines or as JSON objects, and redacts secrets in both.
 
-Every record has a stable ``action`` and its fields in ``extra``; docs/metrics.md lists them.
+Records carry a stable ``action`` (`server.log_actions`) and further fields in ``extra``; docs/metrics.md lists them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _SECRETS = (
 
 
 def configure(form: Literal["text", "json"], level: str, stream: TextIO | None = None) -> None:
-    """Write what this process logs, uvicorn's records included, from now on in this form. Replaces what was set."""
+    """Set the format and the minimum level of all log records of this process, including those of uvicorn.
+
+    Replaces an earlier configuration.
+    """
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -34,36 +37,46 @@ def configure(form: Literal["text", "json"], level: str, stream: TextIO | None =
         logger.setLevel(logging.NOTSET)
         logger.handlers.clear()
         logger.propagate = True
-    logging.getLogger("uvicorn.error").addFilter(_as_fault_of_client)
+    logging.getLogger("uvicorn.error").addFilter(_downgrade_client_error)
 
 
-def _as_fault_of_client(record: logging.LogRecord) -> bool:
-    """A text frame that is no UTF-8 is answered as it should be; uvicorn's traceback of it tells nobody anything, and
-    is a way to fill the log."""
+def _downgrade_client_error(record: logging.LogRecord) -> bool:
+    """Downgrade uvicorn's error about a text frame that is not UTF-8 to a warning without a traceback.
+
+    Such a frame is answered correctly. With a traceback for each, a client could fill the log.
+    """
     if record.msg == "Invalid UTF-8 sequence received from client.":
         record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
     return True
 
 
-def blotted(text: str) -> str:
-    """The text without tokens, passwords and webhook addresses."""
+def redacted(text: str) -> str:
+    """Return the text with tokens, passwords and webhook addresses replaced.
+
+    >>> redacted("no answer from postgresql://me:secret@db/x")
+    'no answer from postgresql://me:…@db/x'
+    """
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
 class TextFormatter(logging.Formatter):
+    """Formats a record as a line with time, level and message."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        return blotted(super().format(record))
+        """Return the line, without secrets."""
+        return redacted(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time (RFC 3339, UTC), level, logger, message, the fields of ``extra``, and the traceback."""
+    """Formats a record as a JSON object: time (RFC 3339, UTC), level, logger, message, ``extra`` fields, traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the object on one line, without secrets."""
         entry: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -79,4 +92,4 @@ class JsonFormatter(logging.Formatter):
 def _plain(value: object) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
-    return blotted(str(value))
+    return redacted(str(value))

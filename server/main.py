@@ -27,7 +27,7 @@ from server.assembly.readiness import make_readiness
 from server.config import Config
 from server.errors import ApiError
 from server.exports.archive import Archiver
-from server.exports.streams import Exporter
+from server.exports.exporter import Exporter
 from server.ingest.connection import IngestLimits
 from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint

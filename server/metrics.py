@@ -1,7 +1,7 @@
-"""Numbers of one server for Prometheus. Owns their names; docs/metrics.md explains each.
+"""The server metrics of one process for Prometheus. Owns their names; docs/metrics.md explains each.
 
-What a part counts anyway is asked for when Prometheus reads (`pull`); the rest is counted where it happens. Every
-application has a registry of its own. No label has a value that a client chooses.
+Values that a part of the server keeps anyway are read when Prometheus asks (`pull`); the others are counted where they
+occur. Every application has its own registry. No client can choose the value of a label.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ COMMIT_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 
 Family = CounterMetricFamily | GaugeMetricFamily
 Values = float | Mapping[tuple[str, ...], float]
-"""One value, or one for each tuple of label values."""
+"""A single value, or one value per tuple of label values."""
 
 
 class Metrics:
-    """Counted on the event loop, read from there as well."""
+    """Counters, gauges and histograms of one application. Used from the event loop only."""
 
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
@@ -33,26 +33,26 @@ class Metrics:
         self._pulls: list[Callable[[], Family]] = []
         Info(f"{PREFIX}build", "The running program.", registry=self.registry).info({"version": version})
         self.batches = self._counter("ingest_batches", "Batches that were committed.")
-        self.values = self._counter("ingest_values", "Numbers in committed batches: scalars and layer statistics.")
-        self.received_bytes = self._counter("ingest_received_bytes", "Bytes of frames that training processes sent.")
-        self.refusals = self._counter("ingest_refusals", "Errors that training processes were told.", "code")
+        self.values = self._counter("ingest_values", "Values in committed batches: scalars and layer statistics.")
+        self.received_bytes = self._counter("ingest_received_bytes", "Bytes of frames from training processes.")
+        self.refusals = self._counter("ingest_refusals", "Errors sent to training processes.", "code")
         self.commit_seconds = Histogram(
             f"{PREFIX}ingest_commit_seconds",
-            "From a decoded batch to its durable commit.",
+            "Time from a decoded batch to its durable commit.",
             buckets=COMMIT_BUCKETS,
             registry=self.registry,
         )
-        self.live_resyncs = self._counter("live_resyncs", "Times that a viewer was too slow and frames were dropped.")
+        self.live_resyncs = self._counter("live_resyncs", "Times that a viewer was too slow and lost frames.")
         self.alerts = self._counter("alerts", "Changes of alerts.", "kind", "state")
         self.turned_away = self._counter(
-            "connections_turned_away", "Connections that were closed to keep the bounds of the process.", "cause"
+            "connections_turned_away", "Connections closed to keep the limits of the process.", "cause"
         )
         self.logins = self._counter("logins", "Logins of the dashboard.", "result")
 
     def pull(
         self, name: str, text: str, kind: Literal["counter", "gauge"], ask: Callable[[], Values], *labels: str
     ) -> None:
-        """Have ``ask`` called whenever Prometheus reads. It must be quick."""
+        """Add a metric whose value is ``ask()`` at the time that Prometheus reads it. ``ask`` must return quickly."""
         make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
 
         def family() -> Family:
@@ -65,10 +65,11 @@ class Metrics:
         self._pulls.append(family)
 
     def families(self) -> Iterator[Family]:
+        """Yield the metrics that were added with `pull`, with their current values."""
         return (family() for family in self._pulls)
 
     def page(self) -> bytes:
-        """What Prometheus reads."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -12,13 +12,6 @@ from client_sdk.vocabulary import LEVEL_RANK
 from server.models import AlertKind, AlertLevel, AlertState
 
 MAX_GROUP_CHARS = 32
-
-
-class ChannelKind(StrEnum):
-    SLACK_WEBHOOK = "slack-webhook"
-    SLACK_BOT = "slack-bot"
-    APPRISE = "apprise"
-    WEBHOOK = "webhook"
 
 
 class Change(StrEnum):
@@ -88,7 +81,8 @@ class Channel:
 
     id: str
     name: str
-    kind: ChannelKind
+    kind: str
+    """Name of the kind, see `notifications.channels.registry`."""
     target: str
     """Hint at the destination that contains nothing secret."""
     encrypted_secrets: bytes = field(repr=False)
@@ -162,6 +156,38 @@ class NotifiedIncident:
     """Slack's id of the message under which later ones are posted."""
     in_digest: bool = False
     closed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlertChange:
+    """An alert that the detectors have changed, and its level and state before; both are None for a new alert."""
+
+    alert: Alert
+    level_before: str | None = None
+    state_before: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlertedRun:
+    """Properties of a run that decide who is notified of its alerts."""
+
+    project: str
+    is_imported: bool = False
+    """Whether the run was imported, so that its alerts are about the past."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewNotification:
+    """A change of an alert that one channel is to be notified of, before it is stored in the outbox."""
+
+    channel_id: str
+    change: Change
+    alert: Alert
+    incident_id: str
+
+
+Recipients = Callable[[AlertedRun, Sequence[AlertChange], Sequence[Channel]], Sequence[NewNotification]]
+"""Decision about who is notified of changed alerts: the run, the changes and the enabled channels to notifications."""
 
 
 def change_of(alert: Alert, level_before: str | None, state_before: str | None) -> Change | None:

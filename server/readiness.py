@@ -1,4 +1,4 @@
-"""Whether everything that a server depends on answers: a small list of checks, each with a deadline."""
+"""Readiness: a list of checks of what a server depends on, each with a deadline."""
 
 from __future__ import annotations
 
@@ -8,37 +8,47 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from server.log_actions import LogAction
+
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 3.0  # seconds for each check
 
 
 class Health(StrEnum):
+    """Overall result of the checks."""
+
     OK = "ok"
     DEGRADED = "degraded"
-    """Something optional is away: data is stored and acknowledged all the same."""
+    """An optional dependency is unavailable; data is still stored and acknowledged."""
     UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
+    """A check of one dependency."""
+
     name: str
     ask: Callable[[], Awaitable[None]]
-    """Raises where the dependency does not answer."""
+    """Coroutine that raises if the dependency does not answer."""
     fault: str
-    """What people are told then. Names no host, no file, no user: readiness is asked for without a token."""
+    """Text for a failed check. Names no host, file or user, because readiness is public."""
     is_required: bool = True
+    """Whether the server is unavailable, and not only degraded, if the check fails."""
 
 
 class Readiness:
+    """The checks of one server."""
+
     def __init__(self) -> None:
         self._checks: list[Check] = []
 
     def add(self, check: Check) -> None:
+        """Add a check."""
         self._checks.append(check)
 
     async def look(self) -> tuple[Health, dict[str, str]]:
-        """The worst of all, and "ok" or the fault for each."""
+        """Run all checks and return the overall result, and "ok" or the fault for each check."""
         faults = await asyncio.gather(*(self._ask(check) for check in self._checks))
         health = Health.OK
         for check, fault in zip(self._checks, faults, strict=True):
@@ -53,7 +63,11 @@ class Readiness:
                 await check.ask()
         except Exception as error:  # whatever a dependency raises, it is not ready
             logger.warning(
-                "%s: %s (%s)", check.name, check.fault, error, extra={"action": "not_ready", "dependency": check.name}
+                "%s: %s (%s)",
+                check.name,
+                check.fault,
+                error,
+                extra={"action": LogAction.NOT_READY, "dependency": check.name},
             )
             return check.fault
         return None

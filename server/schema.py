@@ -1,6 +1,6 @@
-"""Tables, for SQLite and Postgres alike. Owns names, types and constraints; `storage` owns every statement.
+"""Tables of SQLite and Postgres. Owns names, types and constraints; `storage` owns every statement.
 
-Times are Unix seconds (float). Steps and sequences are 64-bit. Documents are JSON, in which NaN is null.
+Times are Unix seconds (float). Steps and sequences are 64-bit. Documents are JSON, in which null stands for NaN.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ metadata = MetaData(
     }
 )
 
-# SQLite counts rows by itself only in a column of the type INTEGER, which holds 64 bits there.
+# SQLite assigns row ids only in a column of the type INTEGER, which holds 64 bits there.
 RowId = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -55,10 +55,10 @@ runs = Table(
     Column("layer_count", Integer, nullable=False, default=0),
     Column("parameter_count", BigInteger, nullable=False, default=0),
     Column("rank_count", Integer, nullable=False, default=0),
-    # What the follower of the run derives, saved with the snapshot of the detectors:
+    # Values that the follower of the run derives, saved together with the detector state.
     Column("last_step", BigInteger),
     Column("attempt", Integer, nullable=False, default=0),
-    # How often damage of the run was repaired: part of its version, as measurements may be lost by it.
+    # Number of repairs of the run. It is part of the run's version, because a repair may lose measurements.
     Column("repairs", Integer, nullable=False, default=0, server_default="0"),
     Column("step_rate", Float(53)),
     Column("loss", Float(53)),
@@ -79,7 +79,7 @@ writers = Table(
     Column("writer", String(128), nullable=False),
     Column("rank", Integer, nullable=False),
     Column("last_seq", BigInteger, nullable=False, default=0),
-    # Counts the hellos. Whoever was told another number has lost the writer to a later connection.
+    # Number of hellos. A connection with a lower epoch has lost the writer to a later connection.
     Column("epoch", BigInteger, nullable=False, default=0, server_default="0"),
     Column("state", String(16), nullable=False),
     Column("sdk", String(256), nullable=False, default=""),
@@ -89,7 +89,7 @@ writers = Table(
     Index(None, "writer"),
 )
 
-# One row for each time that a rank stepped back.
+# One row for each attempt of a rank.
 attempts = Table(
     "attempts",
     metadata,
@@ -112,7 +112,7 @@ layouts = Table(
     Column("optimizer", JSON),
 )
 
-# Which names a rank has logged, so that a series is looked for where it is.
+# Names that each rank has logged, so that a series is read from the ranks that have it.
 scalars = Table(
     "scalars",
     metadata,
@@ -121,7 +121,7 @@ scalars = Table(
     Column("name", String(256), primary_key=True),
 )
 
-# Append-only. Steps never decrease within a segment, and all of it belongs to one attempt.
+# Append-only. Steps never decrease within a segment, and a segment belongs to one attempt.
 segments = Table(
     "segments",
     metadata,
@@ -140,16 +140,16 @@ segments = Table(
     UniqueConstraint("run_id", "writer_id", "first_seq"),
     Index(None, "writer_id", "first_seq"),
     Index(None, "run_id", "rank", "id"),
-    # All that the compaction and the queries ask before they read a payload.
+    # Everything that the compaction and the queries need before they read a payload.
     Index(
         "ix_segments_places",
         *("run_id", "rank", "writer_id", "attempt", "first_seq", "last_seq", "first_step", "last_step", "id"),
     ),
-    sqlite_autoincrement=True,  # an id is never used again: caches and the detectors count on it
+    sqlite_autoincrement=True,  # ids are never reused: caches and detectors rely on it
 )
 
-# The pyramid (storage.tiles). Spans of level 0 take the place of segments; those of a level above hold the same steps
-# in wider buckets and are the parents of those that they were made of.
+# The pyramid (`pyramid.tiles`). Spans of level 0 replace segments. Spans of a level above contain the same steps in
+# wider buckets and are the parents of the spans that they were built from.
 spans = Table(
     "spans",
     metadata,
@@ -170,9 +170,10 @@ spans = Table(
     Column("times", LargeBinary),
     UniqueConstraint("writer_id", "level", "first_seq"),
     Index(None, "run_id", "parent_id"),
-    sqlite_autoincrement=True,  # an id is never used again: caches count on it
+    sqlite_autoincrement=True,  # ids are never reused: caches rely on it
 )
-# Only of those that have a parent, lest the search for those that have none in one run goes through all runs.
+# A partial index of the spans with a parent. With a full index, the search for spans of one run without a parent would
+# read those of all runs.
 Index(
     "ix_spans_parent_id",
     spans.c.parent_id,
@@ -192,7 +193,7 @@ tiles = Table(
     Column("greatest", LargeBinary),
     Column("last", LargeBinary),  # null: found damaged, and lost
     Column("nonfinite", LargeBinary),
-    Column("names", JSON(none_as_null=True)),  # of the scalars that the tile holds; null for a statistic
+    Column("names", JSON(none_as_null=True)),  # names of the scalars in the tile; null for a statistic
 )
 
 histograms = Table(
@@ -207,7 +208,7 @@ histograms = Table(
     Column("step", BigInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Index(None, "run_id", "which", "step"),
-    Index(None, "writer_id", "attempt", "step", "id"),  # of exports; and what a deletion of the writer looks for
+    Index(None, "writer_id", "attempt", "step", "id"),  # for exports, and for the deletion of a writer
 )
 
 events = Table(
@@ -224,7 +225,7 @@ events = Table(
     Index(None, "run_id", "id"),
 )
 
-# `state` is what the detectors hold; what people decided stands beside it, and detectors never overwrite it.
+# `state` is that of the detectors. Decisions of users have their own columns, which detectors never overwrite.
 alerts = Table(
     "alerts",
     metadata,
@@ -245,7 +246,7 @@ alerts = Table(
     Index(None, "state", "opened_at"),
 )
 
-# How far the detectors of a run have read, and their state there; replaced as one with the alerts that came of it.
+# Detector states: how far the detectors of a run have read, replaced together with the alerts that they found.
 monitors = Table(
     "monitors",
     metadata,
@@ -254,9 +255,9 @@ monitors = Table(
     Column("position", RowId, nullable=False),
     Column("state", LargeBinary, nullable=False),
     Column("saved_at", Float(53), nullable=False),
-    # Counts the saves: of two followers of one run, on two servers, one saves and the other hears that it was late.
+    # Number of saves: of two followers of one run on two servers, only one succeeds, and the other one stops.
     Column("revision", BigInteger, nullable=False, default=0),
-    # When a rule about no data has something to say if nothing comes; null: never.
+    # Time at which an alert rule about missing data may fire if nothing arrives; null for never.
     Column("due_at", Float(53)),
     Index(None, "due_at"),
 )
@@ -285,7 +286,7 @@ tokens = Table(
     UniqueConstraint("digest"),
 )
 
-# Where alerts go (notices.Channel). The secret is encrypted; `target` is a hint at it that opens nothing.
+# Channels of notifications (`notification.Channel`). `sealed` is encrypted; `target` is a hint without secrets.
 channels = Table(
     "channels",
     metadata,
@@ -305,13 +306,13 @@ channels = Table(
     Column("last_sent_at", Float(53)),
     Column("last_error", Text),
     Column("failures", Integer, nullable=False, default=0),
-    # Who sends for it at the moment, and before when nobody shall try again:
+    # The dispatcher that currently sends to the channel, and the time before which no attempt is made.
     Column("leased_by", String(64)),
     Column("leased_until", Float(53), nullable=False, default=0.0),
     Column("retry_at", Float(53), nullable=False, default=0.0),
 )
 
-# One change of one alert for one channel, written as one with the change itself.
+# Notifications: one change of one alert for one channel, stored together with the change itself.
 outbox = Table(
     "outbox",
     metadata,
@@ -334,7 +335,7 @@ outbox = Table(
     Index(None, "alert_id"),
     Index(None, "done_at"),
 )
-# Only of those that wait: they are few, and asked for all the time.
+# A partial index of the waiting notifications, which are few and queried all the time.
 Index(
     "ix_outbox_waiting",
     outbox.c.channel_id,
@@ -361,7 +362,7 @@ told = Table(
     Index(None, "channel_id", "told_at"),
 )
 
-# Settings that people change while the server runs, by name.
+# Settings that users change while the server runs, keyed by name.
 settings = Table(
     "settings",
     metadata,
@@ -381,7 +382,8 @@ silences = Table(
     Index(None, "run_id"),
 )
 
-# Logins of the dashboard. One that a token opened ends with it; the others prove which secret of the settings did.
+# Logins of the dashboard. A login opened with a token ends with the token; the others prove which secret of the
+# settings opened them.
 sessions = Table(
     "sessions",
     metadata,

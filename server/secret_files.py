@@ -1,6 +1,6 @@
-"""Secrets from files: ``SPIKEWATCH_X_FILE`` names the file that holds what ``SPIKEWATCH_X`` would say.
+"""Reads secrets from files: ``SPIKEWATCH_X_FILE`` names a file with the value of ``SPIKEWATCH_X``.
 
-Orchestrators hand secrets over as files (``/run/secrets/…``), so that none shows in a process list or in the settings
+Orchestrators provide secrets as files (``/run/secrets/…``), so that none appears in a process list or in the settings
 of a container.
 """
 
@@ -14,14 +14,17 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 SUFFIX = "_FILE"
+"""Suffix of a variable that names a file."""
 MAX_BYTES = 65_536
+"""Largest file that is accepted as a secret."""
 
 
 def secret(environment: Mapping[str, str], name: str) -> str | None:
-    """The value of the variable ``name``, or what the file holds that ``name_FILE`` names, without its line end.
+    """Return the value of a variable, or the contents of the file that its ``_FILE`` variant names.
 
-    None where neither is set; an empty variable counts as not set, as compose files leave it. Raises `ValueError` with
-    words for the terminal: both are set, or the file cannot be read, or it holds nothing.
+    Line ends around the contents are removed. Returns None if neither is set; an empty variable counts as not set,
+    because compose files leave unset variables empty. Raises `ValueError` with a message for the terminal if both are
+    set, or if the file cannot be read, is empty or is too large.
     """
     given, path = environment.get(name) or None, environment.get(name + SUFFIX) or None
     if path is None:
@@ -35,14 +38,14 @@ def secret(environment: Mapping[str, str], name: str) -> str | None:
     except OSError as error:
         raise ValueError(f"{name}{SUFFIX}: {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}{SUFFIX}: {path} is no text in UTF-8") from error
+        raise ValueError(f"{name}{SUFFIX}: {path} is not text in UTF-8") from error
     if not text or len(content) > MAX_BYTES:
         raise ValueError(f"{name}{SUFFIX}: {path} {'is empty' if not text else 'is too large for a secret'}")
     return text
 
 
 class SecretFiles(PydanticBaseSettingsSource):
-    """A source of settings: those among ``names`` whose variable ends in ``_FILE``."""
+    """A source of settings for pydantic that reads the fields ``names`` with `secret`."""
 
     def __init__(self, settings: type[BaseSettings], names: tuple[str, ...], environment: Mapping[str, str]) -> None:
         super().__init__(settings)
@@ -51,9 +54,11 @@ class SecretFiles(PydanticBaseSettingsSource):
         self._prefix = settings.model_config.get("env_prefix", "")
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the value of a field, its name, and that the value is not JSON."""
         variable = f"{self._prefix}{field_name}".upper()
         return secret(self._environment, variable), field_name, False
 
     def __call__(self) -> dict[str, Any]:
+        """Return the fields that are set."""
         found = {name: self.get_field_value(self.settings_cls.model_fields[name], name)[0] for name in self._names}
         return {name: value for name, value in found.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Runs out to files, in from files, and away, straight from the database, with progress in the terminal."""
+"""Exports, imports and deletes runs directly on the database, with progress in the terminal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from server.broker import MemoryBroker
 from server.config import Config
 from server.errors import ConfigurationError, ImportFileError
 from server.exports.archive import Archiver
-from server.exports.columns import Plan
-from server.exports.streams import Exporter, Format
+from server.exports.columns import ExportColumns
+from server.exports.exporter import Exporter, Format
 from server.imports.csv_file import SIDECAR
 from server.imports.discover import Opener, discover
 from server.imports.importer import Imported, Importer
@@ -37,18 +37,19 @@ from server.storage.measurements.steps import Selection, StepReader
 from server.storage.runs import RunStore
 
 FORMATS = {".parquet": Format.PARQUET, ".csv": Format.CSV, ".zip": Format.ZIP}
-FOLLOWER_IDLE = 0.05  # seconds; an import waits for its detectors to have read everything
+FOLLOWER_IDLE = 0.05  # seconds; an import returns when its detectors have read everything
 
 
 async def export_run(database: Database, run_id: str, out: Path, *, layers: bool = False) -> int:
-    """Write a run into a file and return the number of its records; beside a CSV lies one with the run's settings.
+    """Write a run to a file and return the number of its records.
 
-    The file appears whole or not at all. Raises `ConfigurationError`, `RunDeletedError`, `CorruptDataError` and
+    The extension of ``out`` selects the format; a CSV is accompanied by a JSON file with the settings of the run. The
+    file appears complete or not at all. Raises `ConfigurationError`, `RunDeletedError`, `CorruptDataError` and
     `DatabaseError`.
     """
     form = FORMATS.get(out.suffix.lower())
     if form is None:
-        raise ConfigurationError(f"{out}: the ending tells the format; use one of {', '.join(FORMATS)}")
+        raise ConfigurationError(f"{out}: unknown format; use one of the extensions {', '.join(FORMATS)}")
     await migrate.upgrade(database)
     stored = LayoutStore(database)
     run = await FleetQuery(database, RunStore(database), stored).summary(run_id)
@@ -57,7 +58,7 @@ async def export_run(database: Database, run_id: str, out: Path, *, layers: bool
     exporter = Exporter(StepReader(database, stored))
     archiver = Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database))
     steps = await exporter.begin(run_id)
-    part, beside = (out.with_name(f".{out.name}.{os.getpid()}.{name}") for name in ("part", "about"))
+    part, about_part = (out.with_name(f".{out.name}.{os.getpid()}.{name}") for name in ("part", "about"))
     try:
         with _progress() as progress, part.open("wb") as file:
             task = progress.add_task(out.name, total=steps.records)
@@ -73,14 +74,14 @@ async def export_run(database: Database, run_id: str, out: Path, *, layers: bool
                 async for piece in pieces:
                     file.write(piece)
         if form is Format.CSV:
-            about = Plan.of(run, steps, Selection()).metadata()
-            beside.write_bytes(msgspec.json.format(msgspec.json.encode(about)))
-            beside.replace(out.with_name(out.name + SIDECAR))
+            about = ExportColumns.of(run, steps, Selection()).metadata()
+            about_part.write_bytes(msgspec.json.format(msgspec.json.encode(about)))
+            about_part.replace(out.with_name(out.name + SIDECAR))
         part.replace(out)
     except OSError as error:
         raise ConfigurationError(f"{out} cannot be written ({error.strerror or error})") from error
     finally:
-        for left in (part, beside):
+        for left in (part, about_part):
             with contextlib.suppress(OSError):
                 left.unlink(missing_ok=True)
     return steps.records
@@ -95,26 +96,30 @@ async def import_paths(
     renames: Mapping[str, str] | None = None,
     step_column: str | None = None,
 ) -> int:
-    """Import all runs under the paths and say of each what came of it. Returns how many files were broken."""
+    """Import all runs below the paths, report each on stderr, and return the number of files that could not be read.
+
+    ``renames`` maps names in the files to names of scalars, and ``step_column`` names the column of steps in tables.
+    Raises `DatabaseError`.
+    """
     await migrate.upgrade(database)
     pipeline = make_pipeline(config, database, MemoryBroker(config.live_queue), follower_idle=FOLLOWER_IDLE)
     importer, alerts = Importer(pipeline), AlertStore(database)
     broken = 0
     try:
         with _progress() as progress:
-            told: set[str] = set()
+            reported: set[str] = set()
 
-            def tell(text: str) -> None:
-                if text in told:  # a file is read more than once
+            def note(text: str) -> None:
+                if text in reported:  # a file is read more than once
                     return
-                told.add(text)
+                reported.add(text)
                 progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
             def report(error: ImportFileError) -> None:
-                tell(f"spikewatch: {error}")
+                note(f"spikewatch: {error}")
 
             for path in paths:
-                for opener in _openers(path, step_column, tell, report):
+                for opener in _openers(path, step_column, note, report):
                     if opener is None:
                         broken += 1
                         continue
@@ -122,7 +127,7 @@ async def import_paths(
                         for logged in opener():
                             done = await _import_one(importer, logged, progress, project, renames)
                             raised = await alerts.find(run_id=done.run_id)
-                            tell(_sentence(logged, done, len(raised)))
+                            note(_sentence(logged, done, len(raised)))
                     except ImportFileError as error:
                         broken += 1
                         report(error)
@@ -132,7 +137,7 @@ async def import_paths(
 
 
 async def delete_run(database: Database, run_id: str) -> None:
-    """Delete a run and return when its space is given back. Raises `ConfigurationError` and `DatabaseError`."""
+    """Delete a run and return when its space is free. Raises `ConfigurationError` and `DatabaseError`."""
     await migrate.upgrade(database)
     deleter = Deleter(DeletionStore(database), forget=lambda _: None, clock=time.time, retention_days=0, look_every=1.0)
     if not await deleter.delete(run_id):
@@ -145,7 +150,7 @@ async def _import_one(
 ) -> Imported:
     task = progress.add_task(logged.name, total=None)
     try:
-        return await importer.bring(
+        return await importer.import_run(
             logged,
             project=project,
             renames=renames,
@@ -156,11 +161,11 @@ async def _import_one(
 
 
 def _openers(
-    path: Path, step_column: str | None, tell: Note, report: Callable[[ImportFileError], None]
+    path: Path, step_column: str | None, note: Note, report: Callable[[ImportFileError], None]
 ) -> Iterator[Opener | None]:
-    """Of each file how to open it; None, with a word, where there is nothing."""
+    """Yield a function that opens each file below a path, or None after reporting that there is nothing to import."""
     try:
-        for _, opener in discover(path, step_column, tell):
+        for _, opener in discover(path, step_column, note):
             yield opener
     except ImportFileError as error:
         report(error)
@@ -175,6 +180,6 @@ def _sentence(logged: LoggedRun, done: Imported, alerts: int) -> str:
 
 
 def _progress() -> Progress:
-    """On stderr, and only where that is a terminal."""
+    """Return a progress display on stderr, which is disabled unless stderr is a terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

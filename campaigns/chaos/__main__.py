@@ -1,7 +1,7 @@
-"""``python -m campaigns.chaos``: the whole campaign, its table, and exit code 1 where a promise was broken.
+"""``python -m campaigns.chaos``: run a campaign of faults, print its table, and exit with 1 if a promise was broken.
 
-Against `spikewatch up` on SQLite, or against two `spikewatch serve` on a real Postgres and Redis (``--database
-postgres``). Traffic stays on the loopback interface; every process is ended by its id.
+The target is `spikewatch up` on SQLite, or two `spikewatch serve` on a real Postgres and Redis (``--database
+postgres``). All traffic stays on the loopback interface, and every process is ended by its id.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ TOKEN = "sw_chaos_" + "x" * 32
 
 
 def main() -> int:
+    """Run the campaign that the command line describes and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m campaigns.chaos")
     parser.add_argument("--database", choices=["sqlite", "postgres"], default="sqlite")
     parser.add_argument("--steps", type=int, default=20_000)
@@ -45,7 +46,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=200.0, help="steps a second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="directory for all files, kept (default: a temporary one)")
-    parser.add_argument("--quiet", action="store_true", help="print the table alone")
+    parser.add_argument("--quiet", action="store_true", help="print only the table")
     options = parser.parse_args()
     directory = options.keep or Path(tempfile.mkdtemp(prefix="spikewatch-chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def _campaign(options: argparse.Namespace, directory: Path) -> int:
                 redis=redis,
                 proxy=proxy,
                 clock=clock,
-                tell=_silence if options.quiet else _say,
+                log=_discard if options.quiet else _print,
             )
             try:
                 for server in servers:
@@ -112,18 +113,18 @@ def _campaign(options: argparse.Namespace, directory: Path) -> int:
         f"{len(training.starts)} starts of the trainer, {sum(server.starts for server in servers)} of "
         f"{'two servers' if len(servers) == 2 else 'the server'}"
     )
-    print(table(training.entries, campaign.strikes, campaign.missed, verdict))
+    print(table(training.entries, campaign.injected, campaign.missed, verdict))
     for name, found in (
         ("lost", verdict.lost),
         ("stored twice", verdict.twice),
         ("with other bits", verdict.altered),
-        ("that nobody logged", verdict.invented),
-        ("missing or other in the API", verdict.unexported),
+        ("that were never logged", verdict.invented),
+        ("missing or different in the API", verdict.unexported),
         ("shown from another attempt", verdict.misshown),
     ):
         examples = "" if not found else f", for example {sorted(found)[:5]}"
         print(f"steps {name}: {len(found)}{examples}")
-    print(f"dropped, says the SDK: {training.dropped}; state of the run: {run['state']}")
+    print(f"dropped, as reported by the SDK: {training.dropped}; state of the run: {run['state']}")
     kept = verdict.is_kept and is_delivered and training.dropped == 0 and run["state"] == "finished"
     kept = kept and not campaign.missed
     print("every step exactly once, bit for bit" if kept else "BROKEN")
@@ -168,11 +169,11 @@ def _free_port() -> int:
         return port
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 
-def _silence(text: str) -> None:
+def _discard(text: str) -> None:
     pass
 
 

@@ -1,4 +1,4 @@
-"""The wall clock of the trainer, which the schedule sets forward and back: an offset in a file both have mapped."""
+"""The wall clock of the trainer, which the campaign sets forward and back through an offset in a shared mapped file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _OFFSET = struct.Struct("<d")  # seconds
 
 
 class JumpingClock:
+    """A wall clock with an offset that another process can change."""
+
     def __init__(self, path: Path) -> None:
-        """Makes the file where it is not there."""
+        """Map the file that holds the offset, and create it if it does not exist."""
         if not path.exists():
             path.write_bytes(_OFFSET.pack(0.0))
         with path.open("r+b") as file:
@@ -20,14 +22,17 @@ class JumpingClock:
         self._real = time.time
 
     def __call__(self) -> float:
-        """Unix seconds, as the trainer shall see them."""
+        """Return the Unix time that the trainer sees, in seconds."""
         return self._real() + float(_OFFSET.unpack(self._map[:])[0])
 
     def jump(self, seconds: float) -> None:
+        """Set the clock forward, or back if ``seconds`` is negative."""
         self._map[:] = _OFFSET.pack(_OFFSET.unpack(self._map[:])[0] + seconds)
 
     def set_right(self) -> None:
+        """Remove the offset."""
         self._map[:] = _OFFSET.pack(0.0)
 
     def close(self) -> None:
+        """Unmap the file."""
         self._map.close()

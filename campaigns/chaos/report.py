@@ -1,4 +1,4 @@
-"""The verdict on a campaign, and its table. Pure."""
+"""The verdict on a chaos campaign, and its table. Pure."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from campaigns.chaos.campaign import Strike
+from campaigns.chaos.campaign import InjectedFault
 from campaigns.chaos.ledger import Entry
 from campaigns.chaos.schedule import KINDS, Fault
 from campaigns.chaos.verify import Found, Key
 
 UNNOTED_PER_KILL = 1
-"""A trainer may die between the return of `log` and its note in the ledger."""
+"""Number of records that a kill may leave without a note, between the return of `log` and the write to the ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Empty collections mean that delivery kept its promise."""
+    """Differences between the ledger and what is stored and shown; delivery kept its promise if there are none."""
 
     lost: frozenset[Key]
+    """Records that the database lacks."""
     twice: frozenset[Key]
+    """Records that the database holds more than once."""
     altered: frozenset[Key]
+    """Records that the database holds with other bits."""
     invented: frozenset[Key]
-    """In the database, with no kill that could explain that the ledger lacks them."""
+    """Records that the database holds, the ledger lacks, and no kill explains."""
     unexported: frozenset[Key]
-    """In the ledger, and in no attempt that the API gives out, or with other numbers."""
+    """Records that the API lacks in every attempt, or returns with other numbers."""
     misshown: frozenset[int]
-    """Steps of which a page shows another incarnation than the last."""
+    """Steps for which a page shows another incarnation than the last one."""
 
     @property
     def is_kept(self) -> bool:
+        """Whether delivery kept its promise."""
         return not (self.lost or self.twice or self.altered or self.invented or self.unexported or self.misshown)
 
 
@@ -44,6 +48,7 @@ def judge(
     shown: Mapping[int, int],
     should_be_shown: Mapping[int, int],
 ) -> Verdict:
+    """Compare the ledger with the records in the database and the API, and with the incarnations that a page shows."""
     keys = frozenset(entry.key for entry in entries)
     unnoted = frozenset(database.counts) - keys
     last = {entry.incarnation: entry.step for entry in entries}
@@ -60,16 +65,18 @@ def judge(
     )
 
 
-def table(entries: Sequence[Entry], strikes: Sequence[Strike], missed: Sequence[Fault], verdict: Verdict) -> str:
-    """One line a kind of fault. A step counts for the fault that struck nearest to it."""
-    positions = [strike.position for strike in strikes]
+def table(
+    entries: Sequence[Entry], injected: Sequence[InjectedFault], missed: Sequence[Fault], verdict: Verdict
+) -> str:
+    """Return a table with one line for each kind of fault; a step counts for the fault nearest to it."""
+    positions = [one.position for one in injected]
     steps, lost, twice = Counter[str](), Counter[str](), Counter[str]()
     for index, entry in enumerate(entries):
-        kind = strikes[_nearest(positions, index)].fault.kind
+        kind = injected[_nearest(positions, index)].fault.kind
         steps[kind] += 1
         lost[kind] += entry.key in verdict.lost or entry.key in verdict.altered
         twice[kind] += entry.key in verdict.twice
-    faults = Counter[str](strike.fault.kind for strike in strikes)
+    faults = Counter[str](one.fault.kind for one in injected)
     lines = [f"{'fault':<20} {'count':>6} {'steps near':>11} {'survived':>9} {'lost':>5} {'twice':>6}"]
     for kind in KINDS:
         if faults[kind]:
@@ -78,11 +85,11 @@ def table(entries: Sequence[Entry], strikes: Sequence[Strike], missed: Sequence[
                 f"{kind:<20} {faults[kind]:6d} {steps[kind]:11d} {survived:9d} {lost[kind]:5d} {twice[kind]:6d}"
             )
     lines.append(
-        f"{'all':<20} {len(strikes):6d} {len(entries):11d} {len(entries) - sum(lost.values()):9d} "
+        f"{'all':<20} {len(injected):6d} {len(entries):11d} {len(entries) - sum(lost.values()):9d} "
         f"{sum(lost.values()):5d} {sum(twice.values()):6d}"
     )
     if missed:
-        lines.append(f"not struck, as no frame came in time: {len(missed)}")
+        lines.append(f"not injected, as no frame arrived in time: {len(missed)}")
     return "\n".join(lines)
 
 

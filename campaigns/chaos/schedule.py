@@ -1,4 +1,4 @@
-"""Which faults come in which order. Pure: a seed makes a schedule."""
+"""The schedule of the faults of a chaos campaign. Pure: a seed determines a schedule."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ Kind = Literal[
     "disk full",
     "clock jump",
 ]
+"""Kind of a fault."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+"""All kinds of faults in the order of the table."""
 OF_SEVERAL_SERVERS: frozenset[Kind] = frozenset({"kill -9 postgres", "kill -9 redis", "server hangs"})
-"""Those that need a database and a Redis apart from the server, and a second server."""
+"""Kinds of faults that need a separate database and Redis, and a second server."""
 
 SHARES: dict[Kind, int] = {
     "kill -9 trainer": 16,
@@ -37,19 +39,25 @@ SHARES: dict[Kind, int] = {
     "disk full": 6,
     "clock jump": 10,
 }
+"""Number of faults of each kind in a schedule of all 124, which sets their proportions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
+    """A fault to inject."""
+
     kind: Kind
     amount: float
-    """0 … 1: what the kind makes of it."""
+    """Severity of the fault, 0 to 1, whose meaning depends on the kind."""
 
 
 def schedule(seed: int, count: int, kinds: Sequence[Kind]) -> list[Fault]:
-    """``count`` faults, each kind at least once and about as often as its share."""
+    """Return ``count`` faults, with each kind at least once and about as often as its share.
+
+    Raises `ValueError` if there are fewer faults than kinds.
+    """
     if count < len(kinds):
-        raise ValueError(f"{count} faults are too few for {len(kinds)} kinds")
+        raise ValueError(f"{count} faults are too few for {len(kinds)} kinds; use at least {len(kinds)}")
     chance = random.Random(seed)
     total = sum(SHARES[kind] for kind in kinds)
     chosen = [kind for kind in kinds for _ in range(max(1, SHARES[kind] * count // total))]

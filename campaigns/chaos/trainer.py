@@ -1,9 +1,9 @@
-"""The training of the chaos test, one incarnation of it: logs until its input ends.
+"""One incarnation of the training of a chaos campaign, which logs until its standard input ends.
 
     python -m campaigns.chaos.trainer RUN INCARNATION FIRST_STEP RATE CLOCK
 
-Standard output is the ledger (see `campaigns.chaos.ledger`), with two other kinds of lines in between: "s LOGGED
-ACKNOWLEDGED" every few steps, and "end DROPPED" after `finish`.
+Standard output is the ledger (see `campaigns.chaos.ledger`) with two additional kinds of lines: "s LOGGED ACKNOWLEDGED"
+every few steps, and "end DROPPED" after `finish`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ FINISH_TIMEOUT = 30.0  # seconds
 
 
 def train(run_id: str, incarnation: int, first_step: int, rate: float) -> None:
+    """Log ``rate`` steps a second from ``first_step`` on, and note each of them in the ledger."""
     run = client_sdk.init(project="chaos", name="chaos", run_id=run_id)
     measured = instrument(incarnation)
     run.attach(measured)

@@ -1,4 +1,4 @@
-"""The training under test: its incarnations, one after the other, and the ledger of what they logged."""
+"""The training under test: its incarnations, one after the other, and the ledger of the records that they logged."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from pathlib import Path
 
 from campaigns.chaos.ledger import Entry, parse
 
-STEP_TIMEOUT = 60.0  # seconds in which a training that is alive must have gone on
+STEP_TIMEOUT = 60.0  # seconds within which a live training must make progress
 END_TIMEOUT = 90.0  # seconds
 UNLIMITED = resource.RLIM_INFINITY
 
 
 class Training:
+    """A training that can be killed and restarted, and the ledger of its records."""
+
     def __init__(self, run_id: str, environment: Mapping[str, str], rate: float, clock: Path, log: Path) -> None:
-        """``rate``: steps a second. ``log``: where the standard error of the trainers goes."""
+        """Prepare a training of ``rate`` steps a second; the standard error of its trainers is appended to ``log``."""
         self.run_id = run_id
         self.entries: list[Entry] = []
-        """Everything that was logged, in that order."""
+        """Logged records in their order."""
         self.starts: list[int] = []
         """First step of each incarnation."""
         self.dropped: int | None = None
-        """What the SDK counted as lost, said at the end."""
+        """Number of records that the SDK counted as lost, known after `finish`."""
         self.logged = 0
+        """Number of records that the current incarnation has logged."""
         self.acknowledged = 0
+        """Number of records of the current incarnation that are acknowledged."""
         self._environment = dict(environment)
         self._rate = rate
         self._clock = clock
@@ -40,14 +44,17 @@ class Training:
 
     @property
     def pid(self) -> int:
+        """Process id of the current trainer."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def next_step(self) -> int:
+        """Step after the last logged one."""
         return self.entries[-1].step + 1 if self.entries else 0
 
     def start(self, first_step: int) -> None:
+        """Start the next incarnation at ``first_step``."""
         number = str(len(self.starts))
         self.starts.append(first_step)
         self.logged = self.acknowledged = 0
@@ -72,34 +79,34 @@ class Training:
         self._reader.start()
 
     def kill(self) -> None:
-        """SIGKILL; returns when everything that it wrote down is read."""
+        """Send SIGKILL and return when all lines of the ledger have been read."""
         assert self._process is not None
         self._process.kill()
         self._await_end()
 
     def finish(self) -> None:
-        """Let it end by itself, with `finish`."""
+        """Ask the trainer to call `finish`, and wait for its end."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._await_end()
 
     def end(self) -> None:
-        """SIGKILL if it still runs: nothing is left behind when a campaign fails."""
+        """Kill the trainer if it still runs, so that a failed campaign leaves no process behind."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
 
     def limit_files(self, size: int) -> None:
-        """No file of the trainer may grow beyond ``size`` bytes: to it the disk is full."""
+        """Limit the files of the trainer to ``size`` bytes, which has the effect of a full disk."""
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, UNLIMITED))
 
     def wait_for_entries(self, count: int) -> None:
-        """Raises `TimeoutError` when the training does not go on."""
+        """Wait until ``count`` records are logged. Raises `TimeoutError` if the training makes no progress."""
         self._wait(lambda: len(self.entries) >= count, f"{count} steps; there are {len(self.entries)}")
 
     def wait_for_acknowledgement(self) -> None:
-        """Until everything logged so far is acknowledged. Raises `TimeoutError`."""
+        """Wait until all records logged so far are acknowledged. Raises `TimeoutError` if that takes too long."""
         logged = self.logged
         self._wait(lambda: self.acknowledged >= logged, f"the acknowledgement of record {logged}")
 
@@ -126,7 +133,7 @@ class Training:
         with process.stdout as lines:
             for text in lines:
                 if not text.endswith(b"\n"):
-                    return  # the write of a killed process that did not fit the pipe
+                    return  # a killed process may leave a partial line in the pipe
                 with self._changed:
                     self._note(text)
                     self._changed.notify_all()
@@ -141,7 +148,7 @@ class Training:
                 self.entries.append(parse(text))
 
     def deliver_the_rest(self, directory: Path, url: str) -> bool:
-        """`python -m client_sdk sync`, as a user would after a crash. False when something is left."""
+        """Run `python -m client_sdk sync`, as a user would after a crash, and return whether nothing is left."""
         deadline = time.monotonic() + END_TIMEOUT
         while time.monotonic() < deadline:
             command = [sys.executable, "-m", "client_sdk", "sync", str(directory), "--url", url]

@@ -1,4 +1,4 @@
-"""Holds what came out of a campaign against the ledger of what went in. Reads the database, and the API."""
+"""Comparison of the records in the database and the API with those that the ledger of a campaign says were logged."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ from server.storage.measurements.history import HistoryReader
 
 WINDOW = 2_000  # steps of one request
 Key = tuple[int, int]
-"""(incarnation, step)"""
+"""Incarnation and step of a record."""
 
 
 @dataclass(kw_only=True)
 class Found:
-    """What one place holds of the run."""
+    """Records of the run that were found in the database or the API."""
 
     counts: Counter[Key] = field(default_factory=Counter)
+    """Number of times that each record was found."""
     wrong: set[Key] = field(default_factory=set)
-    """Records whose bits are not those that were logged."""
+    """Records whose bits differ from those that were logged."""
 
     def add(self, key: Key, *, is_exact: bool) -> None:
+        """Count a record; ``is_exact`` says whether its bits are those that were logged."""
         self.counts[key] += 1
         if not is_exact:
             self.wrong.add(key)
 
 
 async def in_database(url: str, run_id: str) -> Found:
-    """Every record of the run, bit by bit, as segments and tiles hold it."""
+    """Return the records of the run in segments and tiles, compared bit by bit."""
     found = Found()
     database = Database(url)
     try:
@@ -60,13 +62,13 @@ async def in_database(url: str, run_id: str) -> Found:
 
 
 def _block_of(sample: Sample) -> NDArray[np.float32]:
-    """(layers, statistics), as it was logged."""
+    """Return the block of a sample, [layers, statistics], as it was logged."""
     columns = [sample.statistic(name) for name in STATISTICS]
     return np.stack([column for column in columns if column is not None], axis=1)
 
 
 def in_api(api: httpx.Client, run_id: str) -> Found:
-    """Every step of every attempt as the API gives it out, in buckets of one step."""
+    """Return the records of every attempt that the API returns in buckets of one step."""
     found = Found()
     for item in api.get(f"/runs/{run_id}").raise_for_status().json()["attempts"]:
         for key, is_exact in _exported(api, run_id, item["first_step"], item["last_step"], item["attempt"]):
@@ -75,18 +77,21 @@ def in_api(api: httpx.Client, run_id: str) -> Found:
 
 
 def shown(api: httpx.Client, run_id: str, last_step: int) -> dict[int, int]:
-    """Step to the incarnation whose value a page shows that asks for no attempt."""
+    """Return the incarnation that a page shows at each step if it asks for no particular attempt."""
     return {step: incarnation for (incarnation, step), _ in _exported(api, run_id, 0, last_step, None)}
 
 
 def should_be_shown(entries: Sequence[Entry], starts: Sequence[int]) -> dict[int, int]:
-    """Of each step the last incarnation that logged it, unless a later one began before it and never came so far."""
+    """Return the incarnation that a page should show at each step.
+
+    It is the last one that logged the step, unless a later one began before the step and never reached it.
+    """
     ceilings = [min(starts[number + 1 :], default=2**62) for number in range(len(starts))]
     return {entry.step: entry.incarnation for entry in entries if entry.step < ceilings[entry.incarnation]}
 
 
 def _exported(api: httpx.Client, run_id: str, first: int, last: int, attempt: int | None) -> Iterator[tuple[Key, bool]]:
-    """(key, whether the numbers are those that were logged) of each step."""
+    """Yield the key of each step, and whether its numbers are those that were logged."""
     for begin in range(first, last + 1, WINDOW):
         where = {"from": begin, "to": min(last, begin + WINDOW - 1), "attempt": attempt}
         query = {key: value for key, value in where.items() if value is not None}
@@ -108,7 +113,7 @@ def _exported(api: httpx.Client, run_id: str, first: int, last: int, attempt: in
 
 
 def _is_exact(key: Key, loss: float, odd: float | None, block: NDArray[np.float32]) -> bool:
-    """JSON says null where a number is not finite; all others, and the blocks, must have the bits that were logged."""
+    """Return whether the numbers of a record have the bits that were logged; JSON has null for non-finite numbers."""
     logged = metrics(*key)
     same_odd = odd is None if not math.isfinite(logged["odd"]) else _bits(odd) == _bits(logged["odd"])
     same_block = block.tobytes() == instrument(key[0]).block(key[1]).tobytes()

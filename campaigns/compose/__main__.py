@@ -1,10 +1,10 @@
-"""``python -m campaigns.compose``: the whole stack and a training outside of it, while one part after another fails.
+"""``python -m campaigns.compose``: test the whole stack with a training outside of it, while its parts fail in turn.
 
-Builds the image, starts docker-compose.yml with two servers under a name and a port of its own, trains the demo's
-tanh-net against it from outside the containers, and while it trains kills each server with SIGKILL, restarts Redis and
-stops Postgres for ten seconds. In the end every step that was logged must be there exactly once, the run page that was
-open all the time must show them, and the spike must have been predicted before it came. Prints a table; exit code 1
-where one of these failed. Everything that was started is gone afterwards.
+The campaign builds the image, starts docker-compose.yml with two servers under its own name and port, and trains the
+demo's tanh-net against it from outside the containers. During the training it kills each server with SIGKILL, restarts
+Redis and stops Postgres for ten seconds. At the end every logged step must be stored exactly once, the run page that
+was open all the time must show them, and the spike must have been predicted before it happened. The program prints a
+table and exits with 1 if one of these failed. Everything that it started is removed afterwards.
 """
 
 from __future__ import annotations
@@ -32,61 +32,74 @@ from tests.support.processes import resident_mib
 SERVERS = 2
 POSTGRES_AWAY = 10.0  # seconds
 TRAIN_TIMEOUT = 240.0  # seconds after the last fault
-SETTLE_TIMEOUT = 60.0  # seconds after the training for the last verdict of the detectors
+SETTLE_TIMEOUT = 60.0  # seconds after the training for the last findings of the detectors
 OPEN_PAGE_AT = 20  # step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something that goes wrong when the training is at a step, and what it takes until it is repaired."""
+    """A fault to inject into the stack."""
 
     name: str
+    """Name in the table."""
     step: int
-    strike: Callable[[Stack], None]
+    """Step of the training at which the fault is injected."""
+    inject: Callable[[Stack], None]
+    """Function that injects the fault and returns when it is repaired."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strike:
+class InjectedFault:
+    """A fault that was injected and repaired."""
+
     name: str
+    """Name in the table."""
     step: int
+    """Step of the training when the fault was injected."""
     seconds: float
-    """Until it was repaired: the server healthy again, Postgres up again."""
+    """Seconds until the fault was repaired, for example until the server was healthy again."""
     repaired_step: int
+    """Step of the training when the fault was repaired."""
 
 
 def kill_server(number: int) -> Callable[[Stack], None]:
-    def strike(stack: Stack) -> None:
+    """Return a function that kills a server and waits until it serves again."""
+
+    def inject(stack: Stack) -> None:
         container = stack.containers("server")[number - 1]
         before = stack.inspect(container)["RestartCount"]
         stack.kill(container)
-        _until(lambda: stack.inspect(container)["RestartCount"] > before, 60, "the killed server to be started again")
+        _until(lambda: stack.inspect(container)["RestartCount"] > before, 60, "the restart of the killed server")
         stack.wait_until_up("server", number)
 
-    return strike
+    return inject
 
 
 def restart_redis(stack: Stack) -> None:
+    """Restart Redis without a delay."""
     stack.compose("restart", "redis")
 
 
 def stop_postgres(stack: Stack) -> None:
+    """Stop Postgres for a while."""
     stack.compose("stop", "postgres")
     time.sleep(POSTGRES_AWAY)
     stack.compose("start", "postgres")
 
 
 FAULTS = (
-    Fault(name="kill -9 server 1", step=60, strike=kill_server(1)),
-    Fault(name="kill -9 server 2", step=200, strike=kill_server(2)),
-    Fault(name="restart redis", step=320, strike=restart_redis),
-    Fault(name=f"stop postgres for {POSTGRES_AWAY:g} s", step=380, strike=stop_postgres),
+    Fault(name="kill -9 server 1", step=60, inject=kill_server(1)),
+    Fault(name="kill -9 server 2", step=200, inject=kill_server(2)),
+    Fault(name="restart redis", step=320, inject=restart_redis),
+    Fault(name=f"stop postgres for {POSTGRES_AWAY:g} s", step=380, inject=stop_postgres),
 )
 
 
 def main() -> int:
+    """Run the campaign and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m campaigns.compose")
-    parser.add_argument("--where-possible", action="store_true", help="without a container engine, say so and pass")
-    parser.add_argument("--keep", type=Path, help="directory for the pictures of the page and the logs, kept")
+    parser.add_argument("--where-possible", action="store_true", help="report a missing container engine and pass")
+    parser.add_argument("--keep", type=Path, help="directory in which screenshots and logs are kept")
     options = parser.parse_args()
     directory = options.keep or Path(tempfile.mkdtemp(prefix="spikewatch-compose-"))
     directory.mkdir(parents=True, exist_ok=True)
@@ -118,7 +131,7 @@ def _campaign(stack: Stack, directory: Path) -> int:
     ):
         training = Training(directory, environment)
         try:
-            strikes = _train(stack, training, api, page, login_url)
+            injected = _train(stack, training, api, page, login_url)
             entries, dropped = training.entries(), training.dropped()
         finally:
             training.end()
@@ -127,13 +140,13 @@ def _campaign(stack: Stack, directory: Path) -> int:
         assert run is not None
         page.wait_for_step(entries[-1].step)
         verdict = _settled(api, run["id"], entries)
-        page.picture(directory / "run-page.png")
+        page.take_screenshot(directory / "run-page.png")
         prediction = page.wait_for_prediction()
         memory = {name: resident_mib(pid) for name, pid in stack.pids().items()}
     endings = _end_servers(stack)
     is_kept = verdict.is_kept and dropped == 0 and len(entries) == TANH_NET_STEPS
-    is_kept = is_kept and not any(endings) and strikes[-1].repaired_step < entries[-1].step
-    print(_table(strikes, entries))
+    is_kept = is_kept and not any(endings) and injected[-1].repaired_step < entries[-1].step
+    print(_table(injected, entries))
     print(f"\n{'memory, MiB':<22}" + "  ".join(f"{name} {used:.0f}" for name, used in sorted(memory.items())))
     print(f"{'logged':<22}{verdict.logged} steps, {dropped} dropped by the SDK")
     for name in ("lost", "twice", "altered", "invented", "unshown"):
@@ -146,22 +159,23 @@ def _campaign(stack: Stack, directory: Path) -> int:
     return 0 if is_kept else 1
 
 
-def _train(stack: Stack, training: Training, api: httpx.Client, page: RunPage, login_url: str) -> list[Strike]:
-    """Open the page, strike, and return when the training has ended."""
+def _train(stack: Stack, training: Training, api: httpx.Client, page: RunPage, login_url: str) -> list[InjectedFault]:
+    """Open the page, inject all faults, and return when the training has ended."""
     training.wait_for_step(OPEN_PAGE_AT)
-    _until(lambda: run_of(api) is not None, 30, "the run to be there")
+    _until(lambda: run_of(api) is not None, 30, "the run to exist")
     run = run_of(api)
     assert run is not None
     page.open(login_url, run["id"])
-    strikes = []
+    injected = []
     for fault in FAULTS:
         training.wait_for_step(fault.step)
         begun, step = time.monotonic(), training.entries()[-1].step
-        fault.strike(stack)
+        fault.inject(stack)
         seconds = time.monotonic() - begun
-        strikes.append(Strike(name=fault.name, step=step, seconds=seconds, repaired_step=training.entries()[-1].step))
+        repaired_step = training.entries()[-1].step
+        injected.append(InjectedFault(name=fault.name, step=step, seconds=seconds, repaired_step=repaired_step))
     training.wait(TRAIN_TIMEOUT)
-    return strikes
+    return injected
 
 
 def _answers(api: httpx.Client) -> bool:
@@ -169,13 +183,13 @@ def _answers(api: httpx.Client) -> bool:
 
 
 def _end_servers(stack: Stack) -> list[int]:
-    """Exit codes of the servers when they are asked to end, 0 when they did so in order and in time."""
+    """Stop the servers and return their exit codes, which are 0 after an orderly end in time."""
     stack.compose("stop", "server")
     return [stack.inspect(container)["State"]["ExitCode"] for container in stack.containers("server")]
 
 
 def _settled(api: httpx.Client, run_id: str, entries: Sequence[Entry]) -> Verdict:
-    """The verdict, once it holds or its time is over: detectors run behind what is stored."""
+    """Return the verdict once it is positive or its time is over, because detectors lag behind what is stored."""
     deadline = time.monotonic() + SETTLE_TIMEOUT
     while True:
         verdict = judge(api, run_id, entries)
@@ -184,16 +198,16 @@ def _settled(api: httpx.Client, run_id: str, entries: Sequence[Entry]) -> Verdic
         time.sleep(1.0)
 
 
-def _table(strikes: Sequence[Strike], entries: Sequence[Entry]) -> str:
-    """One line a fault: what the training noticed of it."""
-    lines = [f"{'fault':<22}{'at step':>8}{'repaired after':>16}{'most waiting':>14}{'caught up at step':>19}"]
-    for strike in strikes:
-        since = [entry for entry in entries if entry.step >= strike.step]
-        owed = next(entry.logged for entry in since if entry.step >= strike.repaired_step)
+def _table(injected: Sequence[InjectedFault], entries: Sequence[Entry]) -> str:
+    """Return a table of the effect of each fault on the training."""
+    lines = [f"{'fault':<22}{'at step':>8}{'repaired after':>16}{'max waiting':>14}{'caught up at step':>19}"]
+    for fault in injected:
+        since = [entry for entry in entries if entry.step >= fault.step]
+        owed = next(entry.logged for entry in since if entry.step >= fault.repaired_step)
         caught_up = next((at for at, entry in enumerate(since) if entry.acknowledged >= owed), len(since) - 1)
-        most = max(entry.logged - entry.acknowledged for entry in since[: caught_up + 1])
+        waiting = max(entry.logged - entry.acknowledged for entry in since[: caught_up + 1])
         lines.append(
-            f"{strike.name:<22}{strike.step:>8}{strike.seconds:>14.1f} s{most:>8} steps{since[caught_up].step:>19}"
+            f"{fault.name:<22}{fault.step:>8}{fault.seconds:>14.1f} s{waiting:>8} steps{since[caught_up].step:>19}"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The stack of docker-compose.yml as its user starts it, under a name and a port of its own."""
+"""The stack of docker-compose.yml as a user starts it, under its own name and port."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ BUILD_TIMEOUT = 1500.0  # seconds
 UP_TIMEOUT = 420.0  # seconds
 COMMAND_TIMEOUT = 120.0  # seconds
 UP_AGAIN_TIMEOUT = 60.0  # seconds
-LOOK_EVERY = 0.2  # seconds
+CHECK_EVERY = 0.2  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """`docker compose` in the root of the checkout. Its volumes and containers are those of this name alone."""
+    """A project of `docker compose` in the root of the checkout, with its own volumes and containers."""
 
     name: str
+    """Name of the project."""
     port: int
+    """Port of the entry on the loopback interface."""
     environment: Mapping[str, str]
+    """Environment in which `docker` reaches the engine."""
 
     @property
     def url(self) -> str:
+        """URL of the entry."""
         return f"http://127.0.0.1:{self.port}"
 
     def compose(self, *arguments: str, timeout: float = COMMAND_TIMEOUT) -> str:
-        """The standard output of a command. Raises `RuntimeError` with the end of what it said."""
+        """Return the standard output of a command. Raises `RuntimeError` with the end of its output if it fails."""
         command = ["docker", "compose", "--project-name", self.name, *arguments]
         done = subprocess.run(
             command,
@@ -48,11 +52,12 @@ class Stack:
             timeout=timeout,
         )
         if done.returncode != 0:
-            said = (done.stdout + done.stderr)[-3000:]
-            raise RuntimeError(f"docker compose {' '.join(arguments)} ended with {done.returncode}:\n{said}")
+            output = (done.stdout + done.stderr)[-3000:]
+            raise RuntimeError(f"docker compose {' '.join(arguments)} ended with {done.returncode}:\n{output}")
         return done.stdout
 
     def inspect(self, container: str) -> dict[str, Any]:
+        """Return the answer of `docker inspect` for a container."""
         done = subprocess.run(
             ["docker", "inspect", container],
             env=dict(self.environment),
@@ -64,12 +69,12 @@ class Stack:
         return found
 
     def containers(self, service: str) -> list[str]:
-        """Ids, in the order of their numbers."""
+        """Return the ids of the containers of a service, in the order of their numbers."""
         lines = self.compose("ps", "--all", "--format", "{{.Name}} {{.ID}}", service).splitlines()
         return [line.split()[1] for line in sorted(lines)]
 
     def pids(self) -> dict[str, int]:
-        """The first process of each running container, by the number that this machine knows it by."""
+        """Return the id on this machine of the first process of each running container."""
         found = {}
         for line in self.compose("ps", "--format", "{{.Name}} {{.ID}}").splitlines():
             container, identity = line.split()
@@ -77,14 +82,17 @@ class Stack:
         return found
 
     def kill(self, container: str) -> None:
-        """SIGKILL from outside, as the kernel does it when memory is short; the engine's own `kill` counts as a wish to
-        stop, after which it restarts nothing."""
+        """Send SIGKILL from outside, as the kernel does when memory is short.
+
+        The engine regards its own `kill` as a request to stop, after which it does not restart the container.
+        """
         os.kill(self.inspect(container)["State"]["Pid"], signal.SIGKILL)
 
     def wait_until_up(self, service: str, number: int) -> None:
-        """Until its health check passes; the engine's own look at it comes only every ten seconds.
+        """Wait until the health check of a container passes. Raises `TimeoutError` if it does not in time.
 
-        Raises `TimeoutError`."""
+        The engine itself runs the check only every ten seconds.
+        """
         check = ["exec", "-T", "--index", str(number), service, "python3", "/opt/spikewatch/healthcheck.py"]
         deadline = time.monotonic() + UP_AGAIN_TIMEOUT
         while True:
@@ -93,13 +101,13 @@ class Stack:
                 return
             except RuntimeError as error:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"{service} {number} did not come back in {UP_AGAIN_TIMEOUT:g} s") from error
-            time.sleep(LOOK_EVERY)  # the engine has nothing to wait on for this
+                    raise TimeoutError(f"{service} {number} is not healthy after {UP_AGAIN_TIMEOUT:g} s") from error
+            time.sleep(CHECK_EVERY)  # the engine offers no event to wait for
 
 
 @contextlib.contextmanager
 def running_stack(environment: Mapping[str, str], *, servers: int) -> Iterator[Stack]:
-    """Build, start and wait for health; containers, networks and volumes are gone after the block."""
+    """Build and start the stack and wait for its health; remove its containers, networks and volumes afterwards."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     stack = Stack(name=f"spikewatch-test-{os.getpid()}", port=port, environment=environment)

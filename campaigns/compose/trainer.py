@@ -1,15 +1,14 @@
-"""The demo's tanh-net, with a note of everything that it logs.
+"""The training of the demo's tanh-net, which notes everything that it logs in a ledger.
 
-    python -m campaigns.compose.trainer LEDGER
+    python -m campaigns.compose.trainer FD
 
-One line for each call of `log` that returned: ``step loss logged acknowledged``, the loss as `float.hex`; and at the
-end ``end DROPPED``.
+The ledger is written to the file descriptor FD. It has one line for each call of `log` that returned, ``step loss
+logged acknowledged`` with the loss as `float.hex`, and ``end DROPPED`` at the end.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -18,12 +17,13 @@ from server.demo import tanh_net
 from server.demo.pace import Pace
 
 FINISH_TIMEOUT = 60.0  # seconds; longer than the outage of the database
-RATE = 8  # steps a second, slower than in the demo: all that fails shall fail, and be repaired, during the training
+RATE = 8  # steps a second, slower than in the demo, so that all faults are repaired during the training
 
 
-def train(ledger: Path) -> None:
+def train(ledger: int) -> None:
+    """Train the tanh-net and write the ledger to the file descriptor ``ledger``."""
     log, finish = client_sdk.log, client_sdk.finish
-    with ledger.open("w", buffering=1, encoding="ascii") as lines:
+    with open(ledger, "w", buffering=1, encoding="ascii") as lines:
 
         def noted(metrics: dict[str, Any], *, step: int, **more: Any) -> None:
             loss = metrics["loss"].detach().item()
@@ -44,4 +44,4 @@ def train(ledger: Path) -> None:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]))
+    train(int(sys.argv[1]))

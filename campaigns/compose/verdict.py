@@ -1,4 +1,4 @@
-"""What was logged against what the API gives out."""
+"""The verdict on a campaign: a comparison of the logged steps with those that the API returns."""
 
 from __future__ import annotations
 
@@ -18,30 +18,37 @@ from server.demo.judge import Judgement, judge_tanh_net
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Empty lists mean that every step is there exactly once, with the loss that was logged."""
+    """Differences between logged and stored steps; every step is stored exactly once if there are none."""
 
     logged: int
+    """Number of logged steps."""
     lost: list[int]
+    """Steps that are not stored."""
     twice: list[int]
+    """Steps that are stored more than once."""
     altered: list[int]
+    """Steps that are stored with another loss."""
     invented: list[int]
+    """Steps that are stored but were not logged."""
     unshown: list[int]
     """Steps that the chart of the run lacks, or shows with another loss."""
     alert: Judgement
+    """Judgement of the demo on the predicted spike."""
 
     @property
     def is_kept(self) -> bool:
+        """Whether every step is stored exactly once and the spike was predicted."""
         return self.alert.held and not (self.lost or self.twice or self.altered or self.invented or self.unshown)
 
 
 def run_of(api: httpx.Client) -> dict[str, Any] | None:
-    """The run of the training, None before its first contact."""
+    """Return the run of the training, or None before its hello."""
     runs = api.get("/runs").raise_for_status().json()["runs"]
     return next((run for run in runs if run["name"] == TANH_NET), None)
 
 
 def judge(api: httpx.Client, run_id: str, entries: Sequence[Entry]) -> Verdict:
-    """Raises `httpx.HTTPError`."""
+    """Compare the logged ``entries`` with the API's answers. Raises `httpx.HTTPError` if the API fails."""
     logged = {entry.step: entry.loss for entry in entries}
     export = api.get(f"/runs/{run_id}/export", params={"format": "parquet"}).raise_for_status()
     table = pq.read_table(io.BytesIO(export.content), columns=["step", "loss"])

@@ -1,9 +1,9 @@
-"""A process of connections that mean no good, all of one token; asyncio and raw sockets.
+"""A process that opens many abusive connections with one token; asyncio and raw sockets.
 
     python -m campaigns.flood.attackers PORT TOKEN COUNT
 
-Opens COUNT connections, each of the next kind in turn, and holds every one until the server ends it or the input of
-this process does. Prints how many are open as a line of JSON once all were tried, and what came of each at the end.
+Opens COUNT connections, each of the next kind in turn, and holds every one until the server or the standard input of
+this process ends. Prints how many are open as a line of JSON once all have been tried, and how each ended at the end.
 """
 
 from __future__ import annotations
@@ -20,30 +20,34 @@ from dataclasses import dataclass
 from campaigns.fuzz.client import frame, handshake
 from campaigns.fuzz.mutations import hello
 
-AT_ONCE = 200  # connections that are being opened
+AT_ONCE = 200  # connections that are being opened at a time
 CONNECT_TIMEOUT = 60.0  # seconds
-SMALL_BUFFER = 4096  # bytes that a connection takes without being read, about
+SMALL_BUFFER = 4096  # bytes that a connection accepts without being read, approximately
 TRICKLE_EVERY = 1.0  # seconds
 UNREAD_ANSWERS = 8
-LISTENED_TO = 1024  # bytes of each piece
+MAX_KEPT = 1024  # bytes of each chunk received
 WORDS = ("too_many_connections", "hello_first", "too many connections are open", "going_away")
-"""By which an answer of the server is told."""
+"""Texts that identify an answer of the server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
+    """Behaviour of an abusive connection."""
+
     name: str
+    """Name in the report."""
     first: bytes = b""
-    """Sent at once."""
+    """Bytes that are sent at once."""
     then: bytes = b""
-    """Sent when the server has answered."""
+    """Bytes that are sent when the server has answered."""
     trickles: bool = False
-    """One byte more now and then."""
+    """Whether one more byte is sent every second."""
     reads: bool = True
+    """Whether the answers are read."""
 
 
 def kinds(port: int, token: str, number: int) -> tuple[Kind, ...]:
-    """``number``: of the connection; each that says hello is a run of its own."""
+    """Return the kinds of connections; ``number`` distinguishes the runs of those with a hello."""
     host = f"Host: 127.0.0.1:{port}\r\n".encode("ascii")
     document = b"GET /api/v1/openapi.json HTTP/1.1\r\n" + host + b"\r\n"
     return (
@@ -61,7 +65,10 @@ def kinds(port: int, token: str, number: int) -> tuple[Kind, ...]:
 
 
 class Attackers:
+    """Abusive connections of one process."""
+
     def __init__(self, port: int, token: str) -> None:
+        """Prepare connections to ``port`` on the loopback interface."""
         self._port = port
         self._token = token
         self._gate = asyncio.Semaphore(AT_ONCE)
@@ -70,12 +77,13 @@ class Attackers:
         self._ends: Counter[str] = Counter()
 
     async def run(self, count: int) -> None:
+        """Open ``count`` connections, hold them until the standard input ends, and print their ends."""
         held: list[asyncio.Task[None]] = []
         for number in range(count):
             offered = kinds(self._port, self._token, number)
             await self._gate.acquire()
             held.append(asyncio.create_task(self._one(offered[number % len(offered)])))
-        for _ in range(AT_ONCE):  # until every one is in or was not let in
+        for _ in range(AT_ONCE):  # until every connection is open or was refused
             await self._gate.acquire()
         print(json.dumps({"open": self._open}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
@@ -100,15 +108,15 @@ class Attackers:
             end = await self._hold(opened, kind)
             self._open -= 1
         except (OSError, TimeoutError):
-            end = "not let in"
+            end = "not accepted"
         finally:
             opened.close()
         self._ends[f"{kind.name}: {end}"] += 1
 
     async def _hold(self, opened: socket.socket, kind: Kind) -> str:
-        """How it ended, and with which words of the server."""
-        said = bytearray()
-        tasks = [asyncio.create_task(self._over.wait()), asyncio.create_task(_listen(opened, kind, said))]
+        """Hold a connection and return how it ended, with the known texts that the server sent."""
+        received = bytearray()
+        tasks = [asyncio.create_task(self._over.wait()), asyncio.create_task(_listen(opened, kind, received))]
         if kind.trickles:
             tasks.append(asyncio.create_task(_trickle(opened)))
         try:
@@ -118,20 +126,20 @@ class Attackers:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return ", ".join([end, *(word for word in WORDS if word.encode("ascii") in said)])
+        return ", ".join([end, *(word for word in WORDS if word.encode("ascii") in received)])
 
 
-async def _listen(opened: socket.socket, kind: Kind, said: bytearray) -> None:
-    """Until the server closes the connection; puts what it says into ``said``."""
+async def _listen(opened: socket.socket, kind: Kind, received: bytearray) -> None:
+    """Wait until the server closes the connection, and append what it sends to ``received``."""
     loop = asyncio.get_running_loop()
-    # A socket that is not read tells of its end in no other way.
+    # A socket that is not read reports its end in no other way.
     while not kind.reads and not opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # noqa: ASYNC110
         await asyncio.sleep(TRICKLE_EVERY)
     with contextlib.suppress(OSError):
         while kind.reads and (data := await loop.sock_recv(opened, 65536)):
-            if kind.then and not said:
+            if kind.then and not received:
                 await loop.sock_sendall(opened, kind.then)
-            said += data[:LISTENED_TO]
+            received += data[:MAX_KEPT]
 
 
 async def _trickle(opened: socket.socket) -> None:
@@ -141,8 +149,9 @@ async def _trickle(opened: socket.socket) -> None:
 
 
 def main() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Open the connections that the command line asks for."""
+    _, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
     port, token, count = sys.argv[1:]
     asyncio.run(Attackers(int(port), token).run(int(count)))
 

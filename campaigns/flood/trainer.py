@@ -1,9 +1,9 @@
-"""The training beside the flood: a fixed number of steps a second until its input ends.
+"""The training alongside a flood, which logs a fixed number of steps a second until its standard input ends.
 
     python -m campaigns.flood.trainer RATE
 
-Prints the id of its run, and at the end, as JSON, its status and how long the oldest step ever waited for its
-acknowledgement.
+Prints the id of its run once its first step is stored, and at the end, as JSON, its status and the longest time that a
+step waited for its acknowledgement.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ import time
 
 import client_sdk
 
+FIRST_STEP_TIMEOUT = 60.0  # seconds
+
 
 def train(rate: float) -> None:
-    run = client_sdk.init(project="beside", name="beside the flood")
+    """Log ``rate`` steps a second until the standard input ends."""
+    run = client_sdk.init(project="alongside", name="alongside the flood")
+    client_sdk.log({"loss": 1.0}, step=0)
+    if not client_sdk.flush(FIRST_STEP_TIMEOUT):
+        raise TimeoutError(f"the first step was not acknowledged within {FIRST_STEP_TIMEOUT:g} s")
     print(run.id, flush=True)
-    logged_at: list[float] = []
-    longest, begin = 0.0, time.monotonic()
+    logged_at = [time.monotonic()]
+    longest, begin = 0.0, logged_at[0]
     while not select.select([sys.stdin], [], [], max(0.0, begin + len(logged_at) / rate - time.monotonic()))[0]:
         client_sdk.log({"loss": 1.0 + len(logged_at)}, step=len(logged_at))
         logged_at.append(time.monotonic())

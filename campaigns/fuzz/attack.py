@@ -1,4 +1,4 @@
-"""Sends mutated frames to an ingest endpoint and judges every answer."""
+"""The attack: sends mutated frames to an ingest endpoint and checks every answer."""
 
 from __future__ import annotations
 
@@ -28,27 +28,31 @@ CODES = frozenset(
         "forbidden",
     }
 )
-"""What may be wrong with a frame; the server itself must have no trouble: no `internal`, no `storage_unavailable`."""
+"""Error codes that blame the frame; `internal` and `storage_unavailable`, which blame the server, are failures."""
 CLOSE_CODES = frozenset({1002, 1007, 1009})
-"""What the websocket layer says by itself of frames that are none."""
+"""Close codes with which the websocket layer itself refuses invalid frames."""
 
-WARM = 0.15  # share of connections that say a good hello and commit a record first
-RENEW = 10  # warm connections after which a worker takes a new run, in which nothing is known yet
-WIRE = 0.03  # share of frames whose websocket head is mutated, not their payload
-LARGE = 0.0005  # share of frames beyond the limit of a frame
+WARM = 0.15  # share of connections that begin with a valid hello and a committed record
+RENEW = 10  # warm connections after which a worker uses a new run, whose state is empty
+WIRE = 0.03  # share of frames whose websocket head is mutated instead of their payload
+LARGE = 0.0005  # share of frames beyond the size limit
 WORKERS = 8
-MANY = 40  # frames on one connection, at most
+MAX_FRAMES = 40  # frames on one connection
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What came of the frames."""
+    """Counts of the answers to mutated frames."""
 
     frames: int = 0
+    """Number of frames that were sent."""
     outcomes: Counter[str] = field(default_factory=Counter)
+    """Number of frames for each kind of answer."""
     failures: list[str] = field(default_factory=list)
+    """Descriptions of the frames that were mishandled."""
 
     def note(self, outcome: str, *, failed: bool = False, frame: bytes = b"") -> None:
+        """Count a frame with its outcome, and describe it if it was mishandled."""
         self.frames += 1
         self.outcomes[outcome] += 1
         if failed:
@@ -56,7 +60,7 @@ class Tally:
 
 
 async def attack(port: int, token: str, *, frames: int, seed: int) -> Tally:
-    """At least ``frames`` mutated frames, each answered before the next on its connection."""
+    """Send at least ``frames`` mutated frames, waiting on each connection for an answer before the next one."""
     tally = Tally()
     await asyncio.gather(*(_work(port, token, tally, frames=frames, seed=f"{seed}/{n}") for n in range(WORKERS)))
     return tally
@@ -74,19 +78,19 @@ async def _work(port: int, token: str, tally: Tally, *, frames: int, seed: str) 
                 socket.send(encode(Batch(first_seq=1, records=(record(0),))))
                 for kind in (Welcome, Ack):
                     answer = await socket.answer()
-                    assert isinstance(answer, kind), f"a good client was refused: {answer}"
-            for _ in range(MANY):
+                    assert isinstance(answer, kind), f"a valid client was refused: {answer}"
+            for _ in range(MAX_FRAMES):
                 if tally.frames >= frames or not await _one(socket, chance, good, tally):
                     break
 
 
 async def _one(socket: Socket, chance: random.Random, good: list[bytes], tally: Tally) -> bool:
-    """False when the connection is over."""
+    """Send one mutated frame, count its answer, and return whether the connection continues."""
     frame = mutate(chance, good)
     is_wire = chance.random() < WIRE
     if is_wire:
         socket.send_raw(chance.randbytes(2) + frame[: chance.randrange(64)] + chance.randbytes(16))
-        socket.send(bytes(2))  # completes or breaks whatever was begun
+        socket.send(bytes(2))  # completes or breaks the frame that has begun
     elif chance.random() < LARGE:
         frame = bytes(8 * 1024 * 1024 + 1 + chance.randrange(1024))
         socket.send(frame)
@@ -98,7 +102,7 @@ async def _one(socket: Socket, chance: random.Random, good: list[bytes], tally: 
         tally.note("no answer", failed=True, frame=frame)
         return False
     except msgspec.DecodeError as error:
-        tally.note(f"an answer that is none ({error})", failed=True, frame=frame)
+        tally.note(f"an invalid answer ({error})", failed=True, frame=frame)
         return False
     match answer:
         case Error(code=code):
@@ -113,7 +117,10 @@ async def _one(socket: Socket, chance: random.Random, good: list[bytes], tally: 
 
 
 async def _end_of(socket: Socket) -> Error | Closed:
-    """A head of random bytes may announce more than comes; then we end what we began, as a client that crashes."""
+    """Return the end of a connection with a random frame head.
+
+    The head may announce more bytes than follow; the connection is then cut, as by a client that crashes.
+    """
     try:
         async with asyncio.timeout(0.05):
             while True:

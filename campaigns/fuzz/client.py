@@ -1,4 +1,4 @@
-"""A websocket client that will send anything. Asyncio; knows just enough of RFC 6455."""
+"""A websocket client that can send arbitrary bytes. Asyncio; implements only the necessary part of RFC 6455."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ BINARY, CLOSE, PING = 2, 8, 9
 
 @dataclass(frozen=True, kw_only=True)
 class Closed:
-    """The end of a connection: the code of its close frame, or None where it was cut."""
+    """The end of a connection."""
 
     code: int | None
+    """Code of the close frame, or None if the connection was cut."""
 
 
 def handshake(port: int, token: str) -> bytes:
-    """The request that opens the ingest socket."""
+    """Return the HTTP request that opens the ingest socket."""
     return (
         f"GET /api/v1/ingest HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
@@ -30,7 +31,7 @@ def handshake(port: int, token: str) -> bytes:
 
 
 def frame(payload: bytes) -> bytes:
-    """One binary frame of a client."""
+    """Return a binary frame of a client with the given payload."""
     size = len(payload)
     if size < 126:
         head = struct.pack("!BB", 0x80 | BINARY, 0x80 | size)
@@ -42,9 +43,10 @@ def frame(payload: bytes) -> bytes:
 
 
 class Socket:
-    """Use as an async context manager."""
+    """A connection to the ingest endpoint. Use as an async context manager."""
 
     def __init__(self, port: int, token: str) -> None:
+        """Prepare a connection to ``port`` on the loopback interface."""
         self._port = port
         self._token = token
 
@@ -61,19 +63,22 @@ class Socket:
             await self._writer.wait_closed()
 
     def send(self, payload: bytes) -> None:
-        """One binary frame."""
+        """Send a binary frame."""
         self.send_raw(frame(payload))
 
     def send_raw(self, data: bytes) -> None:
-        """Bytes as they are."""
+        """Send bytes without a frame."""
         self._writer.write(data)
 
     async def drain(self) -> None:
-        """Until the kernel has taken what was sent, but for a little."""
+        """Wait until the kernel has accepted most of what was sent."""
         await self._writer.drain()
 
     async def answer(self) -> ServerMessage | Closed:
-        """The next message that is no alert. Raises `TimeoutError`, and `msgspec.DecodeError` where it is none."""
+        """Return the next message of the server, skipping alerts.
+
+        Raises `TimeoutError` if none arrives in time, and `msgspec.DecodeError` if it is not a message of the protocol.
+        """
         async with asyncio.timeout(ANSWER_TIMEOUT):
             while True:
                 try:

@@ -1,4 +1,4 @@
-"""Frames that no client of ours would send, made from frames that one would. Pure: a seed makes them."""
+"""Invalid frames, derived from valid ones. Pure: a seed determines them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ODD_VALUES: tuple[Any, ...] = (
 
 
 def examples() -> list[bytes]:
-    """Frames as good clients send them: the second is the hello that the others belong to."""
+    """Return frames that valid clients send; the second is the hello that the others belong to."""
     optimizer = Optimizer(name="AdamW", family="adam", lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
     many = Layout(id=1, layers=tuple(f"layer{n}" for n in range(40)), statistics=("grad_norm",), optimizer=optimizer)
     shapes = (histogram("update", [[1] * 64, [2] * 64]), histogram("ratio", [list(range(64)), [0] * 64]))
@@ -45,6 +45,7 @@ def examples() -> list[bytes]:
 
 
 def hello(run_id: str = "fuzz", writer: str = "fuzz") -> bytes:
+    """Return a valid hello with two layouts."""
     many = Layout(id=1, layers=tuple(f"layer{n}" for n in range(40)), statistics=("grad_norm",))
     config = {"lr": 1e-3, "deep": {"list": [1, None, "x"]}}
     return encode(
@@ -53,7 +54,7 @@ def hello(run_id: str = "fuzz", writer: str = "fuzz") -> bytes:
 
 
 def mutate(chance: random.Random, frames: Sequence[bytes]) -> bytes:
-    """One of ``frames`` with one to three things wrong with it. Now and then nothing is."""
+    """Return one of ``frames`` with one to three mutations, which may happen to leave it valid."""
     frame = chance.choice(frames)
     for _ in range(chance.choice((1, 1, 1, 1, 1, 2, 3))):
         frame = chance.choice(MUTATIONS)(chance, frame, frames)
@@ -87,7 +88,7 @@ def _lengthen(chance: random.Random, frame: bytes, _: Sequence[bytes]) -> bytes:
 
 
 def _retype(chance: random.Random, frame: bytes, _: Sequence[bytes]) -> bytes:
-    """Another value in place of one anywhere in the message."""
+    """Replace a random value of the message by another one."""
     try:
         message = msgspec.msgpack.decode(frame)
     except (msgspec.DecodeError, ValueError, RecursionError):
@@ -117,7 +118,7 @@ def _drop_key(chance: random.Random, frame: bytes, _: Sequence[bytes]) -> bytes:
 
 
 def _nest(chance: random.Random, frame: bytes, _: Sequence[bytes]) -> bytes:
-    """A bomb: arrays in arrays or maps in maps, where anything may be (a config) or in place of the message."""
+    """Put deeply nested arrays or maps into the config, or in place of the message."""
     bomb = chance.choice((b"\x91", b"\x81\xa1a")) * chance.choice((10, 500, 20_000)) + b"\xc0"
     at = frame.find(b"\xa6config")
     return bomb if at < 0 or chance.random() < 0.5 else frame[: at + 7] + bomb + frame[at + 7 :]
@@ -128,7 +129,7 @@ def _repeat(chance: random.Random, frame: bytes, _: Sequence[bytes]) -> bytes:
 
 
 def _float(chance: random.Random, frame: bytes, _: Sequence[bytes]) -> bytes:
-    """Other bits in a float64: mostly a good frame with other numbers."""
+    """Replace the bits of a float64, which mostly gives a valid frame with other numbers."""
     at = frame.find(b"\xcb", chance.randrange(len(frame) + 1))
     if at < 0:
         return frame
@@ -137,6 +138,6 @@ def _float(chance: random.Random, frame: bytes, _: Sequence[bytes]) -> bytes:
 
 MUTATIONS: tuple[Callable[[random.Random, bytes, Sequence[bytes]], bytes], ...] = (
     *(_flip, _truncate, _splice, _insert, _lengthen, _nest, _repeat, _drop_key),
-    *(_retype,) * 8,  # these and the next mostly decode, and meet the rules behind the decoder
+    *(_retype,) * 8,  # these and the next mostly decode, so they reach the validation behind the decoder
     *(_float,) * 4,
 )

@@ -1,9 +1,9 @@
-"""``python -m campaigns.load``: many runs at once, and what that takes.
+"""``python -m campaigns.load``: load a server with many runs at once, and measure what that takes.
 
-Synthetic writers over real websockets, each a run of its own: by default 200 runs × 1 step/s × 100 layers × 12
-statistics for a minute. Against `spikewatch up` on SQLite, against servers on a Postgres and a Redis of this test
-(``--target local``), or against the stack of docker-compose.yml (``--target compose``). Everything is on this machine,
-the writers too: what they take of it is in the table. Exit code 1 where a step is missing.
+Synthetic writers send over real websockets, each a run of its own: by default 200 runs × 1 step/s × 100 layers × 12
+statistics for a minute. The target is `spikewatch up` on SQLite, servers on a Postgres and a Redis of this test
+(``--target local``), or the stack of docker-compose.yml (``--target compose``). Everything is on this machine,
+including the writers. The exit code is 1 if a step is missing.
 """
 
 from __future__ import annotations
@@ -24,44 +24,56 @@ import msgspec
 import numpy as np
 import psutil
 
-from campaigns.load.plan import Plan, Report, run_id
+from campaigns.load.plan import Report, WriterPlan, run_id
 from campaigns.load.targets import Backlog, Target, compose_target, embedded_target, local_target
 from campaigns.load.viewer import Viewer, watching
 
-PROCESSES = 2  # of writers
-WATCHED = 10  # runs
-LEAD_TIME = 5.0  # seconds for the writers to start; one run more takes a fiftieth of a second
+PROCESSES = 2  # processes of writers
+WATCHED = 10  # runs whose live messages are followed
+LEAD_TIME = 5.0  # seconds for the writers to start, in addition to a fiftieth of a second for each run
 SAMPLE_EVERY = 5.0  # seconds
 DRAIN_TIMEOUT = 120.0  # seconds for the compaction to catch up after the end
 REPORT_TIMEOUT = 120.0  # seconds after the last step
-READERS = 4  # requests at once when the steps are counted
+READERS = 4  # concurrent requests while the steps are counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
+    """Resources of the target at one moment."""
+
     at: float
     """Seconds since the first step."""
     memory: dict[str, float]
+    """Memory of each service in MiB."""
     backlog: Backlog
+    """Work that the compaction has not done yet."""
 
 
 @dataclass(kw_only=True)
 class Outcome:
+    """Measurements of one load test."""
+
     reports: list[Report]
+    """Reports of the processes of writers."""
     seen: list[float]
-    """Seconds from the logging of a step until the live socket announced it, of the watched runs."""
+    """Seconds from the logging of each step of a watched run until the live socket announced it."""
     resyncs: int
+    """Number of times that the live viewer was too slow."""
     samples: list[Sample]
+    """Samples of the target's resources."""
     core_seconds: dict[str, float]
+    """Processor time of each service in seconds."""
     drained_after: float | None
-    """Seconds after the last acknowledgement until every step was in a tile."""
+    """Seconds from the last acknowledgement until every step was in a tile, or None if that took too long."""
     stored: dict[str, int] = field(default_factory=dict)
+    """Number of steps that the API returns for each run."""
 
 
 def main() -> int:
+    """Run the load test that the command line describes and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m campaigns.load", description=__doc__)
     parser.add_argument("--target", choices=["embedded", "local", "compose"], default="embedded")
-    parser.add_argument("--servers", type=int, default=2, help="of the targets local and compose")
+    parser.add_argument("--servers", type=int, default=2, help="servers of the targets local and compose")
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--rate", type=float, default=1.0, help="steps a second of each run")
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -93,7 +105,7 @@ async def _load(target: Target, options: argparse.Namespace) -> Outcome:
     start_at = time.time() + LEAD_TIME + options.runs / 50
     bounds = np.linspace(0, options.runs, PROCESSES + 1).astype(int).tolist()
     plans = [
-        Plan(
+        WriterPlan(
             urls=target.urls,
             token=target.token,
             first=first,
@@ -137,17 +149,17 @@ async def _load(target: Target, options: argparse.Namespace) -> Outcome:
     )
 
 
-async def _write(plan: Plan, timeout: float) -> Report:  # noqa: ASYNC109, of another process
+async def _write(plan: WriterPlan, timeout: float) -> Report:  # noqa: ASYNC109 - the timeout of another process
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "campaigns.load.writers", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(timeout):
-            said, _ = await process.communicate(msgspec.json.encode(plan))
+            report, _ = await process.communicate(msgspec.json.encode(plan))
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-    return msgspec.json.decode(said, type=Report)
+    return msgspec.json.decode(report, type=Report)
 
 
 async def _sample(target: Target, start_at: float, samples: list[Sample], stop: asyncio.Event) -> None:
@@ -163,6 +175,7 @@ async def _take(target: Target, start_at: float) -> Sample:
 
 
 async def _drained(target: Target) -> float | None:
+    """Wait for the compaction and return the seconds that it took, or None if it took too long."""
     begin = time.monotonic()
     while time.monotonic() - begin < DRAIN_TIMEOUT:
         if (await target.backlog()).segments == 0:
@@ -172,7 +185,7 @@ async def _drained(target: Target) -> float | None:
 
 
 async def _count(target: Target, runs: int) -> dict[str, int]:
-    """Steps of each run that the API gives out, each counted once."""
+    """Return the number of steps that the API returns for each run, each counted once."""
     headers = {"Authorization": f"Bearer {target.token}"}
     gate = asyncio.Semaphore(READERS)
     async with httpx.AsyncClient(
@@ -185,7 +198,7 @@ async def _count(target: Target, runs: int) -> dict[str, int]:
             if answer.status_code != httpx.codes.OK:
                 return 0
             series = answer.json()["series"].get("loss", {"step": [], "last": []})
-            # The loss of a step says which one it is, so that a wrong value counts as a missing one.
+            # The loss of a step identifies it, so a wrong value counts as a missing step.
             return sum(last == 1.0 + step for step, last in zip(series["step"], series["last"], strict=True))
 
         names = [run_id(number) for number in range(runs)]
@@ -211,25 +224,25 @@ def _report(outcome: Outcome, options: argparse.Namespace) -> int:
         print(f"{'throughput':<26}{rate:,.0f} steps/s, {rate * values / 1e6:.2f} million values/s")
     for name, seconds in (("sent", late), ("commit", commit), ("end to end (live socket)", seen)):
         if seconds.size:
-            p50, p95, p99, most = 1000 * np.quantile(seconds, [0.5, 0.95, 0.99, 1.0])
-            print(f"{name:<26}p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms, most {most:.0f} ms")
+            p50, p95, p99, longest = 1000 * np.quantile(seconds, [0.5, 0.95, 0.99, 1.0])
+            print(f"{name:<26}p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms, max {longest:.0f} ms")
     for name, spent in sorted(outcome.core_seconds.items()):
-        most = max(sample.memory[name] for sample in outcome.samples)
+        peak = max(sample.memory[name] for sample in outcome.samples)
         each = 1000 * spent / max(1, commit.size)
-        print(f"{name:<26}{spent:.0f} s of processor, {each:.2f} ms a step; memory {most:.0f} MiB at most")
+        print(f"{name:<26}{spent:.0f} s of processor time, {each:.2f} ms per step; memory at most {peak:.0f} MiB")
     print(
         f"{'not compacted after':<26}" + "  ".join(f"{s.at:.0f} s: {s.backlog.steps:,}" for s in outcome.samples[::2])
     )
     drained = "not in time" if outcome.drained_after is None else f"{outcome.drained_after:.0f} s after the last step"
     print(f"{'all compacted':<26}{drained}; the live viewer was {outcome.resyncs} times too slow")
-    print(f"{'connections lost':<26}{sum(report.reconnects for report in outcome.reports)}, each made again")
+    print(f"{'connections lost':<26}{sum(report.reconnects for report in outcome.reports)}, each reopened")
     print(f"{'steps sent / stored':<26}{options.runs * steps:,} / {sum(outcome.stored.values()):,}")
     for error in errors[:5]:
         print(f"  {error}")
     for run, count in list(missing.items())[:5]:
         print(f"  {run}: {count} missing")
     is_kept = not missing and not errors and len(outcome.stored) == options.runs
-    print("nothing lost" if is_kept else f"BROKEN: {len(missing)} runs miss steps, {len(errors)} writers failed")
+    print("nothing lost" if is_kept else f"BROKEN: {len(missing)} runs lack steps, {len(errors)} writers failed")
     return 0 if is_kept else 1
 
 

@@ -1,4 +1,4 @@
-"""What a load test sends, and what one process of writers says afterwards. Travels as JSON between the processes."""
+"""The plan of a process of writers and its report, which are exchanged between the processes as JSON."""
 
 from __future__ import annotations
 
@@ -7,40 +7,46 @@ import random
 import msgspec
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One process of writers."""
+class WriterPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs that one process of writers sends."""
 
     urls: list[str]
-    """Of the servers; the writers take turns."""
+    """URLs of the servers, which the writers use in turn."""
     token: str
+    """Token of all writers."""
     first: int
-    """Number of its first run."""
+    """Number of the first run of this process."""
     count: int
-    """Of its runs, one writer each."""
+    """Number of runs of this process, with one writer each."""
     layers: int
+    """Number of layers of each run."""
     statistics: int
+    """Number of statistics of each layer."""
     rate: float
     """Steps a second of each run."""
     steps: int
-    """Of each run."""
+    """Number of steps of each run."""
     start_at: float
-    """Unix time of the first step; the writers connect before."""
+    """Unix time of the first step; the writers connect before it."""
 
     def due(self, number: int, step: int) -> float:
-        """Unix time at which a run logs a step; runs do not step in time with each other."""
+        """Return the Unix time at which a run logs a step; runs have different phases."""
         return self.start_at + (random.Random(number).random() + step) / self.rate
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Measurements of one process of writers."""
+
     commit: list[float]
-    """Seconds from the logging of a step to the acknowledgement that it is durable, of all steps."""
+    """Seconds from the logging of each step to its acknowledgement."""
     late: list[float]
-    """Seconds after its logging at which each step was first sent: the socket was full, or the generator slow."""
+    """Seconds from the logging of each step until it was first sent, because of a full socket or a slow generator."""
     reconnects: int
-    """After an error that the server called retryable, or a lost connection."""
+    """Number of reconnections after a retryable error or a lost connection."""
     errors: list[str]
-    """Of writers that could not go on."""
+    """Errors of writers that could not continue."""
 
 
 def run_id(number: int) -> str:
+    """Return the id of a run."""
     return f"load-{number:04d}"

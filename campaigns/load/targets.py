@@ -1,4 +1,4 @@
-"""What a load test is aimed at: the embedded server, servers on a local Postgres and Redis, or the stack of Compose."""
+"""Targets of a load test: the embedded server, servers on a local Postgres and Redis, or the stack of Compose."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BACKLOG = "SELECT count(*), coalesce(sum(last_seq - first_seq + 1), 0) FROM segm
 
 @dataclass(frozen=True, kw_only=True)
 class Backlog:
-    """Stored, and not yet in tiles."""
+    """Segments and steps that are stored but not yet in tiles."""
 
     segments: int
     steps: int
@@ -37,23 +37,29 @@ class Backlog:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
+    """A running target of a load test."""
+
     urls: list[str]
+    """URLs of its servers."""
     token: str
+    """Token with the scope admin."""
     pids: Mapping[str, int]
-    """Of the first process of each service; its descendants belong to it."""
+    """Id of the first process of each service, whose descendants belong to the service."""
     backlog: Callable[[], Awaitable[Backlog]]
+    """Function that reads the backlog of the compaction."""
 
     def memory(self) -> dict[str, float]:
-        """MiB of each service; memory that several processes share is shared out."""
+        """Return the memory of each service in MiB; shared memory is divided between the processes that share it."""
         return {name: sum(_pss(one) for one in _tree(pid)) / 2**20 for name, pid in self.pids.items()}
 
     def core_seconds(self) -> dict[str, float]:
-        """Processor time of each service so far, without that of its processes that have ended."""
+        """Return the processor time of each service so far in seconds, without its processes that have ended."""
         return {name: sum(_cpu(one) for one in _tree(pid)) for name, pid in self.pids.items()}
 
 
 @contextlib.contextmanager
 def embedded_target(directory: Path) -> Iterator[Target]:
+    """Run `spikewatch up` on SQLite."""
     file = directory / "data" / "spikewatch.sqlite3"
 
     def backlog() -> Backlog:
@@ -71,7 +77,7 @@ def embedded_target(directory: Path) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def local_target(directory: Path, servers: int) -> Iterator[Target]:
-    """Servers on a Postgres and a Redis of this test, without a proxy in front."""
+    """Run servers on a Postgres and a Redis of this test, without a proxy in front."""
     with contextlib.ExitStack() as stack:
         postgres, redis = Postgres(), Redis()
         stack.callback(postgres.stop)
@@ -102,7 +108,7 @@ def local_target(directory: Path, servers: int) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def compose_target(servers: int) -> Iterator[Target]:
-    """The stack of docker-compose.yml, by its one address."""
+    """Run the stack of docker-compose.yml, which has one address."""
     with engine() as environment, running_stack(environment, servers=servers) as stack:
 
         def backlog() -> Backlog:

@@ -1,4 +1,4 @@
-"""Somebody who looks: the live socket, and when each step of some runs came out of it."""
+"""A viewer of the live socket, which records when each step of some runs was announced."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from websockets.asyncio.client import connect
 
 
 class Viewer:
-    """Watches runs until it is cancelled."""
+    """Viewer of some runs, until it is cancelled."""
 
     def __init__(self, url: str, token: str, runs: Sequence[str]) -> None:
+        """Prepare to view ``runs`` of the server at ``url``."""
         self._url = url.replace("http", "ws", 1) + f"/api/v1/live?runs={','.join(runs)}"
         self._headers = {"Authorization": f"Bearer {token}"}
         self.seen_at: dict[str, list[float]] = {run: [] for run in runs}
-        """Unix times, by step."""
+        """Unix time at which each step was announced, in the order of the steps, keyed by run."""
         self.resyncs = 0
-        """Times that the server dropped messages because this viewer was too slow."""
+        """Number of times that the server dropped live messages because this viewer was too slow."""
 
     async def run(self) -> None:
+        """Read the live socket until cancelled."""
         async with connect(self._url, additional_headers=self._headers, max_size=None, max_queue=None) as socket:
             while True:
                 self._note(json.loads(await socket.recv()))
@@ -35,7 +37,7 @@ class Viewer:
 
 
 async def watching(viewer: Viewer, stop: asyncio.Event) -> None:
-    """Until ``stop``. Raises what breaks the socket before."""
+    """Run ``viewer`` until ``stop`` is set. Raises the error of the socket if it fails before."""
     task, stopping = asyncio.create_task(viewer.run()), asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
     task.cancel()

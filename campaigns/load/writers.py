@@ -1,10 +1,10 @@
-"""A process of synthetic writers: each a real websocket that sends a step when its time has come, and what has gathered
-meanwhile in one frame, and that comes back and goes on when the server says that it may, as the SDK does.
+"""A process of synthetic writers, each with a real websocket.
 
-    python -m campaigns.load.writers    (a `Plan` on standard input, a `Report` on standard output)
+    python -m campaigns.load.writers    (a `WriterPlan` on standard input, a `Report` on standard output)
 
-The blocks are a random walk as norms make one, rounded as the SDK rounds them; they are made before the start, so that
-the generator leaves the machine to the servers.
+A writer sends a step when it is due, and steps that have gathered meanwhile in one frame. Like the SDK, it reconnects
+and continues if the server reports a retryable error. The blocks are a random walk that resembles norms, rounded as by
+the SDK; they are generated before the start, so that the generator takes little of the machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from campaigns.load.plan import Plan, Report, run_id
+from campaigns.load.plan import Report, WriterPlan, run_id
 from client_sdk.precision import compact
 from client_sdk.protocol import (
     PROTOCOL_VERSION,
@@ -35,15 +35,18 @@ from client_sdk.protocol import (
     encode,
 )
 
-BLOCKS = 64  # different ones; a run begins anywhere among them
+BLOCKS = 64  # different blocks, of which each run begins with another one
 CONNECTS_AT_ONCE = 16
-FRAME_STEPS = 32
+FRAME_STEPS = 32  # maximum number of steps in a frame
 END_TIMEOUT = 90.0  # seconds after the last step
 RETRY_DELAY = 1.0  # seconds
 
 
 class Writers:
-    def __init__(self, plan: Plan) -> None:
+    """Writers of one process."""
+
+    def __init__(self, plan: WriterPlan) -> None:
+        """Generate the blocks of the runs in ``plan``."""
         self._plan = plan
         walk = np.random.default_rng(plan.first).normal(0, 0.03, (BLOCKS, plan.layers, plan.statistics))
         values = np.exp(np.cumsum(walk, axis=0)).astype(np.float32)
@@ -57,6 +60,7 @@ class Writers:
         self.errors: list[str] = []
 
     async def run(self) -> Report:
+        """Send all runs and return the report."""
         numbers = range(self._plan.first, self._plan.first + self._plan.count)
         await asyncio.gather(*(self._write(number) for number in numbers))
         return Report(commit=self.commit, late=self.late, reconnects=self.reconnects, errors=self.errors)
@@ -84,7 +88,7 @@ class Writers:
             return
 
     async def _connected(self, number: int) -> None:
-        """Over one connection; returns when everything is acknowledged."""
+        """Send a run over one connection and return when everything is acknowledged."""
         async with self._gate:
             socket, last_seq = await self._open(number)
         async with socket:
@@ -100,7 +104,7 @@ class Writers:
         plan = self._plan
         url = plan.urls[number % len(plan.urls)].replace("http", "ws", 1) + "/api/v1/ingest"
         headers = {"Authorization": f"Bearer {plan.token}"}
-        # No pings of our own: a server that has too much to do reads them as late as everything else.
+        # No pings from the client: an overloaded server reads them as late as everything else.
         socket = await connect(
             url, additional_headers=headers, compression=None, max_size=None, open_timeout=60, ping_interval=None
         )
@@ -142,7 +146,7 @@ class Writers:
         await socket.send(encode(Finish(last_seq=plan.steps, state="finished")))
 
     async def _read(self, socket: ClientConnection, number: int) -> None:
-        """Until all steps are acknowledged."""
+        """Read acknowledgements until all steps are acknowledged."""
         while self._acknowledged[number] < self._plan.steps:
             message = decode_server_message(await socket.recv(decode=False))
             if isinstance(message, Error):
@@ -151,14 +155,14 @@ class Writers:
                 self._note(number, message.seq)
 
     def _note(self, number: int, seq: int) -> None:
-        """Everything up to ``seq`` is durable."""
+        """Record that everything up to ``seq`` is durable."""
         now, known = time.time(), self._acknowledged[number]
         self.commit.extend(now - self._plan.due(number, step) for step in range(known, seq))
         self._acknowledged[number] = max(known, seq)
 
 
 class RetryableError(Exception):
-    """The server says: later."""
+    """The server has reported an error after which the writer may try again."""
 
 
 def _exception(error: Error) -> Exception:
@@ -167,5 +171,5 @@ def _exception(error: Error) -> Exception:
 
 
 if __name__ == "__main__":
-    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
+    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=WriterPlan)
     sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(Writers(plan).run())))

@@ -1,8 +1,9 @@
-"""Memory of trainer and server over a long run: ``python -m campaigns.soak [--minutes 30] [--rate 50]``.
+"""``python -m campaigns.soak [--minutes 30] [--rate 50]``: measure the memory of trainer and server over a long run.
 
-A trainer logs at a fixed rate into `spikewatch up`; a page is open: the live socket is read and the last 1,000 steps
-are queried every five seconds. Prints the memory that both processes have allocated, and its trend; exits with 1 where
-it is not flat or a record is missing. Pages of files are left out: the trainer maps its spool, 8 MiB a file.
+A trainer logs at a fixed rate into `spikewatch up`. An open page is simulated: the live socket is read, and the last
+1,000 steps are queried every five seconds. The program prints the memory that both processes have allocated and its
+trend, and exits with 1 if it is not flat or a record is missing. Pages of mapped files are not counted, because the
+trainer maps its spool, 8 MiB a file.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from tests.support.embedded import Embedded, embedded
 from tests.support.processes import anonymous_mib
 
 SAMPLE_EVERY = 5.0  # seconds
-ROWS = 12  # of the table
+ROWS = 12  # rows of the table
 WINDOW = 1_000  # steps that the open page shows
-CACHE_BYTES = 16 * 1024 * 1024  # small, so that it is full long before the second half
+CACHE_BYTES = 16 * 1024 * 1024  # small enough to be full long before the second half
 
 
 def main() -> int:
+    """Run the soak that the command line describes and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m campaigns.soak")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--rate", type=float, default=50.0, help="steps a second")
@@ -57,7 +59,7 @@ def _soak(server: Embedded, directory: Path, minutes: float, rate: float) -> int
             with _open_page(server, run_id):
                 at, of_trainer, of_server = _sample(server, trainer.pid, run_id, minutes)
         except (httpx.TransportError, OSError):
-            print(f"the server is gone, exit code {server.process.poll()}:\n{(directory / 'up.log').read_text()}")
+            print(f"the server has ended with {server.process.poll()}:\n{(directory / 'up.log').read_text()}")
             raise
         status = _end(trainer.stdin, trainer.stdout)
     with server.api() as api:
@@ -68,8 +70,8 @@ def _soak(server: Embedded, directory: Path, minutes: float, rate: float) -> int
         index = round(row * (len(at) - 1) / ROWS)
         print(f"{at[index]:8.1f} {of_trainer[index]:12.1f} {of_server[index]:12.1f}")
     flat = True
-    for name, readings in (("trainer", of_trainer), ("server", of_server)):
-        found = trend(at, readings)
+    for name, memory in (("trainer", of_trainer), ("server", of_server)):
+        found = trend(at, memory)
         flat = flat and found.is_flat
         print(
             f"{name}: second half {found.mean:.1f} MiB, slope {found.slope:+.3f} ± {found.margin:.3f} MiB/min, "
@@ -84,22 +86,22 @@ def _soak(server: Embedded, directory: Path, minutes: float, rate: float) -> int
 def _sample(
     server: Embedded, trainer: int, run_id: str, minutes: float
 ) -> tuple[list[float], list[float], list[float]]:
-    """Minutes, and MiB of the trainer and the server."""
+    """Sample the memory and return the times in minutes, and the MiB of the trainer and of the server."""
     at, of_trainer, of_server = [], [], []
     begin = time.monotonic()
     while (now := time.monotonic() - begin) <= 60 * minutes:
         at.append(now / 60)
         of_trainer.append(anonymous_mib(trainer))
         of_server.append(anonymous_mib(server.process.pid))
-        with server.api() as api:  # a new connection: the server closes those that are idle for as long as our pause
-            _look(api, run_id)
+        with server.api() as api:  # a new connection, as the server closes connections that are idle between samples
+            _query_as_page(api, run_id)
         time.sleep(max(0.0, begin + SAMPLE_EVERY * len(at) - time.monotonic()))
     return at, of_trainer, of_server
 
 
-def _look(api: httpx.Client, run_id: str) -> None:
-    """What a page shows of the run's end."""
-    found = api.get(f"/runs/{run_id}")  # 404 until the trainer has said hello, series until it has logged
+def _query_as_page(api: httpx.Client, run_id: str) -> None:
+    """Query what a page shows of the end of a run."""
+    found = api.get(f"/runs/{run_id}")  # 404 until the trainer's hello has arrived
     last = found.json()["last_step"] or 0 if found.is_success else 0
     window = {"from": max(0, last - WINDOW), "to": last}
     api.get(f"/runs/{run_id}/series", params={"keys": "loss,lr", **window})
@@ -108,7 +110,7 @@ def _look(api: httpx.Client, run_id: str) -> None:
 
 @contextlib.contextmanager
 def _open_page(server: Embedded, run_id: str) -> Iterator[None]:
-    """Somebody who reads the live socket, as fast as it comes."""
+    """Read the live socket of a run in a thread, as an open page does."""
     url = server.url.replace("http", "ws", 1) + f"/api/v1/live?runs={run_id}"
     with connect(url, additional_headers={"Authorization": f"Bearer {server.token}"}, compression=None) as socket:
 

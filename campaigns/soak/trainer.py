@@ -1,9 +1,9 @@
-"""The training process of the soak: a fixed number of steps a second until its input ends.
+"""The training process of a soak, which logs a fixed number of steps a second until its standard input ends.
 
     python -m campaigns.soak.trainer RATE
 
-Like a small model watched with everything: 20 scalars, 48 layers × 12 statistics, histograms every 50 steps. Prints its
-status as JSON at the end.
+It resembles a small model with all measurements: 20 scalars, 48 layers × 12 statistics, histograms every 50 steps. It
+prints the id of its run at the start and its status as JSON at the end.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ LAYERS = 48
 
 
 def train(rate: float) -> None:
+    """Log ``rate`` steps a second until the standard input ends."""
     run = client_sdk.init(project="soak", name="soak")
     run.attach(RandomInstrument(tuple(f"layer{i}" for i in range(LAYERS)), tuple(STATISTICS), histogram_every=50))
     print(run.id, flush=True)

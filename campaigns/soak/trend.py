@@ -1,8 +1,8 @@
-"""Is a series of memory readings flat? Pure.
+"""The trend of a series of memory samples, and whether it is flat. Pure.
 
-The first half of the readings is left out: caches fill and allocators warm up in it. Through the rest goes a straight
-line. Neighbouring readings are alike, so the line goes through the means of ten blocks, and their scatter gives the
-confidence of its slope (Student's t, eight degrees of freedom).
+The first half of the samples is left out, because caches fill and allocators warm up in it. A straight line is fitted
+to the rest. Neighbouring samples are correlated, so the line is fitted to the means of ten blocks, whose scatter gives
+the confidence interval of its slope (Student's t, eight degrees of freedom).
 """
 
 from __future__ import annotations
@@ -13,39 +13,42 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCKS = 10
-STUDENT = 2.306  # 95 % of t with BLOCKS - 2 degrees of freedom lies within
-LIMIT_MIB = 4.0
-LIMIT_SHARE = 0.02
-LIMIT_SLOPE = 0.05  # MiB a minute, 72 MiB a day
+STUDENT = 2.306  # bound of the central 95 % of t with BLOCKS - 2 degrees of freedom
+LIMIT_MIB = 4.0  # MiB
+LIMIT_SHARE = 0.02  # share of the mean
+LIMIT_SLOPE = 0.05  # MiB a minute, which is 72 MiB a day
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trend:
-    """The line through the second half of the readings."""
+    """The line through the second half of the samples."""
 
     mean: float
-    """MiB."""
+    """Mean of the second half in MiB."""
     slope: float
-    """MiB a minute."""
+    """Slope of the line in MiB a minute."""
     margin: float
-    """Half of the slope's 95 % interval."""
+    """Half of the 95 % confidence interval of the slope, in MiB a minute."""
     growth: float
-    """MiB over the second half, along the line."""
+    """Growth along the line over the second half, in MiB."""
 
     @property
     def is_flat(self) -> bool:
-        """The line climbs by less than 4 MiB or 2 % of the mean, whichever is more, and it is not certain that its
-        slope is above 0.05 MiB a minute."""
+        """Whether the memory is flat.
+
+        The line must climb by less than 4 MiB or 2 % of the mean, whichever is more, and its slope must not be above
+        0.05 MiB a minute with certainty.
+        """
         return self.growth < max(LIMIT_MIB, LIMIT_SHARE * self.mean) and self.slope - self.margin <= LIMIT_SLOPE
 
 
-def trend(minutes: Sequence[float], readings: Sequence[float]) -> Trend:
-    """Raises `ValueError` for fewer than twenty readings."""
-    if len(readings) < 2 * BLOCKS:
-        raise ValueError(f"{len(readings)} readings make no trend")
-    half = len(readings) // 2
+def trend(minutes: Sequence[float], samples: Sequence[float]) -> Trend:
+    """Return the trend of ``samples``, in MiB, taken at ``minutes``. Raises `ValueError` for fewer than 20 samples."""
+    if len(samples) < 2 * BLOCKS:
+        raise ValueError(f"{len(samples)} samples are too few for a trend; take at least {2 * BLOCKS}")
+    half = len(samples) // 2
     at = np.array([block.mean() for block in np.array_split(minutes[half:], BLOCKS)])
-    values = np.array([block.mean() for block in np.array_split(readings[half:], BLOCKS)])
+    values = np.array([block.mean() for block in np.array_split(samples[half:], BLOCKS)])
     centred = at - at.mean()
     slope = float((centred * values).sum() / (centred**2).sum())
     rest = values - values.mean() - slope * centred

@@ -51,7 +51,7 @@ class Spool:
         mapped: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Use `create` and `open` for a spool in a directory.
+        """Initialise an empty spool; use `create` and `open` for one in a directory.
 
         Without a directory everything is kept in memory. ``mapped`` None maps files where the file system allows it.
         """
@@ -65,7 +65,7 @@ class Spool:
         """Error of the disk that has not been reported yet; the recorder resets it."""
         self.lost = 0
         """Number of records that were damaged when the spool was opened."""
-        self._directory = None if directory is None else SpoolDirectory(directory)
+        self._spool_directory = None if directory is None else SpoolDirectory(directory)
         self._disk_limit = disk_limit
         self._file_bytes = file_bytes
         self._supply = None if directory is None else FileSupply(directory, file_bytes, mapped=mapped)
@@ -102,11 +102,11 @@ class Spool:
             file_bytes=file_bytes,
             mapped=mapped,
         )
-        assert spool._directory is not None
+        assert spool._spool_directory is not None
         try:
             directory.mkdir(parents=True)
-            spool._directory.lock()
-            spool._directory.write_meta(spool.meta)
+            spool._spool_directory.lock()
+            spool._spool_directory.write_meta(spool.meta)
         except OSError as error:
             spool.release()
             raise SpoolError(f"cannot write to {directory}: {error}") from error
@@ -116,11 +116,11 @@ class Spool:
     def open(cls, directory: Path) -> Spool:
         """Open the spool of an earlier process. Raises `SpoolError` if it is in use or is not a spool."""
         spool = cls(directory, Meta(hello=Hello(version=0, run_id=None, writer="", project="")))
-        assert spool._directory is not None
+        assert spool._spool_directory is not None
         try:
-            spool._directory.lock()
-            spool.meta = spool._directory.read_meta()
-            spool._load(spool._directory)
+            spool._spool_directory.lock()
+            spool.meta = spool._spool_directory.read_meta()
+            spool._load(spool._spool_directory)
         except (OSError, msgspec.DecodeError) as error:
             spool.release()
             raise SpoolError(f"cannot use the spool {directory}: {error}") from error
@@ -227,9 +227,9 @@ class Spool:
         self._memory.forget(seq)
         self._files.forget(seq)
         self.acknowledged = seq
-        if self._directory is not None:
+        if self._spool_directory is not None:
             try:
-                self._directory.write_watermark(seq)
+                self._spool_directory.write_watermark(seq)
             except OSError as error:
                 self.failure = error  # costs a resend after a crash, which the server recognises
 
@@ -253,13 +253,13 @@ class Spool:
                 self._supply.release()
             except OSError as error:
                 self.failure = error  # reserved blocks stay reserved until the spool is sent and deleted
-        if self._directory is not None:
-            self._directory.unlock()
+        if self._spool_directory is not None:
+            self._spool_directory.unlock()
 
     def delete(self) -> None:
         """Remove the directory, once everything is delivered."""
-        if self._directory is not None:
-            self._directory.delete()
+        if self._spool_directory is not None:
+            self._spool_directory.delete()
         self.release()
 
     # -- internal: appending --
@@ -330,9 +330,9 @@ class Spool:
             if writer is not None:
                 hello, base = msgspec.structs.replace(hello, writer=writer), self.acknowledged
             self.meta = Meta(hello=hello, base=base, finish=finish or meta.finish)
-            if self._directory is not None:
+            if self._spool_directory is not None:
                 try:
-                    self._directory.write_meta(self.meta)
+                    self._spool_directory.write_meta(self.meta)
                 except OSError as error:
                     self.failure = error
 

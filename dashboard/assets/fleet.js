@@ -6,7 +6,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const rows = new Map(); // id -> {data, element, parts}
   let scheduled = false;
-  let table = null;
+  let drawnIn = null; // element in which the rows were drawn last
   let last = 0; // number of the last update that was drawn
 
   function make(tag, className, parent) {
@@ -91,8 +91,8 @@
 
   function draw() {
     scheduled = false;
-    const place = document.getElementById("fleet-table");
-    if (!place) return;
+    const body = document.getElementById("fleet-table");
+    if (!body) return;
     const words = value("fleet-search").toLowerCase().split(/\s+/).filter(Boolean);
     const project = value("fleet-project");
     const state = value("fleet-state");
@@ -105,16 +105,16 @@
     const order = orders[value("fleet-sort")] || orders.risk;
     shown.sort((a, b) => order(a.data, b.data) || (a.data.id < b.data.id ? -1 : 1));
     const wanted = shown.map((row) => row.element);
-    const same = wanted.length === place.children.length && wanted.every((element) => element.parentNode === place);
+    const same = wanted.length === body.children.length && wanted.every((element) => element.parentNode === body);
     // Rows keep their order while the pointer is over the table, so that a click hits the intended row.
-    if (!same || !place.matches(":hover")) {
+    if (!same || !body.matches(":hover")) {
       wanted.forEach((element, index) => {
-        if (place.children[index] !== element) place.insertBefore(element, place.children[index] || null);
+        if (body.children[index] !== element) body.insertBefore(element, body.children[index] || null);
       });
-      while (place.children.length > wanted.length) place.lastChild.remove();
+      while (body.children.length > wanted.length) body.lastChild.remove();
     }
-    place.parentNode.classList.add("loaded");
-    const page = place.closest(".page");
+    body.parentNode.classList.add("loaded");
+    const page = body.closest(".page");
     page.classList.toggle("empty", rows.size === 0);
     document.getElementById("fleet-empty").className = rows.size === 0 ? "" : "hidden";
     document.getElementById("fleet-none").classList.toggle("hidden", rows.size === 0 || shown.length > 0);
@@ -140,9 +140,9 @@
 
   function fleet(update) {
     if (!update) return;
-    const place = document.getElementById("fleet-table");
-    if (place !== table) {
-      table = place; // the page was closed and opened again
+    const body = document.getElementById("fleet-table");
+    if (body !== drawnIn) {
+      drawnIn = body; // the page was closed and opened again
       for (const row of rows.values()) row.element.remove();
     }
     // Dash keeps one value per store, so a busy browser may receive the second of two updates without the first.

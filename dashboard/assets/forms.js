@@ -17,15 +17,19 @@
     return fields;
   }
 
-  // The stylesheet shows or hides fields by the choices, which it reads from attributes of the form.
+  // The choices decide which fields are shown: by attributes of the form, which the stylesheet reads, and by the
+  // condition that an element carries.
   function choose(form) {
     for (const control of form.querySelectorAll("select[data-choice]")) {
       form.setAttribute(`data-${control.name.replace("_", "-")}`, control.value);
+      for (const element of form.querySelectorAll(`[data-when="${CSS.escape(control.name)}"]`)) {
+        element.hidden = !element.dataset.values.split(" ").includes(control.value);
+      }
     }
   }
 
   function clear(form) {
-    for (const place of form.querySelectorAll(".field-error")) place.textContent = "";
+    for (const output of form.querySelectorAll(".field-error")) output.textContent = "";
     for (const control of form.querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
   }
 
@@ -39,10 +43,10 @@
     for (const [name, text] of Object.entries(data.errors || {})) {
       const control = form.querySelector(`[name="${CSS.escape(name)}"]`);
       const field = control && control.closest(".field");
-      const place = (field && field.querySelector(".field-error")) || form.querySelector(".form-error");
-      place.textContent = place.classList.contains("form-error") && name ? `${name}: ${text}` : text;
+      const output = (field && field.querySelector(".field-error")) || form.querySelector(".form-error");
+      output.textContent = output.classList.contains("form-error") && name ? `${name}: ${text}` : text;
       if (control) control.setAttribute("aria-invalid", "true");
-      first = first || control || place;
+      first = first || control || output;
     }
     form.querySelector(".form-message").textContent = data.message || "";
     if (first && first.scrollIntoView) first.scrollIntoView({block: "nearest"});

@@ -152,12 +152,12 @@
   }
 
   function offline(words) {
-    const place = document.querySelector(".offline");
-    if (!place) return;
+    const banner = document.querySelector(".offline");
+    if (!banner) return;
     lostAt = lostAt || lastBeat;
     root.dataset.offline = "yes";
     const text = words || `offline since ${new Date(lostAt).toLocaleTimeString()}`;
-    if (place.textContent !== text) place.textContent = text;
+    if (banner.textContent !== text) banner.textContent = text;
   }
 
   // The login has ended: open the login page, which leads back to this page.

@@ -1,1 +1,1 @@
-"""Figures: pure functions from data to `plotly.graph_objects.Figure` (or, for the sparkline, to an SVG path)."""
+"""Figures: pure functions from data to `plotly.graph_objects.Figure`, or to an SVG path for the sparkline."""

@@ -1,4 +1,4 @@
-"""λ_max and λ_grad against the limit 2/η, with the forecast's extrapolation and the strip of stages below. Pure."""
+"""The figure of λ_max and λ_grad against the limit 2/η, with the forecast and the strip of stages. Pure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from dashboard.models import Buckets
 from dashboard.numbers import exact
 
 CURVES = ("lambda_max", "lambda_grad", "stability_limit")
-MOST_DECADES = 4.0
+"""Names of the scalars in the figure."""
+MAX_DECADES = 4.0
+"""Maximum height of the vertical range in decades."""
 CEILING = 3.0
-"""Times the limit above which a passing transient may run off the top."""
+"""Multiple of the limit above which a transient may leave the vertical range."""
 RECENT = 20
-PLACES = (0.0, 0.2, 0.4, 0.6, 0.1, 0.3, 0.5)
-"""Where the limit's value may stand, in parts of the width, the first free one."""
-STRIP_SHARE = 0.075
-GAP_SHARE = 0.135  # room for the step labels between the curves and the strip
+"""Number of newest values that the vertical range always contains."""
+LABEL_POSITIONS = (0.0, 0.2, 0.4, 0.6, 0.1, 0.3, 0.5)
+"""Candidate positions of the limit's label as shares of the width; the first free one is used."""
+STRIP_SHARE = 0.075  # height of the strip as a share of the figure
+GAP_SHARE = 0.135  # share of the height for the step labels between curves and strip
 
 
 def curvature_figure(
@@ -36,7 +39,10 @@ def curvature_figure(
     *,
     growth_per_step: float | None = None,
 ) -> go.Figure:
-    """Curvature on a log axis. `growth_per_step` is the forecast's slope of log λ_max; None draws no extrapolation."""
+    """Return the curvature on a logarithmic axis.
+
+    ``growth_per_step``: slope of log λ_max in the forecast; None draws no extrapolation.
+    """
     data: list[Any] = []
     notes: list[dict[str, Any]] = []
     shown: list[NDArray[np.float64]] = []
@@ -96,7 +102,7 @@ def curvature_figure(
 
 
 def _points(buckets: Buckets | None) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """The measured points of a curve; only positive ones can stand on a log axis. None when there are none."""
+    """Return steps and values of a curve, shape (n,) each, or None if no value is positive, as a log axis requires."""
     if buckets is None:
         return None
     steps, values = np.asarray(buckets.step, dtype=np.float64), numbers(buckets.last)
@@ -115,7 +121,7 @@ def _line(
 
 
 def _extremes(buckets: Buckets, colour: str) -> list[dict[str, Any]]:
-    """A thin upper edge where a bucket hides more than its last value."""
+    """Return the upper edge of a curve whose buckets contain higher values than their last."""
     high, last = numbers(buckets.max), numbers(buckets.last)
     if not bool(np.any(high > last * 1.001)):
         return []
@@ -129,7 +135,7 @@ def _extremes(buckets: Buckets, colour: str) -> list[dict[str, Any]]:
 
 
 def _stretched(steps: NDArray[np.float64], frame: Frame) -> NDArray[np.float64]:
-    """The limit holds beyond the last step until the learning rate changes: draw it to the right edge."""
+    """Return the steps of the limit up to the right edge, because it holds until the learning rate changes."""
     return np.append(steps, max(frame.step_to, float(steps[-1])))
 
 
@@ -140,7 +146,7 @@ def _held(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _extrapolation(
     points: tuple[NDArray[np.float64], NDArray[np.float64]], growth: float, until: int, frame: Frame
 ) -> dict[str, Any]:
-    """λ_max as the forecast sees it go on: exponential with the forecast's slope, up to the end of its band."""
+    """Return λ_max as the forecast extrapolates it, exponentially up to the end of the predicted range."""
     start, value = float(points[0][-1]), float(points[1][-1])
     ahead = np.linspace(start, max(float(until), start), 16)
     exponent = np.clip(growth * (ahead - start), -20, 20)
@@ -153,10 +159,10 @@ def _extrapolation(
 def _extent(
     curves: Sequence[NDArray[np.float64]], limit: tuple[NDArray[np.float64], NDArray[np.float64]] | None
 ) -> tuple[float, float]:
-    """Exponents of the vertical range: what happens at the limit fills it.
+    """Return the exponents of the vertical range, in which the surroundings of the limit fill the figure.
 
-    Above, a transient far over the limit (at the first steps v is not yet what it will be) runs off the top rather than
-    flatten the rest; below, so does a noisy curve that dips to nothing now and then. The newest values are always in.
+    A transient far above the limit, as in the first steps while v is not yet settled, may leave the range at the top,
+    and single dips of a noisy curve may leave it at the bottom. The newest values are always inside.
     """
     if not curves and limit is None:
         return 0.0, 1.0
@@ -169,7 +175,7 @@ def _extent(
         bottoms.append(float(limit[1].min()))
     tops += [float(values[-RECENT:].max()) for values in curves]
     high = math.log10(max(tops))
-    low = max(math.log10(min(bottoms)), high - MOST_DECADES)
+    low = max(math.log10(min(bottoms)), high - MAX_DECADES)
     room = max(high - low, 0.3)
     return low - 0.1 * room, high + 0.16 * room
 
@@ -178,7 +184,7 @@ def _ticks(extent: tuple[float, float]) -> dict[str, Any]:
     low, high = extent
     if high - low > 2.5:
         return decade_ticks(low, high, at_most=5)
-    # Within two decades or so: 1-2-5, written out.
+    # A range of few decades has ticks at 1, 2 and 5, written as plain numbers.
     values = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
     values = [value for value in values if low <= math.log10(value) <= high]
     return {"tickmode": "array", "tickvals": values, "ticktext": [f"{value:,.4g}" for value in values]}
@@ -190,21 +196,21 @@ def _limit_label(
     extent: tuple[float, float],
     frame: Frame,
 ) -> dict[str, Any]:
-    """The limit's value, written on its line where no curve is in the way."""
+    """Return the label of the limit, placed on its line where it covers the curves least."""
     steps, values = limit
     width = frame.step_to - frame.step_from
-    best, fewest = PLACES[0], math.inf
-    for place in PLACES:
-        start = frame.step_from + place * width
+    best, fewest = LABEL_POSITIONS[0], math.inf
+    for position in LABEL_POSITIONS:
+        start = frame.step_from + position * width
         level = math.log10(_at(steps, values, start))
-        # A limit that warm-up starts far above the panel is written where its line is in sight.
+        # During warm-up the limit may lie above the range; the label then belongs where the line is visible.
         hits = 0 if extent[0] <= level <= extent[1] - 0.1 * (extent[1] - extent[0]) else 1000
         for along, heights in curves:
             under = np.linspace(start - 0.01 * width, start + 0.16 * width, 12)
             high = np.interp(under, along, np.log10(heights))
             hits += int(np.count_nonzero((high > level) & (high < level + 0.14 * (extent[1] - extent[0]))))
         if hits < fewest:
-            best, fewest = place, hits
+            best, fewest = position, hits
     at = frame.step_from + best * width
     words = f"2/η = {exact(_at(steps, values, at))}"
     if float(values.max()) > 1.02 * float(values.min()):
@@ -217,7 +223,7 @@ def _limit_label(
 
 
 def _at(steps: NDArray[np.float64], values: NDArray[np.float64], step: float) -> float:
-    """The value that holds at a step."""
+    """Return the value that holds at a step."""
     return float(values[max(min(int(np.searchsorted(steps, step, side="right")) - 1, values.size - 1), 0)])
 
 
@@ -227,7 +233,7 @@ def _curve_labels(
     extent: tuple[float, float],
     frame: Frame,
 ) -> list[dict[str, Any]]:
-    """Names in the margin at the height of each curve's end, pushed apart where they would touch."""
+    """Return the names of the curves in the margin at the height of their ends, moved apart if they overlap."""
     wanted = [
         (math.log10(float(np.median(points[1][-5:]))), name, colour)
         for points, name, colour in (
@@ -255,7 +261,7 @@ def _curve_labels(
 
 
 def _nothing(frame: Frame) -> dict[str, Any]:
-    """A trace without a point: axes that no trace is on are not laid out, and the strip would slip onto their place."""
+    """Return a trace without points. Plotly does not lay out axes without a trace, so the strip would move up."""
     return {"type": "scatter", "mode": "lines", "x": [frame.step_from], "y": [None], "hoverinfo": "skip"}
 
 

@@ -1,4 +1,4 @@
-"""One statistic of every layer over the steps: layers × steps, with exact values on hover. Pure."""
+"""The heatmap of one statistic, layers × steps, with exact values on hover. Pure."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from dashboard.numbers import ellipsis
 ROW_PIXELS = 15
 MIN_PIXELS, MAX_PIXELS = 168, 430
 AXIS_PIXELS = 34  # margins above and below the cells
-LABEL_PIXELS = 13  # height one layer name needs
+LABEL_PIXELS = 13  # height of a layer name
 LABEL_CHARS, NARROW_LABEL_CHARS = 24, 9
 HOVER_CHARS = 64
 
 
 def heatmap_height(layers: int) -> int:
-    """Pixels of the panel for this many layers."""
+    """Return the height of the panel in pixels for a number of layers."""
     return max(MIN_PIXELS, min(ROW_PIXELS * layers, MAX_PIXELS)) + AXIS_PIXELS
 
 
 def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: str, logarithmic: bool) -> go.Figure:
-    """The statistic `stat`, coloured by value (in decades when `logarithmic`); not measured is left blank."""
+    """Return the heatmap of a statistic. Cells without a measurement stay blank.
+
+    ``logarithmic``: whether the colours are spread over decades.
+    """
     kind = statistic(stat)
     scale = None
     if data is not None and data.z.size:
@@ -62,7 +65,7 @@ def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: st
 
 
 def _cells(data: Heatmap, scale: ColourScale) -> dict[str, Any]:
-    """The cells; the rows are categories with their full names, so that hover can say them without a copy per cell."""
+    """Return the cells. The rows are categories with full names, which hover shows without a copy per cell."""
     steps = "step %{x:,d}" if data.bucket_steps == 1 else f"{data.bucket_steps:,} steps at %{{x:,d}}"
     return {
         "type": "heatmap",
@@ -82,12 +85,12 @@ def _cells(data: Heatmap, scale: ColourScale) -> dict[str, Any]:
 
 
 def _middles(data: Heatmap) -> NDArray[np.int64]:
-    """The middle step of each column, which is where Plotly wants to know a cell."""
+    """Return the middle step of each column, shape (columns,), as Plotly expects the position of a cell."""
     return np.asarray(data.step, dtype=np.int64) + (data.bucket_steps - 1) // 2
 
 
 def _nonfinite(data: Heatmap, frame: Frame) -> list[dict[str, Any]]:
-    """A cross on every cell with values that are not finite: they have no colour, and must not look unmeasured."""
+    """Return a cross for each cell with values that are not finite, which would otherwise look unmeasured."""
     if not data.nonfinite:
         return []
     labels = _categories(data.layers)
@@ -105,8 +108,8 @@ def _nonfinite(data: Heatmap, frame: Frame) -> list[dict[str, Any]]:
 
 
 def _colour_bar(scale: ColourScale, frame: Frame) -> dict[str, Any]:
-    """An invisible point that carries the colour bar, whose axis is in decades while the cells hold raw values."""
-    places, words = colour_bar_ticks(scale)
+    """Return an invisible point with the colour bar, whose axis may be in decades while the cells hold raw values."""
+    positions, words = colour_bar_ticks(scale)
     return {
         "type": "scatter",
         "x": [None],
@@ -121,7 +124,7 @@ def _colour_bar(scale: ColourScale, frame: Frame) -> dict[str, Any]:
             "showscale": not frame.narrow,
             "colorbar": {
                 "thickness": 9, "len": 1, "lenmode": "fraction", "y": 0.5, "yanchor": "middle", "x": 1, "xpad": 10,
-                "ypad": 0, "outlinewidth": 0, "tickmode": "array", "tickvals": places, "ticktext": words,
+                "ypad": 0, "outlinewidth": 0, "tickmode": "array", "tickvals": positions, "ticktext": words,
                 "tickfont": {"size": 10, "color": frame.palette.muted}, "ticks": "", "ticklabelposition": "outside",
             },
         },
@@ -129,9 +132,9 @@ def _colour_bar(scale: ColourScale, frame: Frame) -> dict[str, Any]:
 
 
 def _names(layers: tuple[str, ...], frame: Frame) -> list[dict[str, Any]]:
-    """Names of the rows, thinned when there are more than fit, shortened from the left, where they are alike.
+    """Return the names of the rows, shortened from the left and thinned if they do not fit.
 
-    Annotations rather than tick labels: Plotly would show the shortened tick on hover in place of the full name.
+    They are annotations, because hover would show a shortened tick label in place of the full name.
     """
     pixels = max(MIN_PIXELS, min(ROW_PIXELS * len(layers), MAX_PIXELS))
     every = max(1, math.ceil(len(layers) * LABEL_PIXELS / pixels))
@@ -148,8 +151,11 @@ def _names(layers: tuple[str, ...], frame: Frame) -> list[dict[str, Any]]:
 
 
 def short_names(layers: Sequence[str], width: int) -> list[str]:
-    """Names in at most `width` characters: without the parts that all share in front, then with `blocks.0.` as `b0.`,
-    and only then cut, from the left."""
+    """Return names of at most ``width`` characters.
+
+    A long name loses the leading parts that all names share, then `blocks.0.` becomes `b0.`, and the rest is cut from
+    the left.
+    """
     parts = [name.split(".") for name in layers]
     shared = 0
     if len(parts) > 1:
@@ -167,7 +173,7 @@ def short_names(layers: Sequence[str], width: int) -> list[str]:
 
 
 def _categories(layers: tuple[str, ...]) -> list[str]:
-    """One distinct label per row; several writers may have layers of the same name."""
+    """Return a distinct label for each row, because several writers may have layers of the same name."""
     seen: dict[str, int] = {}
     labels: list[str] = []
     for name in layers:
@@ -177,7 +183,7 @@ def _categories(layers: tuple[str, ...]) -> list[str]:
 
 
 def wrapped(name: str) -> str:
-    """A name for hover: escaped, broken into lines when long."""
+    """Return an escaped name for hover, broken into lines if it is long."""
     lines = [safe(name[at : at + HOVER_CHARS]) for at in range(0, max(len(name), 1), HOVER_CHARS)]
     return "<br>".join(lines)
 

@@ -1,4 +1,4 @@
-"""The distribution of the update u, or of the ratio r, in one layer at one step. Pure."""
+"""The histogram of the update u or of the ratio r in one layer at one step. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dashboard.models import Histogram
 
 
 def histogram_figure(data: Histogram | None, frame: Frame) -> go.Figure:
-    """Bars over the recorded bins."""
+    """Return bars over the recorded bins."""
     traces = []
     if data is not None and len(data.edges) > 1 and None not in data.edges:
         edges = np.asarray(data.edges, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""One scalar over the steps, the loss first of all: the extremes of a bucket are a band, never averaged away. Pure."""
+"""The figure of one scalar, such as the loss, with the extremes of each bucket as a band. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from dashboard.figures.theme import Frame, figure, layout, safe, step_axis, valu
 from dashboard.models import Buckets
 
 DECADES_FOR_LOG = 2.0
+"""Number of decades beyond which an axis is logarithmic."""
 
 
 def loss_figure(buckets: Buckets | None, marks: Marks, frame: Frame, *, name: str = "loss") -> go.Figure:
-    """The scalar, logarithmic where its values span decades, with spikes and predictions marked."""
+    """Return the scalar with spikes and predictions marked; the axis is logarithmic if the values span decades."""
     empty = np.array([], dtype=np.float64)
     if buckets is None:
         steps = low = high = last = empty
@@ -57,12 +58,12 @@ def loss_figure(buckets: Buckets | None, marks: Marks, frame: Frame, *, name: st
 
 
 def numbers(column: tuple[float | None, ...]) -> NDArray[np.float64]:
-    """A column of the API with NaN where it has null."""
+    """Return a column of the API as an array, shape (n,), with NaN in place of null."""
     return np.array([math.nan if value is None else value for value in column], dtype=np.float64)
 
 
 def spans_decades(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:
-    """True where every value is positive and they span more than two decades."""
+    """Return whether all values are positive and span more than `DECADES_FOR_LOG` decades."""
     finite = low[np.isfinite(low)]
     tops = high[np.isfinite(high)]
     if finite.size == 0 or tops.size == 0 or float(finite.min()) <= 0:
@@ -71,7 +72,7 @@ def spans_decades(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:
 
 
 def decade_ticks(low: float, high: float, *, at_most: int) -> dict[str, Any]:
-    """Ticks at powers of ten between two exponents, written as people write them."""
+    """Return at most ``at_most`` ticks at powers of ten between two exponents, as properties of an axis."""
     every = max(1, math.ceil((high - low) / at_most))
     exponents = [e for e in range(math.ceil(low), math.floor(high) + 1) if e % every == 0]
     if len(exponents) < 2:
@@ -84,7 +85,7 @@ def decade_ticks(low: float, high: float, *, at_most: int) -> dict[str, Any]:
 
 
 def _range(low: NDArray[np.float64], high: NDArray[np.float64], *, logarithmic: bool) -> list[float] | None:
-    """The vertical range with room above for the labels; exponents when logarithmic."""
+    """Return the vertical range with room for labels above; exponents if ``logarithmic``."""
     bottoms, tops = low[np.isfinite(low)], high[np.isfinite(high)]
     if bottoms.size == 0 or tops.size == 0:
         return [0.0, 1.0]
@@ -98,7 +99,7 @@ def _range(low: NDArray[np.float64], high: NDArray[np.float64], *, logarithmic: 
 def _band(
     steps: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], frame: Frame
 ) -> list[dict[str, Any]]:
-    """Lowest to highest value of each bucket."""
+    """Return the band from the lowest to the highest value of each bucket."""
     edge = {
         "type": "scatter", "mode": "lines", "x": steps, "hoverinfo": "skip",
         "line": {"color": frame.palette.accent_band, "width": 0.8},
@@ -107,7 +108,7 @@ def _band(
 
 
 def _exact(low: NDArray[np.float64], high: NDArray[np.float64], last: NDArray[np.float64]) -> list[str]:
-    """What hover says of each bucket."""
+    """Return the hover text of each bucket."""
     return [
         f"{c:.6g}" if not b > a else f"{c:.6g}</b><br>from {a:.6g} to {b:.6g}<b>"
         for a, b, c in zip(low, high, last, strict=True)
@@ -115,7 +116,7 @@ def _exact(low: NDArray[np.float64], high: NDArray[np.float64], last: NDArray[np
 
 
 def _nonfinite(buckets: Buckets | None, steps: NDArray[np.float64], frame: Frame) -> list[dict[str, Any]]:
-    """A cross at the top wherever a value was NaN or infinite: never invisible."""
+    """Return a cross at the top for each bucket with values that are NaN or infinite."""
     if buckets is None or not any(buckets.nonfinite):
         return []
     counts = np.asarray(buckets.nonfinite)

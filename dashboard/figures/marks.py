@@ -1,4 +1,4 @@
-"""Spikes and predictions, drawn the same on every panel: a band, a dotted line and its date. Pure."""
+"""Marks of spikes and predictions on the step axis, equal on all panels. Pure."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from dashboard.models import Alert, Event, PredictedStep
 MAX_SPIKES: Final = 40
 MAX_SETTLED: Final = 12
 LABEL_GAP: Final = 0.06
-"""Share of the visible width under which two labels would overlap; the later one is left out."""
+"""Minimum distance of two labels as a share of the visible width; the later label is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """What is worth marking on the step axis."""
+    """Steps to mark on the step axis."""
 
     spikes: tuple[int, ...] = ()
+    """Steps of spikes in ascending order."""
     expected: PredictedStep | None = None
-    """The open prediction."""
+    """Range of the open prediction; None if there is none."""
     settled: tuple[tuple[PredictedStep, str], ...] = ()
-    """Past predictions, each with its outcome: hit, early, late, false."""
+    """Settled predictions, each with its outcome: "hit", "early", "late" or "false"."""
 
 
 def marks_of(alerts: Iterable[Alert], events: Iterable[Event]) -> Marks:
-    """The marks of a run, newest prediction first where several are open."""
+    """Return the marks of a run. The newest prediction is shown if several are open."""
     predictions = [
         alert for alert in alerts if alert.kind == AlertKind.SPIKE_PREDICTED and alert.predicted_step is not None
     ]
@@ -49,7 +50,10 @@ def marks_of(alerts: Iterable[Alert], events: Iterable[Event]) -> Marks:
 
 
 def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Shapes and annotations for `layout`; labels only where asked, so that the second panel does not repeat them."""
+    """Return shapes and annotations for `layout`.
+
+    ``labelled``: whether the marks have labels, which only one of several panels should repeat.
+    """
     shapes: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
     width = max(frame.step_to - frame.step_from, 1e-9)
@@ -57,11 +61,11 @@ def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, 
     taken: list[float] = []
 
     def label(step: float, text: str) -> None:
-        place = (step - frame.step_from) / width
-        if not labelled or any(abs(place - other) < LABEL_GAP * max(1, len(text) / 8) for other in taken):
+        position = (step - frame.step_from) / width
+        if not labelled or any(abs(position - other) < LABEL_GAP * max(1, len(text) / 8) for other in taken):
             return
-        taken.append(place)
-        right_half = place > (0.7 if frame.narrow else 0.86)
+        taken.append(position)
+        right_half = position > (0.7 if frame.narrow else 0.86)
         notes.append(
             {
                 "x": step, "y": 1, "xref": "x", "yref": "paper", "text": text, "showarrow": False,

@@ -1,4 +1,4 @@
-"""What a rule watches in one run, with the steps at which it would have told somebody. Pure."""
+"""The figure of a backtest: the values that a rule watches in one run and the steps at which it fires. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dashboard.numbers import exact
 
 
 def rule_backtest_figure(run: TriedRun, rule: Mapping[str, Any], theme: str, *, narrow: bool) -> go.Figure:
-    """The series as a band of its extremes, the firing steps as marks on it, the threshold as a line with its value."""
+    """Return the watched values as a band, the firing steps as marks and the threshold as a line."""
     colours = palette(theme)
     steps = np.asarray(run.series.step, dtype=np.float64)
     low, high = np.asarray(run.series.min), np.asarray(run.series.max)
     last = max(float(steps[-1]) + run.series.bucket_steps, float(run.last_step or 0))
-    frame = Frame(palette=colours, step_from=float(steps[0]), step_to=last, narrow=True, revision="rehearsal")
+    frame = Frame(palette=colours, step_from=float(steps[0]), step_to=last, narrow=True, revision="backtest")
     logarithmic = spans_decades(low, high)
     hover = "step %{x:,d}<br><b>%{y:.4g}</b><extra></extra>"
     data: list[Any] = [
@@ -54,7 +54,7 @@ def rule_backtest_figure(run: TriedRun, rule: Mapping[str, Any], theme: str, *, 
     limit = rule.get("value")
     if rule.get("condition") in ("above", "below") and isinstance(limit, int | float):
         if not logarithmic or limit > 0:
-            place = float(np.log10(limit)) if logarithmic else float(limit)
+            position = float(np.log10(limit)) if logarithmic else float(limit)
             shapes.append(
                 {
                     "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": limit, "y1": limit,
@@ -63,7 +63,7 @@ def rule_backtest_figure(run: TriedRun, rule: Mapping[str, Any], theme: str, *, 
             )  # fmt: skip
             notes.append(
                 {
-                    "xref": "paper", "x": 1, "y": place, "xanchor": "right", "yanchor": "bottom", "showarrow": False,
+                    "xref": "paper", "x": 1, "y": position, "xanchor": "right", "yanchor": "bottom", "showarrow": False,
                     "text": f"{rule['condition']} {exact(float(limit))}",
                     "font": {"size": 11, "color": colours.danger},
                 }

@@ -1,4 +1,4 @@
-"""The loss of a whole run in one line of a table: an SVG path. Pure."""
+"""The sparkline: the loss of a whole run as an SVG path. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ PAD = 2
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """Path data (`d`) in a box of `WIDTH` × `HEIGHT`; empty with fewer than two finite values.
+    """Return path data (`d`) in a box of `WIDTH` × `HEIGHT` pixels, or "" for fewer than two finite values.
 
-    The vertical scale is logarithmic where the values span more than two decades. Non-finite values break the line.
+    The vertical scale is logarithmic if the values span more than two decades. Non-finite values break the line.
+
+    >>> sparkline([1.0, 3.0])
+    'M2.0 24.0L126.0 2.0'
     """
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if len(finite) < 2:

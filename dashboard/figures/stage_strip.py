@@ -1,4 +1,4 @@
-"""The stage of a run over its steps, as a strip of coloured spans with their words. Pure."""
+"""The strip of stages: coloured spans of steps with the names of the stages. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from client_sdk.vocabulary import EventKind, Stage
 from dashboard.figures.theme import STAGE_COLOURS, Frame
 from dashboard.models import Event
 
-RESOLUTION = 800  # spans narrower than this part of the visible range are merged into their neighbour
+RESOLUTION = 800  # spans narrower than 1/800 of the visible range are merged into their neighbour
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """One stage from a step up to the next change."""
+    """A range of steps in one stage."""
 
     stage: str
     step_from: int
@@ -23,7 +23,7 @@ class Span:
 
 
 def spans(events: Iterable[Event], last_step: int) -> list[Span]:
-    """The stages in order; the last one reaches to `last_step`."""
+    """Return the spans of the stages in order; the last one ends at ``last_step``."""
     changes = sorted(
         ((event.step, event.stage) for event in events if event.kind == EventKind.STAGE and event.stage is not None),
         key=lambda change: change[0],
@@ -39,7 +39,7 @@ def spans(events: Iterable[Event], last_step: int) -> list[Span]:
 
 
 def strip_track(frame: Frame) -> dict[str, Any]:
-    """The empty strip, which also hides the grid of the step axis behind it."""
+    """Return the empty strip, which covers the grid of the step axis."""
     return {
         "type": "bar", "orientation": "h", "xaxis": "x", "yaxis": "y2", "base": [frame.step_from],
         "x": [frame.step_to - frame.step_from], "y": [0], "width": 1, "hoverinfo": "skip",
@@ -48,7 +48,7 @@ def strip_track(frame: Frame) -> dict[str, Any]:
 
 
 def strip_trace(all_spans: Sequence[Span], frame: Frame) -> dict[str, Any]:
-    """A bar trace on the axes x and y2; each span says its stage where there is room, and always on hover."""
+    """Return the spans as bars on the axes x and y2, with the names of the stages where they fit and on hover."""
     width = max(frame.step_to - frame.step_from, 1.0)
     shown: list[Span] = []
     for span in all_spans:

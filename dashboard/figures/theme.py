@@ -1,4 +1,4 @@
-"""Colours and the frame that all panels of a run share: margins, fonts, axes, the step range. Pure."""
+"""Colours, margins, fonts and axes that all panels of a run share. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAGE_COLOURS: Final[Mapping[str, str]] = {
     Stage.RECOVERING: "#CC79A7",
 }
 FONT: Final = "Inter, system-ui, sans-serif"
-MARGIN_LEFT: Final = 148  # pixels; every panel, so that steps line up
+MARGIN_LEFT: Final = 148  # pixels; equal in all panels, so that their steps line up
 MARGIN_RIGHT: Final = 66
 NARROW_MARGIN_LEFT: Final = 58
 NARROW_MARGIN_RIGHT: Final = 38
@@ -27,7 +27,7 @@ NARROW_MARGIN_RIGHT: Final = 38
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
-    """The tokens of one theme."""
+    """Colours of one theme."""
 
     name: str
     surface: str
@@ -71,38 +71,40 @@ LIGHT: Final = Palette(
 
 
 def palette(theme: str) -> Palette:
-    """The palette of "light" or "dark"; dark for anything else."""
+    """Return the palette of a theme; dark for any name but "light"."""
     return LIGHT if theme == "light" else DARK
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What all panels of a page have in common at one moment."""
+    """Settings that all panels of a page share in one refresh."""
 
     palette: Palette
     step_from: float
     step_to: float
     narrow: bool = False
-    """On a phone: thinner margins, fewer labels."""
+    """Whether the page is as narrow as on a phone, with smaller margins and fewer labels."""
     revision: str = "live"
-    """While it stays the same, what the user did to the figure stays too."""
+    """Plotly's `uirevision`; while it stays the same, zoom and other interactions are kept."""
 
     @property
     def left(self) -> int:
+        """Left margin in pixels."""
         return NARROW_MARGIN_LEFT if self.narrow else MARGIN_LEFT
 
     @property
     def right(self) -> int:
+        """Right margin in pixels."""
         return NARROW_MARGIN_RIGHT if self.narrow else MARGIN_RIGHT
 
 
 def safe(text: str) -> str:
-    """Text for a label or a hover: Plotly reads both as a small HTML, and authors type what they like."""
+    """Return escaped text for a label or hover, because Plotly interprets both as HTML."""
     return html.escape(text, quote=False)
 
 
 def step_axis(frame: Frame, **more: Any) -> dict[str, Any]:
-    """The shared horizontal axis."""
+    """Return the horizontal axis that all panels share."""
     return {
         "range": [frame.step_from, frame.step_to],
         "autorange": False,
@@ -127,7 +129,7 @@ def step_axis(frame: Frame, **more: Any) -> dict[str, Any]:
 
 
 def value_axis(frame: Frame, **more: Any) -> dict[str, Any]:
-    """A vertical axis; not zoomed by the mouse, so that dragging always selects steps."""
+    """Return a vertical axis with a fixed range, so that dragging always selects steps."""
     return {
         "fixedrange": True,
         "showgrid": True,
@@ -144,7 +146,7 @@ def value_axis(frame: Frame, **more: Any) -> dict[str, Any]:
 
 
 def layout(frame: Frame, *, top: int = 6, bottom: int = 24, **more: Any) -> dict[str, Any]:
-    """The layout that every panel starts from."""
+    """Return the layout on which every panel is based. ``top`` and ``bottom``: margins in pixels."""
     return {
         "margin": {"l": frame.left, "r": frame.right, "t": top, "b": bottom, "pad": 0, "autoexpand": False},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -173,7 +175,7 @@ def layout(frame: Frame, *, top: int = 6, bottom: int = 24, **more: Any) -> dict
 
 
 def figure(data: list[Any], layout: dict[str, Any]) -> go.Figure:
-    """A figure without Plotly's default template: nothing grey, no palette of its own."""
-    made = go.Figure(data=data, layout=layout)
-    made.layout.template = None
-    return made
+    """Return a figure without Plotly's default template."""
+    result = go.Figure(data=data, layout=layout)
+    result.layout.template = None
+    return result

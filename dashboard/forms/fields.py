@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from dash import dcc, html
@@ -16,8 +17,26 @@ from dashboard.forms.attributes import aria, data
 
 Options = Sequence[tuple[str, str]]
 """Options of a choice as pairs of value and label."""
-Hint = str | Mapping[str, str]
-"""Note under a field, or several notes keyed by the class of the stylesheet that decides when each is shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class When:
+    """Condition on a choice of the same form under which something is shown. forms.js applies it to later choices."""
+
+    field: str
+    """Name of the `choice` field."""
+    values: tuple[str, ...]
+    """Values of the choice for which it is shown."""
+    current: str
+    """Value of the choice when the form is rendered."""
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the HTML attributes of the component that is shown or hidden."""
+        return {"hidden": self.current not in self.values, **data(when=self.field, values=" ".join(self.values))}
+
+
+Hint = str | Mapping[str, str] | Sequence[tuple[When, str]]
+"""Note under a field, or several notes: each with its condition, or keyed by a class of the stylesheet."""
 
 
 class FieldError(ValueError):
@@ -36,11 +55,15 @@ def text(
     *,
     hint: Hint = "",
     only: str = "",
+    when: When | None = None,
     placeholder: str = "",
     kind: Literal["text", "password"] = "text",
     mode: Literal["numeric"] | None = None,
 ) -> Component:
-    """Return a field with one line of text. ``only``: class of the stylesheet that decides when the field is shown."""
+    """Return a field with one line of text.
+
+    ``when``: condition under which the field is shown; ``only``: class of the stylesheet that decides it instead.
+    """
     control = dcc.Input(
         id={"field": name},
         name=name,
@@ -51,7 +74,7 @@ def text(
         autoComplete="new-password" if kind == "password" else "off",
         className="entry",
     )
-    return _field(label, control, hint, only)
+    return _field(label, control, hint, only, when)
 
 
 def choice(name: str, label: str, options: Options, value: str, *, hint: str = "", only: str = "") -> Component:
@@ -121,9 +144,15 @@ def optional(fields: Mapping[str, str], name: str) -> str | None:
     return fields.get(name, "").strip() or None
 
 
-def _field(label: str, control: Component, hint: Hint, only: str) -> Component:
-    parts: list[Any] = [html.Span(label, className="field-label"), control]
-    hints = {"": hint} if isinstance(hint, str) else hint
-    parts += [html.Span(words, className=f"note {when}".strip()) for when, words in hints.items() if words]
+def _field(label: str, control: Component, hint: Hint, only: str, when: When | None = None) -> Component:
+    parts: list[Any] = [html.Span(label, className="field-label"), control, *_hints(hint)]
     parts.append(html.Span(className="field-error", **aria(live="polite")))
-    return html.Label(parts, className=f"field {only}".strip())
+    return html.Label(parts, className=f"field {only}".strip(), **({} if when is None else when.attributes()))
+
+
+def _hints(hint: Hint) -> list[Component]:
+    if isinstance(hint, str):
+        return [html.Span(hint, className="note")] if hint else []
+    if isinstance(hint, Mapping):
+        return [html.Span(words, className=f"note {name}") for name, words in hint.items()]
+    return [html.Span(words, className="note", **when.attributes()) for when, words in hint]

@@ -1,1 +1,1 @@
-"""Who looks: the login in front of the pages, and the headers that bind browsers."""
+"""The login in front of the pages, and the security headers of every answer."""

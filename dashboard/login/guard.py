@@ -1,7 +1,8 @@
-"""ASGI middleware in front of the pages: a cookie that a token or the password buys, and requests from its own origin.
+"""ASGI middleware that admits logged-in viewers to the pages, and only requests from pages of this origin.
 
-The cookie holds a credential that the API made at the login. The guard asks the API whose it is, and everything behind
-it asks the API with it: what a viewer sees is decided there alone, and a revoked token ends here as it does there.
+A login exchanges a token or the password for a credential of the API, which the session cookie holds. The guard asks
+the API for the identity behind the credential, and the pages call the API with it. The API alone decides what a viewer
+sees, and revoking a token ends its logins.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from dashboard.viewer import Viewer, current_viewer
 
 MAX_LOGIN_BYTES = 8192
 MAX_CREDENTIAL_CHARS = 512
-BELIEVED = 5.0  # seconds for which an answer of the API about a cookie serves
-MAX_BELIEVED = 4096
+IDENTITY_SECONDS = 5.0  # time for which an identity from the API is cached
+MAX_IDENTITIES = 4096
 CSRF_HEADER = "X-Spikewatch-CSRF"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OTHER_SITE = "This form is too old, or was sent from another site. Try again."
 
 
 class LoginGuard:
+    """ASGI middleware that puts a login in front of an application."""
+
     def __init__(
         self,
         app: ASGIApp,
@@ -42,13 +45,16 @@ class LoginGuard:
         public_url: str | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``client``: of the API, without a credential of its own."""
+        """``client``: client of the API without a credential.
+
+        ``public_url``: address that browsers open, if a proxy hides it.
+        """
         self._app = app
         self._client = client
         self._cookies = cookies
         self._public_url = public_url
         self._monotonic = monotonic
-        self._believed: dict[str, tuple[float, Viewer | None]] = {}
+        self._identities: dict[str, tuple[float, Viewer | None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -94,7 +100,7 @@ class LoginGuard:
             current_viewer.reset(token)
 
     async def _admit(self, request: Request) -> Response | Viewer:
-        """The guard's own answer, or who may pass. Raises `ApiError` where the API does not answer."""
+        """Return the viewer if the request may pass, otherwise an answer. Raises `ApiError` if the API is away."""
         cookies = self._cookies.read(request.headers)
         is_safe = request.method in SAFE_METHODS
         if is_safe and "token" in request.query_params:
@@ -115,16 +121,16 @@ class LoginGuard:
         return viewer if _same(request.headers.get(CSRF_HEADER), viewer.csrf) else _forged()
 
     async def _viewer(self, cookies: dict[str, str]) -> Viewer | None:
-        """Who is logged in by these cookies. Raises `ApiError` where the API does not answer."""
+        """Return the viewer with these cookies, or None. Raises `ApiError` if the API does not answer."""
         credential = cookies.get(self._cookies.session, "")
         if not 0 < len(credential) <= MAX_CREDENTIAL_CHARS or not credential.isascii() or not credential.isprintable():
             return None
         now = self._monotonic()
-        known = self._believed.get(credential)
-        if known is None or now - known[0] > BELIEVED:
-            if len(self._believed) > MAX_BELIEVED:
-                self._believed.clear()
-            known = self._believed[credential] = (now, await self._ask(credential))
+        known = self._identities.get(credential)
+        if known is None or now - known[0] > IDENTITY_SECONDS:
+            if len(self._identities) > MAX_IDENTITIES:
+                self._identities.clear()
+            known = self._identities[credential] = (now, await self._ask(credential))
         return known[1]
 
     async def _ask(self, credential: str) -> Viewer | None:
@@ -165,14 +171,14 @@ class LoginGuard:
         return response
 
     async def _log_out(self, request: Request, viewer: Viewer) -> Response:
-        self._believed.pop(viewer.credential, None)
+        self._identities.pop(viewer.credential, None)
         await self._client.acting_for(viewer.credential).log_out()
         response = RedirectResponse("/login", status_code=303)
         self._cookies.end(response)
         return response
 
     def _form(self, request: Request, problem: str | None, *, status: int = 200, target: str | None = None) -> Response:
-        # The one that the browser has stays: late answers to a page that was just left must not spoil the form shown.
+        # The browser keeps its present value, so that a late answer to a page just left does not invalidate the form.
         value = self._cookies.read(request.headers).get(self._cookies.form) or new_form_value()
         page = login_page(problem, csrf=value, target=target or _without_token(request), status=status)
         self._cookies.offer_form(page, value, secure=request.url.scheme == "https")
@@ -201,7 +207,7 @@ def _without_token(request: Request) -> str:
 
 
 def _local(target: str) -> str:
-    """A path of this site, whatever is given: one that begins with two slashes would be read as another host."""
+    """Return the target if it is a path of this site, otherwise "/". Two leading slashes would name another host."""
     path = "/" + target.replace("\\", "/").lstrip("/")
     is_plain = path.isascii() and path.isprintable() and path.split("?")[0] not in {"/login", "/logout"}
     return path if is_plain and not path.startswith("/_dash") else "/"

@@ -1,4 +1,4 @@
-"""Headers that tell browsers what a page may do: nothing that it does not need."""
+"""Security headers, which allow a page only what it needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ COMMON = {
 
 
 def content_policy(script_hashes: Sequence[str]) -> str:
-    """The Content-Security-Policy of the pages. ``script_hashes``: of Dash's one inline script.
+    """Return the Content-Security-Policy of the pages. ``script_hashes``: hashes of Dash's inline scripts.
 
-    Plotly writes style attributes into its SVG, hence 'unsafe-inline' for styles; early.js starts the worker of the
-    live socket from a blob; saving a plot as an image goes over data: and blob:.
+    Plotly writes style attributes into its SVG, which requires 'unsafe-inline' for styles. early.js starts the worker
+    of the live socket from a blob, and saving a plot as an image uses data: and blob:.
     """
     rules = {
         "default-src": ["'none'"],
@@ -39,7 +39,7 @@ def content_policy(script_hashes: Sequence[str]) -> str:
 
 
 class SecurityHeaders:
-    """ASGI middleware; an answer that has a header already keeps it."""
+    """ASGI middleware that adds the headers. A header that an answer already has is kept."""
 
     def __init__(self, app: ASGIApp, policy: str) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Whether a request comes from a page of this dashboard. Pure."""
+"""The check of the origin of a request. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from starlette.datastructures import Headers
 
 
 def is_own_origin(headers: Headers, public_url: str | None = None) -> bool:
-    """Browsers say where a request that changes something, or a websocket, comes from: it must be this very host, or
-    that of ``public_url``, where a proxy in front names another host to us."""
+    """Return whether the header Origin names this host, or the host of ``public_url`` behind a proxy.
+
+    Browsers send the header with every websocket and every request that changes something.
+    """
     origin = headers.get("origin")
     if origin is None:
         return False

@@ -1,4 +1,4 @@
-"""The page that asks for a token or password. Stands alone: it loads nothing, and shows nothing of the dashboard."""
+"""The login page. It loads no other file and shows no data of the dashboard."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; bas
 
 
 def login_page(problem: str | None, *, csrf: str, target: str = "/", status: int = 200) -> Response:
-    """``csrf``: what the form repeats. ``target``: the path to go to afterwards."""
+    """Return the login page.
+
+    ``problem``: message of a failed login. ``csrf``: value that the form repeats. ``target``: path after the login.
+    """
     note = f'<p role="alert">{html.escape(problem)}</p>' if problem is not None else ""
     page = _LOGIN_PAGE
     for mark, words in (("note", note), ("csrf", _hidden("csrf", csrf)), ("target", _hidden("target", target))):
         page = page.replace(f"<!-- {mark} -->", words)
-    # The referrer policy among them matters: under "no-referrer" browsers send the form with the origin "null".
+    # Under the referrer policy "no-referrer", browsers would send the form with the origin "null".
     headers = {**COMMON, "Cache-Control": "no-store", "Content-Security-Policy": POLICY}
     return HTMLResponse(page, status_code=status, headers=headers)
 

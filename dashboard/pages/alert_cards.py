@@ -1,8 +1,7 @@
-"""Alerts as cards: headline first, then why, the evidence, what to try, the buttons. Pure."""
+"""Alerts as cards: headline, explanation, evidence, advice and buttons. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from dashboard.forms.attributes import aria, data
 from dashboard.models import Alert
 from dashboard.numbers import count, duration, ellipsis, unix_time
 from dashboard.pages.evidence import lines
+from dashboard.pages.symbols import symbols
 
 HISTORY_SHOWN: Final = 30
 SILENCE_MINUTES: Final = 60
@@ -21,7 +21,7 @@ OUTCOMES: Final = {"hit": "hit", "early": "came early", "late": "came late", "fa
 
 
 def column(alerts: Sequence[Alert], run_state: str, now: float) -> list[Component]:
-    """The whole column of a run: its most urgent open alert in full, the other open ones, layers, history."""
+    """Return the column of a run: the most urgent open alert in full, layers, other open alerts and the history."""
     still_open = sorted((alert for alert in alerts if alert.is_open), key=urgency, reverse=True)
     settled = sorted((alert for alert in alerts if not alert.is_open), key=lambda alert: alert.step, reverse=True)
     parts: list[Component] = []
@@ -42,19 +42,19 @@ def column(alerts: Sequence[Alert], run_state: str, now: float) -> list[Componen
 
 
 def urgency(alert: Alert) -> tuple[int, int, int]:
-    """For sorting: unacknowledged before acknowledged, then level, then a prediction, then the newest."""
+    """Return a sort key: unacknowledged alerts are most urgent, then by level, predictions, and the newest."""
     unseen = 10 if alert.state == AlertState.OPEN else 0
     return unseen + LEVEL_RANK.get(alert.level, 0), int(alert.kind == AlertKind.SPIKE_PREDICTED), alert.step
 
 
 def is_silenced(alert: Alert, now: float) -> bool:
-    """True while nobody is notified of it."""
+    """Return whether notifications about an alert are silenced."""
     until = unix_time(alert.silenced_until)
     return until is not None and until > now
 
 
 def headline(alert: Alert) -> tuple[str, str]:
-    """The date of a prediction and its band, or the title of any other alert and its step."""
+    """Return the predicted step and its range in words, or the title of another alert and ""."""
     if alert.kind == AlertKind.SPIKE_PREDICTED and alert.predicted_step is not None:
         date = alert.predicted_step
         return f"Step {count(date.best)}", f"between {count(date.low)} and {count(date.high)}"
@@ -62,15 +62,15 @@ def headline(alert: Alert) -> tuple[str, str]:
 
 
 def kind_words(alert: Alert) -> str:
-    """The kind of an alert as a word."""
+    """Return the kind of an alert in words."""
     return alert.kind.replace("-", " ")
 
 
 def single(alert: Alert, run_name: str, now: float) -> list[Component]:
-    """One alert alone: the way to its run, its buttons while it is open, then everything about it."""
-    place = f"Open the run {run_name} at step {count(alert.step)}"
+    """Return the page of one alert: the link to its run, buttons if it is open, and the full card."""
+    words = f"Open the run {run_name} at step {count(alert.step)}"
     parts: list[Component | None] = [
-        html.P(dcc.Link(place, href=f"/runs/{alert.run_id}?step={alert.step}"), className="lead"),
+        html.P(dcc.Link(words, href=f"/runs/{alert.run_id}?step={alert.step}"), className="lead"),
         _buttons(alert, now) if alert.is_open else html.P(f"Settled: {result(alert)}", className="note"),
         _open_card(alert),
         html.Section(_advice(alert), className="card advice-card") if alert.advice and alert.is_open else None,
@@ -104,15 +104,6 @@ def _why(alert: Alert) -> list[Any]:
     return symbols(cause + alert.message)
 
 
-def symbols(text: str) -> list[Any]:
-    """Text with λ_max and its like, and powers of ten, set as people write them."""
-    parts: list[Any] = []
-    unbroken = re.sub(r"(?<=\de)-(?=\d)", "−", text)  # a hyphen would break 2e-12 over two lines
-    for index, part in enumerate(re.split(r"(?<=λ)_(max|grad|step)", unbroken)):
-        parts.append(html.Sub(part) if index % 2 else part)
-    return parts
-
-
 def _evidence_table(alert: Alert) -> Component | None:
     rows = [
         html.Tr([html.Th(line.label, scope="row"), html.Td(line.value, title=line.title or None)])
@@ -131,7 +122,7 @@ def _advice_card(alert: Alert, now: float) -> Component:
 def _advice(alert: Alert) -> list[Component]:
     return [
         html.H3("What to try"),
-        html.P("ordered by fit with the evidence; change one thing", className="note"),
+        html.P("best fit first; change one thing at a time", className="note"),
         html.Ol([html.Li(symbols(item)) for item in alert.advice], className="advice"),
     ]
 
@@ -198,7 +189,7 @@ def _small_card(alert: Alert, now: float) -> Component:
 def _calm_card(run_state: str) -> Component:
     words: dict[str, str] = {
         RunState.RUNNING: (
-            "Nothing to worry about. A predicted spike appears here, with its date, why, and what to try."
+            "Nothing to worry about. A predicted spike appears here with its step, its cause and what to try."
         ),
         RunState.STALE: "No open alert. Nothing has arrived for a while.",
         RunState.FINISHED: "No open alert. The run has finished.",
@@ -233,7 +224,7 @@ def _history_card(settled: Sequence[Alert]) -> Component:
 
 
 def result(alert: Alert) -> str:
-    """How a settled alert ended: the outcome of a prediction with its lead, or how grave it was."""
+    """Return the result of a settled alert: the outcome of a prediction and its lead, otherwise the level."""
     if alert.outcome is None:
         return alert.level
     word = OUTCOMES.get(alert.outcome.result, alert.outcome.result)
@@ -247,12 +238,12 @@ def level_tone(level: str) -> str:
 
 
 def tone(alert: Alert) -> str:
-    """The class of the stylesheet for an alert's level."""
+    """Return the stylesheet's class for the level of an alert."""
     return level_tone(alert.level)
 
 
 def alert_row(alert: Alert, run_name: str, now: float) -> Component:
-    """One line of the page of all alerts; it leads to the run, and an open alert has its buttons."""
+    """Return one row of the page of all alerts, with a link to the run, and buttons if the alert is open."""
     opened = unix_time(alert.opened_at)
     cells: list[Any] = [
         html.Span([html.I(className=f"level {tone(alert)}"), alert.level], className="alert-level"),

@@ -11,12 +11,12 @@ from dash.development.base_component import Component
 
 from dashboard import ids
 from dashboard.client import ApiClient
-from dashboard.live import News
 from dashboard.models import Alert, Precision
 from dashboard.numbers import steps, unix_time
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import OUTCOMES, alert_row
 from dashboard.shell.page import NavigationEntry, Page, PageRequest
+from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.view import View
 

@@ -1,35 +1,35 @@
-"""The evidence of an alert, from the detectors' keys to a table that people read. Pure."""
+"""The evidence of an alert as a table for people. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dash import html
-
 from client_sdk.vocabulary import EVIDENCE
 from dashboard.models import Alert
 from dashboard.numbers import compact, count, ratio
+from dashboard.pages.symbols import symbols
 
 LAYERS_NAMED = 3
 _HIDDEN = frozenset({"sign", "prediction_id"})
-"""Keys that the headline already says, or that only programs read."""
+"""Keys that the headline repeats or that only programs read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of the table."""
+    """One line of the table of evidence."""
 
     label: Any
-    """Text, or text with subscripts as components."""
+    """Label as text, or as a list of text and subscripts."""
     value: str
+    """Value as formatted text."""
     title: str = ""
+    """Text of the tooltip; empty for none."""
 
 
 def lines(alert: Alert) -> list[Line]:
-    """What the detectors measured, in their order, and the layers that lead; what was not measured is left out."""
+    """Return the measured evidence in the order of the detectors, and the leading layers."""
     shown = [
         Line(label=_label(key), value=_value(key, value))
         for key, value in alert.evidence.items()
@@ -42,20 +42,14 @@ def lines(alert: Alert) -> list[Line]:
 
 
 def growth_per_step(evidence: Mapping[str, float | int | str | None]) -> float | None:
-    """The forecast's slope of log λ_max, where it has one."""
+    """Return the slope of log λ_max per step in the forecast, or None if the evidence has none."""
     value = evidence.get("lambda_max_growth_per_step")
     return float(value) if isinstance(value, int | float) else None
 
 
 def _label(key: str) -> Any:
-    """Return the label of an evidence key, with the index of λ_max and λ_grad as a subscript."""
     known = EVIDENCE.get(key)
-    if known is None:
-        return key.replace("_", " ")
-    parts = re.split(r"(?<=λ)_(max|grad)", known.label)
-    if len(parts) == 1:
-        return known.label
-    return [html.Sub(part) if index % 2 else part for index, part in enumerate(parts) if part]
+    return symbols(known.label) if known is not None else key.replace("_", " ")
 
 
 def _value(key: str, value: float | int | str) -> str:

@@ -13,21 +13,22 @@ from client_sdk.vocabulary import AlertKind, RunState, Stage
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.forms.attributes import aria
-from dashboard.live import News
 from dashboard.models import Alert, RunSummary
 from dashboard.pages.fleet_rows import row
 from dashboard.pages.no_data import no_data
+from dashboard.pages.symbols import symbols
 from dashboard.shell.clientside import clientside
 from dashboard.shell.page import NavigationEntry, Page, PageRequest
+from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.view import View
 
-COLUMNS: Final = ("Run", "Stage", "λ max / limit", "Spike in", "Loss", "Last alert", "State")
+COLUMNS: Final = ("Run", "Stage", "λ_max / limit", "Spike in", "Loss", "Last alert", "State")
 
 
 def layout(_request: PageRequest) -> Component:
     """Return the page before its first data."""
-    heads = [html.Span(_curvature_head() if name.startswith("λ") else name, role="columnheader") for name in COLUMNS]
+    heads = [html.Span(symbols(name), role="columnheader") for name in COLUMNS]
     heads.insert(5, html.Span("", role="columnheader", **aria(hidden="true")))
     return html.Div(
         [
@@ -142,10 +143,6 @@ def _select(control_id: str, name: str, options: list[tuple[str, str]]) -> Compo
         ],
         className="control select",
     )
-
-
-def _curvature_head() -> list[Any]:
-    return ["λ", html.Sub("max"), " / limit"]
 
 
 def _count(number: str, words: str, tone: str = "") -> Component:

@@ -13,13 +13,13 @@ from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.forms.actions import ActionContext, FormAction, Properties, form_result
 from dashboard.forms.fields import FieldError, button
-from dashboard.live import News
 from dashboard.models import Rule, Tried
 from dashboard.numbers import count, exact, steps
 from dashboard.pages.alert_cards import level_tone
 from dashboard.pages.rule_backtest import backtest_sections
 from dashboard.pages.rule_form import body, editor
 from dashboard.shell.page import NavigationEntry, Page, PageRequest
+from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.view import View, parse_view
 

@@ -21,7 +21,6 @@ from dashboard.figures.marks import Marks, marks_of
 from dashboard.figures.scales import statistic
 from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
-from dashboard.live import News
 from dashboard.models import Alert, Event, Heatmap, Histogram, RunDetail, RunSummary, Series
 from dashboard.numbers import compact, rate
 from dashboard.pages import run_components as components
@@ -30,6 +29,7 @@ from dashboard.pages.alert_cards import column, is_silenced
 from dashboard.pages.evidence import growth_per_step
 from dashboard.shell.clientside import clientside
 from dashboard.shell.page import NavigationEntry, Page
+from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.view import View
 

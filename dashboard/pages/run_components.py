@@ -18,6 +18,7 @@ from dashboard.models import RunDetail, RunSummary
 from dashboard.numbers import compact, count, duration, ratio, steps, unix_time
 from dashboard.pages.fleet_rows import spike_in
 from dashboard.pages.no_data import no_data
+from dashboard.pages.symbols import symbols
 from dashboard.shell.page import PageRequest
 
 GRAPH_CONFIG: Final[Any] = {
@@ -31,6 +32,7 @@ GRAPH_CONFIG: Final[Any] = {
 }
 WINDOWS: Final = (("", "all steps"), ("10000", "last 10,000"), ("1000", "last 1,000"), ("200", "last 200"))
 DEFAULT_STAT: Final = "rms_ratio"
+CURVATURE: Final = "λ_max / limit"
 STAT_ORDER: Final = (DEFAULT_STAT, "grad_norm", "update_ratio")
 
 
@@ -120,7 +122,7 @@ def kpis(run: RunSummary | None) -> list[Component]:
     if run is None:
         return [
             _kpi(name, html.Span(className="skeleton short"))
-            for name in ("Loss", _curvature_name(), "Stage", "Spike expected in")
+            for name in ("Loss", symbols(CURVATURE), "Stage", "Spike expected in")
         ]
     measured = run.stability_ratio
     over = measured is not None and math.isfinite(measured) and measured >= 1.0
@@ -129,7 +131,7 @@ def kpis(run: RunSummary | None) -> list[Component]:
     stage_tone = tones.get(run.stage or "", "")
     return [
         _kpi("Loss", compact(run.loss), "" if run.loss is None or math.isfinite(run.loss) else "danger"),
-        _kpi(_curvature_name(), ratio(measured), "danger" if over else ""),
+        _kpi(symbols(CURVATURE), ratio(measured), "danger" if over else ""),
         _kpi(
             "Stage",
             [html.I(className=f"square {run.stage}"), run.stage.capitalize()] if run.stage else "–",
@@ -178,10 +180,6 @@ def stale_words(run: RunSummary, now: float) -> str:
     """Return the time since the last record of a stale run in words."""
     seen = unix_time(run.last_seen_at)
     return "nothing new" if seen is None else f"nothing for {duration(now - seen)} · {steps(run.last_step)}"
-
-
-def _curvature_name() -> list[Any]:
-    return ["λ", html.Sub("max"), " / limit"]
 
 
 def _kpi(name: Any, value: Any, tone: str = "") -> Component:

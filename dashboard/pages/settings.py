@@ -1,46 +1,35 @@
-"""The settings: channels, quiet hours, digest, silences. Pure. A secret is typed here and never shown."""
+"""Components of the settings: the layout of the page, quiet hours, digests, silences and tokens. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from dash import html
 from dash.development.base_component import Component
 
-from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel
+from client_sdk.vocabulary import AlertLevel
 from dashboard import ids
 from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
-from dashboard.models import Channel, Digest, Notifications, QuietHours, RunSummary, Silence, Token
+from dashboard.models import Digest, Notifications, QuietHours, RunSummary, Silence, Token
 from dashboard.numbers import duration, exact
+from dashboard.pages.channel_form import ALERT_KINDS, LEVELS
 
-CHANNEL_FORM: Final = "channel"
 QUIET: Final = "quiet"
 DIGEST: Final = "digest"
 SILENCE: Final = "silence"
 TOKEN: Final = "token"  # noqa: S105 - the name of a form
 SCOPES: Final[Options] = (("read", "read"), ("write", "write: for trainings"), ("admin", "admin"))
-KINDS: Final[Options] = (
-    ("slack-webhook", "Slack, incoming webhook"),
-    ("slack-bot", "Slack, bot token"),
-    ("apprise", "another service, apprise URL"),
-    ("webhook", "signed JSON webhook"),
-)
-LEVELS: Final[Options] = tuple(
-    (level.value, f"{level} only" if level is max(AlertLevel, key=LEVEL_RANK.__getitem__) else f"{level} and above")
-    for level in AlertLevel
-)
-ALERT_KINDS: Final = tuple(kind.value for kind in AlertKind)
 
 
 def layout() -> Component:
-    """The page before its first data."""
+    """Return the page before its first data."""
     skeleton = html.Div(html.Span(className="skeleton"), className="item")
     return html.Div(
         [
             html.H1("Settings"),
-            html.P("Where alerts go, and when they keep quiet.", className="muted lead"),
+            html.P("Where notifications go, and when none are sent.", className="muted lead"),
             html.Div(
                 [
                     html.Section(
@@ -72,142 +61,13 @@ def layout() -> Component:
 
 
 def closed() -> Component:
-    """For those who may not change them."""
-    words = "Administrators of all projects change the settings; your login opens less."
+    """Return the page for people who may not change the settings."""
+    words = "Only administrators of all projects can change the settings."
     return html.Div([html.H1("Settings"), html.P(words, className="muted")], className="lonely")
 
 
-def channels(found: Sequence[Channel], now: float, said: Mapping[str, str] | None = None) -> list[Component]:
-    """The list. ``said``: by channel, what became of the test that was just sent."""
-    if not found:
-        words = "No channel yet: alerts are on the pages and in the training loop alone."
-        return [html.P(words, className="muted none")]
-    return [_channel(channel, now, (said or {}).get(channel.id, "")) for channel in found]
-
-
-def _channel(channel: Channel, now: float, said: str) -> Component:
-    level = dict(LEVELS).get(channel.min_level, channel.min_level)
-    words = [dict(KINDS).get(channel.kind, channel.kind), channel.target, level]
-    words += [f"project {channel.project}"] if channel.project else []
-    words += [", ".join(channel.kinds)] if channel.kinds else []
-    state: list[Any] = []
-    if channel.last_sent_at is not None:
-        state.append(html.P(f"last sent {duration(now - channel.last_sent_at)} ago", className="note"))
-    if channel.disabled_reason:
-        state.append(html.P(channel.disabled_reason, className="danger"))
-    elif channel.last_error:
-        state.append(html.P(f"last error: {channel.last_error}", className="warn"))
-    if channel.signing_key is not None:
-        state.append(html.P(["Signing key, shown this once: ", html.Code(channel.signing_key)], className="warn key"))
-    return html.Div(
-        [
-            html.Div(
-                [
-                    html.Div(
-                        [html.B(channel.name), None if channel.enabled else html.Span("off", className="pill")],
-                        className="item-name",
-                    ),
-                    html.P(" · ".join(word for word in words if word), className="muted"),
-                    *state,
-                    html.P(said, className="note said") if said else None,
-                ],
-                className="item-words",
-            ),
-            html.Div(
-                [
-                    button("Edit", "edit-channel", of=channel.id),
-                    button("Send a test", "test-channel", of=channel.id),
-                    button("Switch off" if channel.enabled else "Switch on", "switch-channel", of=channel.id),
-                    button("Remove", "delete-channel", of=channel.id, sure="Really remove?"),
-                ],
-                className="item-buttons",
-            ),
-        ],
-        className="item" if channel.enabled else "item off",
-    )
-
-
-def channel_editor(channel: Channel | None) -> Component:
-    """The form of one channel, or of a new one."""
-    known = channel if channel is not None else Channel(id="", name="", kind="slack-webhook")
-    kept = "" if channel is None else "empty keeps the present one"
-    fields = [
-        text("name", "Name", known.name, placeholder="training alerts"),
-        choice("kind", "Kind", KINDS, known.kind),
-        text("secret", "Secret", kind="password",
-             hint=kept or {
-                 "on-webhook-url": "the webhook's URL; encrypted, never shown again",
-                 "on-token": "the token, xoxb-…; encrypted, never shown again",
-                 "on-apprise": "the apprise URL, such as discord://…; encrypted, never shown again",
-             }),
-        text("channel", "Slack channel", str(known.settings.get("channel", "")), only="of-bot",
-             placeholder="#training"),
-        choice("min_level", "Level", LEVELS, known.min_level),
-        text("project", "Project", known.project or "", placeholder="all"),
-        text("kinds", "Alert kinds", ", ".join(known.kinds or ()), placeholder="all",
-             hint="such as " + ", ".join(ALERT_KINDS)),
-    ]  # fmt: skip
-    return html.Div(
-        [
-            html.H2("New channel" if channel is None else f"Channel: {known.name}"),
-            form(
-                CHANNEL_FORM,
-                fields,
-                [button("Save", "save-channel", strong=True)],
-                of=known.id,
-                choices={"kind": known.kind},
-            ),
-        ],
-        className="card editor",
-    )
-
-
-def channel_body(fields: Mapping[str, str], known: Channel | None) -> dict[str, Any]:
-    """The channel that was filled in, as the API takes it. Raises `FieldError`."""
-    name, secret = optional(fields, "name"), optional(fields, "secret")
-    if name is None:
-        raise FieldError("name", "a name is needed")
-    if secret is None and known is None:
-        raise FieldError("secret", "a new channel needs one")
-    kinds = [kind for kind in fields.get("kinds", "").replace(",", " ").split() if kind]
-    for kind in kinds:
-        if kind not in ALERT_KINDS:
-            raise FieldError("kinds", f"there is no kind {kind!r}")
-    settings = dict(known.settings) if known is not None else {}
-    settings.pop("channel", None)
-    kind = fields.get("kind", "")
-    if kind == "slack-bot":
-        settings["channel"] = optional(fields, "channel")
-        if settings["channel"] is None:
-            raise FieldError("channel", "a bot needs to know where to write: #name or an id")
-    return {
-        "name": name,
-        "kind": kind,
-        "project": optional(fields, "project"),
-        "min_level": fields.get("min_level", ""),
-        "kinds": kinds or None,
-        "enabled": known.enabled if known is not None else True,
-        "settings": settings,
-        **({} if secret is None else {"secret": secret}),
-    }
-
-
-def as_sent(channel: Channel, **changes: Any) -> dict[str, Any]:
-    """A channel as the API takes it, without its secret, which it keeps."""
-    return {
-        "name": channel.name,
-        "kind": channel.kind,
-        "project": channel.project,
-        "min_level": channel.min_level,
-        "kinds": None if channel.kinds is None else list(channel.kinds),
-        "enabled": channel.enabled,
-        "settings": channel.settings,
-        **changes,
-    }
-
-
 def quiet_form(found: Notifications) -> list[Component]:
-    """When only grave alerts are told."""
+    """Return the form of the quiet hours."""
     hours = found.quiet_hours
     known = hours if hours is not None else QuietHours(start="22:00", end="07:00")
     fields = [
@@ -215,21 +75,21 @@ def quiet_form(found: Notifications) -> list[Component]:
         text("start", "From", known.start, only="when-on", placeholder="22:00"),
         text("end", "To", known.end, only="when-on", placeholder="07:00"),
         text("timezone", "Time zone", known.timezone, only="when-on", hint="such as Europe/Berlin"),
-        choice("min_level", "Told all the same", LEVELS, known.min_level, only="when-on"),
+        choice("min_level", "Sent nevertheless", LEVELS, known.min_level, only="when-on"),
     ]
     on = "no" if hours is None else "yes"
     return [form(QUIET, fields, [button("Save", "save-quiet")], of=f"{on}", choices={"on": on})]
 
 
 def quiet_hours(fields: Mapping[str, str]) -> QuietHours | None:
-    """What was filled in. Raises `FieldError`."""
+    """Return the submitted quiet hours, or None if there are none. Raises `FieldError`."""
     if fields.get("on") != "yes":
         return None
     for name in ("start", "end"):
         try:
             datetime.strptime(fields.get(name, "").strip(), "%H:%M").replace(tzinfo=UTC)
         except ValueError:
-            raise FieldError(name, "a time of the day: 22:00") from None
+            raise FieldError(name, "enter a time of day, for example 22:00") from None
     return QuietHours(
         start=_padded(fields["start"]),
         end=_padded(fields["end"]),
@@ -243,10 +103,10 @@ def _padded(time: str) -> str:
 
 
 def digest_form(found: Notifications) -> list[Component]:
-    """Of many alerts one message."""
+    """Return the form of the digest and the cooldown."""
     fields = [
         text("threshold", "Alerts that make a digest", str(found.digest.threshold), mode="numeric",
-             hint="so many runs together"),
+             hint="alerts of different runs"),
         text("window_seconds", "within seconds", f"{found.digest.window_seconds:g}"),
         text("cooldown_minutes", "Cooldown, minutes", exact(found.cooldown_seconds / 60),
              hint="between two messages of a kind in a run"),
@@ -255,13 +115,13 @@ def digest_form(found: Notifications) -> list[Component]:
 
 
 def digest(fields: Mapping[str, str]) -> tuple[Digest, float]:
-    """The digest and the cooldown in seconds. Raises `FieldError`."""
+    """Return the submitted digest, and the cooldown in seconds. Raises `FieldError`."""
     made = Digest(window_seconds=number(fields, "window_seconds"), threshold=whole(fields, "threshold"))
     return made, 60 * number(fields, "cooldown_minutes")
 
 
 def silences(found: Notifications, runs: Sequence[RunSummary], now: float) -> list[Component]:
-    """Those that hold, and the form of a new one."""
+    """Return the current silences, and the form of a new one."""
     names = {run.id: run.title for run in runs}
     held = [silence for silence in found.silences if silence.until > now]
     shown: list[Component] = [_silence(silence, names, now) for silence in held]
@@ -301,10 +161,10 @@ def _silence(silence: Silence, names: Mapping[str, str], now: float) -> Componen
 
 
 def silence(fields: Mapping[str, str], now: float, name: str) -> Silence:
-    """The one that was filled in. Raises `FieldError`."""
+    """Return the submitted silence with the id ``name``. Raises `FieldError`."""
     hours = number(fields, "hours")
     if not 0 < hours <= 24 * 365:
-        raise FieldError("hours", "more than 0, at most a year")
+        raise FieldError("hours", "enter more than 0 hours and at most a year")
     return Silence(
         id=name,
         until=now + 3600 * hours,
@@ -315,12 +175,12 @@ def silence(fields: Mapping[str, str], now: float, name: str) -> Silence:
     )
 
 
-def tokens(found: Sequence[Token], now: float, made: Token | None = None) -> list[Component]:
-    """Those that open something, and the form of a new one. ``made``: the one whose secret is shown, this once."""
+def tokens(found: Sequence[Token], now: float, created: Token | None = None) -> list[Component]:
+    """Return the valid tokens, and the form of a new one. ``created`` is a new token, whose secret is shown once."""
     valid = [token for token in found if token.revoked_at is None]
-    shown: list[Component] = [_token(token, now, made) for token in valid]
+    shown: list[Component] = [_token(token, now, created) for token in valid]
     if not valid:
-        shown.append(html.P("No token but the server's own.", className="muted none"))
+        shown.append(html.P("No token except the server's own.", className="muted none"))
     fields = [
         text("label", "What for", placeholder="cluster"),
         choice("scope", "Scope", SCOPES, "write"),
@@ -330,10 +190,10 @@ def tokens(found: Sequence[Token], now: float, made: Token | None = None) -> lis
     return [*shown, html.Div(new, className="item")]
 
 
-def _token(token: Token, now: float, made: Token | None) -> Component:
+def _token(token: Token, now: float, created: Token | None) -> Component:
     used = "never used" if token.last_used_at is None else f"last used {duration(now - token.last_used_at)} ago"
     words = [token.scope, f"project {token.project}" if token.project else "all projects", used]
-    secret = made.token if made is not None and made.id == token.id else None
+    secret = created.token if created is not None and created.id == token.id else None
     return html.Div(
         [
             html.Div(
@@ -352,3 +212,12 @@ def _token(token: Token, now: float, made: Token | None) -> Component:
         ],
         className="item",
     )
+
+
+def notification_forms(found: Notifications, runs: Sequence[RunSummary], now: float) -> dict[str, list[Component]]:
+    """Return the forms of the settings of all channels, keyed by the id of their component."""
+    return {
+        ids.QUIET_FORM: quiet_form(found),
+        ids.DIGEST_FORM: digest_form(found),
+        ids.SILENCE_LIST: silences(found, runs, now),
+    }

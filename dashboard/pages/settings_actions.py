@@ -14,29 +14,32 @@ from dashboard.forms.actions import ActionContext, FormAction, Handler, Properti
 from dashboard.forms.fields import optional
 from dashboard.models import Channel, Notifications, Token
 from dashboard.pages import settings
-from dashboard.pages.settings_live import forms
+from dashboard.pages.channel_form import channel_body, channel_editor, channel_list, unchanged
 
 
 async def edit_channel(action: FormAction, context: ActionContext) -> Properties:
     """Open the editor with a channel, or with a new one."""
     channel = await _channel(context, action.of) if action.verb == "edit-channel" else None
-    return {ids.CHANNEL_EDITOR: {"children": settings.channel_editor(channel)}}
+    kinds = await context.client.channel_kinds()
+    return {ids.CHANNEL_EDITOR: {"children": channel_editor(channel, kinds)}}
 
 
 async def save_channel(action: FormAction, context: ActionContext) -> Properties:
     """Store the channel in the editor."""
+    client = context.client
+    kinds = await client.channel_kinds()
     if action.of:
         known = await _channel(context, action.of)
-        changed = await context.client.put_channel(action.of, settings.channel_body(action.fields, known))
-        made = {changed.id: changed}
+        changed = await client.put_channel(action.of, channel_body(action.fields, known, kinds))
+        saved = {changed.id: changed}
     else:
-        before = await context.client.channels()
-        sent = [settings.as_sent(channel, id=channel.id) for channel in before]
-        stored = await context.client.put_channels([*sent, settings.channel_body(action.fields, None)])
-        made = {channel.id: channel for channel in stored}
-    channels = [made.get(channel.id, channel) for channel in await context.client.channels()]
+        others = [unchanged(channel, id=channel.id) for channel in await client.channels()]
+        stored = await client.put_channels([*others, channel_body(action.fields, None, kinds)])
+        saved = {channel.id: channel for channel in stored}
+    # A signing key is only in the answer to the call that generated it.
+    channels = [saved.get(channel.id, channel) for channel in await client.channels()]
     return {
-        ids.CHANNEL_LIST: {"children": settings.channels(channels, context.now)},
+        ids.CHANNEL_LIST: {"children": channel_list(channels, kinds, context.now)},
         ids.CHANNEL_EDITOR: {"children": None},
     }
 
@@ -44,14 +47,14 @@ async def save_channel(action: FormAction, context: ActionContext) -> Properties
 async def test_channel(action: FormAction, context: ActionContext) -> Properties:
     """Send a test notification to a channel and show its result."""
     test = await context.client.test_channel(action.of)
-    said = "The test message was taken." if test.ok else f"The test message was not taken: {test.answer}"
-    return await _channel_list(context, {action.of: said})
+    result = "The test message was accepted." if test.ok else f"The test message was not accepted: {test.answer}"
+    return await _channel_list(context, {action.of: result})
 
 
 async def switch_channel(action: FormAction, context: ActionContext) -> Properties:
     """Switch a channel on or off."""
     channel = await _channel(context, action.of)
-    await context.client.put_channel(channel.id, settings.as_sent(channel, enabled=not channel.enabled))
+    await context.client.put_channel(channel.id, unchanged(channel, enabled=not channel.enabled))
     return await _channel_list(context, {})
 
 
@@ -65,12 +68,12 @@ async def _channel(context: ActionContext, channel_id: str) -> Channel:
     for channel in await context.client.channels():
         if channel.id == channel_id:
             return channel
-    raise ApiRefusedError(404, "unknown_channel", "the channel was removed meanwhile")
+    raise ApiRefusedError(404, "unknown_channel", "the channel has been removed in the meantime")
 
 
 async def _channel_list(context: ActionContext, results: Mapping[str, str]) -> Properties:
-    found = await context.client.channels()
-    return {ids.CHANNEL_LIST: {"children": settings.channels(found, context.now, results)}}
+    found, kinds = await context.client.channels(), await context.client.channel_kinds()
+    return {ids.CHANNEL_LIST: {"children": channel_list(found, kinds, context.now, results)}}
 
 
 async def save_quiet(action: FormAction, context: ActionContext) -> Properties:
@@ -82,16 +85,16 @@ async def save_quiet(action: FormAction, context: ActionContext) -> Properties:
 
 async def save_digest(action: FormAction, context: ActionContext) -> Properties:
     """Store the digest and the cooldown."""
-    made, cooldown = settings.digest(action.fields)
-    await _change_notifications(context, digest=made, cooldown_seconds=cooldown)
+    digest, cooldown = settings.digest(action.fields)
+    await _change_notifications(context, digest=digest, cooldown_seconds=cooldown)
     return form_result(action, message="Saved.")
 
 
 async def save_silence(action: FormAction, context: ActionContext) -> Properties:
     """Add a silence."""
-    made = settings.silence(action.fields, context.now, str(uuid.uuid4()))
+    silence = settings.silence(action.fields, context.now, str(uuid.uuid4()))
     before = await context.client.notifications()
-    return await _silence_list(context, await _change_notifications(context, silences=(*before.silences, made)))
+    return await _silence_list(context, await _change_notifications(context, silences=(*before.silences, silence)))
 
 
 async def delete_silence(action: FormAction, context: ActionContext) -> Properties:
@@ -103,17 +106,17 @@ async def delete_silence(action: FormAction, context: ActionContext) -> Properti
 
 async def _silence_list(context: ActionContext, found: Notifications) -> Properties:
     runs = await context.client.runs()
-    return {ids.SILENCE_LIST: {"children": forms(found, runs, context.now)[ids.SILENCE_LIST]}}
+    return {ids.SILENCE_LIST: {"children": settings.silences(found, runs, context.now)}}
 
 
 async def create_token(action: FormAction, context: ActionContext) -> Properties:
     """Create a token and show its secret once."""
-    made = await context.client.make_token(
+    created = await context.client.make_token(
         scope=action.fields.get("scope", ""),
         project=optional(action.fields, "project"),
         label=action.fields.get("label", "").strip(),
     )
-    return await _token_list(context, made)
+    return await _token_list(context, created)
 
 
 async def revoke_token(action: FormAction, context: ActionContext) -> Properties:
@@ -123,9 +126,9 @@ async def revoke_token(action: FormAction, context: ActionContext) -> Properties
     return await _token_list(context, None)
 
 
-async def _token_list(context: ActionContext, made: Token | None) -> Properties:
+async def _token_list(context: ActionContext, created: Token | None) -> Properties:
     found = await context.client.tokens()
-    return {ids.TOKEN_LIST: {"children": settings.tokens(found, context.now, made)}}
+    return {ids.TOKEN_LIST: {"children": settings.tokens(found, context.now, created)}}
 
 
 async def _change_notifications(context: ActionContext, **changes: Any) -> Notifications:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dashboard.live import News
+from dashboard.stream.feed import News
 from dashboard.stream.view import View
 
 

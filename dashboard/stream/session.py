@@ -19,8 +19,8 @@ from dash.exceptions import WebsocketDisconnected
 from dashboard import ids
 from dashboard.client import ApiError, ApiRefusedError
 from dashboard.dash_private import component_key
-from dashboard.live import READ_ANEW_EVERY, LiveFeed, Mailbox, News
 from dashboard.models import LiveMessage
+from dashboard.stream.feed import READ_ANEW_EVERY, LiveFeed, Mailbox, News
 from dashboard.stream.live_part import LivePart, Refresh, Update
 from dashboard.stream.status import status
 from dashboard.stream.view import View
@@ -109,17 +109,17 @@ class Session:
                     view = self._view
                     part = self._make_part(view)
                     mailbox.watch(part.run_id if part is not None else None)
-                    await self._serve_place(view, part, mailbox)
+                    await self._serve_page(view, part, mailbox)
             except WebsocketDisconnected:
                 return
 
-    async def _serve_place(self, first_view: View, part: LivePart | None, mailbox: Mailbox) -> None:
+    async def _serve_page(self, first_view: View, part: LivePart | None, mailbox: Mailbox) -> None:
         """Keep one page live until the browser opens another one."""
         shown: View | None = None
         due = 0.0
         mailbox.put(LiveMessage(type="resync"))
         self._behind = None
-        while (view := self._view) is not None and view.place == first_view.place:
+        while (view := self._view) is not None and view.address == first_view.address:
             self._view_changed.clear()
             now = self._monotonic()
             news_waits = mailbox.arrived.is_set()
@@ -132,7 +132,7 @@ class Session:
                     await self._show_error(error)
                     due, shown = self._monotonic() + RETRY_AFTER, view
                     continue
-                if self._view is not None and self._view.place != first_view.place:
+                if self._view is not None and self._view.address != first_view.address:
                     return
                 self._measure(news)
                 fetched = self._monotonic() - now

@@ -40,7 +40,7 @@ class View:
     """Layer and step whose histograms are shown."""
 
     @property
-    def place(self) -> tuple[str, str | None]:
+    def address(self) -> tuple[str, str | None]:
         """Page and subject; while they stay the same, the components of the page are on screen."""
         return self.page, self.subject
 

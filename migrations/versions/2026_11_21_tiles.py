@@ -1,4 +1,4 @@
-"""tiles
+"""Add spans and tiles.
 
 Revision ID: 0002
 Revises: 0001
@@ -71,7 +71,7 @@ def upgrade() -> None:
         ["run_id", "rank", "writer_id", "attempt", "first_seq", "last_seq", "first_step", "last_step", "id"],
     )
     if op.get_bind().dialect.name == "postgresql":
-        # Blobs are compressed already: keep them out of the row, and do not try again.
+        # Blobs are compressed already: store them outside the row without compressing them again.
         for table, columns in (
             ("segments", ("payload",)),
             ("spans", ("steps", "times")),
@@ -82,7 +82,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # What is compacted stands in no segment any more; taking the tables away would lose it.
+    # Compacted records are in no segment any more, so dropping the tables would lose them.
     if op.get_bind().scalar(sa.text("SELECT 1 FROM spans LIMIT 1")) is not None:
         raise DatabaseError(
             "the runs are compacted, and the schema 0001 cannot hold that; restore a backup made before"

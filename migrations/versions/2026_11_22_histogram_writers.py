@@ -1,7 +1,7 @@
-"""histogram writers
+"""Index the histograms of each writer.
 
-Exports read the histograms of a writer in the order of its records; and without an index, the deletion of a writer
-looked through those of all runs.
+Exports read the histograms of a writer in the order of its records. Without an index, the deletion of a writer also
+had to search the histograms of all runs.
 
 Revision ID: 0008
 Revises: 0007

@@ -1,4 +1,4 @@
-"""notifications
+"""Add channels, the outbox and silences.
 
 Revision ID: 0003
 Revises: 0002

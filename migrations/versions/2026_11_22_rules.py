@@ -1,4 +1,4 @@
-"""rules
+"""Add alert rules.
 
 Revision ID: 0004
 Revises: 0003
@@ -22,7 +22,7 @@ FIRST_RULE = {
     "level": "warning",
     "cooldown_minutes": 360.0,
 }
-"""What every server begins with. People change it, switch it off or delete it."""
+"""Rules that every server starts with. Users may change, disable or delete them."""
 
 
 def upgrade() -> None:

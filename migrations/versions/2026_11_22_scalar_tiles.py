@@ -1,9 +1,9 @@
-"""one tile for many scalars
+"""Store many scalars in one tile.
 
 Revision ID: 0006
 Revises: 0005
 
-Until now a tile held one scalar. The tiles that are there are put together, bit for bit.
+Before this revision a tile contained one scalar. Existing tiles are merged, bit for bit.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def downgrade() -> None:
 
 
 def _together(span: Any, held: list[Any]) -> dict[str, TileBlobs]:
-    """First name to tile. Raises `DatabaseError`."""
+    """Return the merged tiles of a span, keyed by first name. Raises `DatabaseError`."""
     name = "steps"
     try:
         numbers = unpack_steps(span.steps)

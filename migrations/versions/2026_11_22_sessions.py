@@ -1,4 +1,4 @@
-"""sessions
+"""Add logins of the dashboard.
 
 Revision ID: 0005
 Revises: 0004

@@ -1,4 +1,4 @@
-"""writer epochs
+"""Add epochs of writers.
 
 Revision ID: 0007
 Revises: 0006

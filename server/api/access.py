@@ -16,7 +16,7 @@ from server.auth.secret_box import SecretBox
 from server.auth.tokens import UNAUTHENTICATED, Authenticator, Identity
 from server.errors import ApiError
 from server.exports.archive import Archiver
-from server.exports.streams import Exporter
+from server.exports.exporter import Exporter
 from server.metrics import Metrics
 from server.models import DELETING, Principal, Scope
 from server.notifications.messenger import Messenger
@@ -35,7 +35,7 @@ from server.storage.measurements.histogram import HistogramQuery
 from server.storage.measurements.series import SeriesQuery
 from server.storage.outbox import OutboxStore
 from server.storage.rules import RuleStore
-from server.storage.runs import RunStore, Standing
+from server.storage.runs import RunStore, RunVersion
 from server.storage.tokens import TokenStore
 
 
@@ -130,10 +130,10 @@ ProjectAdministrator = Annotated[Principal, Depends(_project_administering_princ
 """Of one project, or of all."""
 
 
-async def visible_run(services: Services, principal: Principal, run_id: str) -> Standing:
+async def visible_run(services: Services, principal: Principal, run_id: str) -> RunVersion:
     """Raises 404 for a run that is not there, and alike for one of a project that the token does not open; 410 while
     what is left of a deleted one is taken away."""
-    found = await services.runs.standing(run_id)
+    found = await services.runs.version_of(run_id)
     if found is None or not principal.may_see(found.project):
         raise ApiError(404, "unknown_run", f"there is no run {run_id!r}; GET /api/v1/runs lists them")
     if found.state == DELETING:

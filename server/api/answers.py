@@ -177,12 +177,45 @@ class ReadinessAnswer(BaseModel):
     """Dependency to "ok", or to what is wrong."""
 
 
+class ChannelFieldAnswer(BaseModel):
+    """An input field of the form in which a channel is entered."""
+
+    name: str
+    """Key of the value in the channel, or in its settings if `in_settings` is true."""
+    label: str
+    type: Literal["text", "boolean"]
+    in_settings: bool
+    secret: bool
+    """Whether the value is a credential, which is never returned."""
+    required: bool
+    default: bool | None
+    advanced: bool
+    """Whether a form may leave the field out."""
+    placeholder: str
+    help: str
+
+
+class ChannelKindAnswer(BaseModel):
+    """A kind of channel."""
+
+    name: str
+    label: str
+    fields: list[ChannelFieldAnswer]
+
+
+class ChannelKindsAnswer(BaseModel):
+    """The kinds of channels in the order in which they are offered."""
+
+    kinds: list[ChannelKindAnswer]
+
+
 class ChannelAnswer(BaseModel):
     id: str
     name: str
-    kind: Literal["slack-webhook", "slack-bot", "apprise", "webhook"]
+    kind: str
+    """Name of a kind of channel, see GET /channels/kinds."""
     target: str
-    """A hint at where it leads."""
+    """Hint at the destination."""
     project: str | None
     min_level: str
     kinds: list[str] | None

@@ -1,25 +1,42 @@
-"""``/channels``: where alerts go. ``/notifications``: what holds for all of them. For administrators."""
+"""``/channels``: destinations of notifications. ``/notifications``: settings of all channels. For administrators."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from starlette.responses import Response
 
 from server.api.access import Administrator, Services, ServicesOf
-from server.api.answers import ChannelAnswer, ChannelsAnswer, NotificationsAnswer, RemovedAnswer, TestAnswer
+from server.api.answers import (
+    ChannelAnswer,
+    ChannelKindsAnswer,
+    ChannelsAnswer,
+    NotificationsAnswer,
+    RemovedAnswer,
+    TestAnswer,
+)
 from server.api.encoding import json_response
 from server.api.errors import REFUSALS
 from server.errors import ApiError, ConfigurationError, SecretLostError
 from server.models import AlertKind, AlertLevel
-from server.notification import Channel, ChannelKind, Digest, NotificationSettings, QuietHours, Silence
-from server.notifications.targets import TargetError, check_target, hint, new_signing_key
+from server.notification import Channel, Digest, NotificationSettings, QuietHours, Silence
+from server.notifications.channels.channel_kind import ChannelKind, Target, TargetError, new_signing_key
+from server.notifications.channels.registry import KINDS, kind_named
 
 router = APIRouter(tags=["notifications"], responses=REFUSALS)
 
@@ -27,16 +44,27 @@ ChannelId = Annotated[str, Path(max_length=36, description="Id of the channel.")
 MAX_CHANNELS = 100
 MAX_SILENCES = 1_000
 Text = Annotated[str, Field(max_length=256, pattern=r"^[^\x00]*$")]
+KIND_NAMES = tuple(kind.name for kind in KINDS)
+
+
+def _known_kind(name: str) -> str:
+    if name not in KIND_NAMES:
+        raise ValueError(f"there is no kind {name!r}; the kinds are {', '.join(KIND_NAMES)}")
+    return name
+
+
+KindName = Annotated[str, AfterValidator(_known_kind), WithJsonSchema({"type": "string", "enum": list(KIND_NAMES)})]
+"""Name of a kind of channel in a request."""
 
 
 class QuietHoursBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     start: str = Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="HH:MM")
-    end: str = Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="HH:MM; before `start`: of the next day.")
-    timezone: Text = Field(default="UTC", description="A name of the IANA database, for example Europe/Berlin.")
+    end: str = Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="HH:MM; the next day if before `start`.")
+    timezone: Text = Field(default="UTC", description="Name of an IANA time zone, for example Europe/Berlin.")
     min_level: AlertLevel = Field(
-        default=AlertLevel.CRITICAL, description="This level and above are told all the same."
+        default=AlertLevel.CRITICAL, description="Lowest level of the alerts that are sent during quiet hours."
     )
 
     @field_validator("timezone")
@@ -45,37 +73,55 @@ class QuietHoursBody(BaseModel):
         try:
             ZoneInfo(value)
         except (KeyError, ValueError, OSError) as error:
-            raise ValueError("no such time zone; use a name like UTC or Europe/Berlin") from error
+            raise ValueError("there is no such time zone; use a name like UTC or Europe/Berlin") from error
         return value
 
     def value(self) -> QuietHours:
+        """Return the quiet hours as a value of the server."""
         return QuietHours(**self.model_dump(mode="json"))
 
 
-class ChannelSettings(BaseModel):
+class _CommonSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    channel: Text | None = Field(default=None, description="slack-bot: id or name of the Slack channel.")
-    picture: bool = Field(default=True, description="slack-bot: add a picture of loss and λ_max.")
-    quiet_hours: QuietHoursBody | None = Field(default=None, description="Instead of those of all channels.")
+    quiet_hours: QuietHoursBody | None = Field(
+        default=None, description="Quiet hours of this channel, instead of those of all channels."
+    )
+
+
+def _settings_fields() -> dict[str, Any]:
+    """Return the settings of all kinds as fields of a Pydantic model."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        for field in kind.fields:
+            if field.in_settings:
+                described = Field(default=field.default, description=f"{kind.name}: {field.label}.")
+                found.setdefault(field.name, (bool if field.type == "boolean" else Text | None, described))
+    return found
+
+
+if TYPE_CHECKING:
+    ChannelSettings = _CommonSettings
+else:
+    ChannelSettings = create_model("ChannelSettings", __base__=_CommonSettings, **_settings_fields())
 
 
 class ChannelBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Text = Field(min_length=1)
-    kind: ChannelKind
+    kind: KindName
     secret: str | None = Field(
         default=None,
         max_length=4_096,
-        description="Webhook URL, bot token or apprise URL. Never shown again; a known channel keeps its own without.",
+        description="Webhook URL, bot token or apprise URL. Never returned; if left out, a channel keeps its own.",
     )
     signing_key: str | None = Field(
         default=None,
         min_length=16,
         max_length=256,
         pattern=r"^[\x21-\x7e]+$",
-        description="webhook: what messages are signed with. Made, and shown this once, where a new one has none.",
+        description="webhook: key of the signatures. Generated, and returned once, if a new channel has none.",
     )
     project: Text | None = Field(default=None, description="Only runs of this project.")
     min_level: AlertLevel = AlertLevel.WARNING
@@ -85,11 +131,11 @@ class ChannelBody(BaseModel):
 
 
 READ_ONLY = frozenset({"target", "disabled_reason", "created_at", "last_sent_at", "last_error", "failures"})
-"""What a list tells of a channel and nobody sets: a list may be put back as it came."""
+"""Fields of an answer that a request may contain but cannot set, so that a list can be sent back unchanged."""
 
 
 class ListedChannel(ChannelBody):
-    id: str | None = Field(default=None, max_length=36, description="Of a channel that is there already.")
+    id: str | None = Field(default=None, max_length=36, description="Id of an existing channel.")
 
     @model_validator(mode="before")
     @classmethod
@@ -132,29 +178,40 @@ class NotificationsBody(BaseModel):
     silences: list[SilenceBody] = Field(default=[], max_length=MAX_SILENCES)
 
 
-@router.get("/channels", response_model=ChannelsAnswer, summary="Where alerts go")
+@router.get("/channels", response_model=ChannelsAnswer, summary="List the channels")
 async def list_channels(services: ServicesOf, _: Administrator) -> Response:
+    """Return all channels without their secrets."""
     return json_response({"channels": [channel_json(channel) for channel in await services.channels.all()]})
+
+
+@router.get("/channels/kinds", response_model=ChannelKindsAnswer, summary="List the kinds of channels")
+async def list_kinds(_: Administrator) -> Response:
+    """Return the kinds of channels with the fields of their forms, in the order in which they are offered."""
+    return json_response({"kinds": [kind_json(kind) for kind in KINDS]})
 
 
 @router.put("/channels", response_model=ChannelsAnswer, summary="Replace the channels")
 async def replace_channels(services: ServicesOf, _: Administrator, body: ChannelsBody) -> Response:
+    """Replace all channels by those in the body; a channel with an id and without a secret keeps its secret."""
     known = {channel.id: channel for channel in await services.channels.all()}
     given = [item.id for item in body.channels if item.id is not None]
     for item in given:
         if item not in known or given.count(item) > 1:
             raise ApiError(
-                400, "unknown_channel", f"there is no channel {item!r}, or it is there twice; leave new ids out"
+                400,
+                "unknown_channel",
+                f"there is no channel {item!r}, or it is listed twice; leave new ids out",
             )
-    made = [await _channel(services, item, known.get(item.id or "")) for item in body.channels]
-    await services.channels.replace([channel for channel, _ in made])
-    keys = {channel.id: key for channel, key in made}
+    wanted = [await _channel(services, item, known.get(item.id or "")) for item in body.channels]
+    await services.channels.replace([channel for channel, _ in wanted])
+    keys = {channel.id: key for channel, key in wanted}
     stored = await services.channels.all()
     return json_response({"channels": [channel_json(channel, keys.get(channel.id)) for channel in stored]})
 
 
 @router.put("/channels/{channel_id}", response_model=ChannelAnswer, summary="Change a channel")
 async def change_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId, body: ChannelBody) -> Response:
+    """Change one channel, which keeps its secret if the body has none."""
     before = await _existing(services, channel_id)
     channel, key = await _channel(services, body, before)
     await services.channels.put(channel)
@@ -163,23 +220,27 @@ async def change_channel(services: ServicesOf, _: Administrator, channel_id: Cha
 
 @router.delete("/channels/{channel_id}", response_model=RemovedAnswer, summary="Remove a channel")
 async def remove_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> Response:
+    """Remove a channel together with the notifications that wait for it."""
     if not await services.channels.delete(channel_id):
         raise _unknown(channel_id)
     return json_response({"id": channel_id, "removed": True})
 
 
 @router.post("/channels/{channel_id}/test", response_model=TestAnswer, summary="Send a test message")
-async def try_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> Response:
+async def send_test_message(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> Response:
+    """Send a test message now, and return the answer of the receiving service."""
     return json_response(await services.messenger.test(await _existing(services, channel_id)))
 
 
 @router.get("/notifications", response_model=NotificationsAnswer, summary="Quiet hours, digests, silences")
 async def get_notifications(services: ServicesOf, _: Administrator) -> Response:
+    """Return the settings that apply to all channels."""
     return json_response(asdict(await services.channels.settings()))
 
 
-@router.put("/notifications", response_model=NotificationsAnswer, summary="Replace them")
+@router.put("/notifications", response_model=NotificationsAnswer, summary="Replace quiet hours, digests, silences")
 async def put_notifications(services: ServicesOf, _: Administrator, body: NotificationsBody) -> Response:
+    """Replace the settings that apply to all channels."""
     for run_id in {silence.run_id for silence in body.silences if silence.run_id is not None}:
         if await services.runs.project_of(run_id) is None:
             raise ApiError(400, "unknown_run", f"silences: there is no run {run_id!r}")
@@ -198,63 +259,66 @@ async def put_notifications(services: ServicesOf, _: Administrator, body: Notifi
 
 
 def channel_json(channel: Channel, signing_key: str | None = None) -> dict[str, Any]:
-    """A channel as administrators see it; never with its secret."""
+    """Return a channel as administrators see it. Its secret is never part of it; ``signing_key`` is a new key."""
     shown = asdict(channel)
     del shown["encrypted_secrets"]
     return shown if signing_key is None else {**shown, "signing_key": signing_key}
 
 
+def kind_json(kind: ChannelKind) -> dict[str, Any]:
+    """Return a kind of channel with the fields of its form."""
+    return {"name": kind.name, "label": kind.label, "fields": [asdict(field) for field in kind.fields]}
+
+
 async def _channel(services: Services, body: ChannelBody, before: Channel | None) -> tuple[Channel, str | None]:
-    """The channel that is asked for, and the signing key that was made for it. Raises `ApiError`."""
+    """Return the channel that the body describes, and its signing key if one was generated. Raises `ApiError`."""
+    kind = kind_named(body.kind)
     settings = body.settings.model_dump(mode="json", exclude_none=True)
-    if body.signing_key is not None and body.kind is not ChannelKind.WEBHOOK:
-        raise ApiError(400, "invalid_parameter", "signing_key: only a channel of the kind webhook is signed")
-    if before is not None and before.kind is not body.kind and body.secret is None:
-        raise ApiError(400, "invalid_parameter", f"secret: a channel that becomes {body.kind} needs a new one")
-    sealed: dict[str, str] = {}
-    made: str | None = None
+    if body.signing_key is not None and not kind.is_signed:
+        raise _refused("signing_key", f"channels of the kind {kind.name} are not signed; leave the key out")
+    if before is not None and before.kind != kind.name and body.secret is None:
+        raise _refused("secret", f"a channel that changes its kind to {kind.name} needs a new secret")
+    stored: dict[str, str] = {}
     if before is not None and (body.secret is None or body.signing_key is None):
         try:
-            sealed = services.secrets.open(before.encrypted_secrets)
+            stored = services.secrets.open(before.encrypted_secrets)
         except SecretLostError as error:
             if body.secret is None:
                 raise ApiError(400, "secret_lost", f"{body.name}: {error}") from error
-    secret = body.secret if body.secret is not None else sealed.get("secret")
+    secret = body.secret if body.secret is not None else stored.get("secret")
     if secret is None:
-        raise ApiError(400, "invalid_parameter", f"secret: the new channel {body.name!r} needs one")
+        raise _refused("secret", f"the new channel {body.name!r} needs one")
+    target = Target(secret=secret, settings=settings)
     try:
-        await asyncio.to_thread(
-            check_target, body.kind, secret, settings, allow_private=services.messenger.allow_private
-        )
+        await asyncio.to_thread(kind.check, target, allow_private=services.messenger.allow_private)
     except TargetError as error:
-        raise ApiError(400, "invalid_parameter", f"secret of {body.name!r}: {error}") from error
+        raise _refused(error.field, error.reason, body.name) from error
     contents = {"secret": secret}
-    if body.kind is ChannelKind.WEBHOOK:
-        key = body.signing_key or sealed.get("signing_key")
+    generated: str | None = None
+    if kind.is_signed:
+        key = body.signing_key or stored.get("signing_key")
         if key is None:
-            key = made = new_signing_key()
+            key = generated = new_signing_key()
         contents["signing_key"] = key
     try:
-        sealed_anew = services.secrets.seal(contents)
+        encrypted = services.secrets.seal(contents)
     except ConfigurationError as error:
         raise ApiError(503, "no_secret_key", f"secrets cannot be encrypted: {error}") from error
-    return (
-        Channel(
-            id=str(uuid.uuid4()) if before is None else before.id,
-            name=body.name,
-            kind=body.kind,
-            target=hint(body.kind, secret, settings)[:256],
-            encrypted_secrets=sealed_anew,
-            project=body.project,
-            min_level=body.min_level.value,
-            kinds=None if body.kinds is None else tuple(kind.value for kind in body.kinds),
-            enabled=body.enabled,
-            disabled_reason=None if body.enabled or before is None else before.disabled_reason,
-            settings=settings,
-            created_at=services.clock() if before is None else before.created_at,
-        ),
-        made,
+    channel = Channel(
+        id=str(uuid.uuid4()) if before is None else before.id,
+        name=body.name,
+        kind=kind.name,
+        target=kind.hint(target)[:256],
+        encrypted_secrets=encrypted,
+        project=body.project,
+        min_level=body.min_level.value,
+        kinds=None if body.kinds is None else tuple(kind.value for kind in body.kinds),
+        enabled=body.enabled,
+        disabled_reason=None if body.enabled or before is None else before.disabled_reason,
+        settings=settings,
+        created_at=services.clock() if before is None else before.created_at,
     )
+    return channel, generated
 
 
 async def _existing(services: Services, channel_id: str) -> Channel:
@@ -266,3 +330,8 @@ async def _existing(services: Services, channel_id: str) -> Channel:
 
 def _unknown(channel_id: str) -> ApiError:
     return ApiError(404, "unknown_channel", f"there is no channel {channel_id!r}; GET /api/v1/channels lists them")
+
+
+def _refused(field: str, reason: str, channel: str = "") -> ApiError:
+    place = f"{field} of {channel!r}" if channel else field
+    return ApiError(400, "invalid_parameter", f"{place}: {reason}")

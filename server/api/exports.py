@@ -20,7 +20,7 @@ from server.api.encoding import json_response
 from server.api.errors import REFUSALS
 from server.api.runs import RunId
 from server.errors import ApiError, ServerError
-from server.exports.streams import MEDIA_TYPES, Format
+from server.exports.exporter import MEDIA_TYPES, Format
 from server.storage.measurements.steps import RunSteps, Selection
 
 logger = logging.getLogger(__name__)

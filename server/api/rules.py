@@ -123,7 +123,7 @@ async def _try(services: Services, rule: Rule, run_ids: Sequence[str]) -> list[d
                 now=services.clock(),
                 is_over=lambda: time.monotonic() > until,
             )
-            chosen = rule.is_for(summary["project"], summary["name"], summary["tags"])
+            chosen = rule.applies_to(summary["project"], summary["name"], summary["tags"])
             tried.append(await asyncio.to_thread(_told, summary, found, chosen))
     return tried
 
@@ -164,7 +164,7 @@ async def _runs_to_try(services: Services, principal: Administrator, rule: Rule,
         await visible_run(services, principal, body.run)
         return [body.run]
     page = await services.fleet.page(project=body.project, state=None, limit=200, cursor=None)
-    chosen = [run["id"] for run in page.runs if rule.is_for(run["project"], run["name"], run["tags"])]
+    chosen = [run["id"] for run in page.runs if rule.applies_to(run["project"], run["name"], run["tags"])]
     return chosen[: body.runs]
 
 

@@ -12,7 +12,7 @@ from server.notifications.dispatcher import Dispatcher
 from server.notifications.environment_channel import add_environment_channel, check_environment_channel
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
-from server.notifications.picture import Painter
+from server.notifications.picture import PictureRenderer
 from server.storage.channels import ChannelStore
 from server.storage.database import Database
 from server.storage.measurements.series import SeriesQuery
@@ -59,7 +59,7 @@ def make_notifications(config: Config, database: Database, series: SeriesQuery, 
         clock=time.time,
     )
     outbox = OutboxStore(database)
-    dispatcher = Dispatcher(outbox, messenger, Painter(series).paint, time.time)
+    dispatcher = Dispatcher(outbox, messenger, PictureRenderer(series).render, time.time)
     metrics.pull(
         "notifications",
         "Attempts to send a notification.",

@@ -11,6 +11,7 @@ from server.broker import Broker, MemoryBroker
 from server.broker.leases import Leases, LocalLeases, RedisLeases
 from server.broker.redis_broker import RedisBroker, connect
 from server.config import Config
+from server.notifications.recipients import recipients
 from server.pipeline.announcer import Announcer
 from server.pipeline.committer import Committer
 from server.pipeline.followers import Followers, FollowerStores
@@ -53,7 +54,8 @@ def make_pipeline(
     on_alerts: Callable[[Sequence[dict[str, Any]]], None] = lambda alerts: None,
 ) -> Pipeline:
     """Return a pipeline over a database and a broker. ``on_alerts`` is described at `Publisher`."""
-    runs, layouts, states = RunStore(database), LayoutStore(database), DetectorStateStore(database)
+    runs, layouts = RunStore(database), LayoutStore(database)
+    states = DetectorStateStore(database, recipients)
     announcer = Announcer(FleetQuery(database, runs, layouts), broker, config.run_messages_per_second)
     publisher = Publisher(broker, announcer, runs.project_of, on_alerts=on_alerts)
     writers = WriterRegistry(runs, broker, publisher, clock=time.time)

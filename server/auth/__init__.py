@@ -1,1 +1,1 @@
-"""Who may do what: tokens for programs, a login cookie for browsers."""
+"""Authentication and authorization: tokens for programs, login cookies for browsers."""

@@ -1,6 +1,6 @@
-"""Open sockets by token: how many there may be, how fast new ones may come, and their end when the token is revoked.
+"""Limits on the open sockets of a token: their number, the rate of new ones, and their end when the token is revoked.
 
-Limits are per process: a team with several servers has as many times more.
+Limits apply to each process: several servers together allow proportionally more.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from server.models import Principal
 
 logger = logging.getLogger(__name__)
 
-RECHECK_EVERY = 5.0  # seconds between two looks whether the tokens of open sockets still hold
-MAX_PAUSE = 5.0  # seconds that a socket over its share of values is left unread at a time
+RECHECK_EVERY = 5.0  # seconds between checks whether the tokens of open sockets are still valid
+MAX_PAUSE = 5.0  # maximum seconds for which a socket above its limit of values is not read
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLimits:
-    """For each token."""
+    """Limits for each token."""
 
     connections: int
     new_per_second: float
     values_per_second: float
-    """0: as many as come."""
+    """Maximum number of values per second; 0 means no limit."""
 
 
 class Admission:
-    """One open socket."""
+    """Open socket of a token."""
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.ended = asyncio.Event()
-        """Set when the credential is valid no longer."""
+        """Event that is set when the credential is no longer valid."""
 
 
 class Admissions:
+    """Open sockets of this process. Use it from the event loop alone."""
+
     def __init__(
         self,
         authenticator: Authenticator,
@@ -58,7 +60,7 @@ class Admissions:
         self._recheck_every = recheck_every
         self._open: dict[Admission, None] = {}
         self._counts: Counter[str] = Counter()
-        # A fleet that starts together says hello within a second: as many as may be open may come at once.
+        # Jobs that start together connect within a second: the allowed number of connections may arrive at once.
         self._arrivals = Throttle(max(limits.connections, limits.new_per_second), limits.new_per_second, monotonic)
         rate = limits.values_per_second
         self._values = Throttle(rate, rate, monotonic) if rate > 0 else None
@@ -66,11 +68,11 @@ class Admissions:
 
     @contextlib.contextmanager
     def admit(self, identity: Identity) -> Iterator[Admission]:
-        """A socket for as long as the block runs. Raises `LimitError`."""
+        """Count a socket as open for the duration of the block. Raises `LimitError` if the token may not open it."""
         key = identity.principal.key
         if self._counts[key] >= self._limits.connections:
             raise LimitError(
-                f"this token has {self._limits.connections} open connections, the most that it may have "
+                f"this token has {self._limits.connections} open connections, the maximum "
                 "(SPIKEWATCH_TOKEN_CONNECTIONS); close some, or use several tokens"
             )
         wait = self._arrivals.take(key)
@@ -91,15 +93,15 @@ class Admissions:
                 del self._counts[key]
 
     def pause_after(self, principal: Principal, values: int) -> float:
-        """Seconds to read nothing more of this token, for the values that came."""
+        """Return the seconds for which no more may be read with this token after ``values`` values."""
         return 0.0 if self._values is None else min(self._values.owe(principal.key, values), MAX_PAUSE)
 
     def recheck(self) -> None:
-        """Something was revoked: look at once."""
+        """Check the credentials of all open sockets now, because one was revoked."""
         self._asked.set()
 
     async def watch(self) -> None:
-        """End the sockets of credentials that are valid no longer. Runs until it is cancelled."""
+        """End the sockets of credentials that are no longer valid. Runs until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._recheck_every):
@@ -107,8 +109,8 @@ class Admissions:
             self._asked.clear()
             try:
                 ended = await self._authenticator.ended([admission.identity for admission in self._open])
-            except DatabaseError as error:  # who could not be asked for stays
-                logger.warning("tokens are not rechecked (%s)", error, extra={"action": "token_recheck_failed"})
+            except DatabaseError as error:  # Sockets whose credentials could not be checked remain open.
+                logger.warning("tokens cannot be rechecked (%s)", error, extra={"action": "token_recheck_failed"})
                 continue
             for admission in self._open:
                 if admission.identity.digest in ended:

@@ -1,6 +1,7 @@
-"""Logins of browsers: a token or the password buys a credential of its own, which the login cookie holds.
+"""Logins of browsers: a token or the password is exchanged for a separate credential, which the login cookie holds.
 
-A login can do what its token can, and ends with it. Tries are counted for each address and, for passwords, in all.
+A login has the permissions of its token and ends with it. Failed attempts are counted per address and, for passwords,
+also over all addresses.
 """
 
 from __future__ import annotations
@@ -22,30 +23,34 @@ from server.errors import ApiError
 logger = logging.getLogger(__name__)
 
 HASHES_AT_ONCE = 2
-"""Guesses of the password that are hashed at the same time; more wait."""
+"""Maximum number of passwords that are hashed at the same time; further attempts wait."""
 ALL_ADDRESSES = 20
-"""So many times the tries of one address are allowed to all of them together, for the password."""
-WRONG = "this token or password opens nothing here"
+"""Multiple of the limit of one address that applies to all addresses together, for the password."""
+WRONG = "this token or password is not valid here; check it, or create a token with `spikewatch token create`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoginSettings:
+    """Settings of logins."""
+
     password: str | None = field(default=None, repr=False)
     days: float
     attempts: int
-    """Wrong ones that an address may make at once; one more comes back every ``window / attempts`` seconds."""
+    """Failed attempts that an address may make at once; one more is allowed every ``window / attempts`` seconds."""
     window: float
-    """Seconds."""
+    """Time in seconds after which all attempts are allowed again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Login:
+    """New login and its credential."""
+
     credential: str = field(repr=False)
     identity: Identity
 
 
 class LoginStore(Protocol):
-    """`storage.sessions` has one."""
+    """Storage of logins; implemented by `storage.sessions`."""
 
     async def create(
         self, digest: str, *, kind: str, token_id: int | None, proof: str | None, now: float, expires_at: float
@@ -54,6 +59,8 @@ class LoginStore(Protocol):
 
 
 class Logins:
+    """Opens and closes logins."""
+
     def __init__(
         self,
         authenticator: Authenticator,
@@ -64,7 +71,9 @@ class Logins:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``count``: told "opened", "refused" or "throttled" of every try."""
+        """Create the logins of a server. ``count`` is called with "opened", "refused" or "throttled" for
+        every attempt.
+        """
         self._count = count
         self._authenticator = authenticator
         self._store = store
@@ -77,11 +86,12 @@ class Logins:
         self._hashing = asyncio.Semaphore(HASHES_AT_ONCE)
 
     async def open(self, secret: str, address: str) -> Login:
-        """Raises `ApiError` for a wrong secret and for too many of them, and `DatabaseError`.
+        """Open a login with a token or the password.
 
-        ``address``: of the browser; addresses that one household or machine commands count as one.
+        ``address`` is that of the browser; addresses that one household or machine controls count as one. Raises
+        `ApiError` for a wrong secret and after too many of them, and `DatabaseError`.
         """
-        # Tokens cannot be guessed, so that whoever has one is never kept out by what others try from the same address.
+        # Tokens cannot be guessed, so their holders are never locked out by other attempts from the same address.
         identity = None if secret.startswith(SESSION_PREFIX) else await self._authenticator.identity(secret)
         if identity is not None:
             return await self._remember(secret, "admin" if identity.token_id is None else "token", identity.token_id)
@@ -94,7 +104,7 @@ class Logins:
         self._authenticator.forget()
 
     async def _check_password(self, secret: str, network: str) -> None:
-        # Taken before the answer is known and given back where it was right: many tries at once count like one by one.
+        # Counted before the result is known and refunded on success: concurrent attempts count like consecutive ones.
         buckets = [(self._of_address, network), (self._of_all, "all")]
         for throttle, key in buckets if self._password is not None else buckets[:1]:
             self._check(throttle.take(key), network)
@@ -122,9 +132,9 @@ class Logins:
         )
         identity = await self._authenticator.identity(credential)
         if identity is None:
-            raise ApiError(401, "wrong_credentials", WRONG)  # the token was revoked this very moment
+            raise ApiError(401, "wrong_credentials", WRONG)  # The token was revoked at this very moment.
         self._count("opened")
-        logger.info("a login began", extra={"action": "login", "kind": kind, "token_id": token_id})
+        logger.info("a login was opened", extra={"action": "login", "kind": kind, "token_id": token_id})
         return Login(credential=credential, identity=identity)
 
     def _check(self, wait: float, network: str) -> None:
@@ -132,9 +142,9 @@ class Logins:
             return
         seconds = math.ceil(wait)
         self._count("throttled")
-        logger.warning("too many logins fail", extra={"action": "login_throttled", "address": network})
+        logger.warning("too many logins failed", extra={"action": "login_throttled", "address": network})
         raise ApiError(
-            429, "too_many_attempts", f"too many wrong tries; wait {seconds} s and try again", retry_after=seconds
+            429, "too_many_attempts", f"too many failed attempts; wait {seconds} s and try again", retry_after=seconds
         )
 
 

@@ -1,7 +1,7 @@
-"""Secrets of channels, encrypted at rest: who copies the database alone can open no channel.
+"""Encryption of channel secrets at rest: a copy of the database alone does not reveal them.
 
-Fernet (AES-128-CBC with HMAC-SHA256). The key comes from SPIKEWATCH_SECRET_KEY or a file; where neither is set, one is
-made in the data directory. Several servers on one database need the same key.
+The cipher is Fernet (AES-128-CBC with HMAC-SHA256). The key comes from SPIKEWATCH_SECRET_KEY or from a file; if neither
+is set, a key is created in the data directory. Several servers on one database need the same key.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from server.errors import ConfigurationError, SecretLostError
 
 
 class SecretBox:
-    """Seals small maps of text. The first of several keys seals, all of them open."""
+    """Encrypts small mappings of strings. The first of several keys encrypts; every key decrypts."""
 
     def __init__(self, keys: Callable[[], str]) -> None:
-        """``keys``: gives Fernet keys, separated by commas, when the first secret is sealed or opened."""
+        """Create a box. ``keys`` returns Fernet keys separated by commas, and is called when they are first needed."""
         self._keys = keys
 
     @cached_property
@@ -33,21 +33,21 @@ class SecretBox:
             return MultiFernet([Fernet(key.strip()) for key in self._keys().split(",") if key.strip()])
         except (ValueError, binascii.Error) as error:
             raise ConfigurationError(
-                "SPIKEWATCH_SECRET_KEY is no key: make one with `openssl rand -base64 32 | tr '+/' '-_'`"
+                "SPIKEWATCH_SECRET_KEY is not a valid key; create one with `openssl rand -base64 32 | tr '+/' '-_'`"
             ) from error
         except OSError as error:
             raise ConfigurationError(f"the key file {error.filename} cannot be used ({error.strerror})") from error
 
     def check(self) -> None:
-        """Raises `ConfigurationError` where the keys cannot be used."""
+        """Raise `ConfigurationError` if the keys cannot be used."""
         assert self._fernet is not None
 
     def seal(self, secret: Mapping[str, str]) -> bytes:
-        """Raises `ConfigurationError` as `check`."""
+        """Encrypt a secret. Raises `ConfigurationError` if the keys cannot be used."""
         return self._fernet.encrypt(json.dumps(dict(secret)).encode())
 
     def open(self, sealed: bytes) -> dict[str, str]:
-        """Raises `SecretLostError` where it was sealed with a key that is not known here, or there is none."""
+        """Decrypt a secret. Raises `SecretLostError` if it was encrypted with another key or no key is available."""
         try:
             opened: dict[str, str] = json.loads(self._fernet.decrypt(sealed))
         except (InvalidToken, ConfigurationError) as error:
@@ -56,25 +56,25 @@ class SecretBox:
 
 
 def load_secret_box(key: str | None, file: Path) -> SecretBox:
-    """With a key that must be usable now, else with that of a file, which is made when the first secret needs it.
+    """Return a box with the given key, or with the key of a file, which is created when it is first needed.
 
-    Raises `ConfigurationError`.
+    Raises `ConfigurationError` if a given key cannot be used.
     """
     if key is None:
-        return SecretBox(lambda: _kept(file))
+        return SecretBox(lambda: _read_or_create(file))
     box = SecretBox(lambda: key)
     box.check()
     return box
 
 
-def _kept(path: Path) -> str:
+def _read_or_create(path: Path) -> str:
     if not path.exists():
-        _make(path)
+        _create(path)
     return path.read_text()
 
 
-def _make(path: Path) -> None:
-    """A new key with mode 0600. Two servers that start at once agree on the first one's."""
+def _create(path: Path) -> None:
+    """Create a key file with mode 0600. Two servers that start at the same time agree on one key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     write_token_file(draft, base64.urlsafe_b64encode(os.urandom(32)).decode())

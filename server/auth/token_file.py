@@ -1,4 +1,4 @@
-"""Files that hold a token and that only their owner reads."""
+"""Files that contain a token and are readable only by their owner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.auth.tokens import new_token
 
 
 def write_token_file(path: Path, token: str) -> None:
-    """Put a file with mode 0600 in place at once, whole. Raises `OSError`."""
+    """Write a token to a file with mode 0600, atomically. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -24,7 +24,7 @@ def write_token_file(path: Path, token: str) -> None:
 
 
 def load_token_file(path: Path) -> str:
-    """The token in the file; a new one is made and kept where there is none. Raises `OSError`."""
+    """Return the token of a file, creating the token and the file if there is none. Raises `OSError`."""
     if path.exists():
         path.chmod(0o600)
         kept = path.read_text().strip()

@@ -1,4 +1,4 @@
-"""Credentials: tokens and logins, made at random, known by their SHA-256 alone, turned into principals."""
+"""Credentials: random tokens and logins, stored only as SHA-256 digests, and the principals that they identify."""
 
 from __future__ import annotations
 
@@ -21,36 +21,41 @@ logger = logging.getLogger(__name__)
 
 TOKEN_PREFIX = "sw_"  # noqa: S105 - not a secret: it lets secret scanners recognise one
 SESSION_PREFIX = "sws_"
-TOKEN_CACHE = 5.0  # seconds for which a looked-up credential is believed; a revoked one works no longer than that
-TOUCH_EVERY = 60.0  # seconds between two notes of a token's use
+TOKEN_CACHE = 5.0  # seconds for which a lookup is cached; a revoked credential works at most that much longer
+TOUCH_EVERY = 60.0  # seconds between two updates of a token's last use
 MAX_TOKEN_CHARS = 512
 MAX_CACHED = 4096
-UNAUTHENTICATED = "give a token: Authorization: Bearer TOKEN (spikewatch token create makes one)"
-REVOKED = "the token was revoked or the login has ended; ask for a new one (spikewatch token create makes one)"
+UNAUTHENTICATED = "send a token: Authorization: Bearer TOKEN (create one with `spikewatch token create`)"
+REVOKED = "the token was revoked or the login has ended; get a new token (create one with `spikewatch token create`)"
 
 
 def new_token() -> str:
-    """A token of 256 random bits."""
+    """Return a new token of 256 random bits."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 def new_session() -> str:
-    """The credential of a login: 256 random bits."""
+    """Return a new login credential of 256 random bits."""
     return SESSION_PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(token: str) -> str:
-    """What the database keeps of a token. The token is random, so that no salt or slow hash is needed."""
+    """Return the digest that the database stores. Tokens are random, so that no salt and no slow hash is needed."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def proof_of(session: str, secret: str) -> str:
-    """That a login was opened with this secret of the settings. Says nothing about the secret without the session's
-    credential, which the database does not know: a leaked database gives a password away to no guessing."""
+    """Return a proof that a login was opened with this secret of the settings.
+
+    The proof reveals nothing about the secret without the credential of the session, which is not in the database. A
+    leaked database therefore does not allow guessing the password.
+    """
     return hmac.new(session.encode(), secret.encode(), hashlib.sha256).hexdigest()
 
 
 class KnownToken(Protocol):
+    """Token as `TokenDirectory` returns it."""
+
     @property
     def id(self) -> int: ...
     @property
@@ -60,6 +65,8 @@ class KnownToken(Protocol):
 
 
 class KnownSession(Protocol):
+    """Login as `SessionDirectory` returns it."""
+
     @property
     def kind(self) -> str: ...
     @property
@@ -73,7 +80,7 @@ class KnownSession(Protocol):
 
 
 class TokenDirectory(Protocol):
-    """Where tokens are kept; `storage.tokens` has one. Revoked ones are not found."""
+    """Storage of tokens, implemented by `storage.tokens`. It does not find revoked tokens."""
 
     async def find(self, digest: str) -> KnownToken | None: ...
     async def touch(self, token_id: int, now: float) -> None: ...
@@ -81,7 +88,7 @@ class TokenDirectory(Protocol):
 
 
 class SessionDirectory(Protocol):
-    """Where logins are kept; `storage.sessions` has one. Those of a revoked token are not found."""
+    """Storage of logins, implemented by `storage.sessions`. It does not find logins of revoked tokens."""
 
     async def find(self, digest: str) -> KnownSession | None: ...
     async def living(self, digests: Collection[str], now: float) -> set[str]: ...
@@ -89,18 +96,18 @@ class SessionDirectory(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """A valid credential: whose it is, and what ends it."""
+    """Valid credential: its principal, and what ends it."""
 
     digest: str = field(repr=False)
     principal: Principal
     token_id: int | None = None
-    """The token of the database that it is, or that opened the login. None for the one of the settings."""
+    """Id of the token, or of the token that opened the login; None for the token and the password of the settings."""
     expires_at: float | None = None
-    """Of a login, Unix time. None for a token, which ends when it is revoked."""
+    """Unix time at which a login expires; None for a token, which is valid until it is revoked."""
 
 
 class Authenticator:
-    """Turns a credential into a principal."""
+    """Identifies the principal of a credential."""
 
     def __init__(
         self,
@@ -111,9 +118,11 @@ class Authenticator:
         password: tuple[str, Scope] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``admin_token``: one that opens everything and is in no database, as `spikewatch up` makes it.
+        """Create an authenticator.
 
-        ``password``: that of the settings, whose logins have this scope."""
+        ``admin_token`` grants everything and is not stored in the database; `spikewatch up` creates one. ``password``
+        is that of the settings, together with the scope of its logins.
+        """
         self._tokens = tokens
         self._sessions = sessions
         self._admin_token = admin_token
@@ -121,18 +130,24 @@ class Authenticator:
         self._password = password
         self._clock = clock
         self._cache: dict[str, tuple[float, Identity | None]] = {}
-        self._looking: dict[str, asyncio.Task[Identity | None]] = {}
+        self._lookups: dict[str, asyncio.Task[Identity | None]] = {}
         self._generation = 0
-        """Counts the calls of `forget`."""
+        """Number of calls of `forget`."""
         self._touched: dict[int, float] = {}
 
     async def principal(self, token: str | None) -> Principal | None:
-        """None for a credential that is missing, unknown, revoked or over. Raises `DatabaseError`."""
+        """Return the principal of a credential, or None if it is missing, unknown, revoked or expired.
+
+        Raises `DatabaseError`.
+        """
         identity = await self.identity(token)
         return None if identity is None else identity.principal
 
     async def identity(self, token: str | None) -> Identity | None:
-        """As `principal`, with what the credential is."""
+        """Return the identity of a credential, or None if it is missing, unknown, revoked or expired.
+
+        Raises `DatabaseError`.
+        """
         if not token or len(token) > MAX_TOKEN_CHARS:
             return None
         digest = digest_of(token)
@@ -151,30 +166,32 @@ class Authenticator:
         return identity
 
     async def _look_up(self, token: str, digest: str) -> Identity | None:
-        """Ask once for all who ask at the same time: ten thousand connections of one token are one query."""
-        looking = self._looking.get(digest)
-        if looking is None:
-            looking = self._looking[digest] = asyncio.create_task(self._find(token, digest))
+        """Look a credential up once for all concurrent callers: ten thousand connections of one token
+        cause one query.
+        """
+        lookup = self._lookups.get(digest)
+        if lookup is None:
+            lookup = self._lookups[digest] = asyncio.create_task(self._find(token, digest))
 
             def done(finished: asyncio.Task[Identity | None]) -> None:
-                if self._looking.get(digest) is finished:
-                    del self._looking[digest]
+                if self._lookups.get(digest) is finished:
+                    del self._lookups[digest]
 
-            looking.add_done_callback(done)
-        return await asyncio.shield(looking)
+            lookup.add_done_callback(done)
+        return await asyncio.shield(lookup)
 
     async def _find(self, token: str, digest: str) -> Identity | None:
         asked_at, generation = self._clock(), self._generation
         is_session = token.startswith(SESSION_PREFIX)
         identity = await (self._find_session(token, digest) if is_session else self._find_token(digest))
-        if generation == self._generation:  # else something was revoked while this was read
+        if generation == self._generation:  # Otherwise a credential was revoked during the lookup.
             if len(self._cache) > MAX_CACHED:
                 self._cache.clear()
             self._cache[digest] = (asked_at, identity)
         return identity
 
     async def ended(self, identities: Sequence[Identity]) -> set[str]:
-        """Digests of those that are valid no longer. Raises `DatabaseError`."""
+        """Return the digests of the identities that are no longer valid. Raises `DatabaseError`."""
         asked = {identity.digest: identity for identity in identities if identity.digest != self._admin_digest}
         logins = [digest for digest, identity in asked.items() if identity.expires_at is not None]
         living = await self._tokens.living([digest for digest in asked if digest not in set(logins)])
@@ -182,10 +199,10 @@ class Authenticator:
         return set(asked) - living
 
     def forget(self) -> None:
-        """Believe nothing that was looked up: something was revoked."""
+        """Discard all cached lookups, because a credential was revoked."""
         self._generation += 1
         self._cache.clear()
-        self._looking.clear()
+        self._lookups.clear()
 
     async def _find_token(self, digest: str) -> Identity | None:
         known = await self._tokens.find(digest)
@@ -201,7 +218,7 @@ class Authenticator:
             principal, token_id = known.token.principal, known.token.id
         else:
             secret, principal = self._of_settings(known.kind)
-            # Another token or password in the settings ends the logins that the old one opened.
+            # Changing the token or password in the settings ends the logins that the old one opened.
             if secret is None or not hmac.compare_digest(known.proof or "", proof_of(session, secret)):
                 return None
             token_id = None
@@ -219,14 +236,14 @@ class Authenticator:
         self._touched[token_id] = now
         try:
             await self._tokens.touch(token_id, now)
-        except DatabaseError as error:  # a full disk keeps nobody from reading
-            logger.warning("the use of a token is not noted (%s)", error, extra={"action": "token_touch_failed"})
+        except DatabaseError as error:  # A full disk does not prevent reading.
+            logger.warning("the use of a token cannot be recorded (%s)", error, extra={"action": "token_touch_failed"})
 
 
 _ADMIN = Principal(scope=Scope.ADMIN, key="admin", label="admin token")
 
 
 def bearer_token(headers: Headers) -> str | None:
-    """The token of the header ``Authorization: Bearer TOKEN``."""
+    """Return the token of the header ``Authorization: Bearer TOKEN``, or None if there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None

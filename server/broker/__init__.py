@@ -1,4 +1,4 @@
-"""Publish and subscribe, and who does what among several servers. Liveness alone: losing all of it loses no data."""
+"""Live messages and leases among several servers. They concern liveness alone: losing all of them loses no data."""
 
 from server.broker.live_message import LiveMessage
 from server.broker.memory import Broker, MemoryBroker

@@ -1,5 +1,6 @@
-"""Who does what among several servers, for as long as they say so. It saves work that two would do; what must not be
-done twice is refused by the database, with or without a lease.
+"""Leases: expiring claims of a server to a task that several servers could do.
+
+A lease avoids duplicate work. Where duplicates would be wrong, the database refuses them, with or without a lease.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 TROUBLE = (RedisError, OSError, TimeoutError)
 
 TAKE: Final = """
--- KEYS: the lease. ARGV: who asks, milliseconds, "1" to take it from whoever has it.
+-- KEYS: the lease. ARGV: the requesting server, milliseconds, "1" to take the lease from another server.
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] and ARGV[3] ~= '1' then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -28,7 +29,7 @@ return 1
 """
 
 KEEP: Final = """
--- KEYS: leases. ARGV: their holder, milliseconds. Returns of each whether it is still its own.
+-- KEYS: leases. ARGV: their holder, milliseconds. Returns for each lease whether the holder still has it.
 local answer = {}
 for i, key in ipairs(KEYS) do
   local holder = redis.call('GET', key)
@@ -46,24 +47,27 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 
 
 class Leases(Protocol):
+    """Claims of this server to tasks, identified by name."""
+
     seconds: float
-    """How long one lasts that is not kept."""
+    """Seconds after which a lease expires that is not renewed."""
     is_shared: bool
-    """Whether there may be other servers."""
+    """Whether other servers may compete for the leases."""
 
     async def take(self, name: str, *, force: bool = False) -> bool:
-        """Whether it is ours now. ``force``: even where another server has it."""
+        """Return whether this server holds the lease now. ``force`` takes it from another server."""
         ...
 
     async def keep(self, names: Collection[str]) -> set[str]:
-        """Make ours last longer; returns those that others have taken."""
+        """Renew the leases of this server. Returns the names of those that other servers have taken."""
         ...
 
-    async def release(self, name: str) -> None: ...
+    async def release(self, name: str) -> None:
+        """Give a lease up, if this server holds it."""
 
 
 class LocalLeases:
-    """Of a server that is alone: it does everything."""
+    """Leases of a single server, which always holds all of them."""
 
     is_shared = False
 
@@ -81,12 +85,15 @@ class LocalLeases:
 
 
 class RedisLeases:
-    """Keys that expire, each with the name of the server that holds it. While Redis is away every server holds all."""
+    """Leases stored in Redis: expiring keys whose value names the server that holds them.
+
+    While Redis is unreachable, every server acts as if it held all leases.
+    """
 
     is_shared = True
 
     def __init__(self, redis: Redis, seconds: float, is_away: Callable[[], bool]) -> None:
-        """``is_away``: whether it is known that Redis does not answer."""
+        """Create the leases of one server. ``is_away`` returns whether Redis is known to be unreachable."""
         self.seconds = seconds
         self._name = secrets.token_hex(8)
         self._is_away = is_away
@@ -102,7 +109,9 @@ class RedisLeases:
             args: list[str | int] = [self._name, int(self.seconds * 1000), int(force)]
             return bool(await self._calls.call(self._take(keys=[_key(name)], args=args)))
         except TROUBLE as error:
-            logger.info("no lease can be had (%s)", error, extra={"action": "lease_failed"})
+            logger.info(
+                "a lease cannot be taken (%s); this server works without it", error, extra={"action": "lease_failed"}
+            )
             return True
 
     async def keep(self, names: Collection[str]) -> set[str]:
@@ -112,7 +121,11 @@ class RedisLeases:
             args: list[str | int] = [self._name, int(self.seconds * 1000)]
             kept = await self._calls.call(self._keep(keys=[_key(name) for name in names], args=args))
         except TROUBLE as error:
-            logger.info("no lease can be kept (%s)", error, extra={"action": "lease_failed"})
+            logger.info(
+                "the leases cannot be renewed (%s); this server works without them",
+                error,
+                extra={"action": "lease_failed"},
+            )
             return set()
         return {name for name, is_own in zip(names, kept, strict=True) if not is_own}
 
@@ -122,7 +135,7 @@ class RedisLeases:
         try:
             await self._calls.call(self._release(keys=[_key(name)], args=[self._name]))
         except TROUBLE as error:
-            logger.info("a lease will expire by itself (%s)", error, extra={"action": "lease_failed"})
+            logger.info("a lease cannot be released (%s); it will expire", error, extra={"action": "lease_failed"})
 
 
 def _key(name: str) -> str:

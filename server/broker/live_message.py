@@ -1,4 +1,4 @@
-"""What is published, and what a subscriber gets of it."""
+"""Live messages, and their form on the way to a subscriber."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from typing import Any, Final
 import msgspec
 
 RESYNC: Final = "resync"
-"""Something was missed: read everything anew."""
+"""Type of a delivery that asks the subscriber to read everything again, because messages are missing."""
 DEGRADED: Final = "degraded"
-"""From here on only what this server publishes comes."""
+"""Type of a delivery after which only messages of this server arrive."""
 RESTORED: Final = "restored"
+"""Type of a delivery after which messages of all servers arrive again."""
 
 CONTROL_TYPES: Final = frozenset({"writer"})
-"""Messages between servers; no viewer gets them."""
+"""Types of messages between servers, which no viewer receives."""
 BROADCAST_TYPES: Final = frozenset({"alert"}) | CONTROL_TYPES
-"""What every server hears of every run, because training processes on it may be concerned. Rare, unlike the rest."""
+"""Types of messages that every server receives for every run, because training processes connected to it may be
+affected. They are rare, unlike all others.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveMessage:
-    """Something about a run; ``body`` is JSON as the live socket sends it, with its ``type``."""
+    """Message about a run that the broker sends to subscribers. ``body`` is JSON with a ``type``, as the live socket
+    sends it.
+    """
 
     run_id: str
     project: str
@@ -30,47 +35,54 @@ class LiveMessage:
 
     @property
     def type(self) -> str:
+        """Type of the message, for example "run" or "alert"."""
         kind: str = self.body["type"]
         return kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """One message, or word of the connection, on its way to a subscriber."""
+    """Live message, or control message of the connection, on its way to a subscriber."""
 
     type: str
     cursor: str
-    """Where to go on after this one, on any server of the fleet. Opaque; digits, letters and hyphens."""
+    """Cursor that continues after this delivery, on any server. Opaque; it contains digits, letters and hyphens."""
     payload: bytes
-    """The body as JSON, an object that is not empty. Encoded once for all subscribers."""
+    """Body as JSON, a non-empty object, encoded once for all subscribers."""
 
     @property
     def frame(self) -> str:
-        """The body with the cursor, as the live socket sends it."""
+        """Body together with the cursor, as the live socket sends it.
+
+        >>> Delivery(type="run", cursor="a-1", payload=b'{"type":"run"}').frame
+        '{"type":"run","cursor":"a-1"}'
+        """
         return f'{self.payload[:-1].decode()},"cursor":"{self.cursor}"}}'
 
     def body(self) -> dict[str, Any]:
+        """Return the decoded body."""
         decoded: dict[str, Any] = msgspec.json.decode(self.payload)
         return decoded
 
 
 def control_delivery(kind: str, cursor: str) -> Delivery:
-    """One of `RESYNC`, `DEGRADED` and `RESTORED`."""
+    """Return the delivery of a control message: `RESYNC`, `DEGRADED` or `RESTORED`."""
     return Delivery(type=kind, cursor=cursor, payload=msgspec.json.encode({"type": kind}))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interest:
-    """What a subscriber wants to hear."""
+    """Messages that a subscriber wants to receive."""
 
     run_ids: frozenset[str] | None
-    """None: of all runs."""
+    """Ids of the runs, or None for all runs."""
     project: str | None
-    """None: of all projects."""
+    """Name of the project, or None for all projects."""
     types: frozenset[str] | None
-    """None: everything but `CONTROL_TYPES`."""
+    """Types of the messages, or None for all types except `CONTROL_TYPES`."""
 
     def covers(self, run_id: str, project: str, kind: str) -> bool:
+        """Return whether the subscriber wants a message of this run, project and type."""
         return (
             (kind not in CONTROL_TYPES if self.types is None else kind in self.types)
             and (self.run_ids is None or run_id in self.run_ids)

@@ -1,4 +1,4 @@
-"""The broker of a server that is alone, and what every broker does."""
+"""Interface of brokers, and the broker of a single server."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from server.broker.subscription import Subscription
 
 MAX_DIGITS = 20
 TAIL_BYTES = 8 * 1024 * 1024
-"""Of the messages kept for those who come back: a run's summary has its configuration, which may be of 1 MiB."""
+"""Maximum total size in bytes of the messages kept for subscribers that come back. The summary of a run contains its
+configuration, which may have 1 MiB.
+"""
 
 
 class Broker(Protocol):
-    """Start it before anything else; whoever made it stops it."""
+    """Sends live messages to the subscribers of a run. Start it before use, and stop it afterwards."""
 
     @property
     def is_degraded(self) -> bool:
-        """Whether only what this server publishes reaches its subscribers."""
+        """Whether subscribers receive only the messages of this server."""
         ...
 
     async def check(self) -> None:
-        """Raises `ConfigurationError` where the settings cannot work. An outage is none of them."""
+        """Raise `ConfigurationError` if the settings cannot work. An outage raises nothing."""
         ...
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Start receiving messages."""
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """Release all resources."""
 
     async def publish(self, message: LiveMessage) -> None:
-        """Hand a message to whoever subscribes to its run, here and on other servers. Never waits, never fails."""
+        """Send a message to the subscribers of its run, on this and all other servers. Never waits and never fails."""
         ...
 
     def subscribe(
@@ -47,17 +51,20 @@ class Broker(Protocol):
         types: frozenset[str] | None = None,
         cursor: str | None = None,
     ) -> contextlib.AbstractAsyncContextManager[Subscription]:
-        """Messages of these runs (None: of all), within one project (None: of all), of these types (None: all that
-        viewers see).
+        """Subscribe to messages until the block ends.
 
-        ``cursor``: of the last delivery that the subscriber has seen, from any server. What came after it comes first;
-        where that is no longer known, `RESYNC` does.
+        ``run_ids`` and ``project`` restrict the messages to some runs and to one project; None does not restrict them.
+        ``types`` are the types of messages; None means all types that viewers see. ``cursor`` is that of the last
+        delivery that the subscriber received from any server. Later messages are delivered first; if they are no longer
+        available, a `RESYNC` is delivered instead.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Past:
+    """Message kept for subscribers that come back."""
+
     number: int
     run_id: str
     project: str
@@ -65,11 +72,14 @@ class _Past:
 
 
 class MemoryBroker:
-    """Within one process. A cursor is ``BROKER-NUMBER``, the number counting the messages of this broker."""
+    """Broker within one process. A cursor is ``BROKER-NUMBER``; the number counts the messages of this broker."""
 
     def __init__(self, capacity: int, *, tail: int = 4096) -> None:
-        """``capacity``: messages held per subscriber. ``tail``: messages kept for those who come back, at most, and of
-        large ones fewer."""
+        """Create a broker.
+
+        ``capacity`` is the maximum number of messages queued for each subscriber. ``tail`` is the maximum number of
+        messages kept for subscribers that come back; `TAIL_BYTES` bounds their size.
+        """
         self._capacity = capacity
         self._name = secrets.token_hex(6)
         self._number = 0
@@ -136,7 +146,7 @@ class MemoryBroker:
         return f"{self._name}-{number}"
 
     def _seen(self, cursor: str | None) -> int | None:
-        """The number of a cursor from which everything is still known; None otherwise."""
+        """Return the number of a cursor after which no message is missing, or None."""
         name, _, text = (cursor or "").partition("-")
         if name != self._name or not text.isdecimal() or len(text) > MAX_DIGITS:
             return None

@@ -1,11 +1,12 @@
-"""The broker of several servers: capped streams in Redis, which every server reads the part of that somebody wants.
+"""Broker of several servers, built on capped streams in Redis. Each server reads only the streams that its subscribers
+need.
 
-What is published goes through a bounded outbox to Redis, and from there to the subscribers of every server, this one
-included: one order and one set of cursors for all. While Redis is away, subscribers hear that the view is degraded, and
-what this server publishes reaches its own subscribers directly; when Redis is back, everybody is told to read anew.
-Publishing waits for nothing and fails for nothing.
+Messages go through a bounded outbox to Redis, and from there to the subscribers of every server, the publishing one
+included, so that all of them see the same order and the same cursors. While Redis is unreachable, subscribers are
+notified that the view is degraded, and messages of this server reach its own subscribers directly. When Redis is back,
+all subscribers are asked to read everything again. Publishing never waits and never fails.
 
-A cursor is ``GENERATION-MILLISECONDS-NUMBER``: see `scripts`.
+A cursor is ``GENERATION-MILLISECONDS-NUMBER``; `scripts` describes the generation.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from server.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-ANSWER_TIMEOUT = 2.0  # seconds after which a silent Redis counts as away
-WAIT = 200  # milliseconds of one read; a stream that is wanted anew is read from the next one on
+ANSWER_TIMEOUT = 2.0  # seconds after which a silent Redis counts as unreachable
+WAIT = 200  # milliseconds of one read; a newly requested stream is read from the next read on
 BATCH = 128  # messages sent at once
-OUTBOX = 4096  # messages that wait for Redis; beyond, the oldest are dropped and everybody is told to read anew
-RUN_EXPIRY = 3600.0  # seconds of silence after which the stream of a run is forgotten
-RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one is repeated
+OUTBOX = 4096  # messages waiting for Redis; beyond it the oldest is dropped and subscribers read everything again
+RUN_EXPIRY = 3600.0  # seconds of silence after which the stream of a run expires
+RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to reach Redis; the last delay is repeated
 
 TROUBLE = (RedisError, OSError, TimeoutError)
 
@@ -62,9 +63,10 @@ class _Outgoing(NamedTuple):
 
 
 def connect(url: str, password: str | None = None) -> Redis:
-    """A client that gives up soon and by itself never tries again. Connects to nothing yet.
+    """Return a client that times out quickly and never retries by itself. Does not connect yet.
 
-    ``password``: where the URL has none. Raises `ConfigurationError` for a URL of no Redis.
+    ``password`` is used where the URL contains none. Raises `ConfigurationError` if the URL is not the URL of a Redis
+    server.
     """
     try:
         client: Redis = Redis.from_url(
@@ -83,6 +85,8 @@ def connect(url: str, password: str | None = None) -> Redis:
 
 
 class RedisBroker:
+    """Broker on a Redis server. See the module for its behaviour during outages."""
+
     def __init__(
         self,
         redis: Redis,
@@ -92,8 +96,12 @@ class RedisBroker:
         tail: int = 4096,
         delays: Sequence[float] = RETRY_DELAYS,
     ) -> None:
-        """``redis`` is closed with the broker. ``capacity``: messages held per subscriber. ``run_tail``, ``tail``:
-        entries kept of a run and of all. ``delays``: seconds between two tries to reach Redis; the last is repeated."""
+        """Create a broker that owns the client: `stop` closes it.
+
+        ``capacity`` is the maximum number of messages queued for each subscriber. ``run_tail`` and ``tail`` are the
+        numbers of entries kept in the stream of a run and in the stream of all runs. ``delays`` are the seconds between
+        attempts to reach Redis; the last one is repeated.
+        """
         self._redis = redis
         self._capacity = capacity
         self._run_tail = run_tail
@@ -106,16 +114,16 @@ class RedisBroker:
         self._sending: list[_Outgoing] = []
         self._filled = asyncio.Event()
         self._readers: dict[str, dict[Subscription, EntryId]] = {scripts.BROADCAST: {}}
-        """Stream to those who read it, and the id up to which each of them has it."""
+        """Subscriptions that read each stream, and the id up to which each subscription has received it."""
         self._positions: dict[str, EntryId] = {}
-        """Stream to the id up to which it was read."""
+        """Id up to which each stream has been read."""
         self._joined = 0
-        """Counts the subscribers that came: what was asked for before one did is asked for again."""
+        """Number of subscriptions so far. A read that began before a new subscription is repeated."""
         self._generation = ""
         self._last: EntryId = (0, 0)
         self._is_up = False
-        self._missed = False
-        """Whether subscribers elsewhere may have missed a message of this server."""
+        self._has_gap = False
+        """Whether subscribers on other servers may have missed a message of this server."""
         self._task: asyncio.Task[None] | None = None
         self._calls = ShieldedCalls()
 
@@ -127,24 +135,26 @@ class RedisBroker:
         try:
             await self._calls.call(self._redis.ping())
         except TROUBLE as error:
-            # What the first answer on a new connection was is wrapped by the client.
+            # The client wraps errors in the first answer on a new connection.
             reason = error.__cause__ or error
             if isinstance(reason, AuthenticationError | NoPermissionError):
-                raise ConfigurationError(f"Redis refuses us ({reason}); correct SPIKEWATCH_REDIS_URL") from error
+                raise ConfigurationError(f"Redis refused the login ({reason}); correct SPIKEWATCH_REDIS_URL") from error
             if isinstance(reason, InvalidResponse):
-                raise ConfigurationError("what answers at SPIKEWATCH_REDIS_URL is no Redis") from error
-            # It is away: the server begins without it.
+                raise ConfigurationError(
+                    "the server at SPIKEWATCH_REDIS_URL is not a Redis server; correct the URL"
+                ) from error
+            # Redis is unreachable: the server starts without it.
 
     async def start(self) -> None:
-        """Connect, if Redis answers now, and keep the connection."""
+        """Connect if Redis is reachable, and keep connecting in the background."""
         try:
-            await self._begin()
+            await self._connect()
         except TROUBLE as error:
-            self._fall(error)
-        self._task = asyncio.create_task(self._keep())
+            self._disconnect(error)
+        self._task = asyncio.create_task(self._stay_connected())
 
     async def stop(self) -> None:
-        """Send what is left, if that is quickly done, and let go."""
+        """Send queued messages within `ANSWER_TIMEOUT`, then close the connection."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -153,18 +163,18 @@ class RedisBroker:
                 self._outbox.extendleft(reversed(self._sending))
                 while self._is_up and self._outbox:
                     await self._send_some()
-        await self._calls.wait_closed()
+        await self._calls.wait_done()
         with contextlib.suppress(*TROUBLE):
             await self._redis.aclose()
 
     async def publish(self, message: LiveMessage) -> None:
         outgoing = _Outgoing(message.type, message.run_id, message.project, msgspec.json.encode(message.body))
         if not self._is_up:
-            self._deliver_here(outgoing)
+            self._deliver_locally(outgoing)
             return
         if len(self._outbox) >= OUTBOX:
             self._outbox.popleft()
-            self._missed = True
+            self._has_gap = True
         self._outbox.append(outgoing)
         self._filled.set()
 
@@ -190,7 +200,7 @@ class RedisBroker:
                     self._positions.pop(stream, None)
 
     async def _attach(self, subscription: Subscription, streams: Sequence[str], cursor: str | None) -> None:
-        """Begin to read for a subscriber: first what it missed, then what comes."""
+        """Register a subscription for its streams, after queueing the messages that it missed."""
         generation, seen = parse_cursor(cursor)
         answer: Sequence[Any] = ()
         if self._is_up:
@@ -198,9 +208,13 @@ class RedisBroker:
                 keys = [scripts.GENERATION, scripts.TAIL, *streams]
                 args: list[str | int] = ["" if seen is None else format_id(seen), self._capacity]
                 answer = await self._calls.call(self._resume(keys=keys, args=args))
-            except TROUBLE as error:  # the reader will notice too, if it is more than this one answer
-                logger.warning("Redis does not answer a viewer (%s)", error, extra={"action": "redis_failed"})
-        # From here on nothing waits, so that no entry is read in between.
+            except TROUBLE as error:  # If more than this one call fails, the reader finds out as well.
+                logger.warning(
+                    "a viewer cannot resume, because Redis does not answer (%s)",
+                    error,
+                    extra={"action": "redis_failed"},
+                )
+        # No await from here on: an entry read in between would be lost.
         last = parse_id(answer[1]) if answer else self._last
         missed: list[tuple[EntryId, Fields]] | None = None
         if answer and seen is not None and answer[0].decode() == generation == self._generation:
@@ -217,35 +231,35 @@ class RedisBroker:
             subscription.offer(control_delivery(DEGRADED, subscription.cursor))
         for stream in streams:
             self._readers.setdefault(stream, {})[subscription] = last
-            # What others have read beyond it is read again, and they skip it.
+            # Other subscriptions may have received later entries already: they skip what is read again.
             self._positions[stream] = min(self._positions.get(stream, last), last)
         self._joined += 1
 
-    async def _keep(self) -> None:
-        """Send and read for as long as Redis answers; then try again, at growing distances."""
-        delays = self._distances()
+    async def _stay_connected(self) -> None:
+        """Send and read while Redis is reachable; reconnect with growing delays when it is not."""
+        delays = self._retry_delays()
         while True:
             if self._is_up:
-                await self._converse()
-                delays = self._distances()
+                await self._exchange()
+                delays = self._retry_delays()
             await asyncio.sleep(next(delays))
             try:
-                await self._begin()
+                await self._connect()
             except TROUBLE as error:
                 logger.debug("Redis does not answer (%s)", error, extra={"action": "redis_away"})
-            except Exception:  # whatever Redis says: the live view is degraded, and nothing else is
-                logger.exception("Redis answers what makes no sense", extra={"action": "redis_failed"})
+            except Exception:  # A Redis failure of any kind degrades the live view and nothing else.
+                logger.exception("Redis returned an unexpected answer", extra={"action": "redis_failed"})
 
-    def _distances(self) -> Iterator[float]:
+    def _retry_delays(self) -> Iterator[float]:
         return itertools.chain(self._delays, itertools.repeat(self._delays[-1]))
 
-    async def _begin(self) -> None:
-        """Reach Redis, and read from now on."""
+    async def _connect(self) -> None:
+        """Connect to Redis, and start to read at its newest entry."""
         process = str((await self._calls.call(self._redis.info("server")))["run_id"])[:8]
         held = (await self._calls.call(self._redis.get(scripts.GENERATION)) or b"").decode()
-        # A Redis that was started again may have lost its last entries: cursors of before it mean nothing.
-        if self._missed or not held.startswith(process):
-            held = await self._begin_generation(held, process)
+        # A restarted Redis may have lost its last entries, so cursors of an earlier process are invalid.
+        if self._has_gap or not held.startswith(process):
+            held = await self._start_generation(held, process)
         newest = await self._calls.call(self._redis.xrevrange(scripts.TAIL, count=1))
         self._last = parse_id(newest[0][0]) if newest else (0, 0)
         self._generation = held
@@ -255,54 +269,59 @@ class RedisBroker:
                 readers[subscription] = self._last
         self._is_up = True
         for kind in (RESTORED, RESYNC):
-            self._tell_all(control_delivery(kind, self._cursor(self._last)))
-        logger.info("Redis answers", extra={"action": "redis_up"})
+            self._offer_all(control_delivery(kind, self._cursor(self._last)))
+        logger.info("Redis is reachable", extra={"action": "redis_up"})
 
-    async def _begin_generation(self, held: str, process: str) -> str:
-        """Say that messages may be missing, unless somebody has done so since ``held``. The generation of now."""
-        self._missed = False
+    async def _start_generation(self, held: str, process: str) -> str:
+        """Record that messages may be missing, and return the current generation.
+
+        Does nothing if another server has begun a generation since ``held``.
+        """
+        self._has_gap = False
         keys = [scripts.GENERATION, scripts.TAIL, scripts.BROADCAST]
         args: list[str | int] = [held, process + secrets.token_hex(4), self._tail]
         try:
             answer: bytes = await self._calls.call(self._renew(keys=keys, args=args))
         except TROUBLE:
-            self._missed = True
+            self._has_gap = True
             raise
         return answer.decode()
 
-    async def _converse(self) -> None:
-        """Returns when Redis is lost."""
+    async def _exchange(self) -> None:
+        """Send and read until Redis is unreachable."""
         tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._send())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 error = task.exception()
                 if error is not None and not isinstance(error, TROUBLE):
-                    logger.error("the live tail failed", exc_info=error, extra={"action": "redis_failed"})
-                self._fall(error)
+                    logger.error(
+                        "reading or sending live messages failed", exc_info=error, extra={"action": "redis_failed"}
+                    )
+                self._disconnect(error)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _fall(self, error: BaseException | None) -> None:
-        """Go on without Redis: what was not sent reaches at least the subscribers here."""
+    def _disconnect(self, error: BaseException | None) -> None:
+        """Continue without Redis: deliver the unsent messages to the subscribers of this server."""
         logger.warning(
-            "Redis does not answer (%s): the live view is degraded, and nothing else",
+            "Redis does not answer (%s); the live view is degraded, everything else works",
             error,
             extra={"action": "redis_lost"},
         )
         self._is_up = False
-        self._tell_all(control_delivery(DEGRADED, self._cursor(self._last)))
+        self._offer_all(control_delivery(DEGRADED, self._cursor(self._last)))
         for outgoing in (*self._sending, *self._outbox):
-            self._deliver_here(outgoing)
+            self._deliver_locally(outgoing)
         self._sending = []
         self._outbox.clear()
 
     async def _send(self) -> None:
         while True:
-            if self._missed:
-                await self._begin_generation(self._generation, self._generation[:8])
+            if self._has_gap:
+                await self._start_generation(self._generation, self._generation[:8])
             while not self._outbox:
                 self._filled.clear()
                 await self._filled.wait()
@@ -323,7 +342,7 @@ class RedisBroker:
         while True:
             joined = self._joined
             asked: dict[Any, Any] = {stream: format_id(position) for stream, position in self._positions.items()}
-            # Without a count: the streams are capped, and one answer is one moment of all of them.
+            # No count: the streams are capped, and one answer must show all of them at the same moment.
             answer = await self._calls.call(self._redis.xread(asked, block=WAIT))
             if joined != self._joined:
                 continue
@@ -332,13 +351,15 @@ class RedisBroker:
                 stream = name.decode()
                 if len(items) < (self._run_tail if stream.startswith(scripts.RUN_STREAMS) else self._tail):
                     found += [(*parse_entry(item), stream) for item in items]
-                else:  # so much, that more may have been dropped before it was read
+                else:  # The answer is so long that entries may have been dropped before it was read.
                     self._skip(stream, parse_id(items[-1][0]))
             for number, fields, stream in sorted(found, key=lambda item: item[0]):
-                self._take_in(stream, number, fields)
+                self._receive(stream, number, fields)
 
     def _skip(self, stream: str, number: EntryId) -> None:
-        logger.warning("the live tail is read too slowly; viewers read anew", extra={"action": "tail_skipped"})
+        logger.warning(
+            "live messages are read too slowly; viewers read everything again", extra={"action": "tail_skipped"}
+        )
         self._last = max(self._last, number)
         self._positions[stream] = number
         readers = self._readers[stream]
@@ -346,7 +367,7 @@ class RedisBroker:
             readers[subscription] = number
             subscription.offer(control_delivery(RESYNC, self._cursor(number)))
 
-    def _take_in(self, stream: str, number: EntryId, fields: Fields) -> None:
+    def _receive(self, stream: str, number: EntryId, fields: Fields) -> None:
         self._last = max(self._last, number)
         if stream in self._positions:
             self._positions[stream] = number
@@ -354,7 +375,7 @@ class RedisBroker:
             generation = fields[b"b"].decode()
             if generation != self._generation:
                 self._generation = generation
-                self._tell_all(control_delivery(RESYNC, self._cursor(number)))
+                self._offer_all(control_delivery(RESYNC, self._cursor(number)))
             return
         for subscription, had in list(self._readers.get(stream, {}).items()):
             if number > had:
@@ -366,19 +387,22 @@ class RedisBroker:
         if subscription.interest.covers(fields[b"r"].decode(), fields[b"p"].decode(), kind):
             subscription.offer(Delivery(type=kind, cursor=self._cursor(number), payload=fields[b"b"]))
 
-    def _deliver_here(self, outgoing: _Outgoing) -> None:
-        """Past Redis. The cursor stays where it was: who comes back with it is told to read anew."""
-        self._missed = True
+    def _deliver_locally(self, outgoing: _Outgoing) -> None:
+        """Deliver a message without Redis.
+
+        The cursor does not advance: a subscriber that comes back with it is asked to read everything again.
+        """
+        self._has_gap = True
         delivery = Delivery(type=outgoing.type, cursor=self._cursor(self._last), payload=outgoing.payload)
-        for subscription in self._everybody():
+        for subscription in self._subscriptions():
             if subscription.interest.covers(outgoing.run_id, outgoing.project, outgoing.type):
                 subscription.offer(delivery)
 
-    def _tell_all(self, delivery: Delivery) -> None:
-        for subscription in self._everybody():
+    def _offer_all(self, delivery: Delivery) -> None:
+        for subscription in self._subscriptions():
             subscription.offer(delivery)
 
-    def _everybody(self) -> set[Subscription]:
+    def _subscriptions(self) -> set[Subscription]:
         return {subscription for readers in self._readers.values() for subscription in readers}
 
     def _cursor(self, number: EntryId) -> str:
@@ -386,7 +410,7 @@ class RedisBroker:
 
 
 def _streams_of(interest: Interest) -> list[str]:
-    """Where a subscriber finds what it wants, with as little else as possible."""
+    """Return the streams that contain everything that a subscriber wants, with as little else as possible."""
     if interest.types is not None and interest.types <= BROADCAST_TYPES:
         return [scripts.BROADCAST]
     if interest.run_ids is None:

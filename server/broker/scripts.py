@@ -1,16 +1,17 @@
-"""What the broker asks of Redis as one: Lua scripts, and the names of the keys. Owns the layout of the streams.
+"""Lua scripts that the broker runs in Redis, and the names of its keys. Owns the layout of the streams.
 
-Three kinds of streams, each capped:
+There are three kinds of streams, each capped:
 
-* ``{spikewatch}:tail``: everything, for those who watch all runs. It gives out the ids.
-* ``{spikewatch}:tail:RUN``: one run, for those who watch it. The same ids; forgotten after a while of silence.
-* ``{spikewatch}:notices``: what every server reads (`message.BROADCAST_TYPES`), and the gaps. The same ids again.
+* ``{spikewatch}:tail``: all messages, for subscribers of all runs. Redis assigns the ids of this stream.
+* ``{spikewatch}:tail:RUN``: the messages of one run, with the same ids. It expires after a period of silence.
+* ``{spikewatch}:notices``: the broadcast stream with the messages that every server reads
+  (`live_message.BROADCAST_TYPES`) and the gaps, with the same ids.
 
 An entry has the fields ``t`` (type), ``r`` (run), ``p`` (project) and ``b`` (body, JSON). A *gap*, of type ``gap``,
-says that messages may be missing before it; its body is the new *generation*, a name that ``{spikewatch}:generation``
-holds and that every cursor carries. So a cursor of before a gap is recognised, whoever hands it out.
+marks that messages may be missing before it. Its body is the new *generation*, a name that is stored in
+``{spikewatch}:generation`` and is part of every cursor, so that every server recognises a cursor from before a gap.
 
-The braces put all keys into one slot, as a script needs it in a Redis Cluster.
+The braces put all keys into one slot, as scripts in a Redis Cluster require.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ RUN_STREAMS: Final = TAIL + ":"
 
 
 def run_stream(run_id: str) -> str:
+    """Return the key of the stream of a run."""
     return RUN_STREAMS + run_id
 
 
 PUBLISH: Final = """
--- KEYS: tail, notices, then for each message the stream of its run.
--- ARGV: entries of tail and notices, entries of a run, expiry of a run (ms), then for each message
---       type, run, project, body, whether it goes to the run ("1"), whether it goes to the notices ("1").
+-- KEYS: tail, broadcast stream, then for each message the stream of its run.
+-- ARGV: entries kept in tail and broadcast stream, entries kept of a run, expiry of a run (ms), then for each message
+--       type, run, project, body, "1" to add it to the run's stream, "1" to add it to the broadcast stream.
 for i = 1, #KEYS - 2 do
   local at = 4 + 6 * (i - 1)
   local t, r, p, b = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
@@ -47,8 +49,8 @@ end
 """
 
 RENEW: Final = """
--- Begin a new generation, unless somebody has since the caller looked. KEYS: generation, tail, notices.
--- ARGV: the generation that the caller saw ("" for none), the new one, entries of tail and notices.
+-- Begins a new generation, unless another server has done so. KEYS: generation, tail, broadcast stream.
+-- ARGV: the generation that the caller saw ("" for none), the new one, entries kept in tail and broadcast stream.
 local now = redis.call('GET', KEYS[1]) or ''
 if now ~= ARGV[1] then return now end
 redis.call('SET', KEYS[1], ARGV[2])
@@ -58,10 +60,10 @@ return ARGV[2]
 """
 
 RESUME: Final = """
--- KEYS: generation, tail, then the streams of the subscriber. ARGV: id that the subscriber saw last ("" for none),
--- most entries. Returns generation, last id, and the entries of each stream after the id, or false where it no longer
--- has them all. A stream that is not there has none: who saw an id so old that the stream may have been forgotten since
--- is not told here.
+-- KEYS: generation, tail, then the streams of the subscriber. ARGV: last id that the subscriber received ("" for none),
+-- maximum number of entries. Returns generation, last id, and for each stream the entries after the id, or false where
+-- some are no longer there. A missing stream has no entries: the caller has to check whether the id is so old that the
+-- stream may have expired since.
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
 local answer = {redis.call('GET', KEYS[1]) or '', last[1] and last[1][1] or '0-0'}
 if ARGV[1] == '' then return answer end

@@ -1,4 +1,4 @@
-"""Waiting for answers of Redis."""
+"""Calls to Redis that a task can stop waiting for."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from typing import Any
 
 
 class ShieldedCalls:
-    """Waits so that the waiting can be broken off: the client of Redis swallows a cancellation while it connects."""
+    """Awaits calls such that the waiting can be cancelled.
+
+    The Redis client swallows a cancellation that arrives while it connects, so the call itself runs on in the
+    background.
+    """
 
     def __init__(self) -> None:
-        self._asked: set[asyncio.Future[Any]] = set()
+        self._pending: set[asyncio.Future[Any]] = set()
 
-    async def call(self, question: Awaitable[Any]) -> Any:
-        answer = asyncio.ensure_future(question)
-        self._asked.add(answer)
-        answer.add_done_callback(self._forget)
-        return await asyncio.shield(answer)
+    async def call(self, awaitable: Awaitable[Any]) -> Any:
+        """Return the result of a call, and raise what it raises."""
+        call = asyncio.ensure_future(awaitable)
+        self._pending.add(call)
+        call.add_done_callback(self._forget)
+        return await asyncio.shield(call)
 
-    async def wait_closed(self) -> None:
-        """Until every question is answered, or given up on by the client."""
-        await asyncio.gather(*self._asked, return_exceptions=True)
+    async def wait_done(self) -> None:
+        """Wait until every call has ended."""
+        await asyncio.gather(*self._pending, return_exceptions=True)
 
-    def _forget(self, answer: asyncio.Future[Any]) -> None:
-        self._asked.discard(answer)
-        if not answer.cancelled():
-            answer.exception()  # it is not an error that nobody waits any more
+    def _forget(self, call: asyncio.Future[Any]) -> None:
+        self._pending.discard(call)
+        if not call.cancelled():
+            call.exception()  # Retrieving the exception keeps asyncio from reporting it as never retrieved.

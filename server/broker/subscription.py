@@ -1,7 +1,7 @@
-"""The queue of one subscriber: bounded, and never waited for.
+"""Queue of one subscriber: bounded, and never waited for.
 
-When it is full the oldest message is dropped and the subscriber is told to read anew, so that a slow one never slows
-anybody else.
+When the queue is full, the oldest delivery is dropped and the subscriber is asked to read everything again, so that a
+slow subscriber delays nobody else.
 """
 
 from __future__ import annotations
@@ -13,28 +13,33 @@ from server.broker.live_message import RESYNC, Delivery, Interest, control_deliv
 
 
 class Subscription:
-    """Used from the event loop alone."""
+    """Deliveries that wait for one subscriber. Use it from the event loop alone."""
 
     def __init__(self, capacity: int, interest: Interest) -> None:
         self.interest = interest
         self.cursor = ""
-        """Where it began: after this everything comes. Set once by the broker, before anybody else sees it."""
+        """Cursor at which the subscription begins. The broker sets it once, before it hands the subscription out."""
         self.is_resumed = False
-        """Whether it goes on at the cursor that was asked for, with nothing missed in between."""
+        """Whether the subscription continues at the requested cursor without missing messages."""
         self._queue: deque[Delivery] = deque()
         self._capacity = capacity
         self._arrived = asyncio.Event()
         self._dropped: Delivery | None = None
 
+    @property
+    def queued(self) -> int:
+        """Number of deliveries that wait for the subscriber."""
+        return len(self._queue)
+
     def offer(self, delivery: Delivery) -> None:
-        """Add a delivery; never waits."""
+        """Add a delivery without waiting."""
         if len(self._queue) >= self._capacity:
             self._dropped = self._queue.popleft()
         self._queue.append(delivery)
         self._arrived.set()
 
     async def get(self) -> Delivery:
-        """The next delivery."""
+        """Wait for the next delivery and return it."""
         while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()

@@ -1,1 +1,1 @@
-"""Detectors: pure functions of one writer's stream of samples. No I/O, no clock, no randomness."""
+"""Detectors of training trouble: pure functions of one writer's stream of samples, without I/O, clock or randomness."""

@@ -1,12 +1,23 @@
-"""One batch that does not belong: loss and gradient jump together, in one step, out of nowhere.
+"""A batch that does not belong to the data: loss and gradient jump together in one step, without any build-up.
 
-Rule: in one logged step the loss leaves the noise (`spike`'s thresholds, at least +20 %) and log‖g‖ leaves its own (z
-> 4 and twice its mean), while nothing had been building up: ‖g‖ was not climbing, λ_grad was under the limit, no
-spike had been forecast, the learning rate and the optimizer's state were untouched. A spike of Adam's mechanism
-raises the loss over several steps and is preceded by a climb; a bad batch's loss is often back at the next batch.
+Rule: in one logged step the loss rises above its noise (by 8 robust standard deviations and 20 % of the median of the
+last 40 losses) and log‖g‖ above its own (z > 4, and twice its mean). Nothing may explain the jump: ‖g‖ was not
+climbing, λ_grad was under the limit, no spike was predicted or in progress, the learning rate and the optimizer's state
+were untouched. The finding holds for 20 steps.
 
-Where the closure gives λ_step, a step that raises the loss of its own batch (λ_step over the limit) tells for Adam's
-mechanism and against bad data (99 % against 0 of 7 on recorded runs). The finding holds for 20 steps.
+A spike of Adam's mechanism raises the loss over several steps and follows a climb of the gradient; the loss after a bad
+batch is often back at the next batch. Where the closure gives λ_step, a step that raises the loss of its own batch
+(λ_step over the limit) is evidence for Adam's mechanism and against bad data (99 % against 0 of 7 on recorded runs).
+
+Trade-off: a bad batch during a build-up is not named. It is then part of a spike that was predicted.
+
+>>> detector = BadBatchDetector()
+>>> for step in range(1, 41):
+...     detector.update(Reading(step=step, loss=1.0), Context())
+>>> print(detector.update(Reading(step=41, loss=5.0, grad_ratio=8.0, grad_z=9.0), Context()).kind)
+bad-batch
+
+Reference: Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, section 5.1) skip the batches around a spike.
 """
 
 from __future__ import annotations
@@ -17,62 +28,76 @@ from typing import Final
 import msgspec
 
 from server.detectors.advice import advice_after_spike
-from server.detectors.robust import Window, median_and_spread
+from server.detectors.context import Context
+from server.detectors.robust import RecentValues, median_and_spread
 from server.detectors.signals import MARKED, Reading
 from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
-LEAST: Final = 20
+MIN_LOSSES: Final = 20
+"""Number of losses before which nothing is judged."""
 HOLD: Final = 20
+"""Number of steps for which the finding holds."""
 CLIMBED: Final = 0.03
-"""Slope of log‖g‖ a step that counts as a build-up."""
+"""Slope of log‖g‖ per step from which the gradient builds up."""
 
 
 class BadBatchDetector(msgspec.Struct):
-    losses: Window = msgspec.field(default_factory=lambda: Window(40))
+    """Detector of single batches that do not belong to the data."""
+
+    losses: RecentValues = msgspec.field(default_factory=lambda: RecentValues(40))
     last_growth: float = 0.0
-    """Slope of log‖g‖ before this step."""
+    """Slope of log‖g‖ before the latest step."""
     last_gradient_stability: float | None = None
+    """λ_grad over the limit before the latest step."""
     step: int | None = None
+    """Step of the bad batch whose finding holds."""
     baseline: float = 0.0
+    """Median of the losses before the bad batch."""
     loss: float = 0.0
     grad_ratio: float = 1.0
     grad_z: float = 0.0
     layers: tuple[str, ...] = ()
     layer_shares: tuple[float, ...] = ()
 
-    def update(self, reading: Reading, explained: bool) -> bool:
-        """True at the step of a bad batch. `explained`: a forecast, a learning-rate jump or a lost state accounts
-        for it."""
+    def update(self, reading: Reading, context: Context) -> Event | None:
+        """Add one reading and return an event at the step of a bad batch."""
         if self.step is not None and reading.step - self.step > HOLD:
             self.step = None
         growth, self.last_growth = self.last_growth, reading.growth
         curvature, self.last_gradient_stability = self.last_gradient_stability, reading.gradient_stability
         loss = reading.loss
         if loss is None or not math.isfinite(loss):
-            return False
+            return None
         if reading.grad_ratio <= MARKED or reading.grad_z <= 4:
             self.losses.push(loss)
-            return False
+            return None
         values = list(self.losses.values)
         self.losses.push(loss)
-        if len(values) < LEAST or explained or self.step is not None:
-            return False
+        if len(values) < MIN_LOSSES or self.step is not None or context.explains_jump(reading):
+            return None
         built_up = growth > CLIMBED or (curvature is not None and curvature > 1.0)
-        own = reading.step_stability is not None and reading.step_stability > 1.0
-        if built_up or own:
-            return False
+        raised_own_loss = reading.step_stability is not None and reading.step_stability > 1.0
+        if built_up or raised_own_loss:
+            return None
         baseline, spread = median_and_spread(values)
         steady = values[-1] <= baseline + 4 * max(spread, 0.02 * abs(baseline))
         rise = loss - baseline
         jumped = rise > max(8 * spread, 0.2 * abs(baseline)) and rise > 1e-3 * max(values)
         if not (jumped and steady):
-            return False
+            return None
         self.step, self.baseline, self.loss = reading.step, baseline, loss
         self.grad_ratio, self.grad_z = reading.grad_ratio, reading.grad_z
         self.layers, self.layer_shares = reading.layers, reading.layer_shares
-        return True
+        context.causes.note_bad_batch(reading.step)
+        return Event(
+            step=reading.step,
+            kind=EventKind.BAD_BATCH,
+            detail={"loss": self.loss, "baseline": self.baseline, "grad_norm_ratio": self.grad_ratio},
+        )
 
-    def finding(self, reading: Reading) -> Finding | None:
+    def finding(self, reading: Reading, context: Context) -> Finding | None:
+        """Return the finding for 20 steps after a bad batch."""
+        del context
         if self.step is None:
             return None
         return Finding(
@@ -81,8 +106,8 @@ class BadBatchDetector(msgspec.Struct):
             step=self.step,
             title=f"Bad batch at step {self.step}",
             message=(
-                f"Loss {self.baseline:.3g} → {self.loss:.3g} and gradient norm ×{self.grad_ratio:.3g} in one step, "
-                f"with no build-up before it."
+                f"In one step the loss rose from {self.baseline:.3g} to {self.loss:.3g} and the gradient norm to "
+                f"{self.grad_ratio:.3g} times its usual size, without any build-up."
             ),
             cause=Cause.BAD_BATCH,
             layers=self.layers,
@@ -96,11 +121,4 @@ class BadBatchDetector(msgspec.Struct):
                 "lambda_grad_ratio": self.last_gradient_stability,
             },
             advice=advice_after_spike(Cause.BAD_BATCH, reading),
-        )
-
-    def event(self) -> Event:
-        return Event(
-            step=0 if self.step is None else self.step,
-            kind=EventKind.BAD_BATCH,
-            detail={"loss": self.loss, "baseline": self.baseline, "grad_norm_ratio": self.grad_ratio},
         )

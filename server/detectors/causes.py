@@ -1,6 +1,6 @@
-"""Which mechanism made, or is making, a spike: evidence in, cause out (docs/science.md, "Causes to tell apart").
+"""Causes of spikes: from evidence to the mechanism behind a spike (docs/science.md, "Causes to tell apart").
 
-Owns the order of the questions. A cause is named only on evidence for it, otherwise it is unknown.
+Owns the order in which the causes are checked. A cause is reported only with evidence for it, otherwise it is unknown.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from server.detectors.signals import DECOUPLED, Reading
 from server.models import Cause
 
 MEMORY: Final = 50
-"""Steps for which a changed learning rate, a lost state or a bad batch explains what follows."""
+"""Number of steps for which a changed learning rate, a lost state or non-finite gradients explain a later spike."""
+BAD_BATCH_MEMORY: Final = 3
+"""Number of steps for which a bad batch explains a later spike."""
+PREDICTION_MEMORY: Final = 20
+"""Number of steps for which a predicted spike explains a later one."""
 
 
 class CauseOfSpike(msgspec.Struct, frozen=True, kw_only=True):
-    """A cause, the sentence that says why, and its numbers."""
+    """A cause with the sentence that explains it and the numbers behind it."""
 
     cause: Cause
     sentence: str
@@ -25,38 +29,61 @@ class CauseOfSpike(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CauseTracker(msgspec.Struct):
-    """Remembers what happened lately that could explain a spike."""
+    """Memory of recent events that could explain a spike.
+
+    >>> tracker = CauseTracker()
+    >>> tracker.note_lr_jump(step=100, before=0.001, after=0.1)
+    >>> tracker.judge(Reading(step=104), onset=103).cause.value
+    'learning-rate'
+    >>> tracker.judge(Reading(step=400), onset=400).cause.value
+    'unknown'
+    """
 
     lr_jump_step: int | None = None
     lr_before: float = 0.0
     lr_after: float = 0.0
     bad_batch_step: int | None = None
     reset_step: int | None = None
+    """Last step at which the optimizer's state was lost."""
     nonfinite_step: int | None = None
+    """Last step with non-finite gradients."""
     warned_step: int | None = None
-    """Last step at which Adam's mechanism was seen at work."""
-    least_decoupling: float = 1.0
-    """In the latest build-up."""
+    """Last step before which a spike was predicted at level warning or above."""
+    min_decoupling: float = msgspec.field(default=1.0, name="least_decoupling")
+    """Smallest decoupling of the latest build-up."""
 
-    def update(self, reading: Reading, warned: bool) -> None:
+    def update(self, reading: Reading, is_spike_predicted: bool) -> None:
+        """Add one reading. The second argument says whether a spike had been predicted before it."""
         if reading.state_reset:
             self.reset_step = reading.step
         if reading.nonfinite:
             self.nonfinite_step = reading.step
-        if warned:
+        if is_spike_predicted:
             self.warned_step = reading.step
-        if reading.decoupling_least is not None:
-            self.least_decoupling = reading.decoupling_least
+        if reading.min_decoupling is not None:
+            self.min_decoupling = reading.min_decoupling
+
+    def note_lr_jump(self, step: int, before: float, after: float) -> None:
+        """Remember a jump of the learning rate."""
+        self.lr_jump_step, self.lr_before, self.lr_after = step, before, after
+
+    def note_bad_batch(self, step: int) -> None:
+        """Remember a bad batch."""
+        self.bad_batch_step = step
+
+    def is_lr_jump_recent(self, step: int) -> bool:
+        """Whether the learning rate jumped within the last 50 steps."""
+        return _is_recent(self.lr_jump_step, step)
 
     def judge(self, reading: Reading, onset: int) -> CauseOfSpike:
-        """The cause of a spike with this onset."""
-        if _recent(self.reset_step, onset):
+        """Return the cause of a spike that began at step `onset`."""
+        if _is_recent(self.reset_step, onset):
             return CauseOfSpike(
                 cause=Cause.STATE_LOSS,
                 sentence=f"The optimizer's second moment was empty at step {self.reset_step}: its state was lost.",
                 evidence={"state_reset_step": self.reset_step},
             )
-        if _recent(self.lr_jump_step, onset):
+        if _is_recent(self.lr_jump_step, onset):
             return CauseOfSpike(
                 cause=Cause.LEARNING_RATE,
                 sentence=(
@@ -69,44 +96,43 @@ class CauseTracker(msgspec.Struct):
                     "lr_jump_step": self.lr_jump_step,
                 },
             )
-        if _recent(self.nonfinite_step, onset):
+        if _is_recent(self.nonfinite_step, onset):
             return CauseOfSpike(
                 cause=Cause.NUMERICAL,
                 sentence=f"Gradients were not finite at step {self.nonfinite_step}.",
                 evidence={"nonfinite_step": self.nonfinite_step},
             )
-        if _recent(self.bad_batch_step, onset, memory=3):
+        if _is_recent(self.bad_batch_step, onset, BAD_BATCH_MEMORY):
             return CauseOfSpike(
                 cause=Cause.BAD_BATCH,
                 sentence="Loss and gradient jumped together in one step, without any build-up.",
                 evidence={"grad_norm_ratio": reading.grad_ratio},
             )
-        if _recent(self.warned_step, onset, memory=20):
+        if _is_recent(self.warned_step, onset, PREDICTION_MEMORY):
             return CauseOfSpike(
                 cause=Cause.STALE_SECOND_MOMENT,
-                sentence="v had been too stale to follow the growing gradient.",
-                evidence={"stability_ratio": reading.stability, "decoupling_least": self.least_decoupling},
+                sentence="The second moment v was too stale to follow the growing gradient.",
+                evidence={"stability_ratio": reading.stability, "decoupling_least": self.min_decoupling},
             )
         return CauseOfSpike(cause=Cause.UNKNOWN, sentence="No build-up was seen before it.")
 
-
-def cause_of_build_up(reading: Reading, tracker: CauseTracker) -> Cause:
-    """The mechanism behind a spike that has not come yet."""
-    if _recent(tracker.reset_step, reading.step):
-        return Cause.STATE_LOSS
-    if _recent(tracker.lr_jump_step, reading.step):
-        return Cause.LEARNING_RATE
-    if reading.eps_fraction is not None and reading.eps_fraction > 0.5 and not is_stale(reading):
-        return Cause.VANISHED_GRADIENTS
-    if is_stale(reading) or (reading.stability_peak is not None and reading.stability_peak > 1.0):
-        return Cause.STALE_SECOND_MOMENT
-    return Cause.UNKNOWN
+    def judge_build_up(self, reading: Reading) -> Cause:
+        """Return the mechanism behind a spike that is predicted and has not come yet."""
+        if _is_recent(self.reset_step, reading.step):
+            return Cause.STATE_LOSS
+        if self.is_lr_jump_recent(reading.step):
+            return Cause.LEARNING_RATE
+        if reading.eps_fraction is not None and reading.eps_fraction > 0.5 and not is_stale(reading):
+            return Cause.VANISHED_GRADIENTS
+        if is_stale(reading) or (reading.stability_peak is not None and reading.stability_peak > 1.0):
+            return Cause.STALE_SECOND_MOMENT
+        return Cause.UNKNOWN
 
 
 def is_stale(reading: Reading) -> bool:
-    """v was decaying on its own just now."""
-    return reading.decoupling_least is not None and reading.decoupling_least < DECOUPLED
+    """Whether v was decoupled from the gradient at one of the last 10 steps."""
+    return reading.min_decoupling is not None and reading.min_decoupling < DECOUPLED
 
 
-def _recent(step: int | None, now: int, memory: int = MEMORY) -> bool:
+def _is_recent(step: int | None, now: int, memory: int = MEMORY) -> bool:
     return step is not None and abs(now - step) <= memory

@@ -1,7 +1,20 @@
-"""Gradients that sank under ε: Molybog's first steps towards a jump.
+"""Gradients that fell below ε, the first sign of a later jump of the loss.
 
-Rule: the share of coordinates with √v̂ < ε was below a tenth and is now above half, for 20 measurements. It is a
-state, not an alarm: level watch. Layers that never had a gradient (unused embeddings) start high and do not count.
+Rule: the share of coordinates with √v̂ < ε has once been below 10 % and is now above 50 % at 20 measurements in a row.
+It ends when the share is below 10 % again. It is a state, not an alarm, so its level is watch.
+
+Trade-off: layers that never had a gradient (unused embeddings) start high, so a run that never was below 10 % is not
+reported at all.
+
+>>> detector = EpsFloorDetector()
+>>> shares = [0.05] + 20 * [0.8]
+>>> for step, share in enumerate(shares):
+...     reading = Reading(step=step, eps_fraction=share)
+...     detector.update(reading, Context())
+>>> detector.finding(reading, Context()).title
+'Gradients have fallen below ε'
+
+Reference: Molybog et al. 2023, "A Theory on Adam Instability in Large-Scale Machine Learning" (arXiv 2304.09871).
 """
 
 from __future__ import annotations
@@ -11,19 +24,28 @@ from typing import Final
 import msgspec
 
 from server.detectors.advice import advice_before_spike
+from server.detectors.context import Context
 from server.detectors.signals import Reading
 from server.models import AlertKind, AlertLevel, Cause, Finding
 
 LOW, HIGH = 0.1, 0.5
 HOLD: Final = 20
+"""Number of consecutive measurements above `HIGH` that make a finding."""
 
 
 class EpsFloorDetector(msgspec.Struct):
-    was_low: bool = False
-    high_count: int = 0
-    step: int | None = None
+    """Detector of second moments that are smaller than ε."""
 
-    def update(self, reading: Reading) -> None:
+    was_low: bool = False
+    """Whether the share has been below 10 % in this attempt."""
+    high_count: int = 0
+    """Number of the latest consecutive measurements above 50 %."""
+    step: int | None = None
+    """Step since which the finding holds."""
+
+    def update(self, reading: Reading, context: Context) -> None:
+        """Add one reading."""
+        del context
         share = reading.eps_fraction
         if share is None:
             return
@@ -34,7 +56,9 @@ class EpsFloorDetector(msgspec.Struct):
         elif share < LOW:
             self.step = None
 
-    def finding(self, reading: Reading) -> Finding | None:
+    def finding(self, reading: Reading, context: Context) -> Finding | None:
+        """Return the finding while most second moments are below ε."""
+        del context
         if self.step is None:
             return None
         share = reading.eps_fraction
@@ -42,9 +66,10 @@ class EpsFloorDetector(msgspec.Struct):
             kind=AlertKind.EPS_FLOOR,
             level=AlertLevel.WATCH,
             step=self.step,
-            title="Gradients have sunk under ε",
+            title="Gradients have fallen below ε",
             message=(
-                "√v̂ is below ε for more than half of the coordinates: ε, not the gradient, sets the size of their step."
+                "√v̂ is below ε for more than half of the coordinates, so ε and not the gradient determines the size of "
+                "their steps."
             ),
             cause=Cause.VANISHED_GRADIENTS,
             evidence={"eps_fraction": share, "gradient_growth_per_step": reading.growth},

@@ -1,11 +1,11 @@
-"""The date of a spike: from the growth of a decoupled gradient, the trend of λ_max through the limit, and theory.
+"""The forecast of a spike: a step with its range, from the growth of the gradient, the trend of λ_max, and theory.
 
-Owns the arithmetic of the date; does not decide whether there is anything to forecast.
+Owns the arithmetic of the forecast; does not decide whether there is anything to forecast.
 
 The loss jumps when the growing direction of the gradient has become as large as √v̂ remembers, RMS_t ≈ 1. Until then
-log‖g‖ has −½·log(Σg²/Σv̂) to climb. The rate of that climb is the observed slope of log‖g‖ now; it rises while λ_max
-keeps rising above the limit, as the characteristic polynomial of Adam's momentum says (`theoretical_growth`).
-Dividing by the present slope alone dates the spike late, because the growth accelerates.
+log‖g‖ has to climb by −½·log(Σg²/Σv̂). The rate of that climb is the present slope of log‖g‖. It increases while λ_max
+rises above the limit, as the characteristic polynomial of Adam's momentum predicts (`theoretical_growth`). A division
+by the present slope alone would forecast the spike too late, because the growth accelerates.
 """
 
 from __future__ import annotations
@@ -17,31 +17,33 @@ from server.detectors.signals import Reading
 from server.models import PredictedStep
 
 HORIZON: Final = 400
-"""Steps ahead beyond which no date is given."""
+"""Number of steps ahead beyond which nothing is forecast."""
 CLIMBING: Final = 0.02
-"""Slope of log‖g‖ a step below which growth is not told from noise."""
+"""Slope of log‖g‖ per step below which growth cannot be told from noise."""
 FITTING: Final = 0.4
-"""Share of the variance of log‖g‖ that its slope must explain to count as growth."""
+"""Smallest share of the variance of log‖g‖ that its slope must explain to count as growth."""
 HIDDEN: Final = 8.0
-"""Depth of the climb that doubles the time from the crossing to the spike while no growth is seen: the growing
-direction hides under the noise of ‖g‖, and an update below the resolution of the weights does not grow (measured: 2–3
-× at 14)."""
+"""Remaining climb of log‖g‖ that doubles the time from the crossing to the spike while no growth is seen.
+
+The growing direction hides under the noise of ‖g‖, and an update below the resolution of the weights does not grow
+(measured: 2 to 3 times the steps at a climb of 14).
+"""
 ACCELERATION: Final = 0.67
-"""Real over naive remaining steps where nothing but the slope is known (measured: 16 for 24)."""
+"""Ratio of real to naive remaining steps where only the slope is known (measured: 16 steps instead of 24)."""
 EARLIEST, LATEST = 0.5, 1.8
-"""Band of a date from observed growth, in units of the remaining steps."""
+"""Range of a forecast from observed growth, in units of the remaining steps."""
 EARLIEST_TREND, LATEST_TREND = 0.5, 1.8
-"""The same for a date from the trend of λ_max alone."""
+"""Range of a forecast from the trend of λ_max alone, in units of the remaining steps."""
 SLACK: Final = 4
-"""Steps that the band is wider at its late end, whatever the date."""
+"""Number of steps that are added to the late end of every range."""
 
 
 def theoretical_growth(ratio: float, beta1: float) -> float:
-    """Growth of log‖g‖ a step along a direction whose curvature is `ratio` × the limit 2/η.
+    """Return the growth of log‖g‖ per step along a direction whose curvature is `ratio` × the limit 2/η.
 
-    Along an eigenvector, momentum makes θ a recurrence of second order with the characteristic polynomial
+    Along an eigenvector, momentum turns θ into a recurrence of second order with the characteristic polynomial
     z² + (1+β1)(2·ratio − 1)·z + β1 = 0; at ratio 1 its largest root is −1, and above it the oscillation grows by
-    log|z| a step (Cohen et al. 2022, arXiv 2207.14484, section 2).
+    log|z| per step (Cohen et al. 2022, arXiv 2207.14484, section 2).
 
     >>> theoretical_growth(1.0, 0.9)
     0.0
@@ -55,16 +57,20 @@ def theoretical_growth(ratio: float, beta1: float) -> float:
 
 
 def remaining_climb(reading: Reading) -> float | None:
-    """What log‖g‖ has yet to grow until RMS_t ≈ 1; None without second moments."""
+    """Return by how much log‖g‖ must still grow until RMS_t ≈ 1; None without second moments.
+
+    >>> round(remaining_climb(Reading(step=1, decoupling=0.01)), 2)
+    2.3
+    """
     if reading.decoupling is None:
         return None
     return max(0.5 * math.log(1.0 / reading.decoupling), 0.0)
 
 
 def crossing_step(reading: Reading) -> int | None:
-    """Step at which λ_max crossed the limit, or at which the trend of its logarithm will.
+    """Return the step at which λ_max crossed the limit, or at which its trend will cross it.
 
-    None unless it has crossed, or rises and gets there within the horizon.
+    None if λ_max is below the limit and does not rise fast enough to cross it within the horizon.
     """
     if reading.stability is None:
         return None
@@ -77,12 +83,16 @@ def crossing_step(reading: Reading) -> int | None:
 
 
 def forecast(reading: Reading) -> PredictedStep | None:
-    """When the spike is expected, as the evidence stands now; None where the evidence gives no date."""
+    """Return the step at which a spike is expected, with its range; None if the evidence gives none.
+
+    >>> forecast(Reading(step=100, decoupling=1e-4, growth=0.2, growth_fit=0.9))
+    PredictedStep(low=107, best=115, high=132)
+    """
     climb = remaining_climb(reading)
     if climb is None:
         return None
-    told = reading.growth_fit > FITTING or reading.grad_ratio > 1.2
-    observed = reading.growth if reading.growth > CLIMBING and told else 0.0
+    is_clear = reading.growth_fit > FITTING or reading.grad_ratio > 1.2
+    observed = reading.growth if reading.growth > CLIMBING and is_clear else 0.0
     curved = reading.stability is not None and reading.stability_growth > 0
     if not observed and not curved:
         return None
@@ -108,7 +118,10 @@ def forecast(reading: Reading) -> PredictedStep | None:
 
 
 def _steps_to_climb(reading: Reading, climb: float, observed: float) -> float | None:
-    """Steps until the summed growth reaches `climb`; growth is what is observed plus what the rise of λ_max adds."""
+    """Return the number of steps until the growth sums up to `climb`; None if it takes longer than the horizon.
+
+    The growth of a step is the observed one plus what the rise of λ_max adds to it.
+    """
     ratio = reading.stability if reading.stability is not None else 0.0
     start = theoretical_growth(ratio, reading.beta1)
     factor = math.exp(min(max(reading.stability_growth, 0.0), 0.05))

@@ -1,8 +1,8 @@
-"""What the layers of a step say together: Σg², Σg²/Σv̂, non-finite coordinates. Pure.
+"""Sums over the layers of a step: Σg², Σg²/Σv̂, non-finite coordinates. Pure.
 
 All steps of a segment are summed in a few array operations. Sums run along the layers of one step, in their order, so
-that a step's sums have the same bits whatever steps are summed with it; steps with gaps are summed one by one, over
-the layers that were measured.
+that a step has the same sums to the last bit whatever other steps are summed with it. Steps with gaps are summed one by
+one, over the layers that were measured.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from server.models import LayerSums, Layout, Sample
 
 STATISTICS: Final[tuple[str, ...]] = ("grad_norm", "v_rms", "decoupling", "nonfinite", "update_ratio", "eps_fraction")
-"""Those that the detectors read."""
+"""Layer statistics that the detectors read."""
 FRESH: Final = 1e-5
-"""Relative difference under which v̂ is g² to float32."""
+"""Relative difference below which v̂ equals g² in float32 precision."""
 
 Columns = Mapping[str, NDArray[np.float32]]
 Array = NDArray[np.float64]
@@ -26,7 +26,10 @@ Mask = NDArray[np.bool_]
 
 
 def layer_sums(layout: Layout, columns: Columns) -> list[LayerSums]:
-    """One for each step. ``columns``: (steps, layers) of each of `STATISTICS` that the layout has, at least one."""
+    """Return the sums of each step.
+
+    `columns` holds an array of shape (steps, layers) for each of `STATISTICS` that the layout has, at least one.
+    """
     steps = len(next(iter(columns.values())))
     with np.errstate(all="ignore"):
         squares, known = _squares(columns.get("grad_norm"))
@@ -35,11 +38,11 @@ def layer_sums(layout: Layout, columns: Columns) -> list[LayerSums]:
         counts = _nonfinite(columns.get("nonfinite"), steps)
         updates = _largest(columns.get("update_ratio"), steps)
         shares = _weighted(layout, columns.get("eps_fraction"), steps)
-    found = []
+    summed = []
     for at in range(steps):
         nonfinite, guilty = counts[at]
         total, own, own_known = gradients[at]
-        found.append(
+        summed.append(
             LayerSums(
                 has_gradients=squares is not None,
                 squares=own,
@@ -53,11 +56,11 @@ def layer_sums(layout: Layout, columns: Columns) -> list[LayerSums]:
                 eps_fraction=shares[at],
             )
         )
-    return found
+    return summed
 
 
 def sums_of(sample: Sample) -> LayerSums:
-    """Those of one sample, empty where it has no layers."""
+    """Return the sums of one sample, empty ones if it has no layers."""
     if sample.layer_sums is not None:
         return sample.layer_sums
     if sample.layout is None or not sample.has_layers:
@@ -68,7 +71,7 @@ def sums_of(sample: Sample) -> LayerSums:
 
 
 def _squares(norms: NDArray[np.float32] | None) -> tuple[Array | None, Mask | None]:
-    """g² of each layer, 0 where it is not known, and where it is."""
+    """Return g² of each layer with 0 for unknown values, and the mask of the known ones."""
     if norms is None:
         return None, None
     squares = np.square(norms, dtype=np.float64)
@@ -77,7 +80,10 @@ def _squares(norms: NDArray[np.float32] | None) -> tuple[Array | None, Mask | No
 
 
 def _gradients(squares: Array | None, known: Mask | None, steps: int) -> list[tuple[float, Array | None, Mask | None]]:
-    """Σg² of each step, g² of its layers (None where no layer's is known), and which are known (None for all)."""
+    """Return for each step Σg², g² of its layers and the mask of the known ones.
+
+    The squares are None if no layer is known, the mask is None if all are.
+    """
     if squares is None or known is None:
         return [(0.0, None, None)] * steps
     measured = known.sum(axis=1)
@@ -91,9 +97,10 @@ def _gradients(squares: Array | None, known: Mask | None, steps: int) -> list[tu
 def _decouplings(
     layout: Layout, columns: Columns, squares: Array | None, known: Mask | None
 ) -> list[tuple[float | None, bool]]:
-    """Σg²/Σv̂ of each step, and whether v̂ equals g² in every layer (true at the first step of a fresh optimizer state).
+    """Return for each step Σg²/Σv̂ and whether v̂ equals g² in every layer.
 
-    v̂ comes from its own statistic, else from g² over the decoupling.
+    They are equal at the first step of a fresh optimizer state. v̂ comes from its own statistic, or else from g² divided
+    by the decoupling.
     """
     steps = len(next(iter(columns.values())))
     rms, ratio = columns.get("v_rms"), columns.get("decoupling")
@@ -123,7 +130,7 @@ def _decouplings(
 
 
 def _nonfinite(counts: NDArray[np.float32] | None, steps: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Non-finite coordinates of each step, 0 where not measured, and the first three layers that have some."""
+    """Return for each step the number of non-finite coordinates, 0 if not measured, and the first three such layers."""
     if counts is None:
         return [(0, ())] * steps
     clean = np.maximum(np.nan_to_num(counts.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0), 0.0)
@@ -134,6 +141,7 @@ def _nonfinite(counts: NDArray[np.float32] | None, steps: int) -> list[tuple[int
 
 
 def _largest(column: NDArray[np.float32] | None, steps: int) -> list[float | None]:
+    """Return the largest finite value of each step."""
     if column is None:
         return [None] * steps
     largest = np.where(np.isfinite(column), column, -np.inf).max(axis=1, initial=-np.inf).tolist()
@@ -141,7 +149,7 @@ def _largest(column: NDArray[np.float32] | None, steps: int) -> list[float | Non
 
 
 def _weighted(layout: Layout, column: NDArray[np.float32] | None, steps: int) -> list[float | None]:
-    """Mean over the layers of each step, weighted by their size where it is known."""
+    """Return the mean over the layers of each step, weighted by their size if it is known."""
     if column is None:
         return [None] * steps
     known = np.isfinite(column)

@@ -1,14 +1,18 @@
 """A sudden rise of the learning rate that no schedule explains.
 
-Rule: η grows by more than half in one logged step, by more than twice the last rise (a linear, quadratic or staircase
-warm-up rises evenly), after ten steps with η > 0. Back to a rate at which the run has trained before (a warm restart)
-it is a watch, and so is less than a threefold rise; tenfold and more is critical. The finding holds for 50 steps.
+Rule: after ten steps with η > 0, η grows by more than half in one logged step, and by more than twice the last rise. A
+linear, quadratic or staircase warm-up rises evenly and passes. The level is warning; critical from a tenfold rise on;
+watch below a threefold rise or back to a rate at which the run has trained before (a warm restart). The finding holds
+for 50 steps.
+
+Trade-off: a jump within the first ten steps, or in several small steps, is taken for a warm-up.
 
 >>> detector = LearningRateJumpDetector()
->>> [detector.update(step, 1e-3 * min(step, 100)) for step in range(200)].count(True)
-0
->>> detector.update(200, 1.0)
-True
+>>> warm_up = [Reading(step=step, lr=1e-3 * min(step, 100)) for step in range(200)]
+>>> any(detector.update(reading, Context()) for reading in warm_up)
+False
+>>> detector.update(Reading(step=200, lr=1.0), Context()).detail
+{'before': 0.1, 'after': 1.0}
 """
 
 from __future__ import annotations
@@ -18,50 +22,64 @@ from typing import Final
 import msgspec
 
 from server.detectors.advice import advice_before_spike
+from server.detectors.context import Context
 from server.detectors.signals import Reading
 from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 JUMP: Final = 1.5
-LEAST: Final = 10
+"""Smallest ratio of two consecutive learning rates that counts as a jump."""
+WARM_UP_STEPS: Final = 10
+"""Number of first steps in which nothing counts as a jump."""
 HOLD: Final = 50
+"""Number of steps for which the finding holds."""
 
 
 class LearningRateJumpDetector(msgspec.Struct):
+    """Detector of sudden rises of the learning rate."""
+
     seen: int = 0
+    """Number of positive learning rates so far."""
     last: float | None = None
     last_rise: float = 0.0
+    """Difference of the last two learning rates that rose."""
     highest: float = 0.0
+    """Largest learning rate so far."""
     step: int | None = None
-    """Of the jump whose finding holds."""
+    """Step of the jump whose finding holds."""
     before: float = 0.0
     after: float = 0.0
     before_highest: float = 0.0
+    """Largest learning rate before the jump."""
 
-    def update(self, step: int, lr: float | None) -> bool:
-        """True at the step of a jump."""
+    def update(self, reading: Reading, context: Context) -> Event | None:
+        """Add one reading and return an event at the step of a jump."""
+        step, lr = reading.step, reading.lr
         if self.step is not None and step - self.step > HOLD:
             self.step = None
         if lr is None or lr <= 0:
-            return False
+            return None
         last, self.last = self.last, lr
         self.seen += 1
         highest, self.highest = self.highest, max(self.highest, lr)
         if last is None or lr <= last:
-            return False
+            return None
         rise, last_rise = lr - last, self.last_rise
         self.last_rise = rise
-        if self.seen <= LEAST or lr < JUMP * last or (last_rise > 0 and rise <= 2.0 * last_rise):
-            return False
+        if self.seen <= WARM_UP_STEPS or lr < JUMP * last or (last_rise > 0 and rise <= 2.0 * last_rise):
+            return None
         self.step, self.before, self.after, self.before_highest = step, last, lr, highest
-        return True
+        context.causes.note_lr_jump(step, last, lr)
+        return Event(step=step, kind=EventKind.LR_JUMP, detail={"before": last, "after": lr})
 
-    def finding(self, reading: Reading) -> Finding | None:
+    def finding(self, reading: Reading, context: Context) -> Finding | None:
+        """Return the finding for 50 steps after a jump."""
+        del context
         if self.step is None:
             return None
         factor = self.after / self.before
-        known = self.after <= 1.05 * self.before_highest
+        is_restart = self.after <= 1.05 * self.before_highest
         level = AlertLevel.WARNING
-        if known or factor < 3:
+        if is_restart or factor < 3:
             level = AlertLevel.WATCH
         elif factor >= 10:
             level = AlertLevel.CRITICAL
@@ -81,11 +99,4 @@ class LearningRateJumpDetector(msgspec.Struct):
                 "stability_ratio": reading.stability,
             },
             advice=advice_before_spike(Cause.LEARNING_RATE, reading),
-        )
-
-    def event(self) -> Event:
-        return Event(
-            step=0 if self.step is None else self.step,
-            kind=EventKind.LR_JUMP,
-            detail={"before": self.before, "after": self.after},
         )

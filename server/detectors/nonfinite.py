@@ -1,101 +1,101 @@
-"""NaN and infinities: kept as an event, never averaged away.
+"""NaN and infinite values: reported as events, never averaged away.
 
-Rule: the loss, or the gradient norm, is not finite, or a layer counts non-finite coordinates. A finite loss with
-non-finite gradients happens now and then under loss scaling, so it is a watch until it happens three times in 100
-steps. The finding holds for 20 steps after the last occurrence.
+Rule: the loss or the gradient norm is not finite, or a layer counts non-finite coordinates. The level is critical for
+the loss. A finite loss with non-finite gradients is normal now and then under loss scaling, so it is a watch until it
+happens three times within 100 steps, which is a warning. The finding holds for 20 steps after the last occurrence.
 
->>> NonfiniteDetector().update(Occurrence(step=3, loss=True, gradients=0, layers=())).level.value
+Trade-off: a loss scaler that skips a step every 60 steps stays at watch, although something may be wrong with it.
+
+>>> detector = NonfiniteDetector()
+>>> reading = Reading(step=3, loss=float("nan"))
+>>> print(detector.update(reading, Context()).kind)
+nonfinite
+>>> detector.finding(reading, Context()).level.value
 'critical'
+
+Reference: loss scaling skips steps with non-finite gradients, Micikevicius et al. 2018 (arXiv 1710.03740), section 3.2.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from server.detectors.advice import advice_after_spike
+from server.detectors.context import Context
 from server.detectors.signals import Reading
-from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding, LayerSums, Sample
+from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 HOLD: Final = 20
-"""Steps after which clean values end the finding."""
+"""Number of steps with finite values after which the finding ends."""
 OFTEN: Final = 3
+"""Number of occurrences that make a warning."""
 SPAN: Final = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Occurrence:
-    """Non-finite values at one step."""
-
-    step: int
-    loss: bool
-    gradients: int
-    """Coordinates; 1 at least where only the norm is known to be non-finite."""
-    layers: tuple[str, ...]
-
-    @classmethod
-    def of(cls, sample: Sample, sums: LayerSums) -> Occurrence | None:
-        loss = sample.scalars.get("loss")
-        norm = sample.scalars.get("grad_norm")
-        gradients = sums.nonfinite
-        if gradients == 0 and norm is not None and not math.isfinite(norm):
-            gradients = 1
-        bad_loss = loss is not None and not math.isfinite(loss)
-        if not bad_loss and gradients == 0:
-            return None
-        return cls(step=sample.step, loss=bad_loss, gradients=gradients, layers=sums.guilty)
+"""Number of steps within which they must happen."""
 
 
 class NonfiniteDetector(msgspec.Struct):
+    """Detector of losses and gradients that are NaN or infinite."""
+
     first_step: int = 0
+    """Step of the first occurrence of the present finding."""
     last_step: int | None = None
+    """Step of the latest occurrence; None when no finding holds."""
     steps: list[int] = []
-    """Of the latest occurrences."""
+    """Steps of the latest occurrences."""
     loss: bool = False
+    """Whether the loss was not finite."""
     gradients: int = 0
+    """Largest number of non-finite gradient coordinates at one step."""
     layers: tuple[str, ...] = ()
+    """Names of the first layers with non-finite coordinates."""
 
-    def update(self, occurrence: Occurrence) -> Finding:
-        if self.last_step is None:
-            self.first_step, self.loss, self.gradients = occurrence.step, False, 0
-            self.layers = occurrence.layers
-        self.last_step = occurrence.step
-        self.steps = [*self.steps[-(OFTEN - 1) :], occurrence.step]
-        self.loss = self.loss or occurrence.loss
-        self.gradients = max(self.gradients, occurrence.gradients)
-        return self._finding(None)
-
-    def finding(self, reading: Reading) -> Finding | None:
-        if self.last_step is None:
-            return None
-        if reading.step - self.last_step > HOLD:
+    def update(self, reading: Reading, context: Context) -> Event | None:
+        """Add one reading and return an event at the first occurrence of a finding."""
+        bad_loss = reading.loss is not None and not math.isfinite(reading.loss)
+        # A norm that is not finite proves one such coordinate at least.
+        gradients = reading.nonfinite or int(reading.is_grad_norm_nonfinite)
+        event = None
+        if bad_loss or gradients:
+            event = self._add(reading, bad_loss, gradients)
+        elif self.last_step is not None and reading.step - self.last_step > HOLD:
             self.last_step = None
-            return None
-        return self._finding(reading)
+        context.is_loss_nonfinite = self.loss and self.last_step is not None
+        return event
 
-    def _finding(self, reading: Reading | None) -> Finding:
+    def _add(self, reading: Reading, bad_loss: bool, gradients: int) -> Event | None:
+        event = None
+        if self.last_step is None:
+            self.first_step, self.loss, self.gradients = reading.step, False, 0
+            self.layers = reading.nonfinite_layers
+            event = Event(
+                step=reading.step, kind=EventKind.NONFINITE, detail={"loss": int(bad_loss), "gradients": gradients}
+            )
+        self.last_step = reading.step
+        self.steps = [*self.steps[-(OFTEN - 1) :], reading.step]
+        self.loss = self.loss or bad_loss
+        self.gradients = max(self.gradients, gradients)
+        return event
+
+    def finding(self, reading: Reading, context: Context) -> Finding | None:
+        """Return the finding while an occurrence is at most 20 steps old."""
+        del context
+        if self.last_step is None:
+            return None
         often = len(self.steps) >= OFTEN and self.steps[-1] - self.steps[0] <= SPAN
         level = AlertLevel.CRITICAL if self.loss else AlertLevel.WARNING if often else AlertLevel.WATCH
         what = "loss" if self.loss else "gradient"
-        where = f" First in {', '.join(self.layers)}." if self.layers else ""
+        where = f" First affected layers: {', '.join(self.layers)}." if self.layers else ""
         return Finding(
             kind=AlertKind.NONFINITE,
             level=level,
             step=self.first_step,
-            title=f"Non-finite {what} at step {self.first_step}",
+            title=f"NaN or infinite {what} at step {self.first_step}",
             message=f"The {what} became NaN or infinite at step {self.first_step}.{where}",
             cause=Cause.NUMERICAL,
             layers=self.layers,
             evidence={"nonfinite_gradients": self.gradients, "nonfinite_loss": int(self.loss)},
-            advice=() if reading is None else advice_after_spike(Cause.NUMERICAL, reading),
-        )
-
-    def event(self, occurrence: Occurrence) -> Event:
-        return Event(
-            step=occurrence.step,
-            kind=EventKind.NONFINITE,
-            detail={"loss": int(occurrence.loss), "gradients": occurrence.gradients},
+            advice=advice_after_spike(Cause.NUMERICAL, reading),
         )

@@ -1,6 +1,7 @@
-"""Small estimators that survive outliers: running median and MAD, a least-squares slope, a bias-corrected mean.
+"""Small estimators that survive outliers: median and MAD, a least-squares line, a bias-corrected moving average.
 
-Every class is a `msgspec.Struct`, so that the whole state of a monitor is encoded by one call.
+Every class is a `msgspec.Struct`, so that one call encodes the whole state of a detector suite. The names of the fields
+are part of the snapshot format.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Final
 import msgspec
 
 RECENT: Final = 10
-"""Steps for which "just now" holds."""
+"""Number of steps that count as "just now"."""
 GAUSSIAN_MAD: Final = 1.4826
 """Standard deviation of a normal distribution in units of its median absolute deviation."""
 
 
 def median(values: Sequence[float]) -> float:
-    """Median of finite numbers; NaN for none.
+    """Return the median of finite numbers, NaN for an empty sequence.
 
     >>> median([3.0, 1.0, 100.0])
     3.0
@@ -30,15 +31,16 @@ def median(values: Sequence[float]) -> float:
 
 
 def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Median of finite numbers and robust standard deviation, 1.4826 × the median absolute deviation from it; NaN for
-    none.
+    """Return the median of finite numbers and 1.4826 × their median absolute deviation; NaN for an empty sequence.
+
+    The second number estimates the standard deviation of a normal distribution and ignores outliers.
 
     >>> median_and_spread([3.0, 1.0, 100.0])
     (3.0, 2.9652)
     """
     ordered = sorted(values)
     centre = _middle(ordered)
-    return centre, GAUSSIAN_MAD * _middle_deviation(ordered, centre)
+    return centre, GAUSSIAN_MAD * _median_deviation(ordered, centre)
 
 
 def _middle(ordered: Sequence[float]) -> float:
@@ -48,9 +50,12 @@ def _middle(ordered: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
-def _middle_deviation(ordered: Sequence[float], centre: float) -> float:
-    """Median of |value − centre|. In order of their values, those that are nearest to the centre lie together, so
-    the nearer half is found by bisection, and the middle deviations lie at its ends."""
+def _median_deviation(ordered: Sequence[float], centre: float) -> float:
+    """Return the median of |value − centre| for sorted values.
+
+    The values nearest to the centre are adjacent in sorted order. Bisection finds that half, and the middle deviations
+    are at its two ends, so no second sort is needed.
+    """
     count = len(ordered)
     if count == 0:
         return math.nan
@@ -72,76 +77,78 @@ def _middle_deviation(ordered: Sequence[float], centre: float) -> float:
     return 0.5 * (inner + above)
 
 
-class Window(msgspec.Struct):
-    """The last `size` values pushed, oldest first."""
+class RecentValues(msgspec.Struct):
+    """The last `size` values, oldest first."""
 
     size: int
     values: list[float] = []
 
     def push(self, value: float) -> None:
+        """Add a value and drop the oldest one when there are too many."""
         self.values.append(value)
         if len(self.values) > self.size:
             del self.values[0]
 
 
-class Line(msgspec.Struct, frozen=True):
-    """A fitted line."""
+class LineFit(msgspec.Struct, frozen=True):
+    """A least-squares line through values over steps."""
 
     slope: float
-    """Per step."""
+    """Slope per step."""
     fit: float
-    """Share of the variance explained, 0…1."""
-    value: float
-    """Of the line at the last step."""
+    """Share of the variance that the line explains, between 0 and 1."""
 
 
-class Track(msgspec.Struct):
-    """The last `size` (step, value) pairs, and the line through them."""
+class RecentPoints(msgspec.Struct):
+    """The last `size` pairs of step and value, and the line through them."""
 
     size: int
     steps: list[int] = []
     values: list[float] = []
 
     def push(self, step: int, value: float) -> None:
+        """Add a pair and drop the oldest one when there are too many."""
         self.steps.append(step)
         self.values.append(value)
         if len(self.steps) > self.size:
             del self.steps[0]
             del self.values[0]
 
-    def z(self, value: float, least: int, floor: float) -> float:
-        """Robust z-score of `value` against the pairs held; the deviation is `floor` at least. 0 for fewer than
-        `least`."""
-        if len(self.values) < least:
+    def z_score(self, value: float, min_count: int, min_spread: float) -> float:
+        """Return the robust z-score of a value against the stored ones, 0 with fewer than `min_count` of them."""
+        if len(self.values) < min_count:
             return 0.0
         centre, spread = median_and_spread(self.values)
-        return (value - centre) / max(spread, floor)
+        return (value - centre) / max(spread, min_spread)
 
-    def age(self, step: int) -> int | None:
-        """Steps since the last pair; None when there is none, or when it is older than two usual pauses (10 at
-        least)."""
+    def is_current(self, step: int) -> bool:
+        """Whether the last value still counts at a step: at most 10 steps old, or twice the longest recent pause."""
         if not self.steps:
-            return None
+            return False
         age = step - self.steps[-1]
         if age <= RECENT:
-            return age
+            return True
         pauses = [b - a for a, b in pairwise(self.steps[-5:])]
-        return age if age <= 2 * max(pauses, default=0) else None
+        return age <= 2 * max(pauses, default=0)
 
     def since(self, step: int) -> Sequence[float]:
-        """The values held of this step and later ones."""
+        """Return the stored values of a step and all later ones."""
         if self.steps and self.steps[0] >= step:
             return self.values
         return self.values[bisect_left(self.steps, step) :]
 
-    def line(self, least: int, since: int | None = None) -> Line | None:
-        """Least squares over the pairs at or after step `since`; None for fewer than `least` of them."""
+    def line(self, min_count: int, since: int | None = None) -> LineFit | None:
+        """Fit a line to the pairs from step `since` on; None with fewer than `min_count` of them.
+
+        >>> RecentPoints(size=9, steps=[1, 2, 3], values=[1.0, 3.0, 5.0]).line(min_count=3)
+        LineFit(slope=2.0, fit=1.0)
+        """
         steps, values = self.steps, self.values
         if since is not None and steps and steps[0] < since:
             first = bisect_left(steps, since)
             steps, values = steps[first:], values[first:]
         count = len(steps)
-        if count < max(least, 2):
+        if count < max(min_count, 2):
             return None
         mean_x = sum(steps) / count
         mean_y = sum(values) / count
@@ -153,20 +160,28 @@ class Track(msgspec.Struct):
         if sxx <= 0:
             return None
         slope = sxy / sxx
-        return Line(slope, slope * sxy / syy if syy > 0 else 0.0, mean_y + slope * (steps[-1] - mean_x))
+        return LineFit(slope, slope * sxy / syy if syy > 0 else 0.0)
 
 
-class Mean(msgspec.Struct):
-    """Exponential moving average, corrected for its start; `None` before the first value."""
+class MovingAverage(msgspec.Struct):
+    """An exponential moving average, corrected for the bias of its start.
+
+    >>> average = MovingAverage(decay=0.9)
+    >>> average.push(5.0)
+    >>> average.value
+    5.0
+    """
 
     decay: float
     total: float = 0.0
     weight: float = 0.0
 
     def push(self, value: float) -> None:
+        """Move the average towards a value."""
         self.total = self.decay * self.total + (1 - self.decay) * value
         self.weight = self.decay * self.weight + (1 - self.decay)
 
     @property
     def value(self) -> float | None:
+        """The average so far; None before the first value."""
         return self.total / self.weight if self.weight > 0 else None

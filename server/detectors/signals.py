@@ -1,9 +1,9 @@
-"""From a sample to what the detectors reason about: ratios to the limit, growth, decoupling, leading layers.
+"""Derived signals of a sample: ratios to the stability limit, growth of the gradient, decoupling, leading layers.
 
-Owns the derived signals and the little history they need; decides nothing. A `Reading` is the whole input of every
+Owns the signals and the short history that they need; decides nothing. A `Reading` is the whole input of every
 detector, so that a new detector costs no second pass over the layers.
 
-Formulas: docs/science.md. Decoupling is Σg²/Σv̂ over all layers; the stability ratio is λ_max/(2/η).
+Formulas: docs/science.md. The decoupling is Σg²/Σv̂ over all layers; the stability ratio is λ_max/(2/η).
 """
 
 from __future__ import annotations
@@ -16,170 +16,199 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.detectors.leaders import Leaders
-from server.detectors.robust import RECENT, Mean, Track
+from server.detectors.robust import RECENT, MovingAverage, RecentPoints
 from server.models import LayerSums, Layout, Optimizer, Sample
 
 GROWTH_STEPS: Final = 12
-"""Measurements in the regression of log‖g‖: long against the noise of one batch, short against the e-folding of a
-spike."""
-UNUSUAL: Final = 3.0
-"""Times the usual |growth| that one step adds to it at most: a build-up is not to become what is usual."""
+"""Number of measurements in the regression of log‖g‖.
+
+They are many compared to the noise of one batch and few compared to the time in which a spike grows by a factor e.
+"""
+MAX_GROWTH_RATIO: Final = 3.0
+"""Largest |growth| that one step adds to the usual growth, in units of that usual growth.
+
+The cap keeps a build-up from becoming what counts as usual.
+"""
 TREND_STEPS: Final = 160
-"""Steps that the trend of log λ_max looks back at most."""
+"""Number of steps that the trend of log λ_max looks back at most."""
 TREND_POINTS: Final = 24
+"""Number of measurements of λ_max and λ_grad that are kept."""
 DECOUPLED: Final = 0.1
-"""Σg²/Σv̂ below which v hears nothing of the gradient: (1−β2)·0.1 of it a step, so v ≈ β2·v."""
+"""Value of Σg²/Σv̂ below which v is decoupled from the gradient.
+
+The gradient then adds less than 0.1·(1−β2)·v a step, so v decays as v ≈ β2·v.
+"""
 COUPLED: Final = 0.3
-"""Above it the spell of decoupling is over (hysteresis)."""
-ABSURD: Final = 1e9
-"""λ_grad over the limit beyond which only "far above" can be said; keeps sums of squares finite."""
+"""Value of Σg²/Σv̂ above which a decoupled spell is over (hysteresis)."""
+MAX_GRADIENT_RATIO: Final = 1e9
+"""Largest λ_grad over the limit that is stored; it keeps sums of squares finite."""
 MARKED: Final = 2.0
-"""‖g‖ over its mean up to which nobody asks how unusual it is."""
+"""Ratio of ‖g‖ to its mean above which its z-score is computed."""
 TINY: Final = 1e-300
+"""Largest number that is treated as zero, because its logarithm or inverse would overflow."""
 Array = NDArray[np.float64]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What is known at one step. None where nothing was measured recently enough to count."""
+    """The signals of one step. A value is None if it was never measured, or too long ago to count.
+
+    >>> Reading(step=7, loss=0.5).growth
+    0.0
+    """
 
     step: int
-    loss: float | None
-    """As logged, NaN and infinities included; None where this sample has none."""
-    lr: float | None
-    grad_norm: float | None
-    """Global ‖g‖, finite; from the scalar or from the layers."""
-    nonfinite: int
-    """Gradient coordinates that are NaN or infinite."""
-    has_layers: bool
-    growth: float
-    """Slope of log‖g‖ per step over the last 12 measurements; 0 when unknown."""
-    growth_fit: float
-    growth_usual: float
-    """What |growth| is in this run when nothing happens, mean of a few hundred steps; 0 when unknown."""
-    grad_ratio: float
-    """‖g‖ over its own moving average (decay 0.98) before this step; 1 when unknown."""
-    grad_z: float
-    """Robust z-score of log‖g‖ against the last 64 steps; 0 when unknown, and where ‖g‖ is not `MARKED`."""
-    decoupling: float | None
-    """Σg²/Σv̂; None without second moments."""
-    decoupling_least: float | None
-    """The least of it in the last 10 steps."""
-    decoupled_steps: int
-    """Length of the present spell of decoupling, 0 outside one."""
-    stability: float | None
-    """λ_max over the limit 2/η, last measured, None when older than twice the usual pause."""
-    stability_peak: float | None
-    """Its maximum in the last 10 steps (or the last measurement)."""
-    stability_growth: float
-    """Slope of log λ_max/limit a step; 0 when unknown."""
-    stability_fit: float
-    above_steps: int
-    """Steps for which every measurement of λ_max has been above the limit; 0 when below."""
-    gradient_stability: float | None
-    """λ_grad over the limit."""
-    gradient_stability_growth: float
-    gradient_above_count: int
-    """Latest measurements of λ_grad in a row that were above the limit."""
-    step_stability: float | None
-    """λ_step over the limit: above 1 the step raised the loss of its own batch."""
-    limit: float | None
-    lambda_max: float | None
-    """As last measured, like `stability`."""
-    update_ratio: float | None
-    """Largest ‖Δw‖/‖w‖ of a layer."""
-    eps_fraction: float | None
-    """Mean over layers, weighted by size, of the share with √v̂ < ε."""
-    state_reset: bool
-    """Every layer's v̂ equals this step's g² although training is under way: the optimizer's state was lost."""
-    optimizer: Optimizer | None
-    leaders: Leaders
+    """Step of the sample."""
+    loss: float | None = None
+    """Logged loss, NaN and infinities included; None if the sample has none."""
+    lr: float | None = None
+    """Logged learning rate η, if finite."""
+    grad_norm: float | None = None
+    """Global ‖g‖ from the scalar or from the layers, if positive and finite."""
+    is_grad_norm_nonfinite: bool = False
+    """Whether the logged ‖g‖ is NaN or infinite."""
+    nonfinite: int = 0
+    """Number of gradient coordinates that are NaN or infinite."""
+    nonfinite_layers: tuple[str, ...] = ()
+    """Names of the first layers with non-finite coordinates."""
+    growth: float = 0.0
+    """Slope of log‖g‖ per step over the last 12 measurements; 0 if unknown."""
+    growth_fit: float = 0.0
+    """Share of the variance of log‖g‖ that this slope explains."""
+    growth_usual: float = 0.0
+    """Usual |growth| of this run, averaged over a few hundred steps; 0 if unknown."""
+    grad_ratio: float = 1.0
+    """Ratio of ‖g‖ to its moving average (decay 0.98) before this step; 1 if unknown."""
+    grad_z: float = 0.0
+    """Robust z-score of log‖g‖ against the last 64 steps; 0 if unknown or if `grad_ratio` is not above `MARKED`."""
+    decoupling: float | None = None
+    """Ratio Σg²/Σv̂; None without second moments."""
+    min_decoupling: float | None = None
+    """Smallest decoupling of the last 10 steps."""
+    decoupled_steps: int = 0
+    """Length of the present decoupled spell in steps, 0 outside one."""
+    stability: float | None = None
+    """Last measured λ_max over the limit 2/η; None if older than twice the usual pause."""
+    stability_peak: float | None = None
+    """Largest stability ratio of the last 10 steps, or the last measured one."""
+    stability_growth: float = 0.0
+    """Slope of log(λ_max/limit) per step; 0 if unknown."""
+    stability_fit: float = 0.0
+    """Share of the variance of log(λ_max/limit) that this slope explains."""
+    above_steps: int = 0
+    """Number of steps for which every measured λ_max has been above the limit, 0 if the last one was below."""
+    gradient_stability: float | None = None
+    """Last measured λ_grad over the limit."""
+    gradient_above_count: int = 0
+    """Number of the latest consecutive measurements of λ_grad that were above the limit."""
+    step_stability: float | None = None
+    """Measured λ_step over the limit; above 1 the step raised the loss of its own batch."""
+    limit: float | None = None
+    """Stability limit of the optimizer: the logged one, otherwise 2/η."""
+    lambda_max: float | None = None
+    """Last measured λ_max, with the same age limit as `stability`."""
+    update_ratio: float | None = None
+    """Largest ‖Δw‖/‖w‖ over all layers."""
+    eps_fraction: float | None = None
+    """Share of coordinates with √v̂ < ε, averaged over layers and weighted by their size."""
+    state_reset: bool = False
+    """Whether the optimizer's state was lost: v̂ of every layer equals this step's g² in mid-training."""
+    optimizer: Optimizer | None = None
+    """Optimizer of the writer."""
+    leaders: Leaders = msgspec.field(default_factory=lambda: Leaders((), np.zeros(0), np.zeros(0)))
+    """Leading layers of the gradient's growth."""
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Those that lead, most guilty first."""
+        """Names of the leading layers, largest contributor first."""
         return self.leaders.layers
 
     @property
     def layer_shares(self) -> tuple[float, ...]:
+        """Shares of the leading layers, in the order of `layers`."""
         return self.leaders.shares
 
     @property
     def beta1(self) -> float:
+        """Momentum coefficient of the optimizer, 0.9 if unknown."""
         value = self.optimizer.beta1 if self.optimizer is not None else None
         return 0.9 if value is None else value
 
-    @property
-    def beta2(self) -> float:
-        value = self.optimizer.beta2 if self.optimizer is not None else None
-        return 0.999 if value is None else value
-
 
 class Signals(msgspec.Struct):
-    """History behind a `Reading`. Bounded: a few dozen numbers, and two per layer."""
+    """History behind a `Reading`: a few dozen numbers, and two for each layer."""
 
     count: int = 0
+    """Number of samples so far."""
     layout: int | None = None
+    """Number of the layout that `fast` and `slow` belong to."""
     last_step: int | None = None
-    growth: Track = msgspec.field(default_factory=lambda: Track(GROWTH_STEPS))
-    grads: Track = msgspec.field(default_factory=lambda: Track(64))
-    """log‖g‖."""
-    decouplings: Track = msgspec.field(default_factory=lambda: Track(RECENT))
-    grad_mean: Mean = msgspec.field(default_factory=lambda: Mean(0.98))
-    growth_mean: Mean = msgspec.field(default_factory=lambda: Mean(0.995))
-    stabilities: Track = msgspec.field(default_factory=lambda: Track(TREND_POINTS))
-    """log of λ_max over the limit."""
-    gradient_stabilities: Track = msgspec.field(default_factory=lambda: Track(TREND_POINTS))
+    """Step of the last sample."""
+    growth: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(GROWTH_STEPS))
+    """The values of log‖g‖ that its slope is fitted to."""
+    grads: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(64))
+    """The values of log‖g‖ that its z-score is computed against."""
+    decouplings: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(RECENT))
+    grad_mean: MovingAverage = msgspec.field(default_factory=lambda: MovingAverage(0.98))
+    growth_mean: MovingAverage = msgspec.field(default_factory=lambda: MovingAverage(0.995))
+    stabilities: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(TREND_POINTS))
+    """Recent measurements of log(λ_max/limit)."""
+    gradient_stabilities: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(TREND_POINTS))
+    """Recent measurements of λ_grad over the limit."""
     gradient_above_count: int = 0
     decoupled_since: int | None = None
+    """First step of the present decoupled spell."""
     above_since: int | None = None
+    """Step since which every measured λ_max has been above the limit."""
     fast: Array = msgspec.field(default_factory=lambda: np.zeros(0))
-    """g² of each layer, mean over about 4 steps."""
+    """Average of g² over about 4 steps, shape (layers,)."""
     slow: Array = msgspec.field(default_factory=lambda: np.zeros(0))
-    """The same over about 50 steps."""
+    """Average of g² over about 50 steps, shape (layers,)."""
 
     def update(self, sample: Sample, sums: LayerSums) -> Reading:
+        """Add one sample and return its reading. `sums` are the sums over the layers of the same sample."""
         scalars = sample.scalars
         step = sample.step
         self.count += 1
         self._follow_layers(sample.layout, sums)
-        grad_norm = _positive(scalars.get("grad_norm"))
+        logged_norm = scalars.get("grad_norm")
+        grad_norm = _positive(logged_norm)
         if grad_norm is None and sums.squares is not None:
             grad_norm = _positive(math.sqrt(sums.square_sum))
         decoupling = sums.decoupling
         before = self.decouplings.values[-1] if self.decouplings.values else 1.0
-        grad_ratio, grad_z = self._gradient(step, grad_norm)
-        self._decoupled(step, decoupling)
+        grad_ratio, grad_z = self._follow_gradient(step, grad_norm)
+        self._follow_decoupling(step, decoupling)
         lr = _finite(scalars.get("lr"))
         limit = _positive(scalars.get("stability_limit"))
         if limit is None and lr is not None and lr > 0:
             limit = 2.0 / lr
         lambda_max = _finite(scalars.get("lambda_max"))
-        self._curvature(step, lambda_max, _finite(scalars.get("lambda_grad")), limit)
+        self._follow_curvature(step, lambda_max, _finite(scalars.get("lambda_grad")), limit)
         line = self.growth.line(GROWTH_STEPS // 2)
-        usual = self.growth_mean.value  # of the past alone
+        usual = self.growth_mean.value  # without this step
         if line is not None:
-            self.growth_mean.push(min(abs(line.slope), UNUSUAL * usual) if usual else abs(line.slope))
+            self.growth_mean.push(min(abs(line.slope), MAX_GROWTH_RATIO * usual) if usual else abs(line.slope))
         stability = _last(self.stabilities, step)
         peak = max(self.stabilities.since(step - RECENT + 1), default=None)
         trend = self.stabilities.line(4, step - TREND_STEPS)
-        gradient_trend = self.gradient_stabilities.line(3, step - 40)
         step_lambda = _finite(scalars.get("lambda_step"))
-        least = self.decouplings.since(step - RECENT + 1)
+        decouplings = self.decouplings.since(step - RECENT + 1)
         self.last_step = step
         return Reading(
             step=step,
             loss=scalars.get("loss"),
             lr=lr,
             grad_norm=grad_norm,
+            is_grad_norm_nonfinite=logged_norm is not None and not math.isfinite(logged_norm),
             nonfinite=sums.nonfinite,
-            has_layers=sums.squares is not None,
+            nonfinite_layers=sums.guilty,
             growth=0.0 if line is None else line.slope,
             growth_fit=0.0 if line is None else line.fit,
             growth_usual=usual or 0.0,
             grad_ratio=grad_ratio,
             grad_z=grad_z,
             decoupling=decoupling,
-            decoupling_least=min(least) if least else None,
+            min_decoupling=min(decouplings) if decouplings else None,
             decoupled_steps=0 if self.decoupled_since is None else step - self.decoupled_since + 1,
             stability=None if stability is None else _exp(stability),
             stability_peak=None if stability is None else _exp(stability if peak is None else peak),
@@ -187,7 +216,6 @@ class Signals(msgspec.Struct):
             stability_fit=0.0 if trend is None else trend.fit,
             above_steps=0 if self.above_since is None or stability is None else step - self.above_since + 1,
             gradient_stability=_last(self.gradient_stabilities, step),
-            gradient_stability_growth=0.0 if gradient_trend is None else gradient_trend.slope,
             gradient_above_count=self.gradient_above_count,
             step_stability=step_lambda / limit if step_lambda is not None and limit is not None else None,
             limit=limit,
@@ -200,7 +228,7 @@ class Signals(msgspec.Struct):
         )
 
     def _follow_layers(self, layout: Layout | None, sums: LayerSums) -> None:
-        """The averages of g². Arrays are replaced, never changed: a reading keeps those of its step."""
+        """Update the averages of g². Arrays are replaced, never changed, because readings keep those of their step."""
         if layout is None or not sums.has_gradients:
             return
         layers = len(layout.layers)
@@ -209,7 +237,7 @@ class Signals(msgspec.Struct):
         squares, known = sums.squares, sums.known
         if squares is None:
             return
-        if not (layers and self.slow[0]) and not self.slow.any():  # the first one settles it for nearly all
+        if not (layers and self.slow[0]) and not self.slow.any():  # the first layer decides nearly always
             self.fast, self.slow = squares.copy(), squares.copy()
             return
         fast, slow = 0.75 * self.fast, 0.98 * self.slow
@@ -218,20 +246,20 @@ class Signals(msgspec.Struct):
         self.fast = fast if known is None else np.where(known, fast, self.fast)
         self.slow = slow if known is None else np.where(known, slow, self.slow)
 
-    def _gradient(self, step: int, grad_norm: float | None) -> tuple[float, float]:
-        """‖g‖ over its moving average, and the robust z-score of its logarithm, both against the past alone."""
+    def _follow_gradient(self, step: int, grad_norm: float | None) -> tuple[float, float]:
+        """Return the ratio of ‖g‖ to its moving average and the z-score of log‖g‖, both against earlier steps only."""
         if grad_norm is None:
             return 1.0, 0.0
         log_norm = math.log(grad_norm)
         mean = self.grad_mean.value
         ratio = grad_norm / mean if mean is not None and mean > 0 else 1.0
-        z = self.grads.z(log_norm, least=10, floor=0.02) if ratio > MARKED else 0.0
+        z = self.grads.z_score(log_norm, min_count=10, min_spread=0.02) if ratio > MARKED else 0.0
         self.grad_mean.push(grad_norm)
         self.grads.push(step, log_norm)
         self.growth.push(step, log_norm)
         return ratio, z
 
-    def _decoupled(self, step: int, decoupling: float | None) -> None:
+    def _follow_decoupling(self, step: int, decoupling: float | None) -> None:
         if decoupling is None:
             return
         self.decouplings.push(step, decoupling)
@@ -240,7 +268,9 @@ class Signals(msgspec.Struct):
         elif decoupling > COUPLED:
             self.decoupled_since = None
 
-    def _curvature(self, step: int, lambda_max: float | None, lambda_grad: float | None, limit: float | None) -> None:
+    def _follow_curvature(
+        self, step: int, lambda_max: float | None, lambda_grad: float | None, limit: float | None
+    ) -> None:
         if limit is None:
             return
         if lambda_max is not None and lambda_max > 0:
@@ -250,7 +280,7 @@ class Signals(msgspec.Struct):
             elif self.above_since is None:
                 self.above_since = step
         if lambda_grad is not None:
-            self.gradient_stabilities.push(step, min(max(lambda_grad / limit, -ABSURD), ABSURD))
+            self.gradient_stabilities.push(step, min(max(lambda_grad / limit, -MAX_GRADIENT_RATIO), MAX_GRADIENT_RATIO))
             self.gradient_above_count = self.gradient_above_count + 1 if lambda_grad > limit else 0
 
 
@@ -266,5 +296,5 @@ def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))
 
 
-def _last(track: Track, step: int) -> float | None:
-    return None if track.age(step) is None else track.values[-1]
+def _last(points: RecentPoints, step: int) -> float | None:
+    return points.values[-1] if points.is_current(step) else None

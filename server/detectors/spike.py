@@ -1,22 +1,25 @@
-"""A spike of the loss as it happens: median and MAD of recent losses, scale-free.
+"""A spike of the loss as it happens, found with the median and the MAD of recent losses; independent of scale.
 
-Rules: with m and s the median and 1.4826·MAD of the last 40 losses outside spikes, the loss is *high* above
-m + max(6 s, 1 % of m, 10⁻⁴ of the run's first loss). A spike begins when two of three losses are high, or at once
-when one is above m + max(12 s, 50 % of m, the same floor). It ends when three losses in a row are back within a
-quarter of the peak, or after 150 steps, when the new level is learnt.
+Rule: with m and s the median and 1.4826·MAD of the last 40 losses outside spikes, a loss is *high* above
+m + max(6 s, 1 % of m, 10⁻⁴ of the run's first loss). A spike begins when two of three losses are high, or at once when
+one loss is above m + max(12 s, 50 % of m, the same floor). It ends when three losses in a row are back within a quarter
+of the peak, or after 150 steps, when the new level is learnt.
 
-Trade-off: the absolute floor hides changes that mean nothing (1e-14 → 3e-14 when training began at 1) and the factor 6
-hides the noise of small batches; a rise by 3 % on a quiet curve (Marin 32B: 1.96 → 2.02) passes both. Six deviations of
-a heavy-tailed loss are crossed now and then, so small spikes are reported at level watch.
+Trade-off: the absolute floor hides changes without meaning (1e-14 → 3e-14 when training began at 1), and the factor 6
+hides the noise of small batches; a rise by 3 % on a quiet curve (Marin 32B: 1.96 → 2.02) passes both. A heavy-tailed
+loss exceeds six deviations now and then, so small spikes are reported at level watch.
 
 >>> detector = SpikeDetector()
->>> _ = [detector.update(step, 1.0 + 0.001 * (step % 3)) for step in range(50)]
+>>> for step in range(50):
+...     detector.update(Reading(step=step, loss=1.0 + 0.001 * (step % 3)), Context())
 >>> detector.active
 False
->>> detector.update(50, 3.0).began
-True
+>>> reading = Reading(step=50, loss=3.0)
+>>> detector.update(reading, Context())
+>>> detector.finding(reading, Context()).message
+'The loss rose from 1 to 3. No build-up was seen before it.'
 
-References: OLMo 2's and OLMo-core's spike scores (6–7 σ); marin#1390.
+References: the spike scores of OLMo 2 and OLMo-core (6–7 σ); marin#1390.
 """
 
 from __future__ import annotations
@@ -28,83 +31,104 @@ import msgspec
 
 from server.detectors.advice import advice_after_spike
 from server.detectors.causes import CauseOfSpike
-from server.detectors.robust import Window, median, median_and_spread
+from server.detectors.context import Context
+from server.detectors.robust import RecentValues, median, median_and_spread
 from server.detectors.signals import Reading
 from server.models import AlertKind, AlertLevel, Event, EventKind, Finding
 
 WINDOW: Final = 40
-LEAST: Final = 10
-"""Losses needed before anything is judged."""
+"""Number of losses in the median."""
+MIN_LOSSES: Final = 10
+"""Number of losses before which nothing is judged."""
 HIGH, VERY_HIGH = 6.0, 12.0
-"""In robust standard deviations."""
+"""Rises of the loss in robust standard deviations."""
 RISE, STEEP_RISE = 0.01, 0.5
-"""Relative to the median."""
+"""Rises of the loss relative to the median."""
 FLOOR: Final = 1e-4
-"""Relative to the first losses of the run: less is numerically negligible."""
+"""Rise of the loss relative to the first losses of the run, below which it is numerically negligible."""
 LONGEST: Final = 150
+"""Number of steps after which a spike ends and its level becomes the new one."""
 BACK: Final = 0.25
+"""Share of the peak's height under which the loss is back."""
 AFTERSHOCK: Final = 20
-"""Steps after a spike in which another one belongs to it: same onset, same cause."""
+"""Number of steps after a spike in which another one belongs to it: same onset, same cause."""
 RISE_STEPS: Final = 60
-"""The rise that led to a spike is followed back this far at most."""
-
-
-class Change(msgspec.Struct, frozen=True):
-    """What one loss changed."""
-
-    began: bool = False
-    ended: bool = False
+"""Number of steps that the rise before a spike is followed back at most."""
 
 
 class SpikeDetector(msgspec.Struct):
-    """Follows the loss; `active` from the step a spike is recognised until it is over."""
+    """Detector of spikes of the loss."""
 
-    losses: Window = msgspec.field(default_factory=lambda: Window(WINDOW))
+    losses: RecentValues = msgspec.field(default_factory=lambda: RecentValues(WINDOW))
+    """Recent losses outside spikes."""
     scale: float = 0.0
     """Level of the run's first losses."""
     seen: int = 0
+    """Number of finite losses so far."""
     active: bool = False
+    """Whether a spike is in progress, from the step at which it was recognised."""
     onset: int = 0
-    """First step of the rise."""
+    """First step of the rise that led to the spike."""
     trigger: int = 0
+    """Step at which the spike was recognised."""
     peak: float = 0.0
+    """Largest loss of the spike."""
     peak_step: int = 0
+    """Step of the largest loss."""
     baseline: float = 0.0
+    """Median of the losses before the spike."""
     deviation: float = 0.0
+    """Robust standard deviation of the losses before the spike."""
     back: int = 0
+    """Number of the latest consecutive losses that are back within a quarter of the peak."""
     shifted: bool = False
-    """The last spike ended because its level became the new one."""
+    """Whether the last spike ended because its level became the new one."""
     high: list[bool] = []
-    """Of the last three losses."""
+    """Whether each of the last three losses was high."""
     rise_start: int | None = None
+    """First step of the present rise."""
     gap: int = 0
+    """Number of the latest consecutive losses below the threshold of a rise."""
     settling: list[float] = []
-    """Losses since a spike began, for the level after it."""
+    """Losses since the spike began, from which the level after it is learnt."""
     tail_until: int | None = None
-    """Step at which the decay after a spike is given up and its level learnt; None outside a tail."""
+    """Step at which the decay after a spike is given up and its level learnt; None outside such a tail."""
     ended: int | None = None
     """Step at which the last spike was over."""
     cause: CauseOfSpike | None = None
-    """Judged once, when the spike began."""
+    """Cause of the spike, judged once when it began."""
 
-    def update(self, step: int, loss: float | None) -> Change:
-        if loss is None or not math.isfinite(loss):
-            return Change()
-        self.seen += 1
-        if self.seen <= 3:
-            self.scale = max(self.scale, abs(loss))
-        return self._during(step, loss) if self.active else self._outside(step, loss)
+    def update(self, reading: Reading, context: Context) -> Event | None:
+        """Add one reading and return an event for a spike that ended at its step."""
+        step, loss = reading.step, reading.loss
+        event = None
+        if loss is not None and math.isfinite(loss):
+            self.seen += 1
+            if self.seen <= 3:
+                self.scale = max(self.scale, abs(loss))
+            if not self.active:
+                self._outside(step, loss)
+                if self.active and self.cause is None:
+                    self.cause = context.causes.judge(reading, self.onset)
+            elif self._ends(step, loss):
+                event = self._event()
+                context.is_level_new = self.shifted
+        context.is_spiking, context.spike_peak_step = self.active, self.peak_step
+        if self.active:
+            context.spike_level = self._level()
+        return event
 
-    def _outside(self, step: int, loss: float) -> Change:
+    def _outside(self, step: int, loss: float) -> None:
+        """Add a loss while no spike is in progress, and begin one if the loss is high enough."""
         in_tail = self._in_tail(step, loss)
         values = self.settling if in_tail else self.losses.values
-        if len(values) >= (3 if in_tail else LEAST):
+        if len(values) >= (3 if in_tail else MIN_LOSSES):
             self.baseline = median(values)
             level = abs(self.baseline)
             floor = FLOOR * self.scale
             rise = loss - self.baseline
             is_up = rise > max(RISE * level, floor)
-            # Most losses are not up at all: of those nobody asks how much the others deviate.
+            # Most losses are not up at all, and need no deviation of the others.
             self.deviation = median_and_spread(values)[1] if is_up else 0.0
             caution = 2.0 if not in_tail and len(values) < WINDOW // 2 else 1.0
             is_high = is_up and rise > caution * max(
@@ -115,22 +139,21 @@ class SpikeDetector(msgspec.Struct):
             self.high = [*self.high[-2:], is_high]
             if is_very_high or (is_high and sum(self.high) >= 2):
                 self.active, self.trigger, self.back, self.shifted = True, step, 0, False
-                again = self.ended is not None and step - self.ended <= AFTERSHOCK
-                if not again:
+                is_aftershock = self.ended is not None and step - self.ended <= AFTERSHOCK
+                if not is_aftershock:
                     self.onset = step if self.rise_start is None else max(self.rise_start, step - RISE_STEPS)
                     self.cause = None
                 self.peak, self.peak_step, self.settling = loss, step, [loss]
-                return Change(began=True)
+                return
             if is_high:
-                return Change()
+                return
         if in_tail:
-            self.settling = [*self.settling[-(LEAST - 1) :], loss]
+            self.settling = [*self.settling[-(MIN_LOSSES - 1) :], loss]
         else:
             self.losses.push(loss)
-        return Change()
 
     def _in_tail(self, step: int, loss: float) -> bool:
-        """Whether the loss is still on its way back; the losses before the spike stay the measure until it is."""
+        """Return whether the loss still decays after a spike; it is then compared to the losses before the spike."""
         if self.tail_until is None:
             return False
         values = self.losses.values
@@ -153,13 +176,14 @@ class SpikeDetector(msgspec.Struct):
             if self.gap > 2:
                 self.rise_start = None
 
-    def _during(self, step: int, loss: float) -> Change:
+    def _ends(self, step: int, loss: float) -> bool:
+        """Add a loss to the spike in progress and return whether the spike ends with it."""
         if loss > self.peak:
             self.peak, self.peak_step = loss, step
         self.settling = [*self.settling[-(WINDOW - 1) :], loss]
         self.back = self.back + 1 if loss <= self.baseline + BACK * (self.peak - self.baseline) else 0
         if self.back < 3 and step - self.trigger < LONGEST:
-            return Change()
+            return False
         self.shifted = self.back < 3
         if self.shifted:
             self.losses.values = list(self.settling)
@@ -167,22 +191,29 @@ class SpikeDetector(msgspec.Struct):
             self.settling = self.settling[-3:]
             self.tail_until = step + LONGEST
         self.active, self.high, self.rise_start, self.ended = False, [], None, step
-        return Change(ended=True)
+        return True
 
-    def finding(self, reading: Reading) -> Finding | None:
-        """What holds while a spike is under way."""
+    @property
+    def _deviations(self) -> float | None:
+        """Height of the spike in robust standard deviations of the losses before it."""
+        return (self.peak - self.baseline) / self.deviation if self.deviation > 0 else None
+
+    def _level(self) -> AlertLevel:
+        rise, deviations = self.peak - self.baseline, self._deviations
+        is_tall = rise > 0.2 * abs(self.baseline) or (deviations is not None and deviations > 25)
+        if not is_tall or rise <= 1e-3 * self.scale:
+            return AlertLevel.WATCH
+        return AlertLevel.CRITICAL if rise > self.scale else AlertLevel.WARNING
+
+    def finding(self, reading: Reading, context: Context) -> Finding | None:
+        """Return the finding while a spike is in progress."""
+        del context
         cause = self.cause
         if not self.active or cause is None:
             return None
-        rise = self.peak - self.baseline
-        deviations = rise / self.deviation if self.deviation > 0 else None
-        tall = rise > 0.2 * abs(self.baseline) or (deviations is not None and deviations > 25)
-        level = AlertLevel.WARNING if tall and rise > 1e-3 * self.scale else AlertLevel.WATCH
-        if rise > self.scale and level is AlertLevel.WARNING:
-            level = AlertLevel.CRITICAL
         return Finding(
             kind=AlertKind.SPIKE,
-            level=level,
+            level=self._level(),
             step=self.onset,
             title=f"Loss spike at step {self.onset}",
             message=f"The loss rose from {self.baseline:.3g} to {self.peak:.3g}. {cause.sentence}",
@@ -193,14 +224,13 @@ class SpikeDetector(msgspec.Struct):
                 "loss_baseline": self.baseline,
                 "loss_peak": self.peak,
                 "peak_step": self.peak_step,
-                "loss_deviations": deviations,
+                "loss_deviations": self._deviations,
                 **cause.evidence,
             },
             advice=advice_after_spike(cause.cause, reading),
         )
 
-    def event(self) -> Event:
-        """The spike that has just ended."""
+    def _event(self) -> Event:
         return Event(
             step=self.onset,
             kind=EventKind.SPIKE,

@@ -1,9 +1,20 @@
 """The five stages of an Adam spike (Bai et al.; docs/science.md), with hysteresis.
 
-stable → decoupled: v has heard nothing for 20 steps. → unstable: λ_max above the limit for 5 steps with v lagging, or a
-predicted climb. → spiking: the loss spike is under way and has not peaked for 3 steps. → recovering until the loss is
-back and λ_max under the limit, 200 steps at most. Where curvature is not measured, the climb alone stands for
-"unstable".
+Rule: a run is stable, and becomes
+
+* *decoupled* after 20 steps in which v is decoupled from the gradient (Σg²/Σv̂ < 0.1);
+* *unstable* when λ_max was above the limit for 5 steps with v decoupled, or when a spike is predicted at level warning
+  or above, until λ_max is under 95 % of the limit;
+* *spiking* while a spike of the loss is in progress and its peak is less than 3 steps old;
+* *recovering* until the loss is back and λ_max under the limit, for 200 steps at most.
+
+Trade-off: where curvature is not measured, a predicted spike alone stands for "unstable".
+
+>>> tracker = StageTracker()
+>>> tracker.update(Reading(step=1), Context(is_first=True)).detail
+{'stage': 'stable'}
+>>> tracker.update(Reading(step=2, decoupled_steps=20), Context()).detail
+{'stage': 'decoupled'}
 """
 
 from __future__ import annotations
@@ -13,44 +24,55 @@ from typing import Final
 import msgspec
 
 from server.detectors.causes import is_stale
+from server.detectors.context import Context
 from server.detectors.signals import Reading
-from server.models import Stage
+from server.models import Event, EventKind, Stage
 
 DECOUPLED_STEPS: Final = 20
+"""Length of a decoupled spell in steps that makes a run decoupled."""
 ABOVE_STEPS: Final = 5
+"""Number of steps above the limit that make a run unstable."""
 BELOW: Final = 0.95
-"""λ_max over the limit under which a run is stable again (hysteresis)."""
+"""Ratio of λ_max to the limit under which a run is no longer unstable (hysteresis)."""
 PEAK_STEPS: Final = 3
+"""Number of steps after its peak from which a spike is recovering."""
 RECOVERY_STEPS: Final = 200
-
-
+"""Longest recovery in steps."""
 STAGES: Final = {stage.value: stage for stage in Stage}
+"""Stages by their value; a lookup here is faster than the call of the enumeration."""
 
 
 class StageTracker(msgspec.Struct):
+    """Detector of the stage that a run is in."""
+
     stage: str = Stage.STABLE.value
     since: int = 0
     """Step at which the stage began."""
 
-    def update(self, reading: Reading, *, spiking: bool, peak_step: int, climbing: bool) -> bool:
-        """Whether the stage changed. `climbing`: a spike is predicted at warning or above."""
-        after = self._next(reading, spiking, peak_step, climbing)
-        if after.value == self.stage:
-            return False
-        self.stage, self.since = after.value, reading.step
-        return True
+    def update(self, reading: Reading, context: Context) -> Event | None:
+        """Add one reading and return an event when the stage changed, and at the first reading."""
+        after = self._next(reading, context)
+        if after.value != self.stage:
+            self.stage, self.since = after.value, reading.step
+        elif not context.is_first:
+            return None
+        return Event(step=reading.step, kind=EventKind.STAGE, detail={"stage": self.stage})
 
-    def _next(self, reading: Reading, spiking: bool, peak_step: int, climbing: bool) -> Stage:
+    def finding(self, reading: Reading, context: Context) -> None:
+        """Report no finding, because the stage is part of every verdict."""
+        del reading, context
+
+    def _next(self, reading: Reading, context: Context) -> Stage:
         now = STAGES[self.stage]
-        if spiking:
-            return Stage.SPIKING if reading.step - peak_step < PEAK_STEPS else Stage.RECOVERING
+        if context.is_spiking:
+            return Stage.SPIKING if reading.step - context.spike_peak_step < PEAK_STEPS else Stage.RECOVERING
         ratio = reading.stability
         if now in (Stage.SPIKING, Stage.RECOVERING):
             settled = ratio is None or ratio < 1.0
             if not settled and reading.step - self.since < RECOVERY_STEPS:
                 return Stage.RECOVERING
         above = ratio is not None and reading.above_steps >= ABOVE_STEPS and is_stale(reading)
-        if climbing or above:
+        if context.is_spike_predicted or above:
             return Stage.UNSTABLE
         if now is Stage.UNSTABLE and ratio is not None and ratio > BELOW and is_stale(reading):
             return Stage.UNSTABLE

@@ -1,1 +1,1 @@
-"""Logs of other tools become runs: TensorBoard, W&B, CSV, Parquet (docs/export.md)."""
+"""Import of logs of other tools as runs: TensorBoard, W&B, CSV and Parquet (docs/export.md)."""

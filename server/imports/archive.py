@@ -1,4 +1,4 @@
-"""The ZIP files that our exports make: their tables are read where they lie."""
+"""Import of the ZIP files that an export writes, whose tables are read in place, without unpacking."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from server.imports.parquet_file import read_export
 
 SUFFIX = ".zip"
 _LOCAL_HEADER = struct.Struct("<26xHH")
-"""Of an entry: the lengths of its name and of what follows that, before the data."""
+"""End of an entry's header: the lengths of its name and of its extra field, which precede the data."""
 
 
 def open_file(path: Path) -> LoggedRun:
-    """Raises `ImportFileError`."""
+    """Return the run of an archive. Raises `ImportFileError`."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
         if STEPS not in members:
-            raise ImportFileError(path, None, f"there is no {STEPS} in it: this is not what an export writes")
+            raise ImportFileError(path, None, f"there is no {STEPS} in it; only archives of an export can be imported")
         for name in (STEPS, HISTOGRAMS):
             if name in members and members[name].compress_type != zipfile.ZIP_STORED:
-                raise ImportFileError(path, name, "it was packed again; unpack it, and import the folder")
-        places = {name: _place(path, members[name]) for name in (STEPS, HISTOGRAMS) if name in members}
+                raise ImportFileError(path, name, "it has been compressed again; unpack it, and import the folder")
+        extents = {name: _extent(path, members[name]) for name in (STEPS, HISTOGRAMS) if name in members}
     except (OSError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
         raise ImportFileError(path, None, f"it cannot be read as ZIP ({error})") from error
 
-    def steps() -> Window:
-        return Window(path, *places[STEPS])
+    def steps() -> FileSlice:
+        return FileSlice(path, *extents[STEPS])
 
-    def histograms() -> Window:
-        return Window(path, *places[HISTOGRAMS])
+    def histograms() -> FileSlice:
+        return FileSlice(path, *extents[HISTOGRAMS])
 
-    return read_export(path, digest([path]), steps, histograms if HISTOGRAMS in places else None)
+    return read_export(path, digest([path]), steps, histograms if HISTOGRAMS in extents else None)
 
 
-class Window(io.RawIOBase):
-    """A part of a file, as a file."""
+class FileSlice(io.RawIOBase):
+    """Part of a file that can be read like a file."""
 
     def __init__(self, path: Path, start: int, size: int) -> None:
-        """Raises `OSError`."""
+        """Open the ``size`` bytes of a file from ``start`` on. Raises `OSError`."""
         self._file = path.open("rb", buffering=0)
         self._start = start
         self._size = size
@@ -59,25 +59,29 @@ class Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset within the slice, and return it."""
         self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
         return self._at
 
     def tell(self) -> int:
+        """Return the current offset within the slice."""
         return self._at
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer up to the end of the slice, and return the number of bytes."""
         self._file.seek(self._start + self._at)
         found = self._file.readinto(memoryview(buffer)[: max(0, self._size - self._at)]) or 0
         self._at += found
         return found
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
         super().close()
 
 
-def _place(path: Path, info: zipfile.ZipInfo) -> tuple[int, int]:
-    """Where the data of an entry begin, and how long they are. Raises `OSError` and `struct.error`."""
+def _extent(path: Path, info: zipfile.ZipInfo) -> tuple[int, int]:
+    """Return the offset and the size of an entry's data. Raises `OSError` and `struct.error`."""
     with path.open("rb") as file:
         file.seek(info.header_offset)
         name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))

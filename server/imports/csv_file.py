@@ -1,8 +1,8 @@
-"""CSV files with a column of steps: our own exports, those of W&B and TensorBoard, and anybody's.
+"""Import of CSV files with a column of steps: exports of Spikewatch, W&B and TensorBoard, and any other table.
 
-A column is read when its first cell that is not empty is a number; from then on each of its cells must be one or
-empty. Empty, or one of `NOTHING`, says "not logged here". The header tells what separates the cells; between
-semicolons a comma may be the decimal sign, as spreadsheets of many languages write it.
+A column is imported if its first cell that is not empty is a number; all later cells must be numbers or empty. An empty
+cell, or one of `EMPTY_CELLS`, means "not logged here". The separator is detected from the header. Where it is not the
+comma, a comma may be the decimal separator, as in spreadsheets of many languages.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import msgspec
 from client_sdk.protocol import Record
 from server.errors import ImportFileError
 from server.imports.logged_run import LoggedRun, Note, checked_step, digest
-from server.imports.table_columns import EXPORTED, Part, find_parts
+from server.imports.table_columns import EXPORTED, Part, find_parts, note_without_numbers
 
 SEPARATORS = (",", ";", "\t")
-NOTHING = frozenset({"", "na", "n/a", "null", "none", "-"})
-"""Cells, in small letters, as R, SQL, Python and people write that there is no value."""
-HEADER_CHARS = 4 * 1024 * 1024  # a longer first line is that of no table
+EMPTY_CELLS = frozenset({"", "na", "n/a", "null", "none", "-"})
+"""Cells without a value as R, SQL, Python and people write them, in lower case."""
+HEADER_CHARS = 4 * 1024 * 1024  # a file with a longer first line is not a table
 SIDECAR = ".json"
-"""Beside an export FILE.csv lies FILE.csv.json, with what a CSV has no place for."""
+"""Suffix of the file next to an exported FILE.csv that describes the run, since a CSV file cannot."""
 
 
 class _Sidecar(msgspec.Struct):
@@ -39,18 +39,18 @@ class _Sidecar(msgspec.Struct):
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """How a file is written, by its first line."""
+    """Format of a file, as detected from its beginning and end."""
 
     path: Path
     encoding: str
     separator: str
     header: list[str]
     is_cut: bool
-    """Its last line has no end."""
+    """Whether the last line is incomplete."""
 
     @classmethod
     def of(cls, path: Path) -> _Table:
-        """Raises `ImportFileError`."""
+        """Detect the format of a file. Raises `ImportFileError`."""
         with _readable(path, lambda: "line 1"):
             with path.open("rb") as raw:
                 mark = raw.read(2)
@@ -59,16 +59,18 @@ class _Table:
             encoding = "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
             with path.open(newline="", encoding=encoding) as file:
                 line = file.readline(HEADER_CHARS)
-                separator = max(SEPARATORS, key=line.count)  # the comma where none is there
+                separator = max(SEPARATORS, key=line.count)  # the comma if there is none of them
                 file.seek(0)
                 header = next(csv.reader(file, delimiter=separator, strict=True), [])
-        if tuple(header[: len(EXPORTED)]) != EXPORTED:  # an export has the names as they were logged
+        if tuple(header[: len(EXPORTED)]) != EXPORTED:  # names in an export stay as they were logged
             header = [name.strip() for name in header]
         return cls(path=path, encoding=encoding, separator=separator, header=header, is_cut=is_cut)
 
     def rows(self, note: Note) -> Iterator[tuple[int, list[str]]]:
-        """(line, cells) of each row below the header. A file that breaks off is read up to there. Raises
-        `ImportFileError`."""
+        """Yield the line number and the cells of each row below the header.
+
+        A file that was cut off is read up to that point. Raises `ImportFileError`.
+        """
         number = 1
         with (
             _readable(self.path, lambda: f"after line {number}"),
@@ -94,7 +96,7 @@ class _Table:
                 note(f"{self.path} breaks off after line {number}; the lines before that are read")
 
     def number(self, cell: str) -> float | None:
-        """None where the cell, without spaces around it, is no number."""
+        """Return the number in a cell without surrounding spaces, or None if it is not a number."""
         if self.separator != "," and "," in cell and "." not in cell:
             cell = cell.replace(",", ".")
         try:
@@ -103,8 +105,8 @@ class _Table:
             return None
 
     def time(self, cell: str) -> float | None:
-        """Unix seconds, from a number of them or from a date and time, in UTC where it names no zone."""
-        if cell.lower() in NOTHING:
+        """Return the Unix time in a cell: seconds, or a date and time, which is UTC unless it names a time zone."""
+        if cell.lower() in EMPTY_CELLS:
             return math.nan
         seconds = self.number(cell)
         if seconds is not None:
@@ -117,7 +119,7 @@ class _Table:
 
 
 def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun]:
-    """Raises `ImportFileError`."""
+    """Return the runs of a CSV file. ``step_column`` names the column of steps. Raises `ImportFileError`."""
     table = _Table.of(path)
     header = table.header
     fallback = path.stat().st_mtime
@@ -159,22 +161,22 @@ def _records(table: _Table, part: Part, fallback: float, note: Note) -> Iterator
         scalars = {}
         for at, name in list(columns.items()):
             cell = row[at].strip()
-            if cell.lower() in NOTHING:
+            if cell.lower() in EMPTY_CELLS:
                 continue
             value = table.number(cell)
             if value is not None:
                 numeric.add(at)
                 scalars[name] = value
             elif at in numeric:
-                raise ImportFileError(path, place, f"{cell!r} in the column {header[at]!r} is no number")
+                raise ImportFileError(path, place, f"{cell!r} in the column {header[at]!r} is not a number")
             else:
                 del columns[at]
-                note(f"{path}: the column {header[at]!r} holds no numbers and is left out")
+                note_without_numbers(path, header[at], note)
         step = _integer(table, place, header[step_at], row[step_at].strip())
         time = fallback if time_at is None else table.time(row[time_at].strip())
         if time is None:
             raise ImportFileError(
-                path, place, f"{row[time_at or 0]!r} is no time: expected Unix seconds, or 2026-11-22T12:30:00"
+                path, place, f"{row[time_at or 0]!r} is not a time; write Unix seconds or 2026-11-22T12:30:00"
             )
         rank = 0 if rank_at is None else _integer(table, place, "rank", row[rank_at].strip())
         if scalars or part.name is None:
@@ -187,17 +189,17 @@ def _integer(table: _Table, place: str, name: str, cell: str) -> int:
     except ValueError:
         value = table.number(cell)
         if value is None or not math.isfinite(value) or value != int(value):
-            raise ImportFileError(table.path, place, f"{cell!r} in the column {name!r} is no whole number") from None
+            raise ImportFileError(table.path, place, f"{cell!r} in the column {name!r} is not a whole number") from None
         return int(value)
 
 
 @contextlib.contextmanager
 def _readable(path: Path, place: Callable[[], str]) -> Iterator[None]:
-    """``place``: how far the reading has come."""
+    """Turn errors of reading into `ImportFileError`. ``place`` returns how far the reading has come."""
     try:
         yield
     except UnicodeError as error:
-        # Read in large pieces: which line it is in is not known.
+        # The file is decoded in large pieces, so the line is unknown.
         raise ImportFileError(path, None, f"it is not UTF-8 ({error}); save it as UTF-8") from error
     except (OSError, csv.Error) as error:
         raise ImportFileError(path, place(), str(error)) from error
@@ -210,5 +212,5 @@ def _sidecar(path: Path) -> dict[str, Any]:
     try:
         run: dict[str, Any] = msgspec.json.decode(beside.read_bytes(), type=_Sidecar).run
     except (OSError, msgspec.DecodeError) as error:
-        raise ImportFileError(beside, None, f"this is not what an export writes ({error})") from error
+        raise ImportFileError(beside, None, f"it cannot be read as the description of an export ({error})") from error
     return run

@@ -1,4 +1,4 @@
-"""Which runs lie under the paths that somebody names."""
+"""Search for files that can be imported."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from server.imports import archive, csv_file, parquet_file, tensorboard, wandb_f
 from server.imports.logged_run import LoggedRun, Note
 
 SUFFIXES = frozenset({wandb_file.SUFFIX, archive.SUFFIX, ".csv", ".parquet"})
-"""Of the files that are looked for in folders."""
+"""Suffixes of the files that are imported from folders."""
 Opener = Callable[[], list[LoggedRun]]
+"""Function that opens a file or folder. Raises `ImportFileError`."""
 
 
 def discover(path: Path, step_column: str | None, note: Note) -> Iterator[tuple[Path, Opener]]:
-    """Each file or folder with runs, and how to open it; a folder is searched with all that is below it.
+    """Yield each file or folder with runs, and a function that opens it. A folder is searched recursively.
 
-    Raises `ImportFileError` where there is nothing to import.
+    ``step_column`` names the column of steps in tables, ``note`` receives what an import leaves out. Raises
+    `ImportFileError` if there is nothing to import.
     """
     if path.is_dir():
         found = False
@@ -37,14 +39,12 @@ def discover(path: Path, step_column: str | None, note: Note) -> Iterator[tuple[
                 yield here, open_events
             for file in sorted(names):
                 if file == HISTOGRAMS and STEPS in names:
-                    continue  # read with the steps
+                    continue  # it is read together with the steps
                 if Path(file).suffix in SUFFIXES and "tfevents" not in file:
                     found = True
                     yield here / file, _opener(here / file, step_column, note)
         if not found:
-            raise ImportFileError(
-                path, None, "nothing to import below it: no event files, no .wandb, .csv, .parquet or .zip"
-            )
+            raise ImportFileError(path, None, "nothing to import in it: no event files, .wandb, .csv, .parquet or .zip")
     elif path.is_file():
         yield path, _opener(path, step_column, note)
     else:
@@ -52,7 +52,7 @@ def discover(path: Path, step_column: str | None, note: Note) -> Iterator[tuple[
 
 
 def _opener(path: Path, step_column: str | None, note: Note) -> Opener:
-    def open_it() -> list[LoggedRun]:
+    def open_by_name() -> list[LoggedRun]:
         if "tfevents" in path.name:
             return [tensorboard.open_file(path, note)]
         if path.suffix == wandb_file.SUFFIX:
@@ -66,7 +66,7 @@ def _opener(path: Path, step_column: str | None, note: Note) -> Opener:
         raise ImportFileError(
             path,
             None,
-            "its name tells no format: expected an event file of TensorBoard, .wandb, .csv, .parquet or .zip",
+            "its name does not show its format; expected an event file of TensorBoard, .wandb, .csv, .parquet or .zip",
         )
 
-    return open_it
+    return open_by_name

@@ -1,4 +1,4 @@
-"""``histograms.parquet`` of an export, on its way back to the records that it belongs to."""
+"""Import of the histograms of an export: rows of ``histograms.parquet`` return to the records they were logged with."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import pyarrow.parquet
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms, Record
 from server.errors import ImportFileError
 
-ROWS = 16_384  # of the table, held at once
+ROWS_AT_ONCE = 16_384
 
 Key = tuple[int, int, int]
-"""Rank, attempt, step."""
+"""Rank, attempt and step of a record."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shapes:
-    """What came with one record of one quantity."""
+class _RecordHistograms:
+    """Histograms of one quantity that were logged with one record."""
 
     key: Key
     which: str
     rows: dict[str, tuple[float, float, Any]] = field(default_factory=dict)
-    """Layer to low, high and counts."""
+    """Lower edge, upper edge and counts, keyed by layer."""
 
 
 def with_histograms(
@@ -38,10 +38,10 @@ def with_histograms(
     table: pa.parquet.ParquetFile,
     layers: Mapping[int, tuple[str, ...]],
 ) -> Iterator[tuple[int, Record]]:
-    """(rank, record) of (rank, attempt, record), each with the histograms that were logged with it.
+    """Yield the rank and the record of each (rank, attempt, record), with the histograms that were logged with it.
 
-    Both come in the same order. Of several records of one step those with layers come first. Raises
-    `ImportFileError` where the two do not belong together.
+    The table must have the order of the records. Among several records of one step, those with layers receive
+    histograms first. Raises `ImportFileError` if a histogram belongs to no record.
     """
     found = _shapes(path, table)
     head = next(found, None)
@@ -64,15 +64,17 @@ def with_histograms(
     if head is not None:
         rank, attempt, step = head.key
         raise ImportFileError(
-            path, None, f"histograms of rank {rank}, attempt {attempt}, step {step} belong to no step"
+            path,
+            None,
+            f"the histograms of rank {rank}, attempt {attempt}, step {step} belong to no record",
         )
 
 
-def _shapes(path: Path, table: pa.parquet.ParquetFile) -> Iterator[_Shapes]:
-    """The rows of one record together."""
+def _shapes(path: Path, table: pa.parquet.ParquetFile) -> Iterator[_RecordHistograms]:
+    """Yield the histograms of each record and quantity."""
     columns = ("rank", "attempt", "step", "which", "layer", "low", "high")
-    current: _Shapes | None = None
-    for batch in table.iter_batches(batch_size=ROWS, columns=[*columns, "counts"]):
+    current: _RecordHistograms | None = None
+    for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[*columns, "counts"]):
         lists = batch.column("counts")
         if lists.null_count or lists.type != pa.list_(pa.uint32(), HISTOGRAM_BINS):
             raise ImportFileError(path, "counts", f"expected {HISTOGRAM_BINS} whole numbers in each row")
@@ -83,13 +85,13 @@ def _shapes(path: Path, table: pa.parquet.ParquetFile) -> Iterator[_Shapes]:
             if current is None or (current.key, current.which) != (key, which) or layer in current.rows:
                 if current is not None:
                     yield current
-                current = _Shapes(key=key, which=which)
+                current = _RecordHistograms(key=key, which=which)
             current.rows[layer] = (low, high, counts[at])
     if current is not None:
         yield current
 
 
-def _packed(path: Path, shapes: _Shapes, layers: tuple[str, ...]) -> Histograms:
+def _packed(path: Path, shapes: _RecordHistograms, layers: tuple[str, ...]) -> Histograms:
     low, high = (np.full(len(layers), np.nan, dtype="<f4") for _ in range(2))
     counts = np.zeros((len(layers), HISTOGRAM_BINS), dtype="<u4")
     for layer, found in shapes.rows.items():

@@ -1,4 +1,4 @@
-"""Takes a logged run through the pipeline, as if a training process had sent it."""
+"""Import of a logged run through the pipeline, as if a training process had sent it."""
 
 from __future__ import annotations
 
@@ -21,26 +21,31 @@ from server.pipeline.pipeline import Pipeline
 from server.pipeline.writer_session import WriterSession
 
 BATCH_RECORDS = 1_024
-BATCH_BYTES = 4 * 1024 * 1024  # of blocks and histograms
+BATCH_BYTES = 4 * 1024 * 1024  # blocks and histograms
 DEFAULT_PROJECT = "imported"
 
 Progress = Callable[[int, int], None]
-"""Told how many records are done, of how many."""
+"""Function that receives the number of imported records and their total."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
+    """Result of an import."""
+
     run_id: str
     name: str
     project: str
     records: int
     new_records: int
-    """Less than `records` where an earlier import had brought them."""
+    """Number of records that no earlier import had stored."""
     renamed: Mapping[str, str]
+    """Names of scalars in the run, keyed by their names in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Overview:
+    """Summary of a logged run that must be known before it is stored."""
+
     records: int
     names: frozenset[str]
     ranks: frozenset[int]
@@ -48,10 +53,12 @@ class _Overview:
 
 
 class Importer:
+    """Importer of logged runs into a pipeline."""
+
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def bring(
+    async def import_run(
         self,
         logged: LoggedRun,
         *,
@@ -59,25 +66,25 @@ class Importer:
         renames: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> Imported:
-        """Import one run whole, and let the detectors read it to its end.
+        """Import one run, and wait until the detectors have read all of it.
 
-        The run's id follows from the contents, the project and ``renames`` (name in the file to name of the scalar), so
-        the same again changes nothing, and an import that was cut off goes on. The file is read through once before
-        anything is stored: one that is broken leaves nothing. Raises `ImportFileError` and `DatabaseError`.
+        ``renames`` maps names in the file to names of scalars. The run's id is derived from the contents, the project
+        and ``renames``: a repeated import changes nothing, and an interrupted one is continued. The file is read once
+        before anything is stored, so that a damaged file leaves no trace. Raises `ImportFileError` and `DatabaseError`.
         """
         overview = await asyncio.to_thread(_survey, logged)
         chosen = dict(renames or {})
         for name in chosen:
             if name not in overview.names:
-                raise ImportFileError(logged.path, None, f"it has no {name!r} that could be renamed")
+                raise ImportFileError(logged.path, None, f"it has no scalar {name!r} to rename")
         if logged.renames:
             taken = set(chosen.values())
             free = overview.names - set(chosen)
             chosen |= {name: known for name, known in guess(free | taken).items() if name not in taken}
-        place = project or logged.project or DEFAULT_PROJECT
-        run_id = _run_id(logged.identity, place, renames or {})
+        chosen_project = project or logged.project or DEFAULT_PROJECT
+        run_id = _run_id(logged.identity, chosen_project, renames or {})
         try:
-            writers = await self._greet(logged, overview, run_id, place, chosen)
+            writers = await self._register(logged, overview, run_id, chosen_project, chosen)
             new = await self._send(logged, overview, writers, chosen, progress)
             for writer in writers.values():
                 await self._pipeline.finish(writer, Finish(last_seq=writer.last_seq, state=logged.state))
@@ -87,13 +94,13 @@ class Importer:
         return Imported(
             run_id=run_id,
             name=logged.name,
-            project=place,
+            project=chosen_project,
             records=overview.records,
             new_records=new,
             renamed=chosen,
         )
 
-    async def _greet(
+    async def _register(
         self, logged: LoggedRun, overview: _Overview, run_id: str, project: str, renamed: Mapping[str, str]
     ) -> dict[int, WriterSession]:
         config: dict[str, Any] = dict(logged.config)
@@ -147,7 +154,7 @@ def _run_id(identity: str, project: str, renames: Mapping[str, str]) -> str:
 
 
 def _survey(logged: LoggedRun) -> _Overview:
-    """Read everything once. Raises `ImportFileError`."""
+    """Read all records once, and check what the pipeline would reject. Raises `ImportFileError`."""
     count, names, ranks, started_at = 0, set[str](), set[int](), 0.0
     for rank, record in logged.records():
         if count == 0 and record.time == record.time:
@@ -160,15 +167,15 @@ def _survey(logged: LoggedRun) -> _Overview:
                 logged.path, f"step {record.step}", f"{len(record.scalars)} scalars; at most {MAX_SCALARS} are allowed"
             )
     if count == 0:
-        raise ImportFileError(logged.path, None, "it holds no scalars")
+        raise ImportFileError(logged.path, None, "it contains no scalars")
     for name in names:
         if not is_name(name):
-            raise ImportFileError(logged.path, None, f"{name[:40]!r} cannot be the name of a scalar")
+            raise ImportFileError(logged.path, None, f"{name[:40]!r} is not a valid name of a scalar")
     return _Overview(records=count, names=frozenset(names), ranks=frozenset(ranks), started_at=started_at)
 
 
 def _batches(records: Iterator[tuple[int, Record]], renamed: Mapping[str, str]) -> Iterator[tuple[int, list[Record]]]:
-    """Consecutive records of one rank, as many as a commit takes."""
+    """Yield consecutive records of one rank, as many as fit in one commit, under their new names."""
     waiting: list[Record] = []
     held, current = 0, 0
     for rank, record in records:

@@ -1,4 +1,4 @@
-"""What every reader of files gives the importer: a run, and its records as often as they are asked for."""
+"""Interface between the readers of files and the importer: a run whose records can be read several times."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from client_sdk.protocol import MAX_STEP, Layout, Record
 from server.errors import ImportFileError
 
 Note = Callable[[str], None]
-"""Told of what a reader leaves out."""
+"""Function that receives a message about something that an import leaves out."""
 
-CHUNK = 1024 * 1024
+CHUNK = 1024 * 1024  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRun:
-    """One run in one file or folder."""
+    """A run in a file or folder."""
 
     path: Path
     identity: str
-    """The same for the same contents, wherever they lie."""
+    """Digest of the contents, independent of their path."""
     name: str
     records: Callable[[], Iterator[tuple[int, Record]]]
-    """(rank, record), each rank in the order in which it logged. Raises `ImportFileError`."""
+    """Function that yields pairs of rank and record, each rank in its own order. Raises `ImportFileError`."""
     project: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     layouts: Mapping[int, Layout] = field(default_factory=dict)
-    """Of each rank with layers; their number is 0."""
+    """Layouts of the ranks that have layers, keyed by rank; their layout number is 0."""
     state: Literal["finished", "crashed"] = "finished"
     renames: bool = True
-    """Whether names such as train/loss are to be brought to those that the detectors know."""
+    """Whether names such as train/loss are replaced by those that the detectors use."""
 
 
 def digest(paths: Iterable[Path], part: str = "") -> str:
-    """An identity: of the contents of the files in this order, and which part of them. Raises `ImportFileError`."""
+    """Return a digest of the contents of files in this order, and of the name of a part. Raises `ImportFileError`."""
     found = hashlib.sha256(part.encode())
     for path in paths:
         try:
@@ -51,7 +51,7 @@ def digest(paths: Iterable[Path], part: str = "") -> str:
 
 
 def checked_step(path: Path, place: str, step: int) -> int:
-    """The step. Raises `ImportFileError`."""
+    """Return the step. Raises `ImportFileError` if it is out of range."""
     if not 0 <= step <= MAX_STEP:
         raise ImportFileError(path, place, f"the step {step} is not within 0 … 2**63 − 1")
     return step

@@ -1,4 +1,4 @@
-"""From the names that people give their metrics to those that the detectors know. Pure."""
+"""Mapping of common names of metrics to the names that the detectors use. Pure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ _KNOWN: dict[str, frozenset[frozenset[str]]] = {
 
 
 def guess(names: Collection[str]) -> dict[str, str]:
-    """Name to known name, for each known name that is not there itself and that one of the names must mean.
+    """Return the known names of metrics, keyed by their present names, for known names that are not present.
 
-    "train/loss" and "Loss/train" are the loss, "val/loss" is not. Of several candidates the plainest is taken:
+    "train/loss" and "Loss/train" are the loss, "val/loss" is not. Among several candidates the shortest is chosen:
     train/loss before train/loss_step.
+
+    >>> guess(["train/loss", "train/loss_step", "val/loss", "lr"])
+    {'train/loss': 'loss'}
     """
     found = {}
     for known, forms in _KNOWN.items():

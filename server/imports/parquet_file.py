@@ -1,4 +1,4 @@
-"""Parquet files with a column of steps: our own exports with their layers, and anybody's scalars."""
+"""Import of Parquet files with a column of steps: exports with their layers, and the scalars of any other table."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from server.exports.columns import METADATA_KEY
 from server.exports.histogram_rows import TABLE_KEY
 from server.imports.histogram_table import with_histograms
 from server.imports.logged_run import LoggedRun, Note, checked_step, digest
-from server.imports.table_columns import Part, find_parts
+from server.imports.table_columns import Part, find_parts, note_without_numbers
 
-MAX_VALUES = 4 * 1024 * 1024  # float32 of the layers held at once
+MAX_VALUES = 4 * 1024 * 1024  # values of layers in memory at once
 MAX_ROWS = 4_096
 Flags = NDArray[np.bool_]
 Opened = Callable[[], Any]
-"""A path, or a file that can be sought in, each time a new one."""
+"""Function that returns a path or a new seekable file."""
 
 
 class _Described(msgspec.Struct):
-    """Metadata of a column of ours."""
+    """Metadata of a column of an export."""
 
     kind: str
     name: str
 
 
 class _About(msgspec.Struct):
-    """Metadata of a file of ours."""
+    """Metadata of the file of an export."""
 
     format: int
     run: dict[str, Any]
@@ -50,22 +50,24 @@ class _About(msgspec.Struct):
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
+    """A table and the meaning of its columns."""
+
     path: Path
     table: Opened
     part: Part
     attempt: str | None
     statistics: Mapping[str, str]
-    """Column to the name of the statistic."""
+    """Names of statistics, keyed by column."""
     layers: Mapping[int, tuple[str, ...]]
     fallback: float
 
 
 def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun]:
-    """Raises `ImportFileError`."""
+    """Return the runs of a Parquet file. ``step_column`` names the column of steps. Raises `ImportFileError`."""
     with _opened(path, lambda: path) as file:
         schema: pa.Schema = file.schema_arrow
     if TABLE_KEY in (schema.metadata or {}):
-        raise ImportFileError(path, None, f"these are the histograms of an export; import the {STEPS} beside them")
+        raise ImportFileError(path, None, f"these are the histograms of an export; import the {STEPS} next to them")
     if METADATA_KEY not in (schema.metadata or {}):
         return _open_foreign(path, schema, step_column, note)
     beside = path.with_name(HISTOGRAMS)
@@ -75,9 +77,10 @@ def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun
 
 
 def read_export(path: Path, identity: str, steps: Opened, histograms: Opened | None) -> LoggedRun:
-    """One of our own. ``path``: what the user named; ``steps`` and ``histograms``: how to open the tables.
+    """Return the run of an export.
 
-    Raises `ImportFileError`."""
+    ``path`` is the file that the user named; ``steps`` and ``histograms`` open the tables. Raises `ImportFileError`.
+    """
     with _opened(path, steps) as file:
         schema: pa.Schema = file.schema_arrow
     about = _about(path, schema)
@@ -137,7 +140,7 @@ def _open_foreign(path: Path, schema: pa.Schema, step_column: str | None, note: 
         scalars = {column: name for column, name in part.scalars.items() if column in numeric}
         for field in schema:
             if field.name not in scalars and field.name not in {part.step, part.time}:
-                note(f"{path}: the column {field.name!r} holds no numbers and is left out")
+                note_without_numbers(path, field.name, note)
         kept = Part(name=part.name, step=part.step, time=part.time, rank=part.rank, scalars=scalars)
         source = _Source(
             path=path,
@@ -169,7 +172,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _records(source: _Source) -> Iterator[tuple[int, int, Record]]:
-    """(rank, attempt, record)."""
+    """Yield the rank, the attempt and the record of each row."""
     part = source.part
     wanted = [part.step, *part.scalars, *source.statistics]
     wanted += [name for name in (part.time, part.rank, source.attempt) if name is not None]
@@ -233,7 +236,7 @@ def _steps(source: _Source, column: pa.Array[Any], first: int) -> NDArray[np.int
     odd = np.flatnonzero(~(np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < 2**63)))
     if len(odd):
         at = int(odd[0])
-        raise ImportFileError(source.path, f"row {first + at + 1}", f"the step {values[at]} is no whole number")
+        raise ImportFileError(source.path, f"row {first + at + 1}", f"the step {values[at]} is not a whole number")
     return np.asarray(values, dtype=np.int64)
 
 
@@ -245,14 +248,14 @@ def _times(column: pa.Array[Any]) -> NDArray[np.float64]:
 
 
 def _floats(column: pa.Array[Any]) -> tuple[NDArray[np.float64], Flags]:
-    """Values, NaN for null, and where they are not null."""
+    """Return the values with NaN for null, shape (n,), and a mask of those that are not null."""
     present = column.is_valid().to_numpy(zero_copy_only=False)
     filled = column.cast(pa.float64(), safe=False).fill_null(float("nan"))
     return filled.to_numpy(zero_copy_only=False), present
 
 
 def _entries(column: pa.Array[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64], Flags]:
-    """All entries of a column of lists, where each row's begin and end, and which rows are not null."""
+    """Return all entries of a column of lists, the n + 1 offsets of the rows, and a mask of rows that are not null."""
     lists = column.cast(pa.large_list(pa.float32()))
     offsets = lists.offsets.to_numpy(zero_copy_only=False)
     values = lists.values.fill_null(float("nan")).to_numpy(zero_copy_only=False)
@@ -263,7 +266,7 @@ def _about(path: Path, schema: pa.Schema) -> _About:
     try:
         return msgspec.json.decode((schema.metadata or {}).get(METADATA_KEY, b""), type=_About, strict=False)
     except msgspec.DecodeError as error:
-        raise ImportFileError(path, None, f"its metadata are not what an export writes ({error})") from error
+        raise ImportFileError(path, None, f"its metadata cannot be read as those of an export ({error})") from error
 
 
 def _description(path: Path, field: pa.Field[Any]) -> _Described | None:
@@ -271,12 +274,12 @@ def _description(path: Path, field: pa.Field[Any]) -> _Described | None:
     try:
         return None if data is None else msgspec.json.decode(data, type=_Described)
     except msgspec.DecodeError as error:
-        raise ImportFileError(path, None, f"the metadata of the column {field.name!r} are broken ({error})") from error
+        raise ImportFileError(path, None, f"cannot read the metadata of the column {field.name!r} ({error})") from error
 
 
 @contextlib.contextmanager
 def _opened(path: Path, table: Opened) -> Iterator[pa.parquet.ParquetFile]:
-    """Raises `ImportFileError`."""
+    """Open a table. Raises `ImportFileError` if it cannot be opened or read within the block."""
     with _readable(path):
         source = table()
         try:

@@ -1,4 +1,4 @@
-"""What the columns of a table mean: which is the step, which the time, which numbers of which run. Pure."""
+"""Meaning of the columns of a table: step, time, and the scalars of one or several runs. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import ImportFileError
+from server.imports.logged_run import Note
 
 STEP_NAMES = (
     *("step", "_step", "global_step", "iteration", "iter", "steps", "iterations"),
@@ -15,30 +16,30 @@ STEP_NAMES = (
 TIME_NAMES = ("time", "_timestamp", "timestamp", "wall_time", "wall time")
 SHOWN_CHARS = 500
 EXPORTED = ("run", "attempt", "rank", "step", "time")
-"""How our own exports begin."""
+"""First columns of an export."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One run of a table."""
+    """Columns of one run in a table."""
 
     name: str | None
-    """As the table calls it; None: it has no name there."""
+    """Name of the run in the table, None if it has no name there."""
     step: str
     time: str | None
     rank: str | None
     scalars: dict[str, str]
-    """Column to the name of the scalar."""
+    """Names of scalars, keyed by column."""
 
 
 def find_parts(path: Path, names: Sequence[str], step_column: str | None) -> list[Part]:
-    """The runs of a table with these columns. Raises `ImportFileError`."""
+    """Return the runs of a table with these columns. Raises `ImportFileError` if there is no column of steps."""
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ImportFileError(path, "line 1", f"the column {twice!r} comes twice")
+        raise ImportFileError(path, "line 1", f"the column {twice!r} occurs twice")
     exported = tuple(names[: len(EXPORTED)]) == EXPORTED and "layer" not in names
     if "layer" in names and tuple(names[: len(EXPORTED)]) == EXPORTED:
-        raise ImportFileError(path, None, "these are the layers in long form; import the Parquet export instead")
+        raise ImportFileError(path, None, "this is an export of layers in long form; import the Parquet export instead")
     step = _find_step(path, names, step_column)
     time = next((name for name in names if name.lower() in TIME_NAMES and name != step), None)
     apart = {step, time} | (set(EXPORTED) if exported else set())
@@ -50,11 +51,16 @@ def find_parts(path: Path, names: Sequence[str], step_column: str | None) -> lis
     return [Part(name=None, step=step, time=time, rank="rank" if exported else None, scalars=own)]
 
 
+def note_without_numbers(path: Path, column: str, note: Note) -> None:
+    """Report a column that is left out because it contains no numbers."""
+    note(f"{path}: the column {column!r} holds no numbers and is left out")
+
+
 def _find_step(path: Path, names: Sequence[str], asked: str | None) -> str:
     if asked is not None:
         if asked in names:
             return asked
-        raise ImportFileError(path, None, f"there is no column {asked!r}; there are: {', '.join(names)}")
+        raise ImportFileError(path, None, f"there is no column {asked!r}; the columns are: {', '.join(names)}")
     lower = {name.lower(): name for name in reversed(names)}
     for known in STEP_NAMES:
         if known in lower:
@@ -62,19 +68,22 @@ def _find_step(path: Path, names: Sequence[str], asked: str | None) -> str:
     raise ImportFileError(
         path,
         None,
-        f"no column of steps: none is called {', '.join(STEP_NAMES)}; say which with --step-column; there are: "
+        f"no column of steps: none is called {', '.join(STEP_NAMES)}; name it with --step-column; the columns are: "
         f"{', '.join(names)[:SHOWN_CHARS]}",
     )
 
 
 def _wandb_curves(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """What a chart of W&B exports: ``RUN - METRIC`` of several runs, each with its __MIN and __MAX."""
+    """Return the curves of an exported W&B chart by run, each as a mapping from column to metric.
+
+    Such a chart has columns ``RUN - METRIC``, each accompanied by columns with the endings __MIN and __MAX.
+    """
     found: dict[str, dict[str, str]] = {}
     known = set(names)
     for name in names:
         if " - " in name and {f"{name}__MIN", f"{name}__MAX"} <= known:
             run, metric = name.rsplit(" - ", 1)
             if metric.startswith("_"):
-                continue  # _step and the like, which a chart over another axis has beside its metric
+                continue  # _step and similar columns of a chart over another axis
             found.setdefault(run, {})[name] = metric
     return found

@@ -1,8 +1,8 @@
-"""TensorBoard's event files: TFRecord framing around `Event` messages.
+"""TensorBoard event files: `Event` messages in TFRecord framing.
 
-A folder with event files is one run, as it is for TensorBoard. A record of the framing is a little-endian uint64, the
-length, its masked CRC-32C, the data, and the data's masked CRC-32C. A file that a crash cut off in the middle of a
-record is read up to there, as TensorBoard does; damage in the middle is an error.
+A folder with event files is one run, as in TensorBoard. A record consists of its length as little-endian uint64, the
+masked CRC-32C of the length, the data, and the masked CRC-32C of the data. A file that a crash cut off within a record
+is read up to that record, as TensorBoard does; damage before that is an error.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import google_crc32c
 import numpy as np
@@ -18,32 +19,82 @@ import numpy as np
 from client_sdk.protocol import Record
 from server.errors import ImportFileError
 from server.imports.logged_run import LoggedRun, Note, checked_step, digest
-from server.imports.protobuf import fields, first_varint, float32, float64, signed, submessage, text
+from server.imports.message_types import (
+    BYTES,
+    DOUBLE,
+    FLOAT,
+    INT32,
+    INT64,
+    STRING,
+    field,
+    message,
+    message_class,
+    parsed,
+)
+from server.imports.record_file import LeftOut, note_truncated, opened
 
-PATTERN = "*tfevents*"
-HEADER = 12  # bytes
-FOOTER = 4
-TOGETHER = 65_536  # points whose order is looked up at once
-MAX_EVENT = 1024 * 1024 * 1024  # bytes; a longer one is damage
+PATTERN: Final = "*tfevents*"
+HEADER: Final = 12  # bytes
+FOOTER: Final = 4  # bytes
+POINTS_AT_ONCE: Final = 65_536
+MAX_EVENT: Final = 1024 * 1024 * 1024  # bytes; a greater length is damage
 
-_MASK = 0xA282EAD8
-_FLOAT, _DOUBLE, _INT32, _INT64, _HALF = 1, 2, 3, 9, 19
-"""Numbers of `DataType`."""
+_CRC_MASK: Final = 0xA282EAD8
+
+# https://github.com/tensorflow/tensorboard/tree/master/tensorboard/compat/proto: event, summary and tensor.proto
+_Event = message_class(
+    "tensorboard",
+    message(
+        "Event",
+        field("wall_time", 1, DOUBLE),
+        field("step", 2, INT64),
+        field("summary", 5, "Summary"),
+    ),
+    message("Summary", field("value", 1, "Value", repeated=True)),
+    message(
+        "Value",
+        field("tag", 1, STRING),
+        one_of=(field("simple_value", 2, FLOAT), field("tensor", 8, "Tensor")),
+    ),
+    message(
+        "Tensor",
+        field("dtype", 1, INT32),
+        field("tensor_shape", 2, "Shape"),
+        field("tensor_content", 4, BYTES),
+        field("float_val", 5, FLOAT, repeated=True),
+        field("double_val", 6, DOUBLE, repeated=True),
+        field("int_val", 7, INT32, repeated=True),
+        field("int64_val", 10, INT64, repeated=True),
+        field("half_val", 13, INT32, repeated=True),
+    ),
+    message("Shape", field("dim", 2, "Dimension", repeated=True)),
+    message("Dimension", field("size", 1, INT64)),
+)
+
+_NUMBERS: Final = {
+    1: ("<f4", "float_val"),
+    2: ("<f8", "double_val"),
+    3: ("<i4", "int_val"),
+    9: ("<i8", "int64_val"),
+    19: ("<f2", "half_val"),
+}
+"""Values of the enumeration `DataType` that are numbers, with their format and the field that lists their values."""
 
 
 class _Points:
-    """Scalars as they were logged, 28 bytes each: a run may have tens of millions."""
+    """Scalars in the order in which they were logged, 28 bytes each, because a run may have tens of millions."""
 
     def __init__(self) -> None:
         self.times = array("d")
         self.steps = array("q")
         self.tags = array("i")
-        """Which of `names`."""
+        """Positions of the points' tags in `names`."""
         self.values = array("d")
         self.names: list[str] = []
         self._numbers: dict[str, int] = {}
 
     def add(self, time: float, step: int, tag: str, value: float) -> None:
+        """Append a scalar."""
         number = self._numbers.get(tag)
         if number is None:
             number = self._numbers[tag] = len(self.names)
@@ -55,13 +106,13 @@ class _Points:
 
 
 def open_folder(folder: Path, name: str, note: Note) -> LoggedRun:
-    """The run of a folder's own event files. Raises `ImportFileError`."""
+    """Return the run of the event files directly in a folder. Raises `ImportFileError`."""
     files = sorted(path for path in folder.glob(PATTERN) if path.is_file())
     return _open(folder, files, name, note)
 
 
 def open_file(path: Path, note: Note) -> LoggedRun:
-    """One event file alone. Raises `ImportFileError`."""
+    """Return the run of a single event file. Raises `ImportFileError`."""
     return _open(path, [path], path.parent.resolve().name or path.name, note)
 
 
@@ -78,10 +129,10 @@ def _open(path: Path, files: list[Path], name: str, note: Note) -> LoggedRun:
 
 
 def _records(points: _Points) -> Iterator[Record]:
-    """Points of one attempt and step together, by step; a tag that comes twice there makes a second record.
+    """Merge the points of one attempt and step into a record; a tag that occurs twice there starts a second record.
 
-    A training that resumed steps back. Tags may count differently (one by steps, one by epochs), so only a tag that
-    steps back behind itself begins a new attempt, and only once for all the tags of the restart.
+    A training that resumed logs earlier steps again. Tags may count differently, one in steps and one in epochs, so
+    only a tag that goes back behind its own last step starts an attempt, and only once for all tags of the restart.
     """
     attempts = array("q")
     last: dict[int, tuple[int, int]] = {}
@@ -94,114 +145,79 @@ def _records(points: _Points) -> Iterator[Record]:
         attempts.append(attempt)
     order = np.lexsort((np.array(points.steps, dtype=np.int64), np.array(attempts, dtype=np.int64)))
     scalars: dict[str, float] = {}
-    place, time = (-1, -1), 0.0
-    for start in range(0, len(order), TOGETHER):
-        for at in order[start : start + TOGETHER].tolist():
-            here = (attempts[at], points.steps[at])
+    current, time = (-1, -1), 0.0
+    for start in range(0, len(order), POINTS_AT_ONCE):
+        for at in order[start : start + POINTS_AT_ONCE].tolist():
+            key = (attempts[at], points.steps[at])
             tag = points.names[points.tags[at]]
-            if here != place or tag in scalars:
+            if key != current or tag in scalars:
                 if scalars:
-                    yield Record(step=place[1], time=time, scalars=scalars)
-                scalars, place, time = {}, here, points.times[at]
+                    yield Record(step=current[1], time=time, scalars=scalars)
+                scalars, current, time = {}, key, points.times[at]
             scalars[tag] = points.values[at]
     if scalars:
-        yield Record(step=place[1], time=time, scalars=scalars)
+        yield Record(step=current[1], time=time, scalars=scalars)
 
 
 def _read(path: Path, points: _Points, note: Note) -> None:
-    """Add what a file holds. Raises `ImportFileError`."""
-    left_out: set[str] = set()
+    """Add the scalars of a file. Raises `ImportFileError`."""
+    left_out = LeftOut(path, "is not a scalar", note)
     for number, data in _frames(path, note):
-        place = f"record {number}"
-        try:
-            wall_time, step, summary = 0.0, 0, b""
-            for field, _, value in fields(data):
-                if field == 1:
-                    wall_time = float64(value)
-                elif field == 2:
-                    step = signed(value)
-                elif field == 5:
-                    summary = submessage(value)
-            for field, _, value in fields(summary):
-                if field != 1:
-                    continue
-                tag, scalar = _value(submessage(value))
-                if scalar is not None:
-                    points.add(wall_time, checked_step(path, place, step), tag, scalar)
-                elif tag not in left_out:
-                    left_out.add(tag)
-                    note(f"{path}: {tag!r} is no scalar and is left out")
-        except ValueError as error:
-            raise ImportFileError(path, place, f"it is no event ({error})") from error
+        event = parsed(_Event, data, path, number)
+        for value in event.summary.value:
+            kind = value.WhichOneof("value")
+            scalar = value.simple_value if kind == "simple_value" else None
+            if kind == "tensor":
+                scalar = _single_number(value.tensor)
+            if scalar is None:
+                left_out.report(value.tag)
+            else:
+                points.add(event.wall_time, checked_step(path, f"record {number}", event.step), value.tag, scalar)
 
 
-def _value(data: bytes) -> tuple[str, float | None]:
-    tag, scalar = "", None
-    for field, _, value in fields(data):
-        if field == 1:
-            tag = text(value)
-        elif field == 2:
-            scalar = float32(value)
-        elif field == 8:
-            scalar = _tensor(submessage(value))
-    return tag, scalar
-
-
-def _tensor(data: bytes) -> float | None:
-    """The number in a tensor of one element, None for any other."""
-    kind, content, elements = 0, b"", 1
-    listed: float | None = None
-    for field, _, value in fields(data):
-        if field == 1:
-            kind = first_varint(value)
-        elif field == 2:
-            for number, _, dim in fields(submessage(value)):
-                if number == 2:
-                    elements *= sum(signed(size) for at, _, size in fields(submessage(dim)) if at == 1)
-        elif field == 4:
-            content = submessage(value)
-        elif field == 5:
-            listed = float32(value)
-        elif field == 6:
-            listed = float64(value)
-        elif field in (7, 10):
-            listed = float(signed(first_varint(value)))
-        elif field == 13:
-            listed = float(np.array([first_varint(value)], np.uint16).view(np.float16)[0])
-    form = {_FLOAT: "<f4", _DOUBLE: "<f8", _INT32: "<i4", _INT64: "<i8", _HALF: "<f2"}.get(kind)
-    if form is None or elements != 1:
+def _single_number(tensor: Any) -> float | None:
+    """Return the number in a tensor with one element, or None for any other tensor."""
+    elements = 1
+    for dimension in tensor.tensor_shape.dim:
+        elements *= dimension.size
+    if tensor.dtype not in _NUMBERS or elements != 1:
         return None
-    if len(content) == np.dtype(form).itemsize:
-        return float(np.frombuffer(content, form)[0])
-    return 0.0 if listed is None and not content else listed
+    form, listed = _NUMBERS[tensor.dtype]
+    if len(tensor.tensor_content) == np.dtype(form).itemsize:
+        return float(np.frombuffer(tensor.tensor_content, form)[0])
+    if tensor.tensor_content:
+        return None
+    values = getattr(tensor, listed)
+    if not values:
+        return 0.0  # protobuf does not write zeros
+    if listed == "half_val":
+        return float(np.array([values[0]], np.uint16).view(np.float16)[0])
+    return float(values[0])
 
 
 def _frames(path: Path, note: Note) -> Iterator[tuple[int, bytes]]:
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while header := file.read(HEADER):
-                number += 1
-                place = f"record {number}"
-                if len(header) < HEADER:
-                    note(f"{path} breaks off in record {number}; the records before it are read")
-                    return
-                (length,) = struct.unpack_from("<Q", header)
-                if _masked(header[:8]) != struct.unpack_from("<I", header, 8)[0] or length > MAX_EVENT:
-                    what = "this is no event file" if number == 1 else "the checksum of its length does not match"
-                    raise ImportFileError(path, place, what)
-                data = file.read(length)
-                footer = file.read(FOOTER)
-                if len(footer) < FOOTER:
-                    note(f"{path} breaks off in record {number}; the records before it are read")
-                    return
-                if _masked(data) != struct.unpack("<I", footer)[0]:
-                    raise ImportFileError(path, place, "its checksum does not match")
-                yield number, data
-    except OSError as error:
-        raise ImportFileError(path, None, error.strerror or str(error)) from error
+    """Yield the number and the data of each record. Raises `ImportFileError` if a checksum does not match."""
+    with opened(path) as file:
+        number = 0
+        while header := file.read(HEADER):
+            number += 1
+            place = f"record {number}"
+            if len(header) < HEADER:
+                return note_truncated(path, number, note)
+            (length,) = struct.unpack_from("<Q", header)
+            if _masked_crc(header[:8]) != struct.unpack_from("<I", header, 8)[0] or length > MAX_EVENT:
+                what = "this is not an event file" if number == 1 else "the checksum of its length does not match"
+                raise ImportFileError(path, place, what)
+            data = file.read(length)
+            footer = file.read(FOOTER)
+            if len(footer) < FOOTER:
+                return note_truncated(path, number, note)
+            if _masked_crc(data) != struct.unpack("<I", footer)[0]:
+                raise ImportFileError(path, place, "its checksum does not match")
+            yield number, data
+    return None
 
 
-def _masked(data: bytes) -> int:
+def _masked_crc(data: bytes) -> int:
     crc: int = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + _CRC_MASK) & 0xFFFFFFFF

@@ -1,7 +1,8 @@
-"""W&B's ``.wandb`` files: LevelDB's log framing around `Record` messages, of which the history is read.
+"""W&B's ``.wandb`` files: `Record` messages in the log framing of LevelDB. The history and the configuration are read.
 
-The file begins with ``:W&B``, 0xBEE1 and a version. Blocks of 32 KiB hold chunks, each a CRC-32 (of the type and the
-data), the length and the type: whole, first, middle or last of a record. A file that breaks off is read up to there.
+A file begins with ``:W&B``, 0xBEE1 and a version. Blocks of 32 KiB hold chunks, each with a CRC-32 (of its type and
+data), a length and a type: the whole of a record, or its first, middle or last part. A file that was cut off is read up
+to the incomplete record.
 """
 
 from __future__ import annotations
@@ -11,27 +12,62 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from client_sdk.protocol import Record
 from server.errors import ImportFileError
+from server.imports import message_types as types
 from server.imports.logged_run import LoggedRun, Note, checked_step, digest
-from server.imports.protobuf import Value, fields, float64, signed, submessage, text
+from server.imports.message_types import message, message_class, parsed
+from server.imports.record_file import LeftOut, note_truncated, opened
 
-SUFFIX = ".wandb"
-IDENT = b":W&B\xe1\xbe"
-BLOCK = 32_768  # bytes
-HEADER = 7  # bytes, of the file and of a chunk alike
+SUFFIX: Final = ".wandb"
+IDENT: Final = b":W&B\xe1\xbe"
+BLOCK: Final = 32_768  # bytes
+HEADER: Final = 7  # bytes, of the file and of a chunk alike
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
-_HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18
-"""Fields of `Record`."""
+# https://github.com/wandb/wandb/blob/main/wandb/proto/wandb_internal.proto
+_Record = message_class(
+    "wandb_internal",
+    message(
+        "Record",
+        types.field("history", 2, "History"),
+        types.field("config", 5, "Config"),
+        types.field("run", 17, "Run"),
+        types.field("exit", 18, "Exit"),
+    ),
+    message("History", types.field("item", 1, "Item", repeated=True), types.field("step", 2, "Step")),
+    message("Step", types.field("num", 1, types.INT64)),
+    message("Config", types.field("update", 1, "Item", repeated=True)),
+    message(
+        "Run",
+        types.field("project", 3, types.STRING),
+        types.field("config", 4, "Config"),
+        types.field("display_name", 8, types.STRING),
+        types.field("tags", 10, types.STRING, repeated=True),
+    ),
+    message("Exit", types.field("exit_code", 1, types.INT32)),
+    message(
+        "Item",
+        types.field("key", 1, types.STRING),
+        types.field("nested_key", 2, types.STRING, repeated=True),
+        one_of=(
+            types.field("value_int", 5, types.INT64),
+            types.field("value_double", 6, types.DOUBLE),
+            types.field("value_text", 8, types.STRING),
+            types.field("value_json", 16, types.STRING),
+        ),
+    ),
+)
 
 
 @dataclass(kw_only=True)
 class _About:
+    """Description of the run."""
+
     name: str | None = None
     project: str | None = None
     tags: list[str] = field(default_factory=list)
@@ -40,7 +76,7 @@ class _About:
 
 
 def open_file(path: Path, note: Note) -> LoggedRun:
-    """Raises `ImportFileError`."""
+    """Return the run of a ``.wandb`` file. Raises `ImportFileError`."""
     about = _about(path, note)
 
     def records() -> Iterator[tuple[int, Record]]:
@@ -61,123 +97,93 @@ def open_file(path: Path, note: Note) -> LoggedRun:
 def _about(path: Path, note: Note) -> _About:
     about = _About()
     for number, data in _frames(path, note):
-        try:
-            for kind, _, value in fields(data):
-                if kind == _RUN:
-                    _read_run(submessage(value), about)
-                elif kind == _CONFIG:
-                    _read_config(submessage(value), about)
-                elif kind == _EXIT:
-                    about.exit_code = next((signed(code) for at, _, code in fields(submessage(value)) if at == 1), 0)
-        except ValueError as error:
-            raise ImportFileError(path, f"record {number}", f"it cannot be read ({error})") from error
+        record = parsed(_Record, data, path, number)
+        if record.HasField("run"):
+            run = record.run
+            about.project = run.project or about.project
+            about.name = run.display_name or about.name
+            about.tags = list(dict.fromkeys([*about.tags, *run.tags]))
+            _update(about.config, run.config)
+        if record.HasField("config"):
+            _update(about.config, record.config)
+        if record.HasField("exit"):
+            about.exit_code = record.exit.exit_code
     return about
 
 
-def _read_run(data: bytes, about: _About) -> None:
-    for at, _, value in fields(data):
-        if at == 3:
-            about.project = text(value)
-        elif at == 4:
-            _read_config(submessage(value), about)
-        elif at == 8:
-            about.name = text(value)
-        elif at == 10 and (tag := text(value)) not in about.tags:
-            about.tags.append(tag)
-
-
-def _read_config(data: bytes, about: _About) -> None:
-    for at, _, value in fields(data):
-        if at == 1:
-            name, content = _item(submessage(value))
-            if not name.startswith("_"):
-                about.config[name] = content
+def _update(config: dict[str, Any], message: Any) -> None:
+    for item in message.update:
+        name = _name(item)
+        if not name.startswith("_"):
+            config[name] = _value(item)
 
 
 def _history(path: Path, note: Note) -> Iterator[Record]:
-    left_out: set[str] = set()
+    left_out = LeftOut(path, "is not a number", note)
     for number, data in _frames(path, lambda _: None):
-        place = f"record {number}"
-        try:
-            for kind, _, value in fields(data):
-                if kind != _HISTORY:
-                    continue
-                step, time, scalars = 0, 0.0, {}
-                for at, _, part in fields(submessage(value)):
-                    if at == 2:
-                        step = next((signed(found) for n, _, found in fields(submessage(part)) if n == 1), 0)
-                    if at != 1:
-                        continue
-                    name, content = _item(submessage(part))
-                    if name == "_timestamp" and isinstance(content, int | float):
-                        time = float(content)
-                    if name.startswith("_"):
-                        continue
-                    if isinstance(content, int | float) and not isinstance(content, bool):
-                        scalars[name] = float(content)
-                    elif name not in left_out:
-                        left_out.add(name)
-                        note(f"{path}: {name!r} is no number and is left out")
-                if scalars:
-                    yield Record(step=checked_step(path, place, step), time=time, scalars=scalars)
-        except ValueError as error:
-            raise ImportFileError(path, place, f"it cannot be read ({error})") from error
+        record = parsed(_Record, data, path, number)
+        time, scalars = 0.0, {}
+        for item in record.history.item:
+            name, value = _name(item), _value(item)
+            if name == "_timestamp" and isinstance(value, int | float):
+                time = float(value)
+            if name.startswith("_"):
+                continue
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                scalars[name] = float(value)
+            else:
+                left_out.report(name)
+        if scalars:
+            step = checked_step(path, f"record {number}", record.history.step.num)
+            yield Record(step=step, time=time, scalars=scalars)
 
 
-def _item(data: bytes) -> tuple[str, Any]:
-    """Name and value of an item of the history or the configuration. Raises `ValueError`."""
-    name, nested = "", []
-    content: Any = None
-    for at, _, value in fields(data):
-        if at == 1:
-            name = text(value)
-        elif at == 2:
-            nested.append(text(value))
-        elif at in (5, 6):
-            content = signed(value) if at == 5 else float64(value)
-        elif at in (8, 16):
-            content = _json(value)
-    return name or ".".join(nested), content
+def _name(item: Any) -> str:
+    """Return the name of an item; nested keys are joined by dots."""
+    return str(item.key or ".".join(item.nested_key))
 
 
-def _json(value: Value) -> Any:
-    written = text(value)
-    # As Python writes them; JSON has no words for these.
-    special = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}.get(written)
+def _value(item: Any) -> Any:
+    kind = item.WhichOneof("value")
+    if kind is None:
+        return None
+    value = getattr(item, kind)
+    return _json(value) if kind in ("value_text", "value_json") else value
+
+
+def _json(text: str) -> Any:
+    # Python writes these words for numbers that JSON does not have.
+    special = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}.get(text)
     try:
-        return special if special is not None else msgspec.json.decode(written)
+        return special if special is not None else msgspec.json.decode(text)
     except msgspec.DecodeError:
-        return None  # a structure with a NaN inside; no number in any case
+        return None  # a structure that contains such a word, and therefore not a number
 
 
 def _frames(path: Path, note: Note) -> Iterator[tuple[int, bytes]]:
-    """(number, record), whole."""
-    try:
-        with path.open("rb") as file:
-            if not file.read(HEADER).startswith(IDENT):
-                raise ImportFileError(path, None, "this is no .wandb file")
-            number, parts = 1, b""
-            while True:
-                left = BLOCK - file.tell() % BLOCK
-                if left < HEADER:
-                    file.read(left)
-                header = file.read(HEADER)
-                if not header:
-                    break
-                crc, length, kind = struct.unpack("<IHB", header) if len(header) == HEADER else (0, 1, 0)
-                data = file.read(length)
-                if len(header) < HEADER or len(data) < length:
-                    note(f"{path} breaks off in record {number}; the records before it are read")
-                    return
-                if zlib.crc32(data, zlib.crc32(bytes([kind]))) != crc:
-                    raise ImportFileError(path, f"record {number}", "its checksum does not match")
-                if kind in (FULL, FIRST):
-                    parts = b""
-                elif kind not in (MIDDLE, LAST):
-                    raise ImportFileError(path, f"record {number}", f"a chunk of the unknown type {kind}")
-                parts += data
-                if kind in (FULL, LAST):
-                    yield number, parts
-                    number += 1
-    except OSError as error:
-        raise ImportFileError(path, None, error.strerror or str(error)) from error
+    """Yield the number and the data of each record. Raises `ImportFileError` if a checksum does not match."""
+    with opened(path) as file:
+        if not file.read(HEADER).startswith(IDENT):
+            raise ImportFileError(path, None, "this is not a .wandb file")
+        number, parts = 1, b""
+        while True:
+            left = BLOCK - file.tell() % BLOCK
+            if left < HEADER:
+                file.read(left)
+            header = file.read(HEADER)
+            if not header:
+                return
+            crc, length, kind = struct.unpack("<IHB", header) if len(header) == HEADER else (0, 1, 0)
+            data = file.read(length)
+            if len(header) < HEADER or len(data) < length:
+                return note_truncated(path, number, note)
+            if zlib.crc32(data, zlib.crc32(bytes([kind]))) != crc:
+                raise ImportFileError(path, f"record {number}", "its checksum does not match")
+            if kind in (FULL, FIRST):
+                parts = b""
+            elif kind not in (MIDDLE, LAST):
+                raise ImportFileError(path, f"record {number}", f"it has a chunk of the unknown type {kind}")
+            parts += data
+            if kind in (FULL, LAST):
+                yield number, parts
+                number += 1

@@ -35,6 +35,7 @@ from server.broker.live_message import RESTORED, RESYNC
 from server.errors import UNAVAILABLE, DatabaseError, IngestError
 from server.ingest.frames import FrameQueue
 from server.ingest.hello import checked
+from server.log_actions import LogAction
 from server.metrics import Metrics
 from server.models import Principal
 from server.pipeline.committer import INLINE_BYTES
@@ -120,15 +121,17 @@ class Connection:
         except IngestError as error:
             await self.refuse(error)
         except DatabaseError as error:
-            logger.warning("cannot store ingested frames: %s", error, extra={"action": "ingest_storage_unavailable"})
+            logger.warning(
+                "cannot store ingested frames: %s", error, extra={"action": LogAction.INGEST_STORAGE_UNAVAILABLE}
+            )
             await self.refuse(IngestError("storage_unavailable", UNAVAILABLE, retryable=True, close_code=1011))
         except TimeoutError:
             logger.warning(
                 "closing an ingest connection whose client does not read its answers",
-                extra={"action": "ingest_send_timeout"},
+                extra={"action": LogAction.INGEST_SEND_TIMEOUT},
             )
         except Exception:  # reported to the client and logged; no other connection is affected
-            logger.exception("cannot handle an ingest frame", extra={"action": "ingest_failed"})
+            logger.exception("cannot handle an ingest frame", extra={"action": LogAction.INGEST_FAILED})
             await self.refuse(
                 IngestError("internal", "the server failed on this frame; try again", retryable=True, close_code=1011)
             )
@@ -287,7 +290,9 @@ class Connection:
                 return
             except DatabaseError as error:
                 logger.warning(
-                    "cannot read recent alerts for a writer: %s", error, extra={"action": "ingest_storage_unavailable"}
+                    "cannot read recent alerts for a writer: %s",
+                    error,
+                    extra={"action": LogAction.INGEST_STORAGE_UNAVAILABLE},
                 )
                 if delay is not None:
                     await asyncio.sleep(delay)

@@ -1,8 +1,8 @@
-"""Which addresses the server may be sent to by a setting: none of its own network, unless allowed.
+"""Check of the addresses that channels lead to: none in the server's own network, unless the settings allow it.
 
-Whoever may add a channel must not reach what only the server can: the metadata service of a cloud, a database on
-loopback, a router. The name is looked up once for each connection, every address that it gives is checked, and the
-connection goes to an address that was checked, so that a name cannot change its mind in between.
+People who may add a channel must not reach services that are open to the server alone: the metadata service of a cloud,
+a database on loopback, a router. Each connection resolves its host name once, checks every resulting address, and
+connects to a checked address, so that the name cannot resolve differently in between (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_URL_CHARS = 2_048
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet: not loopback, private, link-local, multicast, or reserved.
+    """Return whether an IP address is public: not loopback, private, link-local, multicast or reserved.
 
     >>> [is_public(ip) for ip in ("1.1.1.1", "169.254.169.254", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "10.0.0.1")]
     [True, False, False, False, False]
@@ -36,19 +36,19 @@ def is_public(address: str) -> bool:
 
 
 def check_url(url: str, *, allow_private: bool) -> SplitResult:
-    """The parts of a URL that may be posted to. Raises `ForbiddenAddressError`, which says what to do.
+    """Return the parts of a URL that may be posted to. Raises `ForbiddenAddressError` with what to enter instead.
 
-    A host that is a name is checked when it is looked up (`GuardedResolver`), one that is an address here.
+    A host that is an IP address is checked here; a host name is checked when it is resolved (`GuardedResolver`).
     """
     if len(url) > MAX_URL_CHARS or any(ord(character) <= 32 or ord(character) == 127 for character in url):
-        raise ForbiddenAddressError("the URL is too long, or has spaces in it")
+        raise ForbiddenAddressError("the URL is too long or contains spaces")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise ForbiddenAddressError(f"this is no URL ({error})") from error
+        raise ForbiddenAddressError(f"this is not a URL ({error})") from error
     if parts.scheme not in ("https", "http") or not host:
-        raise ForbiddenAddressError("give a URL that begins with https://")
+        raise ForbiddenAddressError("enter a URL that begins with https://")
     if parts.scheme == "http" and not allow_private:
         raise ForbiddenAddressError("plain http is refused; use https, or set SPIKEWATCH_NOTIFY_ALLOW_PRIVATE=1")
     if not allow_private:
@@ -57,7 +57,7 @@ def check_url(url: str, *, allow_private: bool) -> SplitResult:
 
 
 def check_host(host: str) -> None:
-    """Refuse a host that is an address of our own network, however it is written. Raises `ForbiddenAddressError`."""
+    """Raise `ForbiddenAddressError` if a host is an address of the server's own network in any notation."""
     try:
         address = str(ipaddress.ip_address(host.strip("[]").partition("%")[0]))
     except ValueError:
@@ -70,7 +70,7 @@ def check_host(host: str) -> None:
 
 
 class GuardedResolver(AbstractResolver):
-    """Looks names up for `aiohttp`, and lets only public addresses through."""
+    """Resolver for `aiohttp` that returns public addresses only."""
 
     def __init__(self, *, allow_private: bool) -> None:
         self._allow_private = allow_private
@@ -79,7 +79,10 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Raises `OSError` where there is no such name, and `ForbiddenAddressError` where one address is private."""
+        """Return the addresses of a name.
+
+        Raises `OSError` if there is no such name, and `ForbiddenAddressError` if one of its addresses is not public.
+        """
         found = await self._names.resolve(host, port, family)
         if not self._allow_private:
             for one in found:
@@ -88,11 +91,12 @@ class GuardedResolver(AbstractResolver):
         return found
 
     async def close(self) -> None:
+        """Close the resolver of names."""
         await self._names.close()
 
 
 def refusal(host: str) -> str:
-    """In words for whoever entered the address."""
+    """Return the message for people who entered a forbidden address."""
     return (
         f"{host} is an address of the server's own network, which channels may not reach; "
         "SPIKEWATCH_NOTIFY_ALLOW_PRIVATE=1 allows it"

@@ -1,24 +1,29 @@
-"""Brings one message to one channel, over the wire that fits its kind, and says what came back."""
+"""Delivery of one notification to one channel, by the channel's kind."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
 
 from server.auth.secret_box import SecretBox
 from server.errors import SecretLostError
-from server.notification import Channel, ChannelKind
-from server.notifications.apprise_channel import AppriseSender
+from server.notification import Channel
+from server.notifications.channels.channel_kind import DeliveryContext, Target
+from server.notifications.channels.registry import kind_named
 from server.notifications.notification_text import Notification, channel_test_notification
 from server.notifications.outbound import Outbound
 from server.notifications.outcomes import Answer, DeliveryOutcome, delivery_outcome
-from server.notifications.slack import SlackBot, post_webhook
-from server.notifications.webhook import post_signed
+
+THREADS: Final = 4
+"""Number of threads for libraries that block, shared by all channels."""
 
 
 class Messenger:
+    """Sender of single notifications. Used from one event loop; `close` releases its connections and threads."""
+
     def __init__(
         self,
         *,
@@ -28,51 +33,49 @@ class Messenger:
         public_url: str,
         clock: Callable[[], float],
     ) -> None:
-        self._outbound = outbound
+        """``public_url`` is the address of the dashboard that notifications link to."""
         self._secrets = secrets
-        self._slack_api_url = slack_api_url
         self.public_url = public_url
+        self._outbound = outbound
         self._clock = clock
-        self._apprise = AppriseSender(allow_private=outbound.allow_private)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="notification")
+        self._context = DeliveryContext(
+            outbound=outbound, threads=self._threads, slack_api_url=slack_api_url, clock=clock
+        )
 
     @property
     def allow_private(self) -> bool:
-        """Whether channels may lead into our own network."""
+        """Whether channels may lead into the server's own network."""
         return self._outbound.allow_private
 
     async def close(self) -> None:
-        self._apprise.close()
+        """Close the connections, without waiting for threads that are still sending."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         await self._outbound.close()
 
-    async def deliver(self, channel: Channel, message: Notification, thread: str | None = None) -> Answer:
-        """One attempt. Raises nothing that a channel could cause."""
+    async def deliver(self, channel: Channel, notification: Notification, thread: str | None = None) -> Answer:
+        """Make one delivery attempt. Errors of the channel are part of the answer and are not raised."""
         try:
-            contents = self._secrets.open(channel.encrypted_secrets)
+            target = self._target(channel)
         except SecretLostError as error:
             return Answer(status=None, code=str(error), forbidden=True)
-        secret = contents["secret"]
-        if channel.kind is ChannelKind.SLACK_WEBHOOK:
-            return await post_webhook(self._outbound, secret, message)
-        if channel.kind is ChannelKind.SLACK_BOT:
-            return await self._bot(channel, secret).post(message, thread)
-        if channel.kind is ChannelKind.WEBHOOK:
-            return await post_signed(self._outbound, secret, contents["signing_key"], message, self._clock())
-        return await self._apprise.post(secret, message)
+        return await kind_named(channel.kind).deliver(self._context, target, notification, thread)
 
-    async def illustrate(self, channel: Channel, posted: Answer, picture: bytes) -> None:
-        """Put a picture under a message of a Slack bot."""
-        await self._bot(channel, self._secrets.open(channel.encrypted_secrets)["secret"]).show(picture, posted)
+    async def attach_picture(self, channel: Channel, posted: Answer, picture: bytes) -> None:
+        """Post a PNG picture below a notification."""
+        await kind_named(channel.kind).attach_picture(self._context, self._target(channel), posted, picture)
 
     async def test(self, channel: Channel) -> dict[str, Any]:
-        """Send a test message now, and say what the other side said."""
-        message = channel_test_notification(str(uuid.uuid4()), channel.name, self.public_url, self._clock())
+        """Send a test message now, and return the answer of the receiving service with its duration in seconds."""
+        notification = channel_test_notification(str(uuid.uuid4()), channel.name, self.public_url, self._clock())
         started = asyncio.get_running_loop().time()
-        answer = await self.deliver(channel, message)
+        answer = await self.deliver(channel, notification)
         return {
             "ok": delivery_outcome(answer) is DeliveryOutcome.SENT,
             "answer": str(answer),
             "seconds": round(asyncio.get_running_loop().time() - started, 3),
         }
 
-    def _bot(self, channel: Channel, token: str) -> SlackBot:
-        return SlackBot(self._outbound, token, str(channel.settings.get("channel", "")), self._slack_api_url)
+    def _target(self, channel: Channel) -> Target:
+        contents = self._secrets.open(channel.encrypted_secrets)
+        return Target(secret=contents["secret"], signing_key=contents.get("signing_key", ""), settings=channel.settings)

@@ -1,7 +1,7 @@
-"""What a person is told, in words, whatever the channel. Pure.
+"""Text of notifications, independent of the channel. Pure.
 
-A run's author chooses the names of projects, runs, layers and rules; they appear here as they are. Every renderer
-makes them harmless for the channel that it writes for.
+Names of projects, runs, layers and rules come from the people who run trainings and stand here unchanged. The renderer
+of each channel escapes them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from server.models import AlertKind, AlertLevel, AlertState, Cause
 from server.notification import CLOSING, Change, NotifiedIncident, OutboxRow
 
 DIGEST_NAMED: Final = 10
-"""Runs that a digest names."""
+"""Number of runs that a digest lists by name."""
 LAYERS_NAMED: Final = 3
 NAME_CHARS: Final = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class Links:
-    """Where a message leads."""
+    """Pages of the dashboard that a notification links to."""
 
     run: str
     acknowledge: str
@@ -34,40 +34,39 @@ class Links:
 
 @dataclass(frozen=True, kw_only=True)
 class Notification:
-    """One message to one channel."""
+    """Content of one notification."""
 
     id: str
-    """The same in every attempt."""
+    """Id that stays the same in every delivery attempt."""
     headline: str
     why: str = ""
-    """A sentence with numbers."""
+    """Explanation in a sentence with numbers."""
     facts: tuple[tuple[str, str], ...] = ()
-    """Label and value, in the order of their weight."""
+    """Pairs of label and value, the most important first."""
     advice: tuple[str, ...] = ()
     level: str = AlertLevel.WATCH.value
     change: Change | None = None
-    """None for a digest or a test."""
+    """Change of the alert; None for a digest or a test notification."""
     alert: Alert | None = None
     run_name: str = ""
     project: str = ""
     incident_id: str = ""
     links: Links | None = None
     members: tuple[tuple[str, str], ...] = ()
-    """Of a digest: run and what befell it."""
+    """Pairs of run name and alert title that a digest lists."""
     about: str = ""
-    """Of a later message on an incident: what the earlier one said."""
+    """Title of the incident, if the channel has already been notified of it."""
     is_repeat: bool = False
-    """An earlier attempt may have arrived."""
+    """Whether an earlier delivery attempt may have arrived."""
     created_at: float = 0.0
 
 
-def alert_notification(row: OutboxRow, told: NotifiedIncident | None, public_url: str) -> Notification:
-    """What a change of an alert is told as. ``told``: the channel knows of the incident."""
+def alert_notification(row: OutboxRow, incident: NotifiedIncident | None, public_url: str) -> Notification:
+    """Return the notification of a change. ``incident`` is None if the channel has not been notified of it before."""
     alert = row.alert
     change = row.change
-    if told is None and change is Change.ESCALATED:
-        change = Change.OPENED  # the first that this channel hears of it
-    follows = told is not None
+    if incident is None and change is Change.ESCALATED:
+        change = Change.OPENED  # the first notification that this channel receives of the incident
     return Notification(
         id=row.message_id,
         headline=_headline(row, change),
@@ -81,14 +80,14 @@ def alert_notification(row: OutboxRow, told: NotifiedIncident | None, public_url
         project=row.project,
         incident_id=row.incident_id,
         links=_links(row, public_url),
-        about=f"{alert.title}, opened at step {alert.step:,}" if follows else "",
+        about=f"{alert.title}, opened at step {alert.step:,}" if incident is not None else "",
         is_repeat=row.delivery_attempts > 0,
         created_at=row.created_at,
     )
 
 
 def digest_notification(rows: Sequence[OutboxRow], window: float, public_url: str) -> Notification:
-    """One message for the alerts of many runs."""
+    """Return one notification of the alerts of many runs. ``window`` is the digest window in seconds."""
     worst = max((row.alert.level for row in rows), key=LEVEL_RANK.__getitem__)
     runs: dict[str, OutboxRow] = {}
     for row in rows:
@@ -116,7 +115,7 @@ def digest_notification(rows: Sequence[OutboxRow], window: float, public_url: st
 
 
 def channel_test_notification(message_id: str, channel: str, public_url: str, now: float) -> Notification:
-    """Shows that a channel works."""
+    """Return a test message, which shows that a channel works."""
     return Notification(
         id=message_id,
         headline="Spikewatch can reach this channel",
@@ -127,19 +126,19 @@ def channel_test_notification(message_id: str, channel: str, public_url: str, no
     )
 
 
-def plain_text(message: Notification) -> str:
-    """The whole message as lines of text."""
-    lines = [message.why] if message.why else []
-    lines += [f"{label}: {value}" for label, value in message.facts]
-    lines += [f"- {name}: {what}" if name else f"- {what}" for name, what in message.members]
-    if message.advice:
+def plain_text(notification: Notification) -> str:
+    """Return the whole notification as lines of text."""
+    lines = [notification.why] if notification.why else []
+    lines += [f"{label}: {value}" for label, value in notification.facts]
+    lines += [f"- {name}: {what}" if name else f"- {what}" for name, what in notification.members]
+    if notification.advice:
         lines += ["", "What to try (change one thing):"]
-        lines += [f"{number}. {item}" for number, item in enumerate(message.advice, 1)]
-    if message.about:
-        lines += ["", f"About: {message.about}"]
-    if message.links is not None:
-        lines += ["", message.links.run]
-    lines.append(f"Message {message.id}" + (" (may be a repetition)" if message.is_repeat else ""))
+        lines += [f"{number}. {item}" for number, item in enumerate(notification.advice, 1)]
+    if notification.about:
+        lines += ["", f"About: {notification.about}"]
+    if notification.links is not None:
+        lines += ["", notification.links.run]
+    lines.append(f"Message {notification.id}" + (" (may be a repetition)" if notification.is_repeat else ""))
     return "\n".join(lines)
 
 
@@ -163,7 +162,7 @@ def _headline(row: OutboxRow, change: Change) -> str:
 
 
 def _what(alert: Alert) -> str:
-    """ "Spike predicted in ~85 steps (step 712, 698–731)", or the title of any other alert."""
+    """Return, for example, "Spike predicted in ~85 steps (step 712, 698–731)"; for other kinds the alert's title."""
     date = alert.predicted_step
     if alert.kind != AlertKind.SPIKE_PREDICTED or date is None:
         return alert.title or alert.kind.replace("-", " ")
@@ -199,7 +198,7 @@ def _facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
 
 
 def _closing_facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
-    """The end of an incident is short: what was measured was told before."""
+    """Return the few facts about the end of an incident; its measurements were sent before."""
     facts = [("Run", row.run_name), ("Project", row.project)]
     date = row.alert.first_predicted_step
     if date is not None and row.alert.outcome is not None:
@@ -267,6 +266,6 @@ def _utc(now: float) -> str:
 
 
 def short(name: str) -> str:
-    """A name on one line, of at most so many characters that it leaves room for the rest."""
+    """Return a name on one line, cut to `NAME_CHARS` characters."""
     line = " ".join(name.split())
     return line if len(line) <= NAME_CHARS else line[: NAME_CHARS - 1] + "…"

@@ -1,4 +1,4 @@
-"""POST to addresses that people entered: guarded, bounded in time and size, redirects not followed."""
+"""POST requests to addresses that people entered: checked, limited in time and size, without following redirects."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from server.notifications.addresses import GuardedResolver, check_url
 from server.notifications.outcomes import Answer, retry_after
 
 TIMEOUT: Final = 10.0
-"""Seconds for one attempt, from the look-up of the name to the end of the answer."""
-MAX_ANSWER: Final = 16_384  # bytes; of a longer answer nobody reads the rest
+"""Deadline of one attempt in seconds, from the name lookup to the end of the answer."""
+MAX_ANSWER: Final = 16_384  # bytes; the rest of a longer answer is not read
 CODE_CHARS: Final = 120
 USER_AGENT: Final = "Spikewatch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An HTTP answer."""
+    """An HTTP response."""
 
     status: int
     headers: Mapping[str, str]
@@ -32,16 +32,17 @@ class Reply:
 
 
 class Outbound:
-    """One pool of connections for all channels. Used from one event loop; `close` ends it."""
+    """Connection pool of all channels. Used from one event loop; `close` releases it."""
 
     def __init__(self, *, allow_private: bool, timeout: float = TIMEOUT) -> None:
+        """``timeout`` is the deadline of one request in seconds."""
         self.allow_private = allow_private
         self.timeout = timeout
         self._session: aiohttp.ClientSession | None = None
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """Made at the first use, because it belongs to the event loop that runs then."""
+        """HTTP session, created at first use because it belongs to the running event loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
@@ -54,18 +55,19 @@ class Outbound:
         return self._session
 
     async def close(self) -> None:
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-        """Raises `ForbiddenAddressError`, and what `answer_to` knows of networks."""
+        """Send a POST request and return the response. Raises the errors in `NETWORK_ERRORS`."""
         check_url(url, allow_private=self.allow_private)
         async with self.session.post(url, data=body, headers=headers, allow_redirects=False) as reply:
             content = await reply.content.read(MAX_ANSWER)
             return Reply(status=reply.status, headers=reply.headers, text=content.decode("utf-8", "replace"))
 
     async def ask(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """The answer of one attempt, whatever went wrong."""
+        """Send a POST request and return its answer; network errors become answers too."""
         try:
             reply = await self.post(url, body, headers)
         except NETWORK_ERRORS as error:
@@ -79,11 +81,11 @@ class Outbound:
 
 
 NETWORK_ERRORS: Final = (ForbiddenAddressError, aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError)
-"""What an attempt may raise. `ValueError`: names that no look-up can take."""
+"""Errors that an attempt may raise. `ValueError` comes from host names that cannot be encoded for a lookup."""
 
 
 def answer_to(error: Exception) -> Answer:
-    """An attempt that raised, as an answer. The text names no secret: errors of URLs carry the URL."""
+    """Return the answer for an attempt that raised. Its text never contains the URL, which may be secret."""
     if isinstance(error, ForbiddenAddressError):
         return Answer(status=None, code=str(error), forbidden=True)
     if isinstance(error, TimeoutError):
@@ -91,7 +93,7 @@ def answer_to(error: Exception) -> Answer:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return Answer(status=None, code=f"the name {error.host} cannot be looked up")
     if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
-        return Answer(status=None, code="the certificate of the other side is not trusted")
+        return Answer(status=None, code="the certificate of the receiving service is not trusted")
     if isinstance(error, aiohttp.ClientConnectorError):
         return Answer(status=None, code=f"no connection to {error.host} ({error.os_error.strerror or 'refused'})")
     if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError):

@@ -1,4 +1,4 @@
-"""What the other side's answer means: arrived, try again, never this message, never any. Pure."""
+"""Meaning of a receiving service's answer: sent, retry, notification rejected, or channel dead. Pure."""
 
 from __future__ import annotations
 
@@ -10,37 +10,40 @@ from enum import StrEnum
 from typing import Final
 
 MAX_RETRY_AFTER: Final = 3_600.0
-"""Seconds; no Retry-After is believed beyond it."""
+"""Longest wait in seconds that a Retry-After header can ask for."""
 BACKOFF: Final = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds between attempts; the last one is repeated."""
+"""Seconds between delivery attempts; the last value is repeated."""
 JITTER: Final = 0.25
+"""Fraction by which a wait is randomly lengthened or shortened."""
 
 
 class DeliveryOutcome(StrEnum):
+    """Consequence of one delivery attempt."""
+
     SENT = "sent"
     RETRY = "retry"
     REFUSED = "refused"
-    """This message will never be taken; others may be."""
+    """The service will never accept this notification, but may accept others."""
     DEAD = "dead"
-    """No message will ever be taken: the channel is wrong."""
+    """The service will never accept any notification: the channel is misconfigured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came back of one attempt."""
+    """Result of one delivery attempt."""
 
     status: int | None
-    """HTTP's, None where there was no answer."""
+    """HTTP status, None if there was no answer."""
     code: str = ""
-    """What the other side calls its error: a word of Slack's, or the first line of the body."""
+    """Error of the receiving service: an error code of Slack, or the first line of the body."""
     retry_after: float | None = None
-    """Seconds."""
+    """Wait that the service asks for, in seconds."""
     thread: str | None = None
-    """Slack's name of the message, under which later ones are put."""
-    place: str | None = None
-    """Slack's id of the channel that the message is in."""
+    """Slack's id of the message under which later ones are posted."""
+    slack_channel: str | None = None
+    """Slack's id of the channel that the message was posted in."""
     forbidden: bool = False
-    """We refused to connect: the address is one of our own network."""
+    """Whether this server refused to connect, because the address belongs to its own network."""
 
     def __str__(self) -> str:
         if self.status is None:
@@ -61,7 +64,8 @@ DEAD_CODES: Final = frozenset(
         "token_revoked", "two_factor_setup_required", "user_not_found",
     }
 )  # fmt: skip
-"""Words of Slack that no later attempt will change.
+"""Error codes of Slack that no later attempt can change.
+
 https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks, …/reference/methods/chat.postMessage"""
 
 REFUSED_CODES: Final = frozenset(
@@ -75,14 +79,14 @@ REFUSED_CODES: Final = frozenset(
         "too_many_attachments", "too_many_contact_cards",
     }
 )  # fmt: skip
-"""Words of Slack about one message."""
+"""Error codes of Slack about a single message."""
 
 _DEAD_STATUS: Final = frozenset({401, 402, 403, 404, 405, 407, 410, 451})
 _RETRY_STATUS: Final = frozenset({408, 409, 421, 423, 425, 429})
 
 
 def delivery_outcome(answer: Answer) -> DeliveryOutcome:
-    """The one decision about retrying.
+    """Decide whether an attempt succeeded, is retried, or is final.
 
     >>> [delivery_outcome(Answer(status=s)).value for s in (200, 503, 429, 404, 302, 400, None)]
     ['sent', 'retry', 'retry', 'dead', 'dead', 'refused', 'retry']
@@ -97,21 +101,24 @@ def delivery_outcome(answer: Answer) -> DeliveryOutcome:
     if status is None or status >= 500 or status in _RETRY_STATUS or status < 200:
         return DeliveryOutcome.RETRY
     if status < 300:
-        # Slack's Web API answers 200 with a word where something is wrong; one that is not known may pass.
+        # Slack's Web API reports errors with status 200 and a code. An unknown code may be temporary.
         return DeliveryOutcome.SENT if answer.code in ("", "ok") else DeliveryOutcome.RETRY
     if status < 400:
-        return DeliveryOutcome.DEAD  # redirects are not followed: they could lead anywhere
+        return DeliveryOutcome.DEAD  # redirects are not followed, because they may lead anywhere
     return DeliveryOutcome.DEAD if status in _DEAD_STATUS else DeliveryOutcome.REFUSED
 
 
 def delay(failures: int, answer: Answer, uniform: Callable[[float, float], float]) -> float:
-    """Seconds until the next attempt after so many failures in a row (counted from 1)."""
+    """Return the seconds to wait after ``failures`` failed attempts in a row (at least 1).
+
+    ``uniform`` draws a random number between two bounds.
+    """
     wait = BACKOFF[min(failures, len(BACKOFF)) - 1] * uniform(1 - JITTER, 1 + JITTER)
     return wait if answer.retry_after is None else max(wait if failures > 1 else 0.0, answer.retry_after)
 
 
 def retry_after(header: str | None, now: float) -> float | None:
-    """Seconds of a Retry-After header, which may be a number or a date.
+    """Return the seconds of a Retry-After header, which is a number or a date, or None if it cannot be read.
 
     >>> retry_after("30", 0.0), retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 10.0), retry_after("soon", 0.0)
     (30.0, 50.0, None)
@@ -128,10 +135,10 @@ def retry_after(header: str | None, now: float) -> float | None:
     return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def words(answer: Answer) -> str:
-    """Why a channel was switched off, for people."""
+def disabled_reason(answer: Answer) -> str:
+    """Return the reason that people read next to a channel that the server has disabled."""
     if answer.forbidden:
         return answer.code
     if answer.status is not None and 300 <= answer.status < 400:
         return f"it answers {answer.status}, a redirect, which is not followed; enter the address that it leads to"
-    return f"the other side answers {answer}: it will take no message; correct the channel and switch it on again"
+    return f"the receiving service rejects every notification ({answer}); correct the channel and switch it on again"

@@ -1,7 +1,6 @@
-"""A small picture of loss and λ_max over its limit, for messages that can carry one.
+"""Small picture of the loss and of λ_max over its limit, for channels that can show one.
 
-Owns what is drawn; numbers come from `SeriesQuery`. The font that comes with Pillow has no Greek letters, so λ_max is
-spelled out.
+The values come from `SeriesQuery`. Pillow's built-in font has no Greek letters, so λ_max is spelled out.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from server.storage.measurements.series import SeriesQuery
 WIDTH: Final = 760  # pixels
 HEIGHT: Final = 380
 SCALE: Final = 2
-"""Drawn so many times larger and reduced: Pillow's lines have no soft edges."""
+"""Factor by which the picture is drawn larger and then reduced, because Pillow draws lines without antialiasing."""
 BEHIND: Final = 300
-"""Steps before now that are shown."""
+"""Number of steps that are shown before the current one."""
 LEFT: Final = 64
 RIGHT: Final = 16
 INK, MUTED, GRID, ACCENT, DANGER = "#1b1d21", "#666a71", "#e4e4e0", "#2f6fde", "#c8371b"
 Points = Sequence[tuple[float, float]]
-"""Step and value."""
+"""Pairs of step and value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One of the two curves."""
+    """One curve with its title and axis."""
 
     title: str
     points: Points
@@ -45,7 +44,10 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], now: int, predicted: tuple[int, int, int] | None) -> bytes:
-    """A PNG with a panel above another. ``predicted``: low, best, high of the spike that is expected."""
+    """Return a PNG with the panels one above the other.
+
+    ``now`` is the current step, ``predicted`` the low, best and high step of a predicted spike.
+    """
     image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "#ffffff")
     canvas = ImageDraw.Draw(image)
     first = min((panel.points[0][0] for panel in panels if panel.points), default=float(now))
@@ -76,21 +78,21 @@ def draw(panels: Sequence[Panel], now: int, predicted: tuple[int, int, int] | No
     return out.getvalue()
 
 
-class Painter:
-    """Pictures of runs."""
+class PictureRenderer:
+    """Renderer of pictures of stored runs."""
 
     def __init__(self, series: SeriesQuery) -> None:
         self._series = series
 
-    async def paint(self, run_id: str, step: int, predicted: tuple[int, int, int] | None) -> bytes | None:
-        """The last steps up to ``step``; None where there is no loss, or it cannot be read."""
+    async def render(self, run_id: str, step: int, predicted: tuple[int, int, int] | None) -> bytes | None:
+        """Return a PNG of the last steps up to ``step``, or None if there is no loss or it cannot be read."""
         names = ("loss", "lambda_max", "stability_limit")
         try:
             found = await self._series.read(
                 run_id, names, step_from=max(0, step - BEHIND), step_to=step, points=BEHIND + 1
             )
         except (DatabaseError, CorruptDataError):
-            return None  # whoever opens the run's page sees why
+            return None  # the run's page shows the error
         width = found.bucket_steps
         loss = points(found.series.get("loss"), width)
         if not loss:
@@ -103,7 +105,7 @@ class Painter:
 
 
 def points(buckets: Buckets | None, width: int) -> list[tuple[float, float]]:
-    """The greatest value of each bucket that has one."""
+    """Return the step and the maximum of each bucket with a finite maximum. ``width`` is the bucket size in steps."""
     if buckets is None:
         return []
     values: NDArray[np.floating] = buckets.max[0]
@@ -146,14 +148,14 @@ def _panel(canvas: ImageDraw.ImageDraw, panel: Panel, top: int, bottom: int, x: 
         canvas.circle(point, 2.5 * SCALE, fill=ACCENT)
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers within a range, at most so many.
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Return round numbers within a range, about ``count`` of them.
 
     >>> _ticks(0.0, 10.0, 5)
     [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     """
     span = high - low
-    raw = span / most
+    raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
     width = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
     first = math.ceil(low / width)

@@ -1,8 +1,7 @@
-"""Shows messages about as Slack would: `python -m server.notifications.preview FILE.json > page.html`.
+"""Preview of Slack messages as a web page: `python -m server.notifications.preview FILE.json > page.html`.
 
-The file holds one payload of Slack, or a list of them; those with a ``thread_ts`` stand under the first. For looking at
-what is sent, without Slack. Pure but for reading the file. Text is shown as Slack reads it: entities are decoded,
-``mrkdwn`` has its bold and its code, ``plain_text`` has nothing.
+The file holds one payload for Slack or a list of them; those with a ``thread_ts`` are shown as replies. Text is shown
+as Slack renders it: entities are decoded, ``mrkdwn`` supports bold and code, ``plain_text`` has no markup.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ img { max-width: 100%; border: 1px solid #ddd; border-radius: 8px; margin-top: 6
 
 
 def page(payloads: Sequence[Mapping[str, Any]], pictures: Sequence[bytes] = ()) -> str:
-    """An HTML document with every message. The pictures stand under the first one."""
+    """Return an HTML document with all messages. The PNG pictures are shown below the first message."""
     shown = []
     for number, payload in enumerate(payloads):
         shown.append(message(payload))
@@ -56,7 +55,7 @@ def page(payloads: Sequence[Mapping[str, Any]], pictures: Sequence[bytes] = ()) 
 
 
 def message(payload: Mapping[str, Any]) -> str:
-    """One message."""
+    """Return the HTML of one message."""
     blocks = payload.get("blocks") or [{"type": "section", "text": {"type": "plain_text", "text": payload["text"]}}]
     body = "".join(_block(block) for block in blocks)
     return _reply(body) if payload.get("thread_ts") else _framed(body, "message")
@@ -96,7 +95,7 @@ def _button(element: Mapping[str, Any]) -> str:
 
 def _text(text: Mapping[str, Any]) -> str:
     escaped = html.escape(html.unescape(text["text"]))
-    for mark, colour in _MARKS.items():  # drawn: not every machine has a font for them
+    for mark, colour in _MARKS.items():  # drawn with CSS, because not every machine has a font for them
         escaped = escaped.replace(mark, f'<span class="dot" style="background: {colour}"></span>')
     if text["type"] != "mrkdwn":
         return escaped
@@ -112,7 +111,7 @@ def _picture(png: bytes) -> str:
 
 
 def main(paths: Sequence[str]) -> None:
-    """The first path is JSON, the others are pictures."""
+    """Print the page for a JSON file and the pictures after it."""
     payloads = msgspec.json.decode(Path(paths[0]).read_bytes())
     pictures = [Path(path).read_bytes() for path in paths[1:]]
     sys.stdout.write(page(payloads if isinstance(payloads, list) else [payloads], pictures))

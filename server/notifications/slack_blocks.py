@@ -1,9 +1,9 @@
-"""A message as Slack's Block Kit. Pure.
+"""Rendering of notifications as Slack's Block Kit. Pure.
 
-Nothing that a run's author typed can become markup, a mention or a link: sentences are ``plain_text``; within
-``mrkdwn`` names are code, and other text has what could be markup replaced by its likeness; `&`, `<` and `>` are
-escaped, nothing is unfurled, and no name is looked up.
-Limits: https://docs.slack.dev/reference/block-kit/blocks. What is longer is cut.
+Text of a run's author can become neither markup nor a mention nor a link: sentences are ``plain_text``; within
+``mrkdwn``, names are code, and other text has markup characters replaced by look-alikes; `&`, `<` and `>` are escaped;
+Slack is told not to unfurl links and not to look up names. Longer text is cut to Slack's limits:
+https://docs.slack.dev/reference/block-kit/blocks.
 """
 
 from __future__ import annotations
@@ -22,52 +22,52 @@ MAX_FIELD: Final = 2_000
 MAX_FIELDS: Final = 10
 MAX_BUTTON: Final = 75
 MAX_URL: Final = 3_000
-MAX_NOTICE: Final = 600
-"""More is not read on a phone."""
+MAX_PREVIEW: Final = 600
+"""Maximum length of the text that phones show; more would not be read."""
 METADATA_EVENT: Final = "spikewatch_alert"
 
 NAMES: Final = frozenset({"Run", "Project", "Projects", "Leading layers", "Series", "Channel"})
 MARKS: Final[Mapping[str, str]] = {AlertLevel.WATCH: "🟡", AlertLevel.WARNING: "🟠", AlertLevel.CRITICAL: "🔴"}
-CALM: Final = {Change.CONFIRMED: "🎯", Change.FALSE_ALARM: "⚪", Change.RESOLVED: "🟢"}
+CLOSING_MARKS: Final = {Change.CONFIRMED: "🎯", Change.FALSE_ALARM: "⚪", Change.RESOLVED: "🟢"}
 
 
-def payload(message: Notification) -> dict[str, Any]:
-    """What is posted to an incoming webhook; `chat.postMessage` takes the same and a channel."""
-    headline = f"{_mark(message)} {message.headline}"
+def payload(notification: Notification) -> dict[str, Any]:
+    """Return the body for an incoming webhook; `chat.postMessage` accepts it too, together with a channel."""
+    headline = f"{_mark(notification)} {notification.headline}"
     return {
-        "text": _notice(headline),
+        "text": _preview_text(headline),
         "mrkdwn": False,
         "unfurl_links": False,
         "unfurl_media": False,
-        "blocks": _blocks(message, headline),
+        "blocks": _blocks(notification, headline),
     }
 
 
-def plain_payload(message: Notification) -> dict[str, Any]:
-    """The same without blocks, for a receiver that refuses them."""
-    return {"text": _notice(message.headline), "mrkdwn": False, "unfurl_links": False}
+def plain_payload(notification: Notification) -> dict[str, Any]:
+    """Return the body without blocks, in case Slack rejects them."""
+    return {"text": _preview_text(notification.headline), "mrkdwn": False, "unfurl_links": False}
 
 
-def _notice(headline: str) -> str:
-    """The text of a notification on a phone, in which an address would become a link."""
-    return escape(cut(" ".join(headline.replace("://", ":∕∕").split()), MAX_NOTICE))
+def _preview_text(headline: str) -> str:
+    """Return the text that phones show as notification, with addresses changed so that they do not become links."""
+    return escape(cut(" ".join(headline.replace("://", ":∕∕").split()), MAX_PREVIEW))
 
 
-def metadata(message: Notification) -> dict[str, Any]:
-    """What makes a repetition recognisable to programs that read the channel."""
+def metadata(notification: Notification) -> dict[str, Any]:
+    """Return the metadata by which programs that read the channel recognise a repetition."""
     return {
         "event_type": METADATA_EVENT,
         "event_payload": {
-            "message_id": message.id,
-            "incident_id": message.incident_id,
-            "alert_id": "" if message.alert is None else message.alert.id,
-            "change": message.change or "digest",
+            "message_id": notification.id,
+            "incident_id": notification.incident_id,
+            "alert_id": "" if notification.alert is None else notification.alert.id,
+            "change": notification.change or "digest",
         },
     }
 
 
 def escape(text: str) -> str:
-    """Slack's control characters as entities, and no others but line ends."""
+    """Return text with Slack's control characters as entities, and without other control characters but line ends."""
     return text.translate(_CONTROLS).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -75,13 +75,13 @@ _CONTROLS: Final = {number: " " for number in (*range(32), 127) if chr(number) !
 
 
 def code(text: str) -> str:
-    """A name within mrkdwn, where nothing in it means anything."""
+    """Return a name as mrkdwn code, in which no character is markup."""
     line = " ".join(text.split()).replace("`", "ˋ") or "–"
     return f"`{escape(cut(line, 200))}`"
 
 
 def cut(text: str, limit: int) -> str:
-    """At most so many characters once escaped, with a sign where something is missing."""
+    """Return text of at most ``limit`` characters once escaped, with an ellipsis where it was cut."""
     if len(escape(text)) <= limit:
         return text
     kept: list[str] = []
@@ -94,47 +94,47 @@ def cut(text: str, limit: int) -> str:
     return "".join(kept) + "…"
 
 
-def _blocks(message: Notification, headline: str) -> list[dict[str, Any]]:
-    is_reply = bool(message.about)
+def _blocks(notification: Notification, headline: str) -> list[dict[str, Any]]:
+    is_reply = bool(notification.about)
     blocks: list[dict[str, Any]] = []
     if is_reply or len(escape(headline)) > MAX_HEADER:
         blocks.append(_section(f"*{_bare(headline, MAX_TEXT - 2)}*"))
     else:
         blocks.append({"type": "header", "text": _plain(headline, MAX_HEADER)})
-    if message.why:
-        blocks.append({"type": "section", "text": _plain(message.why, MAX_TEXT)})
-    facts = message.facts[:MAX_FIELDS]
+    if notification.why:
+        blocks.append({"type": "section", "text": _plain(notification.why, MAX_TEXT)})
+    facts = notification.facts[:MAX_FIELDS]
     if facts:
         fields = [_mrkdwn(f"*{label}*\n{_value(label, value)}", MAX_FIELD) for label, value in facts]
         blocks.append({"type": "section", "fields": fields})
-    if message.members:
-        lines = "\n".join(f"• {name}: {what}" if name else f"• {what}" for name, what in message.members)
+    if notification.members:
+        lines = "\n".join(f"• {name}: {what}" if name else f"• {what}" for name, what in notification.members)
         blocks.append({"type": "section", "text": _plain(lines, MAX_TEXT)})
-    if message.advice:
+    if notification.advice:
         blocks.append(_section("*What to try* (change one thing)"))
-        lines = "\n".join(f"{number}. {item}" for number, item in enumerate(message.advice, 1))
+        lines = "\n".join(f"{number}. {item}" for number, item in enumerate(notification.advice, 1))
         blocks.append({"type": "section", "text": _plain(lines, MAX_TEXT)})
-    buttons = _buttons(message)
+    buttons = _buttons(notification)
     if buttons:
         blocks.append({"type": "actions", "elements": buttons})
-    blocks.append({"type": "context", "elements": [_plain(_footer(message), MAX_TEXT)]})
+    blocks.append({"type": "context", "elements": [_plain(_footer(notification), MAX_TEXT)]})
     return blocks[:MAX_BLOCKS]
 
 
 def _value(label: str, value: str) -> str:
-    """Names stand as code, so that they can be read letter by letter; numbers and our own words stand as they are."""
+    """Return names as code, so that they can be read letter by letter, and numbers and our own words as they are."""
     return code(value) if label in NAMES else _bare(value, 200) or "–"
 
 
-def _buttons(message: Notification) -> list[dict[str, Any]]:
-    """Buttons that open pages: a webhook has nobody who could answer a press."""
-    links = message.links
+def _buttons(notification: Notification) -> list[dict[str, Any]]:
+    """Return buttons that open pages: a webhook cannot receive the press of a button."""
+    links = notification.links
     if links is None:
         return []
-    alert = message.alert
+    alert = notification.alert
     label = "Open Spikewatch" if alert is None else f"Open run at step {alert.updated_step:,}"
     wanted = [(label, links.run, "primary"), ("Acknowledge", links.acknowledge, ""), ("Silence 1 h", links.silence, "")]
-    if message.change not in (Change.OPENED, Change.ESCALATED):
+    if notification.change not in (Change.OPENED, Change.ESCALATED):
         wanted = wanted[:1]
     buttons = []
     for text, url, style in wanted:
@@ -145,28 +145,28 @@ def _buttons(message: Notification) -> list[dict[str, Any]]:
     return buttons
 
 
-def _footer(message: Notification) -> str:
+def _footer(notification: Notification) -> str:
     parts = ["Spikewatch"]
-    if message.about:
-        parts.append(f"about: {message.about}")
-    parts.append(f"message {message.id}")
-    if message.is_repeat:
+    if notification.about:
+        parts.append(f"about: {notification.about}")
+    parts.append(f"message {notification.id}")
+    if notification.is_repeat:
         parts.append("may be a repetition of one with this id")
     return " · ".join(parts)
 
 
-def _mark(message: Notification) -> str:
-    if message.change in CALM:
-        return CALM[message.change]
-    return MARKS.get(message.level, "🟡")
+def _mark(notification: Notification) -> str:
+    if notification.change in CLOSING_MARKS:
+        return CLOSING_MARKS[notification.change]
+    return MARKS.get(notification.level, "🟡")
 
 
-_LIKENESS: Final = str.maketrans({"*": "∗", "_": "＿", "~": "∼", "`": "ˋ", "@": "＠"})
+_LOOK_ALIKES: Final = str.maketrans({"*": "∗", "_": "＿", "~": "∼", "`": "ˋ", "@": "＠"})
 
 
 def _bare(text: str, limit: int) -> str:
-    """Text within mrkdwn: what could be markup, a mention or an address is replaced by its likeness."""
-    line = " ".join(text.split()).translate(_LIKENESS).replace("://", ":∕∕")
+    """Return text for mrkdwn in which markup, mentions and addresses are replaced by look-alikes."""
+    line = " ".join(text.split()).translate(_LOOK_ALIKES).replace("://", ":∕∕")
     return escape(cut(line, limit))
 
 
@@ -175,8 +175,8 @@ def _section(text: str) -> dict[str, Any]:
 
 
 def _mrkdwn(text: str, limit: int) -> dict[str, Any]:
-    """Already escaped. ``verbatim``: no name and no address in it is made a link."""
-    assert len(text) <= limit, "values are cut before they are put together"
+    """Return a text object of escaped text, in which Slack turns neither names nor addresses into links."""
+    assert len(text) <= limit, "values must be cut before they are joined"
     return {"type": "mrkdwn", "text": text, "verbatim": True}
 
 

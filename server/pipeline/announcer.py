@@ -7,6 +7,7 @@ import logging
 
 from server.broker import Broker, LiveMessage
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.storage.fleet import FleetQuery
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,6 @@ class Announcer:
                     "cannot publish the summaries of %d runs: %s",
                     len(marked),
                     error,
-                    extra={"action": "announce_failed"},
+                    extra={"action": LogAction.ANNOUNCE_FAILED},
                 )
             await asyncio.sleep(self._interval)

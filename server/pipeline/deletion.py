@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.storage.deletion import DeletionStore
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Deleter:
             logger.info(
                 "run %s exceeds the retention period and is being deleted",
                 run_id,
-                extra={"action": "run_expired", "run_id": run_id},
+                extra={"action": LogAction.RUN_EXPIRED, "run_id": run_id},
             )
         return len(expired)
 
@@ -80,10 +81,10 @@ class Deleter:
             self._forget(run_id)
             while await self._store.purge_some(run_id):
                 pass
-            logger.info("run %s has been deleted", run_id, extra={"action": "run_deleted", "run_id": run_id})
+            logger.info("run %s has been deleted", run_id, extra={"action": LogAction.RUN_DELETED, "run_id": run_id})
         if marked:
             await self._store.vacuum()
-        while await self._store.give_back_some():
+        while await self._store.shrink_some():
             pass
 
     async def _run(self) -> None:
@@ -94,10 +95,10 @@ class Deleter:
                 self._wanted.clear()
                 await self.purge()
             except DatabaseError as error:
-                logger.warning("deletions are delayed: %s", error, extra={"action": "deletion_waits"})
+                logger.warning("deletions are delayed: %s", error, extra={"action": LogAction.DELETION_WAITS})
                 wait = min(wait, RETRY_AFTER)
             except Exception:  # a run that cannot be deleted must not keep the others from being deleted
-                logger.exception("cannot delete runs", extra={"action": "deletion_failed"})
+                logger.exception("cannot delete runs", extra={"action": LogAction.DELETION_FAILED})
             try:
                 async with asyncio.timeout(wait):
                     await self._wanted.wait()

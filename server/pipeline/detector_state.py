@@ -12,10 +12,11 @@ from client_sdk.protocol import Alert
 from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
 from server.detectors.rule_evaluator import RuleEvaluator
+from server.log_actions import LogAction
 from server.models import AlertKind, Event, Finding, Sample
 from server.pipeline.progress import RunProgress
 from server.pipeline.thinned_span import ThinnedSpan
-from server.storage.detector_states import SuiteState
+from server.storage.detector_states import StoredDetectorState
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class DetectorState:
         )
 
     @classmethod
-    def restore(cls, run_id: str, stored: SuiteState) -> DetectorState:
+    def restore(cls, run_id: str, stored: StoredDetectorState) -> DetectorState:
         """Return the state that was saved. Parts whose snapshot is of another version begin fresh."""
         state = cls(
             rank=stored.rank,
@@ -135,6 +136,6 @@ class DetectorState:
                 "the detectors of run %s begin fresh because their saved state has another version: %s",
                 run_id,
                 error,
-                extra={"action": "snapshot_refused", "run_id": run_id},
+                extra={"action": LogAction.SNAPSHOT_REFUSED, "run_id": run_id},
             )
         return state

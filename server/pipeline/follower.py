@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 from server.alerts.lifecycle import AlertLifecycle
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.models import DELETING, Event, RunState
 from server.pipeline.detector_state import DetectorState
 from server.pipeline.inbox import FreshSegment
 from server.pipeline.samples import samples
 from server.pipeline.segment_source import MAX_SEGMENTS, Segment, SegmentSource
 from server.rule import RuleSet
-from server.storage.detector_states import DetectorStateSave, SavedDetectorState, SuiteState
+from server.storage.detector_states import DetectorStateSave, DetectorStateSaveResult, StoredDetectorState
 from server.storage.measurements.segments import UnreadSegments
 from server.storage.runs import RunLabels, RunStore
 
@@ -40,11 +41,11 @@ Publish = Callable[[Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
 class DetectorStates(Protocol):
     """A store of detector states."""
 
-    async def load(self, run_id: str) -> SuiteState | None:
+    async def load(self, run_id: str) -> StoredDetectorState | None:
         """Return the saved state of a run, or None if there is none. Raises `DatabaseError`."""
         ...
 
-    async def save(self, save: DetectorStateSave) -> SavedDetectorState:
+    async def save(self, save: DetectorStateSave) -> DetectorStateSaveResult:
         """Store a state with what was concluded. Raises `DatabaseError`."""
         ...
 
@@ -146,7 +147,7 @@ class RunFollower:
                     delay,
                     error,
                     exc_info=None if expected else error,
-                    extra={"action": "follower_failed", "run_id": self.run_id},
+                    extra={"action": LogAction.FOLLOWER_FAILED, "run_id": self.run_id},
                 )
                 await asyncio.sleep(delay)
                 self._awake.set()
@@ -279,7 +280,7 @@ class RunFollower:
             DetectorStateSave(
                 run_id=self.run_id,
                 before=state.revision,
-                after=SuiteState(
+                after=StoredDetectorState(
                     rank=state.rank, position=state.position, state=state.snapshot(), revision=revision, due_at=due_at
                 ),
                 progress=state.progress.progress(),

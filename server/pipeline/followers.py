@@ -12,13 +12,19 @@ from typing import Any
 
 from server.broker.leases import Leases
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.models import Event
 from server.pipeline.follower import RunFollower
 from server.pipeline.group_committer import GroupCommitter
 from server.pipeline.inbox import FreshSegment, Inbox, InboxBudget
 from server.pipeline.segment_source import SegmentSource
 from server.rule import RuleSet
-from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SavedDetectorState, SuiteState
+from server.storage.detector_states import (
+    DetectorStateSave,
+    DetectorStateSaveResult,
+    DetectorStateStore,
+    StoredDetectorState,
+)
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.segments import SegmentStore
 from server.storage.runs import RunStore
@@ -52,14 +58,14 @@ class _GroupedStates:
 
     def __init__(self, store: DetectorStateStore, write_lock: asyncio.Lock) -> None:
         self._store = store
-        self._groups: GroupCommitter[DetectorStateSave, SavedDetectorState] = GroupCommitter(
+        self._groups: GroupCommitter[DetectorStateSave, DetectorStateSaveResult] = GroupCommitter(
             store.save, max_bytes=MAX_SAVE_BYTES, gather=SAVE_GATHER, lock=write_lock
         )
 
-    async def load(self, run_id: str) -> SuiteState | None:
+    async def load(self, run_id: str) -> StoredDetectorState | None:
         return await self._store.load(run_id)
 
-    async def save(self, save: DetectorStateSave) -> SavedDetectorState:
+    async def save(self, save: DetectorStateSave) -> DetectorStateSaveResult:
         return await self._groups.write(save, save.run_id, len(save.after.state))
 
     async def stop(self) -> None:
@@ -220,7 +226,7 @@ class Followers:
                 "cannot save the detectors of run %s; they read its last segments again after the next start: %s",
                 follower.run_id,
                 error,
-                extra={"action": "detectors_not_saved", "run_id": follower.run_id},
+                extra={"action": LogAction.DETECTORS_NOT_SAVED, "run_id": follower.run_id},
             )
         await self._leases.release(_lease_of(follower.run_id))
 
@@ -248,7 +254,7 @@ class Followers:
                     "cannot renew the leases of the followed runs: %s",
                     error,
                     exc_info=None if expected else error,
-                    extra={"action": "leases_failed"},
+                    extra={"action": LogAction.LEASES_FAILED},
                 )
 
     async def _unfollow(self, run_id: str) -> None:

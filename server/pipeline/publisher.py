@@ -15,6 +15,7 @@ from typing import Any
 from server.broker import Broker, LiveMessage
 from server.broker.live_message import RESYNC
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.models import Event
 from server.pipeline.announcer import Announcer
 from server.storage.events import event_json
@@ -123,7 +124,7 @@ class Publisher:
             logger.warning(
                 "%d live messages were not published before the shutdown; viewers that reconnect read the runs again",
                 self.pending,
-                extra={"action": "publications_dropped"},
+                extra={"action": LogAction.PUBLICATIONS_DROPPED},
             )
         await self._announcer.stop()
 
@@ -149,7 +150,7 @@ class Publisher:
             logger.warning(
                 "the broker accepts messages too slowly: viewers of run %s and possibly others read their runs again",
                 run_id,
-                extra={"action": "publications_dropped", "run_id": run_id},
+                extra={"action": LogAction.PUBLICATIONS_DROPPED, "run_id": run_id},
             )
 
     async def _wait_for_room(self, run_id: str) -> None:
@@ -171,7 +172,7 @@ class Publisher:
                     run_id,
                     RETRY_DELAY,
                     error,
-                    extra={"action": "publication_delayed", "run_id": run_id},
+                    extra={"action": LogAction.PUBLICATION_DELAYED, "run_id": run_id},
                 )
                 self._in_flight.extend(self._pending.pop(run_id, ()))
                 self._pending[run_id], self._in_flight = self._in_flight, deque()
@@ -194,7 +195,7 @@ class Publisher:
                 logger.exception(
                     "the broker refused a message of run %s",
                     run_id,
-                    extra={"action": "publication_failed", "run_id": run_id},
+                    extra={"action": LogAction.PUBLICATION_FAILED, "run_id": run_id},
                 )
                 if body["type"] != RESYNC:
                     self._post(run_id, [{"type": RESYNC}])

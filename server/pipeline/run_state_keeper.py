@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from client_sdk.protocol import Finish
 from server.errors import DatabaseError, IngestError, RunDeletedError, WriterTakenError
+from server.log_actions import LogAction
 from server.models import RunState
 from server.pipeline.followers import Followers
 from server.pipeline.publisher import Publisher
@@ -97,7 +98,7 @@ class RunStateKeeper:
                     "cannot update the states of the runs: %s",
                     error,
                     exc_info=None if expected else error,
-                    extra={"action": "heartbeat_failed"},
+                    extra={"action": LogAction.HEARTBEAT_FAILED},
                 )
             self._followers.forget_ended()
 

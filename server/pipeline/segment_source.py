@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from server.detectors.layer_sums import STATISTICS
+from server.log_actions import LogAction
 from server.models import Layout
 from server.pipeline.inbox import FreshSegment, Inbox
 from server.pyramid.columns import Columns, Payload
@@ -64,7 +65,7 @@ class SegmentSource:
                 segment.id,
                 self._run_id,
                 error,
-                extra={"action": "segment_corrupt", "run_id": self._run_id},
+                extra={"action": LogAction.SEGMENT_CORRUPT, "run_id": self._run_id},
             )
             return None, {}
         return columns, self._layouts[segment.writer_id]

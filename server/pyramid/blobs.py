@@ -1,14 +1,15 @@
-"""Arrays as bytes of a tile: compressed, checksummed, exact to the bit. Pure.
+"""Arrays as bytes of a tile: compressed, checksummed and exact to the bit. Pure.
 
-A blob is ``crc-32 of the rest (uint32, little-endian) · codec (uint8) · body``. Codecs:
+A blob is ``CRC-32 of the rest (uint32, little-endian) · codec (uint8) · body``. The codecs are:
 
-* 1: the standalone format of pcodec, row-major, of any number of chunks. It keeps every bit, those of NaN included.
-* 2: the last values of buckets whose least and greatest values are known: ``length (uint32) · choices · body``.
-  ``choices``, zstd, are two times a bit for each value, as `numpy.packbits` puts them: is it the least, is it the
-  greatest. ``body`` has in codec 1's format those that are neither, and nothing where there are none.
-* 3: bits, as `numpy.packbits` puts them, compressed with zstd.
+* 1: the standalone format of pcodec, row-major, with any number of chunks. It preserves every bit, even those of NaN.
+* 2: the last values of buckets whose minima and maxima are known: ``length (uint32) · choices · body``. ``choices`` is
+  compressed with zstd and contains two bits for each value, packed by `numpy.packbits`: first whether each value is the
+  minimum, then whether each is the maximum. ``body`` contains the values that are neither, in the format of codec 1,
+  and is empty where there are none.
+* 3: bits, packed by `numpy.packbits` and compressed with zstd.
 
-pcodec was measured on recorded statistics next to zstd and byte-shuffled zstd: docs/storage.md has the table.
+docs/storage.md has a table that compares pcodec with zstd and byte-shuffled zstd on recorded statistics.
 """
 
 from __future__ import annotations
@@ -33,35 +34,39 @@ _BITS = {4: np.uint32, 8: np.uint64}
 
 
 class BlobError(ValueError):
-    """Bytes that are no blob, or not any more."""
+    """Raised for bytes that are not a valid blob."""
 
 
 def pack(values: NDArray[Any], pages: Sequence[int] | None = None) -> bytes:
-    """Any shape, at least one value; int32, int64, uint32, float32 or float64.
+    """Compress an array of any shape with at least one value: int32, int64, uint32, float32 or float64.
 
-    ``pages``: how many values are compressed together, in order, none of them 0; by default all are.
+    ``pages`` are the numbers of consecutive values that are compressed together, each above 0; None compresses all
+    values together.
+
+    >>> unpack(pack(np.array([[1.0, 2.0], [3.0, 4.0]])), "<f8", rows=2).tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
     """
     return _seal(_PLAIN, _compress(values, pages))
 
 
 def unpack(blob: bytes, dtype: str, rows: int = 1) -> NDArray[Any]:
-    """(rows, n). Raises `BlobError`."""
+    """Return the values of `pack`, shape (rows, n). Raises `BlobError` if the blob is damaged or of another type."""
     codec, body = _open(blob)
     if codec != _PLAIN:
-        raise BlobError(f"codec {codec} instead of {_PLAIN}")
+        raise BlobError(f"the blob has codec {codec} instead of {_PLAIN}")
     return _shaped(_decompress(body), dtype, rows)
 
 
 def pack_bits(bits: NDArray[np.bool_]) -> bytes:
-    """Any shape."""
+    """Compress an array of bits of any shape."""
     return _seal(_FLAGS, zstandard.ZstdCompressor(level=3).compress(np.packbits(bits).tobytes()))
 
 
 def unpack_bits(blob: bytes, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Raises `BlobError`."""
+    """Return the bits of `pack_bits` in the given shape. Raises `BlobError` if blob or shape do not match."""
     codec, body = _open(blob)
     if codec != _FLAGS:
-        raise BlobError(f"codec {codec} instead of {_FLAGS}")
+        raise BlobError(f"the blob has codec {codec} instead of {_FLAGS}")
     try:
         packed = np.frombuffer(zstandard.ZstdDecompressor().decompress(body), np.uint8)
     except zstandard.ZstdError as error:
@@ -72,47 +77,47 @@ def unpack_bits(blob: bytes, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return np.unpackbits(packed, count=count).astype(np.bool_).reshape(shape)
 
 
-def pack_last(last: NDArray[Any], least: NDArray[Any], greatest: NDArray[Any], *, by_row: bool = False) -> bytes:
-    """``last``, in which many values are those of ``least`` or ``greatest``. All of one shape, (rows, n).
+def pack_last(last: NDArray[Any], minima: NDArray[Any], maxima: NDArray[Any], *, by_row: bool = False) -> bytes:
+    """Compress ``last``, many of whose values equal those of ``minima`` or ``maxima``. All have the shape (rows, n).
 
-    ``by_row``: whether the rows have little in common.
+    ``by_row`` compresses each row by itself, which suits rows that have little in common.
     """
     bits = _BITS[last.itemsize]
-    values, low, high = (np.ascontiguousarray(array).view(bits).reshape(-1) for array in (last, least, greatest))
-    is_least = values == low
-    is_greatest = (values == high) & ~is_least
-    choices = zstandard.ZstdCompressor(level=3).compress(np.packbits(np.concatenate([is_least, is_greatest])).tobytes())
-    other = ~(is_least | is_greatest)
+    values, low, high = (np.ascontiguousarray(array).view(bits).reshape(-1) for array in (last, minima, maxima))
+    is_min = values == low
+    is_max = (values == high) & ~is_min
+    choices = zstandard.ZstdCompressor(level=3).compress(np.packbits(np.concatenate([is_min, is_max])).tobytes())
+    other = ~(is_min | is_max)
     rest = np.ascontiguousarray(last).reshape(-1)[other]
     counts = np.count_nonzero(other.reshape(last.shape), axis=1)
     body = _compress(rest, counts[counts > 0].tolist() if by_row else None) if len(rest) else b""
     return _seal(_CHOSEN, _LENGTH.pack(len(choices)) + choices + body)
 
 
-def unpack_last(blob: bytes, least: NDArray[Any], greatest: NDArray[Any]) -> NDArray[Any]:
-    """What `pack_last` was given, shaped as ``least``. Raises `BlobError`."""
+def unpack_last(blob: bytes, minima: NDArray[Any], maxima: NDArray[Any]) -> NDArray[Any]:
+    """Return the values that `pack_last` compressed, in the shape of ``minima``. Raises `BlobError`."""
     codec, body = _open(blob)
     if codec != _CHOSEN:
-        raise BlobError(f"codec {codec} instead of {_CHOSEN}")
+        raise BlobError(f"the blob has codec {codec} instead of {_CHOSEN}")
     try:
         (length,) = _LENGTH.unpack_from(body)
         packed = zstandard.ZstdDecompressor().decompress(body[_LENGTH.size : _LENGTH.size + length])
-        bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=2 * least.size).astype(np.bool_)
+        bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=2 * minima.size).astype(np.bool_)
     except (struct.error, zstandard.ZstdError, ValueError) as error:
         raise BlobError(str(error)) from error
-    is_least, is_greatest = bits[: least.size].reshape(least.shape), bits[least.size :].reshape(least.shape)
-    last = np.where(is_least, least, greatest)
-    other = ~(is_least | is_greatest)
+    is_min, is_max = bits[: minima.size].reshape(minima.shape), bits[minima.size :].reshape(minima.shape)
+    last = np.where(is_min, minima, maxima)
+    other = ~(is_min | is_max)
     rest = body[_LENGTH.size + length :]
-    values = _decompress(rest) if rest else np.empty(0, least.dtype)
-    if len(values) != int(np.count_nonzero(other)) or values.dtype != least.dtype:
-        raise BlobError("the last values do not fit the others")
+    values = _decompress(rest) if rest else np.empty(0, minima.dtype)
+    if len(values) != int(np.count_nonzero(other)) or values.dtype != minima.dtype:
+        raise BlobError("the last values do not match the minima and maxima")
     last[other] = values
     return last
 
 
 def check(blob: bytes) -> None:
-    """Raises `BlobError` when the checksum is not that of the bytes."""
+    """Raise `BlobError` if the checksum does not match the bytes."""
     _open(blob)
 
 
@@ -122,7 +127,7 @@ def _seal(codec: int, body: bytes) -> bytes:
 
 def _open(blob: bytes) -> tuple[int, bytes]:
     if len(blob) < _HEAD.size:
-        raise BlobError(f"{len(blob)} bytes are no blob")
+        raise BlobError(f"{len(blob)} bytes are too few for a blob")
     crc, codec = _HEAD.unpack_from(blob)
     if zlib.crc32(blob[4:]) != crc:
         raise BlobError("the checksum does not match")
@@ -141,7 +146,7 @@ def _decompress(body: bytes) -> NDArray[Any]:
     except RuntimeError as error:
         raise BlobError(str(error)) from error
     if values is None:
-        raise BlobError("no values")
+        raise BlobError("the blob contains no values")
     return values
 
 

@@ -1,8 +1,8 @@
-"""Reducing values over steps to buckets that hide no spike. Pure.
+"""Reduction of values over steps to buckets that hide no spike. Pure.
 
-A bucket of width B covers the steps k·B … k·B + B − 1 and keeps the least, greatest and last value and how many were
-not finite. B is a power of two, so that buckets of one zoom are unions of those of the next, and 8 of them make a
-bucket of the next level of the pyramid.
+A bucket of width B covers the steps k·B … k·B + B − 1 and keeps the minimum, the maximum, the last value and the number
+of values that were not finite. B is a power of two, so that each bucket is the union of two narrower ones, and 8
+buckets form a bucket of the next level of the pyramid.
 """
 
 from __future__ import annotations
@@ -28,50 +28,56 @@ _EXTREMES: Mapping[Field, np.ufunc] = {"min": np.fmin, "max": np.fmax}
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:
-    """Rows (series or layers) × non-empty buckets, ascending."""
+    """Non-empty buckets in ascending order, one row for each series or layer."""
 
     numbers: NDArray[np.int64]
-    """(b,): k of each bucket; it begins at the step k·B."""
+    """Number k of each bucket, shape (b,); the bucket begins at step k·B."""
     fields: Mapping[Field, Matrix]
-    """Those that were asked for, each (rows, b). Least and greatest: NaN where nothing finite was measured. Last: of
-    what was measured, finite or not; NaN also where nothing was."""
+    """Requested fields, shape (rows, b) each. A minimum or maximum is NaN where nothing finite was measured. A last
+    value may be finite or not; it is NaN also where nothing was measured.
+    """
     nonfinite: Counts | None
-    """(rows, b): how many values were measured and not finite; None: none anywhere."""
+    """Number of measured values that were not finite, shape (rows, b), or None where all are 0."""
 
     @property
     def min(self) -> Matrix:
+        """Minima of the buckets, shape (rows, b)."""
         return self.fields["min"]
 
     @property
     def max(self) -> Matrix:
+        """Maxima of the buckets, shape (rows, b)."""
         return self.fields["max"]
 
     @property
     def last(self) -> Matrix:
+        """Last values of the buckets, shape (rows, b)."""
         return self.fields["last"]
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return len(next(iter(self.fields.values())))
 
     @property
     def nbytes(self) -> int:
+        """Size in memory in bytes, the objects around the numbers included."""
         arrays = [self.numbers, *self.fields.values(), *([] if self.nonfinite is None else [self.nonfinite])]
         return sum(ARRAY_BYTES + array.nbytes for array in arrays)
 
     def measured(self) -> NDArray[np.bool_]:
-        """(rows, b): whether anything was."""
+        """Return whether anything was measured in each bucket, shape (rows, b)."""
         found = ~np.isnan(next(iter(self.fields.values())))
         return found if self.nonfinite is None else found | (self.nonfinite > 0)
 
     def counts(self) -> Counts:
-        """``nonfinite``, also where all are 0."""
+        """Return ``nonfinite`` as an array, also where all counts are 0."""
         if self.nonfinite is None:
             return np.zeros((self.rows, len(self.numbers)), dtype=np.int32)
         return self.nonfinite
 
     def at(self, columns: slice | NDArray[Any]) -> Buckets:
-        """Some of the buckets."""
+        """Return some of the buckets."""
         return Buckets(
             numbers=self.numbers[columns],
             fields={field: matrix[:, columns] for field, matrix in self.fields.items()},
@@ -79,7 +85,7 @@ class Buckets:
         )
 
     def of(self, rows: slice | NDArray[np.int64]) -> Buckets:
-        """Some of the rows, with buckets in which nothing may have been measured."""
+        """Return some of the rows. Their buckets may contain no measured value."""
         return Buckets(
             numbers=self.numbers,
             fields={field: matrix[rows] for field, matrix in self.fields.items()},
@@ -87,18 +93,22 @@ class Buckets:
         )
 
     def between(self, first: int, last: int) -> Buckets:
-        """The buckets with first ≤ k ≤ last."""
+        """Return the buckets with first ≤ k ≤ last."""
         left, right = np.searchsorted(self.numbers, [first, last + 1])
         return self if right - left == len(self.numbers) else self.at(slice(int(left), int(right)))
 
     def filled(self) -> Buckets:
-        """Without the buckets in which nothing was measured."""
+        """Return only the buckets in which anything was measured."""
         kept = np.flatnonzero(self.measured().any(axis=0))
         return self if len(kept) == len(self.numbers) else self.at(kept)
 
 
 def choose_width(step_from: int, step_to: int, max_buckets: int) -> int:
-    """The least power of two that covers step_from … step_to with at most ``most`` aligned buckets."""
+    """Return the smallest power of two whose aligned buckets cover the range with at most ``max_buckets`` buckets.
+
+    >>> choose_width(0, 999, 1000), choose_width(0, 999, 100), choose_width(7, 8, 1)
+    (1, 16, 16)
+    """
     width = 1
     while step_to // width - step_from // width + 1 > max_buckets:
         width *= 2
@@ -106,12 +116,22 @@ def choose_width(step_from: int, step_to: int, max_buckets: int) -> int:
 
 
 def bucket_of(steps: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """The bucket of each step. A shift: the width of the longest range there can be, 2**63, is no int64."""
+    """Return the number of the bucket of each step.
+
+    Implemented as a shift, because the width of the widest possible range, 2**63, does not fit into an int64.
+
+    >>> bucket_of(np.array([0, 7, 8, 21]), 8).tolist()
+    [0, 0, 1, 2]
+    """
     return steps >> (width.bit_length() - 1)
 
 
 def first_step_of(numbers: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """The first step of each bucket."""
+    """Return the first step of each bucket.
+
+    >>> first_step_of(np.array([0, 1, 2]), 8).tolist()
+    [0, 8, 16]
+    """
     return numbers << (width.bit_length() - 1)
 
 
@@ -122,9 +142,14 @@ def reduce(
     width: int,
     fields: Iterable[Field] = ALL_FIELDS,
 ) -> Buckets:
-    """Buckets of (rows, n) values at n ascending steps.
+    """Reduce values of shape (rows, n) at n ascending steps to buckets.
 
-    ``measured``: which values count; None for all. Buckets in which no row measured anything are left out.
+    ``measured`` says which values count, or is None where all do. Buckets in which no row measured anything are left
+    out.
+
+    >>> spike = reduce(np.arange(8), np.array([[1.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0]]), None, 4)
+    >>> spike.numbers.tolist(), spike.max.tolist(), spike.last.tolist()
+    ([0, 1], [[9.0, 1.0]], [[1.0, 1.0]])
     """
     finite = np.isfinite(values)
     if (measured is None or measured.all()) and finite.all():
@@ -142,7 +167,10 @@ def reduce(
 
 
 def widen(buckets: Buckets, factor: int) -> Buckets:
-    """Buckets ``factor`` times as wide. Equal numbers are of the same bucket, the later ones were measured later."""
+    """Return buckets ``factor`` times as wide.
+
+    Entries of equal number belong to the same bucket; the later one was measured later.
+    """
     numbers = buckets.numbers
     gaps = np.diff(numbers)
     if (gaps == 1).all():
@@ -173,9 +201,9 @@ def widen(buckets: Buckets, factor: int) -> Buckets:
 
 
 def _halve(buckets: Buckets) -> Buckets:
-    """Buckets twice as wide of consecutive ones: many times faster than a reduction over groups of any size."""
+    """Return buckets twice as wide. Requires consecutive buckets, and is many times faster than a general reduction."""
     numbers = buckets.numbers
-    alone = int(numbers[0]) & 1  # the first bucket is the second half of its pair
+    alone = int(numbers[0]) & 1  # The first bucket is the second half of its pair.
     pairs = (len(numbers) - alone) // 2
     left, right = slice(alone, alone + 2 * pairs, 2), slice(alone + 1, alone + 2 * pairs, 2)
     wide = np.arange(int(numbers[0]) >> 1, (int(numbers[-1]) >> 1) + 1)
@@ -202,19 +230,22 @@ def _halve(buckets: Buckets) -> Buckets:
 
 
 class Canvas:
-    """Buckets of one width, put together part by part, in the order in which the parts were measured."""
+    """Buckets of one width that are assembled from parts, in the order in which the parts were measured."""
 
     def __init__(
         self, numbers: NDArray[np.int64], rows: int, dtype: np.dtype[Any], fields: Iterable[Field] = ALL_FIELDS
     ) -> None:
-        """``numbers``: of all buckets that there may be, ascending."""
+        """Create a canvas without values. ``numbers`` are those of all possible buckets, ascending."""
         self._numbers = numbers
         shape = (rows, len(numbers))
         self._fields: dict[Field, Matrix] = {field: np.full(shape, np.nan, dtype=dtype) for field in fields}
         self._nonfinite: Counts | None = None
 
     def put(self, part: Buckets, rows: NDArray[np.int64] | None = None) -> None:
-        """``rows``: of the canvas, each at most once; None for all, in order. A part has no bucket twice."""
+        """Add a part in which no bucket occurs twice.
+
+        ``rows`` are the rows of the canvas that the part's rows belong to, each at most once; None means all, in order.
+        """
         count = len(part.numbers)
         if count == 0:
             return
@@ -238,5 +269,5 @@ class Canvas:
             self._nonfinite[where] += part.nonfinite
 
     def buckets(self) -> Buckets:
-        """All of them, empty ones included."""
+        """Return all buckets, empty ones included."""
         return Buckets(numbers=self._numbers, fields=self._fields, nonfinite=self._nonfinite)

@@ -1,20 +1,21 @@
-"""A batch as columns, and the bytes of a segment. Pure.
+"""Records as columns, and the encoding of segments. Pure.
 
-Payload of a segment, version 1: a msgpack array
+The payload of a segment, version 1, is a msgpack array
 
     [1, n, steps, times, names, present, values, blocks]
 
 * ``n``: number of records.
-* ``steps``: int64, the first one and then differences. ``times``: float64.
-* ``names``: the scalars of the segment, sorted, k of them.
-* ``present``: one bit for each of k × n, row-major, as `numpy.packbits` puts them: was this name logged in this record.
-* ``values``: float64, only where present, in the same order. A logged NaN is present; what was not logged is not.
-* ``blocks``: one ``[layout, layers, rows, {statistic: values}]`` for each layout in use. ``rows``: int32, which records
-  carry a block, m of them. ``values``: float32, layers × m, so that the history of one layer lies together. A statistic
-  that is NaN throughout is left out.
+* ``steps``: int64, the first step and then the differences. ``times``: float64.
+* ``names``: the k names of the scalars in the segment, sorted.
+* ``present``: k × n bits, row-major, packed by `numpy.packbits`: whether each name was logged in each record.
+* ``values``: float64, only where present, in the same order. A logged NaN is present; a value that was not logged is
+  not.
+* ``blocks``: one ``[layout, layers, rows, {statistic: values}]`` for each layout in use. ``rows``: int32, the m records
+  that carry a block. ``values``: float32, layers × m, so that the history of one layer is contiguous. A statistic that
+  is NaN throughout is left out.
 
-Every array is little-endian, its bytes grouped by significance (all first bytes, all second bytes, …) and compressed
-with zstd: each column can be read without the others.
+Every array is little-endian, its bytes are grouped by significance (all first bytes, all second bytes, …) and
+compressed with zstd, so that each column can be read without the others.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ COMPRESSION_LEVEL = 1
 
 
 class _Codecs(threading.local):
-    """A compressor and a decompressor for each thread: making one takes longer than to compress a small column."""
+    """Compressor and decompressor of each thread: creating them takes longer than compressing a small column."""
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
@@ -50,47 +51,47 @@ Block = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class ScalarColumn:
-    """One name over the records of a segment."""
+    """Values of one scalar over the records of a segment."""
 
     present: NDArray[np.bool_]
-    """(n,)"""
+    """Whether each record contains the scalar, shape (n,)."""
     values: Floats
-    """(number present,)"""
+    """Logged values, shape (number of records that contain the scalar,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockColumns:
-    """The blocks of one layout over the records of a segment."""
+    """Blocks of one layout over the records of a segment."""
 
     layout: int
     layers: int
     rows: NDArray[np.int32]
-    """(m,): which records carry a block, ascending."""
+    """Indices of the m records that carry a block, ascending, shape (m,)."""
     statistics: Mapping[str, Block]
-    """Name to (layers, m). Absent: NaN throughout."""
+    """Values of each statistic, shape (layers, m), keyed by name. A statistic that is NaN throughout is absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """n records in the order of their sequence."""
+    """Columns of n records in the order of their sequence."""
 
     steps: NDArray[np.int64]
-    """(n,)"""
+    """Steps of the records, shape (n,)."""
     times: Floats
-    """(n,), Unix seconds."""
+    """Times of the records in Unix seconds, shape (n,)."""
     scalars: Mapping[str, ScalarColumn]
     blocks: tuple[BlockColumns, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes of memory, about."""
+        """Approximate size in memory in bytes."""
         arrays: list[NDArray[Any]] = [self.steps, self.times]
         arrays += [array for column in self.scalars.values() for array in (column.present, column.values)]
         arrays += [values for block in self.blocks for values in block.statistics.values()]
         return sum(array.nbytes for array in arrays)
 
     def rows(self, start: int, stop: int) -> Columns:
-        """The records start ≤ i < stop."""
+        """Return the records start ≤ i < stop."""
         scalars = {}
         for name, column in self.scalars.items():
             before = int(np.count_nonzero(column.present[:start]))
@@ -112,7 +113,7 @@ class Columns:
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:
-    """Records of several segments of one writer, in this order. At least one part."""
+    """Join the records of several segments of one writer, in this order. Requires at least one part."""
     if len(parts) == 1:
         return parts[0]
     starts = np.concatenate(([0], np.cumsum([len(part.steps) for part in parts]))).tolist()
@@ -153,7 +154,12 @@ def concatenate(parts: Sequence[Columns]) -> Columns:
 
 
 def encode(columns: Columns) -> bytes:
-    """The payload of a segment."""
+    """Encode columns as the payload of a segment.
+
+    >>> columns = Columns(steps=np.array([3, 4]), times=np.zeros(2), scalars={})
+    >>> Payload(encode(columns)).steps().tolist()
+    [3, 4]
+    """
     names = sorted(columns.scalars)
     n = len(columns.steps)
     present = np.array([columns.scalars[name].present for name in names], dtype=np.bool_).reshape(len(names), n)
@@ -182,7 +188,10 @@ def encode(columns: Columns) -> bytes:
 
 
 class Payload:
-    """Bytes of a segment, each column decoded when it is asked for. Raises `ValueError` on bytes that are none."""
+    """Payload of a segment whose columns are decoded on request.
+
+    The constructor and the methods raise `ValueError` if the bytes are not a valid payload.
+    """
 
     def __init__(self, data: bytes) -> None:
         try:
@@ -201,11 +210,11 @@ class Payload:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the scalars, sorted. Segments share the strings."""
+        """Names of the scalars, sorted. Segments share the string objects."""
         return tuple(map(sys.intern, self._names))
 
     def logged(self) -> tuple[NDArray[np.bool_], Floats]:
-        """(names × n: was it logged in this record; what was, in that order)."""
+        """Return whether each record contains each scalar, shape (names, n), and the logged values in that order."""
         count = len(self._names) * self.n
         bits = np.frombuffer(_decompress(self._present, (count + 7) // 8), dtype=np.uint8)
         present = np.unpackbits(bits, count=count).astype(np.bool_).reshape(len(self._names), self.n)
@@ -221,18 +230,18 @@ class Payload:
         }
 
     def statistic(self, name: str) -> Iterator[tuple[int, NDArray[np.int32], Block]]:
-        """(layout, rows, layers × rows) of each layout that has this statistic."""
+        """Yield (layout, records (m,), values (layers, m)) for each layout that has this statistic."""
         for layout, layers, rows, statistics in self._blocks:
             if name in statistics:
                 indices = _unpack_rows(rows)
                 yield layout, indices, _unpack(statistics[name], "<f4", layers * len(indices)).reshape(layers, -1)
 
     def layouts(self) -> list[int]:
-        """The layouts in use."""
+        """Return the numbers of the layouts in use."""
         return [layout for layout, *_ in self._blocks]
 
     def blocks(self, only: frozenset[str] | None = None) -> tuple[BlockColumns, ...]:
-        """``only``: the statistics to decode, by default all."""
+        """Decode the blocks, restricted to the statistics in ``only`` where it is given."""
         found = []
         for layout, layers, rows, statistics in self._blocks:
             indices = _unpack_rows(rows)
@@ -245,27 +254,27 @@ class Payload:
         return tuple(found)
 
     def columns(self, only: frozenset[str] | None = None) -> Columns:
-        """``only``: the layer statistics to decode, by default all."""
+        """Decode all columns, with the statistics restricted to those in ``only`` where it is given."""
         return Columns(steps=self.steps(), times=self.times(), scalars=self.scalars(), blocks=self.blocks(only))
 
 
 def pack_array(values: NDArray[Any], dtype: str) -> bytes:
-    """An array as compressed little-endian bytes, grouped by significance."""
+    """Encode an array as compressed little-endian bytes, grouped by significance."""
     return _pack(values, dtype)
 
 
 def unpack_array(data: bytes, dtype: str, count: int) -> NDArray[Any]:
-    """The array of ``count`` values that `pack_array` wrote. Raises `ValueError`."""
+    """Decode ``count`` values from the output of `pack_array`. Raises `ValueError` if the bytes are damaged."""
     return _unpack(data, dtype, count)
 
 
 def _is_absent(values: Block) -> bool:
-    """NaN throughout. The first value settles it for nearly all."""
+    """Return whether a statistic is NaN throughout. The first value decides in nearly all cases."""
     return bool(values.size == 0 or (np.isnan(values.flat[0]) and np.isnan(values).all()))
 
 
 def _differences(steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """From 0 to the first one, and from each to the next."""
+    """Return the first step followed by the difference of each step to the one before it."""
     found = steps.copy()
     found[1:] -= steps[:-1]
     return found

@@ -1,13 +1,13 @@
-"""The pyramid's tiles: what they hold, how they are made from records and from each other, and their bytes. Pure.
+"""Tiles of the pyramid: their contents, their bytes, and how they are built from records and from each other. Pure.
 
-A *span* is a run of consecutive records of one writer and attempt. A span of level 0 holds every one of them; one of
-level n + 1 stands over `FAN_IN` consecutive spans of level n and holds the same steps in buckets. A *tile* is one
-statistic of all layers of a layout over a span, or some of its scalars: those that follow each other by name, so that a
-query of twenty reads a tile and not twenty.
+A *span* is a sequence of consecutive records of one writer and attempt. A span of level 0 contains every record; a span
+of level n + 1 covers `FAN_IN` consecutive spans of level n and contains the same steps in buckets. A *tile* contains
+one statistic of all layers of a layout over a span, or some of its scalars. Scalars that are adjacent by name share a
+tile, so that a query for twenty of them reads one tile and not twenty.
 
-Buckets begin at multiples of the span's width, a power of two: the least that leaves a span about as many buckets as
-each of those under it has entries. So they are 8 steps wide at level 1, 64 at level 2, … where every step is logged,
-and wider where few are.
+Buckets begin at multiples of the span's width, a power of two. It is the smallest width at which a span has about as
+many buckets as each of its children has entries: 8 steps at level 1, 64 at level 2, … where every step is logged, and
+more where fewer are.
 """
 
 from __future__ import annotations
@@ -26,38 +26,42 @@ from server.pyramid.columns import Block, BlockColumns, Columns, ScalarColumn
 from server.pyramid.footprint import ARRAY_BYTES
 
 FAN_IN = 8
-"""Spans of one level under a span of the next."""
+"""Number of spans of one level that a span of the next level covers."""
 CAPACITY = 256
-"""Records or buckets of a full span; fewer where there are very many layers."""
+"""Number of records or buckets in a full span; smaller where there are very many layers."""
 MAX_TILE_VALUES = 2**19
-"""Layers × records that a tile of level 0 holds at most: what bounds the memory of the compaction."""
+"""Maximum of layers × records in a tile of level 0, which bounds the memory of the compaction."""
 MIN_CAPACITY = 16
 SLACK = 1.5
 SCALARS_TOGETHER = 64
-"""Scalars of a tile, at most."""
+"""Maximum number of scalars in a tile."""
 
 SCALARS = -1
-"""The layout of a tile that holds scalars."""
+"""Layout number of tiles that contain scalars."""
 
 TileKey = tuple[int, str]
-"""(layout, statistic), or (`SCALARS`, the first name): a tile within its span."""
+"""Key of a tile within its span: (layout, statistic), or (`SCALARS`, the first name)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileBlobs:
-    """A tile as it is stored: blobs of `storage.blobs`, row-major, a row for each layer or scalar.
+    """Encoded tile: blobs of `pyramid.blobs`, row-major, with one row for each layer or scalar.
 
-    Level 0 has ``last`` alone, which holds the values: float32, layers × entries; or float64 of scalars, of each those
-    that were logged. Above it, ``least``, ``greatest`` and ``last`` are of each bucket, and ``nonfinite``, int32, is
-    absent where all are 0; what a row did not measure in a bucket is NaN in all three, and not counted.
+    At level 0 only ``last`` is set. It contains the values: float32, layers × entries, or for scalars float64, only
+    those that were logged. Above level 0, ``least``, ``greatest`` and ``last`` describe each bucket. ``nonfinite``,
+    int32, is None where all counts are 0. A row without measured values in a bucket is NaN in all three and has the
+    count 0.
     """
 
     rows: int
     names: tuple[str, ...] | None
-    """Of the scalars, ascending; None for a statistic."""
+    """Names of the scalars, ascending, or None for a statistic."""
     present: bytes | None
-    """Blob, uint32: which entries of the span this tile has, ascending; None for all. Of scalars at level 0 it is bits,
-    rows × entries: was this one logged in this record."""
+    """Entries of the span that this tile has, or None where it has all of them.
+
+    For a statistic and above level 0 it is a blob of ascending indices, uint32. For scalars at level 0 it is a blob of
+    bits, rows × entries: whether each scalar was logged in each record.
+    """
     last: bytes
     least: bytes | None = None
     greatest: bytes | None = None
@@ -66,26 +70,26 @@ class TileBlobs:
 
 @dataclass(frozen=True, kw_only=True)
 class SpanDraft:
-    """A span before it has an id."""
+    """Span before it has an id."""
 
     level: int
     width: int
-    """Steps of a bucket; 1 at level 0."""
+    """Steps in each bucket; 1 at level 0."""
     first_seq: int
     last_seq: int
     first_step: int
     last_step: int
     entries: int
     steps: bytes
-    """Blob, int64: the step of each record, or the number of each bucket."""
+    """Blob, int64: the step of each record, or the number of each bucket above level 0."""
     times: bytes | None
-    """Blob, float64: Unix time of each record; None above level 0."""
+    """Blob, float64: the Unix time of each record, or None above level 0."""
     tiles: Mapping[TileKey, TileBlobs]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpanHeader:
-    """A span without its contents."""
+    """Description of a span without its contents."""
 
     id: int
     writer_id: int
@@ -101,12 +105,22 @@ class SpanHeader:
 
 
 def capacity(layers: int) -> int:
-    """Entries of a full span of a writer with so many layers."""
+    """Return the number of entries in a full span of a run with the given number of layers.
+
+    >>> capacity(48), capacity(4096), capacity(1_000_000)
+    (256, 128, 16)
+    """
     return max(MIN_CAPACITY, min(CAPACITY, MAX_TILE_VALUES // max(layers, 1)))
 
 
 def choose_span_width(starts: NDArray[np.int64], min_width: int, max_buckets: int) -> int:
-    """The least power of two, not below ``least``, that puts ascending ``starts`` into at most ``most`` buckets."""
+    """Return the smallest power of two from ``min_width`` on that puts ``starts`` into at most ``max_buckets`` buckets.
+
+    ``starts`` are ascending steps.
+
+    >>> choose_span_width(np.array([0, 8, 16, 24]), 8, 2)
+    16
+    """
     width = min_width
     while len(np.unique(bucket_of(starts, width))) > max_buckets:
         width *= 2
@@ -114,7 +128,7 @@ def choose_span_width(starts: NDArray[np.int64], min_width: int, max_buckets: in
 
 
 def span_of_records(columns: Columns, first_seq: int) -> SpanDraft:
-    """A span of level 0. ``columns``: at least one record, the steps ascending."""
+    """Build a span of level 0 from at least one record with ascending steps."""
     n = len(columns.steps)
     tiles = scalar_tiles(columns.scalars)
     for block in columns.blocks:
@@ -145,7 +159,7 @@ def span_of_records(columns: Columns, first_seq: int) -> SpanDraft:
 
 
 def scalar_tiles(columns: Mapping[str, ScalarColumn]) -> dict[TileKey, TileBlobs]:
-    """Tiles of level 0. Each scalar was logged at least once."""
+    """Build the tiles of scalars at level 0. Each scalar must have been logged at least once."""
     tiles: dict[TileKey, TileBlobs] = {}
     for names in together(columns):
         found = [columns[name] for name in names]
@@ -160,31 +174,45 @@ def scalar_tiles(columns: Mapping[str, ScalarColumn]) -> dict[TileKey, TileBlobs
 
 
 def together(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """Scalars as tiles have them."""
+    """Group names of scalars by the tile that contains them.
+
+    >>> [len(names) for names in together(f"metric {n:03}" for n in range(100))]
+    [64, 36]
+    """
     known = sorted(names)
     return (tuple(known[at : at + SCALARS_TOGETHER]) for at in range(0, len(known), SCALARS_TOGETHER))
 
 
 def title_of(key: TileKey, names: Sequence[str] | None) -> str:
-    """What a tile is called in messages."""
+    """Return the name of a tile for messages to people.
+
+    >>> title_of((0, "grad_norm"), None), title_of((SCALARS, "loss"), ("loss", "lr"))
+    ('grad_norm', 'loss … lr')
+    """
     return key[1] if names is None or len(names) < 2 else f"{names[0]} … {names[-1]}"
 
 
 def shared_rows(held: Sequence[str], wanted: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of the scalars that are in both, in either."""
-    places = {name: row for row, name in enumerate(wanted)}
-    here = [row for row, name in enumerate(held) if name in places]
-    there = [places[held[row]] for row in here]
+    """Return the rows of the scalars that both lists contain: their rows in ``held``, and their rows in ``wanted``.
+
+    >>> here, there = shared_rows(["a", "b", "c"], ["c", "a"])
+    >>> here.tolist(), there.tolist()
+    ([0, 2], [1, 0])
+    """
+    row_of = {name: row for row, name in enumerate(wanted)}
+    here = [row for row, name in enumerate(held) if name in row_of]
+    there = [row_of[held[row]] for row in here]
     return np.array(here, dtype=np.int64), np.array(there, dtype=np.int64)
 
 
 def tile_of_buckets(buckets: Buckets, numbers: NDArray[np.int64], names: tuple[str, ...] | None = None) -> TileBlobs:
-    """A tile above level 0. ``numbers``: the buckets of the span, a superset of those of the tile, which are some.
+    """Build a tile above level 0 from at least one bucket.
 
-    ``names``: of the rows, where they are scalars.
+    ``numbers`` are the buckets of the span, a superset of the tile's. ``names`` are those of the rows where they are
+    scalars.
     """
     at = np.searchsorted(numbers, buckets.numbers)
-    # Scalars have little in common: each row is compressed by itself.
+    # Scalars have little in common, so each row is compressed by itself.
     pages = None if names is None else [len(buckets.numbers)] * buckets.rows
     bad = buckets.nonfinite
     return TileBlobs(
@@ -200,41 +228,45 @@ def tile_of_buckets(buckets: Buckets, numbers: NDArray[np.int64], names: tuple[s
 
 @dataclass(frozen=True, kw_only=True)
 class LevelZero:
-    """The values of a tile of level 0."""
+    """Decoded values of a tile of level 0."""
 
     at: NDArray[np.int64]
-    """(m,): which records of the span."""
+    """Indices of the span's records that the values belong to, shape (m,)."""
     values: Matrix
-    """(rows, m)"""
+    """Values, shape (rows, m)."""
     measured: NDArray[np.bool_] | None
-    """(rows, m): which of them were; None: all."""
+    """Whether each value was measured, shape (rows, m), or None where all were."""
 
     def of(self, rows: NDArray[np.int64]) -> LevelZero:
-        """Some of the rows."""
+        """Return some of the rows."""
         measured = None if self.measured is None else self.measured[rows]
         return LevelZero(at=self.at, values=self.values[rows], measured=measured)
 
     @property
     def nbytes(self) -> int:
+        """Size in memory in bytes, the objects around the numbers included."""
         arrays: list[NDArray[Any]] = [self.at, self.values, *([] if self.measured is None else [self.measured])]
         return sum(ARRAY_BYTES + array.nbytes for array in arrays)
 
 
 def layer_values(at: NDArray[np.int64], values: Matrix) -> LevelZero:
-    """Of a statistic, in which NaN says "not measured"."""
+    """Wrap the values of a statistic, in which NaN means "not measured"."""
     missing = np.isnan(values)
     return LevelZero(at=at, values=values, measured=~missing if missing.any() else None)
 
 
 def scalar_values(measured: NDArray[np.bool_], logged: NDArray[np.float64]) -> LevelZero:
-    """Of scalars, in which a NaN that was logged was measured. ``measured``: (scalars, n). ``logged``: row by row."""
+    """Wrap the values of scalars, in which a logged NaN counts as measured.
+
+    ``measured`` has the shape (scalars, n); ``logged`` contains the measured values row by row.
+    """
     values = np.full(measured.shape, np.nan)
     values[measured] = logged
     return LevelZero(at=np.arange(measured.shape[1]), values=values, measured=None if measured.all() else measured)
 
 
 def decode_values(tile: TileBlobs, entries: int) -> LevelZero:
-    """Raises `BlobError`."""
+    """Decode a tile of level 0 of a span with ``entries`` records. Raises `BlobError` if it is damaged."""
     if tile.names is not None:
         return _decode_scalars(tile, entries)
     at = _unpack_present(tile.present, entries)
@@ -259,7 +291,10 @@ def _decode_scalars(tile: TileBlobs, entries: int) -> LevelZero:
 
 
 def decode_buckets(tile: TileBlobs, numbers: NDArray[np.int64], *, fields: frozenset[Field] = ALL_FIELDS) -> Buckets:
-    """The asked fields of a tile above level 0; ``numbers`` are those of its span. Raises `BlobError`."""
+    """Decode the requested fields of a tile above level 0. Raises `BlobError` if it is damaged.
+
+    ``numbers`` are those of the buckets of the span.
+    """
     own = numbers if tile.present is None else numbers[_unpack_present(tile.present, len(numbers))]
     dtype = "<f4" if tile.names is None else "<f8"
     shape = (tile.rows, len(own))
@@ -284,7 +319,10 @@ def reduce_values(
     fields: Iterable[Field] = ALL_FIELDS,
     step_range: StepRange | None = None,
 ) -> Buckets:
-    """Buckets of the values at the steps of ``window``, by default all. ``steps``: of the span's records."""
+    """Reduce the values of a tile to buckets, restricted to ``step_range`` where it is given.
+
+    ``steps`` are those of the records of the span.
+    """
     at, values, measured = steps[tile.at], tile.values, tile.measured
     if step_range is not None:
         left, right = np.searchsorted(at, step_range[0]), np.searchsorted(at, step_range[1], side="right")
@@ -294,7 +332,7 @@ def reduce_values(
 
 
 def unpack_steps(blob: bytes) -> NDArray[np.int64]:
-    """The steps or bucket numbers of a span. Raises `BlobError`."""
+    """Decode the steps or bucket numbers of a span. Raises `BlobError` if they are damaged."""
     steps: NDArray[np.int64] = unpack(blob, "<i8")[0]
     return steps
 
@@ -304,9 +342,9 @@ def columns_of(
     times: NDArray[np.float64],
     tiles: Mapping[TileKey, tuple[Sequence[str] | None, LevelZero]],
 ) -> Columns:
-    """A span of level 0 as the records that it was made of; a statistic that some lack is NaN there.
+    """Restore the records that a span of level 0 was built from. A statistic that some records lack is NaN there.
 
-    ``tiles``: the names of scalars, or None, and the values.
+    ``tiles`` contains the names of the scalars, or None for a statistic, and the values.
     """
     scalars: dict[str, ScalarColumn] = {}
     statistics: dict[int, dict[str, LevelZero]] = {}
@@ -331,7 +369,10 @@ def columns_of(
 
 
 def cut(columns: Columns, first_seq: int, min_records: int) -> Iterator[SpanDraft]:
-    """Spans of level 0 of equal size, each with ``most`` records or somewhat more; one if there are fewer."""
+    """Split records into spans of level 0 of equal size, each with ``min_records`` records or slightly more.
+
+    Fewer records than that form a single span.
+    """
     n = len(columns.steps)
     pieces = max(1, n // min_records)
     edges = np.linspace(0, n, pieces + 1).astype(int).tolist()

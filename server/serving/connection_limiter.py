@@ -21,6 +21,8 @@ from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.log_actions import LogAction
+
 logger = logging.getLogger(__name__)
 
 WAITING_SHARE = 4  # of all connections one in so many may be waited for
@@ -88,7 +90,7 @@ class ConnectionLimiter:
             logger.warning(
                 "connections are closed: %s (SPIKEWATCH_MAX_CONNECTIONS, and the limit of open files)",
                 words,
-                extra={"action": "connections_turned_away", "cause": cause},
+                extra={"action": LogAction.CONNECTIONS_TURNED_AWAY, "cause": cause},
             )
 
 

@@ -1,0 +1,1 @@
+"""Storage: every SQL statement of the server. Returns values, and knows nothing of HTTP."""

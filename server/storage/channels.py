@@ -1,6 +1,6 @@
-"""Where alerts go, and what holds for all of them: channels, quiet hours, digests, silences.
+"""Notification channels, and the settings that apply to all of them: quiet hours, digests and silences.
 
-Who sends for a channel at the moment is `storage.outbox`'s to say, though it is written in the same row.
+The row of a channel also contains the lease of the dispatcher that sends to it; `storage.outbox` owns these columns.
 """
 
 from __future__ import annotations
@@ -12,43 +12,46 @@ from typing import Any
 from sqlalchemy import Row, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.notification import Channel, ChannelKind, Digest, NotificationSettings, QuietHours, Silence
+from server.notification import Channel, Digest, NotificationSettings, QuietHours, Silence
 from server.schema import channels, settings, silences
 from server.storage.database import Database, insert_ignore
 
 NOTIFICATIONS = "notifications"
-"""Name of the settings of all channels."""
+"""Name of the row with the settings of all channels."""
 
 
 class ChannelStore:
+    """Stores channels and notification settings."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def all(self) -> list[Channel]:
-        """Every channel in the order that people gave them."""
+        """Return every channel in the order that users gave them."""
         async with self._database.read() as connection:
             found = await connection.execute(select(channels).order_by(channels.c.position, channels.c.id))
             return [to_channel(row) for row in found]
 
     async def get(self, channel_id: str) -> Channel | None:
+        """Return a channel, or None if there is none with this id."""
         async with self._database.read() as connection:
             row = (await connection.execute(select(channels).where(channels.c.id == channel_id))).first()
             return None if row is None else to_channel(row)
 
     async def replace(self, wanted: Sequence[Channel]) -> None:
-        """Keep these channels alone, in this order. What was sent by those that stay is remembered."""
+        """Replace all channels by these, in this order. The history of channels that remain is kept."""
         async with self._database.write() as connection:
             await connection.execute(delete(channels).where(channels.c.id.not_in([channel.id for channel in wanted])))
             for position, channel in enumerate(wanted):
                 await self._put(connection, channel, position)
 
     async def put(self, channel: Channel) -> None:
-        """Change a channel, or add it behind the others."""
+        """Change a channel, or append it if it is new."""
         async with self._database.write() as connection:
             await self._put(connection, channel, None)
 
     async def add_once(self, channel: Channel) -> None:
-        """Add a channel where there is none of its id."""
+        """Add a channel if there is none with its id."""
         async with self._database.write() as connection:
             await connection.execute(
                 insert_ignore(connection, channels).values(
@@ -57,11 +60,12 @@ class ChannelStore:
             )
 
     async def delete(self, channel_id: str) -> bool:
-        """False when there is no such channel. What waits for it is dropped."""
+        """Delete a channel together with its waiting notifications. Returns False if there is no such channel."""
         async with self._database.write() as connection:
             return (await connection.execute(delete(channels).where(channels.c.id == channel_id))).rowcount == 1
 
     async def settings(self) -> NotificationSettings:
+        """Return the settings with all silences."""
         async with self._database.read() as connection:
             return await read_settings(connection, None)
 
@@ -80,7 +84,7 @@ class ChannelStore:
                 await connection.execute(silences.insert(), [asdict(silence) for silence in wanted.silences])
 
     async def _put(self, connection: AsyncConnection, channel: Channel, position: int | None) -> None:
-        """A channel that people have saved starts afresh: no failures, no waiting."""
+        """Store a channel. Saving it resets its failures and its retry time."""
         values = {
             **_columns(channel),
             "failures": 0,
@@ -97,7 +101,7 @@ class ChannelStore:
 
 
 async def read_settings(connection: AsyncConnection, now: float | None) -> NotificationSettings:
-    """The settings of all channels with the silences that still hold at ``now``; None: with all of them."""
+    """Return the settings with the silences that hold at ``now``, or with all silences where ``now`` is None."""
     value = (await connection.execute(select(settings.c.value).where(settings.c.name == NOTIFICATIONS))).scalar()
     query = select(silences).order_by(silences.c.until, silences.c.id)
     if now is not None:
@@ -114,10 +118,11 @@ async def read_settings(connection: AsyncConnection, now: float | None) -> Notif
 
 
 def to_channel(row: Row[Any]) -> Channel:
+    """Return the channel of a database row."""
     return Channel(
         id=row.id,
         name=row.name,
-        kind=ChannelKind(row.kind),
+        kind=row.kind,
         target=row.target,
         encrypted_secrets=row.sealed,
         project=row.project,
@@ -134,7 +139,7 @@ def to_channel(row: Row[Any]) -> Channel:
 
 
 def _columns(channel: Channel) -> dict[str, Any]:
-    """What people decide of a channel."""
+    """Return the columns that users control."""
     return {
         "name": channel.name,
         "kind": channel.kind,

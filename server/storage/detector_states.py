@@ -1,4 +1,4 @@
-"""How far the detectors of each run have read, saved as one with what came of it."""
+"""Detector states: how far the detectors of each run have read, stored together with their findings."""
 
 from __future__ import annotations
 
@@ -13,49 +13,51 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Alert
 from server.models import Event, Progress, RunState
+from server.notification import AlertChange, Recipients
 from server.schema import alerts, events, monitors, runs
 from server.storage.alerts import alert_json
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
 from server.storage.id_list import padded
-from server.storage.outbox import enqueue, levels_before
+from server.storage.outbox import enqueue
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteState:
-    """Everything that the follower of a run needs to go on."""
+class StoredDetectorState:
+    """Saved state of a run's detectors, from which a follower resumes."""
 
     rank: int
     position: int
-    """Id of the last segment that was read."""
+    """Id of the last segment that the detectors have read."""
     state: bytes
     revision: int = 0
-    """Counts the saves, so that of two followers only one saves."""
+    """Number of saves, so that only one of two followers of the same run can save."""
     due_at: float | None = None
-    """Unix time at which silence becomes worth an alert; None: never."""
+    """Unix time at which silence of the run may cause an alert, or None for never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorStateSave:
-    """The state of one run's detectors, with all that came of it since the one before."""
+    """State of one run's detectors, and everything that the detectors found since the previous save."""
 
     run_id: str
     before: int | None
-    """The revision that it takes the place of; None: there is no state yet."""
-    after: SuiteState
+    """Revision that this save replaces, or None for the first save."""
+    after: StoredDetectorState
     progress: Progress
     changed: Sequence[Alert]
     happened: Sequence[Event]
     now: float
-    """Unix time."""
+    """Time of the save, Unix seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavedDetectorState:
-    """What came of a save."""
+class DetectorStateSaveResult:
+    """Result of a save."""
 
     alerts: Sequence[dict[str, Any]] | None
-    """Those that changed, as the API shows them. None: nothing is stored, because somebody else has saved meanwhile, a
-    follower on another server that is ahead."""
+    """Changed alerts as the API shows them. None means that nothing was stored, because a follower on another server
+    has saved meanwhile.
+    """
 
 
 LOCK_MONITORS = (
@@ -79,20 +81,25 @@ _SHOW = (
 
 
 class DetectorStateStore:
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    """Stores detector states, alerts and events."""
 
-    async def load(self, run_id: str) -> SuiteState | None:
+    def __init__(self, database: Database, recipients: Recipients) -> None:
+        """Create a store. ``recipients`` decides who is notified of changed alerts."""
+        self._database = database
+        self._recipients = recipients
+
+    async def load(self, run_id: str) -> StoredDetectorState | None:
+        """Return the state of a run's detectors, or None if there is none yet."""
         async with self._database.read() as connection:
             row = (await connection.execute(select(monitors).where(monitors.c.run_id == run_id))).first()
             if row is None:
                 return None
-            return SuiteState(
+            return StoredDetectorState(
                 rank=row.rank, position=row.position, state=row.state, revision=row.revision, due_at=row.due_at
             )
 
     async def due(self, now: float, limit: int) -> list[str]:
-        """Runs, at most ``limit``, that are not over and whose silence may be worth an alert by ``now``."""
+        """Return at most ``limit`` active runs whose silence may cause an alert by ``now``."""
         query = (
             select(monitors.c.run_id)
             .join(runs, runs.c.id == monitors.c.run_id)
@@ -103,9 +110,11 @@ class DetectorStateStore:
         async with self._database.read() as connection:
             return list((await connection.execute(query)).scalars())
 
-    async def save(self, saves: Sequence[DetectorStateSave]) -> list[SavedDetectorState]:
-        """Store these, at most one of a run, in one transaction; of each what came of it. Raises `DatabaseError`, and
-        then none of them is stored."""
+    async def save(self, saves: Sequence[DetectorStateSave]) -> list[DetectorStateSaveResult]:
+        """Store the states of several runs in one transaction, and return the result for each. Each run may occur once.
+
+        Raises `DatabaseError`, in which case nothing is stored.
+        """
         patience = LOCK_TIMEOUT if len(saves) > 1 else None
         async with self._database.write(patience=patience) as connection:
             ids = sorted(save.run_id for save in saves)
@@ -125,8 +134,10 @@ class DetectorStateStore:
             if stored:
                 rows = [_parameters(save.run_id, _shown(save.progress)) for save in stored.values()]
                 await connection.execute(_SHOW, rows)
-            alerts_of = {save.run_id: await _tell(connection, save) for save in stored.values()}
-        return [SavedDetectorState(alerts=alerts_of.get(save.run_id)) for save in saves]
+            alerts_of = {
+                save.run_id: await _store_findings(connection, save, self._recipients) for save in stored.values()
+            }
+        return [DetectorStateSaveResult(alerts=alerts_of.get(save.run_id)) for save in saves]
 
 
 def _state(save: DetectorStateSave) -> dict[str, Any]:
@@ -142,8 +153,10 @@ def _parameters(run_id: str, values: dict[str, Any]) -> dict[str, Any]:
     return {"of_run": run_id, **{f"to_{name}": value for name, value in values.items()}}
 
 
-async def _tell(connection: AsyncConnection, save: DetectorStateSave) -> list[dict[str, Any]]:
-    """Store the events and the alerts that changed, and note whom to tell of them. Most saves have none."""
+async def _store_findings(
+    connection: AsyncConnection, save: DetectorStateSave, recipients: Recipients
+) -> list[dict[str, Any]]:
+    """Store new events and changed alerts, and queue the notifications about them. Most saves have none of these."""
     if save.happened:
         await connection.execute(
             events.insert(),
@@ -162,7 +175,9 @@ async def _tell(connection: AsyncConnection, save: DetectorStateSave) -> list[di
         )
     if not save.changed:
         return []
-    known = await levels_before(connection, [alert.id for alert in save.changed])
+    query = select(alerts.c.id, alerts.c.level, alerts.c.state)
+    stored_before = await connection.execute(query.where(alerts.c.id.in_([alert.id for alert in save.changed])))
+    before = {row.id: (row.level, row.state) for row in stored_before}
     shown = []
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     for alert in save.changed:
@@ -185,5 +200,9 @@ async def _tell(connection: AsyncConnection, save: DetectorStateSave) -> list[di
             insert.on_conflict_do_update(index_elements=[alerts.c.id], set_=held).returning(alerts)
         )
         shown.append(alert_json(stored.one()))
-    await enqueue(connection, save.run_id, known, save.changed, save.now)
+    changes = []
+    for alert in save.changed:
+        level, state = before.get(alert.id, (None, None))
+        changes.append(AlertChange(alert=alert, level_before=level, state_before=state))
+    await enqueue(connection, save.run_id, changes, recipients, save.now)
     return shown

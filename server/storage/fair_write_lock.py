@@ -1,4 +1,4 @@
-"""Who writes next to a database that has one writer at a time: whoever is called by a `FairQueue`."""
+"""Lock for a database that allows one writer at a time. A `FairQueue` determines who gets it next."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from server.storage.fair_queue import FairQueue
 
 
 class FairWriteLock:
-    """Used from the event loop alone."""
+    """Lock that is granted in fair order. Use it from the event loop alone."""
 
     def __init__(self, at_once: int) -> None:
-        """``at_once``: turns that run at the same time."""
+        """Create a lock that at most ``at_once`` holders have at the same time."""
         self._free = at_once
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
     @property
     def is_contended(self) -> bool:
-        """Somebody waits, so nobody should take much at once."""
+        """Whether anybody waits for the lock, so that holders should keep it only briefly."""
         return len(self._waiting) > 0
 
     @contextlib.asynccontextmanager
     async def hold(self, name: str, cost: float) -> AsyncIterator[None]:
-        """Wait for a turn and hold it. Those of one name share by their ``cost``, that of the work in it."""
+        """Acquire the lock for the block. Holders of the same name share it in proportion to the ``cost`` of their
+        work.
+        """
         called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.put(name, cost, called)
         if self._free > 0 and len(self._waiting) == 1:
@@ -34,7 +36,7 @@ class FairWriteLock:
             await called
         except asyncio.CancelledError:
             if called.done() and not called.cancelled():
-                self._call_next()  # the turn came with the cancellation
+                self._call_next()  # The lock was granted at the moment of the cancellation.
             raise
         try:
             yield

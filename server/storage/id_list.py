@@ -1,4 +1,4 @@
-"""How many ids a statement names: few different numbers of them, however many there are. Pure."""
+"""Lists of ids in statements, padded to few different lengths. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Id = TypeVar("Id", int, str)
 
 
 def padded(ids: Collection[Id]) -> list[Id]:
-    """For ``IN``: the ids, the last one again and again up to the next power of two.
+    """Repeat the last id up to the next power of two, for use with ``IN``.
 
-    A list of another length is another statement, and each connection keeps its last hundred or so prepared: of 100 ids
-    one takes 17 kB in SQLite, of 500 ids 100 kB. A page that looks at a run finds another number of segments each time,
-    and in hours eight connections came to tens of megabytes.
+    A list of another length is another statement, and each connection keeps its last hundred or so statements prepared.
+    In SQLite a statement takes 17 kB with 100 ids and 100 kB with 500 ids. A page that shows a run requests another
+    number of segments each time; within hours, eight connections used tens of megabytes.
 
     >>> padded([3, 1, 2])
     [3, 1, 2, 2]

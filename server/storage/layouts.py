@@ -1,4 +1,4 @@
-"""Layouts of writers, and the rows of a run's heatmap that they make."""
+"""Layouts of writers, and the rows of a run's heatmap that they define."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from server.schema import layouts, writers
 from server.storage.database import Database
 
 DERIVED_STATISTIC = "bimodality"
-"""Added to every layout: the server computes it from the ratio histograms."""
+"""Statistic that is added to every layout: the server computes it from the ratio histograms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLayout:
-    """A layout with its place in the run. Its statistics include `DERIVED_STATISTIC`."""
+    """Layout of a writer, with its statistics including `DERIVED_STATISTIC`."""
 
     writer_id: int
     rank: int
@@ -30,11 +30,13 @@ class StoredLayout:
 
 
 class LayoutStore:
+    """Reads layouts of runs."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def of_run(self, run_id: str) -> list[StoredLayout]:
-        """Every layout of the run, by rank, then in the order in which they came."""
+        """Return every layout of the run, by rank and then in the order of arrival."""
         async with self._database.read() as connection:
             rows = await connection.execute(
                 select(layouts, writers.c.rank)
@@ -46,9 +48,10 @@ class LayoutStore:
 
 
 def layer_rows(stored: Sequence[StoredLayout]) -> list[tuple[int, str, str]]:
-    """(rank, layer, displayed name) of each row of the heatmap; a layer in several layouts of a rank is one row.
+    """Return (rank, layer, displayed name) of each row of the heatmap.
 
-    Where several ranks have layers, the displayed name tells them apart: "rank1/head".
+    A layer in several layouts of a rank is one row. If several ranks have layers, the displayed name contains the rank:
+    "rank1/head".
     """
     rows = dict.fromkeys((item.rank, layer) for item in stored for layer in item.layout.layers)
     several = len({rank for rank, _ in rows}) > 1
@@ -58,7 +61,10 @@ def layer_rows(stored: Sequence[StoredLayout]) -> list[tuple[int, str, str]]:
 async def register_layouts(
     connection: AsyncConnection, writer_id: int, sent: Sequence[Layout]
 ) -> tuple[dict[int, Layout], bool]:
-    """All layouts of the writer by their number, and whether some are new. Raises `LayoutChangedError`."""
+    """Store the layouts that are new.
+
+    Returns all layouts of the writer keyed by layout number, and whether any was new. Raises `LayoutChangedError`.
+    """
     rows = await connection.execute(select(layouts).where(layouts.c.writer_id == writer_id))
     known = {row.number: _to_layout(row) for row in rows}
     stored = len(known)
@@ -84,14 +90,14 @@ async def register_layouts(
 
 
 def with_derived(statistics: Sequence[str]) -> tuple[str, ...]:
-    """The statistics of a layout as they are stored."""
+    """Return the statistics of a layout as they are stored."""
     return tuple(statistics) if DERIVED_STATISTIC in statistics else (*statistics, DERIVED_STATISTIC)
 
 
 def _to_layout(row: Any) -> Layout:
     optimizer = None
     if row.optimizer is not None:
-        # JSON has no NaN; a rate that was not a number came back as null.
+        # JSON has no NaN: a learning rate that was not a number is stored as null.
         known = row.optimizer if row.optimizer["lr"] is not None else {**row.optimizer, "lr": math.nan}
         optimizer = msgspec.convert(known, Optimizer)
     return Layout(

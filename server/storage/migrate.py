@@ -1,4 +1,4 @@
-"""Bring a database to the schema of this program. The history, one for both databases, is in `migrations`."""
+"""Migration of a database to the schema of this program. `migrations` contains the history for both databases."""
 
 from __future__ import annotations
 
@@ -22,36 +22,39 @@ _ADVISORY_LOCK = 0x5350494B45  # "SPIKE": replicas that start together migrate o
 
 
 def alembic_config() -> AlembicConfig:
-    """Alembic's settings as the installed package needs them, without any file of the checkout."""
+    """Return Alembic's settings for the installed package, without any file of the checkout."""
     config = AlembicConfig()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
     return config
 
 
 async def upgrade(database: Database, revision: str = "head") -> None:
-    """Apply what is missing. Raises `DatabaseAheadError` when the database has a revision unknown to this program."""
+    """Apply the missing migrations. Raises `DatabaseAheadError` if a newer program has migrated the database."""
     await check_not_ahead(database)
     config = alembic_config()
-    async with _alone(database) as connection:
+    async with _exclusive(database) as connection:
         config.attributes["connection"] = connection.sync_connection
         await connection.run_sync(lambda _: command.upgrade(config, revision))
 
 
 async def downgrade(database: Database, revision: str) -> None:
-    """Take back revisions down to ``revision`` ("base" for all), or none.
+    """Revert migrations down to ``revision`` ("base" for all), or none if one of them fails.
 
-    Raises `DatabaseAheadError` as `upgrade` does, and `DatabaseError` where an older schema cannot hold what is stored.
+    Raises `DatabaseAheadError` like `upgrade`, and `DatabaseError` if the older schema cannot hold the stored data.
     """
     await check_not_ahead(database)
     config = alembic_config()
-    async with _alone(database) as connection:
+    async with _exclusive(database) as connection:
         config.attributes["connection"] = connection.sync_connection
         await connection.run_sync(lambda _: command.downgrade(config, revision))
 
 
 @contextlib.asynccontextmanager
-async def _alone(database: Database) -> AsyncIterator[AsyncConnection]:
-    """One transaction, while every other program that migrates waits. On SQLite any that writes does."""
+async def _exclusive(database: Database) -> AsyncIterator[AsyncConnection]:
+    """Open a transaction that no other migrating program runs at the same time.
+
+    On SQLite, every writing transaction excludes all others.
+    """
     async with database.write() as connection:
         if not database.is_sqlite:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
@@ -59,7 +62,7 @@ async def _alone(database: Database) -> AsyncIterator[AsyncConnection]:
 
 
 async def check_not_ahead(database: Database) -> None:
-    """Raises `DatabaseAheadError` when the database was migrated by a newer program."""
+    """Raise `DatabaseAheadError` if a newer program has migrated the database."""
     async with database.read() as connection:
         heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
     scripts = await asyncio.to_thread(ScriptDirectory.from_config, alembic_config())
@@ -67,13 +70,13 @@ async def check_not_ahead(database: Database) -> None:
     unknown = [head for head in heads if head not in known]
     if unknown:
         raise DatabaseAheadError(
-            f"the database has the schema {', '.join(unknown)}, which this version does not know; "
-            "it was made by a newer spikewatch: upgrade the program, or restore a backup"
+            f"the database has the schema {', '.join(unknown)}, which this version does not support, because a newer "
+            "spikewatch has migrated it; upgrade spikewatch, or restore a backup"
         )
 
 
 async def is_current(database: Database) -> bool:
-    """Whether every migration of this program is applied."""
+    """Return whether every migration of this program has been applied."""
     async with database.read() as connection:
         heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
     scripts = await asyncio.to_thread(ScriptDirectory.from_config, alembic_config())

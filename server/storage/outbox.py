@@ -1,14 +1,14 @@
-"""Messages that wait to be sent: written as one with what they tell, claimed by one sender at a time.
+"""Outbox of notifications: stored together with the alerts they report, and claimed by one dispatcher at a time.
 
-A sender claims a whole channel, not a message: what one channel is told keeps its order, shares one thread and can be
-gathered into a digest, and a slow channel holds up no other. The claim is a lease; a sender that dies in between loses
-it, and another goes on with the same message ids.
+A dispatcher claims a whole channel, not a single notification. The notifications of a channel therefore stay in order,
+share one thread and can be combined into a digest, and a slow channel delays no other. The claim is a lease: if the
+dispatcher dies, another one takes the channel over and uses the same message ids.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,13 +20,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from client_sdk.protocol import Alert
 from server.models import AlertState
 from server.notification import (
+    AlertChange,
+    AlertedRun,
     Change,
     Channel,
     NotificationSettings,
     NotifiedIncident,
     OutboxRow,
-    change_of,
-    incident_of,
+    Recipients,
 )
 from server.schema import alerts, channels, outbox, runs, told, writers
 from server.storage.channels import read_settings, to_channel
@@ -34,83 +35,76 @@ from server.storage.database import Database, insert_ignore
 
 NAMESPACE: Final = uuid.UUID("0f5c4f0e-8f0c-5a9b-8f6d-3a0e6a0f1c11")
 GATHER: Final = 0.1
-"""Seconds that a message waits for others to share a digest with."""
+"""Seconds that a notification waits for others that may share a digest with it."""
 IMPORTED: Final = "import"
-"""What imports write where others write the version of their SDK. Their past is no news."""
-MOST: Final = 1_000
-"""Messages of a channel that are looked at together."""
+"""Name of the SDK that imports store. Nobody is notified of imported runs."""
+MAX_WAITING: Final = 1_000
+"""Maximum number of waiting notifications of a channel that are read together."""
 
 
 async def enqueue(
-    connection: AsyncConnection,
-    run_id: str,
-    before: Mapping[str, tuple[str, str]],
-    changed: Sequence[Alert],
-    now: float,
+    connection: AsyncConnection, run_id: str, changes: Sequence[AlertChange], recipients: Recipients, now: float
 ) -> None:
-    """Note in the transaction that stores these alerts of a run whom to tell of them.
+    """Queue the notifications about changed alerts of a run, in the transaction that stores these alerts.
 
-    ``before``: level and state of those that were stored already. Writing the same change again changes nothing.
+    ``recipients`` decides which channels are notified of which changes. Queueing a change again has no effect.
     """
-    changes = [(alert, change_of(alert, *before.get(alert.id, (None, None)))) for alert in changed]
-    news = [(alert, change) for alert, change in changes if change is not None]
-    if not news:
-        return
-    reachable = [
+    enabled = [
         to_channel(row) for row in await connection.execute(select(channels).where(channels.c.enabled.is_(True)))
     ]
-    if not reachable:
+    if not enabled:
         return
-    imported = exists().where(writers.c.run_id == run_id, writers.c.sdk == IMPORTED)
-    run = (await connection.execute(select(runs.c.project, imported).where(runs.c.id == run_id))).first()
-    if run is None or run[1]:
+    is_imported = exists().where(writers.c.run_id == run_id, writers.c.sdk == IMPORTED)
+    query = select(runs.c.project, is_imported.label("is_imported")).where(runs.c.id == run_id)
+    row = (await connection.execute(query)).first()
+    if row is None:
         return
+    run = AlertedRun(project=row.project, is_imported=row.is_imported)
     rows = [
         {
-            "message_id": str(uuid.uuid5(NAMESPACE, f"{channel.id}:{alert.id}:{change}:{alert.level}")),
-            "channel_id": channel.id,
+            "message_id": str(
+                uuid.uuid5(NAMESPACE, f"{item.channel_id}:{item.alert.id}:{item.change}:{item.alert.level}")
+            ),
+            "channel_id": item.channel_id,
             "run_id": run_id,
-            "alert_id": alert.id,
-            "incident_id": incident_of(alert),
-            "change": change,
-            "body": msgspec.to_builtins(alert),
+            "alert_id": item.alert.id,
+            "incident_id": item.incident_id,
+            "change": item.change,
+            "body": msgspec.to_builtins(item.alert),
             "state": "pending",
             "not_before": now + GATHER,
             "created_at": now,
         }
-        for alert, change in news
-        for channel in reachable
-        if channel.wants(run.project, alert.kind, alert.level)
+        for item in recipients(run, changes, enabled)
     ]
     if rows:
         await connection.execute(insert_ignore(connection, outbox), rows)
 
 
-async def levels_before(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Level and state of these alerts as they are stored, for `enqueue`."""
-    query = select(alerts.c.id, alerts.c.level, alerts.c.state).where(alerts.c.id.in_(ids))
-    return {row.id: (row.level, row.state) for row in await connection.execute(query)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class ChannelBacklog:
-    """All that decides what one channel is told next, as of one moment."""
+    """Everything that determines what one channel receives next, read from one snapshot."""
 
     waiting: tuple[OutboxRow, ...]
-    """In the order in which it happened."""
+    """Waiting notifications, in the order of the changes that they report."""
     notified: tuple[NotifiedIncident, ...]
-    """Of these incidents, of the same runs, and of all runs lately."""
+    """Incidents that the channel has been notified of: those of the waiting notifications, those of the same runs, and
+    all recent ones.
+    """
     settings: NotificationSettings
 
 
 class OutboxStore:
+    """Stores queued notifications and the progress of their delivery."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def claim(self, owner: str, now: float, until: float) -> Channel | None:
-        """Lease a channel that has something to send, until a time; None where there is none that is free.
+        """Lease an enabled channel with waiting notifications until a time. Returns None if no such channel is free.
 
-        On Postgres senders pass over what another is just claiming; on SQLite a transaction that writes is alone.
+        On Postgres, a dispatcher skips the channels that another one is claiming. On SQLite, writing transactions
+        exclude each other.
         """
         free = (
             select(channels)
@@ -134,7 +128,7 @@ class OutboxStore:
             return to_channel(row)
 
     async def read(self, channel_id: str, now: float) -> ChannelBacklog:
-        """What a claimed channel waits to be told, and what it was told of the same runs, and of all lately."""
+        """Return the waiting notifications of a claimed channel, and the incidents that it has been notified of."""
         waiting_query = (
             select(
                 outbox,
@@ -147,9 +141,10 @@ class OutboxStore:
             )
             .join(runs, runs.c.id == outbox.c.run_id)
             .outerjoin(alerts, alerts.c.id == outbox.c.alert_id)
-            .where(_waits_for(channel_id), outbox.c.not_before <= now + GATHER)  # with those that just came
+            # together with those that have just arrived
+            .where(_waits_for(channel_id), outbox.c.not_before <= now + GATHER)
             .order_by(outbox.c.id)
-            .limit(MOST)
+            .limit(MAX_WAITING)
         )
         async with self._database.snapshot() as connection:
             waiting = tuple(_to_row(row) for row in await connection.execute(waiting_query))
@@ -169,7 +164,9 @@ class OutboxStore:
             )
 
     async def begin(self, channel_id: str, owner: str, ids: Sequence[int], until: float) -> bool:
-        """Count an attempt and prolong the lease to cover it. False, with nothing counted, when the lease is lost."""
+        """Count a delivery attempt, and extend the lease to cover it. Returns False and counts nothing if the lease is
+        lost.
+        """
         async with self._database.write() as connection:
             if not await self._hold(connection, channel_id, owner, leased_until=until):
                 return False
@@ -177,11 +174,11 @@ class OutboxStore:
             return True
 
     async def sent(
-        self, channel_id: str, owner: str, ids: Sequence[int], known: Sequence[NotifiedIncident], now: float
+        self, channel_id: str, owner: str, ids: Sequence[int], incidents: Sequence[NotifiedIncident], now: float
     ) -> None:
-        """These messages arrived as one; ``known`` is what the channel has been told of their incidents."""
+        """Record that notifications were delivered as one, and the resulting state of their incidents."""
         async with self._database.write() as connection:
-            # The channel first, as everywhere, so that two transactions never wait for each other.
+            # The channel is locked first, as everywhere, so that two transactions never wait for each other.
             await connection.execute(
                 update(channels).where(channels.c.id == channel_id).values(last_sent_at=now, last_error=None)
             )
@@ -190,7 +187,7 @@ class OutboxStore:
                 update(outbox).where(outbox.c.id.in_(ids)).values(state="sent", done_at=now, note=None)
             )
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-            for item in known:
+            for item in incidents:
                 held = {
                     "level": item.level,
                     "told_at": item.notified_at,
@@ -210,27 +207,30 @@ class OutboxStore:
                 )
 
     async def skip(self, ids: Sequence[int], note: str, now: float) -> None:
-        """These messages will not be sent; the note says why."""
+        """Mark notifications as not to be sent. ``note`` explains why."""
         await self._end(ids, "skipped", note, now)
 
     async def give_up(self, ids: Sequence[int], note: str, now: float) -> None:
-        """The other side will never take these messages, whatever it says to others."""
+        """Mark notifications as failed, because the receiving service permanently rejects these, though not others."""
         await self._end(ids, "failed", note, now)
 
     async def hold_back(self, ids: Sequence[int], until: float) -> None:
-        """These messages wait until a time."""
+        """Delay notifications until a time."""
         async with self._database.write() as connection:
             await connection.execute(update(outbox).where(outbox.c.id.in_(ids)).values(not_before=until))
 
     async def retry_later(self, channel_id: str, owner: str, retry_at: float, error: str) -> None:
-        """An attempt failed in passing: nobody tries this channel before a time."""
+        """Record a temporary failure: the channel is not tried again before a time."""
         async with self._database.write() as connection:
             await self._hold(
                 connection, channel_id, owner, retry_at=retry_at, last_error=error, failures=channels.c.failures + 1
             )
 
     async def disable(self, channel_id: str, reason: str, now: float) -> None:
-        """The other side will never take a message: what waits is given up, and people see the reason."""
+        """Disable a channel that permanently rejects notifications, and mark the waiting ones as failed.
+
+        Users see the reason.
+        """
         async with self._database.write() as connection:
             await connection.execute(
                 update(channels)
@@ -242,12 +242,12 @@ class OutboxStore:
             )
 
     async def release(self, channel_id: str, owner: str) -> None:
-        """The lease ends, if it is still held."""
+        """End the lease, if it is still held."""
         async with self._database.write() as connection:
             await self._hold(connection, channel_id, owner, leased_until=0.0, leased_by=None)
 
     async def of_alert(self, alert_id: str) -> list[dict[str, Any]]:
-        """Who was, or is to be, told of an alert: one entry for each change and channel, in their order."""
+        """Return the notifications about an alert, one for each change and channel, in the order of their creation."""
         query = (
             select(
                 channels.c.name.label("channel"),
@@ -267,7 +267,7 @@ class OutboxStore:
             return [dict(row._mapping) for row in await connection.execute(query)]
 
     async def next_due(self) -> float | None:
-        """When there is something to do next, None where nothing waits."""
+        """Return the Unix time at which the next notification is due, or None if none is waiting."""
         due = (
             select(func.min(outbox.c.not_before).label("at"), channels.c.retry_at, channels.c.leased_until)
             .join(channels, channels.c.id == outbox.c.channel_id)
@@ -279,13 +279,13 @@ class OutboxStore:
         return min(times, default=None)
 
     async def forget(self, before: float) -> None:
-        """Remove messages that were done with before a time, and what was told so long ago."""
+        """Remove notifications that were completed before a time, and closed incidents that were reported before it."""
         async with self._database.write() as connection:
             await connection.execute(delete(outbox).where(outbox.c.done_at < before))
             await connection.execute(delete(told).where(told.c.told_at < before, told.c.closed.is_(True)))
 
     async def _hold(self, connection: AsyncConnection, channel_id: str, owner: str, **values: Any) -> bool:
-        """Change a channel that is still leased to this owner."""
+        """Change a channel if ``owner`` still holds its lease. Returns whether it does."""
         changed = await connection.execute(
             update(channels).where(channels.c.id == channel_id, channels.c.leased_by == owner).values(**values)
         )

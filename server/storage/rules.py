@@ -1,4 +1,4 @@
-"""The rules that people wrote, in their order."""
+"""Alert rules that users have written, in their order."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ logger = logging.getLogger(__name__)
 
 
 class RuleStore:
+    """Stores alert rules."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def all(self) -> RuleSet:
-        """Every rule of every project. One that this version cannot read is left out, with a word in the log."""
+        """Return every rule of every project. A rule that this version cannot read is left out and logged."""
         async with self._database.read() as connection:
             return RuleSet(rules=tuple(await _read(connection)))
 
     async def replace(self, wanted: Sequence[Rule], now: float, *, removed: Sequence[str] = ()) -> RuleSet:
-        """Store these rules, each in the place of the one with its id and after the others where there is none, and
-        delete those with the ids ``removed``. Returns all that there are then."""
+        """Store rules, delete those whose ids are in ``removed``, and return all rules.
+
+        A rule replaces the one with the same id; a new one is appended.
+        """
         async with self._database.write() as connection:
             before = {rule.id: rule for rule in await _read(connection) if rule.id not in removed}
             after = [*(before | {rule.id: rule for rule in wanted}).values()]
@@ -48,15 +52,15 @@ class RuleStore:
                         for position, rule in enumerate(after)
                     ],
                 )
-            # Whoever follows the runs looks at them again, though nothing may come: those that go on, and those with
-            # an alert that may be over with its rule.
-            told = select(alerts.c.run_id).where(
+            # Wake the followers of running runs, and of runs with an alert that may end with its rule, even if no data
+            # arrives.
+            alerted = select(alerts.c.run_id).where(
                 alerts.c.kind == AlertKind.CUSTOM_RULE, alerts.c.state != AlertState.RESOLVED
             )
-            going_on = select(runs.c.id).where(runs.c.state == RunState.RUNNING)
+            running = select(runs.c.id).where(runs.c.state == RunState.RUNNING)
             await connection.execute(
                 update(monitors)
-                .where(or_(monitors.c.run_id.in_(going_on), monitors.c.run_id.in_(told)))
+                .where(or_(monitors.c.run_id.in_(running), monitors.c.run_id.in_(alerted)))
                 .values(due_at=0.0)
             )
         return RuleSet(rules=tuple(after))

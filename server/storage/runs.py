@@ -1,13 +1,13 @@
 """Runs and their writers: registration and states.
 
-Of the writers of a rank at most one is running: the one that said hello last. A writer that another took the place of
-is stale; so is one that has not been heard of for long, and that one comes back with its next record. One that has
-ended stays ended when a late echo of it arrives, a frame that a network held back, while another has its place.
-Transactions lock rows of `writers` before those of `runs`.
+At most one writer of a rank is running: the one that sent the last hello. A writer that another one has replaced is
+stale. So is a writer that has been silent for long, but its next record makes it running again. A writer that has ended
+remains ended if a delayed frame of it arrives while another writer has its rank. Transactions lock rows of `writers`
+before those of `runs`.
 
-Each hello gives its connection the next *epoch* of the writer, and what an earlier one still sends is refused in the
-transaction that would store it: of several connections that say they are one writer, on whatever servers, the last
-alone can add to it, however late the others are.
+Each hello gives its connection the next *epoch* of the writer. Data from an earlier epoch is refused in the transaction
+that would store it. Of several connections of the same writer, on any servers, only the last one can therefore append,
+however delayed the others are.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from server.storage.id_list import padded
 from server.storage.layouts import register_layouts
 
 HELLO_COST = 16_384.0
-"""Of the work in a hello, in bytes of a commit: what it is counted as where runs take turns at the database."""
+"""Cost of a hello in bytes of a commit, for the order in which runs get the write lock."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """A writer of a run, as the database knows it after its hello."""
+    """Writer of a run as registered by its hello."""
 
     run_id: str
     project: str
@@ -46,7 +46,7 @@ class Registration:
 
 @dataclass(frozen=True, kw_only=True)
 class RunLabels:
-    """What rules choose runs by. Given at the first hello, and never changed."""
+    """Properties by which alert rules select runs. They are set by the first hello and never change."""
 
     project: str
     name: str
@@ -54,15 +54,22 @@ class RunLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RunVersion:
+    """State of a run and the version of its measurements."""
+
     project: str
     state: str
     version: str
-    """Equal versions mean equal measurements: every commit moves a sequence, every new layout adds to the count, and
-    every repair, by which some may be lost, to the repairs."""
+    """Version of the run's measurements: equal versions mean equal measurements.
+
+    Every commit advances a sequence, every new layout changes a count, and every repair, which may lose measurements,
+    is counted too.
+    """
 
 
 class RunStore:
+    """Stores runs and their writers."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
@@ -71,7 +78,7 @@ class RunStore:
 
         Raises `ProjectMismatchError`, `RunDeletedError`, `LayoutChangedError` and `DatabaseError`.
         """
-        # One project's hellos are in line behind each other, and no commit is behind them all.
+        # Hellos of one project queue behind each other, and commits do not wait for all of them.
         async with self._database.write(f"hello to {hello.project}", HELLO_COST) as connection:
             run_id = hello.run_id or await _run_of_writer(connection, hello) or uuid.uuid4().hex[:16]
             await connection.execute(
@@ -90,17 +97,18 @@ class RunStore:
                     attempt=0,
                 )
             )
-            # Not locked: commits lock the writer first and the run after it, and so does this.
+            # Not locked: commits lock the writer first and the run after it, and the statements below follow that
+            # order.
             row = (await connection.execute(select(runs.c.project, runs.c.state).where(runs.c.id == run_id))).one()
             if row.project != hello.project:
                 raise ProjectMismatchError(run_id)
             if row.state == DELETING:
                 raise RunDeletedError(run_id)
-            place = await _register_writer(connection, run_id, hello, now)
-            known, has_new_layouts = await register_layouts(connection, place.writer_id, hello.layouts)
-            if place.is_new or has_new_layouts:
+            writer = await _register_writer(connection, run_id, hello, now)
+            known, has_new_layouts = await register_layouts(connection, writer.writer_id, hello.layouts)
+            if writer.is_new or has_new_layouts:
                 await _refresh_run(connection, run_id)
-            if not place.is_echo:
+            if not writer.is_delayed:
                 shown = await connection.execute(
                     update(runs)
                     .where(runs.c.id == run_id, runs.c.state != DELETING)
@@ -111,20 +119,21 @@ class RunStore:
         return Registration(
             run_id=run_id,
             project=hello.project,
-            writer_id=place.writer_id,
+            writer_id=writer.writer_id,
             rank=hello.rank,
-            last_seq=place.last_seq,
-            epoch=place.epoch,
+            last_seq=writer.last_seq,
+            epoch=writer.epoch,
             layouts=known,
         )
 
     async def finish_writer(
         self, run_id: str, writer_id: int, state: RunState, now: float, *, epoch: int | None = None
     ) -> RunState:
-        """Note that a writer is done; the run is done when no writer is running.
+        """Record the end of a writer. The run ends when none of its writers is running. Returns the state of the run.
 
-        It has crashed when a rank has whose last writer, the one heard of last, did. ``epoch``: of the connection that
-        says so; None for no connection. Returns the run's state. Raises `WriterTakenError` and `RunDeletedError`.
+        The run has crashed if the last writer of any rank has crashed, the last one being the one heard of last.
+        ``epoch`` is that of the connection that reports the end, or None without a connection. Raises
+        `WriterTakenError` and `RunDeletedError`.
         """
         async with self._database.write() as connection:
             found = await connection.execute(select(writers.c.epoch).where(writers.c.id == writer_id).with_for_update())
@@ -136,7 +145,7 @@ class RunStore:
             await connection.execute(
                 update(writers).where(writers.c.id == writer_id).values(state=state, last_seen_at=now)
             )
-            # The ranks of a run end at about the same time: each must see the end of those before it.
+            # The ranks of a run end at about the same time, and each must see the end of those before it.
             await connection.execute(select(runs.c.id).where(runs.c.id == run_id).with_for_update())
             rows = await connection.execute(
                 select(writers.c.rank, writers.c.state)
@@ -155,11 +164,11 @@ class RunStore:
         return result
 
     async def heartbeat(self, writer_ids: Sequence[int], now: float) -> None:
-        """The writers are connected: they and their runs are alive."""
+        """Record that connected writers, and their runs, are alive."""
         if not writer_ids:
             return
         async with self._database.write() as connection:
-            # Locked in the order of their ids: other servers beat for other ranks of the same runs.
+            # Locked in the order of their ids, because other servers do the same for other ranks of these runs.
             running = and_(writers.c.id.in_(padded(writer_ids)), writers.c.state == RunState.RUNNING)
             query = select(writers.c.id, writers.c.run_id).where(running).order_by(writers.c.id).with_for_update()
             found = (await connection.execute(query)).all()
@@ -170,7 +179,7 @@ class RunStore:
             await connection.execute(update(runs).where(alive).values(last_seen_at=now))
 
     async def mark_stale(self, before: float) -> list[str]:
-        """Runs that were running and have not been heard of since ``before`` become stale; returns them."""
+        """Mark running runs as stale that have not been heard of since ``before``. Returns their ids."""
         silent = and_(runs.c.state == RunState.RUNNING, runs.c.last_seen_at < before)
         async with self._database.read() as connection:
             suspects = list((await connection.execute(select(runs.c.id).where(silent))).scalars())
@@ -194,17 +203,19 @@ class RunStore:
             return ids
 
     async def project_of(self, run_id: str) -> str | None:
+        """Return the project of a run, or None if there is no such run."""
         async with self._database.read() as connection:
             return (await connection.execute(select(runs.c.project).where(runs.c.id == run_id))).scalar_one_or_none()
 
     async def labels(self, run_id: str) -> RunLabels | None:
+        """Return the properties for alert rules, or None if there is no such run."""
         async with self._database.read() as connection:
             query = select(runs.c.project, runs.c.name, runs.c.tags).where(runs.c.id == run_id)
             row = (await connection.execute(query)).one_or_none()
             return None if row is None else RunLabels(project=row.project, name=row.name, tags=tuple(row.tags))
 
-    async def standing(self, run_id: str) -> Standing | None:
-        """None for a run that is not there."""
+    async def version_of(self, run_id: str) -> RunVersion | None:
+        """Return the project, state and version of a run, or None if there is no such run."""
         count = select(func.count()).where(layouts.c.writer_id == writers.c.id).scalar_subquery()
         query = (
             select(
@@ -219,10 +230,10 @@ class RunStore:
         if not rows:
             return None
         sequences = ",".join(f"{row.id}:{row.last_seq}:{row.layouts}" for row in rows)
-        return Standing(project=rows[0].project, state=rows[0].state, version=f"{rows[0].repairs},{sequences}")
+        return RunVersion(project=rows[0].project, state=rows[0].state, version=f"{rows[0].repairs},{sequences}")
 
     async def scalar_ranks(self, run_id: str) -> dict[str, int]:
-        """Each scalar of the run and the lowest rank that logs it."""
+        """Return the lowest rank that logs each scalar of the run, keyed by name."""
         async with self._database.read() as connection:
             rows = await connection.execute(
                 select(scalars.c.name, func.min(scalars.c.rank).label("rank"))
@@ -233,9 +244,9 @@ class RunStore:
             return {row.name: row.rank for row in rows}
 
     async def lagging(self) -> list[str]:
-        """Runs that a server has to follow when it starts.
+        """Return the runs that a server has to follow when it starts.
 
-        Those with segments that the detectors have not read, and those with alerts still open though they have ended.
+        These are the runs with segments that the detectors have not read, and the ended runs with open alerts.
         """
         unread = (
             select(segments.c.run_id)
@@ -254,12 +265,13 @@ class RunStore:
             return sorted({row.run_id for row in found})
 
     async def state_of(self, run_id: str) -> str | None:
+        """Return the state of a run, or None if there is no such run."""
         async with self._database.read() as connection:
             return (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar_one_or_none()
 
 
 async def _run_of_writer(connection: AsyncConnection, hello: Hello) -> str | None:
-    """The run that this writer joined when the server chose the name."""
+    """Return the run that this writer joined when the server chose the run's id."""
     query = (
         select(writers.c.run_id)
         .join(runs, runs.c.id == writers.c.run_id)
@@ -271,7 +283,10 @@ async def _run_of_writer(connection: AsyncConnection, hello: Hello) -> str | Non
 
 
 async def is_running(connection: AsyncConnection, run_id: str, writer_id: int, rank: int, state: str) -> bool:
-    """Whether a writer in ``state`` that has sent a record runs: a stale one does if no other has taken its place."""
+    """Return whether a writer that has sent a record counts as running.
+
+    A stale writer does, if no other writer has replaced it.
+    """
     if state != RunState.STALE:
         return state == RunState.RUNNING
     others = select(writers.c.id).where(
@@ -284,18 +299,18 @@ async def is_running(connection: AsyncConnection, run_id: str, writer_id: int, r
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
-    """A writer after its hello."""
+class _RegisteredWriter:
+    """Writer after its hello."""
 
     writer_id: int
     last_seq: int
     epoch: int
     is_new: bool
-    is_echo: bool = False
-    """The hello is a late one of a writer that has ended and whose place is taken."""
+    is_delayed: bool = False
+    """Whether this is a delayed hello of an ended writer whose rank another writer has taken over."""
 
 
-async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hello, now: float) -> _Place:
+async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hello, now: float) -> _RegisteredWriter:
     inserted = await connection.execute(
         insert_ignore(connection, writers).values(
             run_id=run_id,
@@ -325,19 +340,21 @@ async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hell
         later = select(writers.c.id).where(others, writers.c.last_seen_at > row.last_seen_at).limit(1)
         if (await connection.execute(later)).first() is not None:
             await connection.execute(update(writers).where(same).values(epoch=epoch))
-            return _Place(writer_id=row.id, last_seq=row.last_seq, epoch=epoch, is_new=False, is_echo=True)
+            return _RegisteredWriter(
+                writer_id=row.id, last_seq=row.last_seq, epoch=epoch, is_new=False, is_delayed=True
+            )
     await connection.execute(
         update(writers).where(same).values(state=RunState.RUNNING, last_seen_at=now, sdk=hello.sdk, epoch=epoch)
     )
-    # A rank that was restarted goes on with a new writer; the old one will never say that it is done.
+    # A restarted rank continues with a new writer; the old writer will never report its end.
     await connection.execute(
         update(writers).where(others, writers.c.state == RunState.RUNNING).values(state=RunState.STALE)
     )
-    return _Place(writer_id=row.id, last_seq=row.last_seq, epoch=epoch, is_new=inserted.rowcount == 1)
+    return _RegisteredWriter(writer_id=row.id, last_seq=row.last_seq, epoch=epoch, is_new=inserted.rowcount == 1)
 
 
 async def _refresh_run(connection: AsyncConnection, run_id: str) -> None:
-    """Bring the counts and the optimizer of a run up to date with its layouts."""
+    """Update the counts and the optimizer of a run from its layouts."""
     rows = await connection.execute(
         select(layouts, writers.c.rank)
         .join(writers, layouts.c.writer_id == writers.c.id)

@@ -1,4 +1,4 @@
-"""Logins of the dashboard, known by their digest alone."""
+"""Logins of the dashboard, identified by their digest alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from server.storage.tokens import StoredToken, pieces, stored_token
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSession:
+    """Login as it is stored, without the credential itself."""
+
     digest: str
     kind: str
     token: StoredToken | None
@@ -22,21 +24,25 @@ class StoredSession:
 
 
 class SessionStore:
+    """Stores the digests of logins."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def create(
         self, digest: str, *, kind: str, token_id: int | None, proof: str | None, now: float, expires_at: float
     ) -> None:
-        """Keep a login, and forget those that are over."""
+        """Store a login, and remove those that have expired."""
         values = {"kind": kind, "token_id": token_id, "proof": proof, "created_at": now, "expires_at": expires_at}
         async with self._database.write() as connection:
             await connection.execute(delete(sessions).where(sessions.c.expires_at <= now))
             await connection.execute(sessions.insert().values(digest=digest, **values))
 
     async def find(self, digest: str) -> StoredSession | None:
-        """The login with this SHA-256 digest (hexadecimal); None where there is none, or where its token was revoked.
-        Whether its time is over is for the caller to see."""
+        """Return the login with this SHA-256 digest (hexadecimal), or None if there is none or its token was revoked.
+
+        The caller has to check whether the login has expired.
+        """
         query = (
             select(sessions.c.kind, sessions.c.token_id, sessions.c.proof, sessions.c.expires_at, *tokens.c)
             .select_from(sessions.outerjoin(tokens))
@@ -50,7 +56,7 @@ class SessionStore:
         return StoredSession(digest=digest, kind=row.kind, token=token, proof=row.proof, expires_at=row.expires_at)
 
     async def living(self, digests: Collection[str], now: float) -> set[str]:
-        """Those among them that are not over."""
+        """Return the digests of those logins that are still valid."""
         found: set[str] = set()
         async with self._database.read() as connection:
             for piece in pieces(digests):
@@ -63,6 +69,7 @@ class SessionStore:
         return found
 
     async def delete(self, digest: str) -> None:
+        """Remove a login, if there is one with this digest."""
         async with self._database.write() as connection:
             await connection.execute(delete(sessions).where(sessions.c.digest == digest))
 

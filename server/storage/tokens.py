@@ -1,4 +1,4 @@
-"""Tokens, known by their digest alone."""
+"""API tokens, identified by their digest alone."""
 
 from __future__ import annotations
 
@@ -13,36 +13,40 @@ from server.schema import sessions, tokens
 from server.storage.database import Database
 from server.storage.id_list import padded
 
-IN_ONE_QUERY = 500
+MAX_DIGESTS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredToken:
+    """Token as it is stored, without the secret itself."""
+
     id: int
     digest: str
     principal: Principal
 
 
 class TokenStore:
+    """Stores the digests of tokens."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def create(self, digest: str, scope: Scope, project: str | None, label: str, now: float) -> int:
-        """Its id."""
+        """Store a token and return its id."""
         values = {"digest": digest, "scope": scope, "project": project, "label": label, "created_at": now}
         async with self._database.write() as connection:
             token_id: int = await connection.scalar(tokens.insert().values(**values).returning(tokens.c.id))
             return token_id
 
     async def find(self, digest: str) -> StoredToken | None:
-        """The token with this SHA-256 digest (hexadecimal), None where there is none or it was revoked."""
+        """Return the token with this SHA-256 digest (hexadecimal), or None if there is none or it was revoked."""
         async with self._database.read() as connection:
             query = select(tokens).where(tokens.c.digest == digest, tokens.c.revoked_at.is_(None))
             row = (await connection.execute(query)).first()
         return None if row is None else stored_token(row)
 
     async def living(self, digests: Collection[str]) -> set[str]:
-        """Those among them that are not revoked."""
+        """Return the digests of those tokens that are not revoked."""
         found: set[str] = set()
         async with self._database.read() as connection:
             for piece in pieces(digests):
@@ -51,7 +55,7 @@ class TokenStore:
         return found
 
     async def all(self, project: str | None) -> list[dict[str, Any]]:
-        """Every token as the API shows it, the oldest first; within one project where one is given."""
+        """Return every token as the API shows it, oldest first, restricted to ``project`` where it is given."""
         shown = [column for column in tokens.c if column.name != "digest"]
         query = select(*shown).order_by(tokens.c.id)
         if project is not None:
@@ -60,12 +64,15 @@ class TokenStore:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
     async def touch(self, token_id: int, now: float) -> None:
-        """Note that the token was used."""
+        """Record that the token was used."""
         async with self._database.write() as connection:
             await connection.execute(update(tokens).where(tokens.c.id == token_id).values(last_used_at=now))
 
     async def revoke(self, token_id: int, now: float, *, project: str | None = None) -> bool:
-        """End it and the logins that it opened; within one project where one is given. False where none lives."""
+        """Revoke a token and end the logins that it opened. Returns False if there is no such valid token.
+
+        ``project`` restricts the call to tokens of one project.
+        """
         these = [tokens.c.id == token_id, tokens.c.revoked_at.is_(None)]
         if project is not None:
             these.append(tokens.c.project == project)
@@ -77,11 +84,12 @@ class TokenStore:
 
 
 def stored_token(row: Any) -> StoredToken:
+    """Return the token of a database row."""
     principal = Principal(scope=Scope(row.scope), project=row.project, key=f"token:{row.id}", label=row.label)
     return StoredToken(id=row.id, digest=row.digest, principal=principal)
 
 
 def pieces(digests: Collection[str]) -> Iterator[list[str]]:
-    """As many as one statement may name, `padded`."""
+    """Split digests into `padded` lists, one for each statement."""
     known = sorted(digests)
-    return (padded(known[first : first + IN_ONE_QUERY]) for first in range(0, len(known), IN_ONE_QUERY))
+    return (padded(known[first : first + MAX_DIGESTS]) for first in range(0, len(known), MAX_DIGESTS))

@@ -1,4 +1,4 @@
-"""Delivery under faults, in short; `make chaos` runs 110 over 20,000 steps, on SQLite and on Postgres and Redis."""
+"""Delivery keeps its promise under 16 faults; `make chaos` injects 110 over 20,000 steps, on both databases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAULTS = 16
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_every_step_that_log_returned_from_is_there_once(tmp_path: Path, database: str) -> None:
+def test_every_logged_step_is_stored_exactly_once(tmp_path: Path, database: str) -> None:
     command = [sys.executable, "-m", "campaigns.chaos", "--steps", str(STEPS), "--faults", str(FAULTS), "--seed", "7"]
     command += ["--database", database, "--keep", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
@@ -28,7 +28,7 @@ def test_every_step_that_log_returned_from_is_there_once(tmp_path: Path, databas
     assert "every step exactly once, bit for bit" in done.stdout
 
 
-def test_a_schedule_is_that_of_its_seed_and_has_every_kind() -> None:
+def test_a_seed_determines_a_schedule_with_every_kind() -> None:
     faults = schedule(3, 110, KINDS)
     assert faults == schedule(3, 110, KINDS)
     assert faults != schedule(4, 110, KINDS)
@@ -57,12 +57,13 @@ def _judge(entries: list[Entry], database: Found, api: Found, page: dict[int, in
     return judge(entries, incarnations=2, database=database, api=api, shown=page, should_be_shown=truth)
 
 
-def test_a_verdict_sees_what_is_lost_twice_or_invented() -> None:
+def test_a_verdict_names_lost_doubled_and_invented_records() -> None:
     entries = _entries((0, 0), (0, 1), (0, 2), (1, 2))
     keys = [entry.key for entry in entries]
     page = {0: 0, 1: 0, 2: 1}
     assert _judge(entries, _found(*keys), _found(*keys), page).is_kept
-    assert _judge(entries, _found(*keys, (0, 3)), _found(*keys), page).is_kept, "killed between log() and its note"
+    kept = _judge(entries, _found(*keys, (0, 3)), _found(*keys), page).is_kept
+    assert kept, "a trainer may be killed between log() and its note"
     bad = _judge(entries, _found((0, 0), (0, 2), (0, 2), (1, 2), (1, 9)), _found((0, 0)), {0: 1})
     assert [set(found) for found in (bad.lost, bad.twice, bad.invented)] == [{(0, 1)}, {(0, 2)}, {(1, 9)}]
     assert bad.unexported == {(0, 1), (0, 2), (1, 2)}

@@ -1,4 +1,4 @@
-"""Fixtures of the SDK's tests: a protocol server, and runs that are finished whatever happens."""
+"""Fixtures of the SDK's tests: an ingest server, and runs that are finished after each test."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MakeRun = Callable[..., Run]
 
 @pytest.fixture
 def server() -> Iterator[IngestServer]:
-    """Started, on a free port of the loopback interface."""
+    """Ingest server that listens on a free port of the loopback interface."""
     with IngestServer() as started:
         yield started
 
 
 @pytest.fixture
 def make_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[MakeRun]:
-    """Makes runs with their spools under ``tmp_path``/spool. Warnings of the SDK are in ``caplog``."""
+    """Factory of runs whose spools are under ``tmp_path``/spool. Warnings of the SDK are in ``caplog``."""
     caplog.set_level(logging.WARNING, "client_sdk")
     made: list[Run] = []
 
@@ -44,6 +44,6 @@ def make_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[MakeR
 
 @pytest.fixture
 def nobody() -> str:
-    """URL of a port on which nobody listens."""
+    """URL of a port on which no server listens."""
     with IngestServer() as server:
         return server.url

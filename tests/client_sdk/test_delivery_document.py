@@ -1,4 +1,4 @@
-"""docs/delivery.md names every setting."""
+"""docs/delivery.md documents every setting of the SDK."""
 
 from __future__ import annotations
 

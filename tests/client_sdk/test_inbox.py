@@ -1,4 +1,4 @@
-"""A callback hears each change of an alert once."""
+"""Callbacks receive each change of an alert once."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ BEGAN = 1_000.0
 
 
 class Listener:
-    """An inbox and what a callback of it heard."""
+    """An inbox with a callback that collects what it receives."""
 
     def __init__(self) -> None:
-        self.heard: list[TrainingAlert] = []
+        self.received: list[TrainingAlert] = []
         self.inbox = AlertInbox(Warner(), began_at=BEGAN)
-        self.inbox.add(self.heard.append)
+        self.inbox.add(self.received.append)
 
     def after(self, *alerts: Alert) -> list[tuple[str, str]]:
-        """What is heard when the server tells these."""
-        self.heard.clear()
+        """Return the changes that the callback receives after the server has sent these alerts."""
+        self.received.clear()
         for alert in alerts:
-            self.inbox.deliver(alert)
-        self.inbox.tell()
-        return [(alert.id, alert.change) for alert in self.heard]
+            self.inbox.receive(alert)
+        self.inbox.call_callbacks()
+        return [(alert.id, alert.change) for alert in self.received]
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def alert(name: str = "a", **fields: Any) -> Alert:
     return Alert(**values)
 
 
-def test_opened_escalated_and_resolved_are_told_apart_and_once(listener: Listener) -> None:
-    told = listener.after(
+def test_opened_escalated_and_resolved_are_reported_once_each(listener: Listener) -> None:
+    changes = listener.after(
         alert(),
         alert(),
         alert(message="more evidence", updated_step=55),
@@ -57,33 +57,33 @@ def test_opened_escalated_and_resolved_are_told_apart_and_once(listener: Listene
         alert(level="warning", state="resolved"),
         alert(level="warning"),
     )
-    assert told == [("a", "opened"), ("a", "escalated"), ("a", "resolved")]
+    assert changes == [("a", "opened"), ("a", "escalated"), ("a", "resolved")]
 
 
-def test_what_is_told_again_after_a_reconnection_is_heard_once(listener: Listener) -> None:
+def test_alert_that_is_sent_again_after_a_reconnection_is_reported_once(listener: Listener) -> None:
     assert listener.after(alert("before")) == [("before", "opened")]
-    told = listener.after(
+    changes = listener.after(
         alert("before", state="resolved"), alert("came and went", state="resolved"), alert("while away")
     )
-    assert told == [("before", "resolved"), ("came and went", "resolved"), ("while away", "opened")]
+    assert changes == [("before", "resolved"), ("came and went", "resolved"), ("while away", "opened")]
     assert listener.after(alert("before", state="resolved"), alert("while away")) == []
 
 
-def test_a_continued_run_hears_of_what_is_still_open_and_not_of_the_past(listener: Listener) -> None:
+def test_continued_run_receives_open_alerts_and_not_those_resolved_before(listener: Listener) -> None:
     assert listener.after(alert("old", opened_at=10.0), alert("over", opened_at=10.0, state="resolved")) == [
         ("old", "opened")
     ]
 
 
-def test_the_alert_is_the_one_that_was_sent(listener: Listener) -> None:
+def test_callback_receives_the_alert_that_was_sent(listener: Listener) -> None:
     sent = alert(predicted_step=PredictedStep(low=1, best=2, high=3), evidence={"x": 1})
     listener.after(sent)
-    (heard,) = listener.heard
-    assert isinstance(heard, Alert)
-    assert {**msgspec.structs.asdict(heard), "change": None} == {**msgspec.structs.asdict(sent), "change": None}
+    (received,) = listener.received
+    assert isinstance(received, Alert)
+    assert {**msgspec.structs.asdict(received), "change": None} == {**msgspec.structs.asdict(sent), "change": None}
 
 
-def test_a_date_that_moves_is_known_though_it_is_not_told(listener: Listener) -> None:
+def test_moved_forecast_is_stored_without_a_report(listener: Listener) -> None:
     assert listener.after(alert()) == [("a", "opened")]
     moved = alert(predicted_step=PredictedStep(low=7, best=8, high=9))
     assert listener.after(moved) == []
@@ -97,10 +97,10 @@ def test_memory_is_bounded(listener: Listener) -> None:
     assert len(listener.inbox.open) == MAX_KNOWN
 
 
-def test_of_an_alert_that_is_over_the_id_alone_is_kept(listener: Listener) -> None:
-    over = alert(state="resolved")
-    held = sys.getrefcount(over)
-    assert listener.after(over) == [("a", "resolved")]
-    listener.heard.clear()
-    assert sys.getrefcount(over) == held
-    assert listener.after(alert(), over) == []
+def test_only_the_id_of_a_resolved_alert_is_kept(listener: Listener) -> None:
+    resolved = alert(state="resolved")
+    references = sys.getrefcount(resolved)
+    assert listener.after(resolved) == [("a", "resolved")]
+    listener.received.clear()
+    assert sys.getrefcount(resolved) == references
+    assert listener.after(alert(), resolved) == []

@@ -1,4 +1,4 @@
-"""Ranks find the same run id by themselves, and launches different ones."""
+"""Ranks of a launch derive the same run id without communication, and ranks of another launch a different one."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def run_id(rank: int, project: str = "p", **environ: str) -> str | None:
     return Launch.read(project, {**NODES, "RANK": str(rank), **environ}).run_id
 
 
-def test_process_that_trains_alone_has_no_id_of_a_launch() -> None:
+def test_process_that_trains_alone_has_no_run_id() -> None:
     assert Launch.read("p", {}) == Launch(rank=0, run_id=None)
     assert Launch.read("p", {"RANK": "0", "WORLD_SIZE": "1"}) == Launch(rank=0, run_id=None)
     assert Launch.read("p", {"RANK": "captain", "WORLD_SIZE": "many"}) == Launch(rank=0, run_id=None)
 
 
-def test_ranks_of_several_nodes_share_the_id_of_their_launch() -> None:
+def test_ranks_of_several_nodes_share_a_run_id() -> None:
     ids = {run_id(rank, TORCHELASTIC_RUN_ID="job") for rank in range(16)}
     assert len(ids) == 1
     assert ids != {run_id(0, TORCHELASTIC_RUN_ID="another")}
@@ -39,12 +39,12 @@ def test_ranks_of_several_nodes_share_the_id_of_their_launch() -> None:
     assert ids == {run_id(0, TORCHELASTIC_RUN_ID="job", MASTER_PORT="30000")}, "a restart may change the port"
 
 
-def test_job_of_slurm_tells_launches_apart_where_nobody_named_them() -> None:
+def test_slurm_job_distinguishes_launches_without_an_id() -> None:
     assert run_id(0, SLURM_JOB_ID="1") == run_id(9, SLURM_JOB_ID="1") != run_id(0, SLURM_JOB_ID="2")
     assert run_id(0) == run_id(9) != run_id(0, MASTER_PORT="30000")
 
 
-def test_ranks_of_one_machine_know_their_launcher_and_keep_the_id_when_it_restarts_them() -> None:
+def test_ranks_of_one_machine_keep_the_run_id_when_their_launcher_restarts_them() -> None:
     launches = [
         subprocess.run(
             [sys.executable, "-c", LAUNCHER], check=True, capture_output=True, text=True, timeout=100, env=os.environ
@@ -57,7 +57,7 @@ def test_ranks_of_one_machine_know_their_launcher_and_keep_the_id_when_it_restar
     assert ids[0] != ids[1]
 
 
-def test_id_that_is_given_wins() -> None:
+def test_explicit_run_id_wins() -> None:
     environ = {**NODES, "RANK": "3"}
     launched = Settings.resolve(project="p", environ=environ)
     assert (launched.run_id, launched.rank) == (run_id(3), 3)

@@ -1,4 +1,4 @@
-"""The SDK installs alone: its own package, three dependencies, no torch and nothing of the server."""
+"""The SDK is a package of its own, with three dependencies, without torch and without the server."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ SOURCE = Path(__file__).parents[2] / "client_sdk"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel as it is built for users, from a copy of the sources."""
-    place = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(SOURCE, place / "client_sdk", ignore=shutil.ignore_patterns("__pycache__"))
+    """Build the wheel for users from a copy of the sources."""
+    directory = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(SOURCE, directory / "client_sdk", ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place / "dist")],
-        cwd=place / "client_sdk",
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory / "dist")],
+        cwd=directory / "client_sdk",
         check=True,
         capture_output=True,
         timeout=100,
     )
-    (built,) = (place / "dist").iterdir()
+    (built,) = (directory / "dist").iterdir()
     return built
 
 
-def test_wheel_puts_one_package_there(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_installs_one_package(wheel: Path, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", tmp_path, wheel],
         check=True,
@@ -45,7 +45,7 @@ def test_wheel_puts_one_package_there(wheel: Path, tmp_path: Path) -> None:
     assert done.stdout.startswith(str(tmp_path))
 
 
-def test_wheel_has_every_source_and_nothing_else(wheel: Path) -> None:
+def test_wheel_has_every_source_file_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     sources = {f"client_sdk/{path.relative_to(SOURCE)}" for path in SOURCE.rglob("*.py")}
     assert names == sources | {"client_sdk/py.typed"}

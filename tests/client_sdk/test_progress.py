@@ -1,4 +1,4 @@
-"""What `finish` prints while it waits."""
+"""Progress that `finish` prints while it waits."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def draw(stream: io.StringIO, *moments: tuple[float, int]) -> str:
     return stream.getvalue()
 
 
-def test_quick_end_says_nothing() -> None:
+def test_quick_finish_prints_nothing() -> None:
     assert draw(Terminal(), (0.2, 90), (0.9, 10)) == ""
 
 
-def test_terminal_gets_a_bar_that_is_drawn_over() -> None:
+def test_terminal_gets_a_bar_that_is_redrawn() -> None:
     text = draw(Terminal(), (1.0, 75), (1.1, 60), (1.3, 50))
     assert text.count("\r") == 2
     assert "25.0 of 100.0 MiB,  25% [██████··················]" in text
@@ -50,7 +50,7 @@ def test_file_gets_a_few_plain_lines() -> None:
     ]
 
 
-def test_stream_that_is_gone_is_not_worth_an_error() -> None:
+def test_closed_stream_is_ignored() -> None:
     stream, clock = Terminal(), Clock()
     progress = Progress(stream, 10, clock=clock)
     nowhere = Progress(None, 10, clock=clock)
@@ -62,7 +62,7 @@ def test_stream_that_is_gone_is_not_worth_an_error() -> None:
     assert stream.closed
 
 
-def test_little_is_counted_in_kibibytes_and_an_absent_server_named() -> None:
+def test_few_bytes_are_printed_in_kibibytes_and_a_missing_server_is_named() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = Progress(stream, 2 * KIBIBYTE, clock=clock)
     clock.now = 1.0

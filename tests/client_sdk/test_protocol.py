@@ -1,4 +1,4 @@
-"""The wire format: what is encoded comes back, and nothing else gets through."""
+"""The wire format: messages survive encoding and decoding, and other bytes are refused."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ client_messages = st.one_of(
 
 
 @given(client_messages)
-def test_client_message_comes_back(message: Hello | Batch | Finish) -> None:
+def test_client_message_survives_encoding(message: Hello | Batch | Finish) -> None:
     assert decode_client_message(encode(message)) == message
 
 
 @given(records)
-def test_record_comes_back(record: Record) -> None:
+def test_record_survives_encoding(record: Record) -> None:
     assert decode_record(encode(record)) == record
 
 
 @given(st.lists(records, max_size=4))
-def test_batch_of_stored_bytes_is_the_same_frame(several: list[Record]) -> None:
+def test_batch_of_encoded_records_is_the_same_frame(several: list[Record]) -> None:
     raw = RawBatch(first_seq=3, records=[msgspec.Raw(encode(record)) for record in several])
     assert encode(raw) == encode(Batch(first_seq=3, records=tuple(several)))
 
@@ -90,7 +90,7 @@ def test_float_keeps_every_bit(value: float) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_anything_else_raises_decode_error(frame: bytes) -> None:
+def test_other_bytes_raise_decode_error(frame: bytes) -> None:
     for decode in (decode_client_message, decode_server_message):
         try:
             decode(frame)
@@ -108,11 +108,11 @@ def test_anything_else_raises_decode_error(frame: bytes) -> None:
     ],
     ids=lambda message: type(message).__name__,
 )
-def test_server_message_comes_back(message: Welcome | Ack | Error) -> None:
+def test_server_message_survives_encoding(message: Welcome | Ack | Error) -> None:
     assert decode_server_message(encode(message)) == message
 
 
-def test_client_message_is_no_server_message() -> None:
+def test_client_message_is_not_a_server_message() -> None:
     with pytest.raises(msgspec.ValidationError):
         decode_server_message(encode(Finish(last_seq=1)))
 
@@ -122,7 +122,7 @@ def test_unknown_keys_are_ignored() -> None:
     assert decode_server_message(frame) == Ack(seq=4)
 
 
-def test_alert_notice_carries_keys_that_may_be_left_out() -> None:
+def test_optional_keys_of_an_alert_may_be_left_out() -> None:
     alert = {"id": "a", "run_id": "r", "kind": "spike", "level": "watch", "state": "open", "step": 1}
     frame = msgspec.msgpack.encode({"type": "alert", "alert": {**alert, "title": "t", "message": "m"}})
     notice = decode_server_message(frame)

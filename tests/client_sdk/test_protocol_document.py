@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does: its examples are decoded, its tables compared."""
+"""docs/protocol.md agrees with the code: its examples are decoded, and its tables are compared."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_kind_of_message_has_an_example() -> None:
     }  # fmt: skip
 
 
-def test_json_beside_an_example_is_that_message() -> None:
+def test_json_next_to_an_example_is_the_same_message() -> None:
     pairs = re.findall(r"```json\n([^`]*?)```\n\n```hex\n(.*?)```", TEXT, re.DOTALL)
     assert len(pairs) == 5
     for text, block in pairs:
@@ -58,7 +58,7 @@ def test_annotated_bytes_are_those_of_an_example() -> None:
         assert bytes.fromhex(digits) in EXAMPLES
 
 
-def test_batch_example_says_what_the_text_says() -> None:
+def test_batch_example_agrees_with_the_text() -> None:
     batch = next(message for message in map(_decode, EXAMPLES) if isinstance(message, Batch))
     assert [record.step for record in batch.records] == [7, 8]
     assert batch.records[1].scalars == {"loss": float("inf")}
@@ -77,12 +77,12 @@ def test_every_field_is_in_its_table(section: str, kind: type[msgspec.Struct]) -
 
 
 @pytest.mark.parametrize("kind", [protocol.Layout, protocol.Optimizer], ids=lambda kind: kind.__name__)
-def test_every_field_of_a_layout_is_there(kind: type[msgspec.Struct]) -> None:
+def test_every_field_of_a_layout_is_documented(kind: type[msgspec.Struct]) -> None:
     for field in msgspec.structs.fields(kind):
         assert f"| `{field.encode_name}` |" in _section("hello")
 
 
-def test_every_key_of_an_alert_is_named() -> None:
+def test_every_key_of_an_alert_is_documented() -> None:
     for field in msgspec.structs.fields(protocol.Alert):
         assert f"`{field.encode_name}`" in _section("alert")
 

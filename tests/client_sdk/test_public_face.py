@@ -1,4 +1,4 @@
-"""`import client_sdk`: what it offers, what it leaves out, and calls before, between and after runs."""
+"""`import client_sdk`: its exports, its imports, and calls before, between and after runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 import client_sdk
-from client_sdk.warner import Warner
 from tests.support.ingest_server import IngestServer
 
 
 def python(program: str, *options: str) -> str:
-    """Run a program that must succeed; what it wrote to stderr."""
+    """Run a program that must succeed and return what it wrote to stderr."""
     done = subprocess.run(
         [sys.executable, *options, "-c", program], capture_output=True, text=True, timeout=100, check=False
     )
@@ -25,9 +24,8 @@ def python(program: str, *options: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_default_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(client_sdk, "_default", None)
-    monkeypatch.setattr(client_sdk, "_warner", Warner())
+def _finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Finish the default run after each test; spools are under ``tmp_path``."""
     monkeypatch.setenv("SPIKEWATCH_DIR", str(tmp_path / "spool"))
     yield
     client_sdk.finish(0.0)
@@ -55,7 +53,7 @@ def test_exports_are_those_of_the_contract() -> None:
     assert all(hasattr(client_sdk, name) for name in client_sdk.__all__)
 
 
-def test_importing_imports_no_torch() -> None:
+def test_importing_does_not_import_torch() -> None:
     python("import client_sdk, sys; assert 'torch' not in sys.modules")
 
 
@@ -77,22 +75,30 @@ def test_watch_stays_the_function_when_its_module_is_imported(statement: str) ->
     )
 
 
-def test_calls_before_init_are_ignored_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        client_sdk.log({"loss": 1.0})
-        client_sdk.log({"loss": 1.0})
-        client_sdk.on_alert(print)
-        assert client_sdk.flush()
-        client_sdk.finish()
-    assert len(caplog.records) == 1
-    assert "init" in caplog.text
+def test_calls_before_init_are_ignored_with_one_warning() -> None:
+    warnings = python(
+        "import client_sdk\n"
+        "client_sdk.log({'loss': 1.0})\n"
+        "client_sdk.log({'loss': 1.0})\n"
+        "client_sdk.on_alert(print)\n"
+        "assert client_sdk.flush()\n"
+        "client_sdk.finish()\n"
+    )
+    assert warnings.count("spikewatch:") == 1
+    assert "call client_sdk.init(project=…) first" in warnings
 
 
 def test_watch_and_status_before_init_raise() -> None:
-    with pytest.raises(client_sdk.ConfigurationError, match="init"):
-        client_sdk.watch(object(), object())
-    with pytest.raises(client_sdk.ConfigurationError, match="init"):
-        client_sdk.status()
+    python(
+        "import client_sdk\n"
+        "for call in (lambda: client_sdk.watch(object(), object()), client_sdk.status):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except client_sdk.ConfigurationError as error:\n"
+        "        assert 'init' in str(error)\n"
+        "    else:\n"
+        "        raise AssertionError('it must raise')\n"
+    )
 
 
 def test_bad_arguments_of_init_raise_and_leave_the_open_run_alone() -> None:
@@ -102,22 +108,25 @@ def test_bad_arguments_of_init_raise_and_leave_the_open_run_alone() -> None:
     assert run.active
 
 
-def test_second_init_finishes_the_first_run_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        first = client_sdk.init(mode="offline")
-        second = client_sdk.init(mode="offline")
-        client_sdk.log({"loss": 1.0})
-    assert (first.status().state, second.status().state) == ("finished", "running")
-    assert client_sdk.status().run_id == second.id
-    assert (first.status().logged, second.status().logged) == (0, 1)
-    assert len(caplog.records) == 1
+def test_second_init_finishes_the_first_run_with_a_warning() -> None:
+    warnings = python(
+        "import client_sdk\n"
+        "first = client_sdk.init(mode='offline')\n"
+        "second = client_sdk.init(mode='offline')\n"
+        "client_sdk.log({'loss': 1.0})\n"
+        "assert (first.status().state, second.status().state) == ('finished', 'running')\n"
+        "assert client_sdk.status().run_id == second.id\n"
+        "assert (first.status().logged, second.status().logged) == (0, 1)\n"
+    )
+    assert warnings.count("spikewatch:") == 1
+    assert "Call finish() first" in warnings
 
 
-def test_init_after_finish_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_init_after_finish_does_not_warn(caplog: pytest.LogCaptureFixture) -> None:
     client_sdk.init(mode="offline")
     client_sdk.finish()
     client_sdk.init(mode="offline")
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_environment_chooses_server_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +151,7 @@ def test_alert_callback_may_be_a_decorated_function() -> None:
 
 
 def test_warnings_as_errors_do_not_raise_into_training() -> None:
-    said = python(
+    warnings = python(
         "import client_sdk\n"
         "client_sdk.log({})\n"
         "client_sdk.init(mode='offline')\n"
@@ -150,4 +159,4 @@ def test_warnings_as_errors_do_not_raise_into_training() -> None:
         "-W",
         "error",
     )
-    assert said.count("spikewatch:") == 4
+    assert warnings.count("spikewatch:") == 4

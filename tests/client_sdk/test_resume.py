@@ -1,4 +1,4 @@
-"""One run from several processes: restarted, offline in between, on several ranks."""
+"""One run that several processes log to: after a restart, partly offline, on several ranks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def python(program: str, *arguments: object, **environ: str) -> subprocess.Compl
     )
 
 
-def test_records_of_the_killed_process_come_before_those_of_the_one_that_continues(
+def test_records_of_a_killed_process_precede_those_of_the_process_that_continues(
     tmp_path: Path, nobody: str, server: IngestServer
 ) -> None:
     killed = python(PART, tmp_path, nobody, "online", 0, 3000, "killed")
@@ -56,14 +56,14 @@ def test_records_of_the_killed_process_come_before_those_of_the_one_that_continu
     assert server.steps() == [*range(3000), *range(2500, 2600)]
     assert {hello.run_id for hello in server.hellos} == {"resumed"}
     assert len(server.records) == 2
-    assert server.order == sorted(server.order), "no batch of the second writer came before the last of the first"
+    assert server.order == sorted(server.order), "no batch of the second writer precedes the last one of the first"
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     "modes", [("online", "offline", "online"), ("offline", "online", "offline"), ("offline",) * 3], ids="-".join
 )
-def test_offline_and_online_mixed_are_the_same_as_online(
+def test_mixed_offline_and_online_parts_are_the_same_as_online_ones(
     tmp_path: Path, server: IngestServer, modes: tuple[str, ...]
 ) -> None:
     for part, mode in enumerate(modes):
@@ -83,14 +83,14 @@ def test_offline_and_online_mixed_are_the_same_as_online(
 
 def test_ranks_join_the_run_of_rank_0_when_they_log(tmp_path: Path, server: IngestServer) -> None:
     environ = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "none"}
-    said = [
+    done = [
         python(RANK, tmp_path / str(rank), server.url, logs, **environ, RANK=str(rank))
         for rank, logs in enumerate(["logs", "logs", "is silent"])
     ]
-    assert [(one.returncode, one.stderr) for one in said] == [(0, "")] * 3
-    assert len({one.stdout for one in said}) == 1
+    assert [(one.returncode, one.stderr) for one in done] == [(0, "")] * 3
+    assert len({one.stdout for one in done}) == 1
     assert [(hello.run_id, hello.rank) for hello in server.hellos] == [
-        (said[0].stdout.strip(), rank) for rank in (0, 1)
+        (done[0].stdout.strip(), rank) for rank in (0, 1)
     ]
     assert len({hello.writer for hello in server.hellos}) == 2
     assert not (tmp_path / "2").exists(), "a rank that logs nothing leaves no trace"

@@ -1,4 +1,4 @@
-"""What instruments measure arrives, and values under way hold nobody up."""
+"""Measurements of instruments arrive, and values that are still being copied delay nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from client_sdk import run as run_module
 from client_sdk.errors import ConfigurationError
 from client_sdk.measurement import Measurement
 from client_sdk.protocol import Histograms
-from client_sdk.recorder import MAX_STAGED, Staged
+from client_sdk.recorder import MAX_STAGED
 from client_sdk.spool.spool import Spool
 from tests.support.ingest_server import IngestServer
 from tests.support.instruments import BrokenInstrument, Landed, StepInstrument
@@ -40,12 +39,12 @@ def test_instrument_fills_block_scalars_and_histograms(make_run: MakeRun, server
     assert measured.layout == 0
     assert measured.block == np.full(4, 7, "<f4").tobytes()
     assert measured.histograms == (histogram,)
-    assert (measured.scalars["loss"], measured.scalars["lr"]) == (2.0, 0.5), "what the user says wins"
+    assert (measured.scalars["loss"], measured.scalars["lr"]) == (2.0, 0.5), "the user's value wins"
     assert called == ["closure"]
     assert server.hellos[-1].layouts == (attachment.layout,)
 
 
-def test_two_instruments_make_one_layout_and_each_change_a_new_one(make_run: MakeRun) -> None:
+def test_two_instruments_share_one_layout_and_each_change_creates_a_new_one(make_run: MakeRun) -> None:
     run = make_run()
     first = run.attach(StepInstrument(("a",), ("x",)))
     second = run.attach(StepInstrument(("a",), ("x",)))
@@ -59,7 +58,7 @@ def test_two_instruments_make_one_layout_and_each_change_a_new_one(make_run: Mak
     assert [len(record.block or b"") for record in records] == [8, 4]
 
 
-def test_instruments_may_come_and_go_often_but_not_for_ever(make_run: MakeRun) -> None:
+def test_instruments_may_be_attached_often_but_not_without_limit(make_run: MakeRun) -> None:
     run = make_run()
     instrument = StepInstrument(("a",), ("x",))
     for _ in range(500):
@@ -71,7 +70,7 @@ def test_instruments_may_come_and_go_often_but_not_for_ever(make_run: MakeRun) -
     assert len(kept(run)) == 1
 
 
-def test_instrument_that_raises_costs_its_values_only(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+def test_instrument_that_raises_costs_only_its_values(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run()
     run.attach(BrokenInstrument())
     for _ in range(3):
@@ -81,7 +80,7 @@ def test_instrument_that_raises_costs_its_values_only(make_run: MakeRun, caplog:
     assert [record.scalars["loss"] for record in kept(run)] == [1.0, 1.0, 1.0]
 
 
-def test_values_under_way_keep_their_order_and_hold_nobody_up(make_run: MakeRun) -> None:
+def test_values_under_way_keep_their_order_and_delay_nothing(make_run: MakeRun) -> None:
     run = make_run()
     slow = StepInstrument(("a",), ("x",), landed=False)
     attachment = run.attach(slow)
@@ -98,7 +97,7 @@ def test_values_under_way_keep_their_order_and_hold_nobody_up(make_run: MakeRun)
     assert [record.block is not None for record in records] == [True, True, False, False]
 
 
-def test_sender_moves_values_on_when_training_does_not(make_run: MakeRun, server: IngestServer) -> None:
+def test_values_under_way_are_sent_without_another_log(make_run: MakeRun, server: IngestServer) -> None:
     run = make_run(url=server.url)
     slow = StepInstrument(("a",), ("x",), landed=False)
     run.attach(slow)
@@ -108,40 +107,57 @@ def test_sender_moves_values_on_when_training_does_not(make_run: MakeRun, server
     server.wait_for(lambda: server.steps() == [1])
 
 
-def test_values_under_way_wait_for_no_lock(make_run: MakeRun) -> None:
-    run = make_run()
-    run.attach(StepInstrument(("a",), ("x",), landed=False))
-    recorder = run._recorder
-    assert recorder is not None
-    with recorder._append_lock, recorder._drain_lock:  # as while a disk of the network takes its time
-        training = threading.Thread(target=run.log, args=({},), daemon=True)
-        training.start()
-        training.join(10)
-        assert recorder.waiting == 1
-    run.finish(timeout=0.05)
-
-
-def test_line_that_is_never_empty_does_not_keep_the_spool_from_being_tended(
+def test_log_takes_no_lock_while_earlier_values_are_under_way(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maintained = threading.Event()
-    monkeypatch.setattr(Spool, "maintain", lambda spool: maintained.set())
+    is_writing, may_write = threading.Event(), threading.Event()
+    append = Spool.append
+
+    def append_to_a_slow_disk(spool: Spool, payload: bytes, *, reserve: float = 1.0) -> bool:
+        is_writing.set()
+        assert may_write.wait(20)
+        return append(spool, payload, reserve=reserve)
+
+    monkeypatch.setattr(Spool, "append", append_to_a_slow_disk)
+    run = make_run()
+    run.attach(slow := StepInstrument(("a",), ("x",), landed=False))
+    run.log({})
+    slow.pending[0].landed = True
+    assert is_writing.wait(20), "the recorder's thread holds every lock of the recorder now"
+    training = threading.Thread(target=run.log, args=({},), daemon=True)
+    training.start()
+    training.join(10)
+    assert not training.is_alive()
+    assert run.status().logged == 2
+    may_write.set()
+    slow.pending[1].landed = True
+    assert [record.step for record in kept(run)] == [0, 1]
+
+
+def test_spool_is_maintained_while_the_queue_is_never_empty(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_draining, is_maintained = threading.Event(), threading.Event()
+    monkeypatch.setattr(Spool, "maintain", lambda spool: is_maintained.set() if is_draining.is_set() else None)
     run = make_run()
     run.attach(instrument := StepInstrument(("a",), ("x",), landed=False))
+    run.log({})
+    first = instrument.pending[0]
 
     class Endless(Landed):
-        """While it is looked at, training logs the next one."""
+        """A measurement during whose check for readiness training logs the next one."""
 
         def ready(self) -> bool:
-            if not maintained.is_set() and threading.current_thread().name == "spikewatch-recorder":
+            if not is_maintained.is_set() and threading.current_thread().name == "spikewatch-recorder":
+                is_draining.set()
                 run.log({})
             return True
 
     monkeypatch.setattr(instrument, "measure", lambda step, metrics, closure: Endless(Measurement()))
-    assert run._recorder is not None
-    run._recorder._line.append(Staged(0, 0.0, {}, (), None, run._panel, [(0, Endless(Measurement()))]))
-    assert maintained.wait(20)
+    run.log({})
+    first.landed = True
+    was_maintained = is_maintained.wait(20)
+    is_maintained.set()  # so that the queue may become empty
     run.finish()
+    assert was_maintained
 
 
 def test_device_that_never_answers_is_bounded_and_given_up(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +194,7 @@ def test_tensors_on_a_device_are_copied_together_and_awaited(
         copies.append(_Copy(len(tensors)))
         return copies[-1]
 
-    monkeypatch.setattr(run_module, "_copy_to_host", copy_to_host)
+    monkeypatch.setattr("client_sdk.host.ScalarCopy", copy_to_host)
     run = make_run()
     tensor = torch.zeros((), device="meta")
     run.log({"loss": tensor, "host": 5.0, "accuracy": tensor})

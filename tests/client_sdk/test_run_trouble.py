@@ -1,4 +1,4 @@
-"""Nothing that goes wrong in a run reaches training: one warning a cause, counted."""
+"""Trouble in a run never reaches training: each cause is logged once and counted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from client_sdk.protocol import Histograms
+from client_sdk.spool.appender import Appender
 from client_sdk.spool.spool import Spool
 from tests.support.ingest_server import IngestServer
 from tests.support.instruments import StepInstrument
@@ -38,7 +39,7 @@ def test_there_is_no_step_after_the_last_one(make_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize("metrics", [None, 3, "loss", [("loss", 1.0)]], ids=repr)
-def test_metrics_that_are_no_mapping(make_run: MakeRun, caplog: pytest.LogCaptureFixture, metrics: Any) -> None:
+def test_metrics_that_are_not_a_mapping(make_run: MakeRun, caplog: pytest.LogCaptureFixture, metrics: Any) -> None:
     run = make_run()
     run.log(metrics)
     run.log(metrics)
@@ -60,7 +61,7 @@ def test_more_scalars_than_the_protocol_takes(make_run: MakeRun) -> None:
     assert run.status().warnings == {"too_many_scalars": 1}
 
 
-def test_object_that_raises_when_looked_at(make_run: MakeRun) -> None:
+def test_object_that_raises_when_it_is_inspected(make_run: MakeRun) -> None:
     class Hostile:
         def __float__(self) -> float:
             raise RuntimeError("no")
@@ -117,7 +118,7 @@ def test_full_spool_keeps_scalars_and_counts(make_run: MakeRun, monkeypatch: pyt
     assert run.status().warnings["spool_full"] == dropped
 
 
-def test_directory_that_cannot_be_made_degrades_to_memory(
+def test_records_stay_in_memory_if_the_directory_cannot_be_created(
     make_run: MakeRun, server: IngestServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -130,7 +131,7 @@ def test_directory_that_cannot_be_made_degrades_to_memory(
     assert "SPIKEWATCH_DIR" in caplog.text
 
 
-def test_disk_that_fails_in_mid_run_is_said_once(
+def test_disk_that_fails_during_the_run_is_reported_once(
     make_run: MakeRun, server: IngestServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("client_sdk.spool.file_supply.may_map", lambda directory: False)
@@ -152,21 +153,21 @@ def test_disk_that_fails_in_mid_run_is_said_once(
 
 @pytest.mark.parametrize("online", [True, False])
 @pytest.mark.parametrize("recovers", [True, False])
-def test_end_of_a_run_says_what_the_disk_has_and_what_is_lost(
+def test_finish_reports_what_the_disk_has_and_what_is_lost(
     make_run: MakeRun, nobody: str, monkeypatch: pytest.MonkeyPatch, online: bool, recovers: bool
 ) -> None:
     run = make_run(**({"url": nobody} if online else {}))
     run.log({"loss": 1.0})
-    append = Spool._append_to_disk
+    append = Appender.append
 
-    def full(spool: Spool, seq: int, payload: bytes) -> None:
+    def append_to_a_full_disk(appender: Appender, end: int, payload: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Spool, "_append_to_disk", full)
+    monkeypatch.setattr(Appender, "append", append_to_a_full_disk)
     for _ in range(20):
         run.log({"loss": 2.0})
     if recovers:
-        monkeypatch.setattr(Spool, "_append_to_disk", append)
+        monkeypatch.setattr(Appender, "append", append)
     run.finish(timeout=0.1)
     status = run.status()
     assert ("unsent" in status.warnings) is online
@@ -181,9 +182,7 @@ def test_end_of_a_run_says_what_the_disk_has_and_what_is_lost(
     spool.release()
 
 
-def test_server_that_is_not_there_costs_nothing_but_a_warning(
-    make_run: MakeRun, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unreachable_server_costs_only_a_warning(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     server = IngestServer()
     server.start()
     server.stop()
@@ -215,7 +214,7 @@ def test_finish_does_not_wait_for_a_server_that_refuses(make_run: MakeRun) -> No
         assert (run.status().last_error or "").startswith("1 records could not be sent to a server that refuses them")
 
 
-def test_two_processes_that_log_to_one_run_are_told(make_run: MakeRun, server: IngestServer) -> None:
+def test_second_process_that_logs_to_the_same_run_warns(make_run: MakeRun, server: IngestServer) -> None:
     first = make_run(url=server.url, run_id="shared")
     server.wait_for(lambda: len(server.hellos) == 1)
     second = make_run(url=server.url, run_id="shared")
@@ -225,13 +224,13 @@ def test_two_processes_that_log_to_one_run_are_told(make_run: MakeRun, server: I
     second.finish()
     third = make_run(url=server.url, run_id="shared")
     server.wait_for(lambda: len(server.hellos) == 3)
-    assert "shared_run" not in third.status().warnings, "one after the other is what run_id= is for"
+    assert "shared_run" not in third.status().warnings, "consecutive processes may share a run id"
 
 
 def test_disabled_run_does_nothing(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(mode="disabled")
     run.attach(StepInstrument(("a",), ("x",)))
-    run.log({"loss": "not even looked at"})
+    run.log({"loss": "not inspected"})
     assert run.flush(0)
     run.finish()
     assert run.status().logged == 0
@@ -240,6 +239,6 @@ def test_disabled_run_does_nothing(make_run: MakeRun, tmp_path: Path) -> None:
 
 def test_offline_run_is_not_acknowledged(make_run: MakeRun) -> None:
     run = make_run()
-    assert run.flush(0), "nothing was logged, so nothing is missing"
+    assert run.flush(0), "nothing was logged, so that nothing is missing"
     run.log({})
     assert not run.flush(0)

@@ -34,7 +34,7 @@ client_sdk.EXIT_TIMEOUT = 0.1
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Nobody trusts it by default."""
+    """Certificate authority that is in no trust store."""
     return trustme.CA()
 
 
@@ -47,7 +47,7 @@ def server(authority: trustme.CA) -> Iterator[IngestServer]:
 
 
 def log(directory: Path, url: str, *, patience: float = 20.0, **environ: str) -> str:
-    """What a training process with these variables has to say."""
+    """Run a training process with these environment variables and return what it prints."""
     clean = {name: value for name, value in os.environ.items() if name.lower() not in PROXIES}
     done = subprocess.run(
         [sys.executable, "-c", LOGS, str(directory), url, str(patience)],
@@ -60,72 +60,70 @@ def log(directory: Path, url: str, *, patience: float = 20.0, **environ: str) ->
     return done.stdout
 
 
-def test_authority_of_the_trust_store_is_enough(tmp_path: Path, authority: trustme.CA, server: IngestServer) -> None:
+def test_authority_in_the_trust_store_is_accepted(tmp_path: Path, authority: trustme.CA, server: IngestServer) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    said = log(tmp_path / "spool", server.url, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
-    assert said.startswith("True")
+    output = log(tmp_path / "spool", server.url, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
+    assert output.startswith("True")
     assert server.steps() == [3]
 
 
 def test_unknown_authority_is_refused_and_named(tmp_path: Path, server: IngestServer) -> None:
-    said = log(tmp_path / "spool", server.url, patience=1.0)
-    assert said.startswith("False")
-    assert "certificate" in said
-    assert "SSL_CERT_FILE" in said
-    assert "spikewatch up" not in said, "the server is up, and another one would not help"
+    output = log(tmp_path / "spool", server.url, patience=1.0)
+    assert output.startswith("False")
+    assert "certificate" in output
+    assert "SSL_CERT_FILE" in output
+    assert "spikewatch up" not in output, "the server is running, so the advice would be wrong"
     assert server.steps() == []
 
 
 def test_proxy_of_the_environment_is_used(tmp_path: Path, authority: trustme.CA, server: IngestServer) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with ConnectProxy() as proxy:
-        said = log(
+        output = log(
             tmp_path / "spool",
             f"https://spikewatch.example:{server.port}",
             SSL_CERT_FILE=str(tmp_path / "ca.pem"),
             https_proxy=proxy.url,
         )
-        assert said.startswith("True")
+        assert output.startswith("True")
         assert server.steps() == [3]
         assert proxy.targets == [f"CONNECT spikewatch.example:{server.port}"]
 
 
 def test_proxy_that_does_not_answer_is_named_by_its_variable(tmp_path: Path, nobody: str) -> None:
-    said = log(
+    output = log(
         tmp_path / "spool",
         "https://spikewatch.example",
         patience=1.0,
         https_proxy=nobody.replace("http://", "http://me:secret@"),
     )
-    assert said.startswith("False")
-    assert "through a proxy (https_proxy)" in said
-    assert "secret" not in said
+    assert output.startswith("False")
+    assert "through a proxy (https_proxy)" in output
+    assert "secret" not in output
 
 
-def test_proxy_is_left_alone_where_no_proxy_says_so(
-    tmp_path: Path, authority: trustme.CA, server: IngestServer
-) -> None:
+def test_host_in_no_proxy_bypasses_the_proxy(tmp_path: Path, authority: trustme.CA, server: IngestServer) -> None:
     with ConnectProxy() as proxy:
-        said = log(
+        output = log(
             tmp_path / "spool",
             f"https://spikewatch.example:{server.port}",
             patience=1.0,
             https_proxy=proxy.url,
             no_proxy="spikewatch.example",
         )
-        assert said.startswith("False"), "the name exists for the proxy alone"
+        assert output.startswith("False"), "only the proxy can resolve the name"
         assert proxy.targets == []
 
 
-def test_proxy_is_never_asked_for_this_machine(tmp_path: Path) -> None:
+def test_server_on_this_machine_bypasses_the_proxy(tmp_path: Path) -> None:
     with IngestServer() as server, ConnectProxy() as proxy:
-        said = log(tmp_path / "spool", server.url, http_proxy=proxy.url, https_proxy=proxy.url)
-        assert said.startswith("True")
+        output = log(tmp_path / "spool", server.url, http_proxy=proxy.url, https_proxy=proxy.url)
+        assert output.startswith("True")
         assert server.steps() == [3]
         assert proxy.targets == []
 
 
-def test_a_small_message_is_read_without_memory_for_a_large_one() -> None:
+def test_small_message_is_read_without_memory_for_a_large_one() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         exact = ExactSocket(ours)
@@ -141,7 +139,7 @@ def test_a_small_message_is_read_without_memory_for_a_large_one() -> None:
         assert exact.recv(100) == bytes(100), "no more than was asked for"
 
 
-def test_every_connection_reads_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_connection_reads_from_an_exact_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[bytes] = []
     plain = ExactSocket.recv
 

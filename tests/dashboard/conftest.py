@@ -1,4 +1,4 @@
-"""One fixture server for all tests of the dashboard, and a page that notices what goes wrong in it."""
+"""The fixture server of the dashboard's tests, and a page that records its errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["api", "browser", "context", "served", "url", "visit", "warm_context"
 
 @dataclass
 class Visit:
-    """One page of a browser, with everything that went wrong in it."""
+    """One page of a browser, with its errors and the hosts that it contacted."""
 
     page: Page
     url: str
@@ -28,13 +28,13 @@ class Visit:
         self.page.goto(self.url + path)
         return self.page
 
-    def heard(self, message: ConsoleMessage) -> None:
-        # A frame that was on its way when the reader left for another page finds nobody: Dash says so, and all is well.
-        overtaken = message.text.startswith("SET_PROPS: Component")
-        if message.type in ("error", "warning") and not overtaken:
+    def record_message(self, message: ConsoleMessage) -> None:
+        # Dash warns about a frame that arrives after its page was left, which is expected.
+        is_late = message.text.startswith("SET_PROPS: Component")
+        if message.type in ("error", "warning") and not is_late:
             self.errors.append(f"{message.type}: {message.text}")
 
-    def asked(self, request: Request) -> None:
+    def record_request(self, request: Request) -> None:
         host = urlsplit(request.url).netloc
         if host:
             self.hosts.add(host)
@@ -42,7 +42,7 @@ class Visit:
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[tuple[FixtureApi, str]]:
-    """One server for all tests."""
+    """Serve one fixture API for all tests."""
     api = FixtureApi([])
     with serve(api) as address:
         yield api, address
@@ -50,7 +50,7 @@ def served() -> Iterator[tuple[FixtureApi, str]]:
 
 @pytest.fixture
 def api(served: tuple[FixtureApi, str]) -> FixtureApi:
-    """The fixture API with its example runs, as they are at the start."""
+    """Return the fixture API with its example runs in their initial state."""
     api, _ = served
     runs = example_runs()
     api.call(lambda: api.reset(runs))
@@ -62,13 +62,13 @@ def url(served: tuple[FixtureApi, str], api: FixtureApi) -> str:
     return served[1]
 
 
-PATIENCE = 25_000  # milliseconds; a busy machine is slow, not wrong
+PATIENCE = 25_000  # milliseconds; generous, for busy machines
 
 
 @pytest.fixture(scope="module")
 def warm_context(browser: Browser) -> Iterator[BrowserContext]:
-    """One browser profile for all tests of a module: a fresh one would load and compile the scripts again each time."""
-    # Playwright waits for conditions by evaluating strings, which the pages' policy forbids; test_isolation keeps it.
+    """Yield a browser profile for all tests of a module, because a fresh one loads and compiles all scripts again."""
+    # Playwright evaluates strings to wait for conditions, which the pages' policy forbids; test_isolation enforces it.
     context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark", bypass_csp=True)
     context.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
@@ -78,7 +78,7 @@ def warm_context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def context(warm_context: BrowserContext) -> Iterator[BrowserContext]:
-    """The shared profile, without the pages and choices of the test before."""
+    """Yield the shared profile, and remove the pages and choices of the test afterwards."""
     yield warm_context
     for page in warm_context.pages:
         if page.url.startswith("http"):
@@ -88,11 +88,11 @@ def context(warm_context: BrowserContext) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def visit(context: BrowserContext, url: str) -> Iterator[Visit]:
-    """A page that fails its test on a console error or a request to another host."""
+    """Yield a page that fails its test on a console error or a request to another host."""
     visit = Visit(page=context.new_page(), url=url)
-    visit.page.on("console", visit.heard)
+    visit.page.on("console", visit.record_message)
     visit.page.on("pageerror", lambda error: visit.errors.append(f"uncaught: {error}"))
-    visit.page.on("request", visit.asked)
+    visit.page.on("request", visit.record_request)
     yield visit
     assert visit.errors == []
     assert visit.hosts <= {urlsplit(url).netloc}

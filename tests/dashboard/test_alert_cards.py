@@ -1,4 +1,4 @@
-"""Alerts as cards: order, words, evidence."""
+"""Tests of alerts as cards: order, texts and evidence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 from dash.development.base_component import Component
 
 from dashboard.models import Alert, Outcome, PredictedStep
-from dashboard.pages.alert_cards import column, headline, result, single, symbols, urgency
+from dashboard.pages.alert_cards import column, headline, result, single, urgency
 from dashboard.pages.evidence import growth_per_step, lines
+from dashboard.pages.symbols import symbols
 
 NOW = 1_000.0
 

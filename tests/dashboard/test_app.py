@@ -1,4 +1,4 @@
-"""The wiring: embedded in another application, and alone."""
+"""Tests of the assembly: mounted on another application, and alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOREIGN = re.compile(r"""(?:src|href)\s*=\s*["'](?:https?:)?//""")
 
 @asynccontextmanager
 async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application whose lifespan runs meanwhile."""
+    """Yield a client of an application while its lifespan runs."""
     transport = httpx.ASGITransport(app=app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         yield client

@@ -1,4 +1,4 @@
-"""The pages in a real Chromium, over the fixture API: what people see, and that it moves by itself."""
+"""Tests of the pages in a real Chromium over the fixture API: their contents and their live updates."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PLOT_EDGES = """() => [...document.querySelectorAll('.panels .graph-box .js-plot
 
 
 def wide_enough(page: Page) -> bool:
-    """No horizontal scrolling."""
+    """Return whether the page does not scroll horizontally."""
     return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
 
 def drag_across(page: Page, panel: str, start: float, end: float) -> None:
-    """Select a part of the plot area of a panel with the mouse."""
+    """Drag the mouse across a part of a panel's plot area, given as shares of its width."""
     box = page.locator(f".panel.{panel} .nsewdrag").first.bounding_box()
     assert box is not None
     y = box["y"] + box["height"] / 2
@@ -77,7 +77,7 @@ def test_fleet_search_and_filters_answer_at_once(visit: Visit) -> None:
     expect(page.locator("#fleet-none")).to_be_visible()
 
 
-def test_fleet_says_what_to_do_before_the_first_run(context: BrowserContext) -> None:
+def test_fleet_shows_instructions_before_the_first_run(context: BrowserContext) -> None:
     with serve(FixtureApi([])) as url:
         page = context.new_page()
         page.goto(url)
@@ -104,10 +104,10 @@ def test_fleet_asks_anew_when_an_update_was_overtaken(visit: Visit, api: Fixture
     page = visit.open("/")
     row = page.locator("a.fleet-row", has_text="tanh-net")
     expect(row.locator(".sub")).to_contain_text("599 steps")
-    # A store keeps one value: of two updates at once Dash tells of the second.
+    # A store keeps one value, so the browser receives only the second of two updates at once.
     page.evaluate("""() => {
-        const place = window.dash_clientside.spikewatch, draw = place.fleet;
-        place.fleet = (update) => { if (update) { place.fleet = draw; document.body.dataset.overtaken = "yes"; } };
+        const own = window.dash_clientside.spikewatch, draw = own.fleet;
+        own.fleet = (update) => { if (update) { own.fleet = draw; document.body.dataset.overtaken = "yes"; } };
     }""")
     api.call(lambda: api.advance("tanh-net", 50))
     expect(page.locator("body[data-overtaken]")).to_have_count(1)
@@ -137,14 +137,14 @@ def test_run_page_shows_its_panels_on_one_axis(visit: Visit) -> None:
     assert wide_enough(page)
 
 
-def test_a_messages_link_shows_what_is_around_its_step(visit: Visit) -> None:
+def test_a_notifications_link_shows_the_steps_around_its_own(visit: Visit) -> None:
     page = visit.open("/runs/tanh-net?step=400")
     page.wait_for_function(PLOTTED)
     expect(page.locator("#follow")).to_be_visible()
     assert page.evaluate(RANGES)[0] == [250, 550]
 
 
-def test_a_messages_buttons_lead_to_one_alert(visit: Visit) -> None:
+def test_a_notifications_buttons_lead_to_one_alert(visit: Visit) -> None:
     page = visit.open("/alerts/tanh-net-prediction?do=acknowledge")
     expect(page.locator(".alert .headline")).to_have_text("Step 712 between 698 and 730")
     expect(page.get_by_role("link", name="Open the run tanh-net")).to_be_visible()
@@ -273,7 +273,7 @@ def test_nothing_scrolls_sideways_on_a_phone(visit: Visit, path: str) -> None:
         assert alert["y"] < loss["y"], "the alert comes first"
 
 
-def test_run_without_steps_says_so(visit: Visit, api: FixtureApi) -> None:
+def test_a_run_without_steps_shows_instructions(visit: Visit, api: FixtureApi) -> None:
     page = visit.open("/runs/new")
     expect(page.locator("#run-empty")).to_contain_text("The run is connected")
     expect(page.locator("#run-panels")).to_be_hidden()
@@ -283,7 +283,7 @@ def test_run_without_steps_says_so(visit: Visit, api: FixtureApi) -> None:
 
 
 def test_what_an_author_typed_is_text(context: BrowserContext) -> None:
-    """A run whose every name is an attack, and 256 characters long."""
+    """Every name of the run is an attack with 256 characters."""
     evil = ("<img src=x onerror=window.hacked=1><b>bold</b>" + "x" * 256)[:256]
     run = SyntheticRun(id="evil", name=evil, project=evil, length=650, layers=(evil, evil[:-1] + "y", "w"))
     with serve(FixtureApi([run])) as url:
@@ -301,8 +301,8 @@ def test_what_an_author_typed_is_text(context: BrowserContext) -> None:
         assert wide_enough(page)
 
 
-def test_page_says_offline_and_recovers(context: BrowserContext) -> None:
-    """The server goes away and comes back on the same port: no reload, and the steps in between are there."""
+def test_a_page_shows_that_it_is_offline_and_recovers(context: BrowserContext) -> None:
+    """The server stops and starts again on the same port; the page needs no reload and shows the steps in between."""
     api = FixtureApi([SyntheticRun(id="tanh-net", name="tanh-net", length=600)])
     page = context.new_page()
     with serve(api) as url:

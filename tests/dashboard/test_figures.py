@@ -1,4 +1,4 @@
-"""Figures, asserted on as dictionaries: what they show, not how Plotly draws it."""
+"""Tests of figures as dictionaries: their contents, not the drawing by Plotly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def buckets(values: Sequence[float | None], *, size: int = 1, spike: dict[int, f
 
 
 def plain(part: Any) -> Any:
-    """A figure as a dictionary, with Plotly's encoded arrays as arrays again."""
+    """Return a figure as a dictionary, with Plotly's encoded arrays decoded."""
     if isinstance(part, go.Figure):
         return plain(part.to_dict())
     if isinstance(part, dict) and "bdata" in part:
@@ -109,7 +109,9 @@ def test_figures_survive_having_no_data() -> None:
         assert plain(loss_figure(series, Marks(), FRAME))["layout"]["yaxis"]["range"] == [0.0, 1.0]
     assert any("closure=" in text for text in texts(plain(curvature_figure({}, [], Marks(), FRAME))))
     empty = plain(curvature_figure({}, [], Marks(), FRAME))
-    assert any(trace.get("yaxis", "y") == "y" for trace in empty["data"])  # or the curves' place is not laid out
+    assert any(
+        trace.get("yaxis", "y") == "y" for trace in empty["data"]
+    )  # otherwise Plotly does not lay out the axes of the curves
     assert empty["layout"]["yaxis"]["showticklabels"] is False
     missing = plain(heatmap_figure(None, Marks(), FRAME, stat="bimodality", logarithmic=True))
     assert texts(missing) == ["bimodality of r: not measured in these steps"]
@@ -259,7 +261,7 @@ def test_a_ratio_is_neutral_at_one() -> None:
     assert scale is not None
     span = math.log10(scale.high) - math.log10(scale.low)
     neutral = min(scale.bar, key=lambda stop: abs(stop[0] - (0 - math.log10(scale.low)) / span))
-    assert neutral[1] == "#26282d"
+    assert neutral[1] == "rgb(38, 40, 45)"
 
 
 def test_scales_survive_zeros_constants_and_nothing() -> None:

@@ -1,4 +1,4 @@
-"""What each row of the fleet says of its run."""
+"""Tests of the rows and counts of the page of all runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two projects, two tokens, hostile names: in Chromium, with the pages' own policy in force."""
+"""Tests in Chromium with two projects, two tokens and hostile names, while the pages' policy is in force."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ STEPS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Two:
+    """A server with one run in each of two projects."""
+
     server: RunningServer
     tokens: dict[str, str]
+    """Tokens keyed by project."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
 
 
 def log(server: RunningServer, run_id: str, *, project: str, name: str, token: str, layer: str) -> None:
-    """A run with layers, a histogram, a scalar of its own and an alert."""
+    """Log a run with layers, a histogram, a scalar of its own and an alert."""
     layout = type(LAYOUT)(id=0, layers=(layer, "second"), statistics=("grad_norm", layer[:200]), sizes=(3, 4))
     rows = [[1] * 64, [3] * 64]
     with server.connect("/ingest", token=token) as socket:
@@ -58,7 +61,7 @@ def log(server: RunningServer, run_id: str, *, project: str, name: str, token: s
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser of its own, so that nobody is logged in; the policy of the pages is not bypassed."""
+    """Yield a new profile, in which nobody is logged in, without bypassing the policy of the pages."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark")
     context.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
@@ -67,7 +70,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 def watched(context: BrowserContext) -> tuple[Page, list[str]]:
-    """A page, and what goes wrong in it: blocked by its policy, failed to load, asked of another host."""
+    """Return a page and the list to which its console errors, exceptions and dialogs are added."""
     page, faults = context.new_page(), list[str]()
 
     def heard(message: ConsoleMessage) -> None:
@@ -106,7 +109,7 @@ def test_a_token_of_one_project_opens_the_dashboard_and_shows_that_project_alone
     expect(rows).to_have_count(1)
     expect(rows.locator(".name")).to_have_text("our run")
     expect(page.locator(".account .who")).to_have_text("ours")
-    # Somebody else looks through the same process at the same time, and the other project moves.
+    # Another viewer uses the same process at the same time, while the other project changes.
     other_context = browser.new_context()
     other = other_context.new_page()
     other.set_default_timeout(PATIENCE)
@@ -157,7 +160,7 @@ def test_names_are_shown_as_text_on_every_page(two: Two, context: BrowserContext
     page.mouse.down()
     page.mouse.up()
     if page.locator("#histogram-title").count() == 0 or "<img" not in page.inner_text("#histogram-title"):
-        page.mouse.click(box["x"] + box["width"] * 0.8, box["y"] + 20)  # the first one met a redrawing
+        page.mouse.click(box["x"] + box["width"] * 0.8, box["y"] + 20)  # a redraw may have swallowed the first click
     expect(page.locator("#histogram-title")).to_contain_text("<img src=x")
     assert_clean(page, faults)
 
@@ -185,7 +188,7 @@ def test_logging_out_and_revocation_lead_back_to_the_login(two: Two, context: Br
     expect(page.locator("#secret")).to_be_visible()
 
 
-def test_buttons_act_with_the_rights_of_whoever_presses_them(two: Two, context: BrowserContext, tmp_path: Path) -> None:
+def test_buttons_act_with_the_rights_of_the_viewer(two: Two, context: BrowserContext, tmp_path: Path) -> None:
     page, faults = watched(context)
     page.goto(f"{two.server.url}/?token={two.tokens['ours']}")
     page.goto(f"{two.server.url}/runs/ours")

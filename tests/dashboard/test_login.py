@@ -1,4 +1,4 @@
-"""The login in front of the dashboard, over HTTP, embedded in a real server and alone beside one."""
+"""Tests of the login over HTTP, with the dashboard embedded in a real server and in a process of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer
 
 @pytest.fixture(scope="module", params=["embedded", "alone"])
 def url(request: pytest.FixtureRequest, embedded: RunningServer) -> Iterator[str]:
-    """The dashboard, as one process with its server and as a process of its own."""
+    """Yield the address of a dashboard in the process of its server, and of one in a process of its own."""
     if request.param == "embedded":
         yield embedded.url
         return
@@ -40,25 +40,27 @@ def url(request: pytest.FixtureRequest, embedded: RunningServer) -> Iterator[str
 
 @pytest.fixture
 def browser(url: str) -> Iterator[httpx.Client]:
+    """Yield a client that is not logged in."""
     with httpx.Client(base_url=url, timeout=20) as client:
         yield client
 
 
 @pytest.fixture
 def logged_in(browser: httpx.Client, embedded: RunningServer) -> httpx.Client:
+    """Return a client that is logged in with the admin token."""
     assert browser.get(f"/?token={embedded.token}").status_code == 303
     return browser
 
 
 def token_of(embedded: RunningServer, **fields: object) -> tuple[int, str]:
-    """A new token and its id."""
+    """Return the id and the secret of a new token."""
     with embedded.api() as api:
         made = api.post("/tokens", json=fields).json()
         return made["id"], made["token"]
 
 
 def submit(browser: httpx.Client, secret: str, *, origin: str | None = None, **changes: str) -> httpx.Response:
-    """The login form, filled in as a browser does."""
+    """Submit the login form as a browser does and return the answer."""
     page = browser.get("/login").text
     fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page)) | {"secret": secret} | changes
     return browser.post("/login", data=fields, headers={"Origin": str(browser.base_url).rstrip("/")} | (
@@ -66,11 +68,12 @@ def submit(browser: httpx.Client, secret: str, *, origin: str | None = None, **c
 
 
 def csrf_of(browser: httpx.Client) -> str:
+    """Return the CSRF token in the cookies."""
     return next(cookie.value or "" for cookie in browser.cookies.jar if "csrf" in cookie.name)
 
 
 def socket_opens(browser: httpx.Client, origin: str | None) -> bool:
-    """Whether the handshake of the page's websocket is accepted."""
+    """Return whether the handshake of the page's websocket is accepted."""
     cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
     address = str(browser.base_url).rstrip("/").replace("http", "ws", 1) + "/_dash-ws-callback"
     headers = {"Cookie": cookie} if cookie else {}
@@ -114,7 +117,7 @@ def test_cookies_are_secure_behind_https(browser: httpx.Client, embedded: Runnin
 
 
 @pytest.mark.parametrize("kind", ["token", "password"])
-def test_the_form_logs_in_by_token_or_password_and_leads_on(
+def test_the_form_logs_in_by_token_or_password_and_opens_its_target(
     browser: httpx.Client, embedded: RunningServer, kind: str
 ) -> None:
     secret = embedded.token if kind == "token" else PASSWORD
@@ -129,7 +132,7 @@ def test_a_wrong_secret_logs_nobody_in(browser: httpx.Client) -> None:
     answer = browser.get("/?token=wrong")
     assert answer.status_code == 401
     assert "session" not in answer.headers["set-cookie"]
-    assert "opens nothing here" in answer.text
+    assert "is not valid here" in answer.text
 
 
 def test_the_form_of_another_site_logs_nobody_in(browser: httpx.Client, embedded: RunningServer, url: str) -> None:
@@ -145,7 +148,7 @@ def test_the_form_of_another_site_logs_nobody_in(browser: httpx.Client, embedded
 @pytest.mark.parametrize(
     "target", ["//evil.example/x", "/\\evil.example", "https://evil.example", "/login", "/_dash-x"]
 )
-def test_a_login_never_leads_to_another_site(browser: httpx.Client, embedded: RunningServer, target: str) -> None:
+def test_a_login_never_redirects_to_another_site(browser: httpx.Client, embedded: RunningServer, target: str) -> None:
     answer = submit(browser, embedded.token, target=target)
     assert answer.status_code == 303
     assert httpx.URL(str(browser.base_url)).join(answer.headers["location"]).host == browser.base_url.host
@@ -206,7 +209,7 @@ def test_many_wrong_passwords_are_slowed_down_by_address_and_never_keep_a_token_
         answer = submit(browser, PASSWORD)
         assert answer.status_code == 429
         assert 0 < int(answer.headers["retry-after"]) <= 100
-        assert re.search(r"Too many wrong tries; wait \d+ s", answer.text)
+        assert re.search(r"Too many failed attempts; wait \d+ s", answer.text)
         assert submit(browser, running.token).status_code == 303, "a token cannot be guessed"
         browser.cookies.clear()
         browser.headers["X-Forwarded-For"] = "203.0.113.8"
@@ -248,7 +251,7 @@ def test_another_password_or_admin_token_ends_the_logins_that_the_old_one_opened
     assert valid(admin_token="sw_another_admin_token", dashboard_password=PASSWORD) == ["password"]
 
 
-def test_pages_say_what_browsers_may_do_with_them(logged_in: httpx.Client, browser: httpx.Client) -> None:
+def test_pages_have_security_headers(logged_in: httpx.Client, browser: httpx.Client) -> None:
     page = logged_in.get("/")
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -265,7 +268,7 @@ def test_pages_say_what_browsers_may_do_with_them(logged_in: httpx.Client, brows
     assert login["referrer-policy"] == "same-origin", "without a referrer, browsers post the form from the origin null"
 
 
-def test_a_dashboard_whose_server_is_away_says_so() -> None:
+def test_a_dashboard_without_its_server_answers_503() -> None:
     app = create_app(DashboardConfig(api_url="http://127.0.0.1:9"), cookies=Cookies(suffix=""))
     with (
         serving(app, lifespan="on") as url,

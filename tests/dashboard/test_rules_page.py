@@ -1,4 +1,4 @@
-"""Rules as sentences, as forms, and back."""
+"""Tests of rules as sentences and as forms, and of the figure of a backtest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_rule_reads_as_a_sentence(fields: dict[str, Any], said: str) -> None:
 
 
 def filled(rule: Rule, **changes: str) -> dict[str, str]:
-    """The fields of the form of a rule, as a browser sends them."""
+    """Return the fields of the form of a rule as a browser sends them."""
     found: dict[str, str] = {}
 
     def walk(part: Any) -> None:
@@ -67,7 +67,7 @@ def filled(rule: Rule, **changes: str) -> dict[str, str]:
     ],
     ids=lambda rule: rule.id,
 )  # fmt: skip
-def test_a_form_that_nobody_changed_gives_the_rule_back(rule: Rule) -> None:
+def test_an_unchanged_form_gives_the_rule_back(rule: Rule) -> None:
     assert msgspec.convert(body(filled(rule), rule, []), Rule) == rule
 
 
@@ -83,13 +83,13 @@ def test_a_form_that_nobody_changed_gives_the_rule_back(rule: Rule) -> None:
         ("for_steps", {"for_steps": "1.5"}),
     ],
 )
-def test_what_cannot_be_meant_is_said_at_its_field(field: str, changes: dict[str, str]) -> None:
+def test_an_invalid_value_is_reported_at_its_field(field: str, changes: dict[str, str]) -> None:
     with pytest.raises(FieldError) as caught:
         body(filled(LOSS, **changes), None, [])
     assert caught.value.field == field
 
 
-def test_who_may_not_change_rules_sees_them_without_buttons() -> None:
+def test_viewers_who_may_not_change_rules_see_no_buttons() -> None:
     assert "edit-rule" in str(items([LOSS]))
     shown = str(items([LOSS], may_change=False)) + str(
         layout(PageRequest(viewer=Viewer(credential="x", scope="write")))
@@ -111,7 +111,7 @@ def test_a_new_rule_gets_an_id_of_its_own() -> None:
     assert slug("λ", []) == "rule"
 
 
-def test_a_test_is_drawn_with_its_threshold_and_the_steps_that_fire() -> None:
+def test_a_backtest_is_drawn_with_its_threshold_and_the_steps_that_fire() -> None:
     run = TriedRun(
         run_id="r", name="n", chosen=True, fired=1, firings=(Firing(step=4, value=12.0),), values=8, last_step=9,
         complete=True, series=Outline(bucket_steps=2, step=(0, 2, 4, 6), min=(1, 1, 1, 1), max=(1, 2, 12, 1)),

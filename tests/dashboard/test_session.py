@@ -1,4 +1,4 @@
-"""The pace of an open page: end-to-end flow control, errors, and the end of it."""
+"""Tests of a session: end-to-end flow control, errors, and its end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from dashboard import ids
 from dashboard.client import ApiRefusedError, ApiUnavailableError
 from dashboard.config import DashboardConfig
-from dashboard.live import LiveFeed, News
 from dashboard.models import LiveMessage
+from dashboard.stream.feed import LiveFeed, News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.session import Session
 from dashboard.stream.view import View
@@ -20,7 +20,7 @@ FLEET = View(page="fleet")
 
 
 class Browser:
-    """The browser's side of a page: takes frames in when `gate` is open."""
+    """The browser's end of a page, which acknowledges frames while `gate` is open."""
 
     def __init__(self) -> None:
         self.props: dict[tuple[str, str], Any] = {}
@@ -46,8 +46,8 @@ class Browser:
         return f"{state.children[1]} {detail.children}"
 
 
-class Page:
-    """A page that counts its refreshes and shows the news it got."""
+class RecordingPart:
+    """A live part that counts its refreshes and records the news."""
 
     run_id = None
 
@@ -75,10 +75,10 @@ class Page:
 
 
 class Scene:
-    """A session with its browser and page, running."""
+    """A running session with its browser and page."""
 
     def __init__(self) -> None:
-        self.browser, self.page = Browser(), Page()
+        self.browser, self.page = Browser(), RecordingPart()
         self.feed = LiveFeed(DashboardConfig(api_url="http://127.0.0.1:1"))
         self.session = Session(self.browser, self.feed, lambda _: self.page, tab="tab", max_refresh_rate=1000.0)
 
@@ -90,16 +90,16 @@ class Scene:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
-    def tell(self, message: LiveMessage) -> None:
-        self.feed._broadcast(message)
+    def publish(self, message: LiveMessage) -> None:
+        self.feed.fan_out(message)
 
     async def shown(self, frame: int) -> None:
-        """Until the browser has taken this frame in."""
+        """Wait until the browser has acknowledged this frame."""
         while self.browser.props.get(("frame", "data"), 0) < frame:
             await asyncio.wait_for(self.browser.acknowledged.get(), 10)
 
 
-async def test_nothing_is_fetched_before_the_browser_says_where_it_is() -> None:
+async def test_nothing_is_fetched_before_the_browser_sends_its_view() -> None:
     async with Scene() as scene:
         await asyncio.sleep(0)
         assert scene.page.news == []
@@ -113,11 +113,11 @@ async def test_a_slow_browser_loses_frames_and_no_memory() -> None:
         scene.session.show(FLEET)
         await scene.shown(1)
         scene.browser.gate.clear()
-        scene.tell(LiveMessage(type="advance", run_id="a", committed_at=1.0))
+        scene.publish(LiveMessage(type="advance", run_id="a", committed_at=1.0))
         while await asyncio.wait_for(scene.page.asked.get(), 10) < 2:
             pass
         for _ in range(5_000):
-            scene.tell(LiveMessage(type="advance", run_id="a", committed_at=2.0))
+            scene.publish(LiveMessage(type="advance", run_id="a", committed_at=2.0))
             await asyncio.sleep(0)
         assert len(scene.page.news) == 2, "one frame is on its way, none waits behind it"
         scene.browser.gate.set()
@@ -134,7 +134,7 @@ async def test_a_new_view_is_drawn_without_waiting_for_news() -> None:
         assert scene.page.views[-1].theme == "light"
 
 
-async def test_an_api_that_does_not_answer_is_said_and_asked_again() -> None:
+async def test_an_api_that_does_not_answer_is_reported_and_asked_again() -> None:
     async with Scene() as scene:
         scene.page.failures = 1
         scene.session.show(FLEET)
@@ -146,7 +146,7 @@ async def test_an_api_that_does_not_answer_is_said_and_asked_again() -> None:
         assert scene.browser.props[ids.NOTICE, "children"] == ""
 
 
-async def test_a_login_that_has_ended_is_said_and_not_asked_again() -> None:
+async def test_a_login_that_has_ended_is_reported_and_not_asked_again() -> None:
     async with Scene() as scene:
         scene.page.refusal = ApiRefusedError(401, "unauthenticated", "give a token")
         scene.session.show(FLEET)
@@ -157,19 +157,19 @@ async def test_a_login_that_has_ended_is_said_and_not_asked_again() -> None:
         assert not scene.page.news
 
 
-async def test_a_feed_that_is_away_is_not_called_live() -> None:
+async def test_a_disconnected_feed_is_not_shown_as_live() -> None:
     async with Scene() as scene:
         scene.session.show(FLEET)
         await scene.shown(1)
         assert scene.browser.status().startswith("offline since ")
 
 
-async def test_delay_is_told_and_a_long_one_is_catching_up() -> None:
+async def test_a_delay_is_shown_and_a_long_one_reads_catching_up() -> None:
     async with Scene() as scene:
         scene.session.show(FLEET)
         await scene.shown(1)
         scene.feed.offline_since = None
-        scene.tell(LiveMessage(type="advance", run_id="a", committed_at=1.0))
+        scene.publish(LiveMessage(type="advance", run_id="a", committed_at=1.0))
         await scene.shown(2)
         assert scene.browser.status().startswith("catching up detail · ")
         assert scene.browser.status().endswith(" s behind")
@@ -182,7 +182,7 @@ async def test_the_session_ends_when_another_page_answers() -> None:
         await asyncio.wait_for(scene.task, 10)
 
 
-async def test_leaving_ends_the_session_and_its_subscription() -> None:
+async def test_closing_ends_the_session_and_its_subscription() -> None:
     async with Scene() as scene:
         scene.session.show(FLEET)
         await scene.shown(1)
@@ -190,4 +190,4 @@ async def test_leaving_ends_the_session_and_its_subscription() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(scene.task, 10)
         assert scene.feed.offline_since is not None
-        assert not scene.feed._mailboxes
+        assert scene.feed.subscriber_count == 0

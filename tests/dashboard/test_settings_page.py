@@ -1,4 +1,4 @@
-"""Channels and quiet hours as forms, and what people do with them."""
+"""The settings page: channels and quiet hours as forms, and their actions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from dashboard import ids
@@ -13,23 +14,29 @@ from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
 from dashboard.forms.actions import FormActions, parse_form_action
 from dashboard.forms.fields import FieldError
-from dashboard.models import Channel, Lead, Notifications, Precision, Silence
+from dashboard.models import Channel, ChannelKind, Lead, Notifications, Precision, Silence
 from dashboard.pages.alerts import precision
+from dashboard.pages.channel_form import channel_body, channel_editor, channel_list
 from dashboard.pages.registry import PAGES
-from dashboard.pages.settings import channel_body, channels, quiet_hours, silence, silences
+from dashboard.pages.settings import quiet_hours, silence, silences
 from dashboard.shell.page import action_handlers
+from server.api.channels import kind_json
+from server.notifications.channels.registry import KINDS
 
 CHANNEL = Channel(id="c", name="training", kind="slack-bot", settings={"channel": "#a", "picture": False})
 
+KIND_ANSWER = {"kinds": [kind_json(kind) for kind in KINDS]}
+CHANNEL_KINDS = msgspec.convert(KIND_ANSWER["kinds"], list[ChannelKind])
 
-def test_an_empty_secret_keeps_the_one_that_is_there() -> None:
+
+def test_an_empty_secret_keeps_the_stored_one() -> None:
     fields = {"name": "n", "kind": "slack-bot", "channel": "#b", "min_level": "watch", "secret": "", "kinds": "spike"}
-    sent = channel_body(fields, CHANNEL)
+    sent = channel_body(fields, CHANNEL, CHANNEL_KINDS)
     assert "secret" not in sent
     assert sent["settings"] == {"picture": False, "channel": "#b"}
     assert sent["kinds"] == ["spike"]
     with pytest.raises(FieldError, match="secret"):
-        channel_body(fields, None)
+        channel_body(fields, None, CHANNEL_KINDS)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +44,24 @@ def test_an_empty_secret_keeps_the_one_that_is_there() -> None:
 )
 def test_a_wrong_channel_is_refused_at_its_field(field: str, changes: dict[str, str]) -> None:
     with pytest.raises(FieldError) as caught:
-        channel_body({"name": "n", "kind": "slack-bot", "channel": "#b", "secret": "x", **changes}, None)
+        channel_body({"name": "n", "kind": "slack-bot", "channel": "#b", "secret": "x", **changes}, None, CHANNEL_KINDS)
     assert caught.value.field == field
+
+
+def test_the_editor_shows_the_fields_of_the_chosen_kind() -> None:
+    def conditions(channel: Channel) -> list[tuple[str, bool]]:
+        editor: Any = channel_editor(channel, CHANNEL_KINDS)
+        labels = editor.children[1].children[0].children
+        return [(getattr(label, "data-values"), label.hidden) for label in labels if hasattr(label, "data-when")]
+
+    everywhere = "slack-webhook slack-bot apprise webhook"
+    assert conditions(CHANNEL) == [(everywhere, False), ("slack-bot", False)]
+    assert conditions(Channel(id="d", name="hook", kind="webhook")) == [(everywhere, False), ("slack-bot", True)]
+
+
+def test_a_change_of_the_kind_drops_the_fields_of_the_former_kind() -> None:
+    fields = {"name": "n", "kind": "webhook", "channel": "#a", "secret": "https://x", "min_level": "watch"}
+    assert channel_body(fields, CHANNEL, CHANNEL_KINDS)["settings"] == {"picture": False}
 
 
 def test_quiet_hours_are_times_of_the_day() -> None:
@@ -52,11 +75,11 @@ def test_quiet_hours_are_times_of_the_day() -> None:
 
 def test_a_reason_that_a_channel_was_switched_off_is_shown() -> None:
     off = Channel(id="c", name="n", kind="webhook", enabled=False, disabled_reason="no_service", last_error="404")
-    assert "no_service" in str(channels([off], 0.0))
-    assert "No channel yet" in str(channels([], 0.0))
+    assert "no_service" in str(channel_list([off], CHANNEL_KINDS, 0.0))
+    assert "No channel yet" in str(channel_list([], CHANNEL_KINDS, 0.0))
 
 
-def test_silences_that_are_over_are_not_shown() -> None:
+def test_expired_silences_are_not_shown() -> None:
     made = silence({"hours": "2", "kind": "spike", "reason": "x"}, 100.0, "id")
     assert (made.until, made.kind, made.run_id) == (7_300.0, "spike", None)
     shown = str(silences(Notifications(silences=(made, Silence(id="old", until=50.0, reason="gone"))), [], 100.0))
@@ -72,7 +95,7 @@ def test_precision_counts_predictions_that_were_settled() -> None:
 
 
 class Api:
-    """What an API answers, and what it was asked."""
+    """Transport that records the requests and gives one prepared answer to all that change something."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self.answer = answer
@@ -82,7 +105,9 @@ class Api:
         body = json.loads(request.content) if request.content else None
         self.asked.append((request.method, request.url.path.removeprefix("/api/v1"), body))
         if request.method == "GET":
-            empty: dict[str, Any] = {"rules": {"rules": []}, "channels": {"channels": []}, "notifications": {}}
+            empty: dict[str, Any] = {
+                "rules": {"rules": []}, "channels": {"channels": []}, "kinds": KIND_ANSWER, "notifications": {},
+            }  # fmt: skip
             return httpx.Response(200, json=empty.get(request.url.path.rsplit("/", 1)[1], {"runs": []}))
         return self.answer
 

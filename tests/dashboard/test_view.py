@@ -1,4 +1,4 @@
-"""What a browser may send, and what becomes of it."""
+"""Tests of views, routes and the range of visible steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dashboard.shell.routing import Route, Router
 from dashboard.stream.view import View, parse_view
 
 
-def test_a_full_view_is_understood() -> None:
+def test_a_full_view_is_parsed() -> None:
     view = parse_view(
         {"page": "run", "subject": "r1", "range": [10.5, 90], "window": "1000", "metric": "lr", "stat": "v_rms",
          "scale": "linear", "reduce": "min", "theme": "light", "narrow": True, "follows": 3,
@@ -27,7 +27,7 @@ def test_a_full_view_is_understood() -> None:
 
 
 @pytest.mark.parametrize("data", [None, 7, "run", [], {}, {"page": 3}])
-def test_no_view_is_no_view(data: Any) -> None:
+def test_data_that_is_no_view_gives_none(data: Any) -> None:
     assert parse_view(data) is None
 
 
@@ -52,11 +52,11 @@ def test_a_range_is_at_least_a_step_wide_and_the_right_way_round() -> None:
      ("/alerts/", Route(page="alerts")), ("/alerts/a%2Fb", Route(page="alert", subject="a/b")),
      ("/nowhere", Route(page="missing")), ("/runs", Route(page="missing"))],
 )  # fmt: skip
-def test_addresses_name_pages(path: str | None, route: Route) -> None:
+def test_paths_lead_to_pages(path: str | None, route: Route) -> None:
     assert Router(PAGES).route(path) == route
 
 
-def test_the_visible_steps_are_asked_for_and_no_others() -> None:
+def test_only_the_visible_steps_are_fetched() -> None:
     assert visible_steps(5000, View(page="run")) == (None, None)
     assert visible_steps(5000, View(page="run", window=200)) == (4801, None)
     assert visible_steps(100, View(page="run", window=200)) == (None, None)

@@ -1,4 +1,4 @@
-"""What the container image is made of: its lock files, and the script of its first start."""
+"""The container image: its lock files, and the script of its first start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step's walk from `client_sdk.log` in a training loop to the pixels of a run page."""
+"""The path of a step from `client_sdk.log` in a training loop to the pixels of a run page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OBSERVE_LOSS_GRAPH = """() => {
 
 
 def _train(run_directory: Path, url: str, token: str, page: Page) -> dict[int, float]:
-    """Train at a steady rate; open the page after the first steps. Returns the Unix time of each log."""
+    """Train at a steady rate, open the page after the first steps and return the Unix time at which each was logged."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     inputs, targets = torch.randn(64, 8), torch.randn(64, 1)
@@ -56,7 +56,7 @@ def _train(run_directory: Path, url: str, token: str, page: Page) -> dict[int, f
             page.goto(f"{url}/runs/{run.id}")
             page.wait_for_selector("#loss-box .js-plotly-plot")
             page.evaluate(OBSERVE_LOSS_GRAPH)
-        page.wait_for_timeout(1000 / RATE)  # the pace of the training, and the browser's turn to call back
+        page.wait_for_timeout(1000 / RATE)  # the rate of the training; meanwhile Playwright handles events
     return logged
 
 
@@ -77,7 +77,7 @@ def test_steps_reach_the_pixels_of_the_page_while_training_goes_on(
         for step, at in seen:
             first_seen.setdefault(step, at)
         assert max(first_seen) == STEPS
-        assert sum(step < STEPS for step in first_seen) >= 3, "the page did not move while training went on"
+        assert sum(step < STEPS for step in first_seen) >= 3, "the page did not change while training went on"
         latencies = sorted(at - logged[step] for step, at in first_seen.items() if step > 25)
         with capsys.disabled():
             print(

@@ -1,4 +1,4 @@
-"""Rules and channels by hand: what a person does on the two pages, on a real server."""
+"""Tests of the pages of rules and settings on a real server, used as a person does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVIL = "<img src=x onerror=window.hacked=1>"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """With a run whose loss was above 5 twice; its name is an attack."""
+    """Yield a server with a run whose loss was above 5 twice and whose name is an attack."""
     with embedded(tmp_path_factory.mktemp("server")) as started:
         with ingest(started) as socket:
             writer = Writer(socket)
@@ -32,13 +32,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 def ingest(server: Embedded) -> ClientConnection:
+    """Return a connection on which a writer can log."""
     url = server.url.replace("http", "ws", 1) + "/api/v1/ingest"
     return connect(url, additional_headers={"Authorization": f"Bearer {server.token}"}, compression=None)
 
 
 @pytest.fixture
 def page(server: Embedded, context: BrowserContext) -> Iterator[Page]:
-    """Logged in; an error in the console fails the test."""
+    """Yield a page that is logged in and fails its test on an error in the console."""
     page = context.new_page()
     expect.set_options(timeout=20_000)
     wrong: list[str] = []
@@ -50,11 +51,11 @@ def page(server: Embedded, context: BrowserContext) -> Iterator[Page]:
 
 
 def expect_no_sideways_scroll(page: Page) -> None:
-    """Once a figure has taken its new size."""
+    """Wait until figures have their new size and nothing scrolls sideways."""
     page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_a_rule_is_written_tried_on_history_saved_and_fires(server: Embedded, page: Page) -> None:
+def test_a_rule_is_written_tested_on_history_saved_and_fires(server: Embedded, page: Page) -> None:
     page.locator("nav a", has_text="Rules").click()
     expect(page.locator(".item-name")).to_have_text("warningNo data for 10 minutes")
     page.locator("button", has_text="New rule").click()
@@ -118,7 +119,12 @@ def test_channels_and_quiet_hours_are_set_and_secrets_never_shown(server: Embedd
     form.locator("[name=name]").fill("training")
     form.locator("button", has_text="Save").click()
     wrong = form.locator(".field", has=page.locator("[name=secret]")).locator(".field-error")
-    expect(wrong).to_have_text("a new channel needs one")
+    expect(wrong).to_have_text("Secret is required")
+    expect(form.locator("[name=channel]")).to_be_hidden()
+    form.locator("[name=kind]").select_option("slack-bot")
+    expect(form.locator("[name=channel]")).to_be_visible()
+    expect(form.locator(".note:visible", has_text="xoxb-")).to_have_count(1)
+    form.locator("[name=kind]").select_option("slack-webhook")
     form.locator("[name=secret]").fill(secret)
     form.locator("button", has_text="Save").click()
     item = page.locator("#channel-list .item")
@@ -138,7 +144,7 @@ def test_channels_and_quiet_hours_are_set_and_secrets_never_shown(server: Embedd
     quiet.locator("[name=on]").select_option("yes")
     quiet.locator("[name=start]").fill("9 pm")
     quiet.locator("button", has_text="Save").click()
-    expect(quiet.locator(".field-error:visible")).to_have_text("a time of the day: 22:00")
+    expect(quiet.locator(".field-error:visible")).to_have_text("enter a time of day, for example 22:00")
     quiet.locator("[name=start]").fill("21:00")
     quiet.locator("[name=timezone]").fill("Mars/Olympus")
     quiet.locator("button", has_text="Save").click()

@@ -99,7 +99,7 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 def test_a_corrupt_database_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "spikewatch.sqlite3").write_bytes(os.urandom(20_000))
-    assert "is damaged, or is none" in one_line(run(environment, "up", "--port", "0"))
+    assert "is damaged or not a database" in one_line(run(environment, "up", "--port", "0"))
 
 
 def test_a_database_ahead_of_the_code_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_login_url_prints_the_address_that_logs_in(environment: dict[str, str]) 
     ("url", "words"),
     [
         ("nonsense", "the database URL cannot be read; use sqlite:///PATH or postgresql://"),
-        ("mysql://me@db/x", "no support for the database 'mysql'"),
-        ("sqlite://", "a database in memory would forget"),
-        ("sqlite:////proc/no/such.sqlite3", "the directory of the database /proc/no/such.sqlite3 cannot be made"),
+        ("mysql://me@db/x", "the database 'mysql' is not supported"),
+        ("sqlite://", "a database in memory would lose"),
+        ("sqlite:////proc/no/such.sqlite3", "the directory of the database /proc/no/such.sqlite3 cannot be created"),
         ("postgresql://me:hunter2@127.0.0.1:9/x", "the database postgresql+asyncpg://me:***@127.0.0.1:9/x cannot be"),
         ("postgresql://me:hunter2@no-such-host.invalid/x", "cannot be reached"),
     ],
@@ -193,7 +193,7 @@ def test_a_database_ahead_of_the_program_is_one_line(
         connection.execute("UPDATE alembic_version SET version_num = 'future'")
     answer = CliRunner().invoke(app, [command])
     assert answer.exit_code == 2
-    assert "made by a newer spikewatch: upgrade the program, or restore a backup" in answer.stderr
+    assert "a newer spikewatch has migrated it; upgrade spikewatch, or restore a backup" in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
 
 

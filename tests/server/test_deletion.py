@@ -1,8 +1,9 @@
-"""Deletion: out of sight at once, gone soon, and the space with it."""
+"""A deleted run is hidden at once, and its rows and their space are removed soon."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ async def fill(stores: Stores, run_id: str) -> None:
 
 
 async def rows(database: Database) -> dict[str, int]:
-    """What there is of runs; rules belong to none."""
+    """Return the number of rows of each table except that of rules, which belong to no run."""
     async with database.read() as connection:
         counts = {
             table.name: (await connection.execute(select(func.count()).select_from(table))).scalar_one()
@@ -64,7 +65,7 @@ async def test_nothing_of_a_deleted_run_is_left(database: Database) -> None:
     assert not await work.delete("gone")
 
 
-async def test_a_deletion_that_was_cut_off_is_taken_up_again(database: Database) -> None:
+async def test_an_interrupted_deletion_is_resumed(database: Database) -> None:
     stores = Stores.over(database)
     await fill(stores, "gone")
     store = DeletionStore(database)
@@ -94,8 +95,9 @@ async def test_nothing_can_be_added_to_a_run_that_is_being_deleted(database: Dat
 async def test_a_hello_under_way_does_not_revive_a_run_that_somebody_deletes(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The deletion falls between the look at the run's state and the writing of it, which SQLite's one writer at a time
-    does not let happen."""
+    """The deletion happens between the reading of the run's state and the writing of it. On SQLite, the single writer
+    at a time prevents this.
+    """
     database = Database(postgres.create_database())
     await migrate.upgrade(database)
     stores = Stores.over(database)
@@ -112,7 +114,7 @@ async def test_a_hello_under_way_does_not_revive_a_run_that_somebody_deletes(
     await database.close()
 
 
-async def test_retention_takes_old_runs_that_have_ended_and_no_others(database: Database) -> None:
+async def test_retention_deletes_old_runs_that_have_ended_and_no_others(database: Database) -> None:
     stores = Stores.over(database)
     for name, state, seen in (
         ("old", RunState.FINISHED, 0.0),
@@ -141,6 +143,8 @@ async def test_a_sqlite_file_gives_the_space_back(tmp_path: Path) -> None:
             writer.commit(*(record(start + at, block=blocks[at].tolist()) for at in range(1_000)))
         writer.finish()
     file = tmp_path / "data" / "spikewatch.sqlite3"
+    with contextlib.closing(sqlite3.connect(file)) as connection:  # the server may have left pages in the WAL
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     before = file.stat().st_size
     database = Database(f"sqlite:///{file}")
     work = deleter(database)

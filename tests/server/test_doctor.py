@@ -44,9 +44,9 @@ def test_the_doctor_names_damage_and_its_exit_code_says_whether_any_is_left(tmp_
     [("doctor",), ("export", "run", "--out", "x.csv"), ("delete", "run", "--yes")],
     ids=lambda given: given[0],
 )
-def test_a_place_without_a_database_is_said_and_stays_empty(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_directory_without_a_database_is_reported_and_stays_empty(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     nowhere = tmp_path / "mistyped"
     done = CliRunner().invoke(app, [*arguments, "--data", str(nowhere)])
     assert done.exit_code == 2
-    assert done.output.startswith(f"spikewatch: there is no database {nowhere / 'spikewatch.sqlite3'}; --data or")
+    assert done.output.startswith(f"spikewatch: there is no database {nowhere / 'spikewatch.sqlite3'}; set --data or")
     assert not nowhere.exists()

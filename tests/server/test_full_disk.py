@@ -1,4 +1,4 @@
-"""A disk without space: nothing is acknowledged that is not stored, reading goes on, and so does writing afterwards."""
+"""A full disk: nothing is acknowledged that is not stored, reading continues, and writing continues afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 200
 
 
 class Disk:
-    """How many pages SQLite may have, asked for before each transaction."""
+    """Number of pages that SQLite may use, read before each transaction."""
 
     pages = PLENTY
 
@@ -30,19 +30,19 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk, make_engine = Disk(), database._make_engine
+    disk, make_engine = Disk(), database.make_engine
 
     def make(url: URL, is_sqlite: bool, connections: int) -> AsyncEngine:
         engine = make_engine(url, is_sqlite, connections)
         event.listen(engine.sync_engine, "begin", disk.bound, insert=True)
         return engine
 
-    monkeypatch.setattr(database, "_make_engine", make)
+    monkeypatch.setattr(database, "make_engine", make)
     return disk
 
 
 def batch(first: int) -> list[Record]:
-    """Records that do not compress."""
+    """Return records that do not compress."""
     return [
         record(step, block=[[hash((step, row, column)) % 9973 / 7 for column in range(2)] for row in range(2)])
         for step in range(first, first + 10)
@@ -59,7 +59,7 @@ def test_a_full_disk_acknowledges_nothing_and_recovers(
             writer = Writer(socket)
             writer.hello()
             writer.commit(*batch(0))
-            disk.pages = 1  # no more than there are
+            disk.pages = 1  # no more than it has
             answer = None
             while not isinstance(answer, Error):
                 writer.send(*batch(writer.seq))
@@ -70,7 +70,7 @@ def test_a_full_disk_acknowledges_nothing_and_recovers(
         assert "nothing is lost" in answer.message
         assert "there is no space left for the database" in caplog.text
         assert "free some" in caplog.text
-        assert api.get("/runs").status_code == 200, "reading goes on"
+        assert api.get("/runs").status_code == 200, "reading continues"
         disk.pages = PLENTY
         with server.connect("/ingest") as socket:
             writer = Writer(socket)

@@ -300,6 +300,6 @@ async def test_a_hello_whose_connection_has_ended_takes_nobodys_turn(tmp_path: P
     assert {(await task).last_seq for task in [*first, patient]} == {0}
     with pytest.raises(IngestError, match="ended before it was registered"):
         await gone
-    assert await RunStore(database).standing("gone") is None
-    assert await RunStore(database).standing("patient") is not None
+    assert await RunStore(database).version_of("gone") is None
+    assert await RunStore(database).version_of("patient") is not None
     await database.close()

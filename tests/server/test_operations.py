@@ -1,4 +1,4 @@
-"""What operators rely on: metrics, readiness, logs."""
+"""Metrics, readiness and logs, on which operators rely."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server import logs
 from server.auth.tokens import new_session, new_token
+from server.log_actions import LogAction
 from server.metrics import Metrics
 from server.readiness import Check, Health, Readiness
 from tests.support.server import RunningServer, running_server
@@ -66,6 +67,13 @@ def test_every_metric_is_explained_in_the_documentation(server: RunningServer) -
         if family.name.startswith("spikewatch_") and not family.name.endswith("_created"):
             assert family.documentation, family.name
             assert f"`{family.name}" in document, family.name
+
+
+def test_every_action_of_the_log_is_explained_in_the_documentation() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = document.partition("| action | what happened |\n|---|---|\n")[2]
+    listed = [f"| `{action}` | {action.description} |" for action in LogAction]
+    assert table.splitlines() == listed, "docs/metrics.md and server/log_actions.py must list the same actions"
 
 
 def test_two_servers_in_one_process_count_apart() -> None:

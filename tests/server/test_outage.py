@@ -1,4 +1,4 @@
-"""A database that goes away and comes back: nothing is acknowledged meanwhile, and nothing is lost."""
+"""A database that is temporarily unreachable: nothing is acknowledged meanwhile, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.support.writer import Writer, record
 
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
-    """Not the one that other tests share."""
+    """Postgres server that no other test shares."""
     started = Postgres()
     yield started
     started.stop()
 
 
-def test_writers_are_told_to_wait_and_go_on_afterwards(own_postgres: Postgres, tmp_path: Path) -> None:
+def test_writers_are_asked_to_wait_and_continue_afterwards(own_postgres: Postgres, tmp_path: Path) -> None:
     with running_server(tmp_path, database_url=own_postgres.create_database()) as server, server.api() as api:
         with server.connect("/ingest") as socket:
             writer = Writer(socket)

@@ -1,4 +1,4 @@
-"""Slow databases, floods, and quiet runs beside them: what a run may cost the others and the server."""
+"""Slow databases and floods: the effect of one run on the others and on the server is bounded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from client_sdk.protocol import Ack, Batch, Record, Welcome, encode
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 
-FRAME = 256 * 1024  # bytes, about
-MOST = 64 * 1024 * 1024  # bytes that a server which reads no more may have taken, in buffers of the kernel too
-STUCK = 1.0  # seconds without any room in the buffers
+FRAME = 256 * 1024  # bytes, approximately
+# maximum bytes that a server which has stopped reading may have received, kernel buffers included
+MAX_BUFFERED = 64 * 1024 * 1024
+STUCK = 1.0  # seconds without room in the buffers
 
 
 def _port(server: RunningServer) -> int:
@@ -23,7 +24,7 @@ def _port(server: RunningServer) -> int:
 
 
 def _large(first_seq: int) -> bytes:
-    """A batch of about `FRAME` bytes."""
+    """Return a batch of about `FRAME` bytes."""
     count = FRAME // 1024
     values = {f"metric_{n}": n / 7 for n in range(50)}
     records = tuple(Record(step=first_seq + n, time=1.0, scalars=values) for n in range(count))
@@ -50,7 +51,7 @@ async def test_a_database_that_stands_still_stops_the_reading_and_loses_nothing(
                 frame = _large(seq + 1)
                 socket.send(frame)
                 sent, seq = sent + len(frame), seq + FRAME // 1024
-                assert sent < MOST, "the server goes on reading"
+                assert sent < MAX_BUFFERED, "the server continues to read"
             blocker.execute("ROLLBACK")
             blocker.close()
             acknowledged = 0
@@ -86,7 +87,7 @@ def test_a_flood_does_not_starve_a_calm_run(tmp_path: Path, database_url: str) -
                 calm = Writer(socket)
                 calm.hello("calm", "calm")
                 for step in range(20):
-                    calm.commit(record(step))  # each acknowledged while the floods go on
+                    calm.commit(record(step))  # each record is acknowledged while the floods continue
         finally:
             is_calm_done.set()
             for thread in floods:

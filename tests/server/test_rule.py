@@ -56,10 +56,10 @@ def test_json_round_trips() -> None:
 
 def test_a_rule_is_for_the_runs_of_its_project_tag_and_name() -> None:
     one = rule(project="gpt", tag="prod", run_name="big-*")
-    assert one.is_for("gpt", "big-7", ("prod", "x"))
-    assert not one.is_for("gpt", "small", ("prod",))
-    assert not one.is_for("gpt", "big-7", ())
-    assert not one.is_for("other", "big-7", ("prod",))
+    assert one.applies_to("gpt", "big-7", ("prod", "x"))
+    assert not one.applies_to("gpt", "small", ("prod",))
+    assert not one.applies_to("gpt", "big-7", ())
+    assert not one.applies_to("other", "big-7", ("prod",))
     rules = RuleSet(rules=(one, rule(id="off", enabled=False), rule(id="all")))
     assert [found.id for found in rules.of_run("x", "y", ())] == ["all"]
 

@@ -1,4 +1,4 @@
-"""The history of the schema, on both databases."""
+"""The migrations, on both databases."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_servers_that_start_together_migrate_once(database_url: str) -> None:
 
 
 async def _rows(database: Database) -> dict[str, int]:
-    """Of the tables that every schema has."""
+    """Return the number of rows of the tables that every schema has."""
     async with database.read() as connection:
         return {
             name: (await connection.execute(text(f"SELECT count(*) FROM {name}"))).scalar_one()
@@ -138,7 +138,7 @@ async def test_a_schema_that_cannot_hold_what_is_stored_is_refused_and_nothing_c
     assert await migrate.is_current(database)
 
 
-async def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "broken.sqlite3"
     path.write_bytes(b"not a database at all, but long enough to be read as a header" * 100)
     database = Database(f"sqlite:///{path}")

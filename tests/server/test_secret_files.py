@@ -42,7 +42,7 @@ def test_a_secret_file_that_cannot_serve_is_named_with_its_fault(tmp_path: Path)
     for path, words in (
         (tmp_path / "missing", "cannot be read"),
         (empty, "is empty"),
-        (binary, "no text"),
+        (binary, "not text"),
         (large, "too large"),
     ):
         with pytest.raises(ValueError, match=words) as caught:

@@ -73,16 +73,16 @@ def test_one_broken_file_does_not_keep_the_others(environment: dict[str, str], t
     (folder / "bad.csv").write_text("step,loss\n1,2\n2,x\n")
     done = run(environment, "import", str(folder), str(tmp_path / "none"))
     assert done.returncode == 2
-    assert "bad.csv, line 3: 'x' in the column 'loss' is no number" in done.stderr
+    assert "bad.csv, line 3: 'x' in the column 'loss' is not a number" in done.stderr
     assert f"spikewatch: {tmp_path / 'none'}: there is no such file or folder" in done.stderr
     assert "30 records" in done.stderr
 
 
 def test_what_cannot_be_done_is_one_line(environment: dict[str, str], imported: str, tmp_path: Path) -> None:
     for arguments, reason in (
-        (("export", imported, "--out", str(tmp_path / "run.xlsx")), ".xlsx: the ending tells the format"),
+        (("export", imported, "--out", str(tmp_path / "run.xlsx")), ".xlsx: unknown format"),
         (("export", imported, "--out", str(tmp_path / "none" / "run.csv")), "cannot be written"),
-        (("import", str(DATA), "--rename", "loss"), "--rename is OLD=NEW"),
+        (("import", str(DATA), "--rename", "loss"), "--rename must be OLD=NEW"),
     ):
         done = run(environment, *arguments)
         assert done.returncode == 2

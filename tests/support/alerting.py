@@ -12,11 +12,12 @@ import msgspec
 from client_sdk.protocol import Alert, Hello, Outcome, PredictedStep
 from server.auth.secret_box import SecretBox
 from server.models import Progress
-from server.notification import Channel, ChannelKind
+from server.notification import Channel
 from server.notifications.messenger import Messenger
 from server.notifications.outbound import Outbound
+from server.notifications.recipients import recipients
 from server.storage.database import Database
-from server.storage.detector_states import DetectorStateSave, DetectorStateStore, SuiteState
+from server.storage.detector_states import DetectorStateSave, DetectorStateStore, StoredDetectorState
 from server.storage.runs import RunStore
 from tests.support.slack import TOKEN
 
@@ -80,7 +81,7 @@ def spike(run_id: str = "run", settles: Alert | None = None, level: str = "warni
     )
 
 
-def channel(kind: ChannelKind, secret: str, channel_id: str = "channel", **changes: Any) -> Channel:
+def channel(kind: str, secret: str, channel_id: str = "channel", **changes: Any) -> Channel:
     """A channel that wants everything from a watch on."""
     contents = {"secret": secret, "signing_key": "k" * 32}
     made = Channel(
@@ -90,13 +91,13 @@ def channel(kind: ChannelKind, secret: str, channel_id: str = "channel", **chang
         target="somewhere",
         encrypted_secrets=SECRETS.seal(contents),
         min_level="watch",
-        settings={"channel": "#ml", "picture": False} if kind is ChannelKind.SLACK_BOT else {},
+        settings={"channel": "#ml", "picture": False} if kind == "slack-bot" else {},
     )
     return dataclasses.replace(made, **changes)
 
 
 def bot(**changes: Any) -> Channel:
-    return channel(ChannelKind.SLACK_BOT, TOKEN, **changes)
+    return channel("slack-bot", TOKEN, **changes)
 
 
 def messenger(slack_api_url: str = "http://127.0.0.1:1/", *, timeout: float = 5.0) -> Messenger:
@@ -115,7 +116,7 @@ class Detectors:
 
     def __init__(self, database: Database) -> None:
         self._runs = RunStore(database)
-        self._monitors = DetectorStateStore(database)
+        self._monitors = DetectorStateStore(database, recipients)
         self._revisions: dict[str, int] = {}
 
     async def hold(self, *alerts: Alert, sdk: str = "python/test", now: float | None = None) -> None:
@@ -132,7 +133,7 @@ class Detectors:
         save = DetectorStateSave(
             run_id=run_id,
             before=before,
-            after=SuiteState(rank=0, position=revision, state=b"", revision=revision),
+            after=StoredDetectorState(rank=0, position=revision, state=b"", revision=revision),
             progress=Progress(stage="unstable"),
             changed=list(alerts),
             happened=(),

@@ -1,4 +1,4 @@
-"""A real Chromium, found on PATH; the tests that need it are skipped loudly where there is none, and fail in CI."""
+"""A real Chromium on PATH. Without one, the tests that need it are skipped with a message, and fail in CI."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ CHROMIUM_FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Not for the whole session: while Playwright runs, this thread counts as inside an event loop, and no async test
-    can start its own."""
+    """Yield a browser for one module.
+
+    It cannot last for the session, because no async test can start an event loop while Playwright runs in its thread.
+    """
     path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
     if path is None:
         words = "no Chromium on PATH: the browser tests cannot run; install the package chromium"
@@ -39,7 +41,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    # Playwright waits for conditions by evaluating strings, which the pages' policy forbids.
+    """Yield a new profile of the browser."""
+    # Playwright evaluates strings to wait for conditions, which the pages' policy forbids.
     context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark", bypass_csp=True)
     context.set_default_timeout(15_000)
     yield context

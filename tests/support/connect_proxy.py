@@ -1,4 +1,4 @@
-"""An HTTP proxy that knows CONNECT alone, as a firm has at its border. Every name leads to the loopback interface."""
+"""An HTTP proxy that supports only CONNECT and resolves every name to the loopback interface."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.tcp_proxy import Link, TcpProxy
 
 
 class ConnectProxy(TcpProxy):
-    """Use with ``with``. What was asked for is in `targets`."""
+    """A context manager whose `targets` are the requests that it received."""
 
     def __init__(self) -> None:
         super().__init__()

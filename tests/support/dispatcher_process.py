@@ -1,4 +1,4 @@
-"""A sender in a process of its own, to be killed: `python -m tests.support.dispatcher_process DATABASE_URL API_URL`."""
+"""A dispatcher in its own process, to be killed: `python -m tests.support.dispatcher_process DATABASE_URL API_URL`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from server.storage.outbox import OutboxStore
 from tests.support.alerting import messenger
 
 
-async def paint(run_id: str, step: int, predicted: tuple[int, int, int] | None) -> None:
-    """No pictures."""
+async def render_picture(run_id: str, step: int, predicted: tuple[int, int, int] | None) -> None:
+    """Draw no picture."""
     del run_id, step, predicted
 
 
 async def main(database_url: str, api_url: str) -> None:
-    sender = Dispatcher(OutboxStore(Database(database_url)), messenger(api_url), paint, time.time, poll=0.05)
-    sender.start()
+    dispatcher = Dispatcher(
+        OutboxStore(Database(database_url)), messenger(api_url), render_picture, time.time, poll=0.05
+    )
+    dispatcher.start()
     await asyncio.Event().wait()
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy that can stop passing bytes on without closing anything: a half-dead connection."""
+"""A TCP proxy that can stop forwarding bytes without closing a connection: a half-dead connection."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 import contextlib
 import threading
 
-from tests.support.tcp_proxy import LARGEST_CHUNK, Link, TcpProxy
+from tests.support.tcp_proxy import MAX_CHUNK, Link, TcpProxy
 
 
 class FreezingProxy(TcpProxy):
-    """Between a client and ``target`` (a port on the loopback interface). Connections made after `thaw` work."""
+    """A proxy to ``target``, a port of the loopback interface, that can be frozen."""
 
     def __init__(self, target: int) -> None:
         super().__init__([target])
         self._frozen = threading.Event()
 
     def freeze(self) -> None:
-        """Swallow nothing, pass nothing on: what is sent stays in the buffers of the kernel until they are full."""
+        """Stop forwarding; sent bytes stay in the buffers of the kernel until these are full."""
         self._frozen.set()
 
     def thaw(self) -> None:
-        """New connections pass again; the frozen ones stay dead."""
+        """Forward new connections again; frozen ones stay dead."""
         self._frozen = threading.Event()
 
     async def forth(self, link: Link) -> None:
@@ -33,8 +33,8 @@ class FreezingProxy(TcpProxy):
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, frozen: threading.Event) -> None:
     with contextlib.suppress(OSError):
-        while data := await reader.read(LARGEST_CHUNK):
+        while data := await reader.read(MAX_CHUNK):
             if frozen.is_set():
-                await asyncio.Event().wait()  # until the proxy ends
+                await asyncio.Event().wait()  # forever: the proxy cancels this task when it closes
             writer.write(data)
             await writer.drain()

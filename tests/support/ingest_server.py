@@ -1,4 +1,7 @@
-"""The server's half of docs/protocol.md over real sockets, keeping records in memory, with faults to order."""
+"""An ingest server over real sockets that keeps records in memory and produces faults on demand.
+
+It implements the server's side of docs/protocol.md.
+"""
 
 from __future__ import annotations
 
@@ -30,28 +33,29 @@ from client_sdk.protocol import (
 
 
 class IngestServer:
-    """Start with ``with``; restart on the same port with `stop` and `start`. Records survive a restart."""
+    """Context manager that listens on a free port. `stop` and `start` restart it on that port with its records."""
 
     def __init__(self, *, token: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.token = token
         self.tls = tls
         self.records: dict[str, list[Record]] = {}
-        """By writer, each sequence exactly once."""
+        """Committed records by writer, each sequence exactly once."""
         self.hellos: list[Hello] = []
         self.finishes: list[tuple[str, Finish]] = []
         self.order: list[int] = []
-        """Of each committed batch, the ordinal number of its writer."""
+        """Ordinal number of the writer of each committed batch."""
         self.batches = 0
-        """Received, those sent again included."""
+        """Number of received batches, including those that were sent again."""
         self.cut_batches: set[int] = set()
-        """Ordinal numbers of batches (from 1) after which the connection is cut: committed, not acknowledged."""
+        """Ordinal numbers, from 1, of batches whose connection is cut after the commit, without an acknowledgement."""
         self.ignore_batches: set[int] = set()
-        """Ordinal numbers of batches whose connection is cut before they are committed."""
+        """Ordinal numbers, from 1, of batches whose connection is cut before they are committed."""
         self.refuses: Callable[[Record], bool] = lambda record: False
-        """Records for which the batch is answered with `bad_record`."""
+        """Predicate of records for which a batch is answered with `bad_record`."""
         self.error: Error | None = None
-        """Answered to every hello instead of a welcome."""
+        """Error that answers every hello instead of a welcome."""
         self.may_acknowledge = threading.Event()
+        """Batches are acknowledged only while this event is set."""
         self.may_acknowledge.set()
         self.port = 0
         self._changed = threading.Condition()
@@ -96,35 +100,35 @@ class IngestServer:
             self.stop()
 
     def wait_for(self, predicate: Callable[[], object], timeout: float = 20.0) -> None:
-        """Wait until something the server received makes ``predicate`` true."""
+        """Wait until ``predicate`` is true; it is evaluated whenever the server has received something."""
         with self._changed:
-            assert self._changed.wait_for(lambda: bool(predicate()), timeout), "the server never saw it"
+            assert self._changed.wait_for(lambda: bool(predicate()), timeout), "the server did not receive it in time"
 
     def all_records(self) -> list[Record]:
-        """Of every writer, in order of the writers' first hello."""
+        """Return the records of all writers, in the order of the writers' first hellos."""
         return [record for records in self.records.values() for record in records]
 
     def steps(self) -> list[int]:
         return [record.step for record in self.all_records()]
 
     def push(self, alert: Alert) -> None:
-        """Send an alert to everybody connected."""
+        """Send an alert to every connected client."""
         for connection in self._connections:
             connection.send(encode(AlertNotice(alert=alert)))
 
     def dismiss(self, error: Error, close_code: int) -> None:
-        """Tell everybody connected what is wrong, and close."""
+        """Send an error to every connected client and close the connections."""
         for connection in tuple(self._connections):
             connection.send(encode(error))
             connection.close(close_code)
 
-    def say(self, frame: bytes) -> None:
-        """Send anything to everybody connected."""
+    def send(self, frame: bytes) -> None:
+        """Send any frame to every connected client."""
         for connection in tuple(self._connections):
             connection.send(frame)
 
     def forget(self) -> None:
-        """Lose every record, as a server with a new database has."""
+        """Delete all records, like a server with a new database."""
         self.records.clear()
 
     def _serve(self, connection: ServerConnection) -> None:
@@ -188,7 +192,7 @@ class IngestServer:
             connection.socket.close()
             return False
         if any(self.refuses(record) for record in batch.records):
-            connection.send(encode(Error(code="bad_record", message="I do not like it", retryable=False)))
+            connection.send(encode(Error(code="bad_record", message="the record is refused", retryable=False)))
             connection.close(4400)
             return False
         committed = self.records[writer]

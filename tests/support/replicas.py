@@ -1,4 +1,4 @@
-"""Servers in processes of their own on one database and one Redis, to be paused and killed."""
+"""Server processes on one database and one Redis server, to be paused and killed by tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.server import TOKEN
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """A running `spikewatch serve`."""
+    """Running `spikewatch serve` process."""
 
     url: str
     process: subprocess.Popen[str]
@@ -29,18 +29,18 @@ class Replica:
         return int(self.url.rsplit(":", 1)[1])
 
     def connect(self, path: str) -> ClientConnection:
-        """A websocket below `/api/v1`; use it as a context manager."""
+        """Connect to a websocket below `/api/v1`. Use it as a context manager."""
         address = self.url.replace("http", "ws", 1) + f"/api/v1{path}"
         headers = {"Authorization": f"Bearer {TOKEN}"}
         return connect(address, additional_headers=headers, compression=None, max_size=None, max_queue=None)
 
     def api(self) -> httpx.Client:
-        """A client of `/api/v1`; use it as a context manager."""
+        """Return a client of `/api/v1`. Use it as a context manager."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
         return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=30, trust_env=False)
 
     def pause(self) -> None:
-        """It answers nothing and forgets nothing."""
+        """Stop the process: it answers nothing and keeps its state."""
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -49,7 +49,7 @@ class Replica:
 
 @contextlib.contextmanager
 def replica(home: Path, name: str, **settings: str) -> Iterator[Replica]:
-    """Start `spikewatch serve` with these settings; the schema must be current. Its standard error goes to a file."""
+    """Run `spikewatch serve` with these settings; its standard error goes to a file. The schema must be current."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SPIKEWATCH_")}
     given = {f"SPIKEWATCH_{key.upper()}": value for key, value in settings.items()}
     environment = {

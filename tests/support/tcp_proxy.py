@@ -1,4 +1,4 @@
-"""A TCP address in front of several ports of the loopback interface. It passes bytes on; those that do more derive."""
+"""A TCP proxy in front of several ports of the loopback interface; subclasses do more than forward bytes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-LARGEST_CHUNK = 65536
+MAX_CHUNK = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """One connection of a client, and the one to the server that was opened for it."""
+    """The connection of a client and the connection to the server that was opened for it."""
 
     from_client: asyncio.StreamReader
     to_client: asyncio.StreamWriter
@@ -24,16 +24,16 @@ class Link:
 
 
 class TcpProxy:
-    """As a balancer does, it gives each connection to the next port that takes it.
+    """A proxy that forwards each connection to the next port that accepts it, like a load balancer.
 
-    Use as a context manager: it works in a thread of its own. Where one side ends, the other one is cut.
+    Use it as a context manager; it runs in its own thread. When one side of a connection ends, the other one is cut.
     """
 
     def __init__(self, ports: Sequence[int] = ()) -> None:
         self.ports = list(ports)
-        """May be changed at any time."""
+        """Ports of the servers; may be changed at any time."""
         self.port = 0
-        """Of the proxy itself."""
+        """Port of the proxy itself."""
         self._next = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=type(self).__name__)
@@ -44,7 +44,7 @@ class TcpProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def cut_all(self) -> None:
-        """Reset every connection. Those that come afterwards pass. From any thread."""
+        """Reset every connection; later ones are forwarded again. Called from any thread."""
         self._loop.call_soon_threadsafe(lambda: [link.cancel() for link in self._links])
 
     def __enter__(self) -> Self:
@@ -61,7 +61,7 @@ class TcpProxy:
         self._loop.close()
 
     async def reach(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Link | None:
-        """The connection to a server, for one of a client; None where nobody takes it: the client's is ended."""
+        """Return the link to a server for a client's connection, or None if no server accepts it, which ends it."""
         for _ in range(len(self.ports)):
             self._next += 1
             with contextlib.suppress(OSError):
@@ -70,11 +70,11 @@ class TcpProxy:
         return None
 
     async def forth(self, link: Link) -> None:
-        """Client to server, until either ends."""
+        """Forward from the client to the server until either side ends."""
         await pass_on(link.from_client, link.to_server)
 
     async def back(self, link: Link) -> None:
-        """Server to client, until either ends."""
+        """Forward from the server to the client until either side ends."""
         await pass_on(link.from_server, link.to_client)
 
     async def _listen(self) -> int:
@@ -115,8 +115,8 @@ class TcpProxy:
 
 
 async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Bytes as they come, until either end is gone."""
+    """Forward bytes as they arrive until either side is closed."""
     with contextlib.suppress(OSError):
-        while data := await reader.read(LARGEST_CHUNK):
+        while data := await reader.read(MAX_CHUNK):
             writer.write(data)
             await writer.drain()

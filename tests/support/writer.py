@@ -1,4 +1,4 @@
-"""A training process reduced to its socket: says hello, sends records, reads answers."""
+"""A training process reduced to its socket: sends a hello and records, and reads the answers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def record(
     histograms: tuple[Histograms, ...] = (),
     **scalars: float,
 ) -> Record:
-    """One call of `log`; ``block`` is layers × statistics."""
+    """Return one record; ``block`` has the shape layers × statistics."""
     data = None if block is None else np.array(block, dtype="<f4").tobytes()
     number = 0 if layout is None and (data is not None or histograms) else layout
     return Record(
@@ -62,7 +62,7 @@ def record(
 
 
 def histogram(which: str, rows: Sequence[Sequence[int]], low: float = -1.0, high: float = 1.0) -> Histograms:
-    """``rows``: 64 counts for each layer."""
+    """Return histograms with 64 counts for each layer, given by ``rows``."""
     layers = len(rows)
     return Histograms(
         which=which,
@@ -73,13 +73,13 @@ def histogram(which: str, rows: Sequence[Sequence[int]], low: float = -1.0, high
 
 
 class Writer:
-    """Over an open websocket, which belongs to the caller."""
+    """One writer over an open websocket, which belongs to the caller."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
         self.seq = 0
         self.alerts: list[AlertNotice] = []
-        """Pushed while something else was waited for."""
+        """Alerts that arrived while another message was expected."""
 
     def hello(self, run_id: str | None = "run", writer: str = "writer", **fields: Any) -> Welcome:
         self.send_hello(run_id, writer, **fields)
@@ -111,7 +111,7 @@ class Writer:
         self.expect(Ack)
 
     def expect(self, kind: type[Message]) -> Message:
-        """The next message, which must be of this kind; alerts in between are put aside."""
+        """Return the next message, which must be of this kind; alerts in between go to `alerts`."""
         while True:
             message = self.receive()
             if isinstance(message, kind):

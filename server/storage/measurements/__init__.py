@@ -1,1 +1,1 @@
-"""The measurements of a run in the database: segments as they came, tiles made from them, and the queries over both."""
+"""Measurements of runs in the database: committed segments, tiles built from them, and the queries over both."""

@@ -1,12 +1,12 @@
-"""Commits: storing what writers sent exactly once, those of several runs in one transaction.
+"""Commits: storing the batches of several runs exactly once, in one transaction.
 
-A commit checks the writer's epoch and last sequence, inserts the segments and moves the sequence in one transaction, so
-that a resend changes nothing. Attempts are given out here, for each (run, rank): a segment that begins before the last
-step of its rank begins a new attempt.
+A commit checks the writer's epoch and last sequence, inserts the segments and advances the sequence in one transaction,
+so that a resend changes nothing. Attempts are assigned here, for each (run, rank): a segment that begins before the
+last step of its rank begins a new attempt.
 
-The statements are as many for one commit as for a hundred. Rows are locked in one order, writers before runs and each
-by its id, and a lock of a run stands for all of its attempts. A commit that cannot be, because its writer was taken or
-its run deleted, is left out of the transaction and harms no other.
+One commit takes as many statements as a hundred. Rows are locked in a fixed order, writers before runs and each by id,
+and the lock of a run covers all of its attempts. A request that must be refused, because its writer was taken over or
+its run deleted, is left out of the transaction and does not affect the others.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
 from server.storage.id_list import padded
 from server.storage.runs import Registration, is_running
 
-Place = tuple[str, int]
-"""A run and one of its ranks."""
+RunRank = tuple[str, int]
+"""Run and one of its ranks."""
 
 _later = attempts.alias("later")
 _is_last = attempts.c.attempt == (
@@ -41,7 +41,7 @@ _last_segment = (
     .where(segments.c.run_id == attempts.c.run_id, segments.c.rank == attempts.c.rank)
     .scalar_subquery()
 )
-# FOR NO KEY UPDATE: rows that refer to these may be inserted meanwhile (foreign keys take FOR KEY SHARE).
+# FOR NO KEY UPDATE: rows that refer to these may be inserted meanwhile, because foreign keys take FOR KEY SHARE.
 LOCK_WRITERS = (
     select(writers.c.id, writers.c.last_seq, writers.c.epoch, writers.c.state)
     .where(writers.c.id.in_(bindparam("ids", expanding=True)))
@@ -61,7 +61,7 @@ LAST_ATTEMPTS = select(
     attempts.c.last_step,
     func.coalesce(_last_segment, 0).label("last_segment"),
 ).where(
-    # By two lists, though that may find more: SQLite uses no index for a list of pairs.
+    # Two lists may match more rows than needed, but SQLite uses no index for a list of pairs.
     attempts.c.run_id.in_(bindparam("run_ids", expanding=True)),
     attempts.c.rank.in_(bindparam("ranks", expanding=True)),
     _is_last,
@@ -72,7 +72,7 @@ _RUN = runs.c.id == bindparam("of_run")
 _ALIVE = {"state": RunState.RUNNING, "last_seen_at": bindparam("now")}
 _MOVE_WRITER = update(writers).where(_WRITER).values(last_seq=bindparam("to_seq"))
 _MOVE_RUN = update(runs).where(_RUN).values(last_step=bindparam("to_step"), attempt=bindparam("to_attempt"))
-# By whether the writer runs, or is a late one whose place is taken.
+# Statements keyed by whether the writer is running; a late writer whose rank another writer has taken over is not.
 _MOVE_WRITERS = {True: _MOVE_WRITER.values(**_ALIVE), False: _MOVE_WRITER}
 _MOVE_RUNS = {True: _MOVE_RUN.values(**_ALIVE), False: _MOVE_RUN}
 _MOVE_ATTEMPTS = (
@@ -88,34 +88,34 @@ _MOVE_ATTEMPTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class CommitRequest:
-    """Consecutive drafts of one writer, at least one, that begin at ``expected_seq`` + 1."""
+    """Consecutive drafts of one writer, at least one, beginning at ``expected_seq`` + 1."""
 
     writer: Registration
     expected_seq: int
     drafts: Sequence[SegmentDraft]
     now: float
-    """Unix time."""
+    """Time of the commit, Unix seconds."""
     known_names: frozenset[str] = frozenset()
-    """Scalars that are known to be noted as logged by this rank."""
+    """Names of scalars that are already stored as logged by this rank."""
 
     @property
-    def place(self) -> Place:
+    def run_rank(self) -> RunRank:
         return self.writer.run_id, self.writer.rank
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommittedSegment:
-    """Where a draft came to stand."""
+    """Id and attempt of a committed draft."""
 
     id: int
     attempt: int
     previous_id: int
-    """No segment of its rank lies between this id and its own."""
+    """Id of the previous segment of the same rank; no segment of that rank lies in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """What became durable."""
+    """Description of what one request made durable."""
 
     last_seq: int
     first_step: int
@@ -123,7 +123,7 @@ class Commit:
     attempt: int
     events: tuple[Event, ...]
     segments: tuple[CommittedSegment, ...]
-    """One for each draft."""
+    """Committed segments, one for each draft."""
 
 
 @dataclass(kw_only=True)
@@ -142,30 +142,32 @@ class _Attempt:
 
 @dataclass(kw_only=True)
 class _Accepted:
-    """A request of which everything will be stored."""
+    """Request that will be stored completely."""
 
     at: int
-    """In the order of the requests."""
+    """Index of the request in the commit."""
     request: CommitRequest
     is_alive: bool
     attempts: list[int] = field(default_factory=list)
-    """Of each draft."""
+    """Attempt of each draft."""
     rollbacks: list[Event] = field(default_factory=list)
 
 
 class CommitStore:
+    """Stores the batches that writers send."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def commit(self, requests: Sequence[CommitRequest]) -> list[Commit | ServerError]:
-        """Store them all in one transaction; of each what came of it.
+        """Store all requests in one transaction, and return the outcome of each.
 
-        A request is refused, and nothing of it stored, with `WriterTakenError` when a later connection is this writer,
-        `SequenceMovedError` when the writer's last sequence is another one, and `RunDeletedError`. Raises
-        `DatabaseError`, and then nothing of any of them is stored.
+        A request is refused completely with `WriterTakenError` if a later connection has taken over the writer, with
+        `SequenceMovedError` if the writer's last sequence is a different one, and with `RunDeletedError`. Raises
+        `DatabaseError`, in which case nothing of any request is stored.
         """
         outcomes: list[Commit | ServerError | None] = [None] * len(requests)
-        # Alone it may wait for whoever holds its rows; the others need not.
+        # A single request may wait for locked rows. Several requests must not wait for the rows of one of them.
         patience = LOCK_TIMEOUT if len(requests) > 1 else None
         cost = sum(len(draft.payload) for request in requests for draft in request.drafts)
         async with self._database.write("commits", cost, patience=patience) as connection:
@@ -179,7 +181,7 @@ class CommitStore:
 async def _accept(
     connection: AsyncConnection, requests: Sequence[CommitRequest], outcomes: list[Commit | ServerError | None]
 ) -> list[_Accepted]:
-    """Lock what the requests change, and refuse those that cannot be."""
+    """Lock the rows that the requests change, and refuse requests that cannot be stored."""
     ids = sorted({request.writer.writer_id for request in requests})
     rows = await connection.execute(LOCK_WRITERS, {"ids": padded(ids)})
     known = {row.id: _Writer(last_seq=row.last_seq, epoch=row.epoch, state=row.state) for row in rows}
@@ -203,9 +205,9 @@ async def _accept(
 
 
 async def _store(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> list[Commit]:
-    """Everything of these, whose rows are locked."""
-    places = {item.request.place for item in accepted}
-    run_ids, ranks = sorted({run_id for run_id, _ in places}), sorted({rank for _, rank in places})
+    """Store the accepted requests, whose rows are locked."""
+    keys = {item.request.run_rank for item in accepted}
+    run_ids, ranks = sorted({run_id for run_id, _ in keys}), sorted({rank for _, rank in keys})
     rows = await connection.execute(LAST_ATTEMPTS, {"run_ids": padded(run_ids), "ranks": padded(ranks)})
     current = {
         (row.run_id, row.rank): _Attempt(attempt=row.attempt, last_step=row.last_step, last_segment=row.last_segment)
@@ -219,21 +221,21 @@ async def _store(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> 
 
 
 async def _insert_attempts(
-    connection: AsyncConnection, accepted: Sequence[_Accepted], current: dict[Place, _Attempt]
+    connection: AsyncConnection, accepted: Sequence[_Accepted], current: dict[RunRank, _Attempt]
 ) -> None:
-    """Give every draft its attempt; ``current`` has the last one of each place afterwards."""
+    """Assign an attempt to every draft. Afterwards ``current`` contains the last attempt of each (run, rank)."""
     begun: list[dict[str, Any]] = []
     left: list[dict[str, Any]] = []
     for item in accepted:
-        place = item.request.place
+        key = item.request.run_rank
         for draft in item.request.drafts:
-            now = current.get(place)
+            now = current.get(key)
             if now is None or draft.first_step < now.last_step:
                 attempt = 0 if now is None else now.attempt + 1
                 begun.append(
                     {
-                        "run_id": place[0],
-                        "rank": place[1],
+                        "run_id": key[0],
+                        "rank": key[1],
                         "attempt": attempt,
                         "first_step": draft.first_step,
                         "last_step": draft.last_step,
@@ -241,13 +243,13 @@ async def _insert_attempts(
                     }
                 )
                 if now is not None:
-                    left.append(_reached(place, now))
+                    left.append(_reached(key, now))
                     detail = {"from_step": now.last_step}
                     item.rollbacks.append(
                         Event(step=draft.first_step, kind=EventKind.ROLLBACK, attempt=attempt, detail=detail)
                     )
                 last_segment = 0 if now is None else now.last_segment
-                now = current[place] = _Attempt(attempt=attempt, last_step=draft.last_step, last_segment=last_segment)
+                now = current[key] = _Attempt(attempt=attempt, last_step=draft.last_step, last_segment=last_segment)
             now.last_step = draft.last_step
             item.attempts.append(now.attempt)
     if begun:
@@ -257,7 +259,7 @@ async def _insert_attempts(
 
 
 async def _insert_segments(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> dict[tuple[int, int], int]:
-    """The ids of the segments by their writer and first sequence."""
+    """Insert the segments, and return their ids keyed by writer and first sequence."""
     rows = [
         {
             **_origin(item, attempt),
@@ -278,7 +280,7 @@ async def _insert_segments(connection: AsyncConnection, accepted: Sequence[_Acce
 
 
 async def _insert_details(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> None:
-    """Histograms, rollbacks, and names that are logged for the first time. Most commits have none of them."""
+    """Store histograms, rollbacks and names that are logged for the first time. Most commits have none of these."""
     shapes = [
         {
             **_origin(item, attempt),
@@ -309,7 +311,7 @@ async def _insert_details(connection: AsyncConnection, accepted: Sequence[_Accep
     if rollbacks:
         await connection.execute(events.insert(), rollbacks)
     names = {
-        (*item.request.place, name)
+        (*item.request.run_rank, name)
         for item in accepted
         for draft in item.request.drafts
         for name in draft.names
@@ -320,10 +322,10 @@ async def _insert_details(connection: AsyncConnection, accepted: Sequence[_Accep
         await connection.execute(insert_ignore(connection, scalars), rows)
 
 
-async def _move(connection: AsyncConnection, accepted: Sequence[_Accepted], current: dict[Place, _Attempt]) -> None:
-    """Sequences, attempts and runs to where they have come."""
-    places = {item.request.place for item in accepted}
-    await connection.execute(_MOVE_ATTEMPTS, [_reached(place, current[place]) for place in sorted(places)])
+async def _move(connection: AsyncConnection, accepted: Sequence[_Accepted], current: dict[RunRank, _Attempt]) -> None:
+    """Advance the sequences of writers, the last steps of attempts, and the state of runs."""
+    keys = {item.request.run_rank for item in accepted}
+    await connection.execute(_MOVE_ATTEMPTS, [_reached(key, current[key]) for key in sorted(keys)])
     for is_alive in (True, False):
         some = [item for item in accepted if item.is_alive == is_alive]
         if not some:
@@ -340,7 +342,7 @@ async def _move(connection: AsyncConnection, accepted: Sequence[_Accepted], curr
             item.request.writer.run_id: {
                 "of_run": item.request.writer.run_id,
                 "to_step": item.request.drafts[-1].last_step,
-                "to_attempt": current[item.request.place].attempt,
+                "to_attempt": current[item.request.run_rank].attempt,
                 "now": item.request.now,
             }
             for item in some
@@ -350,7 +352,7 @@ async def _move(connection: AsyncConnection, accepted: Sequence[_Accepted], curr
 
 
 def _rows(found: dict[Any, dict[str, Any]], is_alive: bool) -> list[dict[str, Any]]:
-    """In the order of their keys, and with the time where it is written."""
+    """Return the values in the order of their keys, with the time only where it is written."""
     rows = [found[key] for key in sorted(found)]
     return rows if is_alive else [{name: row[name] for name in row if name != "now"} for row in rows]
 
@@ -360,28 +362,28 @@ def _origin(item: _Accepted, attempt: int) -> dict[str, Any]:
     return {"run_id": own.run_id, "writer_id": own.writer_id, "attempt": attempt}
 
 
-def _reached(place: Place, attempt: _Attempt) -> dict[str, Any]:
+def _reached(key: RunRank, attempt: _Attempt) -> dict[str, Any]:
     return {
-        "of_run": place[0],
-        "of_rank": place[1],
+        "of_run": key[0],
+        "of_rank": key[1],
         "of_attempt": attempt.attempt,
         "to_step": attempt.last_step,
     }
 
 
-def _committed(item: _Accepted, ids: dict[tuple[int, int], int], current: dict[Place, _Attempt]) -> Commit:
-    """Called in the order in which they were stored."""
-    request, place = item.request, current[item.request.place]
-    placed = []
+def _committed(item: _Accepted, ids: dict[tuple[int, int], int], current: dict[RunRank, _Attempt]) -> Commit:
+    """Return the commit of a request. Must be called in the order in which the requests were stored."""
+    request, reached = item.request, current[item.request.run_rank]
+    committed = []
     for draft, attempt in zip(request.drafts, item.attempts, strict=True):
         own = ids[request.writer.writer_id, draft.first_seq]
-        placed.append(CommittedSegment(id=own, attempt=attempt, previous_id=place.last_segment))
-        place.last_segment = own
+        committed.append(CommittedSegment(id=own, attempt=attempt, previous_id=reached.last_segment))
+        reached.last_segment = own
     return Commit(
         last_seq=request.drafts[-1].last_seq,
         first_step=min(draft.first_step for draft in request.drafts),
         last_step=request.drafts[-1].last_step,
         attempt=item.attempts[-1],
         events=tuple(item.rollbacks),
-        segments=tuple(placed),
+        segments=tuple(committed),
     )

@@ -1,7 +1,7 @@
-"""Turns segments into tiles, and tiles into those of the next level, in the background.
+"""Background compaction: segments to tiles, and tiles to tiles of the next level.
 
-Each step of it is one small transaction (`storage.spans`) that leaves the database whole; between two of them anything
-may happen, a kill included. A compactor keeps nothing that it could not find again.
+Each step is one small transaction (`measurements.spans`) that leaves the database consistent; the process may be killed
+between any two of them. A compactor holds no state that it could not rebuild.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from server.pyramid.tiles import (
     together,
     unpack_steps,
 )
-from server.storage.measurements.spans import SegmentBytes, SpanStore, StoredTile, Stream
+from server.storage.measurements.spans import AttemptSegments, SegmentBytes, SpanStore, StoredTile
 
 logger = logging.getLogger(__name__)
 
 
 class Compactor:
-    """Used from one task."""
+    """Compacts segments and spans. Use it from a single task."""
 
     def __init__(
         self,
@@ -53,24 +53,30 @@ class Compactor:
         *,
         is_ours: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
-        """``interval``: seconds between two looks for something to do. ``span_entries``: layers of a run to the records
-        that fill a span of level 0. ``is_ours``: whether `run` shall do it now, or another server does; None: always.
+        """Create a compactor.
+
+        ``interval`` is the number of seconds between two searches for work. ``span_entries`` maps the number of layers
+        of a run to the number of records that fill a span of level 0. ``is_ours`` returns whether `run` should compact
+        now rather than another server; None means always.
         """
         self._store = store
         self._interval = interval
         self._span_entries = span_entries
         self.backlog = 0
-        """Records in segments that the last look left for later."""
+        """Number of records in segments that the last round left for later."""
         self._given_up: dict[tuple[int, int], int] = {}
-        """(writer, attempt) of streams with damage, left alone until more repairs of the run were made than these."""
+        """Attempts with damage, keyed by (writer, attempt), and the number of repairs of their run at that time.
+
+        Such an attempt is skipped until the run has been repaired again.
+        """
         self._is_ours = is_ours
 
     async def run(self) -> None:
-        """Until cancelled. Outages of the database are waited for."""
+        """Compact until cancelled. Waits while the database is unavailable."""
         caught_up = False
         while True:
             if self._is_ours is not None and not await self._is_ours():
-                caught_up = False  # the other may end in the middle of something
+                caught_up = False  # The other server may stop in the middle of a compaction.
                 await asyncio.sleep(self._interval)
                 continue
             try:
@@ -79,78 +85,78 @@ class Compactor:
                     caught_up = True
                 await self.run_once()
             except DatabaseError as error:
-                logger.warning("the compaction waits (%s)", error, extra={"action": "compaction_waits"})
-            except Exception:  # one bad run must not end the compaction of all
+                logger.warning("the compaction pauses (%s)", error, extra={"action": "compaction_waits"})
+            except Exception:  # A run that fails must not end the compaction of all others.
                 logger.exception("the compaction failed", extra={"action": "compaction_failed"})
             await asyncio.sleep(self._interval)
 
     async def run_once(self) -> int:
-        """Compact all that is due. Returns how many spans of level 0 were written."""
+        """Compact everything that is due. Returns the number of spans of level 0 that were written."""
         written = backlog = 0
-        for stream in await self._store.streams():
-            if self._given_up.get((stream.writer_id, stream.attempt)) == stream.repairs:
+        for group in await self._store.compactable():
+            if self._given_up.get((group.writer_id, group.attempt)) == group.repairs:
                 continue
-            most = self._span_entries(stream.layers)
-            left = stream.records
+            min_records = self._span_entries(group.layers)
+            left = group.records
             try:
-                while left >= most or (stream.is_closed and left > 0):
-                    taken, spans = await self._compact(stream, most)
+                while left >= min_records or (group.is_closed and left > 0):
+                    taken, spans = await self._compact(group, min_records)
                     if taken == 0:
                         break
                     left -= taken
                     written += spans
-                if stream.is_closed and left <= 0:
-                    await self.close(stream.run_id, stream.writer_id, stream.attempt)
+                if group.is_closed and left <= 0:
+                    await self.close(group.run_id, group.writer_id, group.attempt)
             except CorruptDataError as error:
-                self._given_up[stream.writer_id, stream.attempt] = stream.repairs
-                _report(stream.run_id, error)
+                self._given_up[group.writer_id, group.attempt] = group.repairs
+                _report(group.run_id, error)
             backlog += left
         self.backlog = backlog
         return written
 
     async def _catch_up(self) -> None:
-        """Build the levels that a compaction did not come to which was cut off."""
+        """Build the levels that an interrupted compaction had not built yet."""
         for run_id in await self._store.runs_with_full_levels():
             try:
-                await self.raise_levels(run_id)
-            except CorruptDataError as error:  # that of other runs goes on
+                await self.build_levels(run_id)
+            except CorruptDataError as error:  # The compaction of other runs continues.
                 _report(run_id, error)
 
-    async def raise_levels(self, run_id: str) -> None:
-        """Put a span above every eight of one level. Raises `TileCorruptError`."""
+    async def build_levels(self, run_id: str) -> None:
+        """Build a span above every eight spans of one level. Raises `TileCorruptError`."""
         while True:
             due = _full_level(await self._store.roots(run_id))
-            if due is None or not await self._raise(run_id, due):
+            if due is None or not await self._build_above(run_id, due):
                 return
 
     async def close(self, run_id: str, writer_id: int, attempt: int) -> None:
-        """Put the last spans of a stream that has ended under others too, so that a query reads fewer of them.
+        """Build spans above the last spans of an attempt that has ended, so that a query reads fewer of them.
 
-        Should it go on after all, what comes stands beside. Raises `TileCorruptError`.
+        If the attempt continues after all, its new spans simply have no parent yet. Raises `TileCorruptError`.
         """
         while True:
             roots = await self._store.roots(run_id)
             due = _last_spans([root for root in roots if (root.writer_id, root.attempt) == (writer_id, attempt)])
-            if due is None or not await self._raise(run_id, due):
+            if due is None or not await self._build_above(run_id, due):
                 return
 
-    async def _compact(self, stream: Stream, most: int) -> tuple[int, int]:
-        """(records, spans) that were moved; (0, 0) when somebody else was faster."""
-        taken = await self._store.oldest_segments(stream, most)
+    async def _compact(self, group: AttemptSegments, min_records: int) -> tuple[int, int]:
+        """Return the numbers of records moved and of spans written; (0, 0) if another server was faster."""
+        taken = await self._store.oldest_segments(group, min_records)
         if not taken:
             return 0, 0
-        drafts = await asyncio.to_thread(make_spans, taken, most)
-        if not await self._store.replace_segments(stream, taken, drafts):
+        drafts = await asyncio.to_thread(build_spans, taken, min_records)
+        if not await self._store.replace_segments(group, taken, drafts):
             return 0, 0
-        await self.raise_levels(stream.run_id)
+        await self.build_levels(group.run_id)
         return taken[-1].last_seq - taken[0].first_seq + 1, len(drafts)
 
-    async def _raise(self, run_id: str, children: Sequence[SpanHeader]) -> bool:
+    async def _build_above(self, run_id: str, children: Sequence[SpanHeader]) -> bool:
         draft = await self.draft_above(children)
         return await self._store.put_above(run_id, children, draft)
 
     async def draft_above(self, children: Sequence[SpanHeader]) -> SpanDraft:
-        """The span that stands above these. Raises `TileCorruptError`."""
+        """Build the span above the given spans, without storing it. Raises `TileCorruptError`."""
         ids = [child.id for child in children]
         numbers = {}
         for number, blob in (await self._store.steps_of(ids)).items():
@@ -159,15 +165,15 @@ class Compactor:
             except BlobError as error:
                 raise TileCorruptError(number, "steps", str(error)) from error
         starts = np.unique(np.concatenate([first_step_of(numbers[child.id], child.width) for child in children]))
-        most = int(SLACK * sum(child.entries for child in children) / len(children))
-        width = choose_span_width(starts, max(child.width for child in children), most)
+        max_buckets = int(SLACK * sum(child.entries for child in children) / len(children))
+        width = choose_span_width(starts, max(child.width for child in children), max_buckets)
         own = np.unique(bucket_of(starts, width))
         found: dict[TileKey, TileBlobs] = {}
-        # Scalars together, statistics, which are large, one by one.
+        # Scalars are read together. Statistics are large and therefore read one by one.
         keys = await self._store.keys_of(ids)
         for layout, name in dict.fromkeys((layout, None if layout == SCALARS else name) for layout, name in keys):
             stored = await self._store.tiles_of(ids, layout, name)
-            found |= await asyncio.to_thread(_raise_tiles, children, stored, numbers, own, width)
+            found |= await asyncio.to_thread(_build_tiles, children, stored, numbers, own, width)
         return SpanDraft(
             level=max(child.level for child in children) + 1,
             width=width,
@@ -184,26 +190,29 @@ class Compactor:
 
 def _report(run_id: str, error: CorruptDataError) -> None:
     logger.error(
-        "the compaction of run %s stops (%s); its data stays readable; `spikewatch doctor --repair` lets it go on",
+        "the compaction of run %s stops (%s); its data stays readable; run `spikewatch doctor --repair` to continue",
         run_id,
         error,
         extra={"action": "compaction_corrupt", "run_id": run_id},
     )
 
 
-def make_spans(taken: Sequence[SegmentBytes], most: int) -> list[SpanDraft]:
-    """Spans of level 0 of about ``most`` records. Takes a while; for a thread. Raises `SegmentCorruptError`."""
+def build_spans(taken: Sequence[SegmentBytes], min_records: int) -> list[SpanDraft]:
+    """Build spans of level 0 with about ``min_records`` records each. Raises `SegmentCorruptError`.
+
+    Takes long enough to belong in a thread.
+    """
     parts = []
     for segment in taken:
         try:
             parts.append(Payload(segment.payload).columns())
         except ValueError as error:
             raise SegmentCorruptError(segment.id, str(error)) from error
-    return list(cut(concatenate(parts), taken[0].first_seq, most))
+    return list(cut(concatenate(parts), taken[0].first_seq, min_records))
 
 
 def _full_level(roots: Sequence[SpanHeader]) -> list[SpanHeader] | None:
-    """The oldest eight spans of some level of some stream, the lowest level first."""
+    """Return the oldest eight spans of a level of any attempt, lowest level first, or None where no level has eight."""
     groups: dict[tuple[int, int, int], list[SpanHeader]] = {}
     for root in roots:
         groups.setdefault((root.level, root.writer_id, root.attempt), []).append(root)
@@ -214,24 +223,24 @@ def _full_level(roots: Sequence[SpanHeader]) -> list[SpanHeader] | None:
 
 
 def _last_spans(roots: Sequence[SpanHeader]) -> list[SpanHeader] | None:
-    """Where a level has two spans or more: these and all after them, of which each level has one at most."""
+    """Return the first spans that share a level and all spans after them, or None where every level has at most one."""
     for level in sorted({root.level for root in roots}):
-        places = [number for number, root in enumerate(roots) if root.level == level]
-        if len(places) > 1:
-            return list(roots[places[0] :])
+        positions = [number for number, root in enumerate(roots) if root.level == level]
+        if len(positions) > 1:
+            return list(roots[positions[0] :])
     return None
 
 
-def _raise_tiles(
+def _build_tiles(
     children: Sequence[SpanHeader],
     stored: Sequence[StoredTile],
     numbers: Mapping[int, NDArray[np.int64]],
     own: NDArray[np.int64],
     width: int,
 ) -> dict[TileKey, TileBlobs]:
-    """The tiles above those of one statistic, or of all scalars. In a thread. Raises `TileCorruptError`."""
+    """Build the tiles above those of one statistic, or of all scalars. Runs in a thread. Raises `TileCorruptError`."""
     order = {child.id: number for number, child in enumerate(children)}
-    # What is lost has no blobs: what stands above it says nothing of these steps either.
+    # Lost tiles have no blobs, so the tile above contains nothing for their steps either.
     found = sorted((tile for tile in stored if tile.blobs is not None), key=lambda tile: order[tile.span_id])
     if not found:
         return {}
@@ -241,7 +250,7 @@ def _raise_tiles(
         if tile.blobs is not None
     ]
     scalars = {name for blobs, _ in parts for name in blobs.names or ()}
-    made: dict[TileKey, TileBlobs] = {}
+    built: dict[TileKey, TileBlobs] = {}
     for names in together(scalars) if scalars else [None]:
         canvas = Canvas(own, parts[0][0].rows, np.dtype("<f4"))
         if names is not None:
@@ -254,15 +263,15 @@ def _raise_tiles(
                 canvas.put(buckets.of(here), there)
         whole = canvas.buckets().filled()
         if len(whole.numbers):
-            made[found[0].key if names is None else (SCALARS, names[0])] = tile_of_buckets(whole, own, names)
-    return made
+            built[found[0].key if names is None else (SCALARS, names[0])] = tile_of_buckets(whole, own, names)
+    return built
 
 
-def _widened(place: SpanHeader, tile: StoredTile, numbers: NDArray[np.int64], width: int) -> Buckets:
+def _widened(span: SpanHeader, tile: StoredTile, numbers: NDArray[np.int64], width: int) -> Buckets:
     assert tile.blobs is not None
     try:
-        if place.level == 0:
-            return reduce_values(decode_values(tile.blobs, place.entries), numbers, width)
-        return widen(decode_buckets(tile.blobs, numbers), width // place.width)
+        if span.level == 0:
+            return reduce_values(decode_values(tile.blobs, span.entries), numbers, width)
+        return widen(decode_buckets(tile.blobs, numbers), width // span.width)
     except BlobError as error:
         raise TileCorruptError(tile.span_id, title_of(tile.key, tile.blobs.names), str(error)) from error

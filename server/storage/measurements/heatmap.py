@@ -36,7 +36,7 @@ class Heatmap:
 
 
 class HeatmapQuery:
-    """Reads heatmaps."""
+    """Reads heatmaps of layer statistics."""
 
     def __init__(self, layouts: LayoutStore, reader: BucketReader) -> None:
         self._layouts = layouts

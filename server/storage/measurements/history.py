@@ -1,7 +1,7 @@
-"""Every record of a run, as it was logged, piece by piece: what exports and later analyses read.
+"""Every record of a run as it was logged, piece by piece, for exports and later analyses.
 
-One piece is in memory at a time. A compaction that goes on meanwhile changes nothing: the records of a writer are found
-by their sequence, in whichever span or segment they are by then.
+Only one piece is in memory at a time. A concurrent compaction does not matter: records are found by their sequence, in
+whichever span or segment contains them at that moment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Consecutive records of one writer and attempt; their steps never decrease."""
+    """Consecutive records of one writer and attempt. Their steps never decrease."""
 
     rank: int
     writer_id: int
@@ -39,27 +39,31 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
+    """Encoded span or segment that contains the next record."""
+
     attempt: int
     first_seq: int
     last_seq: int
     span: tuple[int, int, bytes, bytes] | None = None
-    """(id, entries, steps, times)"""
+    """Id, number of entries, steps and times of a span of level 0."""
     tiles: tuple[StoredTile, ...] = ()
     segment: tuple[int, bytes, int | None] | None = None
-    """(id, payload, checksum)"""
+    """Id, payload and checksum of a segment."""
 
 
 class HistoryReader:
+    """Reads every record of a run."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def pieces(self, run_id: str, *, names: Collection[str] | None = None) -> AsyncGenerator[Piece, None]:
-        """Every record of the run once, those of attempts that were replaced too: by rank, then by writer in the order
-        in which they came, then by sequence.
+        """Yield every record of the run once, those of replaced attempts included.
 
-        A piece is a span of level 0 or a segment: some hundred records at most, or one batch as it was sent. ``names``:
-        only these scalars and statistics. Records that a damaged database has lost are left out, and the log says so.
-        Raises `RunDeletedError` where the run is being taken away meanwhile, `CorruptDataError` and `DatabaseError`.
+        The order is by rank, then by writer in the order of registration, then by sequence. A piece is a span of level
+        0 with a few hundred records, or a segment with one batch. ``names`` restricts the scalars and statistics.
+        Records that a damaged database has lost are left out and reported in the log. Raises `RunDeletedError` if the
+        run is deleted meanwhile, `CorruptDataError` and `DatabaseError`.
         """
         async with self._database.read() as connection:
             query = select(writers.c.id, writers.c.rank, writers.c.last_seq).where(writers.c.run_id == run_id)
@@ -72,11 +76,11 @@ class HistoryReader:
                 async with self._database.snapshot() as connection:
                     found = await _next(connection, writer.id, reached, names)
                     if found is None or found.first_seq > reached + 1:
-                        # A deletion takes records away in any order: what is left of them would look like a whole run.
+                        # A deletion removes records in any order: what is left of them would look like a complete run.
                         await expect_run(connection, run_id)
                         until = writer.last_seq if found is None else found.first_seq - 1
                         logger.error(
-                            "records %s … %s of writer %s of run %s are missing; `spikewatch doctor` says more",
+                            "records %s … %s of writer %s of run %s are missing; run `spikewatch doctor` for details",
                             reached + 1,
                             until,
                             writer.id,
@@ -86,9 +90,10 @@ class HistoryReader:
                 if found is None:
                     break
                 columns = await asyncio.to_thread(_decode, found, names)
-                known_already = reached + 1 - found.first_seq
-                if known_already > 0:  # a compaction has put records that were read and others into one span
-                    columns = columns.rows(known_already, len(columns.steps))
+                already_read = reached + 1 - found.first_seq
+                # A compaction has merged records that were already read with others into one span.
+                if already_read > 0:
+                    columns = columns.rows(already_read, len(columns.steps))
                 yield Piece(
                     rank=writer.rank,
                     writer_id=writer.id,
@@ -102,7 +107,7 @@ class HistoryReader:
 async def _next(
     connection: AsyncConnection, writer_id: int, reached: int, names: Collection[str] | None
 ) -> _Found | None:
-    """What holds the first record after ``reached``; the span of a compaction may begin before it."""
+    """Return the span or segment with the first record after ``reached``. A span may begin before that record."""
     query = (
         select(spans)
         .where(spans.c.writer_id == writer_id, spans.c.level == 0, spans.c.first_seq <= reached + 1)
@@ -111,10 +116,10 @@ async def _next(
     )
     span = (await connection.execute(query)).first()
     if span is not None and span.last_seq > reached:
-        wanted = select(tiles).where(tiles.c.span_id == span.id)
+        tile_rows = select(tiles).where(tiles.c.span_id == span.id)
         if names is not None:
-            wanted = wanted.where(or_(tiles.c.layout == SCALARS, tiles.c.name.in_(sorted(names))))
-        stored = tuple(to_stored_tile(row) for row in await connection.execute(wanted))
+            tile_rows = tile_rows.where(or_(tiles.c.layout == SCALARS, tiles.c.name.in_(sorted(names))))
+        stored = tuple(to_stored_tile(row) for row in await connection.execute(tile_rows))
         return _Found(
             attempt=span.attempt,
             first_seq=span.first_seq,
@@ -140,14 +145,14 @@ async def _next(
 
 
 async def expect_run(connection: AsyncConnection, run_id: str) -> None:
-    """Raises `RunDeletedError` when the run is gone or on its way."""
+    """Raise `RunDeletedError` if the run is deleted or being deleted."""
     state = (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar_one_or_none()
     if state in {None, DELETING}:
         raise RunDeletedError(run_id, "there is nothing left to read")
 
 
 def _decode(found: _Found, names: Collection[str] | None) -> Columns:
-    """In a thread."""
+    """Decode a span or segment. Runs in a thread."""
     if found.segment is not None:
         number, payload, checksum = found.segment
         verify(number, payload, checksum)

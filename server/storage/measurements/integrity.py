@@ -1,8 +1,9 @@
-"""Is every stored measurement readable, and each in one place? And repairing what can be: `spikewatch doctor`.
+"""Check and repair of stored measurements, for `spikewatch doctor`.
 
-Above level 0 a damaged span is made again from those below it. At level 0 there is nothing to make it from: the damaged
-tile is marked as lost over the steps of that span, and so read as not measured there; what stands above it keeps its
-extremes. A damaged segment becomes one of as many records that measured nothing. Damaged histograms are removed.
+The check decodes every stored measurement and makes sure that each record is stored exactly once. A damaged span above
+level 0 is rebuilt from the spans below it. A span of level 0 cannot be rebuilt: its damaged tile is marked as lost and
+reads as not measured, while the tiles above keep the minima and maxima of these steps. A damaged segment is replaced by
+one with the same number of records without measurements. Damaged histograms are removed.
 """
 
 from __future__ import annotations
@@ -28,27 +29,31 @@ from server.storage.measurements.compaction import Compactor
 from server.storage.measurements.histogram import decode_histograms
 from server.storage.measurements.spans import HEADER_COLUMNS, SpanStore, to_header, to_stored_tile, verify
 
-BATCH = 64  # rows looked at together
-HISTOGRAMS = 8  # of these; one has up to 5 MB
+BATCH = 64  # rows read at once
+HISTOGRAMS = 8  # histograms read at once; each has up to 5 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
+    """Damaged item and its repair."""
+
     run_id: str
     where: str
-    """For example "tile 'grad_norm' of span 12 (level 0, steps 256 … 511)"."""
+    """Description of the damaged item, for example "tile 'grad_norm' of span 12 (level 0, steps 256 … 511)"."""
     problem: str
     remedy: str = ""
-    """What was done about it; empty: nothing."""
+    """Description of the repair, or an empty string where nothing was repaired."""
 
 
 class Doctor:
+    """Finds damage in stored measurements and repairs it on request."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
         self._store = SpanStore(database)
 
     async def examine(self, *, repair: bool) -> AsyncIterator[Damage]:
-        """All damage, the lowest level first. Raises `DatabaseError`, when the database itself cannot be read."""
+        """Yield all damage, lowest level first. Raises `DatabaseError` if the database itself cannot be read."""
         if self._database.is_sqlite:
             async with self._database.read() as connection:
                 for row in await connection.execute(text("PRAGMA quick_check(20)")):
@@ -77,7 +82,7 @@ class Doctor:
                     await connection.execute(
                         update(segments).where(segments.c.id == row.id).values(payload=payload, checksum=crc32(payload))
                     )
-                    await _note_repair(connection, row.run_id)
+                    await _count_repair(connection, row.run_id)
             yield Damage(
                 run_id=row.run_id,
                 where=f"segment {row.id} (steps {row.first_step} … {row.last_step})",
@@ -104,46 +109,46 @@ class Doctor:
                     yield damage
 
     async def _span(self, row: Any, repair: bool) -> AsyncIterator[Damage]:
-        place = to_header(row)
+        span = to_header(row)
         async with self._database.read() as connection:
-            stored = (await connection.execute(select(tiles).where(tiles.c.span_id == place.id))).all()
-        problems = await asyncio.to_thread(_span_problems, place, row.steps, row.times, stored)
+            stored = (await connection.execute(select(tiles).where(tiles.c.span_id == span.id))).all()
+        problems = await asyncio.to_thread(_span_problems, span, row.steps, row.times, stored)
         if not problems:
             return
         remedy = ""
         if repair:
             remedy = await (
-                self._lose(row.run_id, place, problems) if place.level == 0 else self._rebuild(row.run_id, place)
+                self._lose(row.run_id, span, problems) if span.level == 0 else self._rebuild(row.run_id, span)
             )
-        what = f"span {place.id} (level {place.level}, steps {place.first_step} … {place.last_step})"
+        what = f"span {span.id} (level {span.level}, steps {span.first_step} … {span.last_step})"
         titles = {(tile.layout, tile.name): title_of((tile.layout, tile.name), tile.names) for tile in stored}
         for (layout, name), problem in problems.items():
             where = f"{name} of {what}" if layout is None else f"tile {titles[layout, name]!r} of {what}"
             yield Damage(run_id=row.run_id, where=where, problem=problem, remedy=remedy)
 
-    async def _lose(self, run_id: str, place: SpanHeader, problems: dict[tuple[int | None, str], str]) -> str:
+    async def _lose(self, run_id: str, span: SpanHeader, problems: dict[tuple[int | None, str], str]) -> str:
         async with self._database.write() as connection:
             for layout, name in problems:
-                same = tiles.c.span_id == place.id
+                same = tiles.c.span_id == span.id
                 if layout is not None:
                     same &= (tiles.c.layout == layout) & (tiles.c.name == name)
                 elif name == "times":
                     continue
                 await connection.execute(update(tiles).where(same).values(last=None, present=None))
             values: dict[str, bytes] = {}
-            nothing = _nothing(place.first_step, place.last_step, place.entries)
+            nothing = _nothing(span.first_step, span.last_step, span.entries)
             if (None, "steps") in problems:
                 values["steps"] = pack(nothing.steps)
             if (None, "times") in problems:
                 values["times"] = pack(nothing.times)
             if values:
-                await connection.execute(update(spans).where(spans.c.id == place.id).values(**values))
-            await _note_repair(connection, run_id)
-        return "it is lost over these steps; coarser views keep its extremes"
+                await connection.execute(update(spans).where(spans.c.id == span.id).values(**values))
+            await _count_repair(connection, run_id)
+        return "it is lost over these steps; coarser views keep its minima and maxima"
 
-    async def _rebuild(self, run_id: str, place: SpanHeader) -> str:
+    async def _rebuild(self, run_id: str, span: SpanHeader) -> str:
         async with self._database.read() as connection:
-            query = select(*HEADER_COLUMNS).where(spans.c.parent_id == place.id).order_by(spans.c.first_seq)
+            query = select(*HEADER_COLUMNS).where(spans.c.parent_id == span.id).order_by(spans.c.first_seq)
             children = [to_header(child) for child in await connection.execute(query)]
         if not children:
             return ""
@@ -152,15 +157,15 @@ class Doctor:
         except CorruptDataError:
             return ""
         async with self._database.write() as connection:
-            await connection.execute(delete(tiles).where(tiles.c.span_id == place.id))
+            await connection.execute(delete(tiles).where(tiles.c.span_id == span.id))
             await connection.execute(
                 update(spans)
-                .where(spans.c.id == place.id)
+                .where(spans.c.id == span.id)
                 .values(steps=draft.steps, width=draft.width, entries=draft.entries)
             )
-            await self._store.insert_tiles(connection, place.id, draft)
-            await _note_repair(connection, run_id)
-        return "it is made again from the level below"
+            await self._store.insert_tiles(connection, span.id, draft)
+            await _count_repair(connection, run_id)
+        return "it was rebuilt from the level below"
 
     async def _histograms(self, repair: bool) -> AsyncIterator[Damage]:
         async for row in self._rows(histograms, HISTOGRAMS):
@@ -170,7 +175,7 @@ class Doctor:
                 if repair:
                     async with self._database.write() as connection:
                         await connection.execute(delete(histograms).where(histograms.c.id == row.id))
-                        await _note_repair(connection, row.run_id)
+                        await _count_repair(connection, row.run_id)
                 yield Damage(
                     run_id=row.run_id,
                     where=f"histogram {row.id} ({row.which} at step {row.step})",
@@ -179,7 +184,7 @@ class Doctor:
                 )
 
     async def _rows(self, table: Table, together: int) -> AsyncIterator[Row[Any]]:
-        """All of them by their id, so many in memory at a time."""
+        """Yield all rows of a table by their id, with at most ``together`` of them in memory."""
         last = 0
         while True:
             query = select(table).where(table.c.id > last).order_by(table.c.id).limit(together)
@@ -192,13 +197,13 @@ class Doctor:
                 yield row
 
     async def _sequences(self) -> AsyncIterator[Damage]:
-        """Every record of a writer is in exactly one span of level 0 or one segment."""
+        """Yield damage for each record of a writer that is not in exactly one span of level 0 or one segment."""
         async with self._database.read() as connection:
             known = (await connection.execute(select(writers.c.id, writers.c.run_id, writers.c.last_seq))).all()
         for writer in known:
-            # One snapshot: a compaction moves records from the one table to the other.
+            # One snapshot, because a compaction moves records from one table to the other.
             async with self._database.snapshot() as connection:
-                places = [
+                ranges = [
                     (row.first_seq, row.last_seq)
                     for query in (
                         select(segments.c.first_seq, segments.c.last_seq).where(segments.c.writer_id == writer.id),
@@ -209,9 +214,9 @@ class Doctor:
                     for row in await connection.execute(query)
                 ]
             reached = 0
-            for first, last in sorted(places):
+            for first, last in sorted(ranges):
                 if first != reached + 1:
-                    problem = "are missing" if first > reached + 1 else "are there twice"
+                    problem = "are missing" if first > reached + 1 else "are stored twice"
                     low, high = (reached + 1, first - 1) if first > reached + 1 else (first, reached)
                     yield Damage(
                         run_id=writer.run_id, where=f"records {low} … {high} of writer {writer.id}", problem=problem
@@ -225,9 +230,12 @@ class Doctor:
                 )
 
 
-async def _note_repair(connection: AsyncConnection, run_id: str) -> None:
-    """The version of the run changes with it, as what was answered before may not be what is answered now, and a
-    compaction that had stopped at the damage goes on."""
+async def _count_repair(connection: AsyncConnection, run_id: str) -> None:
+    """Count a repair of the run.
+
+    The count is part of the run's version, because earlier answers may no longer hold. It also resumes a compaction
+    that had stopped at the damage.
+    """
     await connection.execute(update(runs).where(runs.c.id == run_id).values(repairs=runs.c.repairs + 1))
 
 
@@ -244,15 +252,18 @@ def _segment_problem(row: Any) -> str | None:
 
 
 def _span_problems(
-    place: SpanHeader, steps: bytes, times: bytes | None, stored: Sequence[Any]
+    span: SpanHeader, steps: bytes, times: bytes | None, stored: Sequence[Any]
 ) -> dict[tuple[int | None, str], str]:
-    """(layout, name) of each damaged tile, (None, "steps" or "times") for the span's own, to what is wrong."""
+    """Return the problem of each damaged tile, keyed by (layout, name).
+
+    The span's own blobs have the keys (None, "steps") and (None, "times").
+    """
     problems: dict[tuple[int | None, str], str] = {}
     numbers: NDArray[np.int64] = np.empty(0, dtype=np.int64)
     try:
         numbers = unpack_steps(steps)
-        if len(numbers) != place.entries:
-            raise BlobError(f"{len(numbers)} instead of {place.entries}")
+        if len(numbers) != span.entries:
+            raise BlobError(f"{len(numbers)} instead of {span.entries}")
     except BlobError as error:
         return {(None, "steps"): str(error)}
     try:
@@ -265,8 +276,8 @@ def _span_problems(
         try:
             if tile.blobs is None:
                 continue
-            if place.level == 0:
-                decode_values(tile.blobs, place.entries)
+            if span.level == 0:
+                decode_values(tile.blobs, span.entries)
             else:
                 decode_buckets(tile.blobs, numbers)
         except BlobError as error:
@@ -275,6 +286,6 @@ def _span_problems(
 
 
 def _nothing(first_step: int, last_step: int, records: int) -> Columns:
-    """Records that measured nothing, spread over the steps."""
+    """Return records without measurements, spread evenly over the steps."""
     steps = first_step + (last_step - first_step) * np.arange(records, dtype=object) // max(records - 1, 1)
     return Columns(steps=steps.astype(np.int64), times=np.full(records, np.nan), scalars={})

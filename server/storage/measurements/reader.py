@@ -75,8 +75,8 @@ class BucketReader:
         The range is clamped to the steps that the run has; None on either side means no bound. Returns None where the
         run has no steps in the range. ``attempt`` selects one attempt; None shows what no later attempt replaced.
 
-        A damaged tile is replaced by the tiles that it was made of. Raises `CorruptDataError` where values themselves
-        are damaged, and `DatabaseError`.
+        A damaged tile is replaced by the tiles that it was built from. Raises `CorruptDataError` where values
+        themselves are damaged, and `DatabaseError`.
         """
         damaged: set[int] = set()
         while True:

@@ -34,7 +34,7 @@ class UnreadSegments:
 
 
 class SegmentStore:
-    """Reads segments."""
+    """Reads segments for the detectors."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

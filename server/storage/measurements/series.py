@@ -24,7 +24,7 @@ class Series:
 
 
 class SeriesQuery:
-    """Reads series."""
+    """Reads series of scalars."""
 
     def __init__(self, runs: RunStore, reader: BucketReader) -> None:
         self._runs = runs

@@ -1,14 +1,14 @@
-"""Spans and tiles in the database: what is due for compaction, and putting spans in the place of what they hold.
+"""Spans and tiles in the database: finding what is due for compaction, and replacing segments and spans.
 
-Several servers may compact the same writer at once. Nothing is locked while a span is made; the transaction that stores
-it names the rows that it replaces, and changes nothing when one of them is gone. So each step is in exactly one segment
-or in exactly one span of level 0, whoever dies when.
+Several servers may compact the same writer at once. Nothing is locked while a span is built. The transaction that
+stores it names the rows that it replaces, and changes nothing if one of them is gone. Each step is therefore in exactly
+one segment or in exactly one span of level 0, whichever process dies at any time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from zlib import crc32
 
@@ -24,13 +24,13 @@ from server.storage.database import Database, insert_ignore
 from server.storage.id_list import padded
 
 MAX_BYTES = 32 * 2**20
-"""Payloads that are compacted at once hold about so much, one of them more."""
+"""Approximate maximum size in bytes of the payloads that are compacted at once; a single larger payload is allowed."""
 FETCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
-    """The segments of one writer and attempt that the detectors have read."""
+class AttemptSegments:
+    """Segments of one writer and attempt that the detectors have read."""
 
     run_id: str
     writer_id: int
@@ -38,17 +38,29 @@ class Stream:
     attempt: int
     records: int
     layers: int
-    """Of the run: no tile of the writer has more rows."""
+    """Number of layers of the run; no tile of the writer has more rows."""
     is_closed: bool
-    """Nothing will be appended, as far as one can tell: its writer has ended, or has stepped back since."""
+    """Whether no more segments are expected, because the writer has ended or has begun a later attempt."""
     position: int | None
-    """Id of the last segment that may be compacted; None for all."""
+    """Id of the last segment that may be compacted, or None where all may."""
     repairs: int = 0
-    """Of the run, so far."""
+    """Number of repairs of the run so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Owner:
+    """Run, writer, rank and attempt that a span belongs to."""
+
+    run_id: str
+    writer_id: int
+    rank: int
+    attempt: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentBytes:
+    """Segment as the compaction reads it."""
+
     id: int
     first_seq: int
     last_seq: int
@@ -57,21 +69,25 @@ class SegmentBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTile:
+    """Tile as it is stored."""
+
     span_id: int
     key: TileKey
     blobs: TileBlobs | None
-    """None: it was found damaged and is lost."""
+    """Encoded tile, or None where it was found damaged and is lost."""
 
 
 HEADER_COLUMNS = tuple(spans.c[name] for name in SpanHeader.__dataclass_fields__)
 
 
 class SpanStore:
+    """Reads and replaces spans and tiles."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def streams(self) -> list[Stream]:
-        """Every stream with segments that may be compacted: those that the run's detectors have left behind."""
+    async def compactable(self) -> list[AttemptSegments]:
+        """Return the segments that may be compacted, grouped by attempt: those that the run's detectors have read."""
         is_read = or_(
             segments.c.rank > monitors.c.rank,
             and_(segments.c.rank == monitors.c.rank, segments.c.id <= monitors.c.position),
@@ -102,7 +118,7 @@ class SpanStore:
             rows = (await connection.execute(query)).all()
         newest = {row.writer_id: row.attempt for row in rows}
         return [
-            Stream(
+            AttemptSegments(
                 run_id=row.run_id,
                 writer_id=row.writer_id,
                 rank=row.rank,
@@ -116,24 +132,24 @@ class SpanStore:
             for row in rows
         ]
 
-    async def oldest_segments(self, stream: Stream, records: int) -> list[SegmentBytes]:
-        """The oldest segments of the stream that hold ``records`` or a few more, less where they are very large.
+    async def oldest_segments(self, group: AttemptSegments, records: int) -> list[SegmentBytes]:
+        """Return the oldest segments of the attempt that hold ``records`` records or slightly more.
 
-        Raises `SegmentCorruptError`.
+        Returns fewer where the payloads are very large. Raises `SegmentCorruptError`.
         """
         query = (
             select(segments.c.id, segments.c.first_seq, segments.c.last_seq, segments.c.payload, segments.c.checksum)
             .where(
-                segments.c.run_id == stream.run_id,
-                segments.c.rank == stream.rank,
-                segments.c.writer_id == stream.writer_id,
-                segments.c.attempt == stream.attempt,
+                segments.c.run_id == group.run_id,
+                segments.c.rank == group.rank,
+                segments.c.writer_id == group.writer_id,
+                segments.c.attempt == group.attempt,
             )
             .order_by(segments.c.first_seq)
             .limit(FETCH)
         )
-        if stream.position is not None:
-            query = query.where(segments.c.id <= stream.position)
+        if group.position is not None:
+            query = query.where(segments.c.id <= group.position)
         found: list[SegmentBytes] = []
         held = size = 0
         while True:
@@ -153,25 +169,26 @@ class SpanStore:
                 return found
 
     async def replace_segments(
-        self, stream: Stream, taken: Sequence[SegmentBytes], drafts: Sequence[SpanDraft]
+        self, group: AttemptSegments, taken: Sequence[SegmentBytes], drafts: Sequence[SpanDraft]
     ) -> bool:
-        """Put spans of level 0 in the place of segments. False, and nothing changed, when somebody else has."""
+        """Replace segments by spans of level 0. Returns False and changes nothing if another server has done so."""
         ids = [segment.id for segment in taken]
+        owner = _Owner(run_id=group.run_id, writer_id=group.writer_id, rank=group.rank, attempt=group.attempt)
         cost = sum(len(segment.payload) for segment in taken)
         try:
             async with self._database.write("compaction", cost) as connection:
                 for draft in drafts:
-                    if await self._insert(connection, stream, draft) is None:
+                    if await self._insert(connection, owner, draft) is None:
                         raise _ReplacedElsewhereError
                 gone = await connection.execute(delete(segments).where(segments.c.id.in_(padded(ids))))
                 if gone.rowcount != len(ids):
                     raise _ReplacedElsewhereError
-        except (_ReplacedElsewhereError, IntegrityError):  # the latter: the run was deleted
+        except (_ReplacedElsewhereError, IntegrityError):  # An IntegrityError means that the run was deleted.
             return False
         return True
 
     async def roots(self, run_id: str) -> list[SpanHeader]:
-        """The spans of a run that are under no other, in the order of each writer's sequence."""
+        """Return the spans of a run that have no parent, in the order of each writer's sequence."""
         query = (
             select(*HEADER_COLUMNS)
             .where(spans.c.run_id == run_id, spans.c.parent_id.is_(None))
@@ -181,7 +198,7 @@ class SpanStore:
             return [to_header(row) for row in await connection.execute(query)]
 
     async def runs_with_full_levels(self) -> list[str]:
-        """Runs in which a compaction was cut off before it had built the levels above."""
+        """Return the runs whose compaction was interrupted before it had built the upper levels."""
         query = (
             select(spans.c.run_id)
             .where(spans.c.parent_id.is_(None))
@@ -203,7 +220,7 @@ class SpanStore:
             return sorted((row.layout, row.name) for row in await connection.execute(query))
 
     async def tiles_of(self, span_ids: Sequence[int], layout: int, statistic: str | None) -> list[StoredTile]:
-        """Those of one statistic of a layout, or of all scalars."""
+        """Return the tiles of one statistic of a layout, or those of all scalars where ``statistic`` is None."""
         query = select(tiles).where(tiles.c.span_id.in_(span_ids), tiles.c.layout == layout)
         if statistic is not None:
             query = query.where(tiles.c.name == statistic)
@@ -211,22 +228,13 @@ class SpanStore:
             return [to_stored_tile(row) for row in await connection.execute(query)]
 
     async def put_above(self, run_id: str, children: Sequence[SpanHeader], draft: SpanDraft) -> bool:
-        """Put a span above others. False, and nothing changed, when somebody else has."""
+        """Store a span above its children. Returns False and changes nothing if another server has done so."""
         ids = [child.id for child in children]
         first = children[0]
-        stream = Stream(
-            run_id=run_id,
-            writer_id=first.writer_id,
-            rank=first.rank,
-            attempt=first.attempt,
-            records=0,
-            layers=0,
-            is_closed=False,
-            position=None,
-        )
+        owner = _Owner(run_id=run_id, writer_id=first.writer_id, rank=first.rank, attempt=first.attempt)
         try:
             async with self._database.write() as connection:
-                number = await self._insert(connection, stream, draft)
+                number = await self._insert(connection, owner, draft)
                 if number is None:
                     raise _ReplacedElsewhereError
                 moved = await connection.execute(
@@ -238,14 +246,11 @@ class SpanStore:
             return False
         return True
 
-    async def _insert(self, connection: AsyncConnection, stream: Stream, draft: SpanDraft) -> int | None:
+    async def _insert(self, connection: AsyncConnection, owner: _Owner, draft: SpanDraft) -> int | None:
         inserted = await connection.execute(
             insert_ignore(connection, spans)
             .values(
-                run_id=stream.run_id,
-                writer_id=stream.writer_id,
-                rank=stream.rank,
-                attempt=stream.attempt,
+                **asdict(owner),
                 level=draft.level,
                 width=draft.width,
                 first_seq=draft.first_seq,
@@ -288,11 +293,11 @@ class SpanStore:
 
 
 class _ReplacedElsewhereError(Exception):
-    """Rolls the transaction back."""
+    """Raised inside a transaction to roll it back."""
 
 
 def verify(segment_id: int, payload: bytes, checksum: int | None) -> None:
-    """Raises `SegmentCorruptError`. Segments of before there were checksums have none."""
+    """Raise `SegmentCorruptError` if the checksum does not match. Segments of early versions have no checksum."""
     if checksum is not None and crc32(payload) != checksum:
         raise SegmentCorruptError(segment_id, "the checksum does not match")
 

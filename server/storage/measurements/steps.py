@@ -1,7 +1,7 @@
-"""Every step of a run as it was logged, with what it means: what exports and the read API are made of.
+"""Every step of a run as it was logged, together with its layouts, for exports and the read API.
 
-A walk sees the records that were committed when it began and no others, so that the columns known then are all there
-are. It goes rank by rank, writer by writer, each in the order of its sequence; the attempts of a rank therefore follow
+A walk sees exactly the records that were committed when it began, so that the columns known at that time are complete.
+It goes rank by rank and writer by writer, each in the order of its sequence; the attempts of a rank therefore follow
 each other.
 """
 
@@ -28,51 +28,52 @@ class StepChunk:
     rank: int
     attempt: int
     layouts: Mapping[int, Layout]
-    """Those of the writer, by number."""
+    """Layouts of the writer, keyed by layout number."""
     columns: Columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class WriterSteps:
-    """A writer and how many records it had committed when the walk began."""
+    """Writer and the number of records that it had committed when the walk began."""
 
     writer_id: int
     rank: int
     last_seq: int
     layouts: Mapping[int, Layout]
     last_histogram: int = 0
-    """Id of its last histogram then."""
+    """Id of the writer's last histogram when the walk began, or 0 where it had none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSteps:
-    """What a walk will give."""
+    """Records and columns that a walk returns."""
 
     run_id: str
     scalars: tuple[str, ...]
-    """Every name that was logged, sorted."""
+    """Names of all scalars that were logged, sorted."""
     writers: tuple[WriterSteps, ...]
 
     @property
     def records(self) -> int:
+        """Number of records of all writers."""
         return sum(writer.last_seq for writer in self.writers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which columns are read; None: all of them."""
+    """Columns to read; None means all of them."""
 
     scalars: Collection[str] | None = None
     statistics: Collection[str] | None = None
 
     def names(self) -> Collection[str] | None:
-        """All that may have to be read; None: everything."""
+        """Return all names that may have to be read, or None where everything has to be."""
         if self.scalars is None or self.statistics is None:
             return None
         return {*self.scalars, *self.statistics}
 
     def of(self, columns: Columns) -> Columns:
-        """These columns alone. A scalar and a statistic may have the same name."""
+        """Return only the selected columns. A scalar and a statistic may have the same name."""
         found = columns.scalars
         if self.scalars is not None:
             found = {name: column for name, column in found.items() if name in self.scalars}
@@ -89,13 +90,15 @@ class Selection:
 
 
 class StepReader:
+    """Reads every step of a run."""
+
     def __init__(self, database: Database, layouts: LayoutStore) -> None:
         self._database = database
         self._layouts = layouts
         self._history = HistoryReader(database)
 
     async def begin(self, run_id: str) -> RunSteps:
-        """Fix what a walk will see."""
+        """Fix the records and columns that a walk will see."""
         shapes = select(func.max(histograms.c.id)).where(histograms.c.writer_id == writers.c.id).scalar_subquery()
         async with self._database.snapshot() as connection:
             rows = (
@@ -107,7 +110,7 @@ class StepReader:
             ).all()
             names = await connection.execute(select(scalars.c.name).where(scalars.c.run_id == run_id).distinct())
             known = tuple(sorted(names.scalars()))
-        # Read after the sequences: a layout is stored before the first record that uses it.
+        # Read after the sequences, because a layout is stored before the first record that uses it.
         layouts: dict[int, dict[int, Layout]] = {}
         for item in await self._layouts.of_run(run_id):
             layouts.setdefault(item.writer_id, {})[item.layout.id] = item.layout
@@ -127,7 +130,7 @@ class StepReader:
         )
 
     async def walk(self, steps: RunSteps, selection: Selection | None = None) -> AsyncGenerator[StepChunk, None]:
-        """Every record, in chunks. Raises `RunDeletedError`, `CorruptDataError` and `DatabaseError`."""
+        """Yield every record, in chunks. Raises `RunDeletedError`, `CorruptDataError` and `DatabaseError`."""
         chosen = Selection() if selection is None else selection
         known = {writer.writer_id: writer for writer in steps.writers}
         async with contextlib.aclosing(self._history.pieces(steps.run_id, names=chosen.names())) as pieces:
@@ -135,7 +138,7 @@ class StepReader:
                 writer = known.get(piece.writer_id)
                 count = 0 if writer is None else writer.last_seq + 1 - piece.first_seq
                 if writer is None or count <= 0:
-                    continue  # came after the walk began
+                    continue  # These records came after the walk began.
                 columns = piece.columns if count >= len(piece.columns.steps) else piece.columns.rows(0, count)
                 yield StepChunk(
                     rank=piece.rank, attempt=piece.attempt, layouts=writer.layouts, columns=chosen.of(columns)

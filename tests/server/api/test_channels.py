@@ -1,4 +1,4 @@
-"""Channels and notification settings over HTTP: kept, replaced, tested, and never telling a secret."""
+"""Channels and notification settings over HTTP: stored, replaced and tested, and secrets never returned."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ def api(tmp_path: Path) -> Iterator[httpx.Client]:
 
 def slack(**changes: Any) -> dict[str, Any]:
     return {"name": "ml", "kind": "slack-webhook", "secret": WEBHOOK, **changes}
+
+
+def test_the_kinds_of_channels_are_listed_with_the_fields_of_their_forms(api: httpx.Client) -> None:
+    kinds = api.get("/channels/kinds").json()["kinds"]
+    assert [(kind["name"], kind["label"]) for kind in kinds] == [
+        ("slack-webhook", "Slack, incoming webhook"),
+        ("slack-bot", "Slack, bot token"),
+        ("apprise", "another service, apprise URL"),
+        ("webhook", "signed JSON webhook"),
+    ]
+    shown = [[field["name"] for field in kind["fields"] if not field["advanced"]] for kind in kinds]
+    assert shown == [["secret"], ["secret", "channel"], ["secret"], ["secret"]]
+    channel = kinds[1]["fields"][1]
+    assert (channel["in_settings"], channel["required"], channel["secret"]) == (True, True, False)
+    assert [field["secret"] for kind in kinds for field in kind["fields"] if field["name"] == "secret"] == [True] * 4
 
 
 def put(api: httpx.Client, *channels: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,8 +83,8 @@ def test_a_list_replaces_the_channels_and_keeps_known_secrets(api: httpx.Client)
         assert kept[0]["signing_key"].startswith("swsk_")
         assert "signing_key" not in api.get("/channels").text
         assert api.put(f"/channels/{second['id']}", json=slack()).status_code == 404
-        tried = api.post(f"/channels/{first['id']}/test").json()
-        assert (tried["ok"], tried["answer"]) == (True, "200"), tried
+        test = api.post(f"/channels/{first['id']}/test").json()
+        assert (test["ok"], test["answer"]) == (True, "200"), test
         assert [request.path for request in postbox.requests] == ["/first"]
 
 
@@ -79,15 +94,15 @@ def test_a_list_can_be_put_back_as_it_came(api: httpx.Client) -> None:
     assert put(api, *listed["channels"]) == listed["channels"]
 
 
-def test_a_test_says_what_the_other_side_said(api: httpx.Client) -> None:
+def test_a_test_returns_the_answer_of_the_receiving_service(api: httpx.Client) -> None:
     with Postbox() as postbox:
         [channel] = put(api, slack(secret=postbox.url()))
         postbox.answer(404, "no_service")
-        tried = api.post(f"/channels/{channel['id']}/test").json()
-        assert (tried["ok"], tried["answer"]) == (False, "404 no_service")
-    tried = api.post(f"/channels/{channel['id']}/test").json()
-    assert not tried["ok"]
-    assert "no connection to 127.0.0.1" in tried["answer"]
+        test = api.post(f"/channels/{channel['id']}/test").json()
+        assert (test["ok"], test["answer"]) == (False, "404 no_service")
+    test = api.post(f"/channels/{channel['id']}/test").json()
+    assert not test["ok"]
+    assert "no connection to 127.0.0.1" in test["answer"]
 
 
 def test_one_channel_is_changed_and_removed(api: httpx.Client) -> None:
@@ -114,9 +129,13 @@ def test_one_channel_is_changed_and_removed(api: httpx.Client) -> None:
         (slack(settings={"quiet_hours": {"start": "22:00", "end": "7:00"}}), "end"),
         (slack(settings={"quiet_hours": {"start": "22:00", "end": "07:00", "timezone": "Mars/Olympus"}}), "time zone"),
         (slack(signing_key="x" * 20), "signing_key"),
+        (slack(kind="carrier-pigeon"), "slack-webhook, slack-bot, apprise, webhook"),
+        (slack(settings={"chanel": "#ml"}), "chanel"),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_reason(api: httpx.Client, channel: dict[str, Any], message: str) -> None:
+def test_a_channel_that_cannot_work_is_refused_with_a_reason(
+    api: httpx.Client, channel: dict[str, Any], message: str
+) -> None:
     answer = api.put("/channels", json={"channels": [channel]})
     assert answer.status_code == 400
     assert message in answer.json()["message"]
@@ -135,7 +154,7 @@ def test_what_cannot_work_is_refused_with_a_reason(api: httpx.Client, channel: d
         "http://example.com/x",
     ],
 )
-def test_addresses_of_our_own_network_are_refused(tmp_path: Path, secret: str) -> None:
+def test_addresses_of_the_servers_own_network_are_refused(tmp_path: Path, secret: str) -> None:
     with running_server(tmp_path) as server, server.api() as api:
         answer = api.put("/channels", json={"channels": [{"name": "x", "kind": "webhook", "secret": secret}]})
         assert answer.status_code == 400
@@ -143,7 +162,7 @@ def test_addresses_of_our_own_network_are_refused(tmp_path: Path, secret: str) -
 
 
 @pytest.mark.parametrize("url", ["json://127.0.0.1/x", "mailto://user:word@example.com?smtp=10.0.0.8"])
-def test_apprise_leads_to_no_address_of_our_own_network(tmp_path: Path, url: str) -> None:
+def test_an_apprise_url_with_an_address_of_the_own_network_is_refused(tmp_path: Path, url: str) -> None:
     with running_server(tmp_path) as server, server.api() as api:
         answer = api.put("/channels", json={"channels": [{"name": "x", "kind": "apprise", "secret": url}]})
         assert answer.status_code == 400
@@ -151,21 +170,21 @@ def test_apprise_leads_to_no_address_of_our_own_network(tmp_path: Path, url: str
 
 
 @pytest.mark.parametrize("url", ["json://localhost:{port}/x", "json://localhost.:{port}/x"])
-def test_apprise_follows_no_name_that_leads_home(tmp_path: Path, url: str) -> None:
+def test_apprise_does_not_connect_to_a_name_that_resolves_to_the_server(tmp_path: Path, url: str) -> None:
     with Postbox() as postbox, running_server(tmp_path) as server, server.api() as api:
         [channel] = put(api, {"name": "x", "kind": "apprise", "secret": url.format(port=postbox.port)})
-        tried = api.post(f"/channels/{channel['id']}/test").json()
-        assert not tried["ok"]
-        assert "own network" in tried["answer"]
+        test = api.post(f"/channels/{channel['id']}/test").json()
+        assert not test["ok"]
+        assert "own network" in test["answer"]
         assert postbox.requests == []
 
 
-def test_a_name_that_leads_home_is_refused_when_it_is_used(tmp_path: Path) -> None:
+def test_a_name_that_resolves_to_the_server_is_refused_at_delivery(tmp_path: Path) -> None:
     with Postbox() as postbox, running_server(tmp_path) as server, server.api() as api:
         [channel] = put(api, {"name": "x", "kind": "webhook", "secret": f"https://localhost:{postbox.port}/x"})
-        tried = api.post(f"/channels/{channel['id']}/test").json()
-        assert not tried["ok"]
-        assert "own network" in tried["answer"]
+        test = api.post(f"/channels/{channel['id']}/test").json()
+        assert not test["ok"]
+        assert "own network" in test["answer"]
         assert postbox.requests == []
 
 
@@ -206,6 +225,7 @@ def test_only_administrators_of_all_projects_see_channels(server: RunningServer)
         with server.api(token) as api:
             for answer in (
                 api.get("/channels"),
+                api.get("/channels/kinds"),
                 api.put("/channels", json={"channels": []}),
                 api.post("/channels/x/test"),
                 api.delete("/channels/x"),

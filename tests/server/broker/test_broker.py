@@ -1,4 +1,4 @@
-"""Publish and subscribe, alone and over Redis: everybody gets what is theirs once, and a slow one slows nobody."""
+"""Brokers, in memory and over Redis: subscribers receive their messages once, and a slow one delays nobody."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def message(number: int, run_id: str = "run", project: str = "project", kind: st
 
 
 async def numbers(subscription: Subscription, count: int) -> list[int]:
-    """Of the next messages; there may be no other word in between."""
+    """Return the numbers of the next messages, which no control message may interrupt."""
     async with asyncio.timeout(20):
         return [(await subscription.get()).body()["number"] for _ in range(count)]
 
 
 async def until(subscription: Subscription, kind: str) -> list[str]:
-    """The types of all that comes, up to the first of a kind."""
+    """Return the types of all deliveries up to the first one of the given kind."""
     types: list[str] = []
     async with asyncio.timeout(20):
         while not types or types[-1] != kind:
@@ -44,7 +44,7 @@ async def publish(broker: Broker, *given: LiveMessage) -> None:
 
 @pytest.fixture(params=["memory", "redis"])
 async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
-    """Makes brokers; those of Redis share one."""
+    """Factory of brokers; those over Redis share one server."""
     made: list[Broker] = []
 
     async def factory(capacity: int = 64, tail: int = 4096) -> Broker:
@@ -79,7 +79,7 @@ async def test_a_subscriber_gets_its_runs_in_order(make: Make) -> None:
         assert await numbers(alerts, 2) == [4, 5]
 
 
-async def test_what_servers_tell_each_other_is_shown_to_no_viewer(make: Make) -> None:
+async def test_control_messages_reach_no_viewer(make: Make) -> None:
     broker = await make()
     async with (
         broker.subscribe(run_ids=None, project=None, types=frozenset({"writer"})) as server,
@@ -92,7 +92,7 @@ async def test_what_servers_tell_each_other_is_shown_to_no_viewer(make: Make) ->
         assert await numbers(fleet, 1) == [2]
 
 
-async def test_a_full_queue_drops_the_oldest_and_says_so_once(make: Make) -> None:
+async def test_a_full_queue_drops_the_oldest_and_causes_one_resync(make: Make) -> None:
     broker = await make(capacity=8)
     async with (
         broker.subscribe(run_ids=None, project=None) as slow,
@@ -107,14 +107,14 @@ async def test_a_full_queue_drops_the_oldest_and_says_so_once(make: Make) -> Non
         assert await numbers(again, 8) == list(range(13, 21)), "its cursor is that of the last one that is missing"
 
 
-async def test_who_has_left_gets_nothing(make: Make) -> None:
+async def test_a_closed_subscription_gets_nothing(make: Make) -> None:
     broker = await make()
     async with broker.subscribe(run_ids=None, project=None) as gone:
         pass
     async with broker.subscribe(run_ids=None, project=None) as here:
         await publish(broker, message(7))
         assert await numbers(here, 1) == [7]
-    assert not gone._queue
+    assert gone.queued == 0
 
 
 @pytest.mark.parametrize("run_ids", [None, frozenset({"a"}), frozenset({"a", "c"})])
@@ -139,7 +139,7 @@ async def test_a_cursor_brings_what_came_since_and_then_what_comes(make: Make, r
 
 
 @pytest.mark.parametrize("cursor", ["", "nonsense", "a-b-c", "0-0", "9" * 5_000, "x-" + "9" * 5_000, "other-1-1", "-1"])
-async def test_a_cursor_of_elsewhere_is_told_to_read_anew(make: Make, cursor: str) -> None:
+async def test_an_unknown_cursor_causes_a_resync(make: Make, cursor: str) -> None:
     broker = await make()
     await publish(broker, message(1))
     async with broker.subscribe(run_ids=None, project=None, cursor=cursor) as subscription:
@@ -148,7 +148,7 @@ async def test_a_cursor_of_elsewhere_is_told_to_read_anew(make: Make, cursor: st
 
 
 @pytest.mark.parametrize("run_ids", [None, frozenset({"run"})])
-async def test_a_cursor_that_is_too_old_is_told_to_read_anew(make: Make, run_ids: frozenset[str] | None) -> None:
+async def test_a_cursor_that_is_too_old_causes_a_resync(make: Make, run_ids: frozenset[str] | None) -> None:
     broker = await make(capacity=1_000, tail=8)
     async with broker.subscribe(run_ids=run_ids, project=None) as subscription:
         old = subscription.cursor
@@ -162,7 +162,7 @@ async def test_a_cursor_that_is_too_old_is_told_to_read_anew(make: Make, run_ids
         assert await numbers(again, 1) == [300]
 
 
-async def test_of_large_messages_few_are_kept() -> None:
+async def test_few_large_messages_are_kept() -> None:
     broker = MemoryBroker(1_000)
     large = LiveMessage(run_id="run", project="project", body={"type": "run", "config": "x" * (TAIL_BYTES // 4)})
     async with broker.subscribe(run_ids=None, project=None) as subscription:
@@ -187,7 +187,7 @@ async def test_more_than_a_queue_holds_is_too_old(make: Make) -> None:
         assert (await again.get()).type == "resync"
 
 
-async def test_a_reader_that_is_slower_than_the_tail_is_told_so(redis: Redis) -> None:
+async def test_a_reader_that_is_slower_than_the_tail_gets_a_resync(redis: Redis) -> None:
     broker = RedisBroker(connect(redis.url), 1_000, tail=8, run_tail=8)
     await broker.start()
     async with broker.subscribe(run_ids=None, project=None) as subscription:
@@ -202,7 +202,7 @@ def broker_on(redis: Redis) -> RedisBroker:
 
 @pytest.fixture
 async def pair(own_redis: Redis) -> AsyncIterator[tuple[RedisBroker, RedisBroker]]:
-    """The brokers of two servers."""
+    """Brokers of two servers."""
     one, two = broker_on(own_redis), broker_on(own_redis)
     for broker in (one, two):
         await broker.start()
@@ -211,7 +211,9 @@ async def pair(own_redis: Redis) -> AsyncIterator[tuple[RedisBroker, RedisBroker
         await broker.stop()
 
 
-async def test_servers_hear_each_other_and_resume_each_others_cursors(pair: tuple[RedisBroker, RedisBroker]) -> None:
+async def test_servers_receive_each_others_messages_and_resume_each_others_cursors(
+    pair: tuple[RedisBroker, RedisBroker],
+) -> None:
     one, two = pair
     async with (
         one.subscribe(run_ids=None, project=None) as here,
@@ -278,7 +280,7 @@ async def test_without_redis_a_server_delivers_to_its_own_and_says_so(
             assert [(await new.get()).type for _ in range(2)] == ["resync", "degraded"]
         own_redis.start_again()
         assert await until(here, "resync") == ["restored", "resync"]
-        assert (await until(there, "resync"))[:2] == ["restored", "resync"], "what it missed is known to nobody"
+        assert (await until(there, "resync"))[:2] == ["restored", "resync"], "no server knows what it has missed"
         assert not one.is_degraded
         async with one.subscribe(run_ids=None, project=None, cursor=before) as late:
             assert (await late.get()).type == "resync", "a cursor of before the outage cannot know what is missing"
@@ -289,11 +291,11 @@ async def test_without_redis_a_server_delivers_to_its_own_and_says_so(
         assert delivery.body()["number"] == 2
 
 
-async def test_a_server_that_alone_lost_redis_tells_those_of_the_others(own_redis: Redis) -> None:
+async def test_a_server_that_alone_lost_redis_resyncs_subscribers_of_the_others(own_redis: Redis) -> None:
     one, two = broker_on(own_redis), broker_on(own_redis)
     await two.start()
     async with two.subscribe(run_ids=frozenset({"run"}), project=None) as viewer:
-        await publish(one, message(1))  # it has not reached Redis yet
+        await publish(one, message(1))  # The message has not reached Redis yet.
         await one.start()
         assert await until(viewer, "resync") == ["resync"]
     for broker in (one, two):
@@ -316,12 +318,12 @@ async def test_a_redis_that_hangs_delays_no_publisher(own_redis: Redis, pair: tu
 
 
 @pytest.mark.parametrize("url", ["", "localhost:6379", "http://localhost", "redis://localhost:port/0"])
-def test_a_url_of_no_redis_is_refused(url: str) -> None:
+def test_a_url_that_is_not_one_of_redis_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="SPIKEWATCH_REDIS_URL"):
         connect(url)
 
 
-async def test_a_redis_that_refuses_us_is_a_wrong_setting_and_one_that_is_away_is_none() -> None:
+async def test_a_refused_login_is_a_configuration_error_and_an_outage_is_not() -> None:
     locked = Redis()
     try:
         async with connect(locked.url) as client:

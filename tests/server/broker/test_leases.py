@@ -1,4 +1,4 @@
-"""Who does what among several servers: one at a time, and everybody when Redis is away."""
+"""Leases among several servers: one holder at a time, and every server while Redis is unreachable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def pair(own_redis: Redis) -> AsyncIterator[tuple[RedisLeases, RedisLeases
     await client.aclose()
 
 
-async def test_one_holds_a_lease_until_it_lets_go_or_is_made_to(pair: tuple[RedisLeases, RedisLeases]) -> None:
+async def test_one_server_holds_a_lease_until_it_releases_or_loses_it(pair: tuple[RedisLeases, RedisLeases]) -> None:
     one, two = pair
     assert await one.take("work")
     assert await one.take("work")
@@ -50,7 +50,9 @@ async def test_a_lease_that_is_not_kept_expires(own_redis: Redis) -> None:
     await client.aclose()
 
 
-async def test_without_redis_everybody_works(own_redis: Redis, pair: tuple[RedisLeases, RedisLeases]) -> None:
+async def test_without_redis_every_server_holds_the_lease(
+    own_redis: Redis, pair: tuple[RedisLeases, RedisLeases]
+) -> None:
     one, two = pair
     assert await one.take("work")
     own_redis.kill()

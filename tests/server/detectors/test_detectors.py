@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from server.detectors.context import Context
 from server.detectors.lr_jump import LearningRateJumpDetector
+from server.detectors.signals import Reading
 from server.models import Cause, Sample, Stage
 from tests.support import streams
 
@@ -79,7 +81,8 @@ def rates(steps: int, schedule: str) -> list[float]:
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "staircase", "constant"])
 def test_schedules_are_no_jumps(schedule: str) -> None:
     detector = LearningRateJumpDetector()
-    assert not any(detector.update(step, lr) for step, lr in enumerate(rates(400, schedule)))
+    readings = [Reading(step=step, lr=lr) for step, lr in enumerate(rates(400, schedule))]
+    assert not any(detector.update(reading, Context()) for reading in readings)
 
 
 @pytest.mark.parametrize(("factor", "level"), [(2.0, "watch"), (5.0, "warning"), (30.0, "critical")])

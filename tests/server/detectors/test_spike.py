@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from server.detectors.context import Context
+from server.detectors.signals import Reading
 from server.detectors.spike import SpikeDetector
 
 
@@ -12,10 +14,11 @@ def follow(losses: list[float]) -> list[tuple[int, int, int]]:
     """(trigger, onset, end) of each spike found."""
     detector, found = SpikeDetector(), []
     for step, loss in enumerate(losses, start=1):
-        change = detector.update(step, loss)
-        if change.began:
+        was_active = detector.active
+        ended = detector.update(Reading(step=step, loss=loss), Context())
+        if detector.active and not was_active:
             found.append((step, detector.onset, 0))
-        if change.ended:
+        if ended is not None:
             found[-1] = (*found[-1][:2], step)
     return found
 

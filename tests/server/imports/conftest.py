@@ -1,4 +1,4 @@
-"""An importer over a database of its own."""
+"""Fixtures: an importer with its own database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from server.assembly.pipeline import make_pipeline
 from server.broker import MemoryBroker
 from server.config import Config
-from server.exports.streams import Exporter, Format
+from server.exports.exporter import Exporter, Format
 from server.imports.discover import discover
 from server.imports.importer import Imported, Importer
 from server.storage import migrate
@@ -32,16 +32,16 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """What comes in and goes out of one database."""
+    """Imports into one database, and exports from it."""
 
     database: Database
     importer: Importer
     notes: list[str]
 
-    async def bring(self, path: Path, step_column: str | None = None, **options: Any) -> list[Imported]:
-        """Import everything below a path."""
+    async def import_all(self, path: Path, step_column: str | None = None, **options: Any) -> list[Imported]:
+        """Import all logs below a path."""
         return [
-            await self.importer.bring(logged, **options)
+            await self.importer.import_run(logged, **options)
             for _, opener in discover(path, step_column, self.notes.append)
             for logged in opener()
         ]
@@ -63,7 +63,7 @@ class Workshop:
         return path
 
     async def table(self, run_id: str, folder: Path) -> pa.Table:
-        """The run as its Parquet export shows it, without its id."""
+        """The rows of the run's Parquet export, without the column of its id."""
         return pq.read_table(await self.export(run_id, folder / f"{run_id}.parquet")).drop_columns(["run"])
 
 

@@ -1,4 +1,4 @@
-"""Everything of a run in one file, and back."""
+"""A run exported into one archive, and imported again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlalchemy import delete, select, update
 from client_sdk.protocol import Histograms, Layout
 from server.errors import HistogramCorruptError, ImportFileError, RunDeletedError
 from server.exports.archive import Archiver
-from server.exports.streams import Exporter
+from server.exports.exporter import Exporter
 from server.schema import histograms
 from server.storage.alerts import AlertStore
 from server.storage.database import Database
@@ -52,7 +52,7 @@ def shapes(*seeds: int, which: str = "update") -> Histograms:
 
 
 async def fill(stores: Stores) -> None:
-    """Two ranks; rank 0 logs a step twice, rolls back, spikes, has a second layout and a layer without a histogram."""
+    """Store two ranks; rank 0 repeats a step, rolls back, spikes, and has two layouts and a layer without histogram."""
     writer = await stores.register("run", layouts=(LAYOUT, GROWN))
     half = without_first_layer(shapes(1, 2))
     await stores.commit(
@@ -84,7 +84,7 @@ def table(data: bytes, name: str) -> pd.DataFrame:
         return pq.read_table(io.BytesIO(held.read(name))).drop_columns(["run"]).to_pandas()
 
 
-async def test_an_archive_holds_everything(database: Database) -> None:
+async def test_an_archive_contains_the_whole_run(database: Database) -> None:
     await fill(Stores.over(database))
     data = await archive(database)
     with zipfile.ZipFile(io.BytesIO(data)) as held:
@@ -111,7 +111,7 @@ async def test_an_archive_holds_everything(database: Database) -> None:
     assert found["low"][0] == -4.0
     assert found["counts"][0].tolist() == np.random.default_rng(3).integers(0, 50, 64).tolist()
     assert found["dip"].isna().tolist() == [True, True, False, False, True, False, False, *[True] * 4]
-    assert await archive(database) == data, "the same run makes the same file"
+    assert await archive(database) == data, "the same run must produce the same file"
 
 
 @pytest.mark.parametrize("unpacked", [False, True], ids=["the file", "unpacked"])
@@ -125,7 +125,7 @@ async def test_an_archive_comes_back_the_same(workshop: Workshop, tmp_path: Path
         with zipfile.ZipFile(file) as held:
             held.extractall(file.parent)
         file.unlink()
-    (done,) = await workshop.bring(file.parent)
+    (done,) = await workshop.import_all(file.parent)
     again = await archive(workshop.database, done.run_id)
     for name in ("steps.parquet", "histograms.parquet"):
         pd.testing.assert_frame_equal(table(again, name), table(data, name))
@@ -134,11 +134,11 @@ async def test_an_archive_comes_back_the_same(workshop: Workshop, tmp_path: Path
         alerts = [json.loads(line) for line in held.read("alerts.jsonl").splitlines()]
     assert ("rollback", 6) in [(event["kind"], event["step"]) for event in events]
     assert [alert["kind"] for alert in alerts] == ["nonfinite"]
-    (once_more,) = await workshop.bring(file.parent)
+    (once_more,) = await workshop.import_all(file.parent)
     assert (once_more.run_id, once_more.new_records) == (done.run_id, 0)
 
 
-async def test_an_archive_that_was_tampered_with_is_named(workshop: Workshop, tmp_path: Path) -> None:
+async def test_an_archive_that_was_changed_is_rejected_by_name(workshop: Workshop, tmp_path: Path) -> None:
     await fill(Stores.over(workshop.database))
     data = await archive(workshop.database)
     with zipfile.ZipFile(io.BytesIO(data)) as held:
@@ -157,14 +157,14 @@ async def test_an_archive_that_was_tampered_with_is_named(workshop: Workshop, tm
         (packed("again.zip", parts, zipfile.ZIP_DEFLATED), "unpack it, and import the folder"),
         (packed("none.zip", {"a.txt": b""}), "there is no steps.parquet in it"),
         (packed("broken.zip", {**parts, "steps.parquet": b"no"}), "cannot be read as Parquet"),
-        (packed("mixed.zip", other), "histograms of rank 0, attempt 0, step 1 belong to no step"),
+        (packed("mixed.zip", other), "histograms of rank 0, attempt 0, step 1 belong to no record"),
     ):
         with pytest.raises(ImportFileError, match=reason):
-            await workshop.bring(file)
+            await workshop.import_all(file)
     alone = tmp_path / "histograms.parquet"
     alone.write_bytes(parts["histograms.parquet"])
-    with pytest.raises(ImportFileError, match=r"import the steps\.parquet beside them"):
-        await workshop.bring(alone)
+    with pytest.raises(ImportFileError, match=r"import the steps\.parquet next to them"):
+        await workshop.import_all(alone)
 
 
 def _moved(content: bytes) -> bytes:
@@ -176,7 +176,7 @@ def _moved(content: bytes) -> bytes:
     return out.getvalue()
 
 
-async def test_an_archive_shows_what_was_there_when_it_began_and_no_part_of_a_deleted_run(database: Database) -> None:
+async def test_an_archive_is_a_snapshot_and_stops_if_the_run_is_deleted(database: Database) -> None:
     stores = Stores.over(database)
     writer = await stores.register("run")
     some = [record(step, block=[[1, 2], [3, 4]], histograms=(shapes(step, 1),)) for step in range(20)]

@@ -1,4 +1,4 @@
-"""Logs of other tools, written by those tools, become runs that the detectors and views know."""
+"""Logs that other tools have written become runs with detectors and views."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ WANDB = DATA / "run-8cx3lrgv.wandb"
 
 
 def column(table: pa.Table, name: str, attempt: int = 0) -> dict[int, float]:
-    """Step to value, of one attempt."""
+    """The values of one attempt, keyed by step."""
     rows = zip(table["step"].to_pylist(), table["attempt"].to_pylist(), table[name].to_pylist(), strict=True)
     return {step: value for step, own, value in rows if own == attempt and value is not None}
 
 
 async def test_a_folder_of_tensorboard_becomes_a_run(workshop: Workshop, tmp_path: Path) -> None:
-    (done,) = await workshop.bring(DATA / "restarted")
+    (done,) = await workshop.import_all(DATA / "restarted")
     assert (done.name, done.project, done.renamed) == ("restarted", "imported", {"train/loss": "loss"})
     run = await workshop.details(done.run_id)
     assert run["state"] == "finished"
@@ -48,24 +48,24 @@ async def test_a_folder_of_tensorboard_becomes_a_run(workshop: Workshop, tmp_pat
 
 
 async def test_detectors_run_on_old_logs(workshop: Workshop) -> None:
-    (tensorboard,) = await workshop.bring(DATA / "restarted")
+    (tensorboard,) = await workshop.import_all(DATA / "restarted")
     assert {"spike", "nonfinite"} <= await workshop.alert_kinds(tensorboard.run_id)
-    (wandb,) = await workshop.bring(WANDB)
+    (wandb,) = await workshop.import_all(WANDB)
     assert "nonfinite" in await workshop.alert_kinds(wandb.run_id)
     assert (await workshop.details(wandb.run_id))["open_alerts"] == 0
 
 
-async def test_scalars_in_tensors_are_read_and_what_is_no_scalar_is_named(workshop: Workshop, tmp_path: Path) -> None:
-    (done,) = await workshop.bring(DATA / "tensors")
+async def test_scalars_in_tensors_are_read_and_other_tensors_are_reported(workshop: Workshop, tmp_path: Path) -> None:
+    (done,) = await workshop.import_all(DATA / "tensors")
     assert done.name == "tensors/train"
     table = await workshop.table(done.run_id, tmp_path)
     assert column(table, "loss") == {step: float(np.float32(1 / step)) for step in range(1, 31)}
     assert column(table, "accuracy") == {step: step / 31 for step in range(1, 31)}
-    assert any("'weights' is no scalar" in note for note in workshop.notes)
+    assert any("'weights' is not a scalar" in note for note in workshop.notes)
 
 
 async def test_a_wandb_file_becomes_a_run(workshop: Workshop, tmp_path: Path) -> None:
-    (done,) = await workshop.bring(WANDB)
+    (done,) = await workshop.import_all(WANDB)
     assert (done.name, done.project, done.records) == ("calm-sky", "old-project", 120)
     run = await workshop.details(done.run_id)
     assert run["config"] == {"lr": 0.1, "model": {"layers": 2}}
@@ -80,30 +80,30 @@ async def test_a_wandb_file_becomes_a_run(workshop: Workshop, tmp_path: Path) ->
     assert column(table, "val.acc")[30] == 30 / 120
 
 
-async def test_the_same_file_is_the_same_run_wherever_it_lies(workshop: Workshop, tmp_path: Path) -> None:
-    (first,) = await workshop.bring(WANDB)
+async def test_the_same_file_is_the_same_run_under_any_path(workshop: Workshop, tmp_path: Path) -> None:
+    (first,) = await workshop.import_all(WANDB)
     shutil.copy(WANDB, tmp_path / "elsewhere.wandb")
-    (again,) = await workshop.bring(tmp_path / "elsewhere.wandb")
+    (again,) = await workshop.import_all(tmp_path / "elsewhere.wandb")
     assert again.run_id == first.run_id
     assert (first.new_records, again.new_records) == (120, 0)
-    (other,) = await workshop.bring(WANDB, project="other")
+    (other,) = await workshop.import_all(WANDB, project="other")
     assert other.run_id != first.run_id
     run = await workshop.details(first.run_id)
     assert (run["attempt"], run["last_step"], run["state"]) == (0, 119, "finished")
 
 
-async def test_a_log_that_a_crash_cut_off_is_read_up_to_there(workshop: Workshop, tmp_path: Path) -> None:
+async def test_a_log_that_a_crash_cut_off_is_read_up_to_that_record(workshop: Workshop, tmp_path: Path) -> None:
     events = next((DATA / "restarted").glob("*.0"))
     for source, name in ((events, events.name), (WANDB, "cut.wandb")):
         cut = tmp_path / name
         cut.write_bytes(source.read_bytes()[:-300])
-        (done,) = await workshop.bring(cut)
+        (done,) = await workshop.import_all(cut)
         assert 50 < done.records < 120
         assert any("breaks off in record" in note for note in workshop.notes)
 
 
 @pytest.mark.parametrize("at", [20, 2_000])
-async def test_damage_is_named_by_file_and_record_and_leaves_nothing(
+async def test_damage_is_reported_by_file_and_record_and_stores_nothing(
     workshop: Workshop, tmp_path: Path, at: int
 ) -> None:
     events = next((DATA / "restarted").glob("*.0"))
@@ -113,7 +113,7 @@ async def test_damage_is_named_by_file_and_record_and_leaves_nothing(
         data[at] ^= 0x10
         broken.write_bytes(data)
         with pytest.raises(ImportFileError, match=rf"{name}, record \d+: .*") as raised:
-            await workshop.bring(broken)
+            await workshop.import_all(broken)
         assert raised.value.place is not None
     assert await RunStore(workshop.database).lagging() == []
 
@@ -121,39 +121,39 @@ async def test_damage_is_named_by_file_and_record_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("x.wandb", b"not one of them", r"no \.wandb file"),
-        ("x.tfevents", b"not an event file at all", "no event file"),
-        ("x.tfevents", b"", "no scalars"),
+        ("x.wandb", b"not one of them", r"not a \.wandb file"),
+        ("x.tfevents", b"not an event file at all", "not an event file"),
+        ("x.tfevents", b"", "contains no scalars"),
         ("x.csv", b"", "empty"),
-        ("x.csv", b"step,loss\n", "no scalars"),
+        ("x.csv", b"step,loss\n", "contains no scalars"),
         ("x.csv", b"a,b\n1,2\n", "no column of steps"),
-        ("x.csv", b"step,loss,loss\n", "comes twice"),
+        ("x.csv", b"step,loss,loss\n", "occurs twice"),
         ("x.csv", b"step,loss\n1,2\n2\n", r"line 3: 1 cells under 2 columns"),
-        ("x.csv", b"step,loss\n1,2\n2,oops\n", r"line 3: 'oops' in the column 'loss' is no number"),
-        ("x.csv", b"step,loss\n1.5,2\n", r"line 2: '1.5' in the column 'step' is no whole number"),
+        ("x.csv", b"step,loss\n1,2\n2,oops\n", r"line 3: 'oops' in the column 'loss' is not a number"),
+        ("x.csv", b"step,loss\n1.5,2\n", r"line 2: '1.5' in the column 'step' is not a whole number"),
         ("x.csv", b"step,loss\n-1,2\n", r"line 2: the step -1"),
         ("x.csv", b"step,loss\n\xff\xfe,2\n", "utf-8"),
         ("x.parquet", b"PAR1 no", "cannot be read as Parquet"),
-        ("x.xlsx", b"", "tells no format"),
+        ("x.xlsx", b"", "does not show its format"),
         ("x.zip", b"", "cannot be read as ZIP"),
     ],
 )
-async def test_what_cannot_be_imported_is_said(
+async def test_a_file_that_cannot_be_imported_is_rejected_with_a_reason(
     workshop: Workshop, tmp_path: Path, name: str, data: bytes, reason: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ImportFileError, match=reason):
-        await workshop.bring(tmp_path / name)
+        await workshop.import_all(tmp_path / name)
 
 
-async def test_what_is_not_there_is_said(workshop: Workshop, tmp_path: Path) -> None:
+async def test_a_path_without_logs_is_rejected_with_a_reason(workshop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(ImportFileError, match="no such file"):
-        await workshop.bring(tmp_path / "none")
+        await workshop.import_all(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImportFileError, match="nothing to import"):
-        await workshop.bring(tmp_path / "empty")
-    with pytest.raises(ImportFileError, match="no 'objective'"):
-        await workshop.bring(WANDB, renames={"objective": "loss"})
+        await workshop.import_all(tmp_path / "empty")
+    with pytest.raises(ImportFileError, match="no scalar 'objective'"):
+        await workshop.import_all(WANDB, renames={"objective": "loss"})
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ async def test_what_is_not_there_is_said(workshop: Workshop, tmp_path: Path) -> 
         (["val_loss", "accuracy"], {}),
     ],
 )
-def test_names_of_other_tools_are_understood(names: list[str], found: dict[str, str]) -> None:
+def test_names_of_other_tools_are_mapped(names: list[str], found: dict[str, str]) -> None:
     assert guess(names) == found
 
 

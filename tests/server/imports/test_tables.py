@@ -1,4 +1,4 @@
-"""Tables: those of other tools, and our own exports on their way back."""
+"""Import of tables of other tools and of exported runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from client_sdk.protocol import MAX_STEP, Layout, Record
 from server.errors import ImportFileError
-from server.exports.streams import Format
+from server.exports.exporter import Format
 from tests.server.imports.conftest import Workshop, workshop_at
 from tests.server.storage.conftest import Stores
 
@@ -33,7 +33,7 @@ def table_of(records: Sequence[tuple[int, float]]) -> str:
 async def test_a_plain_csv_becomes_a_run(workshop: Workshop, tmp_path: Path) -> None:
     file = tmp_path / "my run.csv"
     file.write_text("epoch,Step,loss,note,accuracy,timestamp\n0,1,0.5,begin,,10\n0,2,nan,,0.25,11.5\n\n1,3,inf,x,,12\n")
-    (done,) = await workshop.bring(file)
+    (done,) = await workshop.import_all(file)
     assert (done.name, done.records) == ("my run", 3)
     table = await workshop.table(done.run_id, tmp_path)
     assert table["step"].to_pylist() == [1, 2, 3]
@@ -54,12 +54,10 @@ async def test_a_plain_csv_becomes_a_run(workshop: Workshop, tmp_path: Path) -> 
     ],
     ids=["BOM and CRLF", "semicolons and decimal commas", "tabs and spaces", "UTF-16 of a spreadsheet"],
 )
-async def test_tables_are_read_as_spreadsheets_of_any_country_write_them(
-    workshop: Workshop, tmp_path: Path, data: bytes
-) -> None:
+async def test_tables_of_spreadsheets_in_any_language_are_read(workshop: Workshop, tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "table.csv"
     file.write_bytes(data)
-    (done,) = await workshop.bring(file)
+    (done,) = await workshop.import_all(file)
     table = await workshop.table(done.run_id, tmp_path)
     assert table["step"].to_pylist() == [1, 2]
     np.testing.assert_equal(table["loss"].to_pylist(), [0.5, math.nan])
@@ -72,19 +70,19 @@ async def test_times_may_be_dates(workshop: Workshop, tmp_path: Path) -> None:
         "steps,timestamp,loss\n1,1970-01-01 00:00:10,1\n2,1970-01-01T02:00:11+02:00,1\n"
         "3,1970-01-01T00:00:12.5Z,1\n4,,1\n"
     )
-    (done,) = await workshop.bring(file)
+    (done,) = await workshop.import_all(file)
     times = (await workshop.table(done.run_id, tmp_path))["time"].to_pylist()
     np.testing.assert_equal(times, [10.0, 11.0, 12.5, math.nan])
     file.write_text("step,time,loss\n1,yesterday,1\n")
-    with pytest.raises(ImportFileError, match="line 2: 'yesterday' is no time: expected Unix seconds, or"):
-        await workshop.bring(file)
+    with pytest.raises(ImportFileError, match="line 2: 'yesterday' is not a time; write Unix seconds or"):
+        await workshop.import_all(file)
 
 
 @pytest.mark.parametrize("end", ["3,0", '3,"0.'], ids=["within a row", "within quotes"])
-async def test_a_table_that_breaks_off_is_read_up_to_there(workshop: Workshop, tmp_path: Path, end: str) -> None:
+async def test_a_table_that_was_cut_off_is_read_up_to_that_line(workshop: Workshop, tmp_path: Path, end: str) -> None:
     file = tmp_path / "cut.csv"
     file.write_text(f"step,loss,lr\n1,0.5,0.1\n2,0.4,0.1\n{end}")
-    (done,) = await workshop.bring(file)
+    (done,) = await workshop.import_all(file)
     assert done.records == 2
     assert any("breaks off" in note for note in workshop.notes)
 
@@ -94,29 +92,29 @@ async def test_a_table_that_breaks_off_is_read_up_to_there(workshop: Workshop, t
     [
         (b"step,l\xe9ss\n1,2\n", "odd.csv: it is not UTF-8 .*; save it as UTF-8"),
         (b"step,loss\n1,\xff\n2,3\n", "odd.csv: it is not UTF-8"),
-        (b"a,b\n1,2\n", "say which with --step-column; there are: a, b"),
+        (b"a,b\n1,2\n", "name it with --step-column; the columns are: a, b"),
         (b"step,loss\n1,2,3\n2,1\n", "line 2: 3 cells under 2 columns"),
-        (b"step,loss\n1.5,2\n", "line 2: '1.5' in the column 'step' is no whole number"),
+        (b"step,loss\n1.5,2\n", "line 2: '1.5' in the column 'step' is not a whole number"),
         (b"step,loss\n99999999999999999999,2\n", "line 2: the step 99999999999999999999 is not within"),
         (b"step,loss\n-1,2\n", "line 2: the step -1 is not within"),
-        (b"step,loss\n", "it holds no scalars"),
+        (b"step,loss\n", "it contains no scalars"),
         (b"", "the file is empty"),
     ],
 )
-async def test_a_table_that_cannot_be_read_is_named_with_its_line(
+async def test_a_table_that_cannot_be_read_is_rejected_with_its_line(
     workshop: Workshop, tmp_path: Path, data: bytes, reason: str
 ) -> None:
     file = tmp_path / "odd.csv"
     file.write_bytes(data)
     with pytest.raises(ImportFileError, match=reason):
-        await workshop.bring(file)
+        await workshop.import_all(file)
 
 
 async def test_a_chart_over_another_axis_has_no_scalar_of_steps(workshop: Workshop, tmp_path: Path) -> None:
     file = tmp_path / "chart.csv"
     columns = [f"sun - {name}{end}" for name in ("_step", "loss") for end in ("", "__MIN", "__MAX")]
     file.write_text(",".join(["train/global_step", *columns]) + "\n5,1,1,1,0.5,0.5,0.5\n")
-    (done,) = await workshop.bring(file)
+    (done,) = await workshop.import_all(file)
     assert (await workshop.details(done.run_id))["scalars"] == ["loss"]
 
 
@@ -127,7 +125,7 @@ async def test_a_chart_of_wandb_becomes_a_run_for_each_of_its_curves(workshop: W
         '"a - b - loss","a - b - loss__MIN","a - b - loss__MAX"\n'
         '"1","0.5","0.5","0.5","","",""\n"2","0.4","0.4","0.4","7","7","7"\n'
     )
-    calm, other = await workshop.bring(file)
+    calm, other = await workshop.import_all(file)
     assert (calm.name, calm.records, other.name, other.records) == ("calm-sky", 2, "a - b", 1)
     assert (await workshop.details(calm.run_id))["scalars"] == ["loss"]
     assert calm.run_id != other.run_id
@@ -144,21 +142,21 @@ async def test_a_parquet_of_pandas_becomes_a_run(workshop: Workshop, tmp_path: P
         }
     )
     frame.to_parquet(tmp_path / "frame.parquet")
-    (done,) = await workshop.bring(tmp_path / "frame.parquet")
+    (done,) = await workshop.import_all(tmp_path / "frame.parquet")
     assert done.renamed == {"train_loss": "loss"}
     table = await workshop.table(done.run_id, tmp_path)
     assert table["loss"].to_pylist() == [3.0, 2.0, 1.0]
     assert table["time"].to_pylist() == [1.0, 2.0, 3.0]
     assert table["count"].to_pylist() == [1.0, 2.0, 3.0]
     with pytest.raises(ImportFileError, match="'nothing'"):
-        await workshop.bring(tmp_path / "frame.parquet", step_column="nothing")
+        await workshop.import_all(tmp_path / "frame.parquet", step_column="nothing")
     frame.loc[1, "iteration"] = np.nan
     frame.to_parquet(tmp_path / "broken.parquet")
     with pytest.raises(ImportFileError, match="row 2"):
-        await workshop.bring(tmp_path / "broken.parquet")
+        await workshop.import_all(tmp_path / "broken.parquet")
 
 
-async def test_an_import_that_was_cut_off_goes_on(workshop: Workshop, tmp_path: Path) -> None:
+async def test_an_interrupted_import_is_continued(workshop: Workshop, tmp_path: Path) -> None:
     file = tmp_path / "long.csv"
     file.write_text(table_of([(step, 1.0) for step in range(3_000)]))
     cut: list[int] = []
@@ -169,8 +167,8 @@ async def test_an_import_that_was_cut_off_goes_on(workshop: Workshop, tmp_path: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await workshop.bring(file, progress=stop_half_way)
-    (done,) = await workshop.bring(file)
+        await workshop.import_all(file, progress=stop_half_way)
+    (done,) = await workshop.import_all(file)
     assert done.new_records == 3_000 - cut[-1]
     table = await workshop.table(done.run_id, tmp_path)
     assert table["step"].to_pylist() == list(range(3_000))
@@ -183,7 +181,7 @@ steps = st.one_of(st.integers(0, 12), st.integers(0, MAX_STEP))
 
 @st.composite
 def logs(draw: st.DrawFn) -> list[Record]:
-    """What a training may log: steps that go back, gaps, two layouts, any float."""
+    """Records that a training may log: steps that go back, gaps, two layouts, and any float."""
     found = []
     for step in draw(st.lists(steps, min_size=1, max_size=12)):
         layout = draw(st.sampled_from([None, *LAYOUTS]))
@@ -206,7 +204,7 @@ def logs(draw: st.DrawFn) -> list[Record]:
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(ranks=st.lists(logs(), min_size=1, max_size=2))
-def test_what_was_exported_comes_back_the_same(ranks: list[list[Record]]) -> None:
+def test_an_exported_run_is_imported_unchanged(ranks: list[list[Record]]) -> None:
     async def check(folder: Path) -> None:
         async with workshop_at(folder) as workshop:
             stores = Stores.over(workshop.database)
@@ -214,7 +212,7 @@ def test_what_was_exported_comes_back_the_same(ranks: list[list[Record]]) -> Non
                 writer = await stores.register("original", writer=f"w{rank}", rank=rank, layouts=LAYOUTS)
                 await stores.commit(writer, 0, records)
             original = await workshop.table("original", folder)
-            (back,) = await workshop.bring(folder / "original.parquet")
+            (back,) = await workshop.import_all(folder / "original.parquet")
             again = await workshop.table(back.run_id, folder)
             assert again.schema.names == original.schema.names
             for name in original.schema.names:
@@ -229,13 +227,13 @@ def test_what_was_exported_comes_back_the_same(ranks: list[list[Record]]) -> Non
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(records=logs())
-def test_the_scalars_of_a_csv_come_back_the_same(records: list[Record]) -> None:
+def test_the_scalars_of_a_csv_export_are_imported_unchanged(records: list[Record]) -> None:
     async def check(folder: Path) -> None:
         async with workshop_at(folder) as workshop:
             stores = Stores.over(workshop.database)
             writer = await stores.register("original", layouts=LAYOUTS)
             await stores.commit(writer, 0, records)
-            (back,) = await workshop.bring(await workshop.export("original", folder / "run.csv", Format.CSV))
+            (back,) = await workshop.import_all(await workshop.export("original", folder / "run.csv", Format.CSV))
             original, again = [await workshop.table(run_id, folder) for run_id in ("original", back.run_id)]
             for name in ("attempt", "rank", "step", "time", "loss"):
                 np.testing.assert_equal(again[name].to_pylist(), original[name].to_pylist(), err_msg=name)

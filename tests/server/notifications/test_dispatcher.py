@@ -1,4 +1,4 @@
-"""From the outbox over real sockets: once, in order, again where that may help, and never where it cannot."""
+"""Dispatch from the outbox over real sockets: once, in order, and again only where a retry can help."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from server.errors import DatabaseUnavailableError
-from server.notification import Channel, ChannelKind, Digest, NotificationSettings, Silence
+from server.notification import Channel, Digest, NotificationSettings, Silence
 from server.notifications.dispatcher import Dispatcher
 from server.notifications.picture import Panel, draw
 from server.schema import outbox
@@ -47,9 +47,46 @@ def detectors(database: Database) -> Detectors:
     return Detectors(database)
 
 
-async def paint(run_id: str, step: int, predicted: tuple[int, int, int] | None) -> bytes:
+async def render_picture(run_id: str, step: int, predicted: tuple[int, int, int] | None) -> bytes:
     assert (run_id, step, predicted) == ("run", 627, (698, 712, 731))
     return PICTURE
+
+
+class WatchedOutbox(OutboxStore):
+    """An outbox that announces every change that it has stored."""
+
+    changed: asyncio.Condition
+    """Condition of the running test, notified after each change."""
+
+    @classmethod
+    async def announce(cls) -> None:
+        async with cls.changed:
+            cls.changed.notify_all()
+
+    async def sent(self, *args: Any) -> None:
+        await super().sent(*args)
+        await self.announce()
+
+    async def skip(self, *args: Any) -> None:
+        await super().skip(*args)
+        await self.announce()
+
+    async def give_up(self, *args: Any) -> None:
+        await super().give_up(*args)
+        await self.announce()
+
+    async def disable(self, *args: Any) -> None:
+        await super().disable(*args)
+        await self.announce()
+
+    async def retry_later(self, *args: Any) -> None:
+        await super().retry_later(*args)
+        await self.announce()
+
+
+@pytest.fixture(autouse=True)
+async def outbox_changes() -> None:
+    WatchedOutbox.changed = asyncio.Condition()
 
 
 @contextlib.asynccontextmanager
@@ -61,31 +98,39 @@ async def sending(
     patience: float = 5.0,
     quick: bool = True,
 ) -> AsyncIterator[Dispatcher]:
-    """A sender at work. ``quick``: it tries again at once."""
+    """Run a dispatcher. With ``quick`` it retries without a wait."""
     wire = messenger(api_url, timeout=patience)
-    sender = Dispatcher(
-        OutboxStore(database), wire, paint, clock, poll=0.05, uniform=lambda low, _: 0.0 if quick else low
-    )
-    sender.start()
+    wait = (lambda low, _: 0.0) if quick else (lambda low, _: low)
+    dispatcher = Dispatcher(WatchedOutbox(database), wire, render_picture, clock, poll=0.05, uniform=wait)
+    dispatcher.start()
     try:
-        yield sender
+        yield dispatcher
     finally:
-        await sender.stop()
+        await dispatcher.stop()
         await wire.close()
 
 
 async def settle(database: Database) -> dict[str, list[str]]:
-    """Wait until nothing is pending; the changes by their final state, with the notes."""
-    async with asyncio.timeout(20):
-        while True:
-            async with database.read() as connection:
-                rows = (await connection.execute(select(outbox).order_by(outbox.c.id))).all()
-            if rows and all(row.state != "pending" for row in rows):
-                found: dict[str, list[str]] = {}
-                for row in rows:
-                    found.setdefault(row.state, []).append(row.change if row.note is None else row.note)
-                return found
-            await asyncio.sleep(0.02)
+    """Wait until no row is pending, and return the notes or else the changes of the rows by their final state."""
+    rows: list[Any] = []
+
+    async def is_settled() -> bool:
+        async with database.read() as connection:
+            rows[:] = (await connection.execute(select(outbox).order_by(outbox.c.id))).all()
+        return bool(rows) and all(row.state != "pending" for row in rows)
+
+    await changes_until(is_settled)
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row.state, []).append(row.change if row.note is None else row.note)
+    return found
+
+
+async def changes_until(is_reached: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for changes of the outbox until a condition holds."""
+    async with asyncio.timeout(20), WatchedOutbox.changed:
+        while not await is_reached():
+            await WatchedOutbox.changed.wait()
 
 
 async def the_channel(database: Database) -> Channel:
@@ -94,13 +139,13 @@ async def the_channel(database: Database) -> Channel:
 
 
 async def failed(database: Database) -> Channel:
-    """The channel, once an attempt has failed."""
-    async with asyncio.timeout(20):
-        while True:
-            found = await the_channel(database)
-            if found.failures:
-                return found
-            await asyncio.sleep(0.02)
+    """Wait until a delivery attempt has failed, and return the channel."""
+
+    async def has_failed() -> bool:
+        return (await the_channel(database)).failures > 0
+
+    await changes_until(has_failed)
+    return await the_channel(database)
 
 
 async def test_an_incident_is_one_thread_with_a_picture(
@@ -108,7 +153,7 @@ async def test_an_incident_is_one_thread_with_a_picture(
 ) -> None:
     await ChannelStore(database).put(bot(settings={"channel": "#ml", "picture": True}))
     alert = prediction()
-    async with sending(database, slack.api_url) as sender:
+    async with sending(database, slack.api_url) as dispatcher:
         for step in (
             [alert],
             [prediction(level="critical")],
@@ -116,7 +161,7 @@ async def test_an_incident_is_one_thread_with_a_picture(
             [spike(settles=alert, state="resolved")],
         ):
             await detectors.hold(*step)
-            sender.wake()
+            dispatcher.wake()
             await settle(database)
     headlines = [message.text for message in slack.messages]
     assert headlines == [
@@ -135,13 +180,15 @@ async def test_an_incident_is_one_thread_with_a_picture(
     assert len({message.payload["metadata"]["event_payload"]["message_id"] for message in slack.messages}) == 4
 
 
-async def test_a_webhook_refers_to_the_incident(database: Database, detectors: Detectors, slack: SlackServer) -> None:
-    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
-    async with sending(database) as sender:
+async def test_a_webhook_message_names_its_incident(
+    database: Database, detectors: Detectors, slack: SlackServer
+) -> None:
+    await ChannelStore(database).put(channel("slack-webhook", slack.webhook))
+    async with sending(database) as dispatcher:
         await detectors.hold(prediction())
         await settle(database)
         await detectors.hold(settled(prediction(), "false", 760))
-        sender.wake()
+        dispatcher.wake()
         await settle(database)
     [_, last] = slack.messages
     assert last.text == "⚪ False alarm: it did not come by step 760, run name of run"
@@ -151,7 +198,7 @@ async def test_a_webhook_refers_to_the_incident(database: Database, detectors: D
 
 async def test_a_signed_message_can_be_verified(database: Database, detectors: Detectors) -> None:
     with Postbox() as postbox:
-        await ChannelStore(database).put(channel(ChannelKind.WEBHOOK, postbox.url("/hook?x=1")))
+        await ChannelStore(database).put(channel("webhook", postbox.url("/hook?x=1")))
         async with sending(database):
             await detectors.hold(prediction())
             await settle(database)
@@ -169,9 +216,9 @@ async def test_a_signed_message_can_be_verified(database: Database, detectors: D
     )
 
 
-async def test_apprise_brings_it_to_every_other_service(database: Database, detectors: Detectors) -> None:
+async def test_apprise_delivers_to_other_services(database: Database, detectors: Detectors) -> None:
     with Postbox() as postbox:
-        await ChannelStore(database).put(channel(ChannelKind.APPRISE, f"json://127.0.0.1:{postbox.port}/x"))
+        await ChannelStore(database).put(channel("apprise", f"json://127.0.0.1:{postbox.port}/x"))
         async with sending(database):
             await detectors.hold(prediction(message="@everyone [look](http://evil.example)"))
             await settle(database)
@@ -194,22 +241,22 @@ async def test_apprise_brings_it_to_every_other_service(database: Database, dete
     ],
     ids=["500", "429", "503", "cut off", "slow"],
 )
-async def test_what_may_pass_is_tried_again(
+async def test_a_temporary_failure_is_retried(
     database: Database, detectors: Detectors, slack: SlackServer, trouble: dict[str, Any]
 ) -> None:
-    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
+    await ChannelStore(database).put(channel("slack-webhook", slack.webhook))
     slack.answer(**{"body": "", **trouble})
-    async with sending(database, patience=0.5) as sender:
+    async with sending(database, patience=0.5) as dispatcher:
         await detectors.hold(prediction())
         assert await settle(database) == {"sent": ["opened"]}
-        assert sender.counts == {("slack-webhook", "retry"): 1, ("slack-webhook", "sent"): 1}
+        assert dispatcher.counts == {("slack-webhook", "retry"): 1, ("slack-webhook", "sent"): 1}
     [message] = slack.messages
     assert "may be a repetition" in message.words
     first, second = (request.json["metadata"]["event_payload"] for request in slack.requests)
     assert first == second
 
 
-async def test_a_retry_after_is_waited_for(database: Database, detectors: Detectors, slack: SlackServer) -> None:
+async def test_a_retry_after_header_is_obeyed(database: Database, detectors: Detectors, slack: SlackServer) -> None:
     await ChannelStore(database).put(bot())
     slack.answer(429, '{"ok": false, "error": "ratelimited"}', headers={"Retry-After": "30", **JSON})
     now = time.time()
@@ -235,7 +282,7 @@ async def test_a_retry_after_is_waited_for(database: Database, detectors: Detect
 async def test_a_wrong_webhook_is_switched_off_with_its_reason(
     database: Database, detectors: Detectors, slack: SlackServer, answer: tuple[int, str], reason: str
 ) -> None:
-    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
+    await ChannelStore(database).put(channel("slack-webhook", slack.webhook))
     slack.always(*answer, headers={"Location": slack.url("/elsewhere")})
     async with sending(database):
         await detectors.hold(prediction())
@@ -261,7 +308,7 @@ async def test_a_wrong_bot_is_switched_off_with_its_reason(
 async def test_refused_blocks_are_followed_by_plain_words(
     database: Database, detectors: Detectors, slack: SlackServer
 ) -> None:
-    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
+    await ChannelStore(database).put(channel("slack-webhook", slack.webhook))
     slack.answer(400, "invalid_blocks")
     async with sending(database):
         await detectors.hold(prediction())
@@ -274,7 +321,7 @@ async def test_refused_blocks_are_followed_by_plain_words(
 async def test_a_message_that_nobody_takes_is_given_up_and_the_next_is_sent(
     database: Database, detectors: Detectors, slack: SlackServer
 ) -> None:
-    await ChannelStore(database).put(channel(ChannelKind.SLACK_WEBHOOK, slack.webhook))
+    await ChannelStore(database).put(channel("slack-webhook", slack.webhook))
     slack.answer(400, "invalid_payload", times=2)
     async with sending(database):
         await detectors.hold(prediction())
@@ -292,13 +339,13 @@ async def test_a_storm_is_one_message(database: Database, detectors: Detectors, 
     assert "30 runs raised alerts" in message.text
 
 
-async def test_two_senders_tell_everything_once(database: Database, detectors: Detectors) -> None:
+async def test_two_dispatchers_send_everything_once(database: Database, detectors: Detectors) -> None:
     store = ChannelStore(database)
     calm = NotificationSettings(digest=Digest(window_seconds=60.0, threshold=1_000), cooldown_seconds=0.0)
     await store.save_settings(calm)
     with Postbox() as postbox:
         for number in range(4):
-            await store.put(channel(ChannelKind.WEBHOOK, postbox.url(f"/{number}"), channel_id=f"c{number}"))
+            await store.put(channel("webhook", postbox.url(f"/{number}"), channel_id=f"c{number}"))
         other = Database(
             str(database.url.render_as_string(hide_password=False)).replace("+aiosqlite", "").replace("+asyncpg", "")
         )
@@ -315,26 +362,26 @@ async def test_two_senders_tell_everything_once(database: Database, detectors: D
     assert len(keys) == len(set(keys)) == 20
 
 
-async def test_another_sender_goes_on_when_one_dies_in_between(
+async def test_another_dispatcher_takes_over_when_one_dies(
     database: Database, detectors: Detectors, slack: SlackServer
 ) -> None:
     await ChannelStore(database).put(bot())
     await detectors.hold(prediction())
     store = OutboxStore(database)
     now = time.time() + 1
-    claimed = await store.claim("the dead", now, now + 60)
+    claimed = await store.claim("dead", now, now + 60)
     assert claimed is not None
     [row] = (await store.read(claimed.id, now)).waiting
-    assert await store.begin(claimed.id, "the dead", [row.id], now + 60)
+    assert await store.begin(claimed.id, "dead", [row.id], now + 60)
     assert await store.claim("another", now + 59, now + 99) is None
     async with sending(database, slack.api_url, clock=lambda: now + 61):
         assert await settle(database) == {"sent": ["opened"]}
     [message] = slack.messages
     assert f"message {row.message_id} · may be a repetition" in message.words
-    assert not await store.begin(claimed.id, "the dead", [row.id], now + 99)
+    assert not await store.begin(claimed.id, "dead", [row.id], now + 99)
 
 
-async def test_a_message_in_flight_when_a_server_is_killed_comes_again_and_says_so(
+async def test_a_message_in_flight_when_a_server_is_killed_is_repeated_and_marked(
     database: Database, database_url: str, detectors: Detectors, slack: SlackServer
 ) -> None:
     await ChannelStore(database).put(bot())
@@ -356,7 +403,7 @@ async def test_a_message_in_flight_when_a_server_is_killed_comes_again_and_says_
     assert f"message {first} · may be a repetition" in message.words
 
 
-async def test_an_outage_of_the_database_repeats_no_message_that_has_arrived(
+async def test_an_outage_of_the_database_repeats_no_delivered_message(
     database: Database, detectors: Detectors, slack: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ChannelStore(database).put(bot())
@@ -370,19 +417,19 @@ async def test_an_outage_of_the_database_repeats_no_message_that_has_arrived(
         await note(self, *args)
 
     monkeypatch.setattr(OutboxStore, "sent", sent)
-    monkeypatch.setattr("server.notifications.dispatcher.NOTE_DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("server.notifications.dispatcher.RECORD_DELAYS", (0.0, 0.0, 0.0))
     async with sending(database, slack.api_url):
         assert await settle(database) == {"sent": ["opened"]}
     assert len(slack.messages) == 1
 
 
-async def test_imported_runs_tell_nobody(database: Database, detectors: Detectors) -> None:
+async def test_imported_runs_notify_nobody(database: Database, detectors: Detectors) -> None:
     await ChannelStore(database).put(bot())
     await detectors.hold(prediction(), sdk="import")
     assert await OutboxStore(database).next_due() is None
 
 
-async def test_a_channel_hears_only_what_it_asked_for(database: Database, detectors: Detectors) -> None:
+async def test_a_channel_receives_only_alerts_that_match_it(database: Database, detectors: Detectors) -> None:
     store = ChannelStore(database)
     await store.put(bot(id="all"))
     await store.put(bot(id="critical", min_level="critical"))
@@ -394,9 +441,7 @@ async def test_a_channel_hears_only_what_it_asked_for(database: Database, detect
         assert list((await connection.execute(select(outbox.c.channel_id))).scalars()) == ["all"]
 
 
-async def test_silences_and_an_alerts_own_silence_are_kept(
-    database: Database, detectors: Detectors, slack: SlackServer
-) -> None:
+async def test_silenced_alerts_are_skipped(database: Database, detectors: Detectors, slack: SlackServer) -> None:
     store = ChannelStore(database)
     await store.put(bot())
     silence = Silence(id="00000000-0000-0000-0000-000000000000", until=time.time() + 60, kind="lr-jump")
@@ -409,20 +454,20 @@ async def test_silences_and_an_alerts_own_silence_are_kept(
     assert slack.requests == []
 
 
-async def test_an_acknowledged_alert_calls_nobody_until_it_is_settled(
+async def test_an_acknowledged_alert_is_not_sent_until_it_ends(
     database: Database, detectors: Detectors, slack: SlackServer
 ) -> None:
     await ChannelStore(database).put(bot(settings={"channel": "#ml", "picture": False}))
-    async with sending(database, slack.api_url) as sender:
+    async with sending(database, slack.api_url) as dispatcher:
         await detectors.hold(prediction())
-        sender.wake()
+        dispatcher.wake()
         await settle(database)
         await AlertStore(database).acknowledge("p-run", time.time())
         await detectors.hold(prediction(level="critical"))
-        sender.wake()
+        dispatcher.wake()
         assert (await settle(database))["skipped"] == ["acknowledged"]
         await detectors.hold(settled(prediction(level="critical"), "false", 760))
-        sender.wake()
+        dispatcher.wake()
         await settle(database)
     first, last = slack.messages
     assert "Spike predicted" in first.text
@@ -435,13 +480,13 @@ async def test_an_acknowledged_alert_calls_nobody_until_it_is_settled(
     [(404, "failed", False), (302, "failed", False), (400, "failed", True)],
     ids=["gone", "moved", "refused"],
 )
-async def test_apprise_does_not_repeat_what_no_repetition_changes(
+async def test_apprise_does_not_retry_final_failures(
     database: Database, detectors: Detectors, status: int, state: str, enabled: bool
 ) -> None:
     with Postbox() as postbox, Postbox() as elsewhere:
         postbox.answer(status, headers={"Location": elsewhere.url()})
         secret = f"json://127.0.0.1:{postbox.port}/x?redirect=yes"
-        await ChannelStore(database).put(channel(ChannelKind.APPRISE, secret))
+        await ChannelStore(database).put(channel("apprise", secret))
         async with sending(database):
             await detectors.hold(prediction())
             assert list(await settle(database)) == [state]
@@ -451,18 +496,18 @@ async def test_apprise_does_not_repeat_what_no_repetition_changes(
     assert enabled or str(status) in str(kept.disabled_reason)
 
 
-async def test_apprise_tries_again_what_may_pass(database: Database, detectors: Detectors) -> None:
+async def test_apprise_retries_temporary_failures(database: Database, detectors: Detectors) -> None:
     with Postbox() as postbox:
         postbox.answer(503)
-        await ChannelStore(database).put(channel(ChannelKind.APPRISE, f"json://127.0.0.1:{postbox.port}/x"))
-        async with sending(database) as sender:
+        await ChannelStore(database).put(channel("apprise", f"json://127.0.0.1:{postbox.port}/x"))
+        async with sending(database) as dispatcher:
             await detectors.hold(prediction())
             assert await settle(database) == {"sent": ["opened"]}
-            assert sender.counts == {("apprise", "retry"): 1, ("apprise", "sent"): 1}
+            assert dispatcher.counts == {("apprise", "retry"): 1, ("apprise", "sent"): 1}
 
 
-async def test_a_name_that_cannot_be_looked_up_is_tried_again(database: Database, detectors: Detectors) -> None:
-    await ChannelStore(database).put(channel(ChannelKind.WEBHOOK, "https://nobody.invalid/hook"))
+async def test_a_name_that_cannot_be_resolved_is_retried(database: Database, detectors: Detectors) -> None:
+    await ChannelStore(database).put(channel("webhook", "https://nobody.invalid/hook"))
     async with sending(database, quick=False):
         await detectors.hold(prediction())
         held = await failed(database)

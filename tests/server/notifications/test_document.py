@@ -1,4 +1,4 @@
-"""docs/alerts.md says what is so."""
+"""docs/alerts.md agrees with the code, and its example verifies real deliveries."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from server.notifications.channels.webhook import SIGNATURE_HEADER, TIMESTAMP_HEADER, signature
 from server.notifications.dispatcher import CHANNELS_AT_ONCE, LEASE
+from server.notifications.notification_text import channel_test_notification
 from server.notifications.outcomes import BACKOFF
 from server.notifications.policy import MAX_NEWS_AGE
-from server.notifications.webhook import SIGNATURE_HEADER, TIMESTAMP_HEADER, signature
 from server.storage.outbox import GATHER
+from tests.support.alerting import channel, messenger
+from tests.support.postbox import Postbox
 
 TEXT = (Path(__file__).parents[3] / "docs" / "alerts.md").read_text()
-KEY = "swsk_" + "k" * 32
+KEY = "k" * 32
+
+Verifier = Callable[[str, dict[str, str], bytes], bool]
 
 
-def verifier() -> Callable[[str, dict[str, str], bytes], bool]:
+def documented_verifier() -> Verifier:
+    """The function in the document's Python example."""
     [snippet] = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     names: dict[str, Any] = {}
     exec(snippet, names)
-    found: Callable[[str, dict[str, str], bytes], bool] = names["is_genuine"]
+    found: Verifier = names["is_genuine"]
     return found
 
 
@@ -31,13 +37,32 @@ def signed(body: bytes, at: float) -> dict[str, str]:
     return {TIMESTAMP_HEADER: stamp, SIGNATURE_HEADER: signature(KEY, stamp, body)}
 
 
-def test_the_snippet_tells_genuine_messages_from_others() -> None:
-    is_genuine = verifier()
+async def test_the_documented_example_verifies_a_real_delivery() -> None:
+    is_genuine = documented_verifier()
+    sender = messenger()
+    with Postbox() as postbox:
+        webhook = channel("webhook", postbox.url())
+        notification = channel_test_notification("id", webhook.name, "https://spikes.example", 0.0)
+        assert (await sender.deliver(webhook, notification)).status == 200
+        await sender.close()
+        [posted] = postbox.requests
+    assert is_genuine(KEY, dict(posted.headers), posted.body)
+    assert not is_genuine(KEY, dict(posted.headers), posted.body + b" ")
+
+
+def test_the_documented_example_rejects_forged_and_old_messages() -> None:
+    is_genuine = documented_verifier()
     now = time.time()
     assert is_genuine(KEY, signed(b"{}", now), b"{}")
     assert not is_genuine(KEY, signed(b"{}", now), b"{ }")
     assert not is_genuine("another", signed(b"{}", now), b"{}")
     assert not is_genuine(KEY, signed(b"{}", now - 3600), b"{}")
+
+
+def test_the_documented_signature_is_the_one_of_the_code() -> None:
+    assert (
+        f"`key`, the timestamp `1700000000` and the body `{{}}` it is `{signature('key', '1700000000', b'{}')}`" in TEXT
+    )
 
 
 def test_its_numbers_are_those_of_the_code() -> None:

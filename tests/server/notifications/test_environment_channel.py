@@ -1,4 +1,4 @@
-"""A Slack channel from the environment."""
+"""The Slack channel that an environment variable creates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.alerting import SECRETS
 URL = "https://hooks.slack.com/services/T0/B0/one"
 
 
-async def test_the_channel_is_made_once_and_follows_the_url_alone(database: Database) -> None:
+async def test_the_channel_is_created_once_and_changes_only_with_the_url(database: Database) -> None:
     store = ChannelStore(database)
     await add_environment_channel(store, SECRETS, URL, 1.0)
     [made] = await store.all()

@@ -1,4 +1,4 @@
-"""A library that connects by itself reaches no address of our own network, however it gets there."""
+"""A library that connects by itself reaches no address of the server's own network."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from server.errors import ForbiddenAddressError
-from server.notifications.apprise_channel import AppriseSender
+from server.notifications.channels.apprise_url import AppriseUrl
+from server.notifications.channels.channel_kind import DeliveryContext, Target
 from server.notifications.guarded_thread import public_addresses_only
 from server.notifications.notification_text import channel_test_notification
+from server.notifications.outbound import Outbound
 from tests.support.postbox import Postbox
 
 DOCUMENTED = "203.0.113.7"
 
 
 def connect(address: Any, family: int = socket.AF_INET) -> None:
-    """As far as the interpreter's announcement: nothing leaves this machine."""
+    """Raise the audit event of a connection without making one, so that nothing leaves this machine."""
     with socket.socket(family) as opened:
         sys.audit("socket.connect", opened, address)
 
@@ -38,19 +42,19 @@ def connect(address: Any, family: int = socket.AF_INET) -> None:
     ],
     ids=["loopback", "metadata", "loopback of IPv6", "link-local", "a local socket", "a name"],
 )
-def test_a_guarded_thread_reaches_nothing_of_ours(address: Any, family: int) -> None:
+def test_a_guarded_thread_cannot_reach_its_own_network(address: Any, family: int) -> None:
     with pytest.raises(ForbiddenAddressError), public_addresses_only():
         connect(address, family)
 
 
-def test_what_the_library_swallows_is_said_at_the_end() -> None:
+def test_a_refusal_that_the_library_swallows_is_raised_at_the_end() -> None:
     with pytest.raises(ForbiddenAddressError, match=r"127\.0\.0\.1"), public_addresses_only():  # noqa: PT012
         with contextlib.suppress(Exception):
             connect(("127.0.0.1", 80))
         connect(("1.1.1.1", 443))
 
 
-def test_other_threads_and_later_work_are_free() -> None:
+def test_other_threads_and_later_work_are_not_restricted() -> None:
     with Postbox() as postbox:
         with public_addresses_only():
             connect(("1.1.1.1", 443))
@@ -62,23 +66,25 @@ def test_other_threads_and_later_work_are_free() -> None:
 
 
 @pytest.fixture
-def sender() -> Iterator[AppriseSender]:
-    made = AppriseSender(allow_private=False)
-    yield made
-    made.close()
+async def context() -> AsyncIterator[DeliveryContext]:
+    outbound = Outbound(allow_private=False)
+    with ThreadPoolExecutor(1) as threads:
+        yield DeliveryContext(outbound=outbound, threads=threads, slack_api_url="", clock=time.time)
+    await outbound.close()
 
 
-async def test_apprise_is_stopped_at_a_name_that_leads_to_us(
-    sender: AppriseSender, monkeypatch: pytest.MonkeyPatch
+async def test_apprise_is_stopped_at_a_name_that_resolves_to_loopback(
+    context: DeliveryContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = channel_test_notification("m", "ops", "https://spikes.example", 0.0)
+    notification = channel_test_notification("m", "ops", "https://spikes.example", 0.0)
     with Postbox() as postbox:
 
         def look_up(*_: Any, **__: Any) -> list[Any]:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", postbox.port))]
 
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
-        answer = await sender.post(f"json://public.example:{postbox.port}/x", message)
+        target = Target(secret=f"json://public.example:{postbox.port}/x")
+        answer = await AppriseUrl().deliver(context, target, notification, None)
         assert answer.forbidden
         assert "127.0.0.1" in answer.code
         assert postbox.requests == []

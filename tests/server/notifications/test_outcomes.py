@@ -1,4 +1,4 @@
-"""Retryable or fatal, and how long to wait."""
+"""The outcome of a delivery attempt, and the wait before the next one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from server.notifications.outcomes import BACKOFF, Answer, DeliveryOutcome, dela
         (Answer(status=503, code="service_unavailable"), DeliveryOutcome.RETRY),
         (Answer(status=200, code="ratelimited"), DeliveryOutcome.RETRY),
         (Answer(status=200, code="internal_error"), DeliveryOutcome.RETRY),
-        (Answer(status=200, code="a word that Slack invents tomorrow"), DeliveryOutcome.RETRY),
+        (Answer(status=200, code="a_code_that_slack_adds_later"), DeliveryOutcome.RETRY),
         (Answer(status=400, code="invalid_blocks"), DeliveryOutcome.REFUSED),
         (Answer(status=200, code="msg_too_long"), DeliveryOutcome.REFUSED),
         (Answer(status=422), DeliveryOutcome.REFUSED),
@@ -31,19 +31,19 @@ from server.notifications.outcomes import BACKOFF, Answer, DeliveryOutcome, dela
         (Answer(status=None, code="own network", forbidden=True), DeliveryOutcome.DEAD),
     ],
 )
-def test_an_answer_has_one_fate(answer: Answer, expected: DeliveryOutcome) -> None:
+def test_an_answer_has_one_outcome(answer: Answer, expected: DeliveryOutcome) -> None:
     assert delivery_outcome(answer) is expected
 
 
-def test_waits_grow_and_are_spread() -> None:
-    least = [delay(failures, Answer(status=500), lambda low, _: low) for failures in range(1, 12)]
-    most = [delay(failures, Answer(status=500), lambda _, high: high) for failures in range(1, 12)]
-    assert least == sorted(least)
-    assert most[-1] == BACKOFF[-1] * 1.25
-    assert all(low < high for low, high in zip(least, most, strict=True))
+def test_waits_grow_and_are_randomized() -> None:
+    shortest = [delay(failures, Answer(status=500), lambda low, _: low) for failures in range(1, 12)]
+    longest = [delay(failures, Answer(status=500), lambda _, high: high) for failures in range(1, 12)]
+    assert shortest == sorted(shortest)
+    assert longest[-1] == BACKOFF[-1] * 1.25
+    assert all(low < high for low, high in zip(shortest, longest, strict=True))
 
 
-def test_the_other_side_may_ask_for_a_longer_wait() -> None:
+def test_the_receiving_service_may_ask_for_a_longer_wait() -> None:
     assert delay(1, Answer(status=429, retry_after=30.0), lambda low, _: low) == 30.0
     assert delay(8, Answer(status=429, retry_after=0.0), lambda _, high: high) == 375.0
 
@@ -51,5 +51,5 @@ def test_the_other_side_may_ask_for_a_longer_wait() -> None:
 @pytest.mark.parametrize(
     ("header", "seconds"), [(None, None), ("7", 7.0), ("-3", 0.0), ("nan", None), ("1e99", 3600.0)]
 )
-def test_a_retry_after_is_believed_within_reason(header: str | None, seconds: float | None) -> None:
+def test_a_retry_after_header_is_limited(header: str | None, seconds: float | None) -> None:
     assert retry_after(header, 0.0) == seconds

@@ -1,4 +1,4 @@
-"""Who is told what, and when: decided from values alone."""
+"""The delivery policy: which notifications are sent, skipped and held back, and when."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def row(number: int, alert: Alert, change: Change = Change.OPENED, **changes: An
     return dataclasses.replace(made, **changes)
 
 
-def told(alert: Alert, **changes: Any) -> NotifiedIncident:
+def notified(alert: Alert, **changes: Any) -> NotifiedIncident:
     made = NotifiedIncident(
         incident_id=incident_of(alert),
         run_id=alert.run_id,
@@ -69,7 +69,7 @@ def make(
     result = plan_deliveries(channel, rows, known, settings, now)
     decided = [number for delivery in result.send for number in delivery.ids]
     decided += [item.id for group, _ in (*result.skip, *result.hold) for item in group]
-    assert sorted(decided) == sorted(item.id for item in rows), "every row has exactly one fate"
+    assert sorted(decided) == sorted(item.id for item in rows), "every row is decided exactly once"
     return result
 
 
@@ -90,30 +90,30 @@ def sent(result: DeliveryPlan) -> list[tuple[int, ...]]:
         (("warning", "resolved"), prediction(state="resolved"), None),
     ],
 )
-def test_a_change_is_told_by_its_name(before: tuple[str, str], now: Alert, expected: Change | None) -> None:
+def test_a_change_of_an_alert_has_one_name(before: tuple[str, str], now: Alert, expected: Change | None) -> None:
     assert change_of(now, *before) is expected
 
 
-def test_an_incident_is_told_once_and_then_what_changed() -> None:
+def test_an_incident_is_sent_once_and_then_its_changes() -> None:
     alert = prediction()
     first = make([row(1, alert)])
     assert sent(first) == [(1,)]
     [known] = incidents_after(first.send[0], "1.0", NOW)
     assert (known.thread, known.level, known.closed) == ("1.0", "warning", False)
-    graver = prediction(level="critical")
-    follow = make([row(2, graver, Change.ESCALATED)], [known])
+    escalated = prediction(level="critical")
+    follow = make([row(2, escalated, Change.ESCALATED)], [known])
     assert sent(follow) == [(2,)]
     assert follow.send[0].incident == known
     [known] = incidents_after(follow.send[0], "2.0", NOW)
     assert (known.thread, known.level) == ("1.0", "critical")
-    came = settled(graver, "hit", 712)
-    last = make([row(3, came, Change.CONFIRMED), row(4, spike(settles=alert))], [known])
+    confirmed = settled(escalated, "hit", 712)
+    last = make([row(3, confirmed, Change.CONFIRMED), row(4, spike(settles=alert))], [known])
     assert sent(last) == [(3,)]
     over = msgspec.structs.replace(spike(settles=alert), state="resolved")
     assert sent(make([row(5, over, Change.RESOLVED)], incidents_after(last.send[0], None, NOW))) == [(5,)]
 
 
-def test_what_came_while_a_channel_was_down_is_told_as_one() -> None:
+def test_changes_during_an_outage_are_sent_as_one() -> None:
     alert = prediction()
     rows = [row(1, alert), row(2, prediction(level="critical"), Change.ESCALATED)]
     assert sent(make(rows)) == [(2,)]
@@ -126,13 +126,13 @@ def test_what_came_while_a_channel_was_down_is_told_as_one() -> None:
 
 
 @pytest.mark.parametrize("change", [Change.FALSE_ALARM, Change.RESOLVED])
-def test_what_was_over_before_it_was_told_is_not_told(change: Change) -> None:
+def test_an_incident_that_ended_before_it_was_sent_is_not_sent(change: Change) -> None:
     result = make([row(1, prediction(), still_open=False), row(2, settled(prediction(), "false", 760), change)])
     assert (sent(result), result.skip[0][1]) == ([], "over before it was sent")
 
 
-def test_a_second_incident_of_a_run_waits_for_the_cooldown_unless_it_is_graver() -> None:
-    known = [told(prediction(), notified_at=NOW - 100.0)]
+def test_a_second_incident_of_a_run_waits_for_the_cooldown_unless_it_is_more_severe() -> None:
+    known = [notified(prediction(), notified_at=NOW - 100.0)]
     again = prediction(id="p2")
     assert make([row(1, again)], known).hold == [((row(1, again),), NOW + 500.0)]
     assert sent(make([row(1, msgspec.structs.replace(again, level="critical"))], known)) == [(1,)]
@@ -140,9 +140,9 @@ def test_a_second_incident_of_a_run_waits_for_the_cooldown_unless_it_is_graver()
     assert sent(make([row(1, prediction("other"))], known)) == [(1,)]
     assert sent(make([row(1, prediction(id="l", kind="lr-jump"))], known)) == [(1,)]
     rules = [prediction(id=name, kind="custom-rule", evidence={"rule": name}) for name in ("a", "b")]
-    assert sent(make([row(1, rules[0])], [told(rules[1])])) == [(1,)]
-    assert make([row(1, msgspec.structs.replace(rules[0], id="c"))], [told(rules[0])]).hold
-    assert make([row(1, spike())], known).hold, "a spike and its prediction are one family"
+    assert sent(make([row(1, rules[0])], [notified(rules[1])])) == [(1,)]
+    assert make([row(1, msgspec.structs.replace(rules[0], id="c"))], [notified(rules[0])]).hold
+    assert make([row(1, spike())], known).hold, "a spike and its prediction share a cooldown"
 
 
 def test_two_hundred_runs_at_once_are_one_message() -> None:
@@ -179,7 +179,9 @@ def test_a_storm_that_builds_up_slowly_costs_few_single_messages() -> None:
 def test_quiet_hours_hold_what_is_not_critical() -> None:
     quiet = dataclasses.replace(SETTINGS, quiet_hours=QuietHours(start="22:00", end="10:30", timezone="Europe/Berlin"))
     result = make([row(1, prediction())], settings=quiet)
-    assert result.hold == [([row(1, prediction())], NOW + 5_400.0)], "09:00 in Berlin; they end at 10:30"
+    assert result.hold == [([row(1, prediction())], NOW + 5_400.0)], (
+        "it is 09:00 in Berlin, and quiet hours end at 10:30"
+    )
     assert sent(make([row(1, prediction(level="critical"))], settings=quiet)) == [(1,)]
     assert sent(make([row(1, prediction())], settings=quiet, now=NOW + 5_400.0)) == [(1,)]
     own = bot(settings={"channel": "#ml", "quiet_hours": {"start": "00:00", "end": "01:00"}})
@@ -196,7 +198,7 @@ def test_quiet_hours_hold_what_is_not_critical() -> None:
         {"run_id": "run", "project": "demo", "kind": "spike-predicted"},
     ],
 )
-def test_a_silence_holds_for_what_it_names(silence: dict[str, str]) -> None:
+def test_a_silence_matches_all_of_its_fields(silence: dict[str, str]) -> None:
     held = dataclasses.replace(SETTINGS, silences=(Silence(id="s", until=NOW + 1, **silence),))
     assert make([row(1, prediction())], settings=held).skip[0][1] == "silenced"
     assert sent(make([row(1, prediction())], settings=held, now=NOW + 2)) == [(1,)]
@@ -205,24 +207,26 @@ def test_a_silence_holds_for_what_it_names(silence: dict[str, str]) -> None:
         assert sent(make([other], settings=held)) == [(1,)]
 
 
-def test_an_alert_that_is_silenced_is_not_told() -> None:
+def test_a_silenced_alert_is_not_sent() -> None:
     assert make([row(1, prediction(), silenced_until=NOW + 1)]).skip[0][1] == "silenced"
 
 
-def test_who_has_taken_note_is_not_called_again() -> None:
+def test_an_acknowledged_alert_is_not_sent_again() -> None:
     worse = row(1, prediction(level="critical"), Change.ESCALATED, acknowledged=True)
-    assert make([worse], [told(prediction())]).skip == [([worse], "acknowledged")]
+    assert make([worse], [notified(prediction())]).skip == [([worse], "acknowledged")]
     late = row(1, prediction(), acknowledged=True)
-    assert make([late]).skip == [([late], "acknowledged")], "a channel that had not heard of it needs not to"
+    assert make([late]).skip == [([late], "acknowledged")], (
+        "a channel that was not notified of it needs no notification"
+    )
 
 
 @pytest.mark.parametrize(("result", "change"), [("hit", Change.CONFIRMED), ("false", Change.FALSE_ALARM)])
-def test_what_became_of_an_acknowledged_alert_is_told(result: Any, change: Change) -> None:
+def test_the_end_of_an_acknowledged_alert_is_sent(result: Any, change: Change) -> None:
     over = row(1, settled(prediction(), result, 712), change, acknowledged=True)
-    assert sent(make([over], [told(prediction())])) == [(1,)]
+    assert sent(make([over], [notified(prediction())])) == [(1,)]
 
 
-def test_old_news_is_no_news() -> None:
+def test_old_changes_are_not_sent() -> None:
     assert sent(make([row(1, prediction())], now=NOW + MAX_NEWS_AGE + 1)) == []
     late = msgspec.structs.replace(prediction(), opened_at=NOW - MAX_NEWS_AGE - 1)
     assert sent(make([dataclasses.replace(row(1, prediction()), alert=late)])) == []

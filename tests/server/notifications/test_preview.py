@@ -1,4 +1,4 @@
-"""The preview shows what is sent, and nothing in it runs."""
+"""The preview shows the messages, and escapes all of their text."""
 
 from __future__ import annotations
 

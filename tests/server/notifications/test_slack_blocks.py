@@ -1,4 +1,4 @@
-"""Block Kit that Slack takes, whatever a run's author has typed."""
+"""Slack accepts the blocks whatever the author of a run has typed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from client_sdk.protocol import Alert
 from server.notification import Change
-from server.notifications.apprise_channel import inert
+from server.notifications.channels.apprise_url import neutralized
 from server.notifications.notification_text import (
     Notification,
     alert_notification,
@@ -20,7 +20,7 @@ from server.notifications.notification_text import (
     digest_notification,
 )
 from server.notifications.slack_blocks import payload, plain_payload
-from tests.server.notifications.test_policy import row, told
+from tests.server.notifications.test_policy import notified, row
 from tests.support.alerting import PUBLIC_URL, prediction, settled
 from tests.support.slack import faults, texts, unescape
 
@@ -28,7 +28,7 @@ EVIL = "<!channel> *bold* _it_ ~no~ `code` <https://evil.example|click> & @here 
 
 
 def message(alert: Alert, change: Change = Change.OPENED, follows: bool = False, **changes: Any) -> Notification:
-    return alert_notification(row(1, alert, change, **changes), told(alert) if follows else None, PUBLIC_URL)
+    return alert_notification(row(1, alert, change, **changes), notified(alert) if follows else None, PUBLIC_URL)
 
 
 def words(shown: Notification) -> str:
@@ -78,14 +78,14 @@ def test_a_prediction_says_when_why_and_what_to_try() -> None:
         ),
     ],
 )
-def test_later_messages_say_what_became_of_it(alert: Alert, change: Change, headline: str) -> None:
+def test_later_messages_report_the_change(alert: Alert, change: Change, headline: str) -> None:
     shown = message(alert, change, follows=True, run_name="r")
     assert shown.headline == headline
     assert "about: Spike predicted at step 712, opened at step 603" in words(shown)
     assert faults(payload(shown)) == []
 
 
-def test_nothing_that_an_author_typed_means_anything() -> None:
+def test_text_of_an_author_is_never_markup() -> None:
     alert = prediction(
         title=EVIL, message=EVIL * 100, layers=(EVIL, EVIL), cause=EVIL, kind="custom-rule", advice=(EVIL,) * 100
     )
@@ -107,7 +107,7 @@ def test_nothing_that_an_author_typed_means_anything() -> None:
     st.sampled_from(list(Change)),
     st.booleans(),
 )
-def test_any_text_keeps_within_slacks_limits(
+def test_any_text_stays_within_the_limits_of_slack(
     name: str, sentence: str, listed: list[str], change: Change, follows: bool
 ) -> None:
     alert = prediction(
@@ -126,7 +126,7 @@ def test_a_digest_names_a_few_of_many_runs() -> None:
     assert faults(payload(shown)) == []
 
 
-def test_a_test_message_is_one() -> None:
+def test_a_test_message_is_valid() -> None:
     assert faults(payload(channel_test_notification("id", EVIL, PUBLIC_URL, 0.0))) == []
 
 
@@ -136,6 +136,6 @@ def test_a_repetition_is_recognisable() -> None:
 
 
 @given(st.text())
-def test_text_for_other_channels_calls_nobody_and_leads_nowhere(text: str) -> None:
-    said = inert(text + EVIL)
+def test_neutralized_text_has_no_mention_and_no_link(text: str) -> None:
+    said = neutralized(text + EVIL)
     assert not re.search(r"@|<|>|\]\(|://", said)

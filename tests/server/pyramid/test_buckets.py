@@ -1,4 +1,4 @@
-"""Buckets against the plainest way to compute them."""
+"""Buckets, compared with the simplest way to compute them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.pyramid.buckets import Buckets, Canvas, Field, choose_width, reduce,
 def naive(
     steps: NDArray[np.int64], values: NDArray[np.float64], measured: NDArray[np.bool_], width: int
 ) -> dict[int, tuple[float, float, float, int]]:
-    """Bucket to (min, max, last, nonfinite) of one row, one value at a time."""
+    """Return (min, max, last, nonfinite) of each bucket of one row, computed value by value."""
     found: dict[int, tuple[float, float, float, int]] = {}
     for step, value, counts in zip(steps.tolist(), values.tolist(), measured.tolist(), strict=True):
         if not counts:
@@ -50,7 +50,7 @@ STEPS = st.lists(st.integers(0, 300), min_size=0, max_size=60).map(
 
 
 @given(STEPS, st.integers(0, 8), st.data())
-def test_reduce_is_what_one_would_count_by_hand(steps: NDArray[np.int64], power: int, data: st.DataObject) -> None:
+def test_reduce_matches_a_count_by_hand(steps: NDArray[np.int64], power: int, data: st.DataObject) -> None:
     shape = (2, len(steps))
     values = data.draw(hnp.arrays(np.float64, shape, elements=st.floats(-1e9, 1e9) | st.sampled_from([np.nan, np.inf])))
     measured = data.draw(hnp.arrays(np.bool_, shape))
@@ -77,16 +77,16 @@ def test_zooming_in_never_loses_an_extreme(steps: NDArray[np.int64], power: int,
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**9), st.integers(1, 5_000))
-def test_the_width_is_the_least_power_of_two_that_fits(step_from: int, length: int, most: int) -> None:
+def test_the_width_is_the_smallest_power_of_two_that_fits(step_from: int, length: int, max_buckets: int) -> None:
     step_to = step_from + length
 
     def count(width: int) -> int:
         return step_to // width - step_from // width + 1
 
-    width = choose_width(step_from, step_to, most)
+    width = choose_width(step_from, step_to, max_buckets)
     assert width & (width - 1) == 0
-    assert count(width) <= most
-    assert width == 1 or count(width // 2) > most
+    assert count(width) <= max_buckets
+    assert width == 1 or count(width // 2) > max_buckets
 
 
 def test_a_width_fits_the_longest_run_there_can_be() -> None:

@@ -1,4 +1,4 @@
-"""Segments on disk: what was put in comes out, bit for bit."""
+"""Payloads of segments: decoding returns what was encoded, bit for bit."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_logged_nan_is_not_an_absent_value() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x93\x01\x02\x03", b"not msgpack at all"])
-def test_bytes_that_are_no_segment_are_refused(data: bytes) -> None:
+def test_bytes_that_are_not_a_segment_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a segment"):
         Payload(data)
 

@@ -1,4 +1,4 @@
-"""The dip of histograms, and the bytes in which they are kept."""
+"""Hartigan's dip of histograms, and their encoding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_two_modes_have_a_greater_dip_than_one() -> None:
     assert two > 0.1
 
 
-def test_the_dip_does_not_hang_on_the_number_of_parameters() -> None:
+def test_the_dip_does_not_depend_on_the_number_of_parameters() -> None:
     generator = np.random.default_rng(1)
     shape = np.array([counts_of(np.concatenate([generator.normal(-1, 0.3, 2_000), generator.normal(1, 0.3, 2_000)]))])
     few, many = dips_of(shape)[0], dips_of(shape * 1_000)[0]

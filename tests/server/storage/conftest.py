@@ -51,7 +51,7 @@ class Stores:
         return await self.commit_drafts(writer, after, pack(after + 1, records, writer.layouts, widths))
 
     async def commit_drafts(self, writer: Registration, after: int, drafts: Sequence[SegmentDraft]) -> Commit:
-        """Raises what the commit was refused with."""
+        """Commit drafts, and raise the error with which they were refused."""
         request = CommitRequest(writer=writer, expected_seq=after, drafts=drafts, now=1_000.0)
         (outcome,) = await self.commits.commit([request])
         if isinstance(outcome, Exception):

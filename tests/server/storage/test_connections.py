@@ -1,4 +1,4 @@
-"""What the connections to SQLite keep, however many read at once."""
+"""Memory that the connections to SQLite retain after many concurrent reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def _read(database: Database, statement: str) -> int:
         return int((await connection.execute(text(statement))).scalar_one())
 
 
-async def test_a_crowd_of_readers_leaves_few_connections_and_all_of_them_are_answered(database: Database) -> None:
+async def test_many_readers_leave_few_connections_and_all_are_answered(database: Database) -> None:
     opened: list[object] = []
     event.listen(database.reading.sync_engine, "connect", lambda connection, _: opened.append(connection))
     answers = await asyncio.gather(*(_read(database, f"SELECT {number}") for number in range(50)))

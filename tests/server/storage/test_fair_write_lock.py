@@ -1,4 +1,4 @@
-"""Turns: nobody waits for another's backlog, and nobody's turn is lost."""
+"""The write lock is granted in fair order, and cancellations do not lose it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from server.storage.fair_write_lock import FairWriteLock
 
 
 async def settle() -> None:
-    """Let every task go as far as it can."""
+    """Let every task run as far as it can."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 class Line:
-    """Pieces of work that end when they are told to."""
+    """Pieces of work that hold the lock until the test ends them."""
 
     def __init__(self, at_once: int = 1) -> None:
         self.write_lock = FairWriteLock(at_once)
@@ -42,7 +42,7 @@ class Line:
         await settle()
 
     async def end_all(self) -> list[str]:
-        """One after another; returns the order in which they began."""
+        """End all pieces one after another, and return the order in which they began."""
         ended: set[str] = set()
         while len(ended) < len(self.tasks):
             name = next(name for name in self.begun if name not in ended)
@@ -70,7 +70,7 @@ async def test_backlogs_share_by_their_bytes() -> None:
     assert order.index("large1") == 5, "four small pieces after the first large one"
 
 
-async def test_a_run_that_was_away_has_saved_nothing_up() -> None:
+async def test_an_idle_run_accumulates_no_credit() -> None:
     line = Line()
     await line.want("first", "busy", 1_000)
     await line.want("second", "busy", 1_000)
@@ -81,7 +81,7 @@ async def test_a_run_that_was_away_has_saved_nothing_up() -> None:
     assert await line.end_all() == ["first", "second", "late0", "late1", "third", "late2"]
 
 
-async def test_turns_at_once_are_as_many_as_are_allowed() -> None:
+async def test_the_lock_has_as_many_holders_as_allowed() -> None:
     line = Line(at_once=2)
     for number in range(4):
         await line.want(f"{number}", f"run{number}", 1)
@@ -91,7 +91,7 @@ async def test_turns_at_once_are_as_many_as_are_allowed() -> None:
     assert not line.write_lock.is_contended
 
 
-async def test_whoever_gives_up_while_waiting_takes_no_turn_with_it() -> None:
+async def test_a_cancelled_waiter_does_not_take_the_lock_with_it() -> None:
     line = Line()
     for name in ("holder", "leaver", "next"):
         await line.want(name, name, 1)
@@ -107,8 +107,8 @@ async def test_whoever_gives_up_while_waiting_takes_no_turn_with_it() -> None:
 
 
 async def test_small_transactions_do_not_starve_the_commits_of_a_run(tmp_path: Path) -> None:
-    """Hellos and saved states have no size of their own; a stream of them must not always be ahead."""
-    database = Database(f"sqlite:///{tmp_path / 'turns.db'}")
+    """Hellos and detector states have no size of their own; many of them must not always come first."""
+    database = Database(f"sqlite:///{tmp_path / 'lock.db'}")
     written, done = 0, asyncio.Event()
 
     async def write_for_ever() -> None:

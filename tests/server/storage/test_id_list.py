@@ -1,4 +1,4 @@
-"""Few statements for lists of any length."""
+"""Lists of any length need few different statements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of Postgres that pass, told from those that do not: a writer is told to wait, not that we are broken."""
+"""Temporary errors of Postgres are told apart from permanent ones, so that writers are asked to wait."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ async def _raise(database: Database, state: str) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 @pytest.mark.parametrize("name", PASSING)
-async def test_what_passes_is_an_outage(database: Database, name: str) -> None:
+async def test_temporary_errors_are_outages(database: Database, name: str) -> None:
     with pytest.raises(DatabaseUnavailableError):
         await _raise(database, PASSING[name])
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-async def test_a_mistake_in_a_statement_stays_one(database: Database) -> None:
+async def test_a_mistake_in_a_statement_is_not_translated(database: Database) -> None:
     with pytest.raises(exc.DBAPIError):
         await _raise(database, "22012")
 
@@ -49,7 +49,7 @@ async def test_a_server_that_hangs_in_a_transaction_holds_up_the_others_for_a_wh
 ) -> None:
     url = postgres.create_database()
     alive = Database(url)
-    await migrate.upgrade(alive)  # which may take its time
+    await migrate.upgrade(alive)  # the migration may take longer than the timeout
     monkeypatch.setattr(database_module, "IDLE_TIMEOUT", 200)
     hung = Database(url)
     before = await Stores.over(hung).register()
@@ -58,7 +58,8 @@ async def test_a_server_that_hangs_in_a_transaction_holds_up_the_others_for_a_wh
         async with hung.write() as connection:
             locked = select(writers.c.last_seq).where(writers.c.id == before.writer_id).with_for_update()
             await connection.execute(locked)
-            after = await Stores.over(alive).register()  # waits for the row, until Postgres lets go of it
+            # waits for the locked row until Postgres ends the other transaction
+            after = await Stores.over(alive).register()
             assert after.epoch == before.epoch + 1
             await connection.execute(update(writers).values(last_seq=99))
 
@@ -70,7 +71,7 @@ async def test_a_server_that_hangs_in_a_transaction_holds_up_the_others_for_a_wh
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("of a channel"), TimeoutError("of a picture")], ids=repr)
-async def test_troubles_of_others_are_not_the_databases(database: Database, error: OSError) -> None:
+async def test_errors_of_the_block_are_not_errors_of_the_database(database: Database, error: OSError) -> None:
     for transaction in (database.read, database.snapshot, database.write):
         with pytest.raises(type(error), match="of a"):
             async with transaction():
@@ -103,7 +104,7 @@ async def test_the_drivers_own_network_error_in_a_statement_is_an_outage(
             await connection.execute(text("SELECT 17"))
 
 
-async def test_a_crowd_of_readers_does_not_stand_before_a_commit(database: Database) -> None:
+async def test_many_readers_do_not_delay_a_commit(database: Database) -> None:
     stores = Stores.over(database)
     writer = await stores.register()
     free = asyncio.Event()

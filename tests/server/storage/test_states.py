@@ -1,4 +1,4 @@
-"""Running, stale, crashed, finished, and running again: what a run is, whatever order its writers are heard in."""
+"""State of a run for any order of its writers' hellos, records and ends."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_late_records_of_a_replaced_writer_do_not_keep_a_finished_run_aliv
     assert await stores.runs.finish_writer("run", after.writer_id, RunState.FINISHED, 20.0) is RunState.FINISHED
 
 
-async def test_an_echo_of_a_writer_that_has_ended_changes_no_state(stores: Stores) -> None:
+async def test_a_delayed_hello_of_a_writer_that_has_ended_changes_no_state(stores: Stores) -> None:
     ended = await hello(stores, "ended", 0.0)
     await stores.runs.finish_writer("run", ended.writer_id, RunState.CRASHED, 1.0)
     after = await hello(stores, "after", 2.0)
@@ -65,7 +65,7 @@ async def test_an_echo_of_a_writer_that_has_ended_changes_no_state(stores: Store
 
 async def test_what_another_machine_left_is_told_later_and_the_run_comes_back(stores: Stores) -> None:
     alive = await hello(stores, "alive", 0.0)
-    left = await hello(stores, "left", 1.0)  # of an earlier start, sent by `sync` while the run goes on
+    left = await hello(stores, "left", 1.0)  # from an earlier start, sent by `sync` while the run continues
     assert await stores.runs.finish_writer("run", left.writer_id, RunState.CRASHED, 2.0) is RunState.CRASHED
     await stores.commit(alive, 0, [record(0)])
     assert await stores.runs.state_of("run") == "running"
@@ -98,7 +98,7 @@ async def test_hellos_commits_and_heartbeats_at_once_wait_for_each_other_in_one_
 
 
 async def test_a_hello_that_brings_nothing_new_leaves_the_run_alone(database: Database) -> None:
-    """Its counts are worked out of the layouts of all writers, which a reconnect must not pay for."""
+    """The counts are computed from the layouts of all writers, which a reconnect must not repeat."""
     stores = Stores.over(database)
     layout = Layout(id=0, layers=("a", "b"), statistics=("grad_norm",), sizes=(3, 4))
     await stores.register(layouts=(layout,))
@@ -115,13 +115,13 @@ async def test_a_hello_that_brings_nothing_new_leaves_the_run_alone(database: Da
 
 
 async def counts(database: Database) -> tuple[int, int]:
-    """Layers and ranks of the one run."""
+    """Return the numbers of layers and of ranks of the only run."""
     async with database.read() as connection:
         row = (await connection.execute(select(runs.c.layer_count, runs.c.rank_count))).one()
         return row.layer_count, row.rank_count
 
 
-async def test_servers_that_beat_for_ranks_of_the_same_runs_do_not_deadlock(
+async def test_heartbeats_of_several_servers_for_the_same_runs_do_not_deadlock(
     stores: Stores,
 ) -> None:
     names = [f"run{number}" for number in range(8)]

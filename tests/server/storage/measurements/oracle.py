@@ -1,4 +1,4 @@
-"""Answers computed from the records one by one, to hold queries against."""
+"""Expected results, computed from the records one by one, to compare queries with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ StepRange = tuple[int | None, int | None]
 
 
 def visible(records: Sequence[Record]) -> list[Record]:
-    """What the latest view shows: a record is replaced by every later step back to its step or below."""
+    """Return the records of the latest view: each one is replaced by every later step back to its step or below."""
     shown: list[Record] = []
     for item in records:
         if shown and item.step < shown[-1].step:
@@ -30,7 +30,7 @@ def visible(records: Sequence[Record]) -> list[Record]:
 
 @st.composite
 def batches(draw: st.DrawFn) -> list[list[Record]]:
-    """Batches of one writer, with equal steps, gaps, steps back, and metrics that are not in every record."""
+    """Generate batches of one writer with equal steps, gaps, steps back, and metrics that only some records have."""
     step = draw(st.integers(0, 50))
     found = []
     for _ in range(draw(st.integers(1, 8))):
@@ -45,7 +45,7 @@ def batches(draw: st.DrawFn) -> list[list[Record]]:
 
 
 class Expected:
-    """What queries of the latest view must answer."""
+    """Expected results of queries of the latest view."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = visible(records)
@@ -55,7 +55,7 @@ class Expected:
         return [item for item in self.records if first <= item.step <= last]
 
     def series(self, name: str, window: StepRange, width: int) -> dict[int, tuple[float, float, float, int]]:
-        """Bucket to (min, max, last, nonfinite)."""
+        """Return (min, max, last, nonfinite) of each bucket."""
         found: dict[int, tuple[float, float, float, int]] = {}
         for item in self.inside(window):
             if name not in item.scalars:

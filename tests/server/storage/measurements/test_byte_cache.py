@@ -1,4 +1,4 @@
-"""The cache holds what it may and no more."""
+"""The cache stays within its bound in bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_least_recently_used_goes_first() -> None:
     assert cache.nbytes == 30
 
 
-def test_what_is_greater_than_the_cache_is_not_kept() -> None:
+def test_a_value_larger_than_the_cache_is_not_kept() -> None:
     cache = ByteCache(10)
     cache.put("small", 1, 5)
     cache.put("great", 2, 11)
@@ -45,8 +45,8 @@ def test_a_value_that_grows_is_counted_once() -> None:
 
 @pytest.mark.parametrize("statistic", [None, "grad_norm"], ids=["scalars", "statistic"])
 @pytest.mark.parametrize("records", [1, 10, 200])
-def test_what_a_kept_segment_is_counted_for_is_what_it_takes(statistic: str | None, records: int) -> None:
-    """A short one is mostly objects: counted by its numbers alone, the cache once held five times what it may."""
+def test_a_cached_segment_counts_for_the_memory_that_it_takes(statistic: str | None, records: int) -> None:
+    """A short segment is mostly objects: counted by its numbers alone, the cache once held five times its bound."""
     data = _segment(records)
     cache = ByteCache(2**30)
     count = 200
@@ -63,14 +63,14 @@ def test_what_a_kept_segment_is_counted_for_is_what_it_takes(statistic: str | No
 
 
 def test_a_short_segment_of_twenty_scalars_is_a_handful_of_objects() -> None:
-    """Hundreds of thousands of small objects in a cache would keep the garbage collector busy."""
+    """Hundreds of thousands of small objects in a cache would slow down the garbage collector."""
     data = _segment(3)
     (_, tail) = decode([(1, data, crc32(data))], None)[0]
     assert tail.nbytes < 2048
 
 
 def _segment(records: int) -> bytes:
-    """20 scalars, 48 layers × 4 statistics."""
+    """Return a segment with 20 scalars and 48 layers × 4 statistics."""
     random = np.random.default_rng(1)
     everywhere = np.ones(records, dtype=np.bool_)
     statistics = {

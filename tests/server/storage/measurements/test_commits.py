@@ -1,4 +1,4 @@
-"""Commits of several runs in one transaction: each as if it were alone."""
+"""Commits of several runs in one transaction behave as if each were alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def asked(writer: Registration, after: int, *steps: int) -> CommitRequest:
 
 
 async def stored_steps(stores: Stores) -> dict[str, list[int]]:
-    """Of each run, in the order of their commits."""
+    """Return the committed steps of each run, in the order of the commits."""
     found: dict[str, list[int]] = {}
     async with stores.database.read() as connection:
         for row in await connection.execute(select(segments).order_by(segments.c.id)):
@@ -45,7 +45,7 @@ async def stored_steps(stores: Stores) -> dict[str, list[int]]:
 
 
 async def statements(stores: Stores, requests: Sequence[CommitRequest]) -> int:
-    """How many are sent for one transaction."""
+    """Return the number of statements sent in one transaction."""
     count = 0
 
     def sent(*_: object) -> None:
@@ -61,7 +61,7 @@ async def statements(stores: Stores, requests: Sequence[CommitRequest]) -> int:
     return count
 
 
-async def test_what_cannot_be_committed_harms_no_other(stores: Stores) -> None:
+async def test_a_refused_request_affects_no_other(stores: Stores) -> None:
     good = await stores.register("good", "a")
     taken = await stores.register("taken", "b")
     await stores.register("taken", "b")
@@ -122,7 +122,7 @@ async def test_a_hundred_commits_take_the_statements_of_one(stores: Stores) -> N
     names = frozenset({"loss"})
     one = await statements(stores, [request(known[0], 1, [record(1)], names)])
     many = await statements(stores, [request(writer, 1, [record(1)], names) for writer in known[1:]])
-    assert many <= one + 1  # and how long it waits for locks
+    assert many <= one + 1  # the additional statement sets the lock timeout
 
 
 async def test_a_name_is_noted_once_for_each_rank(stores: Stores) -> None:

@@ -1,4 +1,4 @@
-"""Compaction: nothing that it does, or is kept from doing, changes what a query answers."""
+"""Compaction: no step of it, and no interruption of it, changes the result of a query."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from server.models import RunState
 from server.pyramid.tiles import FAN_IN
 from server.schema import monitors, segments, spans, tiles
 from server.storage.database import Database
-from server.storage.measurements.compaction import Compactor, make_spans
+from server.storage.measurements.compaction import Compactor, build_spans
 from server.storage.measurements.history import HistoryReader
 from server.storage.measurements.spans import SpanStore
 from tests.server.storage.conftest import Stores
 from tests.server.storage.measurements.oracle import VALUES, Expected, batches, check_heatmap, check_series, visible
 from tests.support.writer import LAYOUT, record
 
-SMALL_SPAN = 4  # records, so that few make many levels
+SMALL_SPAN = 4  # records, so that few records form many levels
 
 
 async def read_everything(database: Database, run_id: str = "run", rank: int = 0) -> None:
-    """What the detectors do, as far as the compaction looks: they have read all that is there."""
+    """Mark everything as read by the detectors, which is what the compaction waits for."""
     async with database.write() as connection:
         newest = (await connection.execute(select(func.max(segments.c.id)))).scalar_one() or 0
         await connection.execute(monitors.delete().where(monitors.c.run_id == run_id))
@@ -43,7 +43,7 @@ def compactor(database: Database, entries: int = SMALL_SPAN) -> Compactor:
 
 
 async def levels(database: Database) -> dict[int, int]:
-    """Level to the number of its spans."""
+    """Return the number of spans at each level."""
     async with database.read() as connection:
         rows = await connection.execute(select(spans.c.level, func.count()).group_by(spans.c.level))
         return {row.level: row[1] for row in rows}
@@ -157,7 +157,7 @@ async def test_the_tail_of_a_running_writer_stays_in_segments_until_it_ends(stor
 
 
 async def test_the_last_value_of_a_bucket_that_two_levels_share_is_the_later_one(stores: Stores) -> None:
-    """The edge comes from a span that began after the one above it, and was still measured before."""
+    """The edge comes from a span that began after the one above it, but was measured before it."""
     count = SMALL_SPAN * FAN_IN
     records = [record(step, float(step), block=[[step, 1], [2, 3]]) for step in range(count)]
     await store(stores, [records])
@@ -169,7 +169,7 @@ async def test_the_last_value_of_a_bucket_that_two_levels_share_is_the_later_one
 
 
 async def test_the_last_spans_of_an_ended_writer_are_put_under_others(stores: Stores) -> None:
-    """So that a query reads no more of a run that ended anywhere than of one that ended where levels are full."""
+    """A query must read no more spans of a run that ended anywhere than of one that ended with full levels."""
     count = SMALL_SPAN * (FAN_IN**2 + 3 * FAN_IN + 2)
     records = [record(step, float(step % 13), block=[[step, 1], [2, 3]]) for step in range(count + SMALL_SPAN)]
     await store(stores, [records[:count]])
@@ -182,7 +182,7 @@ async def test_the_last_spans_of_an_ended_writer_are_put_under_others(stores: St
     for columns in (3, 20, 1_000):
         await check_series(stores, Expected(records[:count]), (None, None), columns)
         await check_heatmap(stores, Expected(records[:count]), (5, count - 3), columns)
-    # It goes on after all.
+    # The writer continues after all.
     writer = await stores.register()
     await stores.commit(writer, count, records[count:])
     await read_everything(stores.database)
@@ -192,7 +192,7 @@ async def test_the_last_spans_of_an_ended_writer_are_put_under_others(stores: St
 
 
 async def test_scalars_that_come_and_go_are_read_as_they_were_logged(stores: Stores) -> None:
-    """More than a tile holds, each in some of the records, one of them as NaN."""
+    """There are more scalars than fit into a tile, each in some of the records, one of them as NaN."""
     noise = np.random.default_rng(5)
     names = [f"metric{number:03}" for number in range(150)]
     records = []
@@ -246,10 +246,10 @@ async def test_two_compactors_at_once_write_each_step_once(stores: Stores) -> No
     await store(stores, [[record(step + at, float(step + at)) for at in range(2)] for step in range(0, 100, 2)])
     await read_everything(stores.database)
     span_store = SpanStore(stores.database)
-    (stream,) = await span_store.streams()
-    taken = await span_store.oldest_segments(stream, SMALL_SPAN)
+    (group,) = await span_store.compactable()
+    taken = await span_store.oldest_segments(group, SMALL_SPAN)
     await compactor(stores.database).run_once()
-    assert not await span_store.replace_segments(stream, taken, make_spans(taken, SMALL_SPAN))
+    assert not await span_store.replace_segments(group, taken, build_spans(taken, SMALL_SPAN))
     roots = await span_store.roots("run")
     children = [root for root in roots if root.level == 0]
     draft = await compactor(stores.database).draft_above(children)
@@ -264,11 +264,11 @@ async def test_a_run_deleted_under_the_compaction_is_left_alone(stores: Stores) 
     await store(stores, [[record(step)] for step in range(10)])
     await read_everything(stores.database)
     span_store = SpanStore(stores.database)
-    (stream,) = await span_store.streams()
-    taken = await span_store.oldest_segments(stream, SMALL_SPAN)
+    (group,) = await span_store.compactable()
+    taken = await span_store.oldest_segments(group, SMALL_SPAN)
     async with stores.database.write() as connection:
         await connection.execute(text("DELETE FROM runs"))
-    assert not await span_store.replace_segments(stream, taken, make_spans(taken, SMALL_SPAN))
+    assert not await span_store.replace_segments(group, taken, build_spans(taken, SMALL_SPAN))
     assert await levels(stores.database) == {}
     async with stores.database.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(tiles))).scalar_one() == 0
@@ -309,7 +309,7 @@ async def test_steps_may_be_as_great_as_they_come(stores: Stores) -> None:
             await check_series(stores, Expected(records), window, points)
 
 
-async def test_a_statistic_that_is_measured_now_and_then_keeps_its_places(stores: Stores) -> None:
+async def test_a_statistic_that_is_measured_now_and_then_keeps_its_steps(stores: Stores) -> None:
     nan = math.nan
     rows = [[[float(step) if step % 10 == 0 else nan, 1.0], [nan, 2.0]] for step in range(64)]
     await store(stores, [[record(step, block=rows[step])] for step in range(64)])

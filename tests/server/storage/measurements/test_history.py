@@ -1,4 +1,4 @@
-"""Every record comes back as it was logged, wherever it is stored."""
+"""Every record is read as it was logged, wherever it is stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.writer import record
 
 
 async def records_of(database: Database, names: set[str] | None = None) -> list[Record]:
-    """The records of the run's only writer, built again."""
+    """Return the records of the run's only writer, reconstructed from its history."""
     found: list[Record] = []
     async for piece in HistoryReader(database).pieces("run", names=names):
         assert piece.first_seq == len(found) + 1

@@ -25,14 +25,14 @@ async def examine(database: Database, *, repair: bool = False) -> list[Damage]:
 
 
 async def filled(stores: Stores) -> None:
-    """Spans of three levels and three segments."""
+    """Store spans of three levels and three segments."""
     await store(stores, [RECORDS[:-3], RECORDS[-3:-2], RECORDS[-2:-1], RECORDS[-1:]])
     await read_everything(stores.database)
     await compactor(stores.database).run_once()
 
 
 async def spoil(database: Database, level: int, name: str, column: str) -> int:
-    """Change one byte of a tile of the first span of a level; returns the span's id."""
+    """Change one byte of a tile of the first span of a level, and return the span's id."""
     async with database.write() as connection:
         number: int = (
             await connection.execute(select(func.min(spans.c.id)).where(spans.c.level == level))
@@ -50,7 +50,7 @@ async def test_a_sound_database_has_nothing_to_report(stores: Stores) -> None:
     assert await examine(stores.database) == []
 
 
-async def test_a_damaged_level_is_made_again_from_the_one_below(stores: Stores) -> None:
+async def test_a_damaged_level_is_rebuilt_from_the_one_below(stores: Stores) -> None:
     await filled(stores)
     for level, column in ((1, "greatest"), (2, "last")):
         number = await spoil(stores.database, level, "loss", column)
@@ -58,7 +58,7 @@ async def test_a_damaged_level_is_made_again_from_the_one_below(stores: Stores) 
         assert f"tile 'loss' of span {number} (level {level}, " in damage.where
         assert damage.run_id == "run"
         (repaired,) = await examine(stores.database, repair=True)
-        assert "made again" in repaired.remedy
+        assert "rebuilt" in repaired.remedy
         assert await examine(stores.database) == []
     fresh = Stores.over(stores.database)
     for points in (1, 7, 40, 1_000):
@@ -68,11 +68,11 @@ async def test_a_damaged_level_is_made_again_from_the_one_below(stores: Stores) 
 
 async def test_damaged_values_are_marked_and_read_as_not_measured(stores: Stores) -> None:
     await filled(stores)
-    before = await stores.runs.standing("run")
+    before = await stores.runs.version_of("run")
     await spoil(stores.database, 0, "grad_norm", "last")
     (damage,) = await examine(stores.database, repair=True)
     assert "lost" in damage.remedy
-    after = await stores.runs.standing("run")
+    after = await stores.runs.version_of("run")
     assert before is not None
     assert after is not None
     assert after.version != before.version, "what a client has is not what is answered now"
@@ -96,7 +96,7 @@ async def test_damaged_segments_and_steps_lose_their_own_records_alone(stores: S
     assert any(f"segment {number} " in damage.where for damage in found)
     assert any(f"steps of span {first} " in damage.where for damage in found)
     await examine(stores.database, repair=True)
-    await examine(stores.database, repair=True)  # the times could not be looked at before the steps were
+    await examine(stores.database, repair=True)  # The times could not be checked before the steps were repaired.
     assert await examine(stores.database) == []
     fresh = Stores.over(stores.database)
     series = await fresh.series.read("run", ["loss"], step_from=None, step_to=None, points=1_000)
@@ -117,10 +117,10 @@ async def test_a_compaction_that_stopped_at_damage_goes_on_after_the_repair(stor
     assert await examine(stores.database) == []
 
 
-async def test_a_run_with_a_damaged_tile_keeps_no_other_from_its_levels(stores: Stores) -> None:
+async def test_a_run_with_a_damaged_tile_does_not_stop_the_compaction_of_others(stores: Stores) -> None:
     await filled(stores)
     async with stores.database.write() as connection:
-        # As a compaction leaves it that was cut off: the levels above are not there yet.
+        # This is the state after an interrupted compaction: the upper levels are missing.
         above = select(spans.c.id).where(spans.c.level > 0)
         await connection.execute(delete(spans).where(spans.c.id.in_(above)))
         await connection.execute(update(spans).values(parent_id=None))
@@ -137,7 +137,7 @@ async def test_a_run_with_a_damaged_tile_keeps_no_other_from_its_levels(stores: 
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_records_that_are_missing_or_there_twice_are_named(stores: Stores) -> None:
+async def test_records_that_are_missing_or_stored_twice_are_named(stores: Stores) -> None:
     await filled(stores)
     async with stores.database.write() as connection:
         number = (await connection.execute(select(func.min(segments.c.id)))).scalar_one()
@@ -145,7 +145,7 @@ async def test_records_that_are_missing_or_there_twice_are_named(stores: Stores)
         second = (await connection.execute(select(func.min(segments.c.id)))).scalar_one()
         await connection.execute(update(segments).where(segments.c.id == second).values(first_seq=COUNT - 4))
     found = [(damage.where.split(" of ")[0], damage.problem) for damage in await examine(stores.database)]
-    assert (f"records {COUNT - 4} … {COUNT - 3}", "are there twice") in found
+    assert (f"records {COUNT - 4} … {COUNT - 3}", "are stored twice") in found
 
 
 async def test_damaged_histograms_are_named_and_removed(stores: Stores) -> None:

@@ -28,7 +28,7 @@ LARGE = ("segments", "spans", "tiles", "histograms", "events", "attempts", "aler
 
 @contextlib.contextmanager
 def statements(database: Database) -> Iterator[dict[str, Any]]:
-    """Those about large tables, with their parameters, as they come."""
+    """Record the statements about large tables together with their parameters."""
     seen: dict[str, Any] = {}
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, is_many: bool) -> None:
@@ -100,8 +100,8 @@ async def test_exports_histograms_and_deletions_go_by_index_too(stores: Stores) 
     await expect_indexes(database, seen)
 
 
-def test_what_hangs_on_a_run_is_found_by_an_index_when_that_goes() -> None:
-    """Databases look for the rows that refer to one that is deleted, and no plan shows it."""
+def test_rows_that_refer_to_a_deleted_run_are_found_by_an_index() -> None:
+    """Databases search for rows that refer to a deleted row, and no query plan shows this search."""
     for table in metadata.sorted_tables:
         keys = [list(index.columns) for index in table.indexes] + [list(table.primary_key.columns)]
         keys += [list(item.columns) for item in table.constraints if isinstance(item, UniqueConstraint)]
@@ -115,7 +115,7 @@ async def _plan(database: Database, statement: str, parameters: Any) -> list[str
         if database.is_sqlite:
             rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
             return [str(row.detail) for row in rows]
-        # With so few rows reading all of them is cheaper: ask for the plan of a large table.
+        # Reading all rows is cheaper while there are so few: ask for the plan of a large table.
         await connection.execute(text("SET LOCAL enable_seqscan = off"))
         rows = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
         return [row[0] for row in rows]

@@ -1,4 +1,4 @@
-"""Series and heatmaps over stored segments, against numbers computed by hand from the same records."""
+"""Series and heatmaps of stored segments, compared with numbers computed from the same records."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_series_are_exact_at_every_zoom(
     stores = Stores.over(database)
     await _store(stores, given_batches)
     expected = Expected([item for batch in given_batches for item in batch])
-    for _ in range(2):  # from the segments, then from the caches
+    for _ in range(2):  # first from the segments, then from the caches
         for window in ((None, None), (start, start + length)):
             await check_series(stores, expected, window, points)
 
@@ -118,7 +118,7 @@ async def test_an_empty_range_is_an_empty_answer(stores: Stores) -> None:
     assert heatmap.z.shape == (len(LAYOUT.layers), 0)
 
 
-async def test_the_greatest_step_there_is_can_be_read(stores: Stores) -> None:
+async def test_the_greatest_possible_step_can_be_read(stores: Stores) -> None:
     writer = await stores.register()
     await stores.commit(writer, 0, [record(0, 1.0), record(2**63 - 1, 2.0)])
     found = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=1_000)
@@ -129,8 +129,8 @@ def _block(rows: list[list[float]]) -> bytes:
     return np.array(rows, dtype="<f4").tobytes()
 
 
-async def test_a_query_that_is_broken_off_anywhere_leaves_the_database_as_usable_as_before(stores: Stores) -> None:
-    """More of them than there are connections."""
+async def test_a_query_cancelled_anywhere_leaves_the_database_usable(stores: Stores) -> None:
+    """There are more cancelled queries than connections."""
     await _store(stores, [[record(step, float(step), block=[[step, 1], [2, 3]]) for step in range(20)]])
     for moment in range(40):
         reading = asyncio.create_task(

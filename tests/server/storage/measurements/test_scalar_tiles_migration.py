@@ -1,4 +1,4 @@
-"""Tiles of one scalar each, as they were before, become tiles of many that answer the same."""
+"""The migration merges tiles of one scalar into tiles of many, and queries return the same."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _records() -> list[Record]:
 
 
 async def _as_before(database: Database) -> None:
-    """Write the tiles of scalars as the schema 0005 has them, and go back to it."""
+    """Write the tiles of scalars in the format of schema 0005, and downgrade to it."""
     async with database.write() as connection:
         query = select(tiles, spans.c.level, spans.c.entries, spans.c.steps).join(spans, spans.c.id == tiles.c.span_id)
         for row in (await connection.execute(query.where(tiles.c.layout == SCALARS))).all():
@@ -61,7 +61,7 @@ async def _as_before(database: Database) -> None:
     await migrate.downgrade(database, "0005")
 
 
-async def test_the_tiles_that_are_there_are_put_together(stores: Stores) -> None:
+async def test_existing_tiles_are_merged(stores: Stores) -> None:
     records = _records()
     await store(stores, [records])
     await read_everything(stores.database)

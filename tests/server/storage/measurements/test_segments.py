@@ -1,4 +1,4 @@
-"""Committing exactly once, and giving out attempts."""
+"""Commits store records exactly once and assign attempts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.writer import LAYOUT, record
 
 
 async def _steps(stores: Stores) -> list[tuple[int, list[int]]]:
-    """(attempt, steps) of every segment, in the order of their commits."""
+    """Return (attempt, steps) of every segment, in the order of the commits."""
     async with stores.database.read() as connection:
         rows = await connection.execute(select(segments).order_by(segments.c.id))
         return [(row.attempt, Payload(row.payload).steps().tolist()) for row in rows]
@@ -47,7 +47,7 @@ async def test_an_earlier_hello_can_neither_add_nor_end(stores: Stores) -> None:
     later = await stores.register()
     assert (later.last_seq, later.writer_id) == (1, earlier.writer_id)
     with pytest.raises(WriterTakenError):
-        await stores.commit(earlier, 1, [record(1), record(2)])  # the right sequence, too late
+        await stores.commit(earlier, 1, [record(1), record(2)])  # the sequence is right, but the epoch is not
     await stores.commit(later, 1, [record(1)])
     with pytest.raises(WriterTakenError):
         await stores.commit(earlier, 2, [record(2)])
@@ -59,7 +59,7 @@ async def test_an_earlier_hello_can_neither_add_nor_end(stores: Stores) -> None:
     assert ended is RunState.FINISHED
 
 
-async def test_a_step_back_begins_an_attempt_and_tells_of_it(stores: Stores) -> None:
+async def test_a_step_back_begins_an_attempt_and_is_reported(stores: Stores) -> None:
     writer = await stores.register()
     commit = await stores.commit(writer, 0, [record(5), record(6), record(3), record(4)])
     assert commit.attempt == 1
@@ -67,7 +67,7 @@ async def test_a_step_back_begins_an_attempt_and_tells_of_it(stores: Stores) -> 
     assert await _steps(stores) == [(0, [5, 6]), (1, [3, 4])]
 
 
-async def test_the_same_step_again_is_no_step_back(stores: Stores) -> None:
+async def test_repeating_a_step_is_not_a_step_back(stores: Stores) -> None:
     writer = await stores.register()
     await stores.commit(writer, 0, [record(5)])
     commit = await stores.commit(writer, 1, [record(5, accuracy=0.5), record(6)])

@@ -1,9 +1,9 @@
-"""Compacts a database in processes that kill themselves at a given statement, and checks what each of them left.
+"""Compaction of a database in processes that kill themselves at a random statement, and a check of what they left.
 
-    python -m campaigns.kill.killing URL SEED KILLS
+    python -m campaigns.kill.killed_compactions URL SEED KILLS
 
-Forked from one process, so that hundreds of kills cost seconds. Prints how many died, and exits with 1 at the first
-state of the database in which a record is missing, doubled, or unreadable.
+The processes are forked from one, so that hundreds of kills take only seconds. The program prints how many were killed,
+and exits with 1 at the first state of the database in which a record is missing, doubled or unreadable.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from tests.server.storage.conftest import Stores
 from tests.server.storage.measurements.test_compaction import compactor, read_everything
 from tests.support.writer import record
 
-STEPS = 345  # more than fill two levels, so that the last spans are put under others too
-BATCH = 5
-MOST_POINTS = 60  # a process dies at one of its first so many points, and the next one goes on from there
+STEPS = 345  # more than two full levels, so that the last spans get parents too
+BATCH = 5  # records
+MAX_POINT = 60  # statements and commits before a process has killed itself; the next process continues from there
 
 
 def main() -> int:
+    """Compact and kill until the asked number of processes has died, and return the exit code."""
     url, seed, kills = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     noise = random.Random(seed)
     died = checked = 0
     _in_a_process(partial(_fill, url))
     while died < kills:
-        killed = _in_a_process(partial(_compact, url, noise.randrange(1, MOST_POINTS)))
+        killed = _in_a_process(partial(_compact, url, noise.randrange(1, MAX_POINT)))
         died += killed
         if _in_a_process(partial(_check, url)):
             raise AssertionError("the check was killed")
@@ -53,7 +54,7 @@ def main() -> int:
 
 
 def _in_a_process(work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-    """True when it was killed. Raises `AssertionError` when it failed."""
+    """Do ``work`` in a forked process and return whether it was killed. Raises `AssertionError` if it failed."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -104,7 +105,7 @@ async def _compact(url: str, point: int) -> None:
         event.listen(database.reading.sync_engine, name, count)
         event.listen(database.writing.sync_engine, name, count)
     worker = compactor(database, BATCH)
-    await worker.raise_levels("run")
+    await worker.build_levels("run")
     await worker.run_once()
     await database.close()
 

@@ -1,4 +1,4 @@
-"""One trial: a server, a training of one token, a flood of another, and what the server holds all the while."""
+"""Flooding of a server: a training with one token, a flood with another, and the server's resources meanwhile."""
 
 from __future__ import annotations
 
@@ -15,41 +15,50 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import httpx
-
-from campaigns.fuzz.siege import Footprint
+from campaigns.fuzz.fuzz_server import Footprint
 from tests.support.embedded import Embedded
 
-LINE_TIMEOUT = 300.0  # seconds for all connections to be tried, and for anything else that a process is to say
-LOOK_EVERY = 0.2  # seconds
-SETTLE = 90.0  # seconds in which the server must be back to what it held before
-LEFT_OPEN = 16  # descriptors that may be open more than before: connections of the pool
-KEPT = 256.0  # MiB: what the allocator keeps, which a second flood finds there, and 1,500 runs that said hello
+LINE_TIMEOUT = 300.0  # seconds to try all connections, and for any other line that a process prints
+SAMPLE_EVERY = 0.2  # seconds
+SETTLE = 90.0  # seconds within which the server must release what it held
+LEFT_OPEN = 16  # descriptors that the server may have open in addition, for connections of its pool
+KEPT = 256.0  # MiB that the allocator keeps, which a second flood reuses, and for 1,500 runs registered by their hellos
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class FloodReport:
+    """Result of a flood."""
+
     connections: int
+    """Number of connections that were tried."""
     open_at_once: int
-    """On the side of the flood, once all had been tried."""
+    """Number of connections that were open once all had been tried."""
     ends: Mapping[str, int]
+    """Number of connections for each kind and end."""
     before: Footprint
-    most: Footprint
-    """The highest of each that was seen."""
+    """Footprint of the server before the flood."""
+    peak: Footprint
+    """Maximum of each resource that was sampled."""
     after: Footprint
+    """Footprint of the server after the flood."""
     settled_after: float | None
-    """Seconds from the end of the flood until descriptors and memory were back; None where they were not."""
+    """Seconds from the end of the flood until descriptors and memory were released, or None if they were not."""
     logged: int
+    """Number of steps that the training logged."""
     acknowledged: int
+    """Number of steps that were acknowledged."""
     dropped: int
+    """Number of steps that the SDK counted as lost."""
     longest_wait: float
-    """Seconds that the oldest step of the training waited for its acknowledgement."""
+    """Maximum time in seconds that a step of the training waited for its acknowledgement."""
     stored: int
-    """Steps that are stored once, in order and with their value."""
+    """Number of steps that are stored once, in order and with their value."""
     flood_seconds: float
+    """Duration of the flood in seconds."""
 
     @property
-    def is_withstood(self) -> bool:
+    def is_passed(self) -> bool:
+        """Whether every step of the training is stored and the server has released what it held."""
         return (
             self.logged == self.acknowledged == self.stored > 0 and self.dropped == 0 and self.settled_after is not None
         )
@@ -58,52 +67,53 @@ class Trial:
         lines = [f"{self.connections:,} connections of one token, {self.open_at_once:,} at once"]
         lines[0] += f", for {self.flood_seconds:.0f} s"
         lines += [f"  {end:<54} {count:6,d}" for end, count in self.ends.items()]
-        for name, one in (("before", self.before), ("at most", self.most), ("after", self.after)):
+        for name, one in (("before", self.before), ("peak", self.peak), ("after", self.after)):
             lines.append(
                 f"server {name + ':':<8} {one.mib:7.1f} MiB {one.descriptors:6,d} descriptors {one.threads:3d} threads"
             )
-        back = "NOT BACK" if self.settled_after is None else f"back after {self.settled_after:.1f} s"
-        lines.append(f"descriptors and memory when the flood has ended: {back}")
+        released = "NOT RELEASED" if self.settled_after is None else f"released after {self.settled_after:.1f} s"
+        lines.append(f"descriptors and memory when the flood has ended: {released}")
         lines.append(
-            f"the training of another token: {self.logged:,} steps logged, {self.acknowledged:,} acknowledged, "
+            f"the training with another token: {self.logged:,} steps logged, {self.acknowledged:,} acknowledged, "
             f"{self.stored:,} stored once and in order, {self.dropped} dropped; "
             f"the longest wait for an acknowledgement {self.longest_wait:.2f} s"
         )
-        lines.append("withstood" if self.is_withstood else "BROKEN")
+        lines.append("passed" if self.is_passed else "BROKEN")
         return "\n".join(lines)
 
 
-def attempt(
-    server: Embedded, *, connections: int, hold: float, rate: float, felt: Callable[[], bool] = lambda: True
-) -> Trial:
-    """``hold``: seconds that the flood stays after its last connection, and then until it is ``felt``. ``rate``: steps
-    a second of the training."""
-    training, flooding = _token(server, "beside"), _token(server, "project")
+def flood_server(
+    server: Embedded, *, connections: int, hold: float, rate: float, has_effect: Callable[[], bool] = lambda: True
+) -> FloodReport:
+    """Flood ``server`` with ``connections`` during a training of ``rate`` steps a second, and return the report.
+
+    The flood stays for ``hold`` seconds after its last connection, and then until ``has_effect`` returns True.
+    """
+    training, flooding = _token(server, "alongside"), _token(server, "project")
     port, pid = server.url.rsplit(":", 1)[1], server.process.pid
-    watch = _Watch(pid)
+    monitor = _Monitor(pid)
     with tempfile.TemporaryDirectory(prefix="spikewatch-flood-") as spool:
         client = {"SPIKEWATCH_URL": server.url, "SPIKEWATCH_TOKEN": training, "SPIKEWATCH_DIR": spool}
         with _started("campaigns.flood.trainer", str(rate), **client) as trainer:
-            run_id = watch.line_of(trainer)
-            _wait_for_first_step(server, run_id)
-            before = watch.most = Footprint.of(pid)
+            run_id = monitor.line_of(trainer)
+            before = monitor.peak = Footprint.of(pid)
             began = time.monotonic()
             with _started("campaigns.flood.attackers", port, flooding, str(connections)) as attackers:
-                open_at_once = json.loads(watch.line_of(attackers))["open"]
-                watch.for_seconds(hold)
-                watch.until(felt)
+                open_at_once = json.loads(monitor.line_of(attackers))["open"]
+                monitor.for_seconds(hold)
+                monitor.until(has_effect)
                 _end(attackers)
-                ends = json.loads(watch.line_of(attackers))
+                ends = json.loads(monitor.line_of(attackers))
             flood_seconds = time.monotonic() - began
-            settled_after = watch.until_back(before)
+            settled_after = monitor.until_released(before)
             _end(trainer)
-            status = json.loads(watch.line_of(trainer))
-    return Trial(
+            status = json.loads(monitor.line_of(trainer))
+    return FloodReport(
         connections=connections,
         open_at_once=open_at_once,
         ends=ends,
         before=before,
-        most=watch.most,
+        peak=monitor.peak,
         after=Footprint.of(pid),
         settled_after=settled_after,
         logged=status["logged"],
@@ -115,20 +125,20 @@ def attempt(
     )
 
 
-class _Watch:
-    """Looks at the server while it waits for others."""
+class _Monitor:
+    """Sampling of the server's footprint while waiting for other processes."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self.most = Footprint.of(pid)
+        self.peak = Footprint.of(pid)
 
     def line_of(self, process: subprocess.Popen[str]) -> str:
-        """The next line that it prints."""
+        """Return the next line that ``process`` prints."""
         assert process.stdout is not None
         deadline = time.monotonic() + LINE_TIMEOUT
-        while not select.select([process.stdout], [], [], LOOK_EVERY)[0]:
+        while not select.select([process.stdout], [], [], SAMPLE_EVERY)[0]:
             assert time.monotonic() < deadline, "nothing was printed in time"
-            self.look()
+            self.sample()
         line = process.stdout.readline()
         assert line, f"the process ended with {process.wait()}"
         return line.strip()
@@ -136,31 +146,34 @@ class _Watch:
     def for_seconds(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(left, LOOK_EVERY))
-            self.look()
+            time.sleep(min(left, SAMPLE_EVERY))
+            self.sample()
 
-    def until(self, happened: Callable[[], bool]) -> None:
+    def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LINE_TIMEOUT
-        while not happened():
-            assert time.monotonic() < deadline, "it did not happen in time"
-            self.for_seconds(LOOK_EVERY)
+        while not condition():
+            assert time.monotonic() < deadline, "the flood had no effect in time"
+            self.for_seconds(SAMPLE_EVERY)
 
-    def until_back(self, before: Footprint) -> float | None:
-        """The seconds until it holds about as much as before, or None. Memory goes back when the server next trims."""
+    def until_released(self, before: Footprint) -> float | None:
+        """Return the seconds until the server holds about as much as ``before``, or None if it does not in time.
+
+        Memory is released when the server next trims its allocator.
+        """
         began = time.monotonic()
         while time.monotonic() - began < SETTLE:
             now = Footprint.of(self._pid)
             if now.descriptors <= before.descriptors + LEFT_OPEN and now.mib < before.mib + KEPT:
                 return time.monotonic() - began
-            time.sleep(LOOK_EVERY)
+            time.sleep(SAMPLE_EVERY)
         return None
 
-    def look(self) -> None:
-        now, most = Footprint.of(self._pid), self.most
-        self.most = Footprint(
-            mib=max(now.mib, most.mib),
-            descriptors=max(now.descriptors, most.descriptors),
-            threads=max(now.threads, most.threads),
+    def sample(self) -> None:
+        now, peak = Footprint.of(self._pid), self.peak
+        self.peak = Footprint(
+            mib=max(now.mib, peak.mib),
+            descriptors=max(now.descriptors, peak.descriptors),
+            threads=max(now.threads, peak.threads),
         )
 
 
@@ -193,19 +206,8 @@ def _token(server: Embedded, project: str) -> str:
         return token
 
 
-def _wait_for_first_step(server: Embedded, run_id: str) -> None:
-    deadline = time.monotonic() + LINE_TIMEOUT
-    with server.api() as api:
-        while time.monotonic() < deadline:
-            answer = api.get(f"/runs/{run_id}")
-            if answer.status_code == httpx.codes.OK and answer.json()["last_step"] is not None:
-                return
-            time.sleep(LOOK_EVERY)
-    raise AssertionError("the training did not begin")
-
-
 def _stored(server: Embedded, run_id: str) -> int:
-    """Steps, where each is there once, in order, and has the loss that says which it is; else 0."""
+    """Return the number of stored steps, or 0 if they are not complete, in order and with the loss of their step."""
     with server.api() as api:
         text = api.get(f"/runs/{run_id}/export", params={"format": "csv"}).raise_for_status().text
     rows = list(csv.DictReader(io.StringIO(text)))

@@ -8,8 +8,8 @@ from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_socket
 
 from dashboard.config import DashboardConfig
-from dashboard.live import MAX_ALERTS_KEPT, LiveFeed, Mailbox, News
 from dashboard.models import Alert, LiveMessage, RunSummary
+from dashboard.stream.feed import MAX_ALERTS_KEPT, LiveFeed, Mailbox, News
 from tests.dashboard.fixture_api import TOKEN, FixtureApi, example_runs, serve
 
 

@@ -110,6 +110,11 @@ class LiveFeed:
         self.is_degraded = False
         """Whether only a part of what happens is pushed; then pages read everything anew now and then."""
 
+    @property
+    def subscriber_count(self) -> int:
+        """Number of open pages."""
+        return len(self._mailboxes)
+
     @contextmanager
     def subscribe(self) -> Iterator[Mailbox]:
         """A mailbox for as long as the block runs; the first one connects, the last one disconnects."""
@@ -154,7 +159,7 @@ class LiveFeed:
         while True:
             await asyncio.sleep(READ_ANEW_EVERY)
             if self.is_degraded:
-                self._broadcast(LiveMessage(type="resync"))
+                self.fan_out(LiveMessage(type="resync"))
 
     def _receive(self, frame: str | bytes) -> None:
         try:
@@ -171,8 +176,9 @@ class LiveFeed:
                 self.is_degraded = True
             case "restored":
                 self.is_degraded = False
-        self._broadcast(message)
+        self.fan_out(message)
 
-    def _broadcast(self, message: LiveMessage) -> None:
+    def fan_out(self, message: LiveMessage) -> None:
+        """Put a message into the mailboxes of all open pages."""
         for mailbox in self._mailboxes:
             mailbox.put(message)

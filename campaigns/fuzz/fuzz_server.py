@@ -1,4 +1,4 @@
-"""An attack with a look at the server before and after: what it holds, and whether it still serves."""
+"""Fuzzing of a server: an attack, and a comparison of the server's resources and service before and after it."""
 
 from __future__ import annotations
 
@@ -17,41 +17,53 @@ from tests.support.embedded import Embedded
 from tests.support.processes import resident_mib
 from tests.support.writer import record
 
-WARM_UP = 0.2  # share of the frames after which "before" is: imports, pools and allocators have grown by then
+WARM_UP = 0.2  # share of the frames before the first measurement, when imports, pools and allocators have grown
 GROWTH_LIMIT = 48.0  # MiB
-LEFT_OPEN = 8  # descriptors that may be open more than before: connections of the pool
-OFTEN = 1e6  # connections a second that the token must be allowed: nearly every frame is one
-SETTLE = 10.0  # seconds in which the sockets of the attack must be gone
+LEFT_OPEN = 8  # descriptors that the server may have open in addition, for connections of its pool
+CONNECTIONS_PER_SECOND = 1e6  # limit that the server's token needs, because nearly every frame takes a connection
+SETTLE = 10.0  # seconds within which the sockets of the attack must be closed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What a process holds."""
+    """Resources that a process holds."""
 
     mib: float
+    """Resident memory in MiB."""
     descriptors: int
+    """Number of open file descriptors."""
     threads: int
+    """Number of threads."""
 
     @classmethod
     def of(cls, pid: int) -> Footprint:
-        there = Path(f"/proc/{pid}")
+        """Return the current footprint of a process."""
+        directory = Path(f"/proc/{pid}")
         return cls(
             mib=resident_mib(pid),
-            descriptors=len(list((there / "fd").iterdir())),
-            threads=len(list((there / "task").iterdir())),
+            descriptors=len(list((directory / "fd").iterdir())),
+            threads=len(list((directory / "task").iterdir())),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Siege:
+class FuzzReport:
+    """Result of an attack on a server."""
+
     tally: Tally
+    """Answers to the frames."""
     before: Footprint
+    """Footprint of the server after the warm-up."""
     after: Footprint
+    """Footprint of the server after the attack."""
     seconds: float
+    """Duration of the attack."""
     still_serves: bool
+    """Whether the server serves a valid client after the attack."""
 
     @property
-    def is_withstood(self) -> bool:
+    def is_passed(self) -> bool:
+        """Whether every frame was answered correctly and the server has released what it held."""
         return (
             not self.tally.failures
             and self.still_serves
@@ -65,11 +77,12 @@ class Siege:
         for name, one in (("before", self.before), ("after", self.after)):
             lines.append(f"server {name}: {one.mib:.1f} MiB, {one.descriptors} descriptors, {one.threads} threads")
         lines += [f"FAILED {failure}" for failure in self.tally.failures[:20]]
-        lines.append("a good client is served as before" if self.still_serves else "A GOOD CLIENT IS NOT SERVED")
+        lines.append("a valid client is served as before" if self.still_serves else "A VALID CLIENT IS NOT SERVED")
         return "\n".join(lines)
 
 
-def besiege(server: Embedded, *, frames: int, seed: int) -> Siege:
+def fuzz_server(server: Embedded, *, frames: int, seed: int) -> FuzzReport:
+    """Send ``frames`` mutated frames to ``server`` and return the report."""
     port, begin = int(server.url.rsplit(":", 1)[1]), time.monotonic()
     warm_up = asyncio.run(attack(port, server.token, frames=round(frames * WARM_UP), seed=-seed))
     before = _settled(server.process.pid)
@@ -80,11 +93,11 @@ def besiege(server: Embedded, *, frames: int, seed: int) -> Siege:
     seconds = time.monotonic() - begin
     still_serves = asyncio.run(_is_served(port, server.token)) and _is_exported(server)
     after = _settled(server.process.pid)
-    return Siege(tally=tally, before=before, after=after, seconds=seconds, still_serves=still_serves)
+    return FuzzReport(tally=tally, before=before, after=after, seconds=seconds, still_serves=still_serves)
 
 
 def _settled(pid: int) -> Footprint:
-    """Once its descriptors no longer become fewer."""
+    """Return the footprint of a process once the number of its descriptors has stopped falling."""
     deadline = time.monotonic() + SETTLE
     found = Footprint.of(pid)
     while time.monotonic() < deadline:

@@ -1,17 +1,28 @@
-"""A spike that has not come yet: Adam's mechanism seen at work, with a date.
+"""A spike that has not come yet: Adam's mechanism at work, with a forecast of the step.
 
-Signs (each alone raises false alarms on healthy runs; `docs/science.md` has the counts):
+Rule: the predictor looks for four signs (each of them alone raises false alarms on healthy runs; `docs/science.md` has
+the counts):
 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
 * *climb*: v was just decoupled (Σg²/Σv̂ < 0.1), ‖g‖ is above its mean and climbs steadily, with λ_max near the limit
   where curvature is measured;
-* *crossed*: v has been decoupled deeply for a while and λ_max stays above the limit: nothing holds the growth back;
+* *crossed*: v has been decoupled deeply for a while and λ_max stays above the limit, so nothing stops the growth;
 * *reset*: v was lost and restarts from a single gradient.
 
-Levels: watch while λ_max nears or crosses the limit with v decoupled and a date in reach; warning when a sign holds;
-critical when λ_grad is above the limit and the gradient grows, or the date is less than 20 steps away. A level holds
-for 20 steps after its last sign. After false alarms more growth is asked for (`track_record`). Trade-off: spikes that
-hang on one batch leave no such trace and are not forecast.
+The level is watch while λ_max nears or crosses the limit with v decoupled and a spike in reach; warning when a sign
+holds; critical when λ_grad is above the limit and the gradient grows, or the forecast is less than 20 steps away. A
+level holds for 20 steps after its last sign. After false alarms a sign must show more growth (`track_record`).
+
+Trade-off: spikes that depend on one batch leave no such trace and are not predicted.
+
+>>> predictor, context = SpikePredictor(), Context()
+>>> for step in range(1, 13):
+...     growing = Reading(step=step, min_decoupling=0.01, decoupling=0.01, growth=0.1, growth_fit=0.9, grad_ratio=3.0)
+...     predictor.update(growing, context)
+>>> predictor.finding(growing, context).title
+'Spike predicted at step 27'
+
+References: Bai et al. and Cohen et al. 2022 (arXiv 2207.14484); docs/science.md, "The mechanism".
 """
 
 from __future__ import annotations
@@ -23,35 +34,39 @@ from typing import Final
 import msgspec
 
 from server.detectors.advice import advice_before_spike
-from server.detectors.causes import CauseTracker, cause_of_build_up, is_stale
+from server.detectors.causes import is_stale
+from server.detectors.context import Context
 from server.detectors.forecast import crossing_step, forecast
 from server.detectors.signals import Reading
 from server.models import AlertKind, AlertLevel, Cause, Finding, PredictedStep
 
 HOLD: Final = 20
-"""Steps for which a level outlives its last sign."""
+"""Number of steps for which a level outlives its last sign."""
 NEAR: Final = 0.9
-"""λ_max over the limit from which a climb is taken for Adam's mechanism."""
+"""Ratio of λ_max to the limit from which a climb counts as Adam's mechanism."""
 DEEP: Final = 0.01
-"""Σg²/Σv̂ from which the crossing of λ_max alone is a warning."""
+"""Value of Σg²/Σv̂ below which the crossing of λ_max alone is a warning."""
 FAST: Final = 0.005
-"""Rise of log λ_max a step that nothing slows down before the spike (modular addition: 0.6–2.6 % a step)."""
+"""Rise of log λ_max per step that nothing slows down before the spike (modular addition: 0.6–2.6 % per step)."""
 STEADY: Final = 0.8
-"""Share of the variance of log λ_max that its trend must explain to be extrapolated."""
+"""Smallest share of the variance of log λ_max that its trend must explain to be extrapolated."""
 APPROACHING: Final = 0.7
-"""λ_max over the limit from which its trend is worth extrapolating."""
+"""Ratio of λ_max to the limit from which its trend is extrapolated."""
 IN_REACH: Final = 100
-"""Steps to the crossing from which it is watched."""
+"""Number of steps before the crossing from which it is a watch."""
 SOON: Final = 60
-"""Steps to the spike from which a crossing alone is a warning."""
+"""Number of steps before the forecast spike from which a crossing alone is a warning."""
 IMMINENT: Final = 20
+"""Number of steps before the forecast spike from which the level is critical."""
 AFTERMATH: Final = 20
-"""Steps after a spike: v is inflated by it, so Σg²/Σv̂ is small for that reason alone."""
+"""Number of steps after a spike in which nothing is predicted: the spike inflated v, so Σg²/Σv̂ is small anyway."""
 SETTLING: Final = 10
-"""First steps of a run, in which everything grows."""
+"""Number of first samples of a run in which nothing is predicted, because everything grows."""
 
 
 class Sign(StrEnum):
+    """Signs of a build-up; `APPROACH` alone is a watch."""
+
     NONE = "none"
     APPROACH = "approach"
     CROSSED = "crossed"
@@ -61,50 +76,61 @@ class Sign(StrEnum):
 
 
 LOUD: Final = (AlertLevel.WARNING.value, AlertLevel.CRITICAL.value)
+"""Levels at which a spike counts as predicted."""
 NO_SIGN: Final[str] = Sign.NONE.value
 ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.DIRECTIONAL, Sign.RESET)
+"""Signs that raise the level to warning or above."""
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What one reading says."""
+    """The strongest sign of a reading and the forecast that goes with it."""
 
     sign: Sign
     predicted: PredictedStep | None
 
 
 class SpikePredictor(msgspec.Struct):
+    """Detector of the build-up before a spike."""
+
     seen: int = 0
+    """Number of readings so far."""
     since: int | None = None
-    """Step at which the present build-up was first held to be one."""
+    """First step at which the present build-up was recognised."""
     level: str = ""
-    """The one that holds, "" for none."""
+    """Level of the present prediction, "" for none."""
     has_warned: bool = False
-    """Whether the present build-up reached a warning: what was predicted is not called possible again."""
+    """Whether the present build-up reached a warning; its title then never falls back to "possible"."""
     sign: str = NO_SIGN
+    """Latest sign of the present build-up."""
     last_alarm: int | None = None
+    """Last step with a sign of level warning or above."""
     last_watch: int | None = None
+    """Last step with a sign of level watch."""
     last_critical: int | None = None
+    """Last step with a sign of level critical."""
     predicted: tuple[int, int, int] | None = None
-    """Low, best, high as last dated."""
+    """Low, best and high end of the last forecast."""
     quiet_until: int = 0
-    """Step before which the aftermath of a spike is not taken for the next one's build-up."""
+    """Step before which the aftermath of a spike is not mistaken for the next build-up."""
 
-    @property
-    def warned(self) -> bool:
-        return self.level in LOUD
+    def update(self, reading: Reading, context: Context) -> None:
+        """Add one reading."""
+        self._follow(reading, context)
+        context.prediction_level = self.level
+        expected = self.forecast(reading.step)
+        context.prediction_due = None if expected is None else expected.high
 
-    def update(self, reading: Reading, spiking: bool, demand: float = 0.0) -> None:
-        """`spiking`: a spike is under way, so there is nothing to predict. ``demand``: see `judge`."""
+    def _follow(self, reading: Reading, context: Context) -> None:
         self.seen += 1
-        if spiking:
+        if context.is_spiking:  # the spike has come, so there is nothing to predict
             self._forget()
             self.quiet_until = reading.step + AFTERMATH
         if self.seen <= SETTLING or reading.step < self.quiet_until:
             return
-        evidence = judge(reading, demand)
+        evidence = judge(reading, context.record.demand)
         if evidence.predicted is not None:
-            dated = evidence.predicted
-            self.predicted = (dated.low, dated.best, dated.high)
+            expected = evidence.predicted
+            self.predicted = (expected.low, expected.best, expected.high)
         step = reading.step
         if evidence.sign in ALARMS:
             self.last_alarm, self.sign = step, evidence.sign.value
@@ -113,37 +139,39 @@ class SpikePredictor(msgspec.Struct):
                 self.last_critical = step
         elif evidence.sign is Sign.APPROACH:
             self.last_watch = step
-            if not _held(self.last_alarm, step):
+            if not _is_held(self.last_alarm, step):
                 self.sign = evidence.sign.value
-        if _held(self.last_critical, step):
+        if _is_held(self.last_critical, step):
             self.level = AlertLevel.CRITICAL.value
-        elif _held(self.last_alarm, step):
+        elif _is_held(self.last_alarm, step):
             self.level = AlertLevel.WARNING.value
-        elif _held(self.last_watch, step):
+        elif _is_held(self.last_watch, step):
             self.level = AlertLevel.WATCH.value
         elif self.level or self.predicted is not None:
             self._forget()
         if self.level and self.since is None:
             self.since = step
-        self.has_warned = self.has_warned or self.warned
+        self.has_warned = self.has_warned or self.level in LOUD
 
     def _forget(self) -> None:
         self.level, self.since, self.sign, self.predicted = "", None, NO_SIGN, None
         self.has_warned = False
         self.last_alarm = self.last_watch = self.last_critical = None
 
-    def date(self, step: int) -> PredictedStep | None:
-        """The last date given, never in the past: what is overdue is due."""
+    def forecast(self, step: int) -> PredictedStep | None:
+        """Return the last forecast, moved to the step after this one where it is overdue."""
         if self.predicted is None or not self.level:
             return None
         low, best, high = (max(value, step + 1) for value in self.predicted)
         return PredictedStep(low=low, best=best, high=high)
 
-    def finding(self, reading: Reading, tracker: CauseTracker) -> Finding | None:
-        if not self.level:
-            return None
-        cause = Cause.STATE_LOSS if self.sign == Sign.RESET else cause_of_build_up(reading, tracker)
-        predicted = self.date(reading.step)
+    def finding(self, reading: Reading, context: Context) -> Finding | None:
+        """Return the prediction as far as the track record of the run allows it."""
+        return context.record.tempered(self._finding(reading, context)) if self.level else None
+
+    def _finding(self, reading: Reading, context: Context) -> Finding:
+        cause = Cause.STATE_LOSS if self.sign == Sign.RESET else context.causes.judge_build_up(reading)
+        predicted = self.forecast(reading.step)
         when = "soon" if predicted is None else f"at step {predicted.best}"
         return Finding(
             kind=AlertKind.SPIKE_PREDICTED,
@@ -173,8 +201,10 @@ class SpikePredictor(msgspec.Struct):
 
 
 def judge(reading: Reading, demand: float = 0.0) -> Evidence:
-    """The strongest sign in one reading, and its date. ``demand``: growth of the gradient that is asked for, in units
-    of what is usual in this run."""
+    """Return the strongest sign in one reading, with its forecast.
+
+    `demand` is the growth of the gradient that a sign must show, in units of the usual growth of this run.
+    """
     step = reading.step
     if reading.state_reset:
         return Evidence(sign=Sign.RESET, predicted=PredictedStep(low=step + 1, best=step + 2, high=step + 20))
@@ -197,7 +227,7 @@ def judge(reading: Reading, demand: float = 0.0) -> Evidence:
 
 
 def _is_directional(reading: Reading, stale: bool, demand: float) -> bool:
-    """The gradient lies along a direction that is past its limit, and grows; v has not noticed."""
+    """Return whether the gradient grows along a direction past its limit while v lags behind."""
     if reading.gradient_stability is None or reading.growth <= max(0.02, demand * reading.growth_usual):
         return False
     if reading.decoupling is not None and reading.decoupling >= 1.0:
@@ -206,7 +236,7 @@ def _is_directional(reading: Reading, stale: bool, demand: float) -> bool:
 
 
 def _is_climb(reading: Reading, demand: float) -> bool:
-    """‖g‖ is above its mean and climbs; λ_max, where it is measured, is near the limit."""
+    """Return whether ‖g‖ climbs above its mean, with λ_max near the limit where it is measured."""
     if reading.growth <= max(0.03, demand * reading.growth_usual):
         return False
     if reading.stability_peak is None:
@@ -215,23 +245,25 @@ def _is_climb(reading: Reading, demand: float) -> bool:
 
 
 def _is_crossed(reading: Reading) -> bool:
-    """λ_max is past the limit, or about to be, deep in the decoupling, and nothing holds it: it rises fast, or the
-    gradient already leans towards its direction."""
-    if reading.decoupling_least is None or reading.decoupling_least >= DEEP or reading.stability is None:
+    """Return whether λ_max is past the limit, or about to pass it, and nothing stops it.
+
+    v must be decoupled deeply, and λ_max rise fast or the gradient already lie partly along its direction.
+    """
+    if reading.min_decoupling is None or reading.min_decoupling >= DEEP or reading.stability is None:
         return False
     fast = reading.stability_growth > FAST and reading.stability_fit > STEADY and reading.stability > NEAR
     leaning = reading.gradient_stability is None or reading.gradient_stability > 0.5
     return fast or (reading.above_steps >= 10 and reading.stability_growth >= 0 and leaning)
 
 
-def _held(step: int | None, now: int) -> bool:
+def _is_held(step: int | None, now: int) -> bool:
     return step is not None and now - step < HOLD
 
 
 def _sentence(sign: str, reading: Reading) -> str:
-    """Why, in one sentence with numbers."""
+    """Return the reason for a prediction in one sentence with numbers."""
     if sign == Sign.RESET:
-        return "The optimizer's second moment restarted from a single gradient: every weight takes a step of full size."
+        return "The optimizer's second moment restarted from a single gradient, so every weight takes a full-size step."
     parts = []
     if reading.decoupled_steps > 1:
         parts.append(f"v has been decaying on its own for {reading.decoupled_steps} steps")
@@ -243,10 +275,14 @@ def _sentence(sign: str, reading: Reading) -> str:
         where = "through" if reading.stability > 1.0 else "towards"
         if reading.stability_growth > 0:
             percent = 100 * math.expm1(reading.stability_growth)
-            parts.append(f"λ_max grew {percent:.2g} % a step {where} 2/η (now {reading.stability:.2f} ×)")
+            parts.append(
+                f"λ_max grew {percent:.2g} % per step {where} the limit 2/η (now {reading.stability:.2f} × the limit)"
+            )
         else:
             parts.append(f"λ_max is {reading.stability:.2f} × the limit 2/η")
     if reading.growth > 0.02:
-        parts.append(f"the gradient grows {100 * math.expm1(reading.growth):.2g} % a step")
-    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "signs of a build-up"
-    return text + "."
+        parts.append(f"the gradient grows {100 * math.expm1(reading.growth):.2g} % per step")
+    if not parts:
+        return "There are signs of a build-up."
+    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] + "."
+    return "T" + text[1:] if text.startswith("the ") else text  # v and λ keep their case

@@ -1,0 +1,1 @@
+"""The commands of ``spikewatch``, grouped by what they work on; `server.cli` puts them together."""

@@ -1,0 +1,62 @@
+"""The context of a step: everything that detectors learn from each other."""
+
+from __future__ import annotations
+
+import msgspec
+
+from server.detectors.causes import CauseTracker
+from server.detectors.signals import Reading
+from server.detectors.track_record import TrackRecord
+from server.models import AlertLevel
+
+
+class Context(msgspec.Struct, kw_only=True, eq=False):
+    """Conclusions that the detectors of a suite share at one step.
+
+    The suite creates one for each step; detectors read it and add to it in their order. No detector reads another one.
+    """
+
+    causes: CauseTracker = msgspec.field(default_factory=CauseTracker)
+    """Recent events that could explain a spike."""
+    record: TrackRecord = msgspec.field(default_factory=TrackRecord)
+    """Success of the run's earlier predictions."""
+    is_first: bool = False
+    """Whether this is the first reading of the attempt."""
+    is_spiking: bool = False
+    """Whether a spike of the loss is in progress: before this step, and at it once the spike detector was updated."""
+    spike_level: AlertLevel | None = None
+    """Level of the spike in progress."""
+    spike_peak_step: int = 0
+    """Step of the largest loss of the last spike."""
+    is_level_new: bool = False
+    """Whether a spike ended at this step because the loss did not come back."""
+    is_loss_nonfinite: bool = False
+    """Whether the loss became NaN or infinite at one of the last steps."""
+    prediction_level: str = ""
+    """Level of the predicted spike, "" for none: before this step, and at it once the predictor was updated."""
+    prediction_due: int | None = None
+    """Last step of the range in which the predicted spike is expected."""
+
+    @property
+    def is_spike_predicted(self) -> bool:
+        """Whether a spike is predicted at level warning or above."""
+        return self.prediction_level in (AlertLevel.WARNING, AlertLevel.CRITICAL)
+
+    @property
+    def outcome_level(self) -> AlertLevel | None:
+        """Level of the event that settles a prediction: a spike, or a loss that is no longer finite."""
+        return AlertLevel.CRITICAL if self.is_loss_nonfinite else self.spike_level
+
+    def explains_jump(self, reading: Reading) -> bool:
+        """Whether something other than the batch explains a jump of loss and gradient at this step.
+
+        Explanations are a predicted spike, a spike in progress, a recent jump of the learning rate, and a lost
+        optimizer state at this or the previous step.
+        """
+        return (
+            self.is_spike_predicted
+            or self.is_spiking
+            or self.causes.is_lr_jump_recent(reading.step)
+            or reading.state_reset
+            or self.causes.reset_step == reading.step - 1
+        )

@@ -1,0 +1,101 @@
+"""Snapshots that servers before 0.1.0 stored: what is restored from them continues as if it had never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pytest
+
+from server.alerts.lifecycle import AlertLifecycle
+from server.detectors.detector_suite import DetectorSuite
+from server.detectors.rule_evaluator import RuleEvaluator
+from server.evaluation.recordings import read_recordings
+from server.models import Sample
+from tests.server.detectors.test_rule_evaluator import ALL_KINDS
+from tests.support import streams
+
+DATA: Final = Path(__file__).parents[2] / "data"
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A snapshot that was taken before the sample at a position of a stream."""
+
+    program: str
+    stream: str
+    position: int
+    snapshot: bytes
+
+
+STORED: Final = msgspec.msgpack.decode((DATA / "snapshots-version-1.msgpack").read_bytes(), type=list[Stored])
+
+
+def each(program: str) -> pytest.MarkDecorator:
+    """Parametrize a test with the stored snapshots of one program."""
+    chosen = [stored for stored in STORED if stored.program == program]
+    return pytest.mark.parametrize("stored", chosen, ids=[f"{one.stream}-{one.position}" for one in chosen])
+
+
+def samples_of(stream: str) -> list[Sample]:
+    """Return the samples of a recording or a synthetic stream by its name."""
+    if stream == "spoiled":
+        return list(streams.spoiled(streams.healthy(400, seed=2), seed=3))
+    if stream == "exponential":
+        return list(streams.exponential(start=100, rate=0.15, decoupling=1e-6, steps=220))
+    return list(next(found for found in read_recordings(DATA) if found.name == stream).samples)
+
+
+@each("detectors")
+def test_a_stored_detector_suite_goes_on(stored: Stored) -> None:
+    samples = samples_of(stored.stream)
+    whole = streams.verdicts(samples)
+    rest = streams.verdicts(samples[stored.position :], DetectorSuite.restore(stored.snapshot))
+    assert repr(rest) == repr(whole[stored.position :])
+
+
+@each("detectors")
+def test_a_detector_suite_stores_what_it_stored_before(stored: Stored) -> None:
+    suite = DetectorSuite()
+    streams.verdicts(samples_of(stored.stream)[: stored.position], suite)
+    assert repr(sorted_keys(suite.snapshot())) == repr(sorted_keys(stored.snapshot))
+
+
+@each("rules")
+def test_a_stored_rule_evaluator_goes_on(stored: Stored) -> None:
+    samples = samples_of(stored.stream)
+    whole = RuleEvaluator()
+    whole.replace_rules(ALL_KINDS, "1")
+    expected = [whole.update(sample, sample.time) for sample in samples]
+    restored = RuleEvaluator.restore(stored.snapshot)
+    rest = [restored.update(sample, sample.time) for sample in samples[stored.position :]]
+    assert repr(rest) == repr(expected[stored.position :])
+    assert any(result.findings for result in rest)
+
+
+@each("alerts")
+def test_a_stored_alert_lifecycle_goes_on(stored: Stored) -> None:
+    suite, alerts = DetectorSuite(), AlertLifecycle("run-1")
+    samples = samples_of(stored.stream)
+    verdicts = [suite.update(sample) for sample in samples]
+    expected = [alerts.apply(verdict, one.time) for verdict, one in zip(verdicts, samples, strict=True)]
+    restored = AlertLifecycle.restore(stored.snapshot)
+    at = stored.position
+    rest = [restored.apply(verdict, one.time) for verdict, one in zip(verdicts[at:], samples[at:], strict=True)]
+    assert rest == expected[at:]
+    assert any(rest)
+
+
+WORDS: Final = {"title", "message", "sentence", "advice"}
+"""Texts for people, which may be worded anew."""
+
+
+def sorted_keys(snapshot: bytes) -> object:
+    """Return the content of a snapshot without the order of its keys and without texts for people."""
+
+    def ordered(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: ordered(value[key]) for key in sorted(value) if key not in WORDS}
+        return [ordered(one) for one in value] if isinstance(value, list) else value
+
+    return ordered(msgspec.msgpack.decode(snapshot))
