@@ -1,4 +1,4 @@
-# The image of every role: `serve` (the default), `dashboard`, `migrate`, … docs/operations.md says how it is run.
+# The image of every role: `serve` (the default), `dashboard`, `migrate`, … docs/how-to/operate.md says how it is run.
 # No torch: the SDK's measuring half stays in the training environment. `make lock` renews the two lock files.
 
 FROM python:3.13-slim AS build

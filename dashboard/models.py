@@ -205,7 +205,7 @@ class Login(Identity, frozen=True, kw_only=True):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """A rule that somebody wrote; docs/rules.md says what the fields mean."""
+    """A rule that somebody wrote; docs/how-to/write-rules.md says what the fields mean."""
 
     id: str
     name: str

@@ -1,4 +1,4 @@
-"""Writes docs/settings.md to standard output, from the descriptions in server/config.py."""
+"""Writes docs/reference/settings.md to standard output, from the descriptions in server/config.py."""
 
 from __future__ import annotations
 

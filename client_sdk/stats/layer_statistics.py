@@ -1,6 +1,6 @@
 """Statistics of layers from the sums over their coordinates; NumPy on the host, off the training thread.
 
-Owns the definition of each statistic; docs/science.md explains how to read them and names the sources. No torch, no
+Owns the definition of each statistic; docs/explanation/science.md explains how to read them and names the sources. No torch, no
 device.
 """
 

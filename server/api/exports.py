@@ -65,7 +65,7 @@ async def _departure(receive: Receive) -> None:
     response_class=Download,
     responses={
         200: {
-            "description": "The file. docs/export.md says what its columns are.",
+            "description": "The file. docs/how-to/export-and-import.md says what its columns are.",
             "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
         }
     },

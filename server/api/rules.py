@@ -32,7 +32,7 @@ Text = Annotated[str | None, Field(max_length=MAX_TEXT)]
 
 
 class RuleBody(BaseModel):
-    """A rule; docs/rules.md says what its fields mean, and which belong together."""
+    """A rule; docs/how-to/write-rules.md says what its fields mean, and which belong together."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

@@ -1,6 +1,6 @@
 """A spike that has not come yet: Adam's mechanism at work, with a forecast of the step.
 
-Rule: the predictor looks for four signs (each of them alone raises false alarms on healthy runs; `docs/science.md` has
+Rule: the predictor looks for four signs (each of them alone raises false alarms on healthy runs; `docs/explanation/science.md` has
 the counts):
 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
@@ -22,7 +22,7 @@ Trade-off: spikes that depend on one batch leave no such trace and are not predi
 >>> predictor.finding(growing, context).title
 'Spike predicted at step 27'
 
-References: Bai et al. and Cohen et al. 2022 (arXiv 2207.14484); docs/science.md, "The mechanism".
+References: Bai et al. and Cohen et al. 2022 (arXiv 2207.14484); docs/explanation/science.md, "The mechanism".
 """
 
 from __future__ import annotations

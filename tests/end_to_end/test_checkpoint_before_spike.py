@@ -14,7 +14,7 @@ import client_sdk
 from tests.support.embedded import Embedded, embedded
 
 STEPS = 860
-"""Untouched, this network spikes around step 740: docs/science.md, "The mechanism"."""
+"""Untouched, this network spikes around step 740: docs/explanation/science.md, "The mechanism"."""
 JUMP = 1e3
 """Times the median of the hundred losses before; the spike is of ten orders of magnitude."""
 
