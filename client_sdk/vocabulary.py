@@ -45,7 +45,7 @@ class AlertState(StrEnum):
 
 
 class Cause(StrEnum):
-    """Mechanism behind a spike or a build-up (docs/explanation/science.md, "Causes to tell apart")."""
+    """Mechanism behind a spike or a build-up (docs/explanation/science.md, "Causes and remedies")."""
 
     STALE_SECOND_MOMENT = "stale-second-moment"
     VANISHED_GRADIENTS = "vanished-gradients"

@@ -12,7 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Alert
-from server.models import Event, Progress, RunState
+from client_sdk.vocabulary import RunState
+from server.models import Event, Progress
 from server.notification import AlertChange, Recipients
 from server.schema import alerts, events, monitors, runs
 from server.storage.alerts import alert_json

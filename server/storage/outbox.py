@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Alert
-from server.models import AlertState
+from client_sdk.vocabulary import AlertState
 from server.notification import (
     AlertChange,
     AlertedRun,

@@ -9,8 +9,8 @@ import msgspec
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from client_sdk.vocabulary import AlertKind, AlertState, RunState
 from server.errors import RuleFieldError
-from server.models import AlertKind, AlertState, RunState
 from server.rule import Rule, RuleSet
 from server.schema import alerts, monitors, rules, runs
 from server.storage.database import Database

@@ -89,9 +89,9 @@ def test_expired_silences_are_not_shown() -> None:
 
 def test_precision_counts_predictions_that_were_settled() -> None:
     assert precision(Precision()) == ["No prediction has been settled yet."]
-    said = precision(Precision(settled=4, hit=2, early=1, false=1, lead_steps=Lead(median=60.0)))
-    assert "3 of 4 predictions came true" in str(said[0])
-    assert said[1] == " (2 hit, 1 came early, 1 did not come); median lead 60 steps"
+    shown = precision(Precision(settled=4, hit=2, early=1, false=1, lead_steps=Lead(median=60.0)))
+    assert "3 of 4 predictions came true" in str(shown[0])
+    assert shown[1] == " (2 hit, 1 came early, 1 did not come); median lead 60 steps"
 
 
 class Api:

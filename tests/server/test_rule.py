@@ -1,4 +1,4 @@
-"""What a rule may say."""
+"""Alert rules: checks of their fields, and the runs that they apply to."""
 
 from __future__ import annotations
 

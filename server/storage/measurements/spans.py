@@ -16,8 +16,8 @@ from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from client_sdk.vocabulary import RunState
 from server.errors import SegmentCorruptError
-from server.models import RunState
 from server.pyramid.tiles import FAN_IN, SpanDraft, SpanHeader, TileBlobs, TileKey
 from server.schema import monitors, runs, segments, spans, tiles, writers
 from server.storage.database import Database, insert_ignore
