@@ -90,6 +90,47 @@ class EventKind(StrEnum):
     STATISTICS_COMPLETE = "statistics-complete"
 
 
+class Scope(StrEnum):
+    """Rights of a token; each scope includes the scopes before it."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+class Condition(StrEnum):
+    """Condition under which an alert rule fires (docs/how-to/write-rules.md)."""
+
+    ABOVE = "above"
+    BELOW = "below"
+    CHANGE = "change"
+    Z_SCORE = "z-score"
+    NO_DATA = "no-data"
+
+
+class Direction(StrEnum):
+    """Direction of a change or of an unusual value."""
+
+    UP = "up"
+    DOWN = "down"
+    EITHER = "either"
+
+
+class ChangeBy(StrEnum):
+    """Measure of a change: the factor between two values, or their difference."""
+
+    FACTOR = "factor"
+    AMOUNT = "amount"
+
+
+class Reduce(StrEnum):
+    """Reduction of the matching layers to one number: the maximum is above a limit when any layer is."""
+
+    MAX = "max"
+    MIN = "min"
+    MEAN = "mean"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scalar:
     """A scalar with a meaning. A run may log scalars of any other name; those are plotted as they are."""

@@ -184,14 +184,17 @@ class IngestError(ServerError):
 
 
 class ApiError(ServerError):
-    """A request is refused: ``{"error": code, "message": message}`` with ``status``."""
+    """A refused request: a status and the contents of `client_sdk.answers.Error`."""
 
-    def __init__(self, status: int, code: str, message: str, *, retry_after: int | None = None) -> None:
-        """``retry_after``: seconds, for the header Retry-After."""
+    def __init__(
+        self, status: int, code: str, message: str, *, field: str | None = None, retry_after: int | None = None
+    ) -> None:
+        """``field``: path of the field or parameter at fault. ``retry_after``: seconds, for the header Retry-After."""
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.field = field
         self.retry_after = retry_after
 
     def __str__(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.protocol import Alert, Layout, Optimizer, Outcome, PredictedStep
-from client_sdk.vocabulary import AlertKind, AlertLevel, AlertState, Cause, EventKind, RunState, Stage
+from client_sdk.vocabulary import AlertKind, AlertLevel, AlertState, Cause, EventKind, RunState, Scope, Stage
 
 __all__ = [
     "DELETING",
@@ -157,14 +156,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     """Those that hold now; a kind (of a rule: a key) that is absent no longer holds."""
     events: tuple[Event, ...] = ()
-
-
-class Scope(StrEnum):
-    """What a token allows; each includes the one before."""
-
-    READ = "read"
-    WRITE = "write"
-    ADMIN = "admin"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any, Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Rule, RunSummary
 from client_sdk.vocabulary import AlertLevel
 from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
-from dashboard.models import Rule, RunSummary
 from dashboard.numbers import steps
 
 FORM: Final = "rule"

@@ -9,10 +9,10 @@ from typing import Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Digest, Notifications, QuietHours, RunSummary, Silence, Token
 from client_sdk.vocabulary import AlertLevel
 from dashboard import ids
 from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
-from dashboard.models import Digest, Notifications, QuietHours, RunSummary, Silence, Token
 from dashboard.numbers import duration, exact
 from dashboard.pages.channel_form import ALERT_KINDS, LEVELS
 

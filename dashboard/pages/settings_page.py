@@ -8,9 +8,9 @@ from typing import Final
 
 from dash.development.base_component import Component
 
+from client_sdk.answers import Channel
 from dashboard import ids
 from dashboard.client import ApiClient
-from dashboard.models import Channel
 from dashboard.pages import settings
 from dashboard.pages.channel_form import channel_list
 from dashboard.pages.settings_actions import SETTINGS_ACTIONS

@@ -54,8 +54,13 @@ class LoginStore(Protocol):
 
     async def create(
         self, digest: str, *, kind: str, token_id: int | None, proof: str | None, now: float, expires_at: float
-    ) -> None: ...
-    async def delete(self, digest: str) -> None: ...
+    ) -> None:
+        """Store a login."""
+        ...
+
+    async def delete(self, digest: str) -> None:
+        """Remove a login."""
+        ...
 
 
 class Logins:

@@ -82,16 +82,29 @@ class KnownSession(Protocol):
 class TokenDirectory(Protocol):
     """Storage of tokens, implemented by `storage.tokens`. It does not find revoked tokens."""
 
-    async def find(self, digest: str) -> KnownToken | None: ...
-    async def touch(self, token_id: int, now: float) -> None: ...
-    async def living(self, digests: Collection[str]) -> set[str]: ...
+    async def find(self, digest: str) -> KnownToken | None:
+        """Return the token with this digest, or None."""
+        ...
+
+    async def touch(self, token_id: int, now: float) -> None:
+        """Record that the token was used."""
+        ...
+
+    async def filter_valid(self, digests: Collection[str]) -> set[str]:
+        """Return the digests of those tokens that are still valid."""
+        ...
 
 
 class SessionDirectory(Protocol):
     """Storage of logins, implemented by `storage.sessions`. It does not find logins of revoked tokens."""
 
-    async def find(self, digest: str) -> KnownSession | None: ...
-    async def living(self, digests: Collection[str], now: float) -> set[str]: ...
+    async def find(self, digest: str) -> KnownSession | None:
+        """Return the login with this digest, or None."""
+        ...
+
+    async def filter_valid(self, digests: Collection[str], now: float) -> set[str]:
+        """Return the digests of those logins that are still valid."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +207,8 @@ class Authenticator:
         """Return the digests of the identities that are no longer valid. Raises `DatabaseError`."""
         asked = {identity.digest: identity for identity in identities if identity.digest != self._admin_digest}
         logins = [digest for digest, identity in asked.items() if identity.expires_at is not None]
-        living = await self._tokens.living([digest for digest in asked if digest not in set(logins)])
-        living |= await self._sessions.living(logins, self._clock())
+        living = await self._tokens.filter_valid([digest for digest in asked if digest not in set(logins)])
+        living |= await self._sessions.filter_valid(logins, self._clock())
         return set(asked) - living
 
     def forget(self) -> None:

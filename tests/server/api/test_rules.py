@@ -156,7 +156,7 @@ def test_a_rule_is_tried_on_the_runs_of_a_project_that_it_is_for(api: httpx.Clie
 
 
 def test_a_test_ends_when_its_time_is_up_and_says_so(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.api.rules.REHEARSAL_SECONDS", 0.0)
+    monkeypatch.setattr("server.api.rules.BACKTEST_SECONDS", 0.0)
     (run,) = api.post("/rules/test", json={"rule": LOSS_IS_HIGH, "run": "past"}).json()["runs"]
     assert (run["complete"], run["records"], run["fired"]) == (False, 0, 0)
 
