@@ -76,6 +76,12 @@ def test_every_action_of_the_log_is_explained_in_the_documentation() -> None:
     assert table.splitlines() == listed, "server-metrics.md and server/log_actions.py must list the same actions"
 
 
+def test_every_log_record_with_an_action_uses_a_defined_one() -> None:
+    sources = (Path(__file__).parents[2] / "server").rglob("*.py")
+    undefined = [str(path) for path in sources if re.search(r"\"action\": f?\"", path.read_text(encoding="utf-8"))]
+    assert undefined == [], "use a member of LogAction instead of a string"
+
+
 def test_two_servers_in_one_process_count_apart() -> None:
     one, other = Metrics("1"), Metrics("1")
     one.batches.inc(3)
