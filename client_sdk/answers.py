@@ -460,7 +460,7 @@ class Notifications(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """An alert rule that a user has written; docs/rules.md explains the fields."""
+    """An alert rule that a user has written; docs/how-to/write-rules.md explains the fields."""
 
     id: str
     name: str

@@ -57,7 +57,6 @@ def channel_editor(channel: Channel | None, kinds: Sequence[ChannelKind]) -> Com
                 fields,
                 [button("Save", "save-channel", strong=True)],
                 of=known.id,
-                choices={"kind": known.kind},
             ),
         ],
         className="card editor",

@@ -47,7 +47,7 @@ class TokenStore:
             row = (await connection.execute(query)).first()
         return None if row is None else stored_token(row)
 
-    async def living(self, digests: Collection[str]) -> set[str]:
+    async def filter_valid(self, digests: Collection[str]) -> set[str]:
         """Return the digests of those tokens that are not revoked."""
         found: set[str] = set()
         async with self._database.read() as connection:

@@ -101,6 +101,7 @@ class CommitRequest:
 
     @property
     def run_rank(self) -> RunRank:
+        """Run and rank of the writer."""
         return self.writer.run_id, self.writer.rank
 
 
