@@ -11,12 +11,12 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import msgspec
 
+from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.errors import RuleFieldError
 from server.models import AlertLevel
 
@@ -31,39 +31,6 @@ MIN_WINDOW: Final = 20
 MAX_WINDOW: Final = 500
 """Number of values that a z-score is computed against at most."""
 IDENTIFIER: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
-
-
-class Condition(StrEnum):
-    """Condition under which a rule holds."""
-
-    ABOVE = "above"
-    BELOW = "below"
-    CHANGE = "change"
-    Z_SCORE = "z-score"
-    NO_DATA = "no-data"
-
-
-class Direction(StrEnum):
-    """Direction of a change or a deviation."""
-
-    UP = "up"
-    DOWN = "down"
-    EITHER = "either"
-
-
-class ChangeBy(StrEnum):
-    """Measure of a change: a factor or an amount."""
-
-    FACTOR = "factor"
-    AMOUNT = "amount"
-
-
-class Reduce(StrEnum):
-    """Reduction of the matching layers to one number: the maximum above a limit means any layer, the minimum all."""
-
-    MAX = "max"
-    MIN = "min"
-    MEAN = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)

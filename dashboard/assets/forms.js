@@ -17,14 +17,10 @@
     return fields;
   }
 
-  // The choices decide which fields are shown: by attributes of the form, which the stylesheet reads, and by the
-  // condition that an element carries.
-  function choose(form) {
-    for (const control of form.querySelectorAll("select[data-choice]")) {
-      form.setAttribute(`data-${control.name.replace("_", "-")}`, control.value);
-      for (const element of form.querySelectorAll(`[data-when="${CSS.escape(control.name)}"]`)) {
-        element.hidden = !element.dataset.values.split(" ").includes(control.value);
-      }
+  // A choice decides which fields and notes are shown: those whose condition names the choice and its value.
+  function choose(form, control) {
+    for (const element of form.querySelectorAll(`[data-when="${CSS.escape(control.name)}"]`)) {
+      element.hidden = !element.dataset.values.split(" ").includes(control.value);
     }
   }
 
@@ -89,7 +85,7 @@
 
   document.addEventListener("change", (event) => {
     const form = event.target.closest && event.target.closest("form[data-form]");
-    if (form) choose(form);
+    if (form && event.target.name) choose(form, event.target);
   });
 
   window.dash_clientside = window.dash_clientside || {};

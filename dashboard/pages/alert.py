@@ -10,9 +10,9 @@ from typing import Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Alert
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
-from dashboard.models import Alert
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import single
 from dashboard.shell.page import Page, PageRequest

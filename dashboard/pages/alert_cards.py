@@ -8,9 +8,9 @@ from typing import Any, Final
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Alert
 from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel, AlertState, Cause, RunState
 from dashboard.forms.attributes import aria, data
-from dashboard.models import Alert
 from dashboard.numbers import count, duration, ellipsis, unix_time
 from dashboard.pages.evidence import lines
 from dashboard.pages.symbols import symbols

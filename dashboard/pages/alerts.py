@@ -9,9 +9,9 @@ from typing import Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Alert, Precision
 from dashboard import ids
 from dashboard.client import ApiClient
-from dashboard.models import Alert, Precision
 from dashboard.numbers import steps, unix_time
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import OUTCOMES, alert_row

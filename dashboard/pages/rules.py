@@ -9,11 +9,11 @@ import msgspec
 from dash import Dash, Input, Output, dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Backtest, Rule
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.forms.actions import ActionContext, FormAction, Properties, form_result
 from dashboard.forms.fields import FieldError, button
-from dashboard.models import Rule, Tried
 from dashboard.numbers import count, exact, steps
 from dashboard.pages.alert_cards import level_tone
 from dashboard.pages.rule_backtest import backtest_sections
@@ -186,7 +186,7 @@ async def backtest_rule(action: FormAction, context: ActionContext) -> Propertie
     kind, _, name = action.fields.get("backtest_on", "").partition(":")
     if not name:
         raise FieldError("backtest_on", "there is no run yet to test it on")
-    backtest = await context.client.try_rule(
+    backtest = await context.client.backtest_rule(
         rule, run=name if kind == "run" else None, project=name if kind == "project" else None
     )
     times = "not have fired" if not backtest.fired else f"have fired {backtest.fired}×"
@@ -240,7 +240,7 @@ def _register_callbacks(app: Dash) -> None:
         current = parse_view(view)
         if not data or current is None:
             return None
-        return backtest_sections(msgspec.convert(data["backtest"], Tried), data["rule"], current)
+        return backtest_sections(msgspec.convert(data["backtest"], Backtest), data["rule"], current)
 
 
 PAGE: Final = Page(

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import msgspec
 
+from client_sdk.answers import Channel, Notifications, Token
 from dashboard import ids
 from dashboard.client import ApiRefusedError
 from dashboard.forms.actions import ActionContext, FormAction, Handler, Properties, form_result
 from dashboard.forms.fields import optional
-from dashboard.models import Channel, Notifications, Token
 from dashboard.pages import settings
 from dashboard.pages.channel_form import channel_body, channel_editor, channel_list, unchanged
 
@@ -111,7 +111,7 @@ async def _silence_list(context: ActionContext, found: Notifications) -> Propert
 
 async def create_token(action: FormAction, context: ActionContext) -> Properties:
     """Create a token and show its secret once."""
-    created = await context.client.make_token(
+    created = await context.client.create_token(
         scope=action.fields.get("scope", ""),
         project=optional(action.fields, "project"),
         label=action.fields.get("label", "").strip(),

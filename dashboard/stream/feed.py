@@ -21,8 +21,8 @@ import msgspec
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
+from client_sdk.answers import Alert, LiveFrame, RunSummary
 from dashboard.config import DashboardConfig
-from dashboard.models import Alert, LiveMessage, RunSummary
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Mailbox:
         self.arrived.clear()
         return news
 
-    def put(self, message: LiveMessage) -> None:
+    def put(self, message: LiveFrame) -> None:
         """Merge one message; later ones replace earlier ones of the same thing."""
         news = self._news
         # An error says why the socket closes; the API tells the page what it means for it, a login that has ended say.
@@ -103,7 +103,7 @@ class LiveFeed:
         self._clock = clock
         self._mailboxes: set[Mailbox] = set()
         self._task: asyncio.Task[None] | None = None
-        self._decoder = msgspec.json.Decoder(LiveMessage)
+        self._decoder = msgspec.json.Decoder(LiveFrame)
         self._cursor: str | None = None
         self.offline_since: float | None = clock()
         """Unix time of the loss of the connection; None while connected."""
@@ -159,7 +159,7 @@ class LiveFeed:
         while True:
             await asyncio.sleep(READ_ANEW_EVERY)
             if self.is_degraded:
-                self.fan_out(LiveMessage(type="resync"))
+                self.fan_out(LiveFrame(type="resync"))
 
     def _receive(self, frame: str | bytes) -> None:
         try:
@@ -171,14 +171,14 @@ class LiveFeed:
             self._cursor = message.cursor
         match message.type:
             case "subscribed" if not message.resumed:
-                message = LiveMessage(type="resync")
+                message = LiveFrame(type="resync")
             case "degraded":
                 self.is_degraded = True
             case "restored":
                 self.is_degraded = False
         self.fan_out(message)
 
-    def fan_out(self, message: LiveMessage) -> None:
+    def fan_out(self, message: LiveFrame) -> None:
         """Put a message into the mailboxes of all open pages."""
         for mailbox in self._mailboxes:
             mailbox.put(message)

@@ -19,7 +19,8 @@ at most 500 values.
 A rule begins to hold when its condition was met at `for_steps` consecutive values, and ends when it was not met at as
 many.
 
->>> from server.rule import Condition, Rule
+>>> from client_sdk.vocabulary import Condition
+>>> from server.rule import Rule
 >>> evaluator = RuleEvaluator()
 >>> rule = Rule(id="high", name="Loss is high", scalar="loss", condition=Condition.ABOVE, value=2.0)
 >>> evaluator.replace_rules((rule,), "1")
@@ -38,9 +39,10 @@ from typing import Final
 
 import msgspec
 
+from client_sdk.vocabulary import ChangeBy, Condition, Direction
 from server.detectors.rule_values import RuleValues
 from server.models import AlertKind, Finding, Sample
-from server.rule import ChangeBy, Condition, Direction, Rule
+from server.rule import Rule
 
 SNAPSHOT_VERSION: Final = 1
 POINTS: Final = 100

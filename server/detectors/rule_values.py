@@ -10,8 +10,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk.vocabulary import Reduce
 from server.models import Layout, Sample
-from server.rule import Reduce, Rule
+from server.rule import Rule
 
 MAX_LAYERS: Final = 3
 """Number of layers that an alert names at most."""

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import functools
 import zipfile
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 
+from client_sdk import answers
 from server.exports import histogram_rows
 from server.exports.arrow_files import ParquetFile, TableEncoder
 from server.exports.columns import ExportColumns
@@ -45,7 +45,7 @@ class Archiver:
         self._alerts = alerts
 
     async def stream(
-        self, run: Mapping[str, Any], steps: RunSteps, *, progress: Progress | None = None
+        self, run: answers.RunSummary, steps: RunSteps, *, progress: Progress | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of the archive.
 
@@ -58,9 +58,9 @@ class Archiver:
         members: tuple[tuple[str, AsyncIterator[bytes]], ...] = (
             (RUN, _single(about)),
             (STEPS, self._exporter.stream(run, steps, Format.PARQUET, progress=progress)),
-            (HISTOGRAMS, self._histogram_table(run["id"], steps)),
-            (EVENTS, _lines(self._events.walk(run["id"]))),
-            (ALERTS, _lines(self._alerts.walk(run["id"]))),
+            (HISTOGRAMS, self._histogram_table(run.id, steps)),
+            (EVENTS, _lines(self._events.walk(run.id))),
+            (ALERTS, _lines(self._alerts.walk(run.id))),
         )
         async with contextlib.AsyncExitStack() as stack:
             for _, pieces in members:
@@ -96,7 +96,7 @@ async def _single(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data
 
 
-async def _lines(found: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+async def _lines(found: AsyncGenerator[answers.ArchivedEvent | answers.Alert, None]) -> AsyncGenerator[bytes, None]:
     lines, size = [], 0
     async with contextlib.aclosing(found) as items:
         async for item in items:

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from client_sdk import answers
 from server.models import Layout
 from server.storage.measurements.steps import RunSteps, Selection, StepChunk
 
@@ -41,7 +43,7 @@ Values = NDArray[np.float32]
 class ExportColumns:
     """Columns of one export, the same for all of its rows."""
 
-    run: Mapping[str, Any]
+    run: answers.RunSummary
     """Run as GET /runs/{id} returns it."""
     scalars: tuple[str, ...]
     statistics: tuple[str, ...]
@@ -51,7 +53,7 @@ class ExportColumns:
     """Number of parameters of each layer, keyed by rank and layer."""
 
     @classmethod
-    def of(cls, run: Mapping[str, Any], steps: RunSteps, selection: Selection) -> ExportColumns:
+    def of(cls, run: answers.RunSummary, steps: RunSteps, selection: Selection) -> ExportColumns:
         """Return the columns of a run's steps, limited to a selection."""
         layers: dict[int, dict[str, None]] = {}
         sizes: dict[int, dict[str, int]] = {}
@@ -75,7 +77,7 @@ class ExportColumns:
         kept = ("id", "project", "name", "state", "created_at", "last_step", "tags", "config", "optimizer")
         return {
             "format": FORMAT_VERSION,
-            "run": {key: self.run[key] for key in kept},
+            "run": {key: msgspec.to_builtins(getattr(self.run, key)) for key in kept},
             "layers": {str(rank): list(names) for rank, names in self.layers.items()},
             "sizes": {str(rank): dict(found) for rank, found in self.sizes.items()},
         }
@@ -142,7 +144,7 @@ class ExportColumns:
     def _fixed(self, chunk: StepChunk, rows: NDArray[np.intp]) -> list[pa.Array[Any]]:
         n = len(rows)
         return [
-            pa.array([self.run["id"]] * n, pa.string()),
+            pa.array([self.run.id] * n, pa.string()),
             pa.array(np.full(n, chunk.attempt, np.int32)),
             pa.array(np.full(n, chunk.rank, np.int32)),
             pa.array(chunk.columns.steps[rows]),

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from client_sdk import answers
 from server.exports.arrow_files import CsvFile, ParquetFile, TableEncoder
 from server.exports.columns import FIXED, ExportColumns
 from server.exports.encoder import Encoder, encoded
@@ -103,7 +104,7 @@ class Exporter:
 
     async def stream(
         self,
-        run: Mapping[str, Any],
+        run: answers.RunSummary,
         steps: RunSteps,
         form: Format,
         *,

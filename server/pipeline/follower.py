@@ -11,8 +11,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Protocol
 
+from client_sdk import answers
 from server.alerts.lifecycle import AlertLifecycle
 from server.errors import DatabaseError
 from server.log_actions import LogAction
@@ -34,8 +35,8 @@ INLINE_BYTES = 32 * 1024
 """Smaller segments are read on the event loop: about a millisecond, less than a round trip to a busy thread."""
 RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds; the last one is repeated
 
-Publish = Callable[[Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
-"""Publishes changed alerts, in the form of the HTTP API, and events after they are stored."""
+Publish = Callable[[Sequence[answers.Alert], Sequence[Event]], Awaitable[None]]
+"""Publishes changed alerts and events after they are stored."""
 
 
 class DetectorStates(Protocol):

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from client_sdk.vocabulary import Condition, Reduce
 from server.errors import RuleFieldError
 from server.models import AlertLevel
-from server.rule import Condition, Reduce, Rule, RuleSet
+from server.rule import Rule, RuleSet
 
 
 def rule(**fields: Any) -> Rule:

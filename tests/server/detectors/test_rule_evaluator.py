@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.detectors.rule_evaluator import RuleEvaluator
 from server.models import Finding, Layout, Sample
-from server.rule import ChangeBy, Condition, Direction, Reduce, Rule
+from server.rule import Rule
 from tests.support import streams
 
 LOSS: dict[str, Any] = {"id": "r", "name": "A rule", "condition": Condition.ABOVE, "value": 2.0, "scalar": "loss"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from _thread import allocate_lock
 from typing import Any
 
 import pyarrow as pa
@@ -70,8 +71,25 @@ async def test_a_download_ends_between_two_pieces_when_its_reader_disconnects() 
 
 def test_a_parquet_writer_is_released_after_the_thread_that_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     schema = pa.schema([pa.field("n", pa.int64())])
-    stream = ParquetFile(schema, [])
-    writing, go_on, order = threading.Event(), threading.Event(), []
+    writing, waiting, go_on, order = threading.Event(), threading.Event(), threading.Event(), []
+
+    class WatchedLock:
+        """A lock that sets an event when a thread has to wait for it."""
+
+        def __init__(self) -> None:
+            self._lock = allocate_lock()
+
+        def __enter__(self) -> None:
+            if not self._lock.acquire(blocking=False):
+                waiting.set()
+                self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("server.exports.arrow_files.threading.Lock", WatchedLock)
+        stream = ParquetFile(schema, [])
     write = pq.ParquetWriter.write_table
 
     def slowly(writer: Any, *arguments: Any, **options: Any) -> None:
@@ -92,8 +110,8 @@ def test_a_parquet_writer_is_released_after_the_thread_that_writes(monkeypatch: 
     adding.start()
     assert writing.wait(20)
     closing.start()
-    closing.join(0.05)
-    assert closing.is_alive()
+    assert waiting.wait(20)
+    assert order == []
     go_on.set()
     adding.join(20)
     closing.join(20)

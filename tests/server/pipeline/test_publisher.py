@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from client_sdk import answers
 from client_sdk.protocol import PROTOCOL_VERSION, Ack, Batch, Hello
 from server.assembly.pipeline import make_pipeline
 from server.broker import LiveMessage, MemoryBroker
@@ -105,7 +106,7 @@ async def test_what_does_not_fit_is_replaced_by_one_resync_and_alerts_are_kept(
     publisher = make_publisher(database, broker)
     publisher.committed("run", commit_of(0), 0.0)
     await broker.called.wait()
-    alert = {"id": "a", "run_id": "run", "kind": "spike", "state": "open"}
+    alert = answers.Alert(id="a", run_id="run", kind="spike", level="watch", state="open", step=1, title="", message="")
     await publisher.concluded("run", [alert], [])
     for step in range(1, MAX_PENDING + 10):
         publisher.committed("run", commit_of(step), 0.0)
