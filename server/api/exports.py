@@ -67,7 +67,7 @@ async def _departure(receive: Receive) -> None:
     response_class=Download,
     responses={
         200: {
-            "description": "The file. docs/export.md describes its columns.",
+            "description": "The file. docs/how-to/export-and-import.md describes its columns.",
             "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
         }
     },
