@@ -28,9 +28,14 @@ class TokenBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    scope: Scope = Field(description="What it allows; each scope includes the one before: read, write, admin.")
+    scope: Scope = Field(
+        description="Rights of the token; each scope includes the scopes before it: read, write, admin."
+    )
     project: str | None = Field(
-        default=None, min_length=1, max_length=MAX_NAME_CHARS, description="The one project that it opens; null: all."
+        default=None,
+        min_length=1,
+        max_length=MAX_NAME_CHARS,
+        description="The one project that the token opens; null: all projects.",
     )
     label: str = Field(default="", max_length=MAX_NAME_CHARS, description="Purpose of the token.")
 
