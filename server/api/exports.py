@@ -83,7 +83,7 @@ async def export_run(
     layers: Annotated[bool, Query(description="In a CSV: one row for each step and layer.")] = False,
     keys: Annotated[
         str | None,
-        Query(max_length=32_768, description="Names of scalars, separated by commas; default: all, empty: none."),
+        Query(max_length=32_768, description="Scalars, separated by commas; default: all; empty: none."),
     ] = None,
     stats: Annotated[
         str | None,
