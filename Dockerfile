@@ -1,4 +1,4 @@
-# The image of every role: `serve` (the default), `dashboard`, `migrate`, …; docs/operations.md explains how to run it.
+# The image of every role: `serve` (the default), `dashboard`, `migrate`, …; docs/how-to/operate.md explains how to run it.
 # It has no torch: the measuring part of the SDK belongs to the training environment. `make lock` renews the lock files.
 
 FROM python:3.13-slim AS build

@@ -44,12 +44,14 @@ def _one_of(names: type[StrEnum]) -> Meta:
 class Error(msgspec.Struct, frozen=True, kw_only=True):
     """A refused request."""
 
-    error: str
-    """Stable code of the error."""
-    message: str
-    """Explanation of what is wrong and what to do."""
-    field: str | UnsetType = UNSET
-    """Path of the field or parameter at fault, for example "rules.0.value"; absent where no field is at fault."""
+    error: Annotated[str, Meta(description="Stable code of the error.")]
+    message: Annotated[str, Meta(description="Explanation of what is wrong and what to do.")]
+    field: Annotated[
+        str | UnsetType,
+        Meta(
+            description="Path of the field or parameter at fault, such as rules.0.value; absent where none is at fault."
+        ),
+    ] = UNSET
 
 
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
@@ -458,7 +460,7 @@ class Notifications(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """An alert rule that a user has written; docs/rules.md explains the fields."""
+    """An alert rule that a user has written; docs/how-to/write-rules.md explains the fields."""
 
     id: str
     name: str

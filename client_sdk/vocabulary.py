@@ -45,7 +45,7 @@ class AlertState(StrEnum):
 
 
 class Cause(StrEnum):
-    """Mechanism behind a spike or a build-up (docs/science.md, "Causes to tell apart")."""
+    """Mechanism behind a spike or a build-up (docs/explanation/science.md, "Causes and remedies")."""
 
     STALE_SECOND_MOMENT = "stale-second-moment"
     VANISHED_GRADIENTS = "vanished-gradients"
@@ -58,7 +58,7 @@ class Cause(StrEnum):
 
 
 class Stage(StrEnum):
-    """The five stages of an Adam spike (Bai et al.; docs/science.md)."""
+    """The five stages of an Adam spike (Bai et al.; docs/explanation/science.md)."""
 
     STABLE = "stable"
     DECOUPLED = "decoupled"
@@ -99,7 +99,7 @@ class Scope(StrEnum):
 
 
 class Condition(StrEnum):
-    """Condition under which an alert rule fires (docs/rules.md)."""
+    """Condition under which an alert rule fires (docs/how-to/write-rules.md)."""
 
     ABOVE = "above"
     BELOW = "below"
@@ -192,7 +192,7 @@ StatisticKind = Literal["magnitude", "ratio", "cosine", "share", "count"]
 """Reading of a statistic's values: a magnitude spans decades, a ratio is neutral at 1, a cosine at 0."""
 
 PrecisionClass = Literal["rounded", "exact"]
-"""Whether a watch with compact precision rounds a statistic's values (docs/storage.md)."""
+"""Whether a watch with compact precision rounds a statistic's values (docs/explanation/storage.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from client_sdk import answers
 from server.api.encoding import JSON, json_response
 from server.api.router import schema_of
 from server.errors import UNAVAILABLE, ApiError, CorruptDataError, DatabaseError, RunDeletedError
+from server.log_actions import LogAction
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +82,12 @@ async def _http(_: Request, error: Exception) -> Response:
 
 
 async def _unavailable(_: Request, error: Exception) -> Response:
-    logger.warning("%s", error, extra={"action": "api_storage_unavailable"})
+    logger.warning("%s", error, extra={"action": LogAction.API_STORAGE_UNAVAILABLE})
     return _answer(503, "storage_unavailable", UNAVAILABLE)
 
 
 async def _corrupt(_: Request, error: Exception) -> Response:
-    logger.error("%s", error, extra={"action": "data_corrupt"})
+    logger.error("%s", error, extra={"action": LogAction.DATA_CORRUPT})
     return _answer(
         500, "data_corrupt", f"{error}; `spikewatch doctor` lists the damage and repairs what can be repaired"
     )
@@ -97,5 +98,5 @@ async def _deleted(_: Request, error: Exception) -> Response:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    logger.error("a request failed", exc_info=error, extra={"action": "request_failed"})
+    logger.error("a request failed", exc_info=error, extra={"action": LogAction.REQUEST_FAILED})
     return _answer(500, "internal", "the server failed on this request; its log has the details")

@@ -21,6 +21,7 @@ from server.api.router import AnswerRouter
 from server.api.runs import RunId
 from server.errors import ApiError, ServerError
 from server.exports.exporter import MEDIA_TYPES, Format
+from server.log_actions import LogAction
 from server.storage.measurements.steps import RunSteps, Selection
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Download(StreamingResponse):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ServerError as error:
             # The status is already sent. A response without its end makes the server close the connection.
-            logger.warning("an export failed midway (%s)", error, extra={"action": "export_broke_off"})
+            logger.warning("an export failed midway (%s)", error, extra={"action": LogAction.EXPORT_BROKE_OFF})
         finally:
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
@@ -66,7 +67,7 @@ async def _departure(receive: Receive) -> None:
     response_class=Download,
     responses={
         200: {
-            "description": "The file. docs/export.md describes its columns.",
+            "description": "The file. docs/how-to/export-and-import.md describes its columns.",
             "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
         }
     },

@@ -33,7 +33,7 @@ Text = Annotated[str | None, Field(max_length=MAX_TEXT)]
 
 
 class RuleBody(BaseModel):
-    """An alert rule; docs/rules.md explains its fields and which of them belong together."""
+    """An alert rule; docs/how-to/write-rules.md explains its fields and which of them belong together."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from starlette.datastructures import Headers
 
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.models import Principal, Scope
 
 logger = logging.getLogger(__name__)
@@ -250,7 +251,9 @@ class Authenticator:
         try:
             await self._tokens.touch(token_id, now)
         except DatabaseError as error:  # A full disk does not prevent reading.
-            logger.warning("the use of a token cannot be recorded (%s)", error, extra={"action": "token_touch_failed"})
+            logger.warning(
+                "the use of a token cannot be recorded (%s)", error, extra={"action": LogAction.TOKEN_TOUCH_FAILED}
+            )
 
 
 _ADMIN = Principal(scope=Scope.ADMIN, key="admin", label="admin token")

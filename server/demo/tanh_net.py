@@ -1,4 +1,4 @@
-"""A full-batch regression that Adam makes spike by itself (docs/science.md).
+"""A full-batch regression that Adam makes spike by itself (docs/explanation/science.md).
 
 50-64-64-1 tanh network on 200 points, Adam lr 0.01, β2 0.999. The loss sinks to 1e-14, the second moment goes stale,
 λ_max passes 2/η, and around step 720 the loss jumps by eleven orders of magnitude. Nothing is injected.

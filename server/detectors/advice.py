@@ -1,7 +1,7 @@
 """Advice for a cause: what to try, in the order of fit. Remedies conflict, so the list follows the evidence.
 
 Where curvature along stale directions is the cause, ε goes up; where gradients sank below ε, it goes down. β2 goes down
-where v forgets too slowly, but not in an optimizer without β2. The reasons are in docs/science.md.
+where v forgets too slowly, but not in an optimizer without β2. The reasons are in docs/explanation/science.md.
 
 >>> advice_before_spike(Cause.LEARNING_RATE, Reading(step=1))[0]
 'Save a checkpoint now'

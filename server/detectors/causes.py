@@ -1,4 +1,6 @@
-"""Causes of spikes: from evidence to the mechanism behind a spike (docs/science.md, "Causes to tell apart").
+"""Causes of spikes: from evidence to the mechanism behind a spike.
+
+The causes are described in docs/explanation/science.md, "Causes and remedies".
 
 Owns the order in which the causes are checked. A cause is reported only with evidence for it, otherwise it is unknown.
 """

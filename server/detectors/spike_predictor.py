@@ -1,7 +1,6 @@
 """A spike that has not come yet: Adam's mechanism at work, with a forecast of the step.
 
-Rule: the predictor looks for four signs (each of them alone raises false alarms on healthy runs; `docs/science.md` has
-the counts):
+Rule: the predictor looks for four signs (each of them alone raises false alarms on healthy runs):
 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
 * *climb*: v was just decoupled (Σg²/Σv̂ < 0.1), ‖g‖ is above its mean and climbs steadily, with λ_max near the limit
@@ -22,7 +21,7 @@ Trade-off: spikes that depend on one batch leave no such trace and are not predi
 >>> predictor.finding(growing, context).title
 'Spike predicted at step 27'
 
-References: Bai et al. and Cohen et al. 2022 (arXiv 2207.14484); docs/science.md, "The mechanism".
+References: Bai et al. and Cohen et al. 2022 (arXiv 2207.14484); docs/explanation/science.md, "Five stages of a spike".
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from server.detectors.causes import is_stale
 from server.detectors.context import Context
 from server.detectors.forecast import crossing_step, forecast
 from server.detectors.signals import Reading
+from server.detectors.track_record import LOUD
 from server.models import AlertKind, AlertLevel, Cause, Finding, PredictedStep
 
 HOLD: Final = 20
@@ -75,8 +75,6 @@ class Sign(StrEnum):
     RESET = "reset"
 
 
-LOUD: Final = (AlertLevel.WARNING.value, AlertLevel.CRITICAL.value)
-"""Levels at which a spike counts as predicted."""
 NO_SIGN: Final[str] = Sign.NONE.value
 ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.DIRECTIONAL, Sign.RESET)
 """Signs that raise the level to warning or above."""

@@ -61,7 +61,7 @@ def test_metrics_count_what_goes_through(server: RunningServer) -> None:
 
 
 def test_every_metric_is_explained_in_the_documentation(server: RunningServer) -> None:
-    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "server-metrics.md").read_text()
     families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
     for family in families:
         if family.name.startswith("spikewatch_") and not family.name.endswith("_created"):
@@ -70,10 +70,16 @@ def test_every_metric_is_explained_in_the_documentation(server: RunningServer) -
 
 
 def test_every_action_of_the_log_is_explained_in_the_documentation() -> None:
-    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "server-metrics.md").read_text(encoding="utf-8")
     table = document.partition("| action | what happened |\n|---|---|\n")[2]
     listed = [f"| `{action}` | {action.description} |" for action in LogAction]
-    assert table.splitlines() == listed, "docs/metrics.md and server/log_actions.py must list the same actions"
+    assert table.splitlines() == listed, "server-metrics.md and server/log_actions.py must list the same actions"
+
+
+def test_every_log_record_with_an_action_uses_a_defined_one() -> None:
+    sources = (Path(__file__).parents[2] / "server").rglob("*.py")
+    undefined = [str(path) for path in sources if re.search(r"\"action\": f?\"", path.read_text(encoding="utf-8"))]
+    assert undefined == [], "use a member of LogAction instead of a string"
 
 
 def test_two_servers_in_one_process_count_apart() -> None:

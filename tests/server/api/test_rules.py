@@ -111,7 +111,7 @@ def test_rules_are_for_admins_and_a_project_sees_its_own(shared: RunningServer, 
 
 
 async def _token(server: RunningServer, project: str) -> str:
-    """Of the scope admin, for one project."""
+    """Return a token of the scope admin for one project."""
     database, token = Database(server.database_url), new_token()
     await TokenStore(database).create(digest_of(token), Scope.ADMIN, project, "", 0.0)
     await database.close()
@@ -227,7 +227,7 @@ def test_silence_is_told_once_by_two_servers_and_ends_with_data(
 
 
 def _next_alert(*sockets: ClientConnection) -> dict[str, Any]:
-    """From whichever server told it."""
+    """Return the next alert that any of the sockets receives."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for socket in sockets:

@@ -1,4 +1,4 @@
-"""docs/alerts.md agrees with the code, and its example verifies real deliveries."""
+"""The documents about alerts agree with the code, and its example verifies real deliveries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from server.storage.outbox import GATHER
 from tests.support.alerting import channel, messenger
 from tests.support.postbox import Postbox
 
-TEXT = (Path(__file__).parents[3] / "docs" / "alerts.md").read_text()
+DOCS = Path(__file__).parents[3] / "docs"
+TEXT = "".join((DOCS / name).read_text() for name in ("how-to/send-alerts.md", "explanation/notifications.md"))
 KEY = "k" * 32
 
 Verifier = Callable[[str, dict[str, str], bytes], bool]
