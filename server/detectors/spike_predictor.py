@@ -37,6 +37,7 @@ from server.detectors.causes import is_stale
 from server.detectors.context import Context
 from server.detectors.forecast import crossing_step, forecast
 from server.detectors.signals import Reading
+from server.detectors.track_record import LOUD
 from server.models import AlertKind, AlertLevel, Cause, Finding, PredictedStep
 
 HOLD: Final = 20
@@ -74,8 +75,6 @@ class Sign(StrEnum):
     RESET = "reset"
 
 
-LOUD: Final = (AlertLevel.WARNING.value, AlertLevel.CRITICAL.value)
-"""Levels at which a spike counts as predicted."""
 NO_SIGN: Final[str] = Sign.NONE.value
 ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.DIRECTIONAL, Sign.RESET)
 """Signs that raise the level to warning or above."""

@@ -193,7 +193,7 @@ class Publisher:
         project = self._projects.get(run_id)
         if project is None:
             project = await self._project_of(run_id)
-            if project is None:  # the run was deleted: nobody may see it
+            if project is None:  # the run was deleted meanwhile
                 self._in_flight.clear()
                 return
             self._projects[run_id] = project

@@ -57,11 +57,6 @@ class ConnectionLimiter:
         """Connections without a complete request, in the order in which their waiting began."""
         self._warned_at: dict[str, float] = {}
 
-    @property
-    def waiting(self) -> int:
-        """Number of connections that have not sent a complete request."""
-        return len(self._waiting)
-
     def is_full(self, open_connections: int) -> bool:
         """Return whether a new connection, which is already counted, must be turned away."""
         if open_connections <= self.max_open:

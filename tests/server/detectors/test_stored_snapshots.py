@@ -58,7 +58,8 @@ def test_a_stored_detector_suite_goes_on(stored: Stored) -> None:
 def test_a_detector_suite_stores_what_it_stored_before(stored: Stored) -> None:
     suite = DetectorSuite()
     streams.verdicts(samples_of(stored.stream)[: stored.position], suite)
-    assert repr(sorted_keys(suite.snapshot())) == repr(sorted_keys(stored.snapshot))
+    now, before = content(suite.snapshot()), content(stored.snapshot)
+    assert repr({key: now[key] for key in before}) == repr(before)  # a later detector adds a key of its own
 
 
 @each("rules")
@@ -90,12 +91,13 @@ WORDS: Final = {"title", "message", "sentence", "advice"}
 """Texts for people, which may be worded anew."""
 
 
-def sorted_keys(snapshot: bytes) -> object:
-    """Return the content of a snapshot without the order of its keys and without texts for people."""
+def content(snapshot: bytes) -> dict[str, object]:
+    """Return the content of a snapshot, its keys sorted on all levels, without texts for people."""
 
     def ordered(value: object) -> object:
         if isinstance(value, dict):
             return {key: ordered(value[key]) for key in sorted(value) if key not in WORDS}
         return [ordered(one) for one in value] if isinstance(value, list) else value
 
-    return ordered(msgspec.msgpack.decode(snapshot))
+    decoded = msgspec.msgpack.decode(snapshot, type=dict[str, object])
+    return {key: ordered(decoded[key]) for key in sorted(decoded)}
