@@ -4,9 +4,9 @@
   "use strict";
   let number = 0;
 
-  function send(verb, of, fields, form) {
+  function send(verb, subject, fields, form) {
     number += 1;
-    window.dash_clientside.set_props("form-action", {data: {number, verb, of: of || null, form: form || null, fields}});
+    window.dash_clientside.set_props("form-action", {data: {number, verb, subject: subject || null, form: form || null, fields}});
   }
 
   function fieldsOf(form) {
@@ -61,7 +61,7 @@
     clear(form);
     form.querySelector(".form-message").textContent = "";
     setBusy(form, true);
-    send(verb, form.dataset.of, fieldsOf(form), form.dataset.form);
+    send(verb, form.dataset.subject, fieldsOf(form), form.dataset.form);
     setTimeout(() => setBusy(form, false), 30000); // milliseconds; in case no result arrives
   });
 
@@ -80,7 +80,7 @@
       }, 4000);
       return;
     }
-    send(button.dataset.verb, button.dataset.of, {}, null);
+    send(button.dataset.verb, button.dataset.subject, {}, null);
   });
 
   document.addEventListener("change", (event) => {

@@ -26,7 +26,7 @@ class FormAction:
 
     verb: str
     """Name of the action, such as "save-rule"."""
-    of: str
+    subject: str
     """Id of the object that the action concerns; empty for a new object."""
     form: str
     """Name of the submitted form; empty for a button outside of forms."""
@@ -56,7 +56,7 @@ def parse_form_action(data: Any) -> FormAction | None:
     texts = fields if isinstance(fields, Mapping) else {}
     return FormAction(
         verb=data["verb"],
-        of=data["of"] if isinstance(data.get("of"), str) else "",
+        subject=data["subject"] if isinstance(data.get("subject"), str) else "",
         form=data["form"] if isinstance(data.get("form"), str) else "",
         fields={str(name): value for name, value in texts.items() if isinstance(value, str)},
     )

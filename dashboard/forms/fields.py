@@ -82,10 +82,10 @@ def choice(
     return _field(label, control, hint, when)
 
 
-def form(name: str, fields: Sequence[Component], buttons: Sequence[Component], *, of: str = "") -> Component:
+def form(name: str, fields: Sequence[Component], buttons: Sequence[Component], *, subject: str = "") -> Component:
     """Return a form with its buttons and the place for its message.
 
-    ``of``: id of the object that the form edits; a form with another id is rendered anew, without any typed text.
+    ``subject``: id of the object that the form edits; a form with another id is rendered anew, without any typed text.
     """
     return html.Form(
         [
@@ -93,20 +93,20 @@ def form(name: str, fields: Sequence[Component], buttons: Sequence[Component], *
             html.P(className="field-error form-error", role="alert"),
             html.Div([*buttons, html.Span(className="form-message muted", role="status")], className="form-buttons"),
         ],
-        key=f"{name}:{of}",
+        key=f"{name}:{subject}",
         className="form",
-        **data(form=name, of=of),
+        **data(form=name, subject=subject),
     )
 
 
-def button(word: str, verb: str, *, of: str | None = None, sure: str = "", strong: bool = False) -> Component:
-    """Return a button that performs an action. Without ``of`` it submits its form.
+def button(word: str, verb: str, *, subject: str | None = None, sure: str = "", strong: bool = False) -> Component:
+    """Return a button that performs an action. Without ``subject`` it submits its form.
 
     ``sure``: question that replaces the label after the first press; the second press performs the action.
     """
-    more = {} if of is None else {"of": of}
+    more = {} if subject is None else {"subject": subject}
     more |= {"sure": sure} if sure else {}
-    kind: Literal["button", "submit"] = "submit" if of is None else "button"
+    kind: Literal["button", "submit"] = "submit" if subject is None else "button"
     return html.Button(word, type=kind, className="button strong" if strong else "button", **data(verb=verb, **more))
 
 

@@ -56,7 +56,7 @@ def channel_editor(channel: Channel | None, kinds: Sequence[ChannelKind]) -> Com
                 FORM,
                 fields,
                 [button("Save", "save-channel", strong=True)],
-                of=known.id,
+                subject=known.id,
             ),
         ],
         className="card editor",
@@ -182,10 +182,10 @@ def _item(channel: Channel, labels: Mapping[str, str], now: float, result: str) 
             ),
             html.Div(
                 [
-                    button("Edit", "edit-channel", of=channel.id),
-                    button("Send a test", "test-channel", of=channel.id),
-                    button("Switch off" if channel.enabled else "Switch on", "switch-channel", of=channel.id),
-                    button("Remove", "delete-channel", of=channel.id, sure="Really remove?"),
+                    button("Edit", "edit-channel", subject=channel.id),
+                    button("Send a test", "test-channel", subject=channel.id),
+                    button("Switch off" if channel.enabled else "Switch on", "switch-channel", subject=channel.id),
+                    button("Remove", "delete-channel", subject=channel.id, sure="Really remove?"),
                 ],
                 className="item-buttons",
             ),

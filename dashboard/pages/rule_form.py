@@ -81,7 +81,7 @@ def editor(rule: Rule | None, runs: Sequence[RunSummary]) -> Component:
                 FORM,
                 fields,
                 [button("Save", "save-rule", strong=True), button("Test on history", "backtest-rule")],
-                of=known.id,
+                subject=known.id,
             ),
         ],
         className="card editor",

@@ -29,7 +29,7 @@ REDUCED: Final = {"max": "greatest", "min": "least", "mean": "mean"}
 def layout(request: PageRequest) -> Component:
     """Return the page before its first data."""
     may_change = request.viewer.is_administrator
-    new = html.Div(button("New rule", "new-rule", of="new"), className="form-buttons") if may_change else None
+    new = html.Div(button("New rule", "new-rule", subject="new"), className="form-buttons") if may_change else None
     rows = [html.Div(html.Span(className="skeleton"), className="item") for _ in range(3)]
     return html.Div(
         [
@@ -97,9 +97,9 @@ def _item(rule: Rule, *, may_change: bool) -> Component:
             ),
             html.Div(
                 [
-                    button("Edit", "edit-rule", of=rule.id),
-                    button("Switch off" if rule.enabled else "Switch on", "switch-rule", of=rule.id),
-                    button("Delete", "delete-rule", of=rule.id, sure="Really delete?"),
+                    button("Edit", "edit-rule", subject=rule.id),
+                    button("Switch off" if rule.enabled else "Switch on", "switch-rule", subject=rule.id),
+                    button("Delete", "delete-rule", subject=rule.id, sure="Really delete?"),
                 ],
                 className="item-buttons",
             )
@@ -161,7 +161,7 @@ class RulesLive:
 
 async def edit_rule(action: FormAction, context: ActionContext) -> Properties:
     """Open the editor with a rule, or with a new one."""
-    rule = await _rule(context.client, action.of) if action.verb == "edit-rule" else None
+    rule = await _rule(context.client, action.subject) if action.verb == "edit-rule" else None
     return {
         ids.RULE_EDITOR: {"children": editor(rule, await context.client.runs())},
         ids.RULE_BACKTEST: {"data": None},
@@ -170,7 +170,7 @@ async def edit_rule(action: FormAction, context: ActionContext) -> Properties:
 
 async def save_rule(action: FormAction, context: ActionContext) -> Properties:
     """Store the rule in the editor."""
-    known, taken = await _rule_and_ids(context.client, action.of)
+    known, taken = await _rule_and_ids(context.client, action.subject)
     rule = await context.client.put_rule(body(action.fields, known, taken))
     return {
         **await _rule_list(context.client),
@@ -181,7 +181,7 @@ async def save_rule(action: FormAction, context: ActionContext) -> Properties:
 
 async def backtest_rule(action: FormAction, context: ActionContext) -> Properties:
     """Run the rule in the editor over the history of a run or a project, without storing it."""
-    known, taken = await _rule_and_ids(context.client, action.of)
+    known, taken = await _rule_and_ids(context.client, action.subject)
     rule = body(action.fields, known, taken)
     kind, _, name = action.fields.get("backtest_on", "").partition(":")
     if not name:
@@ -198,14 +198,14 @@ async def backtest_rule(action: FormAction, context: ActionContext) -> Propertie
 
 async def switch_rule(action: FormAction, context: ActionContext) -> Properties:
     """Switch a rule on or off."""
-    rule = await _rule(context.client, action.of)
+    rule = await _rule(context.client, action.subject)
     await context.client.put_rule({**msgspec.to_builtins(rule), "enabled": not rule.enabled})
     return await _rule_list(context.client)
 
 
 async def delete_rule(action: FormAction, context: ActionContext) -> Properties:
     """Delete a rule and close the editor."""
-    await context.client.delete_rule(action.of)
+    await context.client.delete_rule(action.subject)
     return {
         **await _rule_list(context.client),
         ids.RULE_EDITOR: {"children": welcome()},

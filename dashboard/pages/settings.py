@@ -36,7 +36,7 @@ def layout() -> Component:
                         [
                             html.H2("Channels", className="part"),
                             html.Div([skeleton, skeleton], id=ids.CHANNEL_LIST, className="card items"),
-                            html.Div(button("New channel", "new-channel", of="new"), className="form-buttons"),
+                            html.Div(button("New channel", "new-channel", subject="new"), className="form-buttons"),
                             html.Div(id=ids.CHANNEL_EDITOR),
                             html.H2("Tokens", className="part later"),
                             html.Div([skeleton], id=ids.TOKEN_LIST, className="card items"),
@@ -79,7 +79,7 @@ def quiet_form(found: Notifications) -> list[Component]:
         text("timezone", "Time zone", known.timezone, when=when, hint="such as Europe/Berlin"),
         choice("min_level", "Sent nevertheless", LEVELS, known.min_level, when=when),
     ]
-    return [form(QUIET, fields, [button("Save", "save-quiet")], of=on)]
+    return [form(QUIET, fields, [button("Save", "save-quiet")], subject=on)]
 
 
 def quiet_hours(fields: Mapping[str, str]) -> QuietHours | None:
@@ -155,7 +155,7 @@ def _silence(silence: Silence, names: Mapping[str, str], now: float) -> Componen
                 ],
                 className="item-words",
             ),
-            html.Div(button("End", "delete-silence", of=silence.id), className="item-buttons"),
+            html.Div(button("End", "delete-silence", subject=silence.id), className="item-buttons"),
         ],
         className="item",
     )
@@ -187,7 +187,7 @@ def tokens(found: Sequence[Token], now: float, created: Token | None = None) -> 
         choice("scope", "Scope", SCOPES, "write"),
         text("project", "Project", placeholder="all"),
     ]
-    new = form(TOKEN, fields, [button("New token", "save-token")], of=str(len(found)))
+    new = form(TOKEN, fields, [button("New token", "save-token")], subject=str(len(found)))
     return [*shown, html.Div(new, className="item")]
 
 
@@ -208,7 +208,7 @@ def _token(token: Token, now: float, created: Token | None) -> Component:
                 className="item-words",
             ),
             html.Div(
-                button("Revoke", "revoke-token", of=str(token.id), sure="Really revoke?"), className="item-buttons"
+                button("Revoke", "revoke-token", subject=str(token.id), sure="Really revoke?"), className="item-buttons"
             ),
         ],
         className="item",

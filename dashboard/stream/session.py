@@ -20,7 +20,7 @@ from client_sdk.answers import LiveFrame
 from dashboard import ids
 from dashboard.client import ApiError, ApiRefusedError
 from dashboard.dash_private import component_key
-from dashboard.stream.feed import READ_ANEW_EVERY, LiveFeed, Mailbox, News
+from dashboard.stream.feed import RELOAD_EVERY, LiveFeed, Mailbox, News
 from dashboard.stream.live_part import LivePart, Refresh, Update
 from dashboard.stream.status import status
 from dashboard.stream.view import View
@@ -177,7 +177,7 @@ class Session:
         elif self._feed.is_degraded and word == "live":
             tone, word = "warn", "live view degraded"
             # The interval stands first, because a narrow page cuts off the rest.
-            detail = f"read every {READ_ANEW_EVERY:g} s · {detail}"
+            detail = f"read every {RELOAD_EVERY:g} s · {detail}"
         elif self._behind is not None and word == "live":
             if self._behind > CATCHING_UP:
                 tone, word = "warn", "catching up"

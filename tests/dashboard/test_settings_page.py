@@ -114,7 +114,7 @@ class Api:
 
 async def do(api: Api, verb: str, form: str, **fields: str) -> dict[str, dict[str, Any]]:
     client = ApiClient(DashboardConfig(), transport=httpx.MockTransport(api))
-    action = parse_form_action({"verb": verb, "of": None, "form": form, "fields": fields, "number": 1})
+    action = parse_form_action({"verb": verb, "subject": None, "form": form, "fields": fields, "number": 1})
     assert action is not None
     try:
         return await FormActions(action_handlers(PAGES), clock=lambda: 1_000.0).perform(action, client)
