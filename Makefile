@@ -27,11 +27,12 @@ demo: $(STAMP) ## server, dashboard and three real trainings; DEMO_FLAGS=--exit 
 test: $(STAMP) chromium ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(PYTEST_FLAGS)
 
-check: $(STAMP) ## ruff, mypy --strict, the import contract, alembic check
+check: $(STAMP) ## ruff, mypy --strict, the import contracts, the prose of docstrings, alembic check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m checks.prose
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
 	  export SPIKEWATCH_DATABASE_URL="sqlite:///$$directory/check.sqlite3" && \
 	  $(BIN)/alembic upgrade head && $(BIN)/alembic check
@@ -40,7 +41,7 @@ bench: $(STAMP) ## run the benchmarks, each prints its table
 	@for file in $$(grep -l __main__ benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
-# docs/reliability.md describes what these five prove. `make test` runs short versions of the first four.
+# docs/explanation/reliability.md describes what these five prove. `make test` runs short versions of the first four.
 CHAOS_SEED ?= 1
 FUZZ_FRAMES ?= 100000
 FLOOD_CONNECTIONS ?= 10000
@@ -79,8 +80,8 @@ lock: $(STAMP) ## renew the lock files of the container image
 	$(LOCK) --no-emit-package spikewatch-client -o deploy/requirements.lock pyproject.toml
 	echo 'hatchling>=1.30' | $(LOCK) -o deploy/build.lock -
 
-settings: $(STAMP) ## renew docs/settings.md
-	$(BIN)/python deploy/settings_page.py >docs/settings.md
+settings: $(STAMP) ## renew docs/reference/settings.md
+	$(BIN)/python deploy/settings_page.py >docs/reference/settings.md
 
 format: $(STAMP) ## let ruff format the code
 	$(BIN)/ruff check --fix .

@@ -1,11 +1,11 @@
-"""How long after a step somebody is told: from `log()` to the POST that a channel receives.
+"""Latency of alerts, from `log()` to the POST that a channel receives.
 
-A real server on SQLite, the real SDK in this process, and a local receiver. Each run logs calm steps at 50 a second,
-then a loss that is no number; the clock runs from the call of that `log()` until the POST has arrived. On the way: the
-SDK's batch, the socket, the commit, the detectors, the alert and its message in one transaction, 0.1 s in which
-messages gather for a digest, the claim, and the POST.
+    python -m benchmarks.alert_latency [RUNS]
 
-`python -m benchmarks.alert_latency [RUNS]`
+The benchmark uses a real server on SQLite, the real SDK in this process, and a local receiver. Each run logs calm steps
+at 50 a second, then a loss that is NaN; the clock runs from that call of `log()` until the POST has arrived. The time
+includes the SDK's batch, the socket, the commit, the detectors, the transaction of the alert and its notification, 0.1
+s in which notifications gather for a digest, the claim, and the POST.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from tests.support.server import running_server
 RUNS = 20
 CALM_STEPS = 60
 STEP_SECONDS = 0.02
-GOAL = 0.5  # seconds, of the median
+GOAL = 0.5  # seconds, for the median
 
 
 def main(runs: int) -> int:
+    """Measure ``runs`` alerts, print the table, and return 0 if the goal is met."""
     with tempfile.TemporaryDirectory() as directory, Postbox() as postbox:
         home = Path(directory)
         with running_server(home, notify_allow_private=True) as server:
@@ -49,7 +50,7 @@ def main(runs: int) -> int:
 
 
 def _one(number: int, postbox: Postbox, url: str, token: str) -> float:
-    """Seconds from one step to its message."""
+    """Return the seconds from one step to its notification."""
     run = client_sdk.init(project="latency", name=f"run {number}", url=url, token=token)
     for step in range(CALM_STEPS):
         run.log({"loss": 1.0 + 0.01 * math.sin(step)}, step=step)

@@ -1,9 +1,9 @@
-"""How much memory a compaction takes: of a process that turns all segments of a run into tiles at once.
+"""Memory of a process that compacts all segments of a run into tiles.
 
     python -m benchmarks.compaction
 
-Each row is a run of its own in a new SQLite file, filled by one process and compacted by another, whose resident memory
-is taken before it begins and at its greatest.
+Each row is a run in a new SQLite file, which one process fills and another compacts. The resident memory of the second
+process is measured before it begins and at its peak.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from server.storage.measurements.spans import SpanStore
 from server.storage.runs import RunStore
 
 RUNS = ((2_560, 300), (10_240, 300), (25_600, 300), (512, 5_000), (2_048, 5_000))
-"""Records and layers."""
+"""Number of records and layers of each run."""
 STATISTICS = ("grad_norm", "update_norm", "v_rms", "u_rms")
 MIB = 2**20
 
 
 async def fill(database: Database, records: int, layers: int) -> None:
-    """Segments as a training sends them: some MiB each at most."""
+    """Store segments like those of a training, of at most some MiB each."""
     await migrate.upgrade(database)
     layout = Layout(id=0, layers=tuple(f"layer{at}" for at in range(layers)), statistics=STATISTICS)
     hello = Hello(version=1, run_id="run", writer="writer", project="benchmark", layouts=(layout,))
@@ -60,7 +60,7 @@ async def fill(database: Database, records: int, layers: int) -> None:
         )
     await runs.finish_writer("run", writer.writer_id, RunState.FINISHED, 0.0)
     async with database.write() as connection:
-        # As the detectors leave it that have read everything.
+        # The state that detectors leave when they have read everything.
         last = (await connection.execute(select(func.max(segments.c.id)))).scalar_one()
         await connection.execute(
             monitors.insert().values(run_id="run", rank=0, position=last, state=b"", saved_at=0.0, revision=0)
@@ -68,34 +68,36 @@ async def fill(database: Database, records: int, layers: int) -> None:
 
 
 async def compact_all(database: Database) -> tuple[float, float, int]:
-    """MiB before, MiB at most, spans of level 0."""
+    """Compact everything and return the MiB before, the MiB at the peak, and the number of spans of level 0."""
     worker = Compactor(SpanStore(database), 1.0)
     before = psutil.Process().memory_info().rss / MIB
     while await worker.run_once():
         pass
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     async with database.read() as connection:
         count = (
             await connection.execute(select(func.count()).select_from(spans).where(spans.c.level == 0))
         ).scalar_one()
-    return before, most, int(count)
+    return before, peak, int(count)
 
 
 async def work(url: str, records: int, layers: int, *, is_filling: bool) -> None:
+    """Fill the database at ``url``, or compact it and print its row of the table."""
     database = Database(url)
     try:
         if is_filling:
             await fill(database, records, layers)
         else:
-            before, most, count = await compact_all(database)
+            before, peak, count = await compact_all(database)
             values = records * layers * len(STATISTICS) * 4 / MIB
             cells = (f"{records:,} records × {layers:,} layers × {len(STATISTICS)}", f"{values:.0f}", str(count))
-            print(f"| {' | '.join(cells)} | {before:.0f} | {most:.0f} |", flush=True)
+            print(f"| {' | '.join(cells)} | {before:.0f} | {peak:.0f} |", flush=True)
     finally:
         await database.close()
 
 
 def main() -> None:
+    """Print the table, with two processes for each row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", nargs=4, metavar=("WHAT", "URL", "RECORDS", "LAYERS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -103,10 +105,10 @@ def main() -> None:
         what, url, records, layers = given.work
         asyncio.run(work(url, int(records), int(layers), is_filling=what == "fill"))
         return
-    print("| SQLite | values, MiB | spans of level 0 | before, MiB | at most, MiB |\n|---|---|---|---|---|", flush=True)
+    print("| SQLite | values, MiB | spans of level 0 | before, MiB | peak, MiB |\n|---|---|---|---|---|", flush=True)
     for records, layers in RUNS:
-        with tempfile.TemporaryDirectory(prefix="spikewatch-bench-") as place:
-            url = f"sqlite:///{Path(place) / 'bench.sqlite3'}"
+        with tempfile.TemporaryDirectory(prefix="spikewatch-bench-") as directory:
+            url = f"sqlite:///{Path(directory) / 'bench.sqlite3'}"
             for what in ("fill", "compact"):
                 command = [
                     sys.executable,

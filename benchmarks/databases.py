@@ -1,4 +1,4 @@
-"""A database of either kind for a benchmark: a fresh one, or one that is kept from one time to the next."""
+"""Databases of either kind for a benchmark: a fresh one, or one that is kept for the next run of the benchmark."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ KINDS = ("sqlite", "postgres")
 
 @contextlib.asynccontextmanager
 async def fresh_database(kind: str) -> AsyncIterator[Database]:
-    """Migrated and empty; gone afterwards. Its files are under the temporary directory (TMPDIR)."""
-    with tempfile.TemporaryDirectory(prefix="spikewatch-bench-", ignore_cleanup_errors=True) as place:
+    """Open a migrated, empty database with files in the temporary directory (TMPDIR), and delete it afterwards."""
+    with tempfile.TemporaryDirectory(prefix="spikewatch-bench-", ignore_cleanup_errors=True) as directory:
         server = Postgres() if kind == "postgres" else None
-        async with _opened(server.create_database() if server else f"sqlite:///{place}/bench.sqlite3", server) as made:
-            yield made
+        url = server.create_database() if server else f"sqlite:///{directory}/bench.sqlite3"
+        async with _opened(url, server) as database:
+            yield database
 
 
 @contextlib.asynccontextmanager
-async def kept_database(kind: str, place: Path) -> AsyncIterator[Database]:
-    """That of the directory, migrated; made where there is none. It stays when it is closed."""
-    async with _opened(*_keep(kind, place)) as kept:
+async def kept_database(kind: str, directory: Path) -> AsyncIterator[Database]:
+    """Open and migrate the database in ``directory``, which is created if it does not exist and kept afterwards."""
+    async with _opened(*_keep(kind, directory)) as kept:
         yield kept
 
 
-def forget(place: Path) -> None:
-    """Take the files of a kept database, which is closed, out of the memory of the system."""
-    for path in place.rglob("*"):
+def drop_from_page_cache(directory: Path) -> None:
+    """Remove the files of a kept, closed database from the system's page cache (Linux)."""
+    for path in directory.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -45,7 +46,7 @@ def forget(place: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def _opened(url: str, server: Postgres | None) -> AsyncIterator[Database]:
-    """Migrated. Afterwards the database is closed and the server stopped."""
+    """Open and migrate a database; close it and stop its server afterwards."""
     database = Database(url)
     try:
         await migrate.upgrade(database)
@@ -56,17 +57,17 @@ async def _opened(url: str, server: Postgres | None) -> AsyncIterator[Database]:
             server.stop()
 
 
-def _keep(kind: str, place: Path) -> tuple[str, Postgres | None]:
-    place.mkdir(parents=True, exist_ok=True)
+def _keep(kind: str, directory: Path) -> tuple[str, Postgres | None]:
+    directory.mkdir(parents=True, exist_ok=True)
     if kind == "sqlite":
-        return f"sqlite:///{place.resolve()}/bench.sqlite3", None
-    is_new = not (place / "data").exists()
-    server = Postgres(place.resolve())
+        return f"sqlite:///{directory.resolve()}/bench.sqlite3", None
+    is_new = not (directory / "data").exists()
+    server = Postgres(directory.resolve())
     return server.create_database() if is_new else server.url_of("test1"), server
 
 
 async def size_of(database: Database) -> int:
-    """Bytes on disk."""
+    """Return the size of the database on disk in bytes."""
     query = "SELECT pg_database_size(current_database())"
     if database.is_sqlite:
         query = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
@@ -75,7 +76,7 @@ async def size_of(database: Database) -> int:
 
 
 async def sizes_of_levels(database: Database) -> list[tuple[int, bool, int]]:
-    """(level, is it of scalars, bytes of the tiles) of all runs."""
+    """Return the level, whether the tiles hold scalars, and their size in bytes, over all runs."""
     blobs = (tiles.c.present, tiles.c.least, tiles.c.greatest, tiles.c.last, tiles.c.nonfinite)
     size = sum((func.coalesce(func.length(blob), 0) for blob in blobs[1:]), func.coalesce(func.length(blobs[0]), 0))
     is_scalar = (tiles.c.layout == SCALARS).label("is_scalar")
@@ -90,6 +91,6 @@ async def sizes_of_levels(database: Database) -> list[tuple[int, bool, int]]:
 
 
 async def settle(database: Database) -> None:
-    """What a database does by itself after a while: statistics for its planner."""
+    """Collect the statistics for the planner, as a database does by itself after a while."""
     async with database.write() as connection:
         await connection.execute(text("ANALYZE"))

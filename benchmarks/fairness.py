@@ -1,9 +1,9 @@
-"""What a flooding run costs a calm one beside it: time from sending a step to its acknowledgement, in one server.
+"""Effect of flooding runs on a calm one: the time from sending a step to its acknowledgement, in one server.
 
-    python benchmarks/fairness.py [--steps N] [--floods N] [--database sqlite|postgres]
+    python -m benchmarks.fairness [--steps N] [--floods N] [--database sqlite|postgres]
 
-The server is a process of its own, on SQLite and then on a real Postgres. A calm run sends one record at a time, alone
-and then beside runs that send batches of 256 KiB as fast as they are acknowledged.
+The server is a separate process, on SQLite and then on a real Postgres. A calm run sends one record at a time, alone
+and then alongside runs that send batches of 256 KiB as fast as they are acknowledged.
 """
 
 from __future__ import annotations
@@ -20,26 +20,20 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
+from benchmarks.databases import KINDS
+from client_sdk.protocol import Record
+from tests.support.embedded import Embedded, embedded
+from tests.support.postgres import Postgres
+from tests.support.writer import Writer, record
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.databases import KINDS  # noqa: E402
-from client_sdk.protocol import Record  # noqa: E402
-from tests.support.embedded import Embedded, embedded  # noqa: E402
-from tests.support.postgres import Postgres  # noqa: E402
-from tests.support.writer import Writer, record  # noqa: E402
-
 PACE = 0.02  # seconds between an acknowledgement and the next step
-FLOOD = """
-import sys; sys.path.insert(0, sys.argv[4])
-from benchmarks.fairness import flood
-flood(sys.argv[1], sys.argv[2], sys.argv[3])
-"""
+FLOOD = "import sys; from benchmarks.fairness import flood; flood(*sys.argv[1:])"
 BATCH = 256  # records of about 1 KiB
 
 
 def flood(url: str, token: str, name: str) -> None:
-    """Until the process is ended."""
+    """Send batches as fast as they are acknowledged, until the process is ended."""
     values = {f"metric_{n}": n / 7 for n in range(50)}
     with _open(url, token) as socket:
         writer = Writer(socket)
@@ -52,7 +46,7 @@ def flood(url: str, token: str, name: str) -> None:
 
 
 def calm(server: Embedded, name: str, steps: int) -> list[float]:
-    """Milliseconds to each acknowledgement."""
+    """Send ``steps`` records one at a time and return the milliseconds until each acknowledgement."""
     times = []
     with _open(server.url, server.token) as socket:
         writer = Writer(socket)
@@ -66,14 +60,15 @@ def calm(server: Embedded, name: str, steps: int) -> list[float]:
 
 
 def measure(kind: str, database_url: str | None, steps: int, floods: int) -> None:
-    """Print the rows of one kind of database."""
+    """Measure and print the rows of one kind of database."""
     given: dict[str, Any] = {} if database_url is None else {"database_url": database_url}
     with tempfile.TemporaryDirectory() as directory, embedded(Path(directory), **given) as server:
         alone = calm(server, "alone", steps)
         _print(f"{kind}, alone", alone)
         processes = [
             subprocess.Popen(
-                [sys.executable, "-c", FLOOD, server.url, server.token, f"flood{number}", str(ROOT)],
+                [sys.executable, "-c", FLOOD, server.url, server.token, f"flood{number}"],
+                cwd=ROOT,
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -90,17 +85,18 @@ def measure(kind: str, database_url: str | None, steps: int, floods: int) -> Non
             for process in processes:
                 process.kill()
                 process.communicate()
-        _print(f"{kind}, beside {floods} floods", times, alone)
+        _print(f"{kind}, with {floods} floods", times, alone)
         rates = [(end - start) / seconds for start, end in zip(before, after, strict=True)]
         shares = ", ".join(f"{rate:,.0f}" for rate in rates)
-        print(f"{'':28}the floods stored {shares} records/s beside it")
+        print(f"{'':28}the floods stored {shares} records/s meanwhile")
 
 
 def main() -> None:
+    """Print the table for the databases that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--floods", type=int, default=2)
-    parser.add_argument("--database", choices=KINDS, help="one of them alone (default: both)")
+    parser.add_argument("--database", choices=KINDS, help="only this database (default: both)")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
     columns = ("p50", "p99", "worst", "× p50", "× p99")

@@ -1,19 +1,19 @@
-"""Durable values a second, end to end: committed and acknowledged over the websocket, beside other ways to keep them.
+"""Durable values per second, committed and acknowledged over the websocket, compared with other ways to store them.
 
     python -m benchmarks.ingest [--steps 8192] [--no-trackio]
 
-Every way gets the same recorded values (300 layers × 4 statistics and a loss at each step) and must have them durable
-when the clock stops. They are measured one after another on the same machine, and each in a few seconds:
+Every way gets the same recorded values (300 layers × 4 statistics and a loss at each step), which must be durable when
+the clock stops. They are measured one after another on the same machine, each in a few seconds:
 
-* Spikewatch's server on SQLite and on Postgres: a process of its own, one training, 128 steps a frame, frames encoded
+* Spikewatch's server on SQLite and on Postgres: a separate process, one training, 128 steps a frame, frames encoded
   before the clock starts, at most 8 of them unacknowledged; detectors and compaction run meanwhile.
-* Trackio's server: a process of its own in its own environment (made once), `bulk_log` requests of 16 steps.
-* The same Postgres with one row for each metric (`executemany`, a transaction a step), and with bare `bytea` rows of
-  230 KB, a transaction each: what the database could take if nobody looked at the values.
+* Trackio's server: a separate process in its own environment (created once), `bulk_log` requests of 16 steps.
+* The same Postgres with one row per metric (`executemany`, one transaction per step), and with bare `bytea` rows of
+  230 KB, one transaction each, which shows the limit of the database if the values are not read.
 
-"A core" is a second of processor time of the server's process, until its detectors have read what was acknowledged;
-that of Postgres's own processes is not in it, and not known for the ways that have no other server. "Judged after" says
-for how long the detectors went on reading when the last value was durable.
+A core-second is a second of processor time of the server's process, until its detectors have read what was
+acknowledged. It does not include Postgres's own processes, and is not known for the ways that have no other server.
+"Detected after" is the time for which the detectors went on reading when the last value was durable.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ from client_sdk.protocol import (
 from tests.support.postgres import Postgres
 
 LAYERS = 300
-VALUES = LAYERS * len(STATISTICS) + 1  # of a step
+VALUES = LAYERS * len(STATISTICS) + 1  # values of a step
 FRAME_STEPS = 128
-WINDOW = 8  # frames
+MAX_UNACKNOWLEDGED = 8  # frames
 TRACKIO = "trackio==0.43.0"
-TRACKIO_STEPS = 16  # of a request
+TRACKIO_STEPS = 16  # steps of a request
 ROW_BYTES = 230 * 1024
 START_TIMEOUT = 120.0  # seconds
 LAG = "spikewatch_follower_lag_seconds "
@@ -71,20 +71,27 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
+    """Measurement of one way to store values."""
+
     name: str
+    """Name in the table."""
     values: int
+    """Number of values that were stored."""
     seconds: float
+    """Seconds until they were durable."""
     core_seconds: float | None = None
-    judged_after: float | None = None
-    """Seconds from the last acknowledgement until the detectors had read it all."""
+    """Processor time of the server in seconds, if it is known."""
+    detected_after: float | None = None
+    """Seconds from the last acknowledgement until the detectors had read everything."""
 
     @property
     def rate(self) -> float:
+        """Values per second."""
         return self.values / self.seconds
 
 
 def records(run: LongRun, first: int, count: int) -> list[Record]:
-    """Consecutive steps as the SDK sends them."""
+    """Return consecutive steps as the SDK sends them."""
     columns = run.columns(first, first + count)
     statistics = columns.blocks[0].statistics
     cube = np.stack([statistics[name] for name in STATISTICS], axis=2).transpose(1, 0, 2)  # steps × layers × statistics
@@ -102,6 +109,7 @@ def records(run: LongRun, first: int, count: int) -> list[Record]:
 
 
 def free_port() -> int:
+    """Return a free port of the loopback interface."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -110,7 +118,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(command: list[str], environment: Mapping[str, str], ready: str) -> Iterator[int]:
-    """A server process, from when the address ``ready`` answers; gives its number."""
+    """Run a server process and yield its id once the URL ``ready`` answers. Raises `RuntimeError` if it never does."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
         try:
@@ -133,11 +141,13 @@ def serving(command: list[str], environment: Mapping[str, str], ready: str) -> I
 
 
 def core_seconds(pid: int) -> float:
+    """Return the processor time of a process so far in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def timed(name: str, values: int, pid: int | None, work: Callable[[], None]) -> Measured:
+    """Measure ``work``, which stores ``values`` values, and the processor time of the process ``pid``."""
     before = core_seconds(pid) if pid is not None else 0.0
     start = time.perf_counter()
     work()
@@ -147,6 +157,7 @@ def timed(name: str, values: int, pid: int | None, work: Callable[[], None]) -> 
 
 
 def spikewatch(run: LongRun, kind: str, database_url: str | None, steps: int) -> Measured:
+    """Measure Spikewatch's server on the database at ``database_url``, or on SQLite if it is None."""
     frames = [
         encode(Batch(first_seq=first + 1, records=tuple(records(run, first, FRAME_STEPS))))
         for first in range(0, steps, FRAME_STEPS)
@@ -186,7 +197,7 @@ def spikewatch(run: LongRun, kind: str, database_url: str | None, steps: int) ->
             def send_all() -> None:
                 durable = 0
                 for number, frame in enumerate(frames):
-                    while number * FRAME_STEPS - durable >= WINDOW * FRAME_STEPS:
+                    while number * FRAME_STEPS - durable >= MAX_UNACKNOWLEDGED * FRAME_STEPS:
                         durable = acknowledged()
                     connection.send(frame)
                 while durable < steps:
@@ -194,12 +205,12 @@ def spikewatch(run: LongRun, kind: str, database_url: str | None, steps: int) ->
 
             before = core_seconds(pid)
             stored = timed(f"Spikewatch, {kind}", steps * VALUES, pid, send_all)
-            judged_after = until_judged(port)
-            return replace(stored, core_seconds=core_seconds(pid) - before, judged_after=judged_after)
+            detected_after = until_detected(port)
+            return replace(stored, core_seconds=core_seconds(pid) - before, detected_after=detected_after)
 
 
-def until_judged(port: int) -> float:
-    """Seconds until the server's detectors have read all that is committed."""
+def until_detected(port: int) -> float:
+    """Wait until the server's detectors have read everything that is committed, and return the seconds that it took."""
     start = time.monotonic()
     while True:
         found = httpx.get(f"http://127.0.0.1:{port}/metrics").raise_for_status().text
@@ -212,13 +223,14 @@ def until_judged(port: int) -> float:
 
 
 def trackio(run: LongRun, steps: int) -> Measured:
-    place = CACHE / "trackio"
-    python = place / "bin" / "python"
-    if not (place / ".installed").exists():
+    """Measure Trackio's server, which is installed in its own environment first."""
+    environment_directory = CACHE / "trackio"
+    python = environment_directory / "bin" / "python"
+    if not (environment_directory / ".installed").exists():
         print(f"installing {TRACKIO}, once", file=sys.stderr, flush=True)
-        venv.create(place, with_pip=True, clear=True)
+        venv.create(environment_directory, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", TRACKIO], check=True)
-        (place / ".installed").touch()
+        (environment_directory / ".installed").touch()
     token, port = secrets.token_urlsafe(24), free_port()
     program = "import trackio; trackio.show(open_browser=False, block_thread=True)"
     bodies = []
@@ -250,7 +262,8 @@ def trackio(run: LongRun, steps: int) -> Measured:
             return timed("Trackio 0.43, its server", steps * VALUES, pid, send_all)
 
 
-def rows_in(run: LongRun, database_url: str, steps: int) -> Measured:
+def insert_rows(run: LongRun, database_url: str, steps: int) -> Measured:
+    """Measure Postgres with one row per metric."""
     found = [
         [(record.step, number, float(value)) for number, value in enumerate(np.frombuffer(record.block or b"", "<f4"))]
         for record in records(run, 0, steps)
@@ -265,10 +278,11 @@ def rows_in(run: LongRun, database_url: str, steps: int) -> Measured:
                 await connection.executemany("INSERT INTO metrics VALUES ($1, $2, $3)", rows)
         await connection.close()
 
-    return timed("Postgres, one row a metric", sum(map(len, found)), None, lambda: asyncio.run(insert()))
+    return timed("Postgres, one row per metric", sum(map(len, found)), None, lambda: asyncio.run(insert()))
 
 
-def bytea_in(run: LongRun, database_url: str, steps: int) -> Measured:
+def insert_bytea(run: LongRun, database_url: str, steps: int) -> Measured:
+    """Measure Postgres with bare `bytea` rows."""
     data = b"".join(record.block or b"" for record in records(run, 0, steps))
     found = [data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES)]
 
@@ -289,22 +303,24 @@ async def _connect(database_url: str) -> asyncpg.Connection:
 
 
 def show(measured: list[Measured]) -> None:
-    ours = measured[0]
+    """Print the table; the first measurement is the reference."""
+    reference = measured[0]
     print(
-        f"{'':32} {'values/s':>13} {'MB/s':>7} {'values a core-second':>21} {'Spikewatch, SQLite, is':>23} "
-        f"{'judged after':>13}"
+        f"{'':32} {'values/s':>13} {'MB/s':>7} {'values/core-second':>21} {'× slower than SQLite':>23} "
+        f"{'detected after':>15}"
     )
     for item in measured:
         core = "" if not item.core_seconds else f"{item.values / item.core_seconds:,.0f}"
-        ratio = f"{ours.rate / item.rate:.2f} ×"
-        judged = "" if item.judged_after is None else f"{item.judged_after:.2f} s"
-        print(f"{item.name:32} {item.rate:13,.0f} {4e-6 * item.rate:7.1f} {core:>21} {ratio:>23} {judged:>13}")
+        ratio = f"{reference.rate / item.rate:.2f} ×"
+        detected = "" if item.detected_after is None else f"{item.detected_after:.2f} s"
+        print(f"{item.name:32} {item.rate:13,.0f} {4e-6 * item.rate:7.1f} {core:>21} {ratio:>23} {detected:>15}")
 
 
 def main() -> None:
+    """Measure all ways and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=8_192, help="Of the runs that Spikewatch takes.")
-    parser.add_argument("--no-trackio", action="store_true", help="Leave out the peer that has to be installed.")
+    parser.add_argument("--steps", type=int, default=8_192, help="steps of the runs that Spikewatch stores")
+    parser.add_argument("--no-trackio", action="store_true", help="leave out Trackio, which has to be installed")
     options = parser.parse_args()
     steps = max(FRAME_STEPS, options.steps // FRAME_STEPS * FRAME_STEPS)
     run = LongRun(load("transformer"), layers=LAYERS, scalar_count=1)
@@ -312,8 +328,8 @@ def main() -> None:
     postgres = Postgres()
     try:
         measured.append(spikewatch(run, "Postgres", postgres.create_database(), steps))
-        measured.append(rows_in(run, postgres.create_database(), min(steps, 64)))
-        measured.append(bytea_in(run, postgres.create_database(), min(steps, 4_096)))
+        measured.append(insert_rows(run, postgres.create_database(), min(steps, 64)))
+        measured.append(insert_bytea(run, postgres.create_database(), min(steps, 4_096)))
     finally:
         postgres.stop()
     if not options.no_trackio:

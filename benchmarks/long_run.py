@@ -1,7 +1,7 @@
-"""A long run, written straight into tiles by the code that compacts: real recorded series, repeated and bent slowly.
+"""A long run made of recorded series, repeated and slowly modulated, which the compaction's code writes into tiles.
 
-300 layers × 4 statistics are the 30 of a recorded transformer, each ten times with another start and a slow modulation
-of its own, kept to 2⁻¹² as the SDK does; scalars are the recorded loss in 20 such versions.
+The 300 layers × 4 statistics are the 30 layers of a recorded transformer, each ten times with another start and its own
+slow modulation, rounded to 2⁻¹² as by the SDK; the scalars are the recorded loss in 20 such versions.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ STATISTICS = ("grad_norm", "update_norm", "v_rms", "u_rms")
 
 
 class LongRun:
-    """Any part of the run, made when it is asked for."""
+    """A run of any length, whose parts are generated on demand."""
 
     def __init__(self, recording: Recording, *, layers: int, scalar_count: int) -> None:
+        """Derive ``layers`` layers and ``scalar_count`` scalars from ``recording``."""
         self.layers = tuple(f"layer{number:03}" for number in range(layers))
+        """Names of the layers."""
         self.names = tuple(f"metric{number:02}" for number in range(scalar_count))
+        """Names of the scalars."""
         rows = np.arange(layers) % len(recording.layers)
         self._base = {name: recording.cube[recording.statistics.index(name)][rows] for name in STATISTICS}
         self._loss = recording.scalars["loss"]
@@ -40,10 +43,10 @@ class LongRun:
         self._starts = noise.integers(0, recording.cube.shape[2], layers)
         self._periods = noise.uniform(2e3, 2e5, layers)
         self.spikes: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        """Steps at which the first scalar and the first layer's `grad_norm` are a million for one step."""
+        """Steps at which the first scalar and the first layer's `grad_norm` are a million for a single step."""
 
     def columns(self, start: int, stop: int) -> Columns:
-        """The steps start ≤ step < stop."""
+        """Return the steps start ≤ step < stop."""
         steps = np.arange(start, stop, dtype=np.int64)
         n = self._base[STATISTICS[0]].shape[1]
         at = (steps[None, :] + self._starts[:, None]) % n  # layers × steps
@@ -70,14 +73,14 @@ class LongRun:
         return Columns(steps=steps, times=(1.7e9 + steps * 0.1).astype(np.float64), scalars=found, blocks=(block,))
 
     async def written(self, database: Database, run_id: str) -> int | None:
-        """How many steps of the run are there; None where there are none."""
+        """Return the number of steps of the run that are stored, or None if there are none."""
         query = select(func.max(spans.c.last_step)).where(spans.c.run_id == run_id, spans.c.level == 0)
         async with database.read() as connection:
             last: int | None = (await connection.execute(query)).scalar_one()
         return None if last is None else last + 1
 
     async def write(self, database: Database, run_id: str, steps: int) -> None:
-        """Put the first ``steps`` steps into tiles of all levels."""
+        """Write the first ``steps`` steps into tiles of all levels. Raises `RuntimeError` if the run exists."""
         layout = Layout(id=0, layers=self.layers, statistics=STATISTICS)
         hello = Hello(version=1, run_id=run_id, writer=run_id, project="benchmark", layouts=(layout,))
         writer = await RunStore(database).register(hello, 0.0)
@@ -109,7 +112,7 @@ class LongRun:
         for number, start in enumerate(range(0, steps, CAPACITY)):
             draft = span_of_records(self.columns(start, min(start + CAPACITY, steps)), start + 1)
             if not await store.replace_segments(group, [], [draft]):
-                raise RuntimeError("the run is there already")
+                raise RuntimeError(f"the run {run_id} exists already: use an empty database")
             if (number + 1) % FAN_IN == 0:
                 await compactor.build_levels(run_id)
             if (number + 1) % 500 == 0:

@@ -1,12 +1,12 @@
-"""What the detectors say of runs in which nothing happens: alerts per 1,000 steps of pure noise.
+"""False alarms: alerts per 1,000 steps of runs that are pure noise.
 
-    python benchmarks/noise.py [--steps N] [--seeds N]
+    python -m benchmarks.noise [--steps N] [--seeds N]
 
-Every run is noise around a constant, three layers, without a spike: whatever is predicted is false. The second moments
-are far above the gradients ("stale", Σg²/Σv̂ about 0.001), which takes away the one sign that most healthy runs do not
-show, or as large ("coupled"). Predictions are counted at warning and above, as they were settled; one that stands for
-thousands of steps counts once, so the share of the steps under a warning is printed too. What follows are other alerts
-of any level, predictions that stayed a watch among them.
+Every run is noise around a constant, with three layers and without a spike, so every prediction is false. The second
+moments are either far above the squared gradients ("stale", Σg²/Σv̂ about 0.001), which removes the one sign that most
+healthy runs lack, or as large ("coupled"). Predictions at warning and above are counted when they are resolved. One
+that stands for thousands of steps counts once, so the share of the steps under a warning is printed too, followed by
+the other alerts of any level, including predictions that stayed a watch.
 """
 
 from __future__ import annotations
@@ -31,32 +31,33 @@ LAYOUT = Layout(
     optimizer=Optimizer(name="Adam", family="adam", lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8),
 )
 SERIES = 6
-"""Three gradients, loss, λ_max, λ_grad."""
+"""Number of series of a run: three gradients, loss, λ_max and λ_grad."""
 Noise = NDArray[np.float64]
-"""steps × `SERIES`."""
+"""Noise of the series of a run, shape (steps, SERIES)."""
 
 
 def normal(random: np.random.Generator, steps: int) -> Noise:
+    """Return independent normal noise."""
     return random.standard_normal((steps, SERIES))
 
 
 def heavy(random: np.random.Generator, steps: int) -> Noise:
-    """Student's t with three degrees of freedom: a hundredth of the values beyond four and a half deviations."""
+    """Return noise of Student's t with three degrees of freedom, one per cent of it beyond 4.5 deviations."""
     return random.standard_t(3, (steps, SERIES)) / math.sqrt(3)
 
 
 def correlated(random: np.random.Generator, steps: int) -> Noise:
-    """AR(1) with 0.95: it drifts for twenty steps at a time."""
+    """Return AR(1) noise with the coefficient 0.95, which drifts for twenty steps at a time."""
     return _filtered(random, steps, 0.95)
 
 
 def wandering(random: np.random.Generator, steps: int) -> Noise:
-    """AR(1) with 0.999: a random walk that stays in reach."""
+    """Return AR(1) noise with the coefficient 0.999, a bounded random walk."""
     return _filtered(random, steps, 0.999)
 
 
 def uniform(random: np.random.Generator, steps: int) -> Noise:
-    """Gradients anywhere between nought and one."""
+    """Return noise that makes the gradients uniform between zero and one."""
     return np.log(random.random((steps, SERIES))) / 0.6
 
 
@@ -67,10 +68,11 @@ NOISES: dict[str, Callable[[np.random.Generator, int], Noise]] = {
     "random walk": wandering,
     "uniform": uniform,
 }
+"""Kinds of noise by name."""
 
 
 RUNS = (("stale", 0.001, False), ("stale, curvature", 0.001, True), ("coupled, curvature", 1.0, True))
-"""With Σg²/Σv̂. Where it is about one and no curvature is measured, nothing is ever predicted."""
+"""Name, Σg²/Σv̂ and whether curvature is measured; coupled runs without curvature are never predicted to spike."""
 
 
 def _filtered(random: np.random.Generator, steps: int, memory: float) -> Noise:
@@ -81,7 +83,7 @@ def _filtered(random: np.random.Generator, steps: int, memory: float) -> Noise:
 
 
 def samples(noise: Noise, *, decoupling: float, curvature: bool) -> Iterator[Sample]:
-    """A run of it: gradients vary by a factor of 1.8, the loss by a tenth, curvatures by a fifth."""
+    """Yield a run with ``noise``: gradients vary by a factor of 1.8, the loss by a tenth, λ_max by a fifth."""
     spread = np.array([0.6, 0.6, 0.6, 0.1, 0.2, 0.5])
     values = np.exp(np.clip(spread * noise, -30, 30))
     for step, row in enumerate(values, 1):
@@ -93,19 +95,19 @@ def samples(noise: Noise, *, decoupling: float, curvature: bool) -> Iterator[Sam
 
 
 def alerts(stream: Iterator[Sample]) -> Counter[str]:
-    """What was told: resolved predictions by result, everything else by kind; and the steps "warned" of a spike."""
-    monitor, book = DetectorSuite(), AlertLifecycle("noise")
-    told = {}
+    """Count predictions by result, other alerts by kind, and as "warned" the steps with a warning of a spike."""
+    suite, lifecycle = DetectorSuite(), AlertLifecycle("noise")
+    opened = {}
     found: Counter[str] = Counter()
     for sample in stream:
-        verdict = monitor.update(sample)
+        verdict = suite.update(sample)
         found["warned"] += any(
             finding.kind is AlertKind.SPIKE_PREDICTED and finding.level is not AlertLevel.WATCH
             for finding in verdict.findings
         )
-        for alert in book.apply(verdict, sample.time):
-            told[alert.id] = alert
-    for alert in told.values():
+        for alert in lifecycle.apply(verdict, sample.time):
+            opened[alert.id] = alert
+    for alert in opened.values():
         if alert.kind == AlertKind.SPIKE_PREDICTED:
             found[
                 "watch"
@@ -120,14 +122,13 @@ def alerts(stream: Iterator[Sample]) -> Counter[str]:
 
 
 def main() -> None:
+    """Print the table of all kinds of noise and runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
-    print(
-        f"{options.steps:,} steps × {options.seeds} seeds; false predictions, those per 1,000 steps, share of the steps"
-    )
-    print("with a warning, and how many alerts of other kinds\n")
+    print(f"{options.steps:,} steps × {options.seeds} seeds; false predictions, the same per 1,000 steps, share of the")
+    print("steps with a warning, and the number of other alerts\n")
     for name, make in NOISES.items():
         for kind, decoupling, curvature in RUNS:
             found: Counter[str] = Counter()

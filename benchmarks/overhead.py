@@ -1,10 +1,10 @@
-"""What watching costs: time of a training step with the SDK over the bare step, side by side in one process.
+"""Overhead of `watch`: the time of a training step with the SDK relative to the bare step, in one process.
 
     python -m benchmarks.overhead [--rounds 30] [--steps 10]
 
-Bare training, `watch` + `log`, and `watch` + `log` with a closure take turns of a few steps each, so that a busy
-machine slows all of them alike. Records go to a spool on disk (offline mode), as in a run whose server is away. Only
-the later half of the rounds counts: it leaves out the cold start of the eigenvector.
+Bare training, `watch` + `log`, and `watch` + `log` with a closure alternate every few steps, so that a busy machine
+slows all of them alike. Records go to a spool on disk (offline mode), as in a run whose server is unreachable. Only the
+later half of the rounds counts, which leaves out the cold start of the eigenvector.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ VARIANTS = ("bare", "watch", "watch + curvature")
 
 
 class Transformer(nn.Module):
-    """Decoder-only, 4 layers of width 128 over 64 characters; 0.8 million parameters in 52 tensors."""
+    """A decoder of 4 layers of width 128 over 64 characters, with 0.8 million parameters in 52 tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,27 +45,33 @@ class Transformer(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A model with random data of the right shape; learning does not matter here."""
+    """A model with random data of the right shape, as learning does not matter here."""
 
     name: str
+    """Name in the table."""
     model: Callable[[], nn.Module]
+    """Function that creates the model."""
     batch: Callable[[], tuple[Tensor, Tensor]]
+    """Function that creates the inputs and targets of a step."""
 
 
 @dataclass(kw_only=True)
-class Lane:
-    """One variant in training."""
+class VariantTraining:
+    """The training of one variant."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     run: Run | None
+    """Run of the SDK, or None for bare training."""
     has_closure: bool
+    """Whether `log` gets a closure."""
     at: int = 0
+    """Number of the next step."""
     seconds: list[float] = field(default_factory=list)
-    """Of one step, for each round."""
+    """Mean seconds of a step in each round."""
 
     def train(self, workload: Workload, steps: int) -> None:
-        """One turn."""
+        """Train for one round of ``steps`` steps."""
         started = time.perf_counter()
         for _ in range(steps):
             x, y = workload.batch()
@@ -83,15 +90,18 @@ class Lane:
 
 
 def transformer_batch() -> tuple[Tensor, Tensor]:
+    """Return random characters and their successors, [16, 64] each."""
     tokens = torch.randint(96, (16, 65))
     return tokens[:, :-1], tokens[:, 1:]
 
 
 def wide_mlp() -> nn.Module:
+    """Return an MLP of two hidden layers of width 1024."""
     return nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 1024), nn.GELU(), nn.Linear(1024, 96))
 
 
 def wide_batch() -> tuple[Tensor, Tensor]:
+    """Return random inputs [256, 256] and targets [256]."""
     return torch.randn(256, 256), torch.randint(96, (256,))
 
 
@@ -102,8 +112,8 @@ WORKLOADS = (
 
 
 def measure(workload: Workload, rounds: int, steps: int, directory: Path) -> dict[str, float]:
-    """Mean seconds of a step by variant, of the later half of the rounds."""
-    lanes = {}
+    """Return the mean seconds of a step of each variant over the later half of the rounds."""
+    trainings = {}
     for name in VARIANTS:
         torch.manual_seed(0)
         model = workload.model()
@@ -112,19 +122,21 @@ def measure(workload: Workload, rounds: int, steps: int, directory: Path) -> dic
         if name != "bare":
             run = Run(Settings.resolve(project="overhead", mode="offline", directory=directory, environ={}))
             watch(run, model, optimizer)
-        lanes[name] = Lane(model=model, optimizer=optimizer, run=run, has_closure=name == "watch + curvature")
+        trainings[name] = VariantTraining(
+            model=model, optimizer=optimizer, run=run, has_closure=name == "watch + curvature"
+        )
     for _ in range(rounds):
-        for lane in lanes.values():
-            lane.train(workload, steps)
-    for lane in lanes.values():
-        if lane.run is not None:
-            lane.run.finish(5.0)
+        for training in trainings.values():
+            training.train(workload, steps)
+    for training in trainings.values():
+        if training.run is not None:
+            training.run.finish(5.0)
     half = rounds // 2
-    return {name: sum(lane.seconds[half:]) / len(lane.seconds[half:]) for name, lane in lanes.items()}
+    return {name: float(np.mean(training.seconds[half:])) for name, training in trainings.items()}
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table of all workloads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=10)

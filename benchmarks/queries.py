@@ -1,18 +1,17 @@
-"""How long a query takes on a long run, next to the same query on a run of 10,000 steps, in one sitting.
+"""Time of queries on a long run, compared with the same queries on a run of 10,000 steps.
 
     python -m benchmarks.queries [--steps N] [--database sqlite postgres] [--full] [--keep DIR] [--cold]
 
-The run has 300 layers × 4 statistics and 20 scalars at every step. Each query goes through the whole server but the
-socket: authentication, storage, compression; the server's own cache is off. The two runs take turns, so that whatever
-else the machine does falls on both. CPU is that of this process, all threads, the client that unpacks the answer
-included: what a query takes on a machine that does nothing else.
+The run has 300 layers × 4 statistics and 20 scalars at every step. Each query passes through the whole server except
+the socket: authentication, storage and compression; the server's own cache is off. The two runs alternate, so that
+other load of the machine affects both. CPU is the time of all threads of this process, including the client that
+unpacks the answer.
 
-A zoom of 1 % is 10,000 steps of a run of a million and 100 steps of a short one, so it is measured against a zoom of as
-many steps too, as far as the short run has them.
+A zoom of 1 % is 10,000 steps of a run of a million and 100 steps of a short one, so it is also compared with a zoom of
+as many steps, as far as the short run has them.
 
-``--full`` is a million steps, which takes some gigabytes and a quarter of an hour for each database. ``--keep`` leaves
-them in a directory, and finds them there the next time; ``--cold`` takes these out of the system's memory first (on
-Linux).
+``--full`` is a million steps, which takes some gigabytes and a quarter of an hour for each database. ``--keep`` stores
+them in a directory for the next time; ``--cold`` first removes these files from the system's page cache (Linux).
 """
 
 from __future__ import annotations
@@ -28,7 +27,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.databases import KINDS, forget, fresh_database, kept_database, settle, size_of, sizes_of_levels
+from benchmarks.databases import (
+    KINDS,
+    drop_from_page_cache,
+    fresh_database,
+    kept_database,
+    settle,
+    size_of,
+    sizes_of_levels,
+)
 from benchmarks.long_run import LongRun
 from benchmarks.recordings import load
 from server.config import Config
@@ -42,33 +49,32 @@ FULL = 1_000_000
 REPEATS = 60
 MSGPACK = {"accept": "application/msgpack"}
 
-Query = Callable[[np.random.Generator, int, LongRun], tuple[str, dict[str, str | int], dict[str, str]]]
+Request = tuple[str, dict[str, str | int], dict[str, str]]
+"""Last part of the path, parameters and headers of a request."""
+Query = Callable[[np.random.Generator, int, LongRun], Request]
+"""Function that returns a random request for a run of the given number of steps."""
 
 
-def full_heatmap(
-    noise: np.random.Generator, steps: int, run: LongRun
-) -> tuple[str, dict[str, str | int], dict[str, str]]:
+def full_heatmap(noise: np.random.Generator, steps: int, run: LongRun) -> Request:
+    """Request a heatmap of all steps."""
     return "heatmap", {"stat": _statistic(noise), "columns": 600}, MSGPACK
 
 
-def zoomed_heatmap(
-    noise: np.random.Generator, steps: int, run: LongRun
-) -> tuple[str, dict[str, str | int], dict[str, str]]:
+def zoomed_heatmap(noise: np.random.Generator, steps: int, run: LongRun) -> Request:
+    """Request a heatmap of a random 1 % of the steps."""
     length = steps // 100
     start = int(noise.integers(0, steps - length))
     return "heatmap", {"stat": _statistic(noise), "columns": 600, "from": start, "to": start + length}, MSGPACK
 
 
-def raw_heatmap(
-    noise: np.random.Generator, steps: int, run: LongRun
-) -> tuple[str, dict[str, str | int], dict[str, str]]:
+def raw_heatmap(noise: np.random.Generator, steps: int, run: LongRun) -> Request:
+    """Request a heatmap of 500 single steps."""
     start = int(noise.integers(0, steps - 500))
     return "heatmap", {"stat": _statistic(noise), "columns": 600, "from": start, "to": start + 499}, MSGPACK
 
 
-def many_series(
-    noise: np.random.Generator, steps: int, run: LongRun
-) -> tuple[str, dict[str, str | int], dict[str, str]]:
+def many_series(noise: np.random.Generator, steps: int, run: LongRun) -> Request:
+    """Request all scalars over all steps."""
     return "series", {"keys": ",".join(run.names), "points": 1000}, {}
 
 
@@ -79,7 +85,7 @@ QUERIES: dict[str, tuple[Query, Query]] = {
     "heatmap, 500 steps raw": (raw_heatmap, raw_heatmap),
     "20 scalars × 1,000 points": (many_series, many_series),
 }
-"""What is asked of the long run, and of the short one."""
+"""Queries of the long run and of the short one, by their name in the table."""
 
 
 def _statistic(noise: np.random.Generator) -> str:
@@ -87,7 +93,7 @@ def _statistic(noise: np.random.Generator) -> str:
 
 
 async def measure(database: Database, run: LongRun, steps: int) -> dict[str, dict[str, np.ndarray]]:
-    """Query to run to (repeats, 3): milliseconds, those of CPU, and kB of the answer; the two runs take turns."""
+    """Return for each query and run an array [repeats, 3] of milliseconds, CPU milliseconds, and kB of the answer."""
     config = Config(admin_token=TOKEN, dashboard=False, cache_bytes=0)
     app = create_app(config, database)
     noise = np.random.default_rng(1)
@@ -97,7 +103,7 @@ async def measure(database: Database, run: LongRun, steps: int) -> dict[str, dic
     transport = httpx.ASGITransport(app)
     headers = {"authorization": f"Bearer {TOKEN}", "accept-encoding": "zstd, gzip"}
     async with httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers) as client:
-        for attempt in range(REPEATS + 3):
+        for repeat in range(REPEATS + 3):
             for name, (of_long, of_short) in QUERIES.items():
                 for run_id, length, make in (("short", SHORT, of_short), ("long", steps, of_long)):
                     call, parameters, accept = make(noise, length, run)
@@ -109,14 +115,15 @@ async def measure(database: Database, run: LongRun, steps: int) -> dict[str, dic
                         len(answer.content) / 1e3,
                     )
                     answer.raise_for_status()
-                    if attempt >= 3:  # the first ones open connections and fill the planner's caches
+                    if repeat >= 3:  # the first ones open connections and fill the planner's caches
                         times[name][run_id].append(took)
     return {name: {run_id: np.array(took) for run_id, took in found.items()} for name, found in times.items()}
 
 
-async def benchmark(kind: str, steps: int, place: Path | None) -> None:
+async def benchmark(kind: str, steps: int, directory: Path | None) -> None:
+    """Measure all queries on one kind of database and print the table."""
     run = LongRun(load("transformer"), layers=300, scalar_count=20)
-    async with fresh_database(kind) if place is None else kept_database(kind, place) as database:
+    async with fresh_database(kind) if directory is None else kept_database(kind, directory) as database:
         await fill(database, run, kind, steps)
         size = await size_of(database)
         levels = await sizes_of_levels(database)
@@ -142,14 +149,14 @@ async def benchmark(kind: str, steps: int, place: Path | None) -> None:
 
 
 async def fill(database: Database, run: LongRun, kind: str, steps: int) -> None:
-    """Write both runs where they are not there already."""
+    """Write both runs unless they are stored already."""
     for run_id, length in (("short", SHORT), ("long", steps)):
-        there = await run.written(database, run_id)
-        if there == length:
+        stored = await run.written(database, run_id)
+        if stored == length:
             continue
-        if there is not None:
+        if stored is not None:
             raise SystemExit(
-                f"the kept database has a run of {there:,} steps instead of {length:,}; name another place"
+                f"the kept database has a run of {stored:,} steps instead of {length:,}: use another --keep directory"
             )
         print(f"{kind}: writing {length:,} steps", file=sys.stderr, flush=True)
         began = time.monotonic()
@@ -160,18 +167,19 @@ async def fill(database: Database, run: LongRun, kind: str, steps: int) -> None:
 
 
 def main() -> None:
+    """Measure the databases that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=DEFAULT)
     parser.add_argument("--full", action="store_true", help=f"{FULL:,} steps")
     parser.add_argument("--database", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the databases here, or use those that are here")
-    parser.add_argument("--cold", action="store_true", help="begin with the files of --keep out of memory")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="directory in which the databases are kept and reused")
+    parser.add_argument("--cold", action="store_true", help="remove the files of --keep from the page cache first")
     options = parser.parse_args()
     for kind in options.database:
-        place = None if options.keep is None else options.keep / kind
-        if place is not None and options.cold:
-            forget(place)
-        asyncio.run(benchmark(kind, FULL if options.full else options.steps, place))
+        directory = None if options.keep is None else options.keep / kind
+        if directory is not None and options.cold:
+            drop_from_page_cache(directory)
+        asyncio.run(benchmark(kind, FULL if options.full else options.steps, directory))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Real series for the benchmarks of storage: trainings recorded here by the SDK itself, kept between runs.
+"""Real series for the benchmarks of storage: trainings that the SDK itself records here, cached on disk.
 
-Owns two recordings, both made offline, on the CPU, in about a minute, and only once: `transformer` (AdamW, mini-batch
-noise, 30 layers) and `tanh-net` (full batch, Adam, which spikes). Compression is never measured on random numbers.
+Owns two recordings, each created once, offline, on the CPU, in about a minute: `transformer` (AdamW, mini-batch noise,
+30 layers) and `tanh-net` (full batch, Adam, which spikes). Compression is never measured on random numbers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ else:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     def new_batch():
         return lambda: ((model(inputs) - targets) ** 2).mean()
-client_sdk.watch(model, optimizer, curvature_every=100)
+client_sdk.watch(model, optimizer, curvature_every=100, precision="exact")
 for step in range(1, steps + 1):
     batch_loss = new_batch()
     optimizer.zero_grad(); loss = batch_loss(); loss.backward(); optimizer.step()
@@ -58,19 +58,21 @@ client_sdk.finish()
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """n steps of one training, as the SDK put them on the wire."""
+    """Series of n steps of one training, as the SDK sends them at the precision "exact"."""
 
     layers: tuple[str, ...]
+    """Names of the layers."""
     statistics: tuple[str, ...]
+    """Names of the statistics."""
     cube: NDArray[np.float32]
-    """(statistics, layers, n); NaN where not measured."""
+    """Values of the statistics, shape (statistics, layers, n); NaN where not measured."""
     scalars: dict[str, NDArray[np.float64]]
-    """Name to its logged values; those that are not logged at every step are shorter."""
+    """Logged values of each scalar; scalars that are not logged at every step are shorter."""
 
 
 def load(name: str) -> Recording:
-    """The recording, made first where it is not there yet."""
-    path = CACHE / f"{name}-{STEPS}.npz"
+    """Return a recording, which is created if it is not cached."""
+    path = CACHE / f"{name}-exact-{STEPS}.npz"
     if not path.exists():
         _record(name, path)
     with np.load(path) as data:
@@ -110,6 +112,6 @@ def _record(name: str, path: Path) -> None:
         layers=np.array(layout.layers),
         statistics=np.array(layout.statistics),
         cube=cube,
-        **arrays,  # type: ignore[arg-type]  # the stub takes the keywords for its own options
+        **arrays,  # type: ignore[arg-type]  # the stub mistakes the keywords for its own options
     )
     shutil.rmtree(directory)

@@ -1,6 +1,6 @@
-"""Bytes that a value takes, on series that the SDK recorded here: codecs at level 0, and what the levels above add.
+"""Size of a value in bytes, on series that the SDK recorded here: codecs at level 0, and the higher levels.
 
-python benchmarks/storage.py
+python -m benchmarks.storage
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CODECS: dict[str, Codec] = {
 
 
 def rounded(recording: Recording) -> NDArray[np.float32]:
-    """The cube as the SDK sends it by default."""
+    """Return the statistics [statistics, layers, n] as the SDK sends them by default."""
     cube = compact(recording.cube)
     for number, name in enumerate(recording.statistics):
         if name in EXACT:
@@ -41,7 +41,7 @@ def rounded(recording: Recording) -> NDArray[np.float32]:
 
 
 def level_zero(cube: NDArray[np.float32], codec: Codec) -> float:
-    """Bytes a value of tiles of 256 steps."""
+    """Return the bytes per value of tiles of 256 steps."""
     size = 0
     for values in cube:
         for start in range(0, STEPS, CAPACITY):
@@ -50,7 +50,7 @@ def level_zero(cube: NDArray[np.float32], codec: Codec) -> float:
 
 
 async def levels(recording: Recording, cube: NDArray[np.float32]) -> list[tuple[int, bool, int]]:
-    """(level, is it of scalars, bytes) as the database holds them."""
+    """Return the level, whether the tiles hold scalars, and their size in bytes, as stored in a database."""
     everywhere = np.ones(CAPACITY, dtype=np.bool_)
     async with fresh_database("sqlite") as database:
         layout = Layout(id=0, layers=recording.layers, statistics=recording.statistics)
@@ -92,6 +92,7 @@ async def levels(recording: Recording, cube: NDArray[np.float32]) -> list[tuple[
 
 
 def main() -> None:
+    """Print the table of each recording."""
     for name in NAMES:
         recording = load(name)
         kinds = {"exact": recording.cube, "compact (2⁻¹²)": rounded(recording)}

@@ -6,7 +6,7 @@
     step, loss = run.series("loss")[:2]
     layers = run.layers("rms_ratio")                # layers.values: steps × layers
 
-Over HTTP with the standard library; needs NumPy, and pandas for `Run.to_pandas` alone.
+The module reads over HTTP with the standard library. It needs NumPy; only `Run.to_pandas` needs pandas.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk import answers
 from client_sdk.config import Endpoint
 from client_sdk.errors import ConfigurationError, TransportError
 
@@ -35,43 +36,44 @@ __all__ = ["Histogram", "LayerSeries", "Run", "Series", "Server"]
 TIMEOUT = 60.0  # seconds without a byte
 PAGE = 500
 CHUNK = 1024 * 1024
+Answer = TypeVar("Answer")
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
 
 class Series(NamedTuple):
-    """One scalar; NaN and infinities are as they were logged."""
+    """A scalar over the steps; NaN and infinities are kept as they were logged."""
 
     step: NDArray[np.int64]
-    """(n,), ascending within an attempt."""
+    """Step numbers, shape (n,), ascending within an attempt."""
     value: NDArray[np.float64]
-    """(n,)"""
+    """Logged values, shape (n,)."""
     time: NDArray[np.float64]
-    """(n,), Unix seconds by the clock of the training process."""
+    """Unix times by the clock of the training process, shape (n,)."""
 
 
 class LayerSeries(NamedTuple):
-    """One statistic of every layer; NaN says "not measured"."""
+    """A statistic of every layer over the steps; NaN means "not measured"."""
 
     step: NDArray[np.int64]
-    """(n,)"""
+    """Step numbers, shape (n,)."""
     layers: tuple[str, ...]
-    """(l,)"""
+    """Names of the l layers."""
     values: NDArray[np.float32]
-    """(n, l)"""
+    """Values of the statistic, shape (n, l)."""
     time: NDArray[np.float64]
-    """(n,), Unix seconds."""
+    """Unix times by the clock of the training process, shape (n,)."""
 
 
 class Histogram(NamedTuple):
-    """One layer at one step."""
+    """The histogram of a layer at a step."""
 
     step: int
     edges: NDArray[np.float64]
-    """(65,)"""
+    """Edges of the bins, shape (65,)."""
     counts: NDArray[np.int64]
-    """(64,)"""
+    """Counts of the bins, shape (64,)."""
     dip: float | None
-    """Hartigan's dip, of the ratio alone."""
+    """Hartigan's dip; None for histograms of the update."""
 
 
 class _Block(msgspec.Struct):
@@ -81,7 +83,7 @@ class _Block(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    """Consecutive records of one rank and attempt; the server's `FrameEncoder` writes them."""
+    """Consecutive records of one rank and attempt, as the server encodes them in a msgpack export."""
 
     rank: int = 0
     attempt: int = 0
@@ -98,38 +100,43 @@ class _Chunk(msgspec.Struct):
 
 
 class Server:
-    """A server to read from. Opens nothing until it is asked for something."""
+    """A server to read from. It opens a connection for each request, and none before the first."""
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
-        """As `client_sdk.init` finds them. Raises `ConfigurationError`."""
+        """Find the address and the token as `client_sdk.init` does. Raises `ConfigurationError` for a bad address."""
         self._endpoint = Endpoint.resolve(url=url, token=token, environ=os.environ)
-        # A redirect would carry the token elsewhere.
+        # A redirect would send the token to another server.
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def runs(self, project: str | None = None, state: str | None = None) -> list[Run]:
-        """All runs that the token opens, the newest first. Raises `TransportError`."""
+        """Return all runs that the token opens, newest first. Raises `TransportError`."""
         found: list[Run] = []
         cursor: str | None = None
         while True:
             asked = {"project": project, "state": state, "limit": PAGE, "cursor": cursor}
-            page = self._json("/runs", {key: value for key, value in asked.items() if value is not None})
-            found += [Run(self, info) for info in page["runs"]]
-            cursor = page["next_cursor"]
+            query = {key: value for key, value in asked.items() if value is not None}
+            page = self._read("/runs", query, answers.RunPage)
+            found += [Run(self, summary) for summary in page.runs]
+            cursor = page.next_cursor
             if cursor is None:
                 return found
 
     def run(self, run_id: str) -> Run:
-        """One run. Raises `TransportError` with the code "unknown_run" where there is none."""
-        return Run(self, self._json(f"/runs/{quote(run_id, safe='')}", {}))
+        """Return one run. Raises `TransportError`; its code is "unknown_run" if the run does not exist."""
+        return Run(self, self._read(f"/runs/{quote(run_id, safe='')}", {}, answers.RunDetail))
 
-    def _json(self, path: str, query: Mapping[str, Any]) -> Any:
-        with self._open(path, query) as answer:
-            return msgspec.json.decode(answer.read())
+    def _read(self, path: str, query: Mapping[str, Any], kind: type[Answer]) -> Answer:
+        with self._open(path, query) as opened:
+            body = opened.read()
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.DecodeError as error:
+            raise _malformed(error) from error
 
     def _open(self, path: str, query: Mapping[str, Any]) -> IO[bytes]:
         parts = urlsplit(self._endpoint.url)
-        place = f"{parts.path.rstrip('/')}/api/v1{path}"
-        url = urlunsplit((_SCHEMES[parts.scheme], parts.netloc, place, urlencode(query), ""))
+        address = f"{parts.path.rstrip('/')}/api/v1{path}"
+        url = urlunsplit((_SCHEMES[parts.scheme], parts.netloc, address, urlencode(query), ""))
         request = urllib.request.Request(url)  # noqa: S310 - one of _SCHEMES
         token = self._endpoint.find_token()
         if token is not None:
@@ -145,23 +152,29 @@ class Server:
 
 
 class Run:
-    """One run of a server."""
+    """A run of a server."""
 
-    def __init__(self, server: Server, info: Mapping[str, Any]) -> None:
+    def __init__(self, server: Server, summary: answers.RunSummary) -> None:
         self._server = server
-        self.info = info
-        """What GET /api/v1/runs answers: project, name, state, config, tags, last_step, loss, …"""
-        self.id: str = info["id"]
-        self.name: str = info["name"]
+        self.summary = summary
+        """The run at the time of the request: project, name, state, config, tags, last_step, loss and others."""
+        self.id = summary.id
+        self.name = summary.name
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """The fields of `summary` as a dict, with the keys of GET /api/v1/runs."""
+        fields: dict[str, Any] = msgspec.to_builtins(self.summary)
+        return fields
 
     def __repr__(self) -> str:
-        return f"Run(id={self.id!r}, name={self.name!r}, state={self.info['state']!r})"
+        return f"Run(id={self.id!r}, name={self.name!r}, state={self.summary.state!r})"
 
     def series(self, name: str, *, attempt: int | None = None) -> Series:
-        """Every value of a scalar, from the lowest rank that logs it.
+        """Return every value of a scalar, from the lowest rank that logs it.
 
-        ``attempt``: one alone; by default of each what no later one replaced. Raises `TransportError`; its code is
-        "unknown_scalar" for a name that was never logged.
+        ``attempt``: only this attempt; by default, of each attempt the steps that no later one replaced. Raises
+        `TransportError`; its code is "unknown_scalar" for a name that was never logged.
         """
         found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
         lowest: int | None = None
@@ -179,10 +192,10 @@ class Run:
         return Series(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
     def layers(self, statistic: str, *, rank: int | None = None, attempt: int | None = None) -> LayerSeries:
-        """Every value of a layer statistic. ``rank``: by default the lowest that has layers.
+        """Return every value of a layer statistic. ``rank``: by default the lowest rank with layers.
 
-        Steps at which it was not measured are left out. Raises `TransportError`; its code is "unknown_statistic" for a
-        statistic that the run does not have.
+        Steps at which the statistic was not measured are left out. Raises `TransportError`; its code is
+        "unknown_statistic" for a statistic that the run does not have.
         """
         names: dict[str, int] = {}
         found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]]] = []
@@ -196,12 +209,12 @@ class Run:
                 rows = np.frombuffer(block.rows, "<i4")
                 values = np.frombuffer(block.statistics[statistic], "<f4").reshape(len(block.layers), len(rows)).T
                 kept = shown[rows] & ~np.isnan(values).all(axis=1)
-                places = np.array([names.setdefault(name, len(names)) for name in block.layers])
-                found.append((chunk.steps()[rows[kept]], chunk.times()[rows[kept]], places, values[kept]))
+                columns = np.array([names.setdefault(name, len(names)) for name in block.layers])
+                found.append((chunk.steps()[rows[kept]], chunk.times()[rows[kept]], columns, values[kept]))
         result = np.full((sum(len(steps) for steps, *_ in found), len(names)), np.nan, dtype=np.float32)
         row = 0
-        for steps, _, places, values in found:
-            result[row : row + len(steps), places] = values
+        for steps, _, columns, values in found:
+            result[row : row + len(steps), columns] = values
             row += len(steps)
         empty = np.empty(0)
         return LayerSeries(
@@ -212,9 +225,9 @@ class Run:
         )
 
     def to_pandas(self, names: Sequence[str] | None = None, *, attempt: int | None = None) -> pd.DataFrame:
-        """A row for each call of `log` with its rank, attempt, step, time and scalars, by default all of them.
+        """Return a row for each call of `log`, with its rank, attempt, step, time and scalars, by default all of them.
 
-        NaN also where a scalar was not logged. Raises `ImportError` without pandas, and `TransportError`.
+        A scalar that was not logged is NaN. Raises `ImportError` without pandas, and `TransportError`.
         """
         import pandas as pd
 
@@ -237,55 +250,58 @@ class Run:
         return pd.concat(parts, ignore_index=True)
 
     def histogram(self, layer: str, which: str = "update", *, step: int | None = None) -> Histogram | None:
-        """The histogram of a layer nearest to ``step``, by default the last; None where the layer has none.
+        """Return the histogram of a layer nearest to ``step``, by default the last; None if the layer has none.
 
         ``which``: "update" (u) or "ratio" (r). Raises `TransportError`; its code is "unknown_layer" for a layer that
         the run does not have.
         """
         asked = {"layer": layer, "which": which, "step": step}
-        found = self._json("/histogram", {key: value for key, value in asked.items() if value is not None})
-        if found["step"] is None:
+        query = {key: value for key, value in asked.items() if value is not None}
+        found = self._read("/histogram", query, answers.Histogram)
+        if found.step is None:
             return None
         return Histogram(
-            step=found["step"],
-            edges=np.array(found["edges"], np.float64),
-            counts=np.array(found["counts"], np.int64),
-            dip=found["dip"],
+            step=found.step,
+            edges=np.array(found.edges, np.float64),
+            counts=np.array(found.counts, np.int64),
+            dip=found.dip,
         )
 
     def events(self) -> list[dict[str, Any]]:
-        """Stage changes, spikes, learning-rate jumps, non-finite values, rollbacks: the last 10,000 of them, in the
-        order in which they happened. Raises `TransportError`."""
-        found: list[dict[str, Any]] = self._json("/events", {})
+        """Return the last 10,000 events (stage changes, spikes, learning-rate jumps, non-finite values, rollbacks and
+        others), in the order in which they happened. Raises `TransportError`."""
+        found: list[dict[str, Any]] = msgspec.to_builtins(self._read("/events", {}, list[answers.Event]))
         return found
 
     def alerts(self) -> list[dict[str, Any]]:
-        """As GET /api/v1/alerts answers, the newest first. Raises `TransportError`."""
-        found: list[dict[str, Any]] = self._server._json("/alerts", {"run": self.id})
+        """Return the alerts, newest first, with the keys of GET /api/v1/alerts. Raises `TransportError`."""
+        found: list[dict[str, Any]] = msgspec.to_builtins(
+            self._server._read("/alerts", {"run": self.id}, list[answers.Alert])
+        )
         return found
 
     def save(self, path: str | os.PathLike[str], *, layers: bool = False) -> Path:
-        """Export the run into a file by its ending: .zip has everything, .parquet and .csv the steps. ``layers``: of a
-        CSV, the layers.
+        """Export the run to a file, in the format of its suffix: .zip has everything, .parquet and .csv the steps.
 
-        Raises `ConfigurationError` for another ending, `TransportError` and `OSError`.
+        ``layers``: write the layers into a CSV instead of the scalars. Returns the path of the file. Raises
+        `ConfigurationError` for another suffix, `TransportError` and `OSError`.
         """
-        place = Path(path)
-        form = {".zip": "zip", ".parquet": "parquet", ".csv": "csv"}.get(place.suffix.lower())
+        target = Path(path)
+        form = {".zip": "zip", ".parquet": "parquet", ".csv": "csv"}.get(target.suffix.lower())
         if form is None:
-            raise ConfigurationError(f"{place}: expected a file that ends with .zip, .parquet or .csv")
-        part = place.with_name(f".{place.name}.{os.getpid()}.part")
+            raise ConfigurationError(f"{target}: expected a file name that ends with .zip, .parquet or .csv")
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             with self._export({"format": form, "layers": str(layers).lower()}) as answer, part.open("wb") as file:
                 while data := _read(answer, CHUNK):
                     file.write(data)
-            part.replace(place)
+            part.replace(target)
         finally:
             part.unlink(missing_ok=True)
-        return place
+        return target
 
-    def _json(self, path: str, query: Mapping[str, Any]) -> Any:
-        return self._server._json(f"/runs/{quote(self.id, safe='')}{path}", query)
+    def _read(self, path: str, query: Mapping[str, Any], kind: type[Answer]) -> Answer:
+        return self._server._read(f"/runs/{quote(self.id, safe='')}{path}", query, kind)
 
     def _export(self, query: Mapping[str, Any]) -> IO[bytes]:
         return self._server._open(f"/runs/{quote(self.id, safe='')}/export", query)
@@ -293,37 +309,37 @@ class Run:
     def _chunks(
         self, attempt: int | None, *, keys: Sequence[str] | None, stats: Sequence[str]
     ) -> Iterator[tuple[_Chunk, NDArray[np.bool_]]]:
-        """Chunks with the records that are shown of them, none without any."""
+        """Yield each chunk that has visible records, with a mask of those records."""
         query = {"format": "msgpack", "stats": ",".join(stats)}
         if keys is not None:
             query["keys"] = ",".join(keys)
         with self._export(query) as answer:
-            tries = self._json("", {})["attempts"]
+            attempts = self._read("", {}, answers.RunDetail).attempts
             while True:
                 size = int.from_bytes(_exactly(answer, 4), "little")
                 body = _exactly(answer, size)
                 try:
                     chunk = msgspec.msgpack.decode(body, type=_Chunk)
                 except msgspec.DecodeError as error:
-                    raise TransportError("malformed", f"the answer cannot be read ({error})") from error
+                    raise _malformed(error) from error
                 if not chunk.step:
                     return
-                shown = _shown(chunk, tries, attempt)
+                shown = _shown(chunk, attempts, attempt)
                 if shown.any():
                     yield chunk, shown
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Follow none: the answer is then an `HTTPError`."""
+        """Follow no redirect, so that the answer raises an `HTTPError`."""
 
 
-def _shown(chunk: _Chunk, tries: Sequence[Mapping[str, Any]], attempt: int | None) -> NDArray[np.bool_]:
-    """Which records of a chunk count: an attempt is visible up to the least first step of those after it."""
+def _shown(chunk: _Chunk, attempts: Sequence[answers.Attempt], attempt: int | None) -> NDArray[np.bool_]:
+    """Return a mask of the visible records: those before the first step of every later attempt of the rank."""
     steps = chunk.steps()
     if attempt is not None:
         return np.full(len(steps), chunk.attempt == attempt)
-    later = [item["first_step"] for item in tries if item["rank"] == chunk.rank and item["attempt"] > chunk.attempt]
+    later = [item.first_step for item in attempts if item.rank == chunk.rank and item.attempt > chunk.attempt]
     return steps < min(later) if later else np.ones(len(steps), dtype=np.bool_)
 
 
@@ -331,19 +347,23 @@ def _read(answer: IO[bytes], size: int) -> bytes:
     try:
         return answer.read(size)
     except (OSError, http.client.HTTPException) as error:
-        raise TransportError("closed", f"the server broke the answer off ({error})") from error
+        raise TransportError("closed", f"the server ended the answer early ({error})") from error
 
 
 def _exactly(answer: IO[bytes], size: int) -> bytes:
     data = _read(answer, size)
     if len(data) < size:
-        raise TransportError("closed", "the server broke the answer off; its log says why")
+        raise TransportError("closed", "the server ended the answer early; its log has the reason")
     return data
+
+
+def _malformed(error: msgspec.DecodeError) -> TransportError:
+    return TransportError("malformed", f"the answer cannot be read ({error})")
 
 
 def _refusal(status: int, body: bytes) -> TransportError:
     try:
-        told = msgspec.json.decode(body, type=dict[str, str])
-        return TransportError(told["error"], told["message"], retryable=status >= 500)
-    except (msgspec.DecodeError, KeyError):
+        refusal = msgspec.json.decode(body, type=answers.Error)
+    except msgspec.DecodeError:
         return TransportError("refused", f"the server answered {status}", retryable=status >= 500)
+    return TransportError(refusal.error, refusal.message, retryable=status >= 500)

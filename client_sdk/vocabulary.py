@@ -45,7 +45,7 @@ class AlertState(StrEnum):
 
 
 class Cause(StrEnum):
-    """Mechanism behind a spike or a build-up (docs/science.md, "Causes to tell apart")."""
+    """Mechanism behind a spike or a build-up (docs/explanation/science.md, "Causes and remedies")."""
 
     STALE_SECOND_MOMENT = "stale-second-moment"
     VANISHED_GRADIENTS = "vanished-gradients"
@@ -58,7 +58,7 @@ class Cause(StrEnum):
 
 
 class Stage(StrEnum):
-    """The five stages of an Adam spike (Bai et al.; docs/science.md)."""
+    """The five stages of an Adam spike (Bai et al.; docs/explanation/science.md)."""
 
     STABLE = "stable"
     DECOUPLED = "decoupled"
@@ -88,6 +88,47 @@ class EventKind(StrEnum):
     ROLLBACK = "rollback"
     STATISTICS_THINNED = "statistics-thinned"
     STATISTICS_COMPLETE = "statistics-complete"
+
+
+class Scope(StrEnum):
+    """Rights of a token; each scope includes the scopes before it."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+class Condition(StrEnum):
+    """Condition under which an alert rule fires (docs/how-to/write-rules.md)."""
+
+    ABOVE = "above"
+    BELOW = "below"
+    CHANGE = "change"
+    Z_SCORE = "z-score"
+    NO_DATA = "no-data"
+
+
+class Direction(StrEnum):
+    """Direction of a change or of an unusual value."""
+
+    UP = "up"
+    DOWN = "down"
+    EITHER = "either"
+
+
+class ChangeBy(StrEnum):
+    """Measure of a change: the factor between two values, or their difference."""
+
+    FACTOR = "factor"
+    AMOUNT = "amount"
+
+
+class Reduce(StrEnum):
+    """Reduction of the matching layers to one number: the maximum is above a limit when any layer is."""
+
+    MAX = "max"
+    MIN = "min"
+    MEAN = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +192,7 @@ StatisticKind = Literal["magnitude", "ratio", "cosine", "share", "count"]
 """Reading of a statistic's values: a magnitude spans decades, a ratio is neutral at 1, a cosine at 0."""
 
 PrecisionClass = Literal["rounded", "exact"]
-"""Whether a watch with compact precision rounds a statistic's values (docs/storage.md)."""
+"""Whether a watch with compact precision rounds a statistic's values (docs/explanation/storage.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Ids of components that callbacks, stylesheets and scripts refer to, each written once in Python."""
+"""Ids of components that several modules refer to, each written once. A page may keep ids of its own in its module."""
 
 from __future__ import annotations
 
@@ -37,10 +37,6 @@ METRIC_PICK: Final = "metric-pick"
 HISTOGRAM_CARD: Final = "histogram-card"
 HISTOGRAM_TITLE: Final = "histogram-title"
 
-# The page of all alerts.
-ALERT_LIST: Final = "alert-list"
-ALERT_PRECISION: Final = "alert-precision"
-
 # The page of alert rules.
 RULE_LIST: Final = "rule-list"
 RULE_EDITOR: Final = "rule-editor"
@@ -54,9 +50,6 @@ QUIET_FORM: Final = "quiet-form"
 DIGEST_FORM: Final = "digest-form"
 SILENCE_LIST: Final = "silence-list"
 TOKEN_LIST: Final = "token-list"  # noqa: S105 - the id of a component
-
-# The page of one alert, to which notifications link.
-ALERT_ONE: Final = "alert-one"
 
 
 def nav(page: str) -> str:

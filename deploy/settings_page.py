@@ -1,4 +1,4 @@
-"""Writes docs/settings.md to standard output, from the descriptions in server/config.py."""
+"""Writes docs/reference/settings.md to standard output, from the descriptions in server/config.py."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ HEAD = """# Settings
 
 `spikewatch up`, `serve`, `dashboard` and `migrate` read these variables from the environment. `make settings`
 generates this page from `server/config.py`. A secret may be stored in a file instead, as Docker and Kubernetes provide
-them: append `_FILE` to the name of the variable and set it to the path. [operations.md](operations.md) explains which
-settings matter when, and [delivery.md](delivery.md) lists those of the SDK.
+them: append `_FILE` to the name of the variable and set it to the path. [The guide](../how-to/operate.md)
+explains which settings matter when, and [SDK settings](sdk-settings.md) lists those of the SDK.
 
 | variable | default | what it is |
 |---|---|---|

@@ -1,6 +1,6 @@
 """Settings of the server, from the environment (``SPIKEWATCH_…``) or from the command line.
 
-Every setting is described where it is defined; docs/settings.md is generated from these texts.
+Every setting is described where it is defined; docs/reference/settings.md is generated from these texts.
 """
 
 from __future__ import annotations

@@ -5,21 +5,21 @@ ServerError
 ├── DatabaseError                 the database cannot be used
 │   ├── DatabaseCorruptError      the file is not a usable database; one line, exit code 2
 │   ├── DatabaseAheadError        its schema is newer than this program; one line, exit code 2
-│   └── DatabaseUnavailableError  it does not answer now; retry
-│       └── DatabaseBusyError     other transactions are in the way
+│   └── DatabaseUnavailableError  it does not answer at the moment; retry
+│       └── DatabaseBusyError     other transactions hold locks that this one needs
 ├── SequenceMovedError            another connection of the same writer committed first
-├── WriterTakenError              a later connection says that it is this writer
+├── WriterTakenError              a later connection of the same writer has replaced this one
 ├── ProjectMismatchError          the run belongs to another project
 ├── RunDeletedError               the run is being deleted
 ├── LayoutChangedError            a layout was sent again with other layers or statistics
-├── CorruptDataError              stored measurements cannot be read; other queries are not touched
+├── CorruptDataError              stored measurements cannot be read; other queries still work
 │   ├── SegmentCorruptError       a stored payload cannot be decoded
 │   ├── TileCorruptError          a tile cannot be decoded
 │   └── HistogramCorruptError     stored histograms cannot be decoded
-├── SecretLostError               the secret of a channel was encrypted with a key that is not known here
-├── ForbiddenAddressError         a channel leads to where the server must not be sent
-├── RuleFieldError                a rule says what it cannot; names the field
-├── LimitError                    a token has or does more than it may; retry
+├── SecretLostError               the secret of a channel was encrypted with another key
+├── ForbiddenAddressError         the address of a channel is one that the server must not connect to
+├── RuleFieldError                a field of an alert rule is invalid; names the field
+├── LimitError                    a token exceeds a limit; retry later
 ├── ImportFileError               a file cannot be imported: which, where and why
 ├── IngestError                   an ingest frame is refused: a stable code of docs/protocol.md
 └── ApiError                      an HTTP or live request is refused: a stable code and a status
@@ -29,11 +29,11 @@ from __future__ import annotations
 
 
 class ServerError(Exception):
-    """Base of every error that the server raises on purpose."""
+    """Base of all errors that the server raises deliberately."""
 
 
 class ConfigurationError(ServerError):
-    """Settings that cannot work. The text says what to change."""
+    """Settings are invalid. The text says what to change."""
 
 
 class DatabaseError(ServerError):
@@ -41,7 +41,7 @@ class DatabaseError(ServerError):
 
 
 class DatabaseCorruptError(DatabaseError):
-    """The database file is not one, or is damaged."""
+    """The file is damaged, or is not a database."""
 
 
 class DatabaseAheadError(DatabaseError):
@@ -53,15 +53,15 @@ class DatabaseUnavailableError(DatabaseError):
 
 
 class DatabaseBusyError(DatabaseUnavailableError):
-    """Another transaction holds what this one needs, or needs what this one holds."""
+    """Another transaction holds a lock that this one needs, or both wait for each other."""
 
 
 UNAVAILABLE = "the database does not answer at the moment; nothing is lost, try again"
-"""What clients are told of a `DatabaseError`. Its own text names hosts and files: that is for the log."""
+"""Message about a `DatabaseError` for clients. The text of the error names hosts and files, so only the log has it."""
 
 
 class SequenceMovedError(ServerError):
-    """The writer's last committed sequence is not the one that the caller built on."""
+    """The writer's last committed sequence differs from the one that the caller expected."""
 
     def __init__(self, last_seq: int) -> None:
         super().__init__(f"the last committed sequence is {last_seq}")
@@ -69,7 +69,7 @@ class SequenceMovedError(ServerError):
 
 
 class WriterTakenError(ServerError):
-    """A later connection has said hello as the same writer; this one may add nothing any more."""
+    """A later connection of the same writer has replaced this one, which may not add records any more."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -86,21 +86,21 @@ class ProjectMismatchError(ServerError):
 
 
 class RunDeletedError(ServerError):
-    """Nothing can be added to the run, or read of it, because it is being deleted."""
+    """The run is being deleted, so that records can be neither added nor read."""
 
     def __init__(self, run_id: str, advice: str = "start a new one") -> None:
         super().__init__(f"the run {run_id!r} was deleted; {advice}")
 
 
 class LayoutChangedError(ServerError):
-    """A layout never changes once it is sent; this one did."""
+    """A layout was sent again with other contents, although layouts never change."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"layout {number} was sent before with other layers or statistics; give the new one a new id")
 
 
 class CorruptDataError(ServerError):
-    """Stored measurements cannot be read. `spikewatch doctor` finds them all, and repairs what can be."""
+    """Stored measurements cannot be read. `spikewatch doctor` finds all damage and repairs what can be repaired."""
 
 
 class SegmentCorruptError(CorruptDataError):
@@ -136,17 +136,17 @@ class SecretLostError(ServerError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the secret was encrypted with another key than this server's: enter it again, or bring the key back "
+            "the secret was encrypted with another key than this server's: enter it again, or restore the key "
             "(SPIKEWATCH_SECRET_KEY)"
         )
 
 
 class ForbiddenAddressError(ServerError):
-    """A channel leads to where the server must not be sent."""
+    """The address of a channel is one that the server must not connect to."""
 
 
 class RuleFieldError(ServerError, ValueError):
-    """A field of a rule says what it cannot."""
+    """A field of an alert rule is invalid."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -155,14 +155,14 @@ class RuleFieldError(ServerError, ValueError):
 
 
 class LimitError(ServerError):
-    """A token has or does more than it may. The text says which limit, and what to do."""
+    """A token exceeds a limit. The text names the limit and says what to do."""
 
 
 class ImportFileError(ServerError):
     """A file cannot be imported."""
 
     def __init__(self, path: object, place: str | None, reason: str) -> None:
-        """``place``: where in the file, for example "line 7"."""
+        """``place``: position in the file, for example "line 7"."""
         super().__init__(f"{path}, {place}: {reason}" if place is not None else f"{path}: {reason}")
         self.path = path
         self.place = place
@@ -184,14 +184,17 @@ class IngestError(ServerError):
 
 
 class ApiError(ServerError):
-    """A request is refused: ``{"error": code, "message": message}`` with ``status``."""
+    """A refused request: a status and the contents of `client_sdk.answers.Error`."""
 
-    def __init__(self, status: int, code: str, message: str, *, retry_after: int | None = None) -> None:
-        """``retry_after``: seconds, for the header Retry-After."""
+    def __init__(
+        self, status: int, code: str, message: str, *, field: str | None = None, retry_after: int | None = None
+    ) -> None:
+        """``field``: path of the field or parameter at fault. ``retry_after``: seconds, for the header Retry-After."""
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.field = field
         self.retry_after = retry_after
 
     def __str__(self) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from client_sdk import answers
 from server.auth.admissions import Admission, Admissions
 from server.auth.tokens import REVOKED, UNAUTHENTICATED, Authenticator, Identity, bearer_token
 from server.broker import Broker
@@ -88,12 +88,12 @@ class LiveEndpoint:
     ) -> None:
         news = self._broker.subscribe(run_ids=run_ids, project=principal.project, cursor=cursor)
         async with news as subscription:
-            subscribed = {
-                "type": "subscribed",
-                "runs": None if run_ids is None else sorted(run_ids),
-                "resumed": subscription.is_resumed,
-                "cursor": subscription.cursor,
-            }
+            subscribed = answers.LiveFrame(
+                type="subscribed",
+                runs=None if run_ids is None else tuple(sorted(run_ids)),
+                resumed=subscription.is_resumed,
+                cursor=subscription.cursor,
+            )
             await _send(socket, subscribed)
             while True:
                 delivery = await subscription.get()
@@ -123,8 +123,8 @@ def _asked_runs(value: str | None) -> frozenset[str] | None:
 
 
 async def _refuse(socket: WebSocket, error: ApiError) -> None:
-    body = {"type": "error", "code": error.code, "message": error.message, "retryable": error.status in {429, 503}}
-    await _send(socket, body)
+    is_retryable = error.status in {429, 503}
+    await _send(socket, answers.LiveFrame(type="error", code=error.code, message=error.message, retryable=is_retryable))
     await socket.close(CLOSE_CODES.get(error.status, 4400), error.code)
 
 
@@ -134,8 +134,8 @@ async def _watch(socket: WebSocket) -> None:
         pass
 
 
-async def _send(socket: WebSocket, body: Mapping[str, Any]) -> None:
-    await _send_text(socket, msgspec.json.encode(body).decode())
+async def _send(socket: WebSocket, frame: answers.LiveFrame) -> None:
+    await _send_text(socket, msgspec.json.encode(frame).decode())
 
 
 async def _send_text(socket: WebSocket, text: str) -> None:

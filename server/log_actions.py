@@ -1,7 +1,7 @@
 """The actions of log records: stable names of what happened, each with one sentence.
 
 A record carries its action in the field ``action``; filters and alerts should use it instead of the message.
-docs/metrics.md has the same list.
+docs/reference/server-metrics.md has the same list.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Formats log records as text lines or as JSON objects, and redacts secrets in both.
 
-Records carry a stable ``action`` (`server.log_actions`) and further fields in ``extra``; docs/metrics.md lists them.
+Records carry a stable ``action`` (`server.log_actions`) and further fields in ``extra``, listed in
+docs/reference/server-metrics.md.
 """
 
 from __future__ import annotations

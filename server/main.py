@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI, WebSocket
 
+from client_sdk import answers
 from server.api import alerts, channels, errors, exports, health, rules, runs, sessions, tokens
 from server.api.access import MetricsAccess, Services
 from server.api.document import add_document
@@ -27,7 +27,7 @@ from server.assembly.readiness import make_readiness
 from server.config import Config
 from server.errors import ApiError
 from server.exports.archive import Archiver
-from server.exports.streams import Exporter
+from server.exports.exporter import Exporter
 from server.ingest.connection import IngestLimits
 from server.ingest.endpoint import IngestEndpoint
 from server.live import LiveEndpoint
@@ -69,10 +69,10 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     series = SeriesQuery(run_store, reader)
     notifications = make_notifications(config, database, series, metrics)
 
-    def on_alerts(alerts: Sequence[Mapping[str, Any]]) -> None:
+    def on_alerts(alerts: Sequence[answers.Alert]) -> None:
         notifications.dispatcher.wake()
         for alert in alerts:
-            metrics.alerts.labels(alert["kind"], alert["state"]).inc()
+            metrics.alerts.labels(alert.kind, alert.state).inc()
 
     pipeline = make_pipeline(config, database, broker, leases, on_alerts=on_alerts)
     access = make_access(config, database, metrics)
@@ -140,8 +140,8 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         secrets=notifications.secrets,
         messenger=notifications.messenger,
         rules=RuleStore(database),
-        rehearsal=RuleBacktest(StepReader(database, layouts)),
-        rehearsing=asyncio.Semaphore(MAX_BACKTESTS),
+        backtest=RuleBacktest(StepReader(database, layouts)),
+        backtest_slots=asyncio.Semaphore(MAX_BACKTESTS),
         exporter=exporter,
         archiver=Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database)),
         deleter=deleter,

@@ -1,4 +1,4 @@
-"""The server metrics of one process for Prometheus. Owns their names; docs/metrics.md explains each.
+"""The server metrics of one process for Prometheus. Owns their names; docs/reference/server-metrics.md explains each.
 
 Values that a part of the server keeps anyway are read when Prometheus asks (`pull`); the others are counted where they
 occur. Every application has its own registry. No client can choose the value of a label.

@@ -1,10 +1,9 @@
-"""Frozen values that the rooms of the server pass to each other. No I/O, no behaviour beyond arithmetic."""
+"""Frozen values that the rooms of the server exchange. No I/O and no behaviour beyond arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.protocol import Alert, Layout, Optimizer, Outcome, PredictedStep
-from client_sdk.vocabulary import AlertKind, AlertLevel, AlertState, Cause, EventKind, RunState, Stage
+from client_sdk.vocabulary import AlertKind, AlertLevel, AlertState, Cause, EventKind, RunState, Scope, Stage
 
 __all__ = [
     "DELETING",
@@ -45,59 +44,62 @@ DELETING: Final = "deleting"
 
 
 class LayerColumns(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """The layer statistics of a segment, and which record of it is meant."""
+    """The layer statistics of a segment, with the index of one of its records."""
 
     statistics: Mapping[str, NDArray[np.float32]]
-    """Name to (layers, records); absent where no layer was measured."""
+    """Values of each measured statistic, shape (layers, records), keyed by its name."""
     at: int
+    """Index of the record."""
 
 
 class LayerSums(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What the layers of one step say together; `detectors.layer_sums` makes it."""
+    """Sums and extremes over the layers of one step; `detectors.layer_sums` computes them."""
 
     has_gradients: bool = False
     """Whether the layout has gradient norms, measured at this step or not."""
     squares: NDArray[np.float64] | None = None
-    """g² of each layer, 0 where not measured; None where no layer's is."""
+    """Squared gradient norm of each layer, 0 where not measured; None where no layer was measured."""
     known: NDArray[np.bool_] | None = None
-    """Which layers' g² was measured; None for all."""
+    """Mask of the layers whose gradient norm was measured; None for all layers."""
     square_sum: float = 0.0
+    """Sum of the squared gradient norms, Σg²."""
     decoupling: float | None = None
-    """Σg²/Σv̂."""
+    """Ratio of the squared gradients to the second moments over all layers, Σg²/Σv̂."""
     is_fresh: bool = False
-    """v̂ equals g² in every layer."""
+    """Whether v̂ equals g² in every layer."""
     nonfinite: int = 0
-    """Coordinates."""
+    """Number of non-finite coordinates over all layers."""
     guilty: tuple[str, ...] = ()
     """The first layers with non-finite coordinates."""
     update_ratio: float | None = None
-    """Largest of a layer."""
+    """Largest update ratio of a layer."""
     eps_fraction: float | None = None
-    """Mean over layers, weighted by size."""
+    """Mean of the layers' shares below ε, weighted by layer size."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """One record, decoded, as the detectors see it: one writer, in the order of its sequence."""
+    """A decoded record for the detectors, which read the records of one writer in the order of their sequence."""
 
     step: int
     time: float
-    """Unix time by the training process's clock."""
+    """Unix time by the clock of the training process."""
     scalars: Mapping[str, float]
     attempt: int = 0
     layout: Layout | None = None
     block: NDArray[np.float32] | None = None
-    """layers × statistics of `layout`; NaN where not measured."""
+    """Layer statistics, shape (layers, statistics) of `layout`; NaN where not measured."""
     columns: LayerColumns | None = None
-    """In place of the block, where the sample is one of a segment."""
+    """Layer statistics of a sample that belongs to a segment, instead of `block`."""
     layer_sums: LayerSums | None = None
-    """Where they are known already."""
+    """Sums over the layers, where they are already computed."""
 
     @property
     def has_layers(self) -> bool:
+        """Whether the sample has layer statistics."""
         return self.block is not None or self.columns is not None
 
     def statistic(self, name: str) -> NDArray[np.float32] | None:
-        """The column of one layer statistic, shape (layers,), or None where this sample has none."""
+        """Return a layer statistic, shape (layers,), or None where this sample does not have it."""
         if self.layout is None or name not in self.layout.statistics:
             return None
         column: NDArray[np.float32]
@@ -117,14 +119,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     step: int
     kind: str
-    """One of `EventKind`."""
+    """Kind of the event, an `EventKind`."""
     attempt: int = 0
     detail: Mapping[str, float | int | str | None] = msgspec.field(default_factory=dict)
-    """For "stage": {"stage": …}; for "spike": {"loss": …, "baseline": …, "peak_step": …}."""
+    """Further values of the event; `client_sdk.answers.Event` lists the keys of each kind."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What a detector holds to be true at a step. `alerts.lifecycle` turns findings into alerts."""
+    """A conclusion that a detector holds at a step. `alerts.lifecycle` turns findings into alerts."""
 
     kind: AlertKind
     level: AlertLevel
@@ -138,64 +140,58 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     evidence: Mapping[str, float | int | str | None] = msgspec.field(default_factory=dict)
     advice: tuple[str, ...] = ()
     key: str = ""
-    """Tells findings of one kind apart: the id of a rule. Empty: one of its kind at a time."""
+    """Id of the alert rule, which distinguishes findings of one kind; empty where a kind has one finding at a time."""
 
     @property
     def slot(self) -> str:
-        """What of a run at most one open alert is about."""
+        """Identity of the finding within a run; at most one open alert has it."""
         return f"{self.kind.value}:{self.key}" if self.key else self.kind.value
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What the detectors say after one sample."""
+    """Conclusions of the detectors after one sample."""
 
     step: int
     stage: Stage
     stability_ratio: float | None
-    """λ_max·η/2, the last one measured."""
+    """The last measured λ_max·η/2."""
     forecast: PredictedStep | None = None
     findings: tuple[Finding, ...] = ()
-    """Those that hold now; a kind (of a rule: a key) that is absent no longer holds."""
+    """Findings that hold now; a finding of an earlier verdict that is absent no longer holds."""
     events: tuple[Event, ...] = ()
-
-
-class Scope(StrEnum):
-    """What a token allows; each includes the one before."""
-
-    READ = "read"
-    WRITE = "write"
-    ADMIN = "admin"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Whoever holds a valid token."""
+    """Rights of a valid token or login."""
 
     scope: Scope
     project: str | None = None
-    """The one project that the token opens, None for all."""
+    """The one project that the token opens; None for all projects."""
     key: str = field(default="", compare=False)
-    """Names the token in limits and logs, never its secret. A login has that of its token."""
+    """Name of the token in limits and logs, without its secret. A login has the key of its token."""
     label: str = field(default="", compare=False)
-    """What its maker said that the token is for."""
+    """Purpose of the token, given at its creation."""
 
     def may(self, scope: Scope) -> bool:
+        """Return whether the rights include a scope."""
         order = list(Scope)
         return order.index(self.scope) >= order.index(scope)
 
     def may_see(self, project: str) -> bool:
+        """Return whether the rights include a project."""
         return self.project is None or self.project == project
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a run's follower knows of it after the last sample: the columns of the fleet page."""
+    """State of a run after its last sample, as the follower reports it for the list of runs."""
 
     step_rate: float | None = None
-    """Steps a second by the clock of the training process."""
+    """Steps per second by the clock of the training process."""
     loss: float | None = None
     lr: float | None = None
     stage: str | None = None
     stability_ratio: float | None = None
     sparkline: Mapping[str, Any] | None = None
-    """{"first_step", "bucket_steps", "max": [greatest loss or null]}."""
+    """Largest loss of each bucket: {"first_step", "bucket_steps", "max": [loss or null]}."""

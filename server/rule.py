@@ -1,7 +1,7 @@
-"""A rule that somebody wrote: what it watches, in which runs, and when it speaks. Pure.
+"""Alert rules that users write: what a rule watches, in which runs, and when it raises an alert. Pure.
 
-Owns what a rule may say, and which runs a set of rules is for; `detectors.rules` judges. The JSON form of a rule has
-the names of its fields.
+Owns what a rule may contain and which runs a rule set applies to; `detectors.rule_evaluator` judges. The JSON form of a
+rule has the names of its fields.
 """
 
 from __future__ import annotations
@@ -11,134 +11,110 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import msgspec
 
+from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.errors import RuleFieldError
 from server.models import AlertLevel
 
 MAX_RULES: Final = 64
-"""Of all projects together; each costs microseconds at every step of every run that it is for."""
-MAX_TEXT: Final = 256
+"""Number of rules of all projects together; each costs microseconds at every step of every run it applies to."""
+MAX_TEXT: Final = 256  # characters
 MAX_MINUTES: Final = 60.0 * 24 * 365
 MAX_FOR_STEPS: Final = 10_000
 MAX_STEPS_BACK: Final = 1_000_000
-LEAST_WINDOW: Final = 20
-"""Values below which a deviation says nothing."""
+MIN_WINDOW: Final = 20
+"""Number of values below which a deviation means nothing."""
 MAX_WINDOW: Final = 500
+"""Number of values that a z-score is computed against at most."""
 IDENTIFIER: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
-
-
-class Condition(StrEnum):
-    ABOVE = "above"
-    BELOW = "below"
-    CHANGE = "change"
-    Z_SCORE = "z-score"
-    NO_DATA = "no-data"
-
-
-class Direction(StrEnum):
-    UP = "up"
-    DOWN = "down"
-    EITHER = "either"
-
-
-class ChangeBy(StrEnum):
-    FACTOR = "factor"
-    AMOUNT = "amount"
-
-
-class Reduce(StrEnum):
-    """What of the layers that match: "above" the greatest is any layer, "above" the least is all of them."""
-
-    MAX = "max"
-    MIN = "min"
-    MEAN = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Checked at construction. Raises `RuleFieldError`, which names the field."""
+    """An alert rule, checked at construction. Raises `RuleFieldError`, which names the field at fault."""
 
     id: str
-    """Lower-case letters, digits and hyphens."""
+    """Identifier of lower-case letters, digits and hyphens."""
     name: str
     condition: Condition
     value: float
-    """The threshold; of a change its factor or amount; of a z-score the deviations; of no data the minutes."""
+    """Threshold; factor or amount of a change, number of deviations of a z-score, minutes without data."""
     enabled: bool = True
     level: AlertLevel = AlertLevel.WARNING
     project: str | None = None
-    """Of these runs alone; None: of all projects."""
+    """Project of the runs that the rule applies to, None for all projects."""
     tag: str | None = None
+    """Tag of the runs that the rule applies to, None for any."""
     run_name: str | None = None
-    """Pattern with * and ?."""
+    """Pattern of the run names, with * and ?; None for any."""
     scalar: str | None = None
+    """Scalar that the rule watches. A rule has a scalar or a statistic; one about no data may have neither."""
     statistic: str | None = None
-    """Of layers. A rule has a scalar or a statistic; one about no data may have neither, and then means any record."""
+    """Layer statistic that the rule watches. With neither scalar nor statistic the rule watches for any record."""
     layers: str = "*"
-    """Pattern of the layers' names."""
+    """Pattern of the layer names."""
     reduce: Reduce = Reduce.MAX
     change_by: ChangeBy = ChangeBy.FACTOR
     direction: Direction = Direction.UP
-    """Of a change and of a z-score."""
+    """Direction of a change or of a deviation."""
     window: int = 100
-    """Of a change, how many steps back; of a z-score, how many values are usual."""
+    """Steps that a change looks back, or number of values that a z-score is computed against."""
     for_steps: int = 1
-    """Logged values in a row for which it must hold before an alert opens, and not hold before it closes."""
+    """Number of consecutive values that must meet the condition before an alert opens, and miss it before it closes."""
     cooldown_minutes: float = 30.0
-    """Least time from one alert of this rule in a run to the next."""
+    """Shortest time in minutes between two alerts of this rule in a run."""
 
     def __post_init__(self) -> None:
         if not IDENTIFIER.fullmatch(self.id):
-            raise RuleFieldError("id", "1 … 64 lower-case letters, digits and hyphens, no hyphen at either end")
+            raise RuleFieldError("id", "use 1 to 64 lower-case letters, digits and hyphens, no hyphen at either end")
         if not self.name.strip() or len(self.name) > 120:
-            raise RuleFieldError("name", "1 … 120 characters")
+            raise RuleFieldError("name", "use 1 to 120 characters")
         for name in ("name", "project", "tag", "run_name", "scalar", "statistic", "layers"):
             text = getattr(self, name)
             if text is not None and not (1 <= len(text) <= MAX_TEXT and text.isprintable()):
-                raise RuleFieldError(name, f"1 … {MAX_TEXT} printable characters, or leave it out")
+                raise RuleFieldError(name, f"use 1 to {MAX_TEXT} printable characters, or leave it out")
         self._check_series()
         self._check_condition()
         if not 1 <= self.for_steps <= MAX_FOR_STEPS:
-            raise RuleFieldError("for_steps", f"1 … {MAX_FOR_STEPS:,} values in a row")
+            raise RuleFieldError("for_steps", f"choose 1 to {MAX_FOR_STEPS:,} values in a row")
         if not 0 <= self.cooldown_minutes <= MAX_MINUTES:
-            raise RuleFieldError("cooldown_minutes", f"0 … {MAX_MINUTES:,.0f} minutes")
+            raise RuleFieldError("cooldown_minutes", f"choose 0 to {MAX_MINUTES:,.0f} minutes")
 
     def _check_series(self) -> None:
         if self.scalar is not None and self.statistic is not None:
-            raise RuleFieldError("statistic", "give a scalar or a statistic of layers, not both")
+            raise RuleFieldError("statistic", "choose a scalar or a layer statistic, not both")
         if self.scalar is None and self.statistic is None and self.condition is not Condition.NO_DATA:
-            raise RuleFieldError("scalar", 'what is to be watched? Give a scalar, for example "loss", or a statistic')
+            raise RuleFieldError("scalar", 'choose what to watch: a scalar, for example "loss", or a layer statistic')
 
     def _check_condition(self) -> None:
         value = self.value
         if not math.isfinite(value):
-            raise RuleFieldError("value", "a finite number")
+            raise RuleFieldError("value", "enter a finite number")
         match self.condition:
             case Condition.CHANGE:
                 if self.change_by is ChangeBy.FACTOR and not value > 1:
-                    raise RuleFieldError("value", "a factor above 1: 3 means three times as much, or a third")
+                    raise RuleFieldError("value", "enter a factor above 1; 3 means three times as much, or a third")
                 if self.change_by is ChangeBy.AMOUNT and not value > 0:
-                    raise RuleFieldError("value", "an amount above 0; the direction says whether up or down")
+                    raise RuleFieldError("value", "enter an amount above 0; the direction decides between up and down")
                 if not 1 <= self.window <= MAX_STEPS_BACK:
-                    raise RuleFieldError("window", f"1 … {MAX_STEPS_BACK:,} steps back")
+                    raise RuleFieldError("window", f"choose 1 to {MAX_STEPS_BACK:,} steps back")
             case Condition.Z_SCORE:
                 if not value >= 1:
-                    raise RuleFieldError("value", "1 deviation or more; 6 is rare in healthy noise")
-                if not LEAST_WINDOW <= self.window <= MAX_WINDOW:
-                    raise RuleFieldError("window", f"{LEAST_WINDOW} … {MAX_WINDOW} values that tell what is usual")
+                    raise RuleFieldError("value", "enter 1 deviation or more; 6 are rare in healthy noise")
+                if not MIN_WINDOW <= self.window <= MAX_WINDOW:
+                    raise RuleFieldError("window", f"choose {MIN_WINDOW} to {MAX_WINDOW} values to compare with")
             case Condition.NO_DATA:
                 if not 0 < value <= MAX_MINUTES:
-                    raise RuleFieldError("value", "minutes without data, above 0")
+                    raise RuleFieldError("value", "enter the minutes without data, above 0")
             case _:
                 pass
 
-    def is_for(self, project: str, name: str, tags: Iterable[str]) -> bool:
-        """Whether it watches a run of that project and name."""
+    def applies_to(self, project: str, name: str, tags: Iterable[str]) -> bool:
+        """Whether the rule watches a run with this project, name and tags."""
         return (
             (self.project is None or self.project == project)
             and (self.tag is None or self.tag in tags)
@@ -147,36 +123,40 @@ class Rule:
 
     @property
     def series(self) -> str:
-        """What it watches, in words."""
+        """The watched series in words."""
         if self.statistic is not None:
             which = "all layers" if self.layers == "*" else self.layers
             return f"{_REDUCED[self.reduce]} {self.statistic} of {which}"
         return "data" if self.scalar is None else self.scalar
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that can be encoded as JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Rule:
-        """Raises `RuleFieldError`, and `msgspec.ValidationError` for anything that is no rule at all."""
+        """Return the rule of a decoded JSON object.
+
+        Raises `RuleFieldError` for a field at fault and `msgspec.ValidationError` for anything that is not a rule.
+        """
         return msgspec.convert(found, cls)
 
 
-_REDUCED: Final = {Reduce.MAX: "greatest", Reduce.MIN: "least", Reduce.MEAN: "mean"}
+_REDUCED: Final = {Reduce.MAX: "largest", Reduce.MIN: "smallest", Reduce.MEAN: "mean"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuleSet:
-    """All rules as they are now."""
+    """All rules at one time."""
 
     rules: tuple[Rule, ...] = ()
     version: str = field(init=False)
-    """Equal versions mean equal rules."""
+    """Hash of the rules; equal versions mean equal rules."""
 
     def __post_init__(self) -> None:
-        said = msgspec.json.encode([rule.to_json() for rule in self.rules])
-        object.__setattr__(self, "version", hashlib.blake2b(said, digest_size=12).hexdigest())
+        encoded = msgspec.json.encode([rule.to_json() for rule in self.rules])
+        object.__setattr__(self, "version", hashlib.blake2b(encoded, digest_size=12).hexdigest())
 
     def of_run(self, project: str, name: str, tags: Sequence[str]) -> tuple[Rule, ...]:
-        """Those that watch a run."""
-        return tuple(rule for rule in self.rules if rule.enabled and rule.is_for(project, name, tags))
+        """Return the enabled rules that watch a run."""
+        return tuple(rule for rule in self.rules if rule.enabled and rule.applies_to(project, name, tags))

@@ -18,8 +18,8 @@ from server.broker import MemoryBroker
 from server.config import Config
 from server.errors import ConfigurationError, ImportFileError
 from server.exports.archive import Archiver
-from server.exports.columns import Plan
-from server.exports.streams import Exporter, Format
+from server.exports.columns import ExportColumns
+from server.exports.exporter import Exporter, Format
 from server.imports.csv_file import SIDECAR
 from server.imports.discover import Opener, discover
 from server.imports.importer import Imported, Importer
@@ -74,7 +74,7 @@ async def export_run(database: Database, run_id: str, out: Path, *, layers: bool
                 async for piece in pieces:
                     file.write(piece)
         if form is Format.CSV:
-            about = Plan.of(run, steps, Selection()).metadata()
+            about = ExportColumns.of(run, steps, Selection()).metadata()
             about_part.write_bytes(msgspec.json.format(msgspec.json.encode(about)))
             about_part.replace(out.with_name(out.name + SIDECAR))
         part.replace(out)

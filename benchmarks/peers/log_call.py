@@ -1,8 +1,8 @@
-"""One peer's `log`, timed in its own environment; prints JSON: seconds of each call.
+"""Timing of another logger's `log` in its own environment; prints the seconds of each call as JSON.
 
     python log_call.py PEER VALUES CALLS DIRECTORY
 
-Started by `benchmarks/log_call.py`. Imports nothing of Spikewatch.
+Started by `benchmarks/log_call.py`. Does not import Spikewatch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 
 Log = Callable[[dict[str, float], int], None]
 
-MLFLOW_BATCH = 1000  # metrics that it takes at once
+MLFLOW_BATCH = 1000  # metrics that MLflow accepts in one call
 
 
 def trackio(directory: Path) -> Log:
+    """Return the `log` of Trackio."""
     os.environ["TRACKIO_DIR"] = str(directory)
     module = importlib.import_module("trackio")
     module.init(project="benchmark")
@@ -29,12 +30,14 @@ def trackio(directory: Path) -> Log:
 
 
 def wandb(directory: Path) -> Log:
+    """Return the `log` of Weights & Biases in offline mode."""
     module = importlib.import_module("wandb")
     run = module.init(project="benchmark", mode="offline", dir=str(directory), settings={"silent": True})
     return lambda values, step: run.log(values, step=step)
 
 
 def tensorboard(directory: Path) -> Log:
+    """Return a `log` that writes TensorBoard events."""
     event_file = importlib.import_module("tensorboard.summary.writer.event_file_writer")
     event = importlib.import_module("tensorboard.compat.proto.event_pb2").Event
     summary = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
@@ -49,6 +52,7 @@ def tensorboard(directory: Path) -> Log:
 
 
 def mlflow(directory: Path) -> Log:
+    """Return a `log` that writes MLflow metrics to SQLite."""
     module = importlib.import_module("mlflow")
     module.set_tracking_uri(f"sqlite:///{directory}/mlflow.sqlite3")
     module.start_run()
@@ -65,6 +69,7 @@ PEERS = {"trackio": trackio, "wandb": wandb, "tensorboard": tensorboard, "mlflow
 
 
 def main() -> None:
+    """Time the calls that the command line asks for."""
     peer, count, calls, directory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     values = {f"layers.{i // 12}.weight/statistic_{i % 12}": i / 7 for i in range(count)}
     taken = []
@@ -75,7 +80,7 @@ def main() -> None:
             log(values, step)
             taken.append(time.perf_counter() - begin)
     print(json.dumps(taken[-calls:]), flush=True)
-    os._exit(0)  # some would now talk, upload or wait
+    os._exit(0)  # some loggers would print, upload or wait at a normal exit
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def kinds(port: int, token: str, number: int) -> tuple[Kind, ...]:
     host = f"Host: 127.0.0.1:{port}\r\n".encode("ascii")
     document = b"GET /api/v1/openapi.json HTTP/1.1\r\n" + host + b"\r\n"
     return (
-        Kind(name="says nothing"),
+        Kind(name="silent"),
         Kind(name="head byte by byte", first=b"GET /healthz HTTP/1.1\r\n" + host + b"X-Slow: ", trickles=True),
         Kind(
             name="body byte by byte",

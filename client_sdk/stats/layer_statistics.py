@@ -1,7 +1,7 @@
 """Statistics of layers from the sums over their coordinates; NumPy on the host, off the training thread.
 
-Owns the definition of each statistic; docs/science.md explains how to read them and names the sources. No torch, no
-device.
+Owns the definition of each statistic; docs/explanation/science.md explains how to read them and names
+the sources. No torch, no device.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
   "use strict";
   let number = 0;
 
-  function send(verb, of, fields, form) {
+  function send(verb, subject, fields, form) {
     number += 1;
-    window.dash_clientside.set_props("form-action", {data: {number, verb, of: of || null, form: form || null, fields}});
+    window.dash_clientside.set_props("form-action", {data: {number, verb, subject: subject || null, form: form || null, fields}});
   }
 
   function fieldsOf(form) {
@@ -17,14 +17,10 @@
     return fields;
   }
 
-  // The choices decide which fields are shown: by attributes of the form, which the stylesheet reads, and by the
-  // condition that an element carries.
-  function choose(form) {
-    for (const control of form.querySelectorAll("select[data-choice]")) {
-      form.setAttribute(`data-${control.name.replace("_", "-")}`, control.value);
-      for (const element of form.querySelectorAll(`[data-when="${CSS.escape(control.name)}"]`)) {
-        element.hidden = !element.dataset.values.split(" ").includes(control.value);
-      }
+  // A choice decides which fields and notes are shown: those whose condition names the choice and its value.
+  function choose(form, control) {
+    for (const element of form.querySelectorAll(`[data-when="${CSS.escape(control.name)}"]`)) {
+      element.hidden = !element.dataset.values.split(" ").includes(control.value);
     }
   }
 
@@ -65,7 +61,7 @@
     clear(form);
     form.querySelector(".form-message").textContent = "";
     setBusy(form, true);
-    send(verb, form.dataset.of, fieldsOf(form), form.dataset.form);
+    send(verb, form.dataset.subject, fieldsOf(form), form.dataset.form);
     setTimeout(() => setBusy(form, false), 30000); // milliseconds; in case no result arrives
   });
 
@@ -84,12 +80,12 @@
       }, 4000);
       return;
     }
-    send(button.dataset.verb, button.dataset.of, {}, null);
+    send(button.dataset.verb, button.dataset.subject, {}, null);
   });
 
   document.addEventListener("change", (event) => {
     const form = event.target.closest && event.target.closest("form[data-form]");
-    if (form) choose(form);
+    if (form && event.target.name) choose(form, event.target);
   });
 
   window.dash_clientside = window.dash_clientside || {};

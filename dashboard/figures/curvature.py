@@ -10,11 +10,11 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from client_sdk.answers import Buckets
 from dashboard.figures.loss import decade_ticks, numbers
 from dashboard.figures.marks import Marks, draw
 from dashboard.figures.stage_strip import Span, strip_trace, strip_track
 from dashboard.figures.theme import Frame, figure, layout, step_axis, value_axis
-from dashboard.models import Buckets
 from dashboard.numbers import exact
 
 CURVES = ("lambda_max", "lambda_grad", "stability_limit")

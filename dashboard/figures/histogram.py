@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from client_sdk.answers import Histogram
 from dashboard.figures.theme import Frame, figure, layout, value_axis
-from dashboard.models import Histogram
 
 
 def histogram_figure(data: Histogram | None, frame: Frame) -> go.Figure:

@@ -9,9 +9,9 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from client_sdk.answers import Buckets
 from dashboard.figures.marks import Marks, draw
 from dashboard.figures.theme import Frame, figure, layout, safe, step_axis, value_axis
-from dashboard.models import Buckets
 
 DECADES_FOR_LOG = 2.0
 """Number of decades beyond which an axis is logarithmic."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from client_sdk.answers import Alert, Event, PredictedStep
 from client_sdk.vocabulary import AlertKind, EventKind
 from dashboard.figures.theme import Frame
-from dashboard.models import Alert, Event, PredictedStep
 
 MAX_SPIKES: Final = 40
 MAX_SETTLED: Final = 12

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from client_sdk.answers import RunBacktest
 from dashboard.figures.loss import decade_ticks, spans_decades
 from dashboard.figures.theme import Frame, figure, layout, palette, step_axis, value_axis
-from dashboard.models import TriedRun
 from dashboard.numbers import exact
 
 
-def rule_backtest_figure(run: TriedRun, rule: Mapping[str, Any], theme: str, *, narrow: bool) -> go.Figure:
+def rule_backtest_figure(run: RunBacktest, rule: Mapping[str, Any], theme: str, *, narrow: bool) -> go.Figure:
     """Return the watched values as a band, the firing steps as marks and the threshold as a line."""
     colours = palette(theme)
     steps = np.asarray(run.series.step, dtype=np.float64)

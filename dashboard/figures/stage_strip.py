@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from client_sdk.answers import Event
 from client_sdk.vocabulary import EventKind, Stage
 from dashboard.figures.theme import STAGE_COLOURS, Frame
-from dashboard.models import Event
 
 RESOLUTION = 800  # spans narrower than 1/800 of the visible range are merged into their neighbour
 
@@ -25,7 +25,11 @@ class Span:
 def spans(events: Iterable[Event], last_step: int) -> list[Span]:
     """Return the spans of the stages in order; the last one ends at ``last_step``."""
     changes = sorted(
-        ((event.step, event.stage) for event in events if event.kind == EventKind.STAGE and event.stage is not None),
+        (
+            (event.step, event.stage)
+            for event in events
+            if event.kind == EventKind.STAGE and isinstance(event.stage, str)
+        ),
         key=lambda change: change[0],
     )
     found: list[Span] = []

@@ -6,19 +6,15 @@ form keeps what was typed.
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from dashboard import ids
 from dashboard.client import ApiClient, ApiError, ApiRefusedError
 from dashboard.forms.fields import FieldError
-
-_FIELD: Final = re.compile(r"(?:[a-z_0-9]+\.)*([a-z_]+)(?: of [^:]*)?: (.+)", re.DOTALL)
-"""Beginning of the API's messages about a field: "rules.0.window: …", "secret of 'name': …"."""
 
 Properties = dict[str, dict[str, Any]]
 """New properties of components, keyed by component id and property name."""
@@ -30,7 +26,7 @@ class FormAction:
 
     verb: str
     """Name of the action, such as "save-rule"."""
-    of: str
+    subject: str
     """Id of the object that the action concerns; empty for a new object."""
     form: str
     """Name of the submitted form; empty for a button outside of forms."""
@@ -60,7 +56,7 @@ def parse_form_action(data: Any) -> FormAction | None:
     texts = fields if isinstance(fields, Mapping) else {}
     return FormAction(
         verb=data["verb"],
-        of=data["of"] if isinstance(data.get("of"), str) else "",
+        subject=data["subject"] if isinstance(data.get("subject"), str) else "",
         form=data["form"] if isinstance(data.get("form"), str) else "",
         fields={str(name): value for name, value in texts.items() if isinstance(value, str)},
     )
@@ -109,9 +105,10 @@ def form_result(action: FormAction, *, message: str = "", errors: Mapping[str, s
 
 def _field_errors(error: ApiError, action: FormAction) -> dict[str, str]:
     """Return the message of a refusal, keyed by its field if the form has that field and by "" otherwise."""
-    if isinstance(error, ApiRefusedError):
-        found = _FIELD.fullmatch(error.message)
-        if found is not None and found.group(1) in action.fields:
-            return {found.group(1): found.group(2)}
-        return {"": error.message}
-    return {"": str(error)}
+    if not isinstance(error, ApiRefusedError):
+        return {"": str(error)}
+    path = error.field or ""
+    name = path.rpartition(".")[2]
+    if name and name in action.fields:
+        return {name: error.message.removeprefix(f"{path}: ")}
+    return {"": error.message}

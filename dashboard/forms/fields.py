@@ -21,12 +21,12 @@ Options = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class When:
-    """Condition on a choice of the same form under which something is shown. forms.js applies it to later choices."""
+    """Condition on a choice of the same form under which a field or note is shown. forms.js applies later choices."""
 
     field: str
     """Name of the `choice` field."""
     values: tuple[str, ...]
-    """Values of the choice for which it is shown."""
+    """Values of the choice that fulfil the condition."""
     current: str
     """Value of the choice when the form is rendered."""
 
@@ -35,8 +35,8 @@ class When:
         return {"hidden": self.current not in self.values, **data(when=self.field, values=" ".join(self.values))}
 
 
-Hint = str | Mapping[str, str] | Sequence[tuple[When, str]]
-"""Note under a field, or several notes: each with its condition, or keyed by a class of the stylesheet."""
+Hint = str | Sequence[tuple[When, str]]
+"""Note under a field, or several notes, each with its condition."""
 
 
 class FieldError(ValueError):
@@ -54,16 +54,12 @@ def text(
     value: str = "",
     *,
     hint: Hint = "",
-    only: str = "",
     when: When | None = None,
     placeholder: str = "",
     kind: Literal["text", "password"] = "text",
     mode: Literal["numeric"] | None = None,
 ) -> Component:
-    """Return a field with one line of text.
-
-    ``when``: condition under which the field is shown; ``only``: class of the stylesheet that decides it instead.
-    """
+    """Return a field with one line of text. ``when``: condition under which it is shown; None shows it always."""
     control = dcc.Input(
         id={"field": name},
         name=name,
@@ -74,48 +70,43 @@ def text(
         autoComplete="new-password" if kind == "password" else "off",
         className="entry",
     )
-    return _field(label, control, hint, only, when)
+    return _field(label, control, hint, when)
 
 
-def choice(name: str, label: str, options: Options, value: str, *, hint: str = "", only: str = "") -> Component:
-    """Return a field with a list to choose from.
-
-    forms.js copies the chosen value into an attribute of the form, by which the stylesheet shows or hides other fields.
-    """
-    items = [html.Option(word, value=option, selected=option == value) for option, word in options]
-    control = html.Select(items, name=name, className="entry", **data(choice="yes"))
-    return _field(label, control, hint, only)
-
-
-def form(
-    name: str, fields: Sequence[Component], buttons: Sequence[Component], *, of: str = "", choices: Mapping[str, str]
+def choice(
+    name: str, label: str, options: Options, value: str, *, hint: str = "", when: When | None = None
 ) -> Component:
+    """Return a field with a list to choose from. ``when``: condition under which it is shown; None shows it always."""
+    items = [html.Option(word, value=option, selected=option == value) for option, word in options]
+    control = html.Select(items, name=name, className="entry")
+    return _field(label, control, hint, when)
+
+
+def form(name: str, fields: Sequence[Component], buttons: Sequence[Component], *, subject: str = "") -> Component:
     """Return a form with its buttons and the place for its message.
 
-    ``of``: id of the object that the form edits; a form with another id is rendered anew, without any typed text.
-    ``choices``: initial values of its `choice` fields, keyed by field name, which decide the fields shown at first.
+    ``subject``: id of the object that the form edits; a form with another id is rendered anew, without any typed text.
     """
-    shown = {field.replace("_", "-"): value for field, value in choices.items()}
     return html.Form(
         [
             html.Div(fields, className="fields"),
             html.P(className="field-error form-error", role="alert"),
             html.Div([*buttons, html.Span(className="form-message muted", role="status")], className="form-buttons"),
         ],
-        key=f"{name}:{of}",
+        key=f"{name}:{subject}",
         className="form",
-        **data(form=name, of=of, **shown),
+        **data(form=name, subject=subject),
     )
 
 
-def button(word: str, verb: str, *, of: str | None = None, sure: str = "", strong: bool = False) -> Component:
-    """Return a button that performs an action. Without ``of`` it submits its form.
+def button(word: str, verb: str, *, subject: str | None = None, sure: str = "", strong: bool = False) -> Component:
+    """Return a button that performs an action. Without ``subject`` it submits its form.
 
     ``sure``: question that replaces the label after the first press; the second press performs the action.
     """
-    more = {} if of is None else {"of": of}
+    more = {} if subject is None else {"subject": subject}
     more |= {"sure": sure} if sure else {}
-    kind: Literal["button", "submit"] = "submit" if of is None else "button"
+    kind: Literal["button", "submit"] = "submit" if subject is None else "button"
     return html.Button(word, type=kind, className="button strong" if strong else "button", **data(verb=verb, **more))
 
 
@@ -144,15 +135,13 @@ def optional(fields: Mapping[str, str], name: str) -> str | None:
     return fields.get(name, "").strip() or None
 
 
-def _field(label: str, control: Component, hint: Hint, only: str, when: When | None = None) -> Component:
+def _field(label: str, control: Component, hint: Hint, when: When | None) -> Component:
     parts: list[Any] = [html.Span(label, className="field-label"), control, *_hints(hint)]
     parts.append(html.Span(className="field-error", **aria(live="polite")))
-    return html.Label(parts, className=f"field {only}".strip(), **({} if when is None else when.attributes()))
+    return html.Label(parts, className="field", **({} if when is None else when.attributes()))
 
 
 def _hints(hint: Hint) -> list[Component]:
     if isinstance(hint, str):
         return [html.Span(hint, className="note")] if hint else []
-    if isinstance(hint, Mapping):
-        return [html.Span(words, className=f"note {name}") for name, words in hint.items()]
     return [html.Span(words, className="note", **when.attributes()) for when, words in hint]

@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from client_sdk.answers import Identity
 from dashboard.client import ApiClient, ApiError, ApiRefusedError
 from dashboard.login.cookies import Cookies, new_form_value
 from dashboard.login.origin import is_own_origin
 from dashboard.login.page import login_page
-from dashboard.models import Identity
 from dashboard.viewer import Viewer, current_viewer
 
 MAX_LOGIN_BYTES = 8192

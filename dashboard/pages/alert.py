@@ -10,9 +10,8 @@ from typing import Final
 from dash import html
 from dash.development.base_component import Component
 
-from dashboard import ids
+from client_sdk.answers import Alert
 from dashboard.client import ApiClient, ApiRefusedError
-from dashboard.models import Alert
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import single
 from dashboard.shell.page import Page, PageRequest
@@ -20,13 +19,15 @@ from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.view import View
 
+CARD: Final = "alert-one"  # id of the component with the alert
+
 
 def layout(_request: PageRequest) -> Component:
     """Return the page before its first data."""
     return html.Div(
         [
             html.H1("Alert"),
-            html.Div(html.Span(className="skeleton"), id=ids.ALERT_ONE, className="alerts one"),
+            html.Div(html.Span(className="skeleton"), id=CARD, className="alerts one"),
         ],
         className="page",
     )
@@ -62,7 +63,7 @@ class AlertLive:
         return Refresh()
 
     def _show(self, children: object) -> Update:
-        return Update(component=ids.ALERT_ONE, props={"children": children})
+        return Update(component=CARD, props={"children": children})
 
 
 PAGE: Final = Page(

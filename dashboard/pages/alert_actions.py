@@ -11,13 +11,13 @@ from dashboard.pages.alert_cards import SILENCE_MINUTES
 
 async def acknowledge(action: FormAction, context: ActionContext) -> Properties:
     """Acknowledge an alert. The page receives the change as news, like any other change of an alert."""
-    await context.client.acknowledge(action.of)
+    await context.client.acknowledge(action.subject)
     return {}
 
 
 async def silence(action: FormAction, context: ActionContext) -> Properties:
     """Silence the notifications of an alert for `SILENCE_MINUTES`. The page receives the change as news."""
-    await context.client.silence(action.of, SILENCE_MINUTES)
+    await context.client.silence(action.subject, SILENCE_MINUTES)
     return {}
 
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Alert
 from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel, AlertState, Cause, RunState
 from dashboard.forms.attributes import aria, data
-from dashboard.models import Alert
 from dashboard.numbers import count, duration, ellipsis, unix_time
 from dashboard.pages.evidence import lines
 from dashboard.pages.symbols import symbols
@@ -131,7 +131,7 @@ def _buttons(alert: Alert, now: float) -> Component:
     acknowledge: Component = (
         html.Span("Acknowledged", className="done")
         if alert.state == AlertState.ACKNOWLEDGED
-        else html.Button("Acknowledge", className="button", type="button", **data(verb="acknowledge", of=alert.id))
+        else html.Button("Acknowledge", className="button", type="button", **data(verb="acknowledge", subject=alert.id))
     )
     silence: Component = (
         html.Span("Silenced", className="done", title="No notifications about this alert for now")
@@ -141,7 +141,7 @@ def _buttons(alert: Alert, now: float) -> Component:
             className="button",
             type="button",
             title="No notifications about this alert for an hour",
-            **data(verb="silence", of=alert.id),
+            **data(verb="silence", subject=alert.id),
         )
     )
     return html.Div([acknowledge, silence], className="buttons")

@@ -9,9 +9,8 @@ from typing import Final
 from dash import html
 from dash.development.base_component import Component
 
-from dashboard import ids
+from client_sdk.answers import Alert, Precision
 from dashboard.client import ApiClient
-from dashboard.models import Alert, Precision
 from dashboard.numbers import steps, unix_time
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import OUTCOMES, alert_row
@@ -21,6 +20,8 @@ from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.view import View
 
 SHOWN = 200
+LIST: Final = "alert-list"  # id of the component with the alerts
+PRECISION: Final = "alert-precision"  # id of the component with the outcomes of predictions
 
 
 def layout(_request: PageRequest) -> Component:
@@ -30,8 +31,8 @@ def layout(_request: PageRequest) -> Component:
         [
             html.H1("Alerts"),
             html.P("Open ones first, then the newest. Each leads to its run.", className="muted lead"),
-            html.P(id=ids.ALERT_PRECISION, className="precision"),
-            html.Div(rows, id=ids.ALERT_LIST, className="card alert-list"),
+            html.P(id=PRECISION, className="precision"),
+            html.Div(rows, id=LIST, className="card alert-list"),
         ],
         className="page",
     )
@@ -86,8 +87,8 @@ class AlertsLive:
         self._alerts.update(news.alerts)
         shown = await asyncio.to_thread(rows, list(self._alerts.values()), self._names, now)
         updates = (
-            Update(component=ids.ALERT_LIST, props={"children": shown}),
-            Update(component=ids.ALERT_PRECISION, props={"children": precision(self._precision)}),
+            Update(component=LIST, props={"children": shown}),
+            Update(component=PRECISION, props={"children": precision(self._precision)}),
         )
         return Refresh(updates=updates, detail=self._detail())
 

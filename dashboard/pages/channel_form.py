@@ -11,9 +11,9 @@ from typing import Any, Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Channel, ChannelField, ChannelKind
 from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel
 from dashboard.forms.fields import FieldError, Options, When, button, choice, form, optional, text
-from dashboard.models import Channel, ChannelField, ChannelKind
 from dashboard.numbers import duration
 
 FORM: Final = "channel"
@@ -56,8 +56,7 @@ def channel_editor(channel: Channel | None, kinds: Sequence[ChannelKind]) -> Com
                 FORM,
                 fields,
                 [button("Save", "save-channel", strong=True)],
-                of=known.id,
-                choices={"kind": known.kind},
+                subject=known.id,
             ),
         ],
         className="card editor",
@@ -165,7 +164,7 @@ def _item(channel: Channel, labels: Mapping[str, str], now: float, result: str) 
         state.append(html.P(channel.disabled_reason, className="danger"))
     elif channel.last_error:
         state.append(html.P(f"last error: {channel.last_error}", className="warn"))
-    if channel.signing_key is not None:
+    if channel.signing_key:
         state.append(html.P(["Signing key, shown this once: ", html.Code(channel.signing_key)], className="warn key"))
     return html.Div(
         [
@@ -183,10 +182,10 @@ def _item(channel: Channel, labels: Mapping[str, str], now: float, result: str) 
             ),
             html.Div(
                 [
-                    button("Edit", "edit-channel", of=channel.id),
-                    button("Send a test", "test-channel", of=channel.id),
-                    button("Switch off" if channel.enabled else "Switch on", "switch-channel", of=channel.id),
-                    button("Remove", "delete-channel", of=channel.id, sure="Really remove?"),
+                    button("Edit", "edit-channel", subject=channel.id),
+                    button("Send a test", "test-channel", subject=channel.id),
+                    button("Switch off" if channel.enabled else "Switch on", "switch-channel", subject=channel.id),
+                    button("Remove", "delete-channel", subject=channel.id, sure="Really remove?"),
                 ],
                 className="item-buttons",
             ),

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from client_sdk.answers import Alert
 from client_sdk.vocabulary import EVIDENCE
-from dashboard.models import Alert
 from dashboard.numbers import compact, count, ratio
 from dashboard.pages.symbols import symbols
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 from dash import Dash, Input, dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Alert, RunSummary
 from client_sdk.vocabulary import AlertKind, RunState, Stage
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.forms.attributes import aria
-from dashboard.models import Alert, RunSummary
 from dashboard.pages.fleet_rows import row
 from dashboard.pages.no_data import no_data
 from dashboard.pages.symbols import symbols

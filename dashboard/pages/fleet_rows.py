@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
+from client_sdk.answers import Alert, LastAlert, Outcome, RunSummary
 from client_sdk.vocabulary import AlertLevel, AlertState, RunState, Stage
 from dashboard.figures.sparkline import sparkline
-from dashboard.models import Alert, LastAlert, Outcome, RunSummary
 from dashboard.numbers import compact, duration, rate, ratio, steps, unix_time
 
 

@@ -8,22 +8,22 @@ from typing import Any, Final
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Backtest, RunBacktest
 from dashboard.figures.rule_backtest import rule_backtest_figure
-from dashboard.models import Tried, TriedRun
 from dashboard.numbers import count
 from dashboard.stream.view import View
 
 FIRINGS_SHOWN: Final = 8
 
 
-def backtest_sections(backtest: Tried, rule: Mapping[str, Any], view: View) -> list[Component]:
+def backtest_sections(backtest: Backtest, rule: Mapping[str, Any], view: View) -> list[Component]:
     """Return one section per run, with the steps at which the rule would have fired."""
     if not backtest.runs:
         return [html.Div(html.P("The rule applies to no run.", className="muted"), className="card editor")]
     return [_run_result(run, rule, view) for run in backtest.runs]
 
 
-def _run_result(run: TriedRun, rule: Mapping[str, Any], view: View) -> Component:
+def _run_result(run: RunBacktest, rule: Mapping[str, Any], view: View) -> Component:
     times = "not have fired" if run.fired == 0 else f"have fired {'once' if run.fired == 1 else f'{run.fired} times'}"
     notes = []
     if not run.chosen:

@@ -8,9 +8,9 @@ from typing import Any, Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Rule, RunSummary
 from client_sdk.vocabulary import AlertLevel
-from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
-from dashboard.models import Rule, RunSummary
+from dashboard.forms.fields import FieldError, Options, When, button, choice, form, number, optional, text, whole
 from dashboard.numbers import steps
 
 FORM: Final = "rule"
@@ -22,12 +22,13 @@ CONDITIONS: Final[Options] = (
     ("z-score", "is unusual (z-score)"),
     ("no-data", "does not come (no data)"),
 )
-VALUE_HINTS: Final = {
-    "on-level": "the threshold",
-    "on-change": "the factor, or the amount",
-    "on-z": "deviations; 6 is rare in healthy noise",
-    "on-silence": "minutes",
-}
+VALUE_HINTS: Final = (
+    (("above", "below"), "the threshold"),
+    (("change",), "the factor, or the amount"),
+    (("z-score",), "deviations; 6 is rare in healthy noise"),
+    (("no-data",), "minutes"),
+)
+"""Conditions of rules and the note under the value for them."""
 LEVELS: Final[Options] = tuple((level.value, level.value) for level in AlertLevel)
 SCALARS: Final = ("loss", "grad_norm", "lambda_max", "step_time")
 STATISTICS: Final = ("grad_norm", "update_ratio", "rms_ratio", "eps_fraction")
@@ -38,27 +39,34 @@ def editor(rule: Rule | None, runs: Sequence[RunSummary]) -> Component:
     known = rule if rule is not None else Rule(id="", name="", condition="above", value=0.0, scalar="loss")
     watches = "layers" if known.statistic is not None else "scalar" if known.scalar is not None else "anything"
     value = "" if rule is None else f"{known.value:g}"
+
+    def watching(*subjects: str) -> When:
+        return When(field="watches", values=subjects, current=watches)
+
+    def under(*conditions: str) -> When:
+        return When(field="condition", values=conditions, current=known.condition)
+
     fields = [
         text("name", "Name", known.name, hint="the headline of its alerts"),
         choice("level", "Level", LEVELS, known.level),
         choice("watches", "Watches", (("scalar", "a scalar"), ("layers", "layers"), ("anything", "any data")), watches),
-        text("scalar", "Scalar", known.scalar or "", only="of-scalar", placeholder="loss",
+        text("scalar", "Scalar", known.scalar or "", when=watching("scalar"), placeholder="loss",
              hint="such as " + ", ".join(SCALARS)),
-        text("statistic", "Statistic", known.statistic or "", only="of-layers", placeholder="grad_norm",
+        text("statistic", "Statistic", known.statistic or "", when=watching("layers"), placeholder="grad_norm",
              hint="such as " + ", ".join(STATISTICS)),
-        text("layers", "Layers", known.layers, only="of-layers", hint="name pattern: * is all, blocks.*.weight"),
+        text("layers", "Layers", known.layers, when=watching("layers"), hint="name pattern: * is all, blocks.*.weight"),
         choice("reduce", "Of them", (("max", "the greatest"), ("min", "the least"), ("mean", "the mean")),
-               known.reduce, only="of-layers"),
+               known.reduce, when=watching("layers")),
         choice("condition", "Condition", CONDITIONS, known.condition),
         choice("direction", "Direction", (("up", "up"), ("down", "down"), ("either", "either way")),
-               known.direction, only="for-change for-z"),
+               known.direction, when=under("change", "z-score")),
         choice("change_by", "By", (("factor", "a factor"), ("amount", "an amount")), known.change_by,
-               only="for-change"),
-        text("value", "Value", value, hint=VALUE_HINTS),
-        text("window", "Window", str(known.window), mode="numeric", only="for-change for-z",
-             hint={"on-change": "steps back", "on-z": "values that are usual, 20 to 500"}),
-        text("for_steps", "Values in a row", str(known.for_steps), mode="numeric", only="not-silence",
-             hint="that it must hold"),
+               when=under("change")),
+        text("value", "Value", value, hint=[(under(*conditions), words) for conditions, words in VALUE_HINTS]),
+        text("window", "Window", str(known.window), mode="numeric", when=under("change", "z-score"),
+             hint=[(under("change"), "steps back"), (under("z-score"), "previous values to compare with, 20 to 500")]),
+        text("for_steps", "Values in a row", str(known.for_steps), mode="numeric",
+             when=under("above", "below", "change", "z-score"), hint="that it must hold"),
         text("cooldown_minutes", "Cooldown, minutes", f"{known.cooldown_minutes:g}",
              hint="from one alert to the next in a run"),
         text("project", "Project", known.project or "", placeholder="all"),
@@ -73,8 +81,7 @@ def editor(rule: Rule | None, runs: Sequence[RunSummary]) -> Component:
                 FORM,
                 fields,
                 [button("Save", "save-rule", strong=True), button("Test on history", "backtest-rule")],
-                of=known.id,
-                choices={"watches": watches, "condition": known.condition},
+                subject=known.id,
             ),
         ],
         className="card editor",

@@ -9,11 +9,11 @@ import msgspec
 from dash import Dash, Input, Output, dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Backtest, Rule
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.forms.actions import ActionContext, FormAction, Properties, form_result
 from dashboard.forms.fields import FieldError, button
-from dashboard.models import Rule, Tried
 from dashboard.numbers import count, exact, steps
 from dashboard.pages.alert_cards import level_tone
 from dashboard.pages.rule_backtest import backtest_sections
@@ -29,7 +29,7 @@ REDUCED: Final = {"max": "greatest", "min": "least", "mean": "mean"}
 def layout(request: PageRequest) -> Component:
     """Return the page before its first data."""
     may_change = request.viewer.is_administrator
-    new = html.Div(button("New rule", "new-rule", of="new"), className="form-buttons") if may_change else None
+    new = html.Div(button("New rule", "new-rule", subject="new"), className="form-buttons") if may_change else None
     rows = [html.Div(html.Span(className="skeleton"), className="item") for _ in range(3)]
     return html.Div(
         [
@@ -97,9 +97,9 @@ def _item(rule: Rule, *, may_change: bool) -> Component:
             ),
             html.Div(
                 [
-                    button("Edit", "edit-rule", of=rule.id),
-                    button("Switch off" if rule.enabled else "Switch on", "switch-rule", of=rule.id),
-                    button("Delete", "delete-rule", of=rule.id, sure="Really delete?"),
+                    button("Edit", "edit-rule", subject=rule.id),
+                    button("Switch off" if rule.enabled else "Switch on", "switch-rule", subject=rule.id),
+                    button("Delete", "delete-rule", subject=rule.id, sure="Really delete?"),
                 ],
                 className="item-buttons",
             )
@@ -161,7 +161,7 @@ class RulesLive:
 
 async def edit_rule(action: FormAction, context: ActionContext) -> Properties:
     """Open the editor with a rule, or with a new one."""
-    rule = await _rule(context.client, action.of) if action.verb == "edit-rule" else None
+    rule = await _rule(context.client, action.subject) if action.verb == "edit-rule" else None
     return {
         ids.RULE_EDITOR: {"children": editor(rule, await context.client.runs())},
         ids.RULE_BACKTEST: {"data": None},
@@ -170,7 +170,7 @@ async def edit_rule(action: FormAction, context: ActionContext) -> Properties:
 
 async def save_rule(action: FormAction, context: ActionContext) -> Properties:
     """Store the rule in the editor."""
-    known, taken = await _rule_and_ids(context.client, action.of)
+    known, taken = await _rule_and_ids(context.client, action.subject)
     rule = await context.client.put_rule(body(action.fields, known, taken))
     return {
         **await _rule_list(context.client),
@@ -181,12 +181,12 @@ async def save_rule(action: FormAction, context: ActionContext) -> Properties:
 
 async def backtest_rule(action: FormAction, context: ActionContext) -> Properties:
     """Run the rule in the editor over the history of a run or a project, without storing it."""
-    known, taken = await _rule_and_ids(context.client, action.of)
+    known, taken = await _rule_and_ids(context.client, action.subject)
     rule = body(action.fields, known, taken)
     kind, _, name = action.fields.get("backtest_on", "").partition(":")
     if not name:
         raise FieldError("backtest_on", "there is no run yet to test it on")
-    backtest = await context.client.try_rule(
+    backtest = await context.client.backtest_rule(
         rule, run=name if kind == "run" else None, project=name if kind == "project" else None
     )
     times = "not have fired" if not backtest.fired else f"have fired {backtest.fired}×"
@@ -198,14 +198,14 @@ async def backtest_rule(action: FormAction, context: ActionContext) -> Propertie
 
 async def switch_rule(action: FormAction, context: ActionContext) -> Properties:
     """Switch a rule on or off."""
-    rule = await _rule(context.client, action.of)
+    rule = await _rule(context.client, action.subject)
     await context.client.put_rule({**msgspec.to_builtins(rule), "enabled": not rule.enabled})
     return await _rule_list(context.client)
 
 
 async def delete_rule(action: FormAction, context: ActionContext) -> Properties:
     """Delete a rule and close the editor."""
-    await context.client.delete_rule(action.of)
+    await context.client.delete_rule(action.subject)
     return {
         **await _rule_list(context.client),
         ids.RULE_EDITOR: {"children": welcome()},
@@ -240,7 +240,7 @@ def _register_callbacks(app: Dash) -> None:
         current = parse_view(view)
         if not data or current is None:
             return None
-        return backtest_sections(msgspec.convert(data["backtest"], Tried), data["rule"], current)
+        return backtest_sections(msgspec.convert(data["backtest"], Backtest), data["rule"], current)
 
 
 PAGE: Final = Page(

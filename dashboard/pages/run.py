@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from dash import ALL, Dash, Input
 
+from client_sdk.answers import Alert, Event, Histogram, RunDetail, RunSummary, Series
 from client_sdk.vocabulary import AlertKind, RunState
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
@@ -21,7 +22,7 @@ from dashboard.figures.marks import Marks, marks_of
 from dashboard.figures.scales import statistic
 from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
-from dashboard.models import Alert, Event, Heatmap, Histogram, RunDetail, RunSummary, Series
+from dashboard.models import Heatmap
 from dashboard.numbers import compact, rate
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS

@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from client_sdk.answers import RunDetail, RunSummary
 from client_sdk.vocabulary import Stage
 from dashboard import ids
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
-from dashboard.models import RunDetail, RunSummary
 from dashboard.numbers import compact, count, duration, ratio, steps, unix_time
 from dashboard.pages.fleet_rows import spike_in
 from dashboard.pages.no_data import no_data

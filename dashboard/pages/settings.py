@@ -9,10 +9,10 @@ from typing import Final
 from dash import html
 from dash.development.base_component import Component
 
+from client_sdk.answers import Digest, Notifications, QuietHours, RunSummary, Silence, Token
 from client_sdk.vocabulary import AlertLevel
 from dashboard import ids
-from dashboard.forms.fields import FieldError, Options, button, choice, form, number, optional, text, whole
-from dashboard.models import Digest, Notifications, QuietHours, RunSummary, Silence, Token
+from dashboard.forms.fields import FieldError, Options, When, button, choice, form, number, optional, text, whole
 from dashboard.numbers import duration, exact
 from dashboard.pages.channel_form import ALERT_KINDS, LEVELS
 
@@ -36,7 +36,7 @@ def layout() -> Component:
                         [
                             html.H2("Channels", className="part"),
                             html.Div([skeleton, skeleton], id=ids.CHANNEL_LIST, className="card items"),
-                            html.Div(button("New channel", "new-channel", of="new"), className="form-buttons"),
+                            html.Div(button("New channel", "new-channel", subject="new"), className="form-buttons"),
                             html.Div(id=ids.CHANNEL_EDITOR),
                             html.H2("Tokens", className="part later"),
                             html.Div([skeleton], id=ids.TOKEN_LIST, className="card items"),
@@ -70,15 +70,16 @@ def quiet_form(found: Notifications) -> list[Component]:
     """Return the form of the quiet hours."""
     hours = found.quiet_hours
     known = hours if hours is not None else QuietHours(start="22:00", end="07:00")
-    fields = [
-        choice("on", "Quiet hours", (("no", "none"), ("yes", "every day")), "no" if hours is None else "yes"),
-        text("start", "From", known.start, only="when-on", placeholder="22:00"),
-        text("end", "To", known.end, only="when-on", placeholder="07:00"),
-        text("timezone", "Time zone", known.timezone, only="when-on", hint="such as Europe/Berlin"),
-        choice("min_level", "Sent nevertheless", LEVELS, known.min_level, only="when-on"),
-    ]
     on = "no" if hours is None else "yes"
-    return [form(QUIET, fields, [button("Save", "save-quiet")], of=f"{on}", choices={"on": on})]
+    when = When(field="on", values=("yes",), current=on)
+    fields = [
+        choice("on", "Quiet hours", (("no", "none"), ("yes", "every day")), on),
+        text("start", "From", known.start, when=when, placeholder="22:00"),
+        text("end", "To", known.end, when=when, placeholder="07:00"),
+        text("timezone", "Time zone", known.timezone, when=when, hint="such as Europe/Berlin"),
+        choice("min_level", "Sent nevertheless", LEVELS, known.min_level, when=when),
+    ]
+    return [form(QUIET, fields, [button("Save", "save-quiet")], subject=on)]
 
 
 def quiet_hours(fields: Mapping[str, str]) -> QuietHours | None:
@@ -111,7 +112,7 @@ def digest_form(found: Notifications) -> list[Component]:
         text("cooldown_minutes", "Cooldown, minutes", exact(found.cooldown_seconds / 60),
              hint="between two messages of a kind in a run"),
     ]  # fmt: skip
-    return [form(DIGEST, fields, [button("Save", "save-digest")], choices={})]
+    return [form(DIGEST, fields, [button("Save", "save-digest")])]
 
 
 def digest(fields: Mapping[str, str]) -> tuple[Digest, float]:
@@ -134,7 +135,7 @@ def silences(found: Notifications, runs: Sequence[RunSummary], now: float) -> li
         text("hours", "For hours", "1"),
         text("reason", "Reason", placeholder="maintenance"),
     ]
-    shown.append(html.Div(form(SILENCE, fields, [button("Silence", "save-silence")], choices={}), className="item"))
+    shown.append(html.Div(form(SILENCE, fields, [button("Silence", "save-silence")]), className="item"))
     return shown
 
 
@@ -154,7 +155,7 @@ def _silence(silence: Silence, names: Mapping[str, str], now: float) -> Componen
                 ],
                 className="item-words",
             ),
-            html.Div(button("End", "delete-silence", of=silence.id), className="item-buttons"),
+            html.Div(button("End", "delete-silence", subject=silence.id), className="item-buttons"),
         ],
         className="item",
     )
@@ -186,7 +187,7 @@ def tokens(found: Sequence[Token], now: float, created: Token | None = None) -> 
         choice("scope", "Scope", SCOPES, "write"),
         text("project", "Project", placeholder="all"),
     ]
-    new = form(TOKEN, fields, [button("New token", "save-token")], of=str(len(found)), choices={})
+    new = form(TOKEN, fields, [button("New token", "save-token")], subject=str(len(found)))
     return [*shown, html.Div(new, className="item")]
 
 
@@ -207,7 +208,7 @@ def _token(token: Token, now: float, created: Token | None) -> Component:
                 className="item-words",
             ),
             html.Div(
-                button("Revoke", "revoke-token", of=str(token.id), sure="Really revoke?"), className="item-buttons"
+                button("Revoke", "revoke-token", subject=str(token.id), sure="Really revoke?"), className="item-buttons"
             ),
         ],
         className="item",

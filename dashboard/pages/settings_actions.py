@@ -8,18 +8,18 @@ from typing import Any, Final
 
 import msgspec
 
+from client_sdk.answers import Channel, Notifications, Token
 from dashboard import ids
 from dashboard.client import ApiRefusedError
 from dashboard.forms.actions import ActionContext, FormAction, Handler, Properties, form_result
 from dashboard.forms.fields import optional
-from dashboard.models import Channel, Notifications, Token
 from dashboard.pages import settings
 from dashboard.pages.channel_form import channel_body, channel_editor, channel_list, unchanged
 
 
 async def edit_channel(action: FormAction, context: ActionContext) -> Properties:
     """Open the editor with a channel, or with a new one."""
-    channel = await _channel(context, action.of) if action.verb == "edit-channel" else None
+    channel = await _channel(context, action.subject) if action.verb == "edit-channel" else None
     kinds = await context.client.channel_kinds()
     return {ids.CHANNEL_EDITOR: {"children": channel_editor(channel, kinds)}}
 
@@ -28,9 +28,9 @@ async def save_channel(action: FormAction, context: ActionContext) -> Properties
     """Store the channel in the editor."""
     client = context.client
     kinds = await client.channel_kinds()
-    if action.of:
-        known = await _channel(context, action.of)
-        changed = await client.put_channel(action.of, channel_body(action.fields, known, kinds))
+    if action.subject:
+        known = await _channel(context, action.subject)
+        changed = await client.put_channel(action.subject, channel_body(action.fields, known, kinds))
         saved = {changed.id: changed}
     else:
         others = [unchanged(channel, id=channel.id) for channel in await client.channels()]
@@ -46,21 +46,21 @@ async def save_channel(action: FormAction, context: ActionContext) -> Properties
 
 async def test_channel(action: FormAction, context: ActionContext) -> Properties:
     """Send a test notification to a channel and show its result."""
-    test = await context.client.test_channel(action.of)
+    test = await context.client.test_channel(action.subject)
     result = "The test message was accepted." if test.ok else f"The test message was not accepted: {test.answer}"
-    return await _channel_list(context, {action.of: result})
+    return await _channel_list(context, {action.subject: result})
 
 
 async def switch_channel(action: FormAction, context: ActionContext) -> Properties:
     """Switch a channel on or off."""
-    channel = await _channel(context, action.of)
+    channel = await _channel(context, action.subject)
     await context.client.put_channel(channel.id, unchanged(channel, enabled=not channel.enabled))
     return await _channel_list(context, {})
 
 
 async def delete_channel(action: FormAction, context: ActionContext) -> Properties:
     """Remove a channel and close the editor."""
-    await context.client.delete_channel(action.of)
+    await context.client.delete_channel(action.subject)
     return {**await _channel_list(context, {}), ids.CHANNEL_EDITOR: {"children": None}}
 
 
@@ -100,7 +100,7 @@ async def save_silence(action: FormAction, context: ActionContext) -> Properties
 async def delete_silence(action: FormAction, context: ActionContext) -> Properties:
     """End a silence."""
     before = await context.client.notifications()
-    kept = tuple(silence for silence in before.silences if silence.id != action.of)
+    kept = tuple(silence for silence in before.silences if silence.id != action.subject)
     return await _silence_list(context, await _change_notifications(context, silences=kept))
 
 
@@ -111,7 +111,7 @@ async def _silence_list(context: ActionContext, found: Notifications) -> Propert
 
 async def create_token(action: FormAction, context: ActionContext) -> Properties:
     """Create a token and show its secret once."""
-    created = await context.client.make_token(
+    created = await context.client.create_token(
         scope=action.fields.get("scope", ""),
         project=optional(action.fields, "project"),
         label=action.fields.get("label", "").strip(),
@@ -121,8 +121,8 @@ async def create_token(action: FormAction, context: ActionContext) -> Properties
 
 async def revoke_token(action: FormAction, context: ActionContext) -> Properties:
     """Revoke a token."""
-    if action.of.isdecimal():
-        await context.client.revoke_token(int(action.of))
+    if action.subject.isdecimal():
+        await context.client.revoke_token(int(action.subject))
     return await _token_list(context, None)
 
 

@@ -8,9 +8,9 @@ from typing import Final
 
 from dash.development.base_component import Component
 
+from client_sdk.answers import Channel
 from dashboard import ids
 from dashboard.client import ApiClient
-from dashboard.models import Channel
 from dashboard.pages import settings
 from dashboard.pages.channel_form import channel_list
 from dashboard.pages.settings_actions import SETTINGS_ACTIONS
@@ -28,6 +28,7 @@ class SettingsLive:
     def __init__(self, client: ApiClient) -> None:
         self._client = client
         self._is_loaded = False
+        self._detail = ""
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Return all settings at first, and the channels again after a gap in the stream."""
@@ -42,16 +43,13 @@ class SettingsLive:
         if first:  # later, somebody may be typing into these forms
             updates |= settings.notification_forms(notifications, runs, now)
             updates[ids.TOKEN_LIST] = settings.tokens(tokens, now)
-        return Refresh(
-            updates=[Update(component=name, props={"children": shown}) for name, shown in updates.items()],
-            tone="ok",
-            word="live",
-            detail=_count(channels),
-        )
+        self._detail = _count(channels)
+        shown = [Update(component=name, props={"children": children}) for name, children in updates.items()]
+        return Refresh(updates=shown, detail=self._detail)
 
     def idle(self, view: View, now: float) -> Refresh:
         """Return no updates, because settings do not age."""
-        return Refresh(updates=(), tone="ok", word="live", detail="")
+        return Refresh(detail=self._detail)
 
 
 def _count(channels: Sequence[Channel]) -> str:

@@ -1,10 +1,10 @@
-"""The live tail: one websocket to the server for all open pages of this process, fanned out to their mailboxes.
+"""The live feed: one websocket to the server for all pages of a login, whose messages reach the mailboxes of the pages.
 
-After a loss of the connection it goes on where it was, by the cursor of the last message: nothing is missed and nothing
-has to be read anew. Where the server says that something is missing, the pages ask for everything again.
+After a lost connection the feed resumes at the cursor of the last message, so that nothing is missed or fetched again.
+If the server reports a gap, the pages fetch everything again.
 
-Bounded everywhere: a mailbox keeps the latest state per run, not a queue of messages, so that a page that looks away
-for an hour costs no more than one that looks every second.
+Memory is bounded: a mailbox merges messages into the latest state of each run and alert instead of queueing them, so a
+page that reads once an hour costs no more than one that reads every second.
 """
 
 from __future__ import annotations
@@ -21,57 +21,63 @@ import msgspec
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
+from client_sdk.answers import Alert, LiveFrame, RunSummary
 from dashboard.config import DashboardConfig
-from dashboard.models import Alert, LiveMessage, RunSummary
 
 logger = logging.getLogger(__name__)
 
 MAX_ALERTS_KEPT = 256
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one repeats
-READ_ANEW_EVERY = 5.0  # seconds, while the live view is degraded
+RELOAD_EVERY = 5.0  # seconds between full fetches while the live view is degraded
 
 
 @dataclass(kw_only=True)
 class News:
-    """What happened since a mailbox was last emptied."""
+    """Everything that has arrived in a mailbox since it was last read."""
 
     runs: dict[str, RunSummary] = field(default_factory=dict)
+    """Newest summaries, keyed by run id."""
     alerts: dict[str, Alert] = field(default_factory=dict)
+    """Changed alerts, keyed by alert id."""
     advanced: bool = False
-    committed_at: float | None = None  # Unix time of the oldest commit not yet shown
+    """Whether a run has new steps."""
+    committed_at: float | None = None
+    """Unix time of the oldest commit that is not yet shown; None without new steps."""
     events: bool = False
+    """Whether a run has new events."""
     resync: bool = False
-    """Something was missed, or the connection changed: ask for everything again."""
+    """Whether messages may be missing, so that the page must fetch everything again."""
 
     def __bool__(self) -> bool:
         return bool(self.runs or self.alerts or self.advanced or self.events or self.resync)
 
 
 class Mailbox:
-    """What one page has not looked at yet. Used on one event loop."""
+    """News that one page has not read yet. Not thread-safe: used on one event loop."""
 
     def __init__(self, run_id: str | None = None) -> None:
         self._run_id = run_id
         self._news = News()
         self.arrived = asyncio.Event()
+        """Event that is set while there are unread news."""
 
     def watch(self, run_id: str | None) -> None:
-        """From now on only about this run, or about all of them; forgets what was there."""
+        """Receive only news of this run from now on, or of all runs for None, and drop unread news."""
         self._run_id = run_id
         self._news = News()
         self.arrived.clear()
 
     def take(self) -> News:
-        """Everything since the last call."""
+        """Return the news since the last call."""
         news, self._news = self._news, News()
         self.arrived.clear()
         return news
 
-    def put(self, message: LiveMessage) -> None:
-        """Merge one message; later ones replace earlier ones of the same thing."""
+    def put(self, message: LiveFrame) -> None:
+        """Merge a message into the news. Later states of a run or alert replace earlier ones."""
         news = self._news
-        # An error says why the socket closes; the API tells the page what it means for it, a login that has ended say.
+        # After an error the socket closes. Fetching again shows the page the reason, such as the end of its login.
         if message.type in ("resync", "degraded", "restored", "error"):
             news.resync = True
         elif message.type == "run" and message.run is not None and self._wants(message.run.id):
@@ -95,7 +101,7 @@ class Mailbox:
 
 
 class LiveFeed:
-    """The connection to the server's live socket: open while any page is, reconnecting, shared by all."""
+    """The connection to the server's live websocket. It is open while any page is, and reconnects after a loss."""
 
     def __init__(self, config: DashboardConfig, clock: Callable[[], float] = time.time) -> None:
         self._url = config.live_url
@@ -103,12 +109,12 @@ class LiveFeed:
         self._clock = clock
         self._mailboxes: set[Mailbox] = set()
         self._task: asyncio.Task[None] | None = None
-        self._decoder = msgspec.json.Decoder(LiveMessage)
+        self._decoder = msgspec.json.Decoder(LiveFrame)
         self._cursor: str | None = None
         self.offline_since: float | None = clock()
-        """Unix time of the loss of the connection; None while connected."""
+        """Unix time at which the connection was lost; None while connected."""
         self.is_degraded = False
-        """Whether only a part of what happens is pushed; then pages read everything anew now and then."""
+        """Whether the server pushes only some messages; pages then fetch everything every `RELOAD_EVERY` seconds."""
 
     @property
     def subscriber_count(self) -> int:
@@ -117,7 +123,7 @@ class LiveFeed:
 
     @contextmanager
     def subscribe(self) -> Iterator[Mailbox]:
-        """A mailbox for as long as the block runs; the first one connects, the last one disconnects."""
+        """Yield a mailbox while the block runs. The first one connects the feed, the last one disconnects it."""
         mailbox = Mailbox()
         self._mailboxes.add(mailbox)
         if self._task is None or self._task.done():
@@ -136,7 +142,7 @@ class LiveFeed:
         failures = 0
         while True:
             url = self._url if self._cursor is None else f"{self._url}?cursor={quote(self._cursor)}"
-            reading_anew = asyncio.create_task(self._read_anew())
+            reloading = asyncio.create_task(self._reload())
             try:
                 async with connect(
                     url, additional_headers=self._headers, max_size=MAX_FRAME_BYTES, proxy=None
@@ -149,17 +155,17 @@ class LiveFeed:
             except (OSError, WebSocketException) as error:
                 logger.info("live feed lost", extra={"action": "live-lost", "error": str(error)})
             finally:
-                reading_anew.cancel()
+                reloading.cancel()
             if self.offline_since is None:
                 self.offline_since = self._clock()
             await asyncio.sleep(RETRY_DELAYS[min(failures, len(RETRY_DELAYS) - 1)])
             failures += 1
 
-    async def _read_anew(self) -> None:
+    async def _reload(self) -> None:
         while True:
-            await asyncio.sleep(READ_ANEW_EVERY)
+            await asyncio.sleep(RELOAD_EVERY)
             if self.is_degraded:
-                self.fan_out(LiveMessage(type="resync"))
+                self.fan_out(LiveFrame(type="resync"))
 
     def _receive(self, frame: str | bytes) -> None:
         try:
@@ -171,14 +177,14 @@ class LiveFeed:
             self._cursor = message.cursor
         match message.type:
             case "subscribed" if not message.resumed:
-                message = LiveMessage(type="resync")
+                message = LiveFrame(type="resync")
             case "degraded":
                 self.is_degraded = True
             case "restored":
                 self.is_degraded = False
         self.fan_out(message)
 
-    def fan_out(self, message: LiveMessage) -> None:
+    def fan_out(self, message: LiveFrame) -> None:
         """Put a message into the mailboxes of all open pages."""
         for mailbox in self._mailboxes:
             mailbox.put(message)

@@ -16,11 +16,11 @@ from typing import Any, Final, Protocol
 
 from dash.exceptions import WebsocketDisconnected
 
+from client_sdk.answers import LiveFrame
 from dashboard import ids
 from dashboard.client import ApiError, ApiRefusedError
 from dashboard.dash_private import component_key
-from dashboard.models import LiveMessage
-from dashboard.stream.feed import READ_ANEW_EVERY, LiveFeed, Mailbox, News
+from dashboard.stream.feed import RELOAD_EVERY, LiveFeed, Mailbox, News
 from dashboard.stream.live_part import LivePart, Refresh, Update
 from dashboard.stream.status import status
 from dashboard.stream.view import View
@@ -117,7 +117,7 @@ class Session:
         """Keep one page live until the browser opens another one."""
         shown: View | None = None
         due = 0.0
-        mailbox.put(LiveMessage(type="resync"))
+        mailbox.put(LiveFrame(type="resync"))
         self._behind = None
         while (view := self._view) is not None and view.address == first_view.address:
             self._view_changed.clear()
@@ -128,7 +128,7 @@ class Session:
                 try:
                     refresh = await part.refresh(view, news, self._clock())
                 except ApiError as error:
-                    mailbox.put(LiveMessage(type="resync"))
+                    mailbox.put(LiveFrame(type="resync"))
                     await self._show_error(error)
                     due, shown = self._monotonic() + RETRY_AFTER, view
                     continue
@@ -177,7 +177,7 @@ class Session:
         elif self._feed.is_degraded and word == "live":
             tone, word = "warn", "live view degraded"
             # The interval stands first, because a narrow page cuts off the rest.
-            detail = f"read every {READ_ANEW_EVERY:g} s · {detail}"
+            detail = f"read every {RELOAD_EVERY:g} s · {detail}"
         elif self._behind is not None and word == "live":
             if self._behind > CATCHING_UP:
                 tone, word = "warn", "catching up"

@@ -1,1 +1,1 @@
-"""From what the detectors hold to be true to alerts that people act on."""
+"""Alerts: the incidents that people act on, made from the findings of the detectors."""

@@ -1,17 +1,28 @@
-"""One incident, one alert: opened, changed, settled, resolved.
+"""The lifecycle of alerts: opened, changed, settled, resolved. One incident is one alert.
 
-Owns the life of the alerts of one writer: turns verdicts into `Alert`s, decides what is worth telling again, and
-holds each prediction against what came. Does no I/O and reads no clock; times are the caller's. After
-`restore(snapshot())` the same verdicts give the same alerts with the same ids, which makes a replay harmless.
+Owns the alerts of one writer: turns verdicts into `Alert`s, decides which changes are worth reporting, and compares
+each prediction to what happened. Does not decide who is notified, does no I/O, reads no clock; callers pass the times.
+After `restore(snapshot())` the same verdicts give the same alerts with the same ids, so a replay is harmless.
 
 * An alert opens with the first finding of its kind and keeps the highest level it reached.
-* It is told again only when its level or cause changed, its date moved by more than two steps and a tenth of what
-  remains, or 50 steps passed.
-* It is resolved when its finding has been absent for 20 steps; a finding that comes back before that belongs to it.
-* A prediction is held against the first date it gave, `first_predicted_step`: a spike within that band is a hit,
-  early or late outside it. No spike by the end of the latest band and a margin, and no sign any more: false. A mere
-  watch that passes is resolved without a result: it claimed nothing.
-* Findings of one kind may stand side by side where each has a key, as those of rules do: one alert for each.
+* A change is reported only if the level or the cause changed, if the forecast moved by more than two steps and a tenth
+  of the remaining ones, or if 50 steps passed.
+* An alert is resolved when its finding has been absent for 20 steps. A finding that returns before that belongs to the
+  same alert.
+* A prediction is compared to its first forecast, `first_predicted_step`: a spike within that range is a hit, otherwise
+  early or late. Without a spike by the end of the latest range and a margin, and without any further sign, it is false.
+  A mere watch that passes is resolved without a result, because it claimed nothing.
+* Findings of one kind may hold at the same time if each has a key, as those of alert rules do: one alert for each.
+
+>>> from server.models import Stage
+>>> lifecycle = AlertLifecycle("run")
+>>> spike = Finding(kind=AlertKind.SPIKE, level=AlertLevel.WARNING, step=7, title="Loss spike", message="It rose.")
+>>> def verdict(step, *findings):
+...     return Verdict(step=step, stage=Stage.STABLE, stability_ratio=None, findings=findings)
+>>> [alert.state for alert in lifecycle.apply(verdict(8, spike), time=1.0)]
+['open']
+>>> [alert.state for step in range(9, 40) for alert in lifecycle.apply(verdict(step), time=2.0)]
+['resolved']
 """
 
 from __future__ import annotations
@@ -22,27 +33,28 @@ from typing import Final, Literal
 
 import msgspec
 
+from client_sdk.vocabulary import LEVEL_RANK
 from server.models import Alert, AlertKind, AlertLevel, AlertState, Finding, Outcome, PredictedStep, Verdict
 
 SNAPSHOT_VERSION: Final = 1
 NAMESPACE: Final = uuid.UUID("5d1f5d3e-61f7-5a3c-9a57-0d2b54f5c0de")
+"""Namespace of the alert ids (version 5 UUIDs)."""
 QUIET: Final = 20
-"""Steps without its finding after which an alert is resolved."""
+"""Number of steps without its finding after which an alert is resolved."""
 REFRESH: Final = 50
-"""Steps after which a standing alert is told again with fresh evidence."""
+"""Number of steps after which an open alert is reported again with fresh evidence."""
 PAUSE: Final = 5
-"""Steps between two tellings of a date that moves."""
+"""Smallest number of steps between two reports of a forecast that moves."""
 MARGIN: Final = 20
-"""Steps that a prediction is waited for beyond its band."""
-RANK: Final = {AlertLevel.WATCH: 0, AlertLevel.WARNING: 1, AlertLevel.CRITICAL: 2}
+"""Number of steps that a prediction is still waited for beyond its range."""
 
 
 class Incident(msgspec.Struct):
-    """An open alert and what its lifecycle needs."""
+    """An open alert with the last step of its finding."""
 
     alert: Alert
     held_step: int
-    """Last step at which its finding held."""
+    """Last step at which the finding held."""
 
 
 class _State(msgspec.Struct):
@@ -50,9 +62,7 @@ class _State(msgspec.Struct):
     run_id: str
     attempt: int = 0
     incidents: dict[str, Incident] = {}
-    """By slot: a kind, with a key where it has one."""
-    silenced: dict[str, float] = {}
-    """Alert id to Unix time."""
+    """Open alerts by slot, which is the kind with the key of the finding."""
 
 
 class AlertLifecycle:
@@ -63,81 +73,65 @@ class AlertLifecycle:
 
     @property
     def open(self) -> tuple[Alert, ...]:
-        """Those not resolved, oldest first."""
+        """Alerts that are not resolved, oldest first."""
         return tuple(sorted((i.alert for i in self._state.incidents.values()), key=lambda a: (a.step, a.kind)))
 
     def apply(self, verdict: Verdict, time: float, attempt: int = 0) -> list[Alert]:
-        """The alerts that this verdict opened, changed or closed, in the order of their telling.
+        """Return the alerts that this verdict opened, changed or closed, in the order in which they are reported.
 
-        `time` is the Unix time that opened and closed alerts carry: pass the sample's, so that a replay repeats it.
+        `time` is the Unix time of opened and closed alerts. Pass that of the sample, so that a replay repeats it.
         """
         state = self._state
-        told: list[Alert] = []
+        changed: list[Alert] = []
         if attempt != state.attempt:
-            told += self.close_all(time)
+            changed += self.close_all(time)
             state.attempt = attempt
         if not verdict.findings and not state.incidents:
-            return told
+            return changed
         findings = {finding.slot: finding for finding in verdict.findings}
         settled = self._settle(findings, verdict.step, time)
-        told += [] if settled is None else [settled]
+        changed += [] if settled is None else [settled]
         for finding in findings.values():
             alert = self._hold(finding, findings, settled, verdict.step, time)
             if alert is not None:
-                told.append(alert)
-        told += self._expire(findings, verdict.step, time)
-        return told
+                changed.append(alert)
+        changed += self._expire(findings, verdict.step, time)
+        return changed
 
     def report(self, finding: Finding, step: int, time: float) -> Alert | None:
-        """The alert of a finding that no sample brought, where it is worth telling: the clock found it."""
+        """Return the new or changed alert of a finding that comes from the clock instead of a sample, or None."""
         return self._hold(finding, {finding.slot: finding}, None, step, time)
 
     def end(self, slot: str, step: int, time: float, note: str) -> Alert | None:
-        """Resolve the alert of one slot at once, and say why; None when none is open there."""
+        """Resolve the alert of one slot at once and add a note to its message; None if no alert is open there."""
         incident = self._state.incidents.pop(slot, None)
         return None if incident is None else self._resolve(incident, step, time, None, note)
 
     def close_all(self, time: float) -> list[Alert]:
-        """Resolve every open alert: the run ended, or stepped back. Predictions not yet due get no result."""
-        told = [
+        """Resolve every open alert, because the run ended or stepped back. Predictions not yet due get no result."""
+        resolved = [
             self._resolve(incident, incident.alert.updated_step, time, None, "")
             for incident in self._state.incidents.values()
         ]
         self._state.incidents.clear()
-        return told
-
-    def acknowledge(self, alert_id: str) -> Alert | None:
-        """The alert, acknowledged; None when it is not open here."""
-        for incident in self._state.incidents.values():
-            if incident.alert.id == alert_id:
-                incident.alert = msgspec.structs.replace(incident.alert, state=AlertState.ACKNOWLEDGED.value)
-                return incident.alert
-        return None
-
-    def silence(self, alert_id: str, until: float) -> Alert | None:
-        """Mark the alert silent until a Unix time; None when it is not open here. The alert itself lives on."""
-        for incident in self._state.incidents.values():
-            if incident.alert.id == alert_id:
-                self._state.silenced[alert_id] = until
-                return incident.alert
-        return None
-
-    def is_silenced(self, alert_id: str, time: float) -> bool:
-        """Whether notifications of this alert are to be held back at `time`."""
-        return self._state.silenced.get(alert_id, 0.0) > time
+        return resolved
 
     def snapshot(self) -> bytes:
+        """Return the whole state. A lifecycle that is restored from it continues exactly where this one is."""
         return msgspec.msgpack.encode(self._state)
 
     @classmethod
     def restore(cls, data: bytes) -> AlertLifecycle:
-        """Raises `ValueError` for anything but a snapshot of this version (`msgspec.DecodeError` is one)."""
+        """Return the lifecycle that a snapshot was taken of.
+
+        Raises `ValueError` for a snapshot of another version and for anything else (`msgspec.DecodeError` is one).
+        """
         state = msgspec.msgpack.decode(data, type=_State)
         if state.version != SNAPSHOT_VERSION:
-            raise ValueError(f"snapshot version {state.version}, expected {SNAPSHOT_VERSION}")
-        book = cls(state.run_id)
-        book._state = state
-        return book
+            raise ValueError(f"the snapshot has version {state.version}, but this server reads {SNAPSHOT_VERSION}")
+        lifecycle = cls(state.run_id)
+        lifecycle._state = state
+        return lifecycle
 
     def _hold(
         self,
@@ -147,7 +141,7 @@ class AlertLifecycle:
         step: int,
         time: float,
     ) -> Alert | None:
-        """Open the alert of a finding, or change it where the change is worth telling."""
+        """Open the alert of a finding, or change it if the change is worth reporting."""
         incident = self._state.incidents.get(finding.slot)
         if incident is None:
             if finding.kind is AlertKind.SPIKE_PREDICTED and _came(findings) is not None:
@@ -155,7 +149,7 @@ class AlertLifecycle:
             return self._open(finding, settled, step, time)
         incident.held_step = step
         before = incident.alert
-        level = max(AlertLevel(before.level), finding.level, key=RANK.__getitem__)
+        level = max(AlertLevel(before.level), finding.level, key=LEVEL_RANK.__getitem__)
         changed = (
             level != before.level
             or (before.first_predicted_step is None and finding.predicted_step is not None)
@@ -186,7 +180,7 @@ class AlertLifecycle:
         state = self._state
         name = f"{state.run_id}:{state.attempt}:{finding.slot}:{step}"
         if finding.key:
-            name += f":{time}"  # silence may begin twice at one step
+            name += f":{time}"  # a silence may begin twice at one step
         evidence = dict(finding.evidence)
         if finding.kind is AlertKind.SPIKE and settled is not None and settled.outcome is not None:
             evidence["prediction_id"] = settled.id
@@ -218,7 +212,7 @@ class AlertLifecycle:
         return alert
 
     def _settle(self, findings: dict[str, Finding], step: int, time: float) -> Alert | None:
-        """Close the open prediction if what it predicted has come."""
+        """Resolve the open prediction if what it predicted has come."""
         incident = self._state.incidents.get(AlertKind.SPIKE_PREDICTED)
         came = _came(findings)
         if incident is None or came is None:
@@ -238,27 +232,26 @@ class AlertLifecycle:
         )
 
     def _expire(self, findings: dict[str, Finding], step: int, time: float) -> list[Alert]:
-        """Close what has been quiet long enough."""
-        told = []
+        """Resolve the alerts whose findings have been absent for long enough."""
+        resolved = []
         for slot, incident in list(self._state.incidents.items()):
             if slot in findings or step - incident.held_step < QUIET:
                 continue
             alert = incident.alert
             if slot != AlertKind.SPIKE_PREDICTED or alert.level == AlertLevel.WATCH:
-                told.append(self._resolve(incident, step, time, None, ""))
+                resolved.append(self._resolve(incident, step, time, None, ""))
             else:
                 band = alert.predicted_step
                 last = incident.held_step if band is None else max(band.high, incident.held_step)
                 if step < last + MARGIN:
                     continue
                 outcome = Outcome(result="false", step=None, lead=None)
-                told.append(self._resolve(incident, step, time, outcome, f" It did not come by step {step}."))
+                resolved.append(self._resolve(incident, step, time, outcome, f" It did not come by step {step}."))
             del self._state.incidents[slot]
-        return told
+        return resolved
 
     def _resolve(self, incident: Incident, step: int, time: float, outcome: Outcome | None, note: str) -> Alert:
         alert = incident.alert
-        self._state.silenced.pop(alert.id, None)
         return msgspec.structs.replace(
             alert,
             state=AlertState.RESOLVED.value,
@@ -270,7 +263,7 @@ class AlertLifecycle:
 
 
 def _came(findings: dict[str, Finding]) -> Finding | None:
-    """What a prediction waits for: a spike, or a loss that is no number any more."""
+    """Return the finding that settles a prediction: a spike, or a loss that is no longer finite."""
     spike = findings.get(AlertKind.SPIKE)
     if spike is not None:
         return spike
@@ -279,21 +272,24 @@ def _came(findings: dict[str, Finding]) -> Finding | None:
 
 
 def _warned(alert: Alert, level: AlertLevel, step: int) -> dict[str, float | int | str | None]:
-    """The step at which a prediction first reached warning, as evidence."""
+    """Return the step at which a prediction first reached level warning, as evidence."""
     if alert.kind != AlertKind.SPIKE_PREDICTED or level is AlertLevel.WATCH or "warned_at_step" in alert.evidence:
         return {}
     return {"warned_at_step": step}
 
 
 def _moved(before: PredictedStep | None, now: PredictedStep | None, step: int) -> bool:
-    """Whether a date moved by more than two steps and a tenth of what remained. What is overdue always moves."""
+    """Return whether a forecast moved by more than two steps and a tenth of the remaining ones.
+
+    An overdue forecast moves with every step and does not count.
+    """
     if now is None or now.best <= step + 1:
         return False
     return before is None or abs(now.best - before.best) > max(2.0, 0.1 * abs(before.best - step))
 
 
 def _forewarning(evidence: Mapping[str, float | int | str | None]) -> str:
-    """What a spike's message says of the prediction that it settled."""
+    """Return the sentence of a spike's message about the prediction that it settled."""
     if "lead_steps" not in evidence:
         return ""
     return f" It had been predicted at step {evidence['predicted_at_step']}: lead {evidence['lead_steps']} steps."

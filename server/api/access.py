@@ -1,22 +1,23 @@
-"""What every call needs: the stores, who is asking, and which runs they may see."""
+"""Dependencies of every call: the services, the principal of the token, and the runs that it may see."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from client_sdk import answers
 from server.auth.admissions import Admissions
 from server.auth.logins import Logins
 from server.auth.secret_box import SecretBox
 from server.auth.tokens import UNAUTHENTICATED, Authenticator, Identity
 from server.errors import ApiError
 from server.exports.archive import Archiver
-from server.exports.streams import Exporter
+from server.exports.exporter import Exporter
 from server.metrics import Metrics
 from server.models import DELETING, Principal, Scope
 from server.notifications.messenger import Messenger
@@ -41,14 +42,16 @@ from server.storage.tokens import TokenStore
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsAccess:
+    """Access to the server's own metrics."""
+
     token: str | None = field(repr=False)
-    """Opens the metrics and nothing else."""
+    """Token that opens the metrics and nothing else."""
     open_to_loopback: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """What `main` has wired together, for the handlers."""
+    """Services that the handlers use; `main` builds them."""
 
     database: Database
     authenticator: Authenticator
@@ -69,9 +72,9 @@ class Services:
     secrets: SecretBox
     messenger: Messenger
     rules: RuleStore
-    rehearsal: RuleBacktest
-    rehearsing: asyncio.Semaphore
-    """So many rehearsals at a time; the others wait."""
+    backtest: RuleBacktest
+    backtest_slots: asyncio.Semaphore
+    """Slots for backtests that run at the same time; further ones wait."""
     exporter: Exporter
     archiver: Archiver
     deleter: Deleter
@@ -85,7 +88,7 @@ def services_of(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-_bearer = HTTPBearer(auto_error=False, description="A token: `spikewatch token create` makes one.")
+_bearer = HTTPBearer(auto_error=False, description="A token: `spikewatch token create` creates one.")
 ServicesOf = Annotated[Services, Depends(services_of)]
 
 
@@ -127,25 +130,28 @@ Reader = Annotated[Principal, Depends(_principal)]
 Operator = Annotated[Principal, Depends(_writing_principal)]
 Administrator = Annotated[Principal, Depends(_administering_principal)]
 ProjectAdministrator = Annotated[Principal, Depends(_project_administering_principal)]
-"""Of one project, or of all."""
+"""Administrator of one project, or of all projects."""
 
 
 async def visible_run(services: Services, principal: Principal, run_id: str) -> RunVersion:
-    """Raises 404 for a run that is not there, and alike for one of a project that the token does not open; 410 while
-    what is left of a deleted one is taken away."""
+    """Return the version of a run.
+
+    Raises `ApiError`: 404 for a run that does not exist or belongs to a project that the token does not open, 410 while
+    a run is being deleted.
+    """
     found = await services.runs.version_of(run_id)
     if found is None or not principal.may_see(found.project):
-        raise ApiError(404, "unknown_run", f"there is no run {run_id!r}; GET /api/v1/runs lists them")
+        raise ApiError(404, "unknown_run", f"the run {run_id!r} does not exist; GET /api/v1/runs lists them")
     if found.state == DELETING:
         raise ApiError(410, "run_deleted", f"the run {run_id!r} was deleted")
     return found
 
 
-async def visible_alert(services: Services, principal: Principal, alert_id: str) -> dict[str, Any]:
-    """The alert as the API shows it; 404 as for runs."""
+async def visible_alert(services: Services, principal: Principal, alert_id: str) -> answers.Alert:
+    """Return the alert. Raises `ApiError` 404 as `visible_run` does."""
     alert = await services.alerts.get(alert_id)
     if alert is not None:
-        project = await services.runs.project_of(alert["run_id"])
+        project = await services.runs.project_of(alert.run_id)
         if project is not None and principal.may_see(project):
             return alert
-    raise ApiError(404, "unknown_alert", f"there is no alert {alert_id!r}; GET /api/v1/alerts lists them")
+    raise ApiError(404, "unknown_alert", f"the alert {alert_id!r} does not exist; GET /api/v1/alerts lists them")

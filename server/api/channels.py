@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Path
+import msgspec
+from fastapi import Path
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -19,26 +19,18 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from starlette.responses import Response
 
+from client_sdk import answers
 from server.api.access import Administrator, Services, ServicesOf
-from server.api.answers import (
-    ChannelAnswer,
-    ChannelKindsAnswer,
-    ChannelsAnswer,
-    NotificationsAnswer,
-    RemovedAnswer,
-    TestAnswer,
-)
-from server.api.encoding import json_response
 from server.api.errors import REFUSALS
+from server.api.router import AnswerRouter
 from server.errors import ApiError, ConfigurationError, SecretLostError
 from server.models import AlertKind, AlertLevel
 from server.notification import Channel, Digest, NotificationSettings, QuietHours, Silence
 from server.notifications.channels.channel_kind import ChannelKind, Target, TargetError, new_signing_key
 from server.notifications.channels.registry import KINDS, kind_named
 
-router = APIRouter(tags=["notifications"], responses=REFUSALS)
+router = AnswerRouter(tags=["notifications"], responses=REFUSALS)
 
 ChannelId = Annotated[str, Path(max_length=36, description="Id of the channel.")]
 MAX_CHANNELS = 100
@@ -178,72 +170,75 @@ class NotificationsBody(BaseModel):
     silences: list[SilenceBody] = Field(default=[], max_length=MAX_SILENCES)
 
 
-@router.get("/channels", response_model=ChannelsAnswer, summary="List the channels")
-async def list_channels(services: ServicesOf, _: Administrator) -> Response:
+@router.get("/channels", summary="List the channels")
+async def list_channels(services: ServicesOf, _: Administrator) -> answers.Channels:
     """Return all channels without their secrets."""
-    return json_response({"channels": [channel_json(channel) for channel in await services.channels.all()]})
+    return answers.Channels(channels=tuple(channel_answer(channel) for channel in await services.channels.all()))
 
 
-@router.get("/channels/kinds", response_model=ChannelKindsAnswer, summary="List the kinds of channels")
-async def list_kinds(_: Administrator) -> Response:
+@router.get("/channels/kinds", summary="List the kinds of channels")
+async def list_kinds(_: Administrator) -> answers.ChannelKinds:
     """Return the kinds of channels with the fields of their forms, in the order in which they are offered."""
-    return json_response({"kinds": [kind_json(kind) for kind in KINDS]})
+    return answers.ChannelKinds(kinds=tuple(kind_answer(kind) for kind in KINDS))
 
 
-@router.put("/channels", response_model=ChannelsAnswer, summary="Replace the channels")
-async def replace_channels(services: ServicesOf, _: Administrator, body: ChannelsBody) -> Response:
+@router.put("/channels", summary="Replace the channels")
+async def replace_channels(services: ServicesOf, _: Administrator, body: ChannelsBody) -> answers.Channels:
     """Replace all channels by those in the body; a channel with an id and without a secret keeps its secret."""
     known = {channel.id: channel for channel in await services.channels.all()}
     given = [item.id for item in body.channels if item.id is not None]
-    for item in given:
-        if item not in known or given.count(item) > 1:
-            raise ApiError(
-                400,
-                "unknown_channel",
-                f"there is no channel {item!r}, or it is listed twice; leave new ids out",
-            )
-    wanted = [await _channel(services, item, known.get(item.id or "")) for item in body.channels]
+    for number, item in enumerate(body.channels):
+        if item.id is not None and (item.id not in known or given.count(item.id) > 1):
+            message = f"there is no channel {item.id!r}, or it is listed twice; leave new ids out"
+            raise ApiError(400, "unknown_channel", message, field=f"channels.{number}.id")
+    wanted = [
+        await _channel(services, item, known.get(item.id or ""), f"channels.{number}.")
+        for number, item in enumerate(body.channels)
+    ]
     await services.channels.replace([channel for channel, _ in wanted])
     keys = {channel.id: key for channel, key in wanted}
     stored = await services.channels.all()
-    return json_response({"channels": [channel_json(channel, keys.get(channel.id)) for channel in stored]})
+    return answers.Channels(channels=tuple(channel_answer(channel, keys.get(channel.id)) for channel in stored))
 
 
-@router.put("/channels/{channel_id}", response_model=ChannelAnswer, summary="Change a channel")
-async def change_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId, body: ChannelBody) -> Response:
+@router.put("/channels/{channel_id}", summary="Change a channel")
+async def change_channel(
+    services: ServicesOf, _: Administrator, channel_id: ChannelId, body: ChannelBody
+) -> answers.Channel:
     """Change one channel, which keeps its secret if the body has none."""
     before = await _existing(services, channel_id)
     channel, key = await _channel(services, body, before)
     await services.channels.put(channel)
-    return json_response(channel_json(await _existing(services, channel_id), key))
+    return channel_answer(await _existing(services, channel_id), key)
 
 
-@router.delete("/channels/{channel_id}", response_model=RemovedAnswer, summary="Remove a channel")
-async def remove_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> Response:
+@router.delete("/channels/{channel_id}", summary="Remove a channel")
+async def remove_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> answers.Removed:
     """Remove a channel together with the notifications that wait for it."""
     if not await services.channels.delete(channel_id):
         raise _unknown(channel_id)
-    return json_response({"id": channel_id, "removed": True})
+    return answers.Removed(id=channel_id)
 
 
-@router.post("/channels/{channel_id}/test", response_model=TestAnswer, summary="Send a test message")
-async def send_test_message(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> Response:
+@router.post("/channels/{channel_id}/test", summary="Send a test message")
+async def send_test_message(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> answers.ChannelTest:
     """Send a test message now, and return the answer of the receiving service."""
-    return json_response(await services.messenger.test(await _existing(services, channel_id)))
+    return await services.messenger.test(await _existing(services, channel_id))
 
 
-@router.get("/notifications", response_model=NotificationsAnswer, summary="Quiet hours, digests, silences")
-async def get_notifications(services: ServicesOf, _: Administrator) -> Response:
+@router.get("/notifications", summary="Quiet hours, digests, silences")
+async def get_notifications(services: ServicesOf, _: Administrator) -> answers.Notifications:
     """Return the settings that apply to all channels."""
-    return json_response(asdict(await services.channels.settings()))
+    return msgspec.convert(await services.channels.settings(), answers.Notifications, from_attributes=True)
 
 
-@router.put("/notifications", response_model=NotificationsAnswer, summary="Replace quiet hours, digests, silences")
-async def put_notifications(services: ServicesOf, _: Administrator, body: NotificationsBody) -> Response:
+@router.put("/notifications", summary="Replace quiet hours, digests, silences")
+async def put_notifications(services: ServicesOf, _: Administrator, body: NotificationsBody) -> answers.Notifications:
     """Replace the settings that apply to all channels."""
-    for run_id in {silence.run_id for silence in body.silences if silence.run_id is not None}:
-        if await services.runs.project_of(run_id) is None:
-            raise ApiError(400, "unknown_run", f"silences: there is no run {run_id!r}")
+    for number, silence in enumerate(body.silences):
+        if silence.run_id is not None and await services.runs.project_of(silence.run_id) is None:
+            message = f"silences: there is no run {silence.run_id!r}"
+            raise ApiError(400, "unknown_run", message, field=f"silences.{number}.run_id")
     silences = {
         silence.id or str(uuid.uuid4()): silence.model_dump(mode="json", exclude={"id"}) for silence in body.silences
     }
@@ -255,44 +250,48 @@ async def put_notifications(services: ServicesOf, _: Administrator, body: Notifi
             silences=tuple(Silence(id=name, **silence) for name, silence in silences.items()),
         )
     )
-    return json_response(asdict(await services.channels.settings()))
+    return msgspec.convert(await services.channels.settings(), answers.Notifications, from_attributes=True)
 
 
-def channel_json(channel: Channel, signing_key: str | None = None) -> dict[str, Any]:
+def channel_answer(channel: Channel, signing_key: str | None = None) -> answers.Channel:
     """Return a channel as administrators see it. Its secret is never part of it; ``signing_key`` is a new key."""
-    shown = asdict(channel)
-    del shown["encrypted_secrets"]
-    return shown if signing_key is None else {**shown, "signing_key": signing_key}
+    shown = msgspec.convert(channel, answers.Channel, from_attributes=True)
+    return shown if signing_key is None else msgspec.structs.replace(shown, signing_key=signing_key)
 
 
-def kind_json(kind: ChannelKind) -> dict[str, Any]:
+def kind_answer(kind: ChannelKind) -> answers.ChannelKind:
     """Return a kind of channel with the fields of its form."""
-    return {"name": kind.name, "label": kind.label, "fields": [asdict(field) for field in kind.fields]}
+    return msgspec.convert(kind, answers.ChannelKind, from_attributes=True)
 
 
-async def _channel(services: Services, body: ChannelBody, before: Channel | None) -> tuple[Channel, str | None]:
-    """Return the channel that the body describes, and its signing key if one was generated. Raises `ApiError`."""
+async def _channel(
+    services: Services, body: ChannelBody, before: Channel | None, place: str = ""
+) -> tuple[Channel, str | None]:
+    """Return the channel that the body describes, and its signing key if one was generated.
+
+    ``place``: path of the channel in the body. Raises `ApiError`, which names the field at fault.
+    """
     kind = kind_named(body.kind)
     settings = body.settings.model_dump(mode="json", exclude_none=True)
     if body.signing_key is not None and not kind.is_signed:
-        raise _refused("signing_key", f"channels of the kind {kind.name} are not signed; leave the key out")
+        raise _refused(place, "signing_key", f"channels of the kind {kind.name} are not signed; leave the key out")
     if before is not None and before.kind != kind.name and body.secret is None:
-        raise _refused("secret", f"a channel that changes its kind to {kind.name} needs a new secret")
+        raise _refused(place, "secret", f"a channel that changes its kind to {kind.name} needs a new secret")
     stored: dict[str, str] = {}
     if before is not None and (body.secret is None or body.signing_key is None):
         try:
             stored = services.secrets.open(before.encrypted_secrets)
         except SecretLostError as error:
             if body.secret is None:
-                raise ApiError(400, "secret_lost", f"{body.name}: {error}") from error
+                raise ApiError(400, "secret_lost", f"{body.name}: {error}", field=f"{place}secret") from error
     secret = body.secret if body.secret is not None else stored.get("secret")
     if secret is None:
-        raise _refused("secret", f"the new channel {body.name!r} needs one")
+        raise _refused(place, "secret", f"the new channel {body.name!r} needs one")
     target = Target(secret=secret, settings=settings)
     try:
         await asyncio.to_thread(kind.check, target, allow_private=services.messenger.allow_private)
     except TargetError as error:
-        raise _refused(error.field, error.reason, body.name) from error
+        raise _refused(place, error.field, error.reason) from error
     contents = {"secret": secret}
     generated: str | None = None
     if kind.is_signed:
@@ -332,6 +331,6 @@ def _unknown(channel_id: str) -> ApiError:
     return ApiError(404, "unknown_channel", f"there is no channel {channel_id!r}; GET /api/v1/channels lists them")
 
 
-def _refused(field: str, reason: str, channel: str = "") -> ApiError:
-    place = f"{field} of {channel!r}" if channel else field
-    return ApiError(400, "invalid_parameter", f"{place}: {reason}")
+def _refused(place: str, field: str, reason: str) -> ApiError:
+    path = f"{place}{field}"
+    return ApiError(400, "invalid_parameter", f"{path}: {reason}", field=path)

@@ -1,4 +1,4 @@
-"""Numbers as JSON or msgpack, compressed, with a tag that changes when they may.
+"""Encoding of answers as JSON or msgpack, compression, and entity tags that change whenever the answer may.
 
 NaN and infinities become null in JSON.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,20 +16,32 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
+JSON = "application/json"
 MSGPACK = "application/msgpack"
 VARY = "Accept, Accept-Encoding"
-MIN_COMPRESSED = 1_024  # bytes; below, a packet is a packet
+MIN_COMPRESSED = 1_024  # bytes; a smaller body fits into one packet anyway
 ZSTD_LEVEL = 1
 GZIP_LEVEL = 1
 
+Answer = TypeVar("Answer")
+AnyResponse = TypeVar("AnyResponse", bound=Response)
 
-def json_response(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
+
+class Rendered(Response, Generic[Answer]):
+    """An encoded answer of a type, for handlers that encode in a thread or set headers."""
 
 
-def compressed(response: Response, accept_encoding: str) -> Response:
-    """The response with its body as the client can read it. Takes a while for large ones; for a thread."""
-    accepted = _named(accept_encoding)
+def json_response(answer: Any, status: int = 200) -> Response:
+    """Return the answer as a JSON response."""
+    return Response(msgspec.json.encode(answer), status, media_type=JSON)
+
+
+def compressed(response: AnyResponse, accept_encoding: str) -> AnyResponse:
+    """Compress the body of a response by an encoding that the client accepts, and return the response.
+
+    Large bodies take milliseconds: call it in a thread.
+    """
+    accepted = _accepted_encodings(accept_encoding)
     response.headers["vary"] = VARY
     body = bytes(response.body)
     if len(body) < MIN_COMPRESSED:
@@ -44,8 +56,8 @@ def compressed(response: Response, accept_encoding: str) -> Response:
     return response
 
 
-def _named(accept_encoding: str) -> set[str]:
-    """What a header names, without what it refuses by a weight of 0."""
+def _accepted_encodings(accept_encoding: str) -> set[str]:
+    """Return the encodings that the header names, without those that it refuses by a weight of 0."""
     found = set()
     for part in accept_encoding.lower().split(","):
         name, _, weight = (piece.strip() for piece in part.partition(";"))
@@ -55,9 +67,9 @@ def _named(accept_encoding: str) -> set[str]:
 
 
 class Tag:
-    """The ETag of an answer: what was asked, and the version of the data that it is made of.
+    """The entity tag (ETag) of an answer, made of the request and of the version of the data.
 
-    Read the version before the data: what is committed in between then makes the next answer a new one.
+    Read the version before the data, so that a commit in between changes the tag of the next answer.
     """
 
     def __init__(self, request: Request, version: str) -> None:
@@ -65,29 +77,30 @@ class Tag:
         self.value = f'W/"{hashlib.blake2b(asked.encode(), digest_size=12).hexdigest()}"'
         known = {part.strip() for part in request.headers.get("if-none-match", "").split(",")}
         self.is_known = not known.isdisjoint({self.value, "*"})
+        """Whether the client already has the answer."""
 
-    def unchanged(self) -> Response:
-        """304: the client has it."""
-        return self.on(Response(status_code=304))
+    def unchanged(self) -> Rendered[Any]:
+        """Return the response for a client that already has the answer: 304, without a body."""
+        return self.on(Rendered(status_code=304))
 
-    def on(self, response: Response) -> Response:
+    def on(self, response: AnyResponse) -> AnyResponse:
+        """Set the tag and the cache headers of a response, and return the response."""
         response.headers["etag"] = self.value
-        response.headers["cache-control"] = "private, no-cache"  # keep it, and ask each time
+        response.headers["cache-control"] = "private, no-cache"  # the client may keep it and has to ask each time
         response.headers["vary"] = VARY
         return response
 
 
-def numbers(values: NDArray[Any]) -> list[Any]:
-    """As lists of floats; msgspec writes those that are not finite as null."""
-    result: list[Any] = values.tolist()
-    return result
+def numbers(values: NDArray[Any]) -> tuple[Any, ...]:
+    """Return the numbers of an array with one axis; msgspec encodes those that are not finite as null."""
+    return tuple(values.tolist())
 
 
 def accepts_msgpack(accept: str) -> bool:
-    """Whether the client names msgpack as what it wants."""
+    """Return whether the Accept header names msgpack."""
     return any(part.split(";")[0].strip() in {MSGPACK, "application/x-msgpack"} for part in accept.split(","))
 
 
 def float32_bytes(values: NDArray[np.float32]) -> bytes:
-    """Row-major, little-endian."""
+    """Return an array as row-major little-endian bytes."""
     return np.ascontiguousarray(values, dtype="<f4").tobytes()

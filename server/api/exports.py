@@ -9,30 +9,32 @@ from collections.abc import AsyncGenerator, Collection
 from typing import Annotated, cast
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from client_sdk import answers
 from client_sdk.vocabulary import SCALARS
 from server.api.access import Operator, Reader, ServicesOf, visible_run
-from server.api.answers import DeletionAnswer
-from server.api.encoding import json_response
 from server.api.errors import REFUSALS
+from server.api.router import AnswerRouter
 from server.api.runs import RunId
 from server.errors import ApiError, ServerError
-from server.exports.streams import MEDIA_TYPES, Format
+from server.exports.exporter import MEDIA_TYPES, Format
+from server.log_actions import LogAction
 from server.storage.measurements.steps import RunSteps, Selection
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter(tags=["runs"], responses=REFUSALS)
+router = AnswerRouter(tags=["runs"], responses=REFUSALS)
 
 
 class Download(StreamingResponse):
-    """A stream that may break off: then it lacks its end, and the log says why. Nobody can take it for whole.
+    """A stream that may fail midway: it then lacks its end, so that no client takes it for complete, and the log has
+    the reason.
 
-    A client that leaves ends it between two pieces, never within: cancelled there, a thread would still be writing what
-    is let go of, and a connection of the database would be lost.
+    When the client disconnects, the stream ends between two pieces and never within one: a cancellation there would
+    close objects that a thread is still writing, and lose a connection of the database.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,8 +49,8 @@ class Download(StreamingResponse):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ServerError as error:
-            # The status is on its way. A response without its end makes the server close the connection.
-            logger.warning("an export broke off (%s)", error, extra={"action": "export_broke_off"})
+            # The status is already sent. A response without its end makes the server close the connection.
+            logger.warning("an export failed midway (%s)", error, extra={"action": LogAction.EXPORT_BROKE_OFF})
         finally:
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
@@ -65,7 +67,7 @@ async def _departure(receive: Receive) -> None:
     response_class=Download,
     responses={
         200: {
-            "description": "The file. docs/export.md says what its columns are.",
+            "description": "The file. docs/how-to/export-and-import.md describes its columns.",
             "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
         }
     },
@@ -78,9 +80,10 @@ async def export_run(
     form: Annotated[
         Format, Query(alias="format", description="zip is everything; msgpack is for `client_sdk.read`.")
     ] = Format.PARQUET,
-    layers: Annotated[bool, Query(description="Of a CSV: the layers, one row for each step and layer.")] = False,
+    layers: Annotated[bool, Query(description="In a CSV: one row for each step and layer.")] = False,
     keys: Annotated[
-        str | None, Query(max_length=32_768, description="Scalars, separated by commas; default: all, empty: none.")
+        str | None,
+        Query(max_length=32_768, description="Scalars, separated by commas; default: all; empty: none."),
     ] = None,
     stats: Annotated[
         str | None,
@@ -94,7 +97,8 @@ async def export_run(
     steps = await services.exporter.begin(run_id)
     if form is Format.ZIP:
         if keys is not None or stats is not None:
-            raise ApiError(400, "invalid_parameter", "keys, stats: a zip holds the whole run; take parquet to choose")
+            message = "keys, stats: a zip holds the whole run; use parquet to select"
+            raise ApiError(400, "invalid_parameter", message, field="keys" if keys is not None else "stats")
         stream = services.archiver.stream(run, steps)
     else:
         selection = Selection(scalars=_names(keys), statistics=_names(stats))
@@ -108,15 +112,13 @@ async def export_run(
     return Download(stream, media_type=MEDIA_TYPES[form], headers=headers)
 
 
-@router.delete("/runs/{run_id}", response_model=DeletionAnswer, status_code=202, summary="Delete a run for good")
-async def delete_run(services: ServicesOf, principal: Operator, run_id: RunId) -> Response:
-    """The run is gone from every answer at once; what it holds is removed in the background."""
+@router.delete("/runs/{run_id}", status_code=202, summary="Delete a run for good")
+async def delete_run(services: ServicesOf, principal: Operator, run_id: RunId) -> answers.Deletion:
+    """The run is absent from every answer at once; its data is removed in the background."""
     await visible_run(services, principal, run_id)
     if not await services.deleter.delete(run_id):
         raise ApiError(410, "run_deleted", f"the run {run_id!r} was deleted")
-    answer = json_response({"id": run_id, "state": "deleting"})
-    answer.status_code = 202
-    return answer
+    return answers.Deletion(id=run_id)
 
 
 def _names(given: str | None) -> Collection[str] | None:
@@ -127,9 +129,9 @@ def _check(selection: Selection, steps: RunSteps, run_id: str) -> None:
     known = {name for writer in steps.writers for layout in writer.layouts.values() for name in layout.statistics}
     for name in selection.statistics or ():
         if name not in known:
-            raise ApiError(404, "unknown_statistic", f"no layer of the run has {name!r}; GET /runs/{run_id} lists them")
+            message = f"no layer of the run has {name!r}; GET /runs/{run_id} lists the statistics"
+            raise ApiError(404, "unknown_statistic", message, field="stats")
     for name in selection.scalars or ():
         if name not in steps.scalars and name not in SCALARS:
-            raise ApiError(
-                404, "unknown_scalar", f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
-            )
+            message = f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
+            raise ApiError(404, "unknown_scalar", message, field="keys")

@@ -1,6 +1,6 @@
-"""Health for whoever restarts, readiness for whoever sends traffic, numbers for Prometheus.
+"""Health for process supervisors, readiness for load balancers, and server metrics for Prometheus.
 
-The first two are open to everybody and silent about data; the numbers are for this machine and for tokens.
+Health and readiness need no token and tell nothing about data. The metrics are for this machine and for tokens.
 """
 
 from __future__ import annotations
@@ -8,37 +8,45 @@ from __future__ import annotations
 import hmac
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+import msgspec
+from fastapi import Depends, Request
+from starlette.responses import Response
 
+from client_sdk import answers
 from server.api.access import Services, ServicesOf
-from server.api.answers import HealthAnswer, ReadinessAnswer
+from server.api.encoding import JSON, Rendered
 from server.api.errors import REFUSALS
+from server.api.router import AnswerRouter, schema_of
 from server.auth.tokens import bearer_token
 from server.config import LOOPBACK_HOSTS
 from server.errors import ApiError
 from server.metrics import CONTENT_TYPE
 from server.readiness import Health
 
-router = APIRouter(tags=["health"])
+router = AnswerRouter(tags=["health"])
 
 
-@router.get("/healthz", response_model=HealthAnswer, summary="The process answers")
-async def healthz() -> dict[str, str]:
-    return {"status": "ok"}
+@router.get("/healthz", summary="The process answers")
+async def healthz() -> answers.Health:
+    return answers.Health()
 
 
 @router.get(
     "/readyz",
-    response_model=ReadinessAnswer,
-    responses={503: {"model": ReadinessAnswer, "description": "Something that is needed does not answer."}},
+    responses={
+        503: {
+            "description": "The database does not answer, or its schema does not fit.",
+            "content": {JSON: {"schema": schema_of(answers.Readiness)}},
+        }
+    },
     summary="The process and what it depends on answer",
 )
-async def readyz(services: ServicesOf) -> JSONResponse:
-    """`degraded` is ready: data is stored and acknowledged, and something optional is away."""
+async def readyz(services: ServicesOf) -> Rendered[answers.Readiness]:
+    """`degraded` is ready: data is stored and acknowledged, and something optional does not answer."""
     health, checks = await services.readiness.look()
     status = 503 if health is Health.UNAVAILABLE else 200
-    return JSONResponse({"status": health, "checks": checks}, status_code=status)
+    answer = answers.Readiness(status=health, checks=dict(checks))
+    return Rendered(msgspec.json.encode(answer), status, media_type=JSON)
 
 
 async def _may_read_metrics(services: ServicesOf, request: Request) -> Services:
@@ -50,15 +58,15 @@ async def _may_read_metrics(services: ServicesOf, request: Request) -> Services:
         return services
     principal = await services.authenticator.principal(token)
     if principal is None:
-        raise ApiError(401, "unauthenticated", "give a token: that of SPIKEWATCH_METRICS_TOKEN, or one that may read")
+        raise ApiError(401, "unauthenticated", "send a token: SPIKEWATCH_METRICS_TOKEN, or one that may read")
     if principal.project is not None:
-        raise ApiError(403, "forbidden", "a token of one project does not open the numbers of all")
+        raise ApiError(403, "forbidden", "a token of one project does not open the metrics of all projects")
     return services
 
 
 @router.get(
     "/metrics",
-    summary="Numbers for Prometheus",
+    summary="Metrics for Prometheus",
     response_class=Response,
     responses={
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}},

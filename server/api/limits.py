@@ -1,4 +1,4 @@
-"""Bounds of a request: the size of its body, and the headers that every answer of the API carries."""
+"""Limit of the size of request bodies, and the headers that every answer has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ HEADERS = {
 
 
 class RequestLimits:
-    """ASGI middleware. An answer that has a header already keeps it: the pages say for themselves what they need."""
+    """ASGI middleware that refuses large bodies and adds headers.
+
+    An answer keeps the headers that it already has, because the pages of the dashboard need other values.
+    """
 
     def __init__(self, app: ASGIApp, *, body_bytes: int) -> None:
         self._app = app
@@ -50,6 +53,6 @@ class RequestLimits:
         await self._app(scope, receive_counted, send_with_headers)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The rest of the body is not read: the connection cannot serve another request.
+        # The rest of the body is not read, so the connection cannot serve another request.
         response = JSONResponse({"error": "too_large", "message": self._words}, 413, headers={"Connection": "close"})
         await response(scope, receive, send)

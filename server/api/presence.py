@@ -1,4 +1,4 @@
-"""Work that ends when the client who asked for it leaves."""
+"""Work that is cancelled when the client disconnects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Answer = TypeVar("Answer")
 
 
 async def while_present(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """What the work gives. It is cancelled, with the statement that it waits for, when the client is gone before.
+    """Return the result of the work. When the client disconnects, the work is cancelled with the statement it awaits.
 
-    Raises `ApiError` then, which nobody will read.
+    Raises `ApiError` in that case, though no client receives it.
     """
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_departure(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ApiError(499, "client_gone", "the client left before the answer was there")
+            raise ApiError(499, "client_gone", "the client disconnected before the answer was ready")
         return working.result()
     finally:
         working.cancel()

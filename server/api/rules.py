@@ -1,45 +1,46 @@
-"""``/rules``: reading and changing them, and trying one against what runs have logged."""
+"""``/rules``: listing and changing alert rules, and backtests of a rule on the history of runs."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
-from fastapi import APIRouter, Path
+import msgspec
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
-from starlette.responses import Response
 
+from client_sdk import answers
+from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.api.access import Administrator, Reader, Services, ServicesOf, visible_run
-from server.api.answers import RehearsalsAnswer, RuleAnswer, RulesAnswer
-from server.api.encoding import json_response
 from server.api.errors import REFUSALS
 from server.api.presence import while_present
+from server.api.router import AnswerRouter
 from server.errors import ApiError, RuleFieldError
 from server.models import AlertLevel, RunState
 from server.pipeline.rule_backtest import BacktestResult, Outline
-from server.rule import MAX_RULES, MAX_TEXT, ChangeBy, Condition, Direction, Reduce, Rule, RuleSet
+from server.rule import MAX_RULES, MAX_TEXT, Rule, RuleSet
 
-router = APIRouter(tags=["rules"], responses=REFUSALS)
+router = AnswerRouter(tags=["rules"], responses=REFUSALS)
 
-REHEARSAL_SECONDS = 20.0  # that one call may take
-MAX_REHEARSED_RUNS = 20
+BACKTEST_SECONDS = 20.0  # time limit of one call
+MAX_BACKTEST_RUNS = 20
 
 RuleId = Annotated[str, Path(max_length=64, description="Id of the rule.")]
 Text = Annotated[str | None, Field(max_length=MAX_TEXT)]
 
 
 class RuleBody(BaseModel):
-    """A rule; docs/rules.md says what its fields mean, and which belong together."""
+    """An alert rule; docs/how-to/write-rules.md explains its fields and which of them belong together."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     id: str = Field(max_length=64, description="Lower-case letters, digits and hyphens.")
     name: str = Field(max_length=120)
     condition: Condition
-    value: float = Field(description="Threshold, factor, amount, deviations or minutes, as the condition has it.")
+    value: float = Field(description="Threshold, factor, amount, deviations or minutes, depending on the condition.")
     enabled: bool = True
     level: AlertLevel = AlertLevel.WARNING
     project: Text = None
@@ -56,11 +57,11 @@ class RuleBody(BaseModel):
     cooldown_minutes: float = 30.0
 
     def rule(self, place: str) -> Rule:
-        """Raises `ApiError`, which names the field after ``place``."""
+        """Return the rule. Raises `ApiError` with the path of the field: ``place`` and the name of the field."""
         try:
             return Rule(**self.model_dump())
         except RuleFieldError as error:
-            raise ApiError(400, "invalid_rule", f"{place}{error.field}: {error.reason}") from error
+            raise _invalid_rule(f"{place}{error.field}", error.reason) from error
 
 
 class RulesBody(BaseModel):
@@ -69,86 +70,86 @@ class RulesBody(BaseModel):
     rules: list[RuleBody] = Field(max_length=MAX_RULES)
 
 
-class RehearsalBody(BaseModel):
-    """A rule, saved or not, and a run or a project to try it on."""
+class BacktestBody(BaseModel):
+    """A rule, saved or not, and a run or a project to run it on."""
 
     model_config = ConfigDict(extra="forbid")
 
     rule: RuleBody
     run: str | None = Field(None, max_length=128, description="Id of a run.")
-    project: str | None = Field(None, max_length=MAX_TEXT, description="Its newest runs that the rule is for.")
-    runs: int = Field(5, ge=1, le=MAX_REHEARSED_RUNS, description="How many of them.")
+    project: str | None = Field(None, max_length=MAX_TEXT, description="Project whose newest matching runs are used.")
+    runs: int = Field(5, ge=1, le=MAX_BACKTEST_RUNS, description="Maximum number of runs of the project.")
 
 
-@router.get("/rules", response_model=RulesAnswer, summary="All rules")
-async def list_rules(services: ServicesOf, principal: Reader) -> Response:
-    """A token of one project is shown the rules of that project and those of all projects."""
+@router.get("/rules", summary="All rules")
+async def list_rules(services: ServicesOf, principal: Reader) -> answers.Rules:
+    """A token of one project lists the rules of that project and those of all projects."""
     found = await services.rules.all()
-    shown = [rule for rule in found.rules if rule.project is None or principal.may_see(rule.project)]
-    return json_response({"rules": [rule.to_json() for rule in shown]})
+    return _rules(rule for rule in found.rules if rule.project is None or principal.may_see(rule.project))
 
 
-@router.put("/rules", response_model=RulesAnswer, summary="Replace all rules")
-async def replace_rules(services: ServicesOf, principal: Administrator, body: RulesBody) -> Response:
+@router.put("/rules", summary="Replace all rules")
+async def replace_rules(services: ServicesOf, principal: Administrator, body: RulesBody) -> answers.Rules:
     wanted = [item.rule(f"rules.{number}.") for number, item in enumerate(body.rules)]
     for number, rule in enumerate(wanted):
         if any(other.id == rule.id for other in wanted[:number]):
-            raise ApiError(400, "invalid_rule", f"rules.{number}.id: {rule.id!r} stands there twice")
+            raise _invalid_rule(f"rules.{number}.id", f"another rule has the id {rule.id!r} too")
     known = await services.rules.all()
     found = await _store(services, wanted, removed=[rule.id for rule in known.rules])
-    return json_response({"rules": [rule.to_json() for rule in found.rules]})
+    return _rules(found.rules)
 
 
-@router.post("/rules/test", response_model=RehearsalsAnswer, summary="When a rule would have told somebody")
-async def rehearse(services: ServicesOf, principal: Administrator, request: Request, body: RehearsalBody) -> Response:
-    """Reads every step of the runs, for at most 20 seconds; a caller who leaves ends it."""
+@router.post("/rules/test", summary="Backtest a rule: when would it have opened an alert?")
+async def backtest(
+    services: ServicesOf, principal: Administrator, request: Request, body: BacktestBody
+) -> answers.Backtest:
+    """Reads every step of the runs, for at most 20 seconds. A client that disconnects ends it."""
     rule = body.rule.rule("rule.")
-    run_ids = await _runs_to_try(services, principal, rule, body)
-    tried = await while_present(request, _try(services, rule, run_ids))
-    return json_response({"fired": sum(run["fired"] for run in tried), "runs": tried})
+    run_ids = await _runs_to_test(services, principal, rule, body)
+    runs = await while_present(request, _test(services, rule, run_ids))
+    return answers.Backtest(fired=sum(run.fired for run in runs), runs=tuple(runs))
 
 
-async def _try(services: Services, rule: Rule, run_ids: Sequence[str]) -> list[dict[str, Any]]:
-    tried: list[dict[str, Any]] = []
-    async with services.rehearsing:
-        until = time.monotonic() + REHEARSAL_SECONDS
+async def _test(services: Services, rule: Rule, run_ids: Sequence[str]) -> list[answers.RunBacktest]:
+    found: list[answers.RunBacktest] = []
+    async with services.backtest_slots:
+        until = time.monotonic() + BACKTEST_SECONDS
         for run_id in run_ids:
-            summary = await services.fleet.summary(run_id)
-            if summary is None or (tried and time.monotonic() > until):
+            run = await services.fleet.summary(run_id)
+            if run is None or (found and time.monotonic() > until):
                 continue
-            found = await services.rehearsal.of_run(
+            result = await services.backtest.of_run(
                 rule,
                 run_id,
-                goes_on=summary["state"] in {RunState.RUNNING, RunState.STALE},
+                goes_on=run.state in {RunState.RUNNING, RunState.STALE},
                 now=services.clock(),
                 is_over=lambda: time.monotonic() > until,
             )
-            chosen = rule.is_for(summary["project"], summary["name"], summary["tags"])
-            tried.append(await asyncio.to_thread(_told, summary, found, chosen))
-    return tried
+            found.append(await asyncio.to_thread(_run_backtest, rule, run, result))
+    return found
 
 
-@router.put("/rules/{rule_id}", response_model=RuleAnswer, summary="Make a rule, or change it")
-async def put_rule(services: ServicesOf, principal: Administrator, rule_id: RuleId, body: RuleBody) -> Response:
+@router.put("/rules/{rule_id}", summary="Create or change a rule")
+async def put_rule(services: ServicesOf, principal: Administrator, rule_id: RuleId, body: RuleBody) -> answers.Rule:
     rule = body.rule("")
     if rule.id != rule_id:
-        raise ApiError(400, "invalid_rule", f"id: it is {rule.id!r} here and {rule_id!r} in the address")
+        raise _invalid_rule("id", f"it is {rule.id!r} in the body and {rule_id!r} in the address")
     known = await services.rules.all()
     if len(known.rules) >= MAX_RULES and all(other.id != rule_id for other in known.rules):
-        raise ApiError(400, "too_many_rules", f"{MAX_RULES} rules are the most; delete one first")
+        raise ApiError(400, "too_many_rules", f"there are {MAX_RULES} rules, the maximum; delete one first")
     await _store(services, [rule])
-    return json_response(rule.to_json())
+    return _rule(rule)
 
 
-@router.delete("/rules/{rule_id}", response_model=RuleAnswer, summary="Delete a rule")
-async def delete_rule(services: ServicesOf, principal: Administrator, rule_id: RuleId) -> Response:
-    """Answers with the rule as it was. Its open alerts are resolved."""
+@router.delete("/rules/{rule_id}", summary="Delete a rule")
+async def delete_rule(services: ServicesOf, principal: Administrator, rule_id: RuleId) -> answers.Rule:
+    """The answer is the deleted rule. Its open alerts are resolved."""
     known = await services.rules.all()
     rule = next((rule for rule in known.rules if rule.id == rule_id), None)
     if rule is None:
-        raise ApiError(404, "unknown_rule", f"there is no rule {rule_id!r}; GET /api/v1/rules lists them")
+        raise ApiError(404, "unknown_rule", f"the rule {rule_id!r} does not exist; GET /api/v1/rules lists the rules")
     await _store(services, [], removed=[rule_id])
-    return json_response(rule.to_json())
+    return _rule(rule)
 
 
 async def _store(services: Services, wanted: Sequence[Rule], *, removed: Sequence[str] = ()) -> RuleSet:
@@ -157,49 +158,51 @@ async def _store(services: Services, wanted: Sequence[Rule], *, removed: Sequenc
     return found
 
 
-async def _runs_to_try(services: Services, principal: Administrator, rule: Rule, body: RehearsalBody) -> list[str]:
+async def _runs_to_test(services: Services, principal: Administrator, rule: Rule, body: BacktestBody) -> list[str]:
     if (body.run is None) == (body.project is None):
-        raise ApiError(400, "invalid_parameter", "run: give a run or a project to try the rule on, one of them")
+        message = "run: give either a run or a project to test the rule on"
+        raise ApiError(400, "invalid_parameter", message, field="run")
     if body.run is not None:
         await visible_run(services, principal, body.run)
         return [body.run]
     page = await services.fleet.page(project=body.project, state=None, limit=200, cursor=None)
-    chosen = [run["id"] for run in page.runs if rule.is_for(run["project"], run["name"], run["tags"])]
+    chosen = [run.id for run in page.runs if rule.applies_to(run.project, run.name, run.tags)]
     return chosen[: body.runs]
 
 
-def _told(run: dict[str, Any], found: BacktestResult, chosen: bool) -> dict[str, Any]:
-    return {
-        "run_id": run["id"],
-        "name": run["name"],
-        "project": run["project"],
-        "chosen": chosen,
-        "fired": found.fired,
-        "firings": [
-            {
-                "step": firing.step,
-                "until_step": firing.until_step,
-                "time": firing.time,
-                "value": firing.value,
-                "title": firing.title,
-                "message": firing.message,
-                "layers": firing.layers,
-            }
-            for firing in found.firings
-        ],
-        "records": found.records,
-        "values": found.values,
-        "last_step": found.last_step,
-        "complete": found.complete,
-        "series": _series(found.outline),
-    }
+def _invalid_rule(field: str, reason: str) -> ApiError:
+    return ApiError(400, "invalid_rule", f"{field}: {reason}", field=field)
 
 
-def _series(outline: Outline) -> dict[str, Any]:
-    places = sorted(outline.buckets)
-    return {
-        "bucket_steps": outline.width,
-        "step": [place * outline.width for place in places],
-        "min": [outline.buckets[place][0] for place in places],
-        "max": [outline.buckets[place][1] for place in places],
-    }
+def _rule(rule: Rule) -> answers.Rule:
+    return msgspec.convert(rule, answers.Rule, from_attributes=True)
+
+
+def _rules(found: Iterable[Rule]) -> answers.Rules:
+    return answers.Rules(rules=tuple(_rule(rule) for rule in found))
+
+
+def _run_backtest(rule: Rule, run: answers.RunSummary, result: BacktestResult) -> answers.RunBacktest:
+    return answers.RunBacktest(
+        run_id=run.id,
+        name=run.name,
+        project=run.project,
+        chosen=rule.applies_to(run.project, run.name, run.tags),
+        fired=result.fired,
+        firings=tuple(msgspec.convert(firing, answers.Firing, from_attributes=True) for firing in result.firings),
+        records=result.records,
+        values=result.values,
+        last_step=result.last_step,
+        complete=result.complete,
+        series=_outline(result.outline),
+    )
+
+
+def _outline(outline: Outline) -> answers.Outline:
+    numbers = sorted(outline.buckets)
+    return answers.Outline(
+        bucket_steps=outline.width,
+        step=tuple(number * outline.width for number in numbers),
+        min=tuple(outline.buckets[number][0] for number in numbers),
+        max=tuple(outline.buckets[number][1] for number in numbers),
+    )

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import Header, Path, Query
 from starlette.requests import Request
-from starlette.responses import Response
 
+from client_sdk import answers
 from client_sdk.protocol import MAX_NAME_CHARS, MAX_STEP
-from client_sdk.vocabulary import SCALARS, STATISTICS
+from client_sdk.vocabulary import SCALARS, STATISTICS, RunState
 from server.api.access import Reader, ServicesOf, visible_run
-from server.api.answers import (
-    EventAnswer,
-    HeatmapAnswer,
-    HistogramAnswer,
-    RunDetailsAnswer,
-    RunsAnswer,
-    SeriesAnswer,
-)
-from server.api.encoding import MSGPACK, Tag, accepts_msgpack, compressed, float32_bytes, json_response, numbers
+from server.api.encoding import JSON, MSGPACK, Rendered, Tag, accepts_msgpack, compressed, float32_bytes, numbers
 from server.api.errors import REFUSALS
 from server.api.presence import while_present
+from server.api.router import AnswerRouter
 from server.errors import ApiError
 from server.storage.fleet import decode_cursor
 from server.storage.layouts import layer_rows
 from server.storage.measurements.heatmap import Heatmap
 from server.storage.measurements.series import Series
 
-router = APIRouter(tags=["runs"], responses=REFUSALS)
+router = AnswerRouter(tags=["runs"], responses=REFUSALS)
 
 MAX_POINTS = 10_000
 MAX_COLUMNS = 4_096
@@ -43,65 +36,64 @@ From = Annotated[
 ]
 To = Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Last step, included; default: the run's last.")]
 Attempt = Annotated[
-    int | None, Query(ge=0, le=2**31 - 1, description="One attempt alone; default: what no later attempt replaced.")
+    int | None,
+    Query(ge=0, le=2**31 - 1, description="Only this attempt; default: steps that no later one replaced."),
 ]
 
 
-@router.get("/runs", response_model=RunsAnswer, summary="Runs, the newest first")
+@router.get("/runs", summary="Runs, newest first")
 async def list_runs(
     *,
     services: ServicesOf,
     principal: Reader,
     project: Annotated[str | None, Query(max_length=MAX_NAME_CHARS)] = None,
-    state: Annotated[Literal["running", "finished", "crashed", "stale"] | None, Query()] = None,
+    state: Annotated[RunState | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
-) -> Response:
+) -> answers.RunPage:
     if project is not None and not principal.may_see(project):
-        raise ApiError(403, "forbidden", f"this token is not for the project {project!r}")
+        raise ApiError(403, "forbidden", f"this token is not for the project {project!r}", field="project")
     try:
         after = None if cursor is None else decode_cursor(cursor)
     except ValueError as error:
-        raise ApiError(400, "invalid_cursor", str(error)) from error
-    page = await services.fleet.page(project=project or principal.project, state=state, limit=limit, cursor=after)
-    return json_response({"runs": page.runs, "next_cursor": page.next_cursor})
+        raise ApiError(400, "invalid_cursor", str(error), field="cursor") from error
+    return await services.fleet.page(project=project or principal.project, state=state, limit=limit, cursor=after)
 
 
-@router.get("/runs/{run_id}", response_model=RunDetailsAnswer, summary="One run")
-async def get_run(services: ServicesOf, principal: Reader, run_id: RunId) -> Response:
+@router.get("/runs/{run_id}", summary="One run")
+async def get_run(services: ServicesOf, principal: Reader, run_id: RunId) -> answers.RunDetail:
     await visible_run(services, principal, run_id)
     details = await services.fleet.details(run_id)
     if details is None:
         raise ApiError(404, "unknown_run", f"the run {run_id!r} was deleted")
-    return json_response(details)
+    return details
 
 
-@router.get("/runs/{run_id}/series", response_model=SeriesAnswer, summary="Scalars over the steps")
+@router.get("/runs/{run_id}/series", summary="Scalars over the steps")
 async def get_series(
     *,
     services: ServicesOf,
     principal: Reader,
     request: Request,
     run_id: RunId,
-    keys: Annotated[str, Query(min_length=1, max_length=32_768, description="Names, separated by commas.")],
+    keys: Annotated[str, Query(min_length=1, max_length=32_768, description="Names of scalars, separated by commas.")],
     step_from: From = None,
     to: To = None,
-    points: Annotated[int, Query(ge=1, le=MAX_POINTS, description="Most buckets of one series.")] = 1_000,
+    points: Annotated[int, Query(ge=1, le=MAX_POINTS, description="Maximum number of buckets of a series.")] = 1_000,
     attempt: Attempt = None,
-) -> Response:
-    """Buckets are aligned: each begins at a multiple of `bucket_steps`, a power of two, and holds steps of the asked
-    range alone. Buckets without values are left out."""
+) -> Rendered[answers.Series]:
+    """Buckets are aligned: each begins at a multiple of `bucket_steps`, a power of two, and holds only steps of the
+    requested range. Buckets without values are left out."""
     _check_range(step_from, to)
     run = await visible_run(services, principal, run_id)
     names = list(dict.fromkeys(part for part in keys.split(",") if part))
     if not 1 <= len(names) <= MAX_KEYS:
-        raise ApiError(400, "invalid_parameter", f"keys: 1 … {MAX_KEYS} names")
+        raise ApiError(400, "invalid_parameter", f"keys: 1 … {MAX_KEYS} names", field="keys")
     logged = await services.runs.scalar_ranks(run_id)
     for name in names:
         if name not in logged and name not in SCALARS:
-            raise ApiError(
-                404, "unknown_scalar", f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
-            )
+            message = f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
+            raise ApiError(404, "unknown_scalar", message, field="keys")
     tag = Tag(request, run.version)
     if tag.is_known:
         return tag.unchanged()
@@ -114,32 +106,29 @@ async def get_series(
     return tag.on(await asyncio.to_thread(_series_response, found, names, request.headers.get("accept-encoding", "")))
 
 
-def _series_response(found: Series, names: list[str], accept_encoding: str) -> Response:
-    series: dict[str, dict[str, list[Any]]] = {}
+def _series_response(found: Series, names: list[str], accept_encoding: str) -> Rendered[answers.Series]:
+    series: dict[str, answers.Buckets] = {}
     for name in names:
         buckets = found.series.get(name)
-        if buckets is None:
-            series[name] = {"step": [], "min": [], "max": [], "last": [], "nonfinite": []}
-            continue
-        series[name] = {
-            "step": numbers(buckets.numbers * found.bucket_steps),
-            "min": numbers(buckets.min[0]),
-            "max": numbers(buckets.max[0]),
-            "last": numbers(buckets.last[0]),
-            "nonfinite": numbers(buckets.counts()[0]),
-        }
-    body = {
-        "step_from": found.step_from,
-        "step_to": found.step_to,
-        "bucket_steps": found.bucket_steps,
-        "series": series,
-    }
-    return compressed(json_response(body), accept_encoding)
+        series[name] = (
+            answers.Buckets()
+            if buckets is None
+            else answers.Buckets(
+                step=numbers(buckets.numbers * found.bucket_steps),
+                min=numbers(buckets.min[0]),
+                max=numbers(buckets.max[0]),
+                last=numbers(buckets.last[0]),
+                nonfinite=numbers(buckets.counts()[0]),
+            )
+        )
+    answer = answers.Series(
+        step_from=found.step_from, step_to=found.step_to, bucket_steps=found.bucket_steps, series=series
+    )
+    return compressed(Rendered(msgspec.json.encode(answer), media_type=JSON), accept_encoding)
 
 
 @router.get(
     "/runs/{run_id}/heatmap",
-    response_model=HeatmapAnswer,
     responses={
         200: {
             "description": "As JSON; or as msgpack with `z` as bytes: float32, little-endian, row-major.",
@@ -157,11 +146,11 @@ async def get_heatmap(
     stat: Annotated[str, Query(min_length=1, max_length=MAX_NAME_CHARS, description="Name of the statistic.")],
     step_from: From = None,
     to: To = None,
-    columns: Annotated[int, Query(ge=1, le=MAX_COLUMNS, description="Most columns.")] = 600,
-    reduce: Annotated[Literal["max", "min", "last"], Query(description="What of each bucket.")] = "max",
+    columns: Annotated[int, Query(ge=1, le=MAX_COLUMNS, description="Maximum number of columns.")] = 600,
+    reduce: Annotated[Literal["max", "min", "last"], Query(description="The value that stands for a column.")] = "max",
     attempt: Attempt = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
-) -> Response:
+) -> Rendered[answers.Heatmap]:
     """Columns are consecutive aligned buckets, empty ones included. `nonfinite` lists `[row, column, count]` of the
     cells with values that are not finite."""
     _check_range(step_from, to)
@@ -169,7 +158,8 @@ async def get_heatmap(
     if stat not in STATISTICS:
         stored = await services.layouts.of_run(run_id)
         if not any(stat in item.layout.statistics for item in stored):
-            raise ApiError(404, "unknown_statistic", f"no layer of the run has {stat!r}; GET /runs/{run_id} lists them")
+            message = f"no layer of the run has {stat!r}; GET /runs/{run_id} lists the statistics"
+            raise ApiError(404, "unknown_statistic", message, field="stat")
     tag = Tag(request, run.version)
     if tag.is_known:
         return tag.unchanged()
@@ -183,67 +173,75 @@ async def get_heatmap(
     return tag.on(await asyncio.to_thread(_heatmap_response, found, accepts_msgpack(accept), accept_encoding))
 
 
-def _heatmap_response(found: Heatmap, as_msgpack: bool, accept_encoding: str) -> Response:
-    body: dict[str, Any] = {
-        "layers": found.layers,
-        "step": numbers(found.step),
-        "bucket_steps": found.bucket_steps,
-        "nonfinite": found.nonfinite,
-    }
+def _heatmap_response(found: Heatmap, as_msgpack: bool, accept_encoding: str) -> Rendered[answers.Heatmap]:
+    step, nonfinite = numbers(found.step), tuple(found.nonfinite)
     if as_msgpack:
-        packed = Response(msgspec.msgpack.encode({**body, "z": float32_bytes(found.z)}), media_type=MSGPACK)
-        return compressed(packed, accept_encoding)
-    return compressed(json_response({**body, "z": numbers(found.z)}), accept_encoding)
+        packed = answers.PackedHeatmap(
+            layers=tuple(found.layers),
+            step=step,
+            bucket_steps=found.bucket_steps,
+            nonfinite=nonfinite,
+            z=float32_bytes(found.z),
+        )
+        return compressed(Rendered(msgspec.msgpack.encode(packed), media_type=MSGPACK), accept_encoding)
+    answer = answers.Heatmap(
+        layers=tuple(found.layers),
+        step=step,
+        bucket_steps=found.bucket_steps,
+        nonfinite=nonfinite,
+        z=found.z.tolist(),
+    )
+    return compressed(Rendered(msgspec.json.encode(answer), media_type=JSON), accept_encoding)
 
 
-@router.get("/runs/{run_id}/histogram", response_model=HistogramAnswer, summary="A histogram of one layer")
+@router.get("/runs/{run_id}/histogram", summary="A histogram of one layer")
 async def get_histogram(
     *,
     services: ServicesOf,
     principal: Reader,
     run_id: RunId,
     layer: Annotated[
-        str, Query(min_length=1, max_length=2 * MAX_NAME_CHARS, description="As GET /runs/{id} names it.")
+        str, Query(min_length=1, max_length=2 * MAX_NAME_CHARS, description="Name of the layer, from GET /runs/{id}.")
     ],
     which: Annotated[Literal["update", "ratio"], Query()] = "update",
     step: Annotated[
-        int | None, Query(ge=0, le=MAX_STEP, description="The nearest is given; default: the last.")
+        int | None,
+        Query(ge=0, le=MAX_STEP, description="The nearest recorded step is taken; default: the last."),
     ] = None,
-) -> Response:
-    """With `step` null and no counts where the layer has none."""
+) -> answers.Histogram:
+    """`step` is null and there are no counts where the layer has no histogram."""
     await visible_run(services, principal, run_id)
     rows = layer_rows(await services.layouts.of_run(run_id))
-    place = next(((rank, name) for rank, name, shown in rows if shown == layer), None)
-    if place is None:
-        raise ApiError(404, "unknown_layer", f"the run has no layer {layer!r}; GET /runs/{run_id} lists them")
-    found = await services.histograms.nearest(run_id, place[0], place[1], which, step)
-    empty: dict[str, Any] = {"step": None, "attempt": None, "edges": [], "counts": [], "dip": None}
+    row = next(((rank, name) for rank, name, shown in rows if shown == layer), None)
+    if row is None:
+        message = f"the run has no layer {layer!r}; GET /runs/{run_id} lists the layers"
+        raise ApiError(404, "unknown_layer", message, field="layer")
+    rank, name = row
+    found = await services.histograms.nearest(run_id, rank, name, which, step)
     if found is None:
-        return json_response({"layer": layer, "which": which, **empty})
-    return json_response(
-        {
-            "layer": layer,
-            "which": which,
-            "step": found.step,
-            "attempt": found.attempt,
-            "edges": numbers(found.edges),
-            "counts": numbers(found.counts),
-            "dip": found.dip,
-        }
+        return answers.Histogram(layer=layer, which=which)
+    return answers.Histogram(
+        layer=layer,
+        which=which,
+        step=found.step,
+        attempt=found.attempt,
+        edges=numbers(found.edges),
+        counts=numbers(found.counts),
+        dip=found.dip,
     )
 
 
-@router.get("/runs/{run_id}/events", response_model=list[EventAnswer], summary="What happened in a run")
+@router.get("/runs/{run_id}/events", summary="Events of a run")
 async def get_events(
     services: ServicesOf, principal: Reader, run_id: RunId, step_from: From = None, to: To = None
-) -> Response:
-    """Stage changes, spikes, learning-rate jumps, non-finite values, rollbacks, and stretches whose layer statistics
-    the client thinned for want of disk, in the order in which they came."""
+) -> list[answers.Event]:
+    """Stage changes, spikes, bad batches, learning-rate jumps, non-finite values, rollbacks, and stretches whose layer
+    statistics the client thinned for want of disk space, in the order in which they happened."""
     _check_range(step_from, to)
     await visible_run(services, principal, run_id)
-    return json_response(await services.events.of_run(run_id, step_from=step_from, step_to=to))
+    return await services.events.of_run(run_id, step_from=step_from, step_to=to)
 
 
 def _check_range(step_from: int | None, step_to: int | None) -> None:
     if step_from is not None and step_to is not None and step_from > step_to:
-        raise ApiError(400, "invalid_range", f"from ({step_from}) is after to ({step_to})")
+        raise ApiError(400, "invalid_range", f"from ({step_from}) is after to ({step_to})", field="from")

@@ -1,22 +1,25 @@
-"""``/sessions``: logins of browsers, made and asked by the dashboard; and who a credential is."""
+"""``/sessions``: logins of browsers, which the dashboard opens, and the rights of a credential."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
+from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from client_sdk import answers
 from server.api.access import Identified, ServicesOf
-from server.api.answers import IdentityAnswer, LoginAnswer
-from server.api.encoding import json_response
 from server.api.errors import REFUSALS
+from server.api.router import AnswerRouter
 from server.auth.tokens import MAX_TOKEN_CHARS, Identity, bearer_token
 from server.errors import ApiError
 
-router = APIRouter(tags=["access"], responses=REFUSALS)
+router = AnswerRouter(tags=["access"], responses=REFUSALS)
 
 
-class Secret(BaseModel):
+class LoginBody(BaseModel):
+    """Body of the request that logs in."""
+
     model_config = ConfigDict(extra="forbid")
 
     secret: str = Field(
@@ -24,38 +27,39 @@ class Secret(BaseModel):
     )
 
 
-@router.post("/sessions", response_model=LoginAnswer, status_code=201, summary="Log in")
-async def log_in(services: ServicesOf, request: Request, body: Secret) -> Response:
-    """The answer's `session` is a bearer credential that can do what the secret can, and that ends with it. Too many
-    wrong secrets are answered with 429 and `Retry-After`."""
+@router.post("/sessions", status_code=201, summary="Log in")
+async def log_in(services: ServicesOf, request: Request, body: LoginBody) -> answers.Identity:
+    """The `session` of the answer is a bearer credential with the rights of the secret. It ends with the secret. Too
+    many wrong secrets are refused with 429 and `Retry-After`."""
     address = request.client.host if request.client is not None else ""
     login = await services.logins.open(body.secret, address)
-    answer = json_response({"session": login.credential, **_identity(login.identity)})
-    answer.status_code = 201
-    return answer
+    return _identity(login.identity, session=login.credential)
 
 
-@router.get("/sessions/current", response_model=IdentityAnswer, summary="Who the credential is")
-async def current(identity: Identified) -> Response:
-    return json_response(_identity(identity))
+@router.get("/sessions/current", summary="Rights of the credential")
+async def current(identity: Identified) -> answers.Identity:
+    return _identity(identity)
 
 
 @router.delete("/sessions/current", status_code=204, summary="Log out")
 async def log_out(services: ServicesOf, request: Request, identity: Identified) -> Response:
     credential = bearer_token(request.headers)
     if identity.expires_at is None or credential is None:
-        raise ApiError(400, "not_a_login", "this is a token, not a login; DELETE /api/v1/tokens/{id} revokes one")
+        raise ApiError(
+            400, "not_a_login", "the credential is a token, not a login; DELETE /api/v1/tokens/{id} revokes a token"
+        )
     await services.logins.close(credential)
     services.admissions.recheck()
     return Response(status_code=204)
 
 
-def _identity(identity: Identity) -> dict[str, object]:
+def _identity(identity: Identity, session: str | UnsetType = UNSET) -> answers.Identity:
     principal = identity.principal
-    return {
-        "scope": principal.scope,
-        "project": principal.project,
-        "label": principal.label,
-        "token_id": identity.token_id,
-        "expires_at": identity.expires_at,
-    }
+    return answers.Identity(
+        session=session,
+        scope=principal.scope,
+        project=principal.project,
+        label=principal.label,
+        token_id=identity.token_id,
+        expires_at=identity.expires_at,
+    )

@@ -21,7 +21,7 @@ def add_gauges(
     compactor: Compactor,
     broker: Broker,
 ) -> None:
-    """Add one gauge for each value to the metrics of a server; docs/metrics.md explains them."""
+    """Add one gauge for each value to the metrics of a server; docs/reference/server-metrics.md explains them."""
     gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
         ("ingest_connections", "Open sockets of training processes.", lambda: ingest.connections),
         ("ingest_queued_frames", "Frames that were read and are not committed yet.", lambda: ingest.queued_frames),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from client_sdk import answers
 from server.broker import Broker, MemoryBroker
 from server.broker.leases import Leases, LocalLeases, RedisLeases
 from server.broker.redis_broker import RedisBroker, connect
@@ -51,7 +51,7 @@ def make_pipeline(
     leases: Leases | None = None,
     *,
     follower_idle: float = FOLLOWER_IDLE,
-    on_alerts: Callable[[Sequence[dict[str, Any]]], None] = lambda alerts: None,
+    on_alerts: Callable[[Sequence[answers.Alert]], None] = lambda alerts: None,
 ) -> Pipeline:
     """Return a pipeline over a database and a broker. ``on_alerts`` is described at `Publisher`."""
     runs, layouts = RunStore(database), LayoutStore(database)

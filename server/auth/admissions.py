@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from server.auth.throttle import Throttle
 from server.auth.tokens import Authenticator, Identity
 from server.errors import DatabaseError, LimitError
+from server.log_actions import LogAction
 from server.models import Principal
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,9 @@ class Admissions:
             try:
                 ended = await self._authenticator.ended([admission.identity for admission in self._open])
             except DatabaseError as error:  # Sockets whose credentials could not be checked remain open.
-                logger.warning("tokens cannot be rechecked (%s)", error, extra={"action": "token_recheck_failed"})
+                logger.warning(
+                    "tokens cannot be rechecked (%s)", error, extra={"action": LogAction.TOKEN_RECHECK_FAILED}
+                )
                 continue
             for admission in self._open:
                 if admission.identity.digest in ended:

@@ -19,6 +19,7 @@ from server.auth.password import Password
 from server.auth.throttle import Throttle
 from server.auth.tokens import SESSION_PREFIX, Authenticator, Identity, digest_of, new_session, proof_of
 from server.errors import ApiError
+from server.log_actions import LogAction
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,13 @@ class LoginStore(Protocol):
 
     async def create(
         self, digest: str, *, kind: str, token_id: int | None, proof: str | None, now: float, expires_at: float
-    ) -> None: ...
-    async def delete(self, digest: str) -> None: ...
+    ) -> None:
+        """Store a login."""
+        ...
+
+    async def delete(self, digest: str) -> None:
+        """Remove a login."""
+        ...
 
 
 class Logins:
@@ -116,7 +122,7 @@ class Logins:
                     throttle.give_back(key)
                 return
         self._count("refused")
-        logger.warning("a login was refused", extra={"action": "login_refused", "address": network})
+        logger.warning("a login was refused", extra={"action": LogAction.LOGIN_REFUSED, "address": network})
         raise ApiError(401, "wrong_credentials", WRONG)
 
     async def _remember(self, secret: str, kind: str, token_id: int | None) -> Login:
@@ -134,7 +140,7 @@ class Logins:
         if identity is None:
             raise ApiError(401, "wrong_credentials", WRONG)  # The token was revoked at this very moment.
         self._count("opened")
-        logger.info("a login was opened", extra={"action": "login", "kind": kind, "token_id": token_id})
+        logger.info("a login was opened", extra={"action": LogAction.LOGIN, "kind": kind, "token_id": token_id})
         return Login(credential=credential, identity=identity)
 
     def _check(self, wait: float, network: str) -> None:
@@ -142,7 +148,7 @@ class Logins:
             return
         seconds = math.ceil(wait)
         self._count("throttled")
-        logger.warning("too many logins failed", extra={"action": "login_throttled", "address": network})
+        logger.warning("too many logins failed", extra={"action": LogAction.LOGIN_THROTTLED, "address": network})
         raise ApiError(
             429, "too_many_attempts", f"too many failed attempts; wait {seconds} s and try again", retry_after=seconds
         )

@@ -15,6 +15,7 @@ from typing import Protocol
 from starlette.datastructures import Headers
 
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.models import Principal, Scope
 
 logger = logging.getLogger(__name__)
@@ -82,16 +83,29 @@ class KnownSession(Protocol):
 class TokenDirectory(Protocol):
     """Storage of tokens, implemented by `storage.tokens`. It does not find revoked tokens."""
 
-    async def find(self, digest: str) -> KnownToken | None: ...
-    async def touch(self, token_id: int, now: float) -> None: ...
-    async def living(self, digests: Collection[str]) -> set[str]: ...
+    async def find(self, digest: str) -> KnownToken | None:
+        """Return the token with this digest, or None."""
+        ...
+
+    async def touch(self, token_id: int, now: float) -> None:
+        """Record that the token was used."""
+        ...
+
+    async def filter_valid(self, digests: Collection[str]) -> set[str]:
+        """Return the digests of those tokens that are still valid."""
+        ...
 
 
 class SessionDirectory(Protocol):
     """Storage of logins, implemented by `storage.sessions`. It does not find logins of revoked tokens."""
 
-    async def find(self, digest: str) -> KnownSession | None: ...
-    async def living(self, digests: Collection[str], now: float) -> set[str]: ...
+    async def find(self, digest: str) -> KnownSession | None:
+        """Return the login with this digest, or None."""
+        ...
+
+    async def filter_valid(self, digests: Collection[str], now: float) -> set[str]:
+        """Return the digests of those logins that are still valid."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +208,8 @@ class Authenticator:
         """Return the digests of the identities that are no longer valid. Raises `DatabaseError`."""
         asked = {identity.digest: identity for identity in identities if identity.digest != self._admin_digest}
         logins = [digest for digest, identity in asked.items() if identity.expires_at is not None]
-        living = await self._tokens.living([digest for digest in asked if digest not in set(logins)])
-        living |= await self._sessions.living(logins, self._clock())
+        living = await self._tokens.filter_valid([digest for digest in asked if digest not in set(logins)])
+        living |= await self._sessions.filter_valid(logins, self._clock())
         return set(asked) - living
 
     def forget(self) -> None:
@@ -237,7 +251,9 @@ class Authenticator:
         try:
             await self._tokens.touch(token_id, now)
         except DatabaseError as error:  # A full disk does not prevent reading.
-            logger.warning("the use of a token cannot be recorded (%s)", error, extra={"action": "token_touch_failed"})
+            logger.warning(
+                "the use of a token cannot be recorded (%s)", error, extra={"action": LogAction.TOKEN_TOUCH_FAILED}
+            )
 
 
 _ADMIN = Principal(scope=Scope.ADMIN, key="admin", label="admin token")

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from server.broker.scripts import PREFIX
 from server.broker.shielded_calls import ShieldedCalls
+from server.log_actions import LogAction
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,9 @@ class RedisLeases:
             return bool(await self._calls.call(self._take(keys=[_key(name)], args=args)))
         except TROUBLE as error:
             logger.info(
-                "a lease cannot be taken (%s); this server works without it", error, extra={"action": "lease_failed"}
+                "a lease cannot be taken (%s); this server works without it",
+                error,
+                extra={"action": LogAction.LEASE_FAILED},
             )
             return True
 
@@ -124,7 +127,7 @@ class RedisLeases:
             logger.info(
                 "the leases cannot be renewed (%s); this server works without them",
                 error,
-                extra={"action": "lease_failed"},
+                extra={"action": LogAction.LEASE_FAILED},
             )
             return set()
         return {name for name, is_own in zip(names, kept, strict=True) if not is_own}
@@ -135,7 +138,9 @@ class RedisLeases:
         try:
             await self._calls.call(self._release(keys=[_key(name)], args=[self._name]))
         except TROUBLE as error:
-            logger.info("a lease cannot be released (%s); it will expire", error, extra={"action": "lease_failed"})
+            logger.info(
+                "a lease cannot be released (%s); it will expire", error, extra={"action": LogAction.LEASE_FAILED}
+            )
 
 
 def _key(name: str) -> str:

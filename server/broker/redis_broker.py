@@ -42,6 +42,7 @@ from server.broker.live_message import (
 from server.broker.shielded_calls import ShieldedCalls
 from server.broker.subscription import Subscription
 from server.errors import ConfigurationError
+from server.log_actions import LogAction
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ class RedisBroker:
                 logger.warning(
                     "a viewer cannot resume, because Redis does not answer (%s)",
                     error,
-                    extra={"action": "redis_failed"},
+                    extra={"action": LogAction.REDIS_FAILED},
                 )
         # No await from here on: an entry read in between would be lost.
         last = parse_id(answer[1]) if answer else self._last
@@ -246,9 +247,9 @@ class RedisBroker:
             try:
                 await self._connect()
             except TROUBLE as error:
-                logger.debug("Redis does not answer (%s)", error, extra={"action": "redis_away"})
+                logger.debug("Redis does not answer (%s)", error, extra={"action": LogAction.REDIS_AWAY})
             except Exception:  # A Redis failure of any kind degrades the live view and nothing else.
-                logger.exception("Redis returned an unexpected answer", extra={"action": "redis_failed"})
+                logger.exception("Redis returned an unexpected answer", extra={"action": LogAction.REDIS_FAILED})
 
     def _retry_delays(self) -> Iterator[float]:
         return itertools.chain(self._delays, itertools.repeat(self._delays[-1]))
@@ -270,7 +271,7 @@ class RedisBroker:
         self._is_up = True
         for kind in (RESTORED, RESYNC):
             self._offer_all(control_delivery(kind, self._cursor(self._last)))
-        logger.info("Redis is reachable", extra={"action": "redis_up"})
+        logger.info("Redis is reachable", extra={"action": LogAction.REDIS_UP})
 
     async def _start_generation(self, held: str, process: str) -> str:
         """Record that messages may be missing, and return the current generation.
@@ -296,7 +297,9 @@ class RedisBroker:
                 error = task.exception()
                 if error is not None and not isinstance(error, TROUBLE):
                     logger.error(
-                        "reading or sending live messages failed", exc_info=error, extra={"action": "redis_failed"}
+                        "reading or sending live messages failed",
+                        exc_info=error,
+                        extra={"action": LogAction.REDIS_FAILED},
                     )
                 self._disconnect(error)
         finally:
@@ -309,7 +312,7 @@ class RedisBroker:
         logger.warning(
             "Redis does not answer (%s); the live view is degraded, everything else works",
             error,
-            extra={"action": "redis_lost"},
+            extra={"action": LogAction.REDIS_LOST},
         )
         self._is_up = False
         self._offer_all(control_delivery(DEGRADED, self._cursor(self._last)))
@@ -358,7 +361,7 @@ class RedisBroker:
 
     def _skip(self, stream: str, number: EntryId) -> None:
         logger.warning(
-            "live messages are read too slowly; viewers read everything again", extra={"action": "tail_skipped"}
+            "live messages are read too slowly; viewers read everything again", extra={"action": LogAction.TAIL_SKIPPED}
         )
         self._last = max(self._last, number)
         self._positions[stream] = number

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from client_sdk import answers
 from server.commands.context import (
     EXIT_UNUSABLE,
     Data,
@@ -43,7 +45,7 @@ def runs(
 ) -> None:
     """List the newest runs."""
 
-    async def read(database: Database) -> list[dict[str, Any]]:
+    async def read(database: Database) -> Sequence[answers.RunSummary]:
         await migrations.upgrade(database)
         fleet = FleetQuery(database, RunStore(database), LayoutStore(database))
         return (await fleet.page(project=project, state=None, limit=limit, cursor=None)).runs
@@ -56,14 +58,14 @@ def runs(
         return
     rows = [
         (
-            run["id"],
-            run["project"],
-            run["name"],
-            run["state"],
-            "" if run["last_step"] is None else str(run["last_step"]),
-            "" if run["loss"] is None else f"{run['loss']:.4g}",
-            run["stage"] or "",
-            str(run["open_alerts"]),
+            run.id,
+            run.project,
+            run.name,
+            run.state,
+            "" if run.last_step is None else str(run.last_step),
+            "" if run.loss is None else f"{run.loss:.4g}",
+            run.stage or "",
+            str(run.open_alerts),
         )
         for run in found
     ]

@@ -29,7 +29,7 @@ def up(host: Host = None, port: Port = None, data: Data = None) -> None:
 
 
 def serve() -> None:
-    """Run the server alone, with settings from the environment (SPIKEWATCH_…); docs/settings.md lists them."""
+    """Run the server alone, with settings from the environment (SPIKEWATCH_…), listed in docs/reference/settings.md."""
     from server.serving.service import serve as serve_until_stopped
 
     with one_line_errors():

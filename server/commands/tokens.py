@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from client_sdk import answers
 from client_sdk.protocol import MAX_NAME_CHARS
 from server.auth.tokens import digest_of, new_token
 from server.commands.context import Data, load_config, one_line_errors, with_database
@@ -47,7 +48,7 @@ def create_token(
 def list_tokens(data: Data = None) -> None:
     """List all tokens with what they permit and when they were last used. The tokens themselves are not stored."""
 
-    async def read(database: Database) -> list[dict[str, Any]]:
+    async def read(database: Database) -> list[answers.Token]:
         await migrate.upgrade(database)
         return await TokenStore(database).all(None)
 
@@ -58,10 +59,10 @@ def list_tokens(data: Data = None) -> None:
         return
     rows = []
     for token in found:
-        created, used = (_minute(token[name]) for name in ("created_at", "last_used_at"))
-        state = "valid" if token["revoked_at"] is None else f"revoked {_minute(token['revoked_at'])}"
-        project = token["project"] if token["project"] is not None else "(all)"
-        rows.append((str(token["id"]), token["scope"], project, token["label"], created, used, state))
+        created, used = _minute(token.created_at), _minute(token.last_used_at)
+        state = "valid" if token.revoked_at is None else f"revoked {_minute(token.revoked_at)}"
+        project = token.project if token.project is not None else "(all)"
+        rows.append((str(token.id), token.scope, project, token.label, created, used, state))
     print_table(("ID", "SCOPE", "PROJECT", "LABEL", "CREATED", "LAST USED", "STATE"), rows)
 
 

@@ -1,4 +1,4 @@
-"""`spikewatch demo`: three real trainings, each in its own process, watched by a real server.
+"""The demo: `spikewatch demo` runs three real trainings in their own processes, watched by a real server.
 
-The one room of the server that uses the SDK's public face: the trainings are the product's own first users.
+This is the only room of the server that uses the public API of the SDK.
 """

@@ -1,7 +1,7 @@
-"""A healthy digits classifier that is fed one corrupted batch at a known step.
+"""A healthy classifier of digits that receives one corrupted batch at a known step.
 
-At `BAD_STEP` the images come with their bytes misread (40 times too bright) and the labels shuffled. Loss and gradient
-jump in one step with nothing building up before: a bad batch, not a spike that could have been predicted.
+At `BAD_STEP` the bytes of the images are misread (40 times too bright) and the labels shuffled. Loss and gradient jump
+in one step without any build-up: a bad batch, not a spike that could have been predicted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BATCH = 128
 
 
 def main() -> None:
-    """Train, logging to the server that the environment names."""
+    """Train and log to the server that the environment names."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pixels, digits = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""Names and known facts of the three trainings; imports no torch, so that the runner stays light."""
+"""Names and facts of the three trainings. Imports no torch, so that the runner of the demo stays light."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ MODULES: Final = {
     CHAR_TRANSFORMER: ("server.demo.char_transformer", CHAR_TRANSFORMER_STEPS),
     BAD_BATCH: ("server.demo.bad_batch", BAD_BATCH_STEPS),
 }
-"""Case to the module that trains it and the number of its steps."""
+"""Module and number of steps of each training, by name."""

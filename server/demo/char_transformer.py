@@ -1,6 +1,6 @@
-"""A small decoder-only transformer on Python's own sources: AdamW, warm-up, cosine decay, mini-batch noise, healthy.
+"""A small decoder-only transformer on Python's own sources: AdamW, warm-up, cosine decay, mini-batch noise.
 
-The control of the demo: the loss is noisy and nothing is wrong, so nothing above "watch" may be raised.
+This is the healthy control of the demo: the loss is noisy and nothing is wrong, so no alert above "watch" may open.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SOURCES = ("argparse", "ast", "calendar", "datetime", "doctest", "inspect", "tar
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP."""
+    """A transformer block with pre-norm attention and MLP."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
-    def forward(self, x: Tensor) -> Tensor:  # (batch, time, width) -> the same
+    def forward(self, x: Tensor) -> Tensor:  # (batch, time, width) -> (batch, time, width)
         batch, time, _ = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(batch, time, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Characters to logits of the next character."""
+    """A decoder from characters to the logits of the next character."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class Decoder(nn.Module):
 
 
 def standard_library_text() -> Tensor:
-    """Character ids of a few modules of the standard library, which every machine has."""
+    """Return the character ids of a few modules of the standard library, which every machine has."""
     library = Path(argparse.__file__).parent
     text = "".join((library / f"{name}.py").read_text(encoding="utf-8") for name in SOURCES)
     return torch.tensor(list(text.encode("ascii", "replace")), dtype=torch.long)
 
 
 def main() -> None:
-    """Train, logging to the server that the environment names."""
+    """Train and log to the server that the environment names."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     text = standard_library_text()

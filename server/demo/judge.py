@@ -1,4 +1,4 @@
-"""Says what happened in the demo, judged from the alerts that the server raised and the losses that it stored. Pure."""
+"""Judgement of the demo: what happened, from the alerts and losses that the server stored. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.demo.cases import BAD_BATCH, BAD_STEP, CHAR_TRANSFORMER, TANH_NET
 from server.models import AlertKind, AlertLevel
 
 JUMP: Final = 1e3
-"""A loss this many times above the median before it is a spike beyond dispute: tanh-net jumps by 1e9 and more."""
+"""Ratio of a loss to the median before it that is certainly a spike; tanh-net jumps by 1e9 and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,15 @@ class Judgement:
 
     run: str
     held: bool
-    """Did what the demo promises happen?"""
+    """Whether the run did what the demo promises."""
     sentence: str
 
 
 def first_jump(steps: Sequence[int], losses: Sequence[float | None]) -> int | None:
-    """Step of the first loss `JUMP` times the median of the hundred before it, or None. No detector involved."""
+    """Return the step of the first loss above `JUMP` times the median of the hundred before it.
+
+    No detector is involved. A loss that is not finite counts as well.
+    """
     for i in range(100, len(losses)):
         loss = losses[i]
         before = sorted(value for value in losses[i - 100 : i] if value is not None)
@@ -36,7 +39,7 @@ def first_jump(steps: Sequence[int], losses: Sequence[float | None]) -> int | No
 def judge_tanh_net(
     alerts: Sequence[Mapping[str, Any]], steps: Sequence[int], losses: Sequence[float | None]
 ) -> Judgement:
-    """A spike was predicted before it came, and it came."""
+    """Judge whether a spike was predicted and then came."""
     came = first_jump(steps, losses)
     predictions = [a for a in alerts if a["kind"] == AlertKind.SPIKE_PREDICTED and (a["outcome"] or {}).get("step")]
     if came is None:
@@ -62,7 +65,7 @@ def judge_tanh_net(
 def judge_bad_batch(
     alerts: Sequence[Mapping[str, Any]], steps: Sequence[int], losses: Sequence[float | None]
 ) -> Judgement:
-    """The corrupted batch was named a bad batch, and nothing was predicted."""
+    """Judge whether the corrupted batch was named a bad batch and no spike was predicted."""
     del steps, losses
     named = [a for a in alerts if a["kind"] == AlertKind.BAD_BATCH and a["step"] == BAD_STEP]
     predicted = [a for a in alerts if a["kind"] == AlertKind.SPIKE_PREDICTED]
@@ -79,7 +82,7 @@ def judge_bad_batch(
 def judge_char_transformer(
     alerts: Sequence[Mapping[str, Any]], steps: Sequence[int], losses: Sequence[float | None]
 ) -> Judgement:
-    """Nothing above "watch"."""
+    """Judge whether no alert above "watch" opened."""
     del losses
     loud = [a for a in alerts if a["level"] != AlertLevel.WATCH]
     if loud:

@@ -1,6 +1,6 @@
-"""Runs the demo: the embedded server, three trainings in their own processes, progress, and a summary that is judged.
+"""Runner of the demo: the embedded server, three trainings in their own processes, progress, and a judged summary.
 
-Everything lives in a temporary directory and ends with the demo: nothing is left behind.
+All files are in a temporary directory, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from client_sdk.vocabulary import AlertLevel
+from client_sdk.vocabulary import AlertLevel, RunState
 from server.demo.cases import MODULES, TANH_NET
 from server.demo.judge import JUDGES, Judgement
 from server.demo.progress import lines
@@ -37,7 +37,7 @@ STOP_DEADLINE: Final = 10.0  # seconds for a child to end before it is killed
 
 
 def free_port(first: int) -> int:
-    """The first port from `first` on that nobody listens to on loopback."""
+    """Return the first free loopback port from `first` on. Raises `OSError` if a hundred ports are taken."""
     for port in range(first, first + 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,14 +51,14 @@ def free_port(first: int) -> int:
 
 @contextmanager
 def child(arguments: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block, whatever happens in it; its output goes to `log`."""
+    """Run a process that ends with the block, whatever happens in it. Its output goes to the file `log`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments],
             env=os.environ | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the children in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which ends the children in order
         )
         try:
             yield process
@@ -72,11 +72,11 @@ def child(arguments: list[str], environment: dict[str, str], log: Path) -> Itera
 
 
 class DemoError(Exception):
-    """The demo could not be run; the text says why."""
+    """The demo could not be run. The text gives the reason."""
 
 
 class Api:
-    """The few calls of the HTTP API that the demo needs."""
+    """Client of the few HTTP endpoints that the demo needs."""
 
     def __init__(self, url: str, token: str) -> None:
         self._http = httpx.Client(
@@ -84,22 +84,22 @@ class Api:
         )
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """Run summaries by name."""
+        """Return the run summaries by name."""
         answer = self._http.get("/runs").raise_for_status().json()
         return {run["name"]: run for run in answer["runs"]}
 
     def alerts(self, run_id: str) -> list[dict[str, Any]]:
-        """All alerts of a run in the order in which they opened."""
+        """Return all alerts of a run in the order of their steps."""
         answer: list[dict[str, Any]] = self._http.get("/alerts", params={"run": run_id}).raise_for_status().json()
         return sorted(answer, key=lambda alert: alert["step"])
 
     def notifications(self, alert_id: str) -> list[dict[str, Any]]:
-        """Who was told of an alert."""
+        """Return the notifications about an alert."""
         answer: list[dict[str, Any]] = self._http.get(f"/alerts/{alert_id}/notifications").raise_for_status().json()
         return answer
 
-    def tell_everything(self) -> None:
-        """Channels hear of a mere watch too: a demo is there to be seen."""
+    def notify_from_watch(self) -> None:
+        """Let every channel report alerts from level watch on, so that the demo shows all of them."""
         for channel in self._http.get("/channels").raise_for_status().json()["channels"]:
             body = {key: channel[key] for key in ("name", "kind", "project", "kinds", "enabled", "settings")}
             self._http.put(
@@ -107,14 +107,14 @@ class Api:
             ).raise_for_status()
 
     def losses(self, run_id: str) -> tuple[list[int], list[float | None]]:
-        """Every step and its loss."""
+        """Return all steps of a run and their losses."""
         answer = self._http.get(f"/runs/{run_id}/series", params={"keys": "loss", "points": 10_000})
         series = answer.raise_for_status().json()["series"]["loss"]
         return series["step"], series["max"]
 
 
 def wait_for_server(url: str, home: Path, port: int, process: subprocess.Popen[bytes], log: Path) -> str:
-    """The token of the server once it answers. Raises DemoError with the end of its log if it does not."""
+    """Wait until the server answers and return its token. Raises `DemoError` with the end of its log otherwise."""
     deadline = time.monotonic() + START_DEADLINE
     token_file = home / f"server-{port}.token"
     while time.monotonic() < deadline and process.poll() is None:
@@ -128,17 +128,17 @@ def wait_for_server(url: str, home: Path, port: int, process: subprocess.Popen[b
 
 
 def tail(log: Path, count: int = 15) -> str:
-    """The last lines of a log file."""
+    """Return the last lines of a log file."""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
 
 
 def progress(runs: dict[str, dict[str, Any]]) -> Text:
-    """The progress lines, cut at the width of the terminal so that each stays one line."""
+    """Return the progress lines, each cut at the width of the terminal."""
     return Text("\n".join(lines(runs)), no_wrap=True, overflow="ellipsis")
 
 
 def follow(api: Api, trainings: dict[str, subprocess.Popen[bytes]], console: Console, work: Path) -> None:
-    """Show a progress line per run until every training ended. Raises DemoError when one fails."""
+    """Show a progress line per run until every training ended. Raises `DemoError` if one fails."""
     with Live(console=console, auto_refresh=False, transient=False) as live:
         printed = 0.0
         while any(process.poll() is None for process in trainings.values()):
@@ -157,11 +157,11 @@ def follow(api: Api, trainings: dict[str, subprocess.Popen[bytes]], console: Con
 
 
 def judge(api: Api) -> list[Judgement]:
-    """What happened, once the server has finished with every run."""
+    """Return the judgements once the server has finished with every run, or at a deadline."""
     deadline = time.monotonic() + SETTLE_DEADLINE
     while True:
         runs = api.runs()
-        finished = {name for name, run in runs.items() if run["state"] == "finished"}
+        finished = {name for name, run in runs.items() if run["state"] == RunState.FINISHED}
         judgements = [
             JUDGES[name](api.alerts(runs[name]["id"]), *api.losses(runs[name]["id"]))
             for name in MODULES
@@ -174,7 +174,7 @@ def judge(api: Api) -> list[Judgement]:
 
 
 def spike_timeline(api: Api) -> list[str]:
-    """What happened around the spike of tanh-net, and when."""
+    """Return the timeline of the spike of tanh-net."""
     run = api.runs().get(TANH_NET)
     if run is None:
         return []
@@ -182,7 +182,7 @@ def spike_timeline(api: Api) -> list[str]:
 
 
 def run_demo(exit_after: bool = False) -> int:
-    """Run the demo. Returns 0 when all three outcomes held, 1 when one did not, 2 when it could not be run."""
+    """Run the demo. Return 0 if all three outcomes held, 1 if one did not, and 2 if it could not be run."""
     console = Console()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -212,7 +212,7 @@ def _run_in(work: Path, console: Console, exit_after: bool) -> int:
         token = wait_for_server(url, work, port, server, server_log)
         console.print(f"\n  Open [bold]{url}/?token={token}[/bold]\n", highlight=False, soft_wrap=True)
         api = Api(url, token)
-        api.tell_everything()
+        api.notify_from_watch()
         environment = {
             "SPIKEWATCH_URL": url,
             "SPIKEWATCH_TOKEN": token,
@@ -233,7 +233,7 @@ def _run_in(work: Path, console: Console, exit_after: bool) -> int:
             console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
         held = len(judgements) == len(MODULES) and all(judgement.held for judgement in judgements)
         if not exit_after:
-            console.print(f"\n  The pages stay up at {url} until Ctrl-C.", highlight=False)
+            console.print(f"\n  The dashboard stays available at {url} until you press Ctrl-C.", highlight=False)
             server.wait()
     return 0 if held else 1
 

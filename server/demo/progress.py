@@ -1,4 +1,4 @@
-"""The terminal's progress lines. Pure: run summaries in, text out."""
+"""Progress lines for the terminal. Pure: run summaries in, text out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BAR_WIDTH = 18  # characters
 
 
 def line(name: str, run: Mapping[str, Any] | None, steps: int) -> str:
-    """One run: a bar, its step, loss, λ_max over the limit, stage and what is alerted."""
+    """Return the line of one run: a bar, step, loss, λ_max over the limit, stage and the last alert."""
     if run is None or run["last_step"] is None:
         return f"  {name:<17} {'·' * BAR_WIDTH}  starting"
     step = run["last_step"]
@@ -25,5 +25,5 @@ def line(name: str, run: Mapping[str, Any] | None, steps: int) -> str:
 
 
 def lines(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each training of the demo, in its order."""
+    """Return a line for each training of the demo."""
     return [line(name, runs.get(name), steps) for name, (_, steps) in MODULES.items()]

@@ -1,4 +1,4 @@
-"""Full-batch regression that Adam itself blows up: docs/science.md, section "The mechanism".
+"""A full-batch regression that Adam makes spike by itself (docs/explanation/science.md).
 
 50-64-64-1 tanh network on 200 points, Adam lr 0.01, β2 0.999. The loss sinks to 1e-14, the second moment goes stale,
 λ_max passes 2/η, and around step 720 the loss jumps by eleven orders of magnitude. Nothing is injected.
@@ -16,7 +16,7 @@ from server.demo.pace import Pace
 
 
 def main() -> None:
-    """Train, logging to the server that the environment names."""
+    """Train and log to the server that the environment names."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
     inputs = torch.randn(200, 50)

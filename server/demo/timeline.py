@@ -1,4 +1,4 @@
-"""From the step to the message, as lines of a table. Pure: alerts and their notifications in, text out."""
+"""Timeline of a spike, from the step to the notification. Pure: alerts and their notifications in, text out."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 Notification = Mapping[str, Any]
 
-WORDS = {
+CHANGES = {
     "opened": "message sent: {title}",
-    "escalated": "message sent: it is graver now",
+    "escalated": "message sent: it is more severe now",
     "confirmed": "message sent: it came, lead {lead} steps",
     "false-alarm": "message sent: it did not come",
     "resolved": "message sent: resolved",
 }
 
 
-def timeline(told: Sequence[tuple[Mapping[str, Any], Sequence[Notification]]]) -> list[str]:
-    """What happened to the alerts of a run, each with what was sent of it; nothing without an alert."""
+def timeline(alerts: Sequence[tuple[Mapping[str, Any], Sequence[Notification]]]) -> list[str]:
+    """Return the lines about a run's alerts and their notifications; no lines without an alert."""
     entries: list[tuple[float, str]] = []
-    for alert, notifications in told:
+    for alert, notifications in alerts:
         entries.append((alert["opened_at"], f'step {alert["step"]} logged, where "{alert["kind"]}" opens'))
         outcome = alert["outcome"] or {}
         if outcome.get("step") is not None and alert["closed_at"] is not None:
@@ -28,7 +28,7 @@ def timeline(told: Sequence[tuple[Mapping[str, Any], Sequence[Notification]]]) -
         for one in notifications:
             entries.append((one["created_at"], f"{one['change']}: stored, with a message for {one['channel']}"))
             if one["state"] == "sent":
-                words = WORDS[one["change"]].format(title=alert["title"], lead=outcome.get("lead"))
+                words = CHANGES[one["change"]].format(title=alert["title"], lead=outcome.get("lead"))
                 latency = f" ({1000 * (one['done_at'] - one['created_at']):.0f} ms after it was stored)"
                 entries.append((one["done_at"], words + latency))
     if not entries:

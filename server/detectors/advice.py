@@ -1,7 +1,7 @@
 """Advice for a cause: what to try, in the order of fit. Remedies conflict, so the list follows the evidence.
 
 Where curvature along stale directions is the cause, ε goes up; where gradients sank below ε, it goes down. β2 goes down
-where v forgets too slowly, but not in an optimizer without β2. The reasons are in docs/science.md.
+where v forgets too slowly, but not in an optimizer without β2. The reasons are in docs/explanation/science.md.
 
 >>> advice_before_spike(Cause.LEARNING_RATE, Reading(step=1))[0]
 'Save a checkpoint now'
@@ -39,23 +39,23 @@ def _remedies(cause: Cause, reading: Reading) -> tuple[str, ...]:
         return (*_smaller_eps(reading), _halve_lr(reading), "Clip the update: η_t = η / max(1, RMS_t)")
     if cause is Cause.LEARNING_RATE:
         return (
-            "Go back to the learning rate before the jump, or reach the new one over some hundred warm-up steps",
+            "Return to the learning rate before the jump, or warm up to the new one over a few hundred steps",
             "Clip the update: η_t = η / max(1, RMS_t)",
         )
     if cause is Cause.BAD_BATCH:
         return (
-            "Look at this batch: does the jump repeat at the same data position, or in other runs?",
-            "Skip the batch, and clip the gradient norm so that one batch cannot do this",
+            "Inspect this batch: does the jump repeat at the same data position, or in other runs?",
+            "Skip the batch, and clip the gradient norm so that a single batch cannot do this again",
         )
     if cause is Cause.STATE_LOSS:
         return (
             "Resume again and load the optimizer's state dict along with the weights",
-            "If it is gone, warm the learning rate up again over about 1/(1−β2) steps",
+            "If the state dict is lost, warm up the learning rate again over about 1/(1−β2) steps",
         )
     if cause is Cause.NUMERICAL:
         return (
-            "Find the first non-finite layer: torch.autograd.set_detect_anomaly(True) on this batch",
-            "Compute the loss in float32 or float64 as a control",
+            "Find the first non-finite layer with torch.autograd.set_detect_anomaly(True) on this batch",
+            "Compute the loss in float32 or float64 for comparison",
             "With loss scaling, check whether the scale has collapsed",
         )
     if cause is Cause.DIVERGENCE:
@@ -79,20 +79,22 @@ def _larger_eps(reading: Reading) -> tuple[str, ...]:
     eps = reading.optimizer.eps if reading.optimizer is not None else None
     if eps is None or eps >= 1e-4:
         return ()
-    return (f"Raise ε from {eps:g} to {max(1e-4, 10 * eps):g}: curvature along stale directions is the cause here",)
+    return (f"Raise ε from {eps:g} to {max(1e-4, 10 * eps):g}, because curvature along stale directions is the cause",)
 
 
 def _smaller_eps(reading: Reading) -> tuple[str, ...]:
     eps = reading.optimizer.eps if reading.optimizer is not None else None
     if eps is None or eps <= 1e-15:
         return ()
-    return (f"Lower ε from {eps:g} to {max(1e-15, eps * 1e-4):.0g}: gradients have sunk under it",)
+    return (f"Lower ε from {eps:g} to {max(1e-15, eps * 1e-4):.0g}, because gradients have fallen below it",)
 
 
 def _halve_lr(reading: Reading) -> str:
     if reading.lr is None or not reading.lr > 0:
-        return "Lower lr by half for 200 steps"
-    return f"Lower lr by half for 200 steps: {reading.lr:.3g} → {reading.lr / 2:.3g}, which doubles the limit 2/η"
+        return "Halve the learning rate for 200 steps"
+    return (
+        f"Halve the learning rate for 200 steps: {reading.lr:.3g} → {reading.lr / 2:.3g}, which doubles the limit 2/η"
+    )
 
 
 def _reset_second_moment(reading: Reading) -> str:

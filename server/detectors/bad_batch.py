@@ -106,8 +106,8 @@ class BadBatchDetector(msgspec.Struct):
             step=self.step,
             title=f"Bad batch at step {self.step}",
             message=(
-                f"Loss {self.baseline:.3g} → {self.loss:.3g} and gradient norm ×{self.grad_ratio:.3g} in one step, "
-                f"with no build-up before it."
+                f"In one step the loss rose from {self.baseline:.3g} to {self.loss:.3g} and the gradient norm to "
+                f"{self.grad_ratio:.3g} times its usual size, without any build-up."
             ),
             cause=Cause.BAD_BATCH,
             layers=self.layers,

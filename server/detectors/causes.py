@@ -1,4 +1,6 @@
-"""Causes of spikes: from evidence to the mechanism behind a spike (docs/science.md, "Causes to tell apart").
+"""Causes of spikes: from evidence to the mechanism behind a spike.
+
+The causes are described in docs/explanation/science.md, "Causes and remedies".
 
 Owns the order in which the causes are checked. A cause is reported only with evidence for it, otherwise it is unknown.
 """
@@ -111,7 +113,7 @@ class CauseTracker(msgspec.Struct):
         if _is_recent(self.warned_step, onset, PREDICTION_MEMORY):
             return CauseOfSpike(
                 cause=Cause.STALE_SECOND_MOMENT,
-                sentence="v had been too stale to follow the growing gradient.",
+                sentence="The second moment v was too stale to follow the growing gradient.",
                 evidence={"stability_ratio": reading.stability, "decoupling_least": self.min_decoupling},
             )
         return CauseOfSpike(cause=Cause.UNKNOWN, sentence="No build-up was seen before it.")

@@ -6,7 +6,7 @@ import msgspec
 
 from server.detectors.causes import CauseTracker
 from server.detectors.signals import Reading
-from server.detectors.track_record import TrackRecord
+from server.detectors.track_record import LOUD, TrackRecord
 from server.models import AlertLevel
 
 
@@ -40,7 +40,7 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     @property
     def is_spike_predicted(self) -> bool:
         """Whether a spike is predicted at level warning or above."""
-        return self.prediction_level in (AlertLevel.WARNING, AlertLevel.CRITICAL)
+        return self.prediction_level in LOUD
 
     @property
     def outcome_level(self) -> AlertLevel | None:

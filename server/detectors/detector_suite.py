@@ -33,7 +33,7 @@ from server.detectors.track_record import TrackRecord
 from server.models import AlertKind, Event, Finding, Sample, Verdict
 
 SNAPSHOT_VERSION: Final = 1
-SCALARS: Final = ("loss", "lr", "grad_norm", "lambda_max", "lambda_grad", "lambda_step")
+READ_SCALARS: Final = ("loss", "lr", "grad_norm", "lambda_max", "lambda_grad", "lambda_step")
 """Scalars that the detectors read. A sample with none of them and without layers is skipped."""
 REPORTED_FIRST: Final = {
     AlertKind.SPIKE_PREDICTED: 0,
@@ -134,7 +134,7 @@ class DetectorSuite:
             self._state.record.renew()
         state = self._state
         is_seen = state.last_step is not None and sample.step <= state.last_step
-        if is_seen or not (sample.has_layers or any(key in sample.scalars for key in SCALARS)):
+        if is_seen or not (sample.has_layers or any(key in sample.scalars for key in READ_SCALARS)):
             return self._verdict(sample.step, ())
         is_first = state.last_step is None
         state.last_step = sample.step

@@ -13,7 +13,7 @@ not see them.
 ...     reading = Reading(step=step, loss=1.0 if step < 100 else 9.0)
 ...     detector.update(reading, Context())
 >>> detector.finding(reading, Context()).title
-'Diverged by step 119'
+'Loss diverged by step 119'
 """
 
 from __future__ import annotations
@@ -80,8 +80,11 @@ class DivergenceDetector(msgspec.Struct):
             kind=AlertKind.DIVERGENCE,
             level=AlertLevel.CRITICAL if self.level > WORSE * start else AlertLevel.WARNING,
             step=self.step,
-            title=f"Diverged by step {self.step}",
-            message=f"The loss stays at {self.level:.3g}, {self.level / start:.3g} times its start of {start:.3g}.",
+            title=f"Loss diverged by step {self.step}",
+            message=(
+                f"The loss stays at {self.level:.3g}, {self.level / start:.3g} times its value at the start "
+                f"({start:.3g})."
+            ),
             cause=Cause.DIVERGENCE,
             layers=reading.layers,
             layer_shares=reading.layer_shares,

@@ -1,4 +1,4 @@
-"""Gradients that sank below ε, the first sign of a later jump of the loss.
+"""Gradients that fell below ε, the first sign of a later jump of the loss.
 
 Rule: the share of coordinates with √v̂ < ε has once been below 10 % and is now above 50 % at 20 measurements in a row.
 It ends when the share is below 10 % again. It is a state, not an alarm, so its level is watch.
@@ -12,7 +12,7 @@ reported at all.
 ...     reading = Reading(step=step, eps_fraction=share)
 ...     detector.update(reading, Context())
 >>> detector.finding(reading, Context()).title
-'Gradients have sunk under ε'
+'Gradients have fallen below ε'
 
 Reference: Molybog et al. 2023, "A Theory on Adam Instability in Large-Scale Machine Learning" (arXiv 2304.09871).
 """
@@ -66,9 +66,10 @@ class EpsFloorDetector(msgspec.Struct):
             kind=AlertKind.EPS_FLOOR,
             level=AlertLevel.WATCH,
             step=self.step,
-            title="Gradients have sunk under ε",
+            title="Gradients have fallen below ε",
             message=(
-                "√v̂ is below ε for more than half of the coordinates: ε, not the gradient, sets the size of their step."
+                "√v̂ is below ε for more than half of the coordinates, so ε and not the gradient determines the size of "
+                "their steps."
             ),
             cause=Cause.VANISHED_GRADIENTS,
             evidence={"eps_fraction": share, "gradient_growth_per_step": reading.growth},

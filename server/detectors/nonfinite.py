@@ -87,12 +87,12 @@ class NonfiniteDetector(msgspec.Struct):
         often = len(self.steps) >= OFTEN and self.steps[-1] - self.steps[0] <= SPAN
         level = AlertLevel.CRITICAL if self.loss else AlertLevel.WARNING if often else AlertLevel.WATCH
         what = "loss" if self.loss else "gradient"
-        where = f" First in {', '.join(self.layers)}." if self.layers else ""
+        where = f" First affected layers: {', '.join(self.layers)}." if self.layers else ""
         return Finding(
             kind=AlertKind.NONFINITE,
             level=level,
             step=self.first_step,
-            title=f"Non-finite {what} at step {self.first_step}",
+            title=f"NaN or infinite {what} at step {self.first_step}",
             message=f"The {what} became NaN or infinite at step {self.first_step}.{where}",
             cause=Cause.NUMERICAL,
             layers=self.layers,

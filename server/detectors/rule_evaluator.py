@@ -1,27 +1,32 @@
-"""Rules that people wrote, over one writer's stream: a sample in, what holds out.
+"""Evaluation of alert rules over one writer's stream: a sample in, the findings that hold out.
 
-Owns when a rule begins and ends to hold, and the little history that takes; `alerts.lifecycle` makes alerts of it. A
-pure function of the stream, like the detectors beside it: chunking cannot matter, the state round-trips, NaN and
-infinities change nothing that they are not about. Bounded: of each rule a few numbers, and at most 500 values.
+Owns when a rule begins and ends to hold, and the short history that this needs; `alerts.lifecycle` turns findings into
+alerts. A pure function of the stream like the detectors: the division into batches cannot matter, the state
+round-trips, and NaN and infinities change only what they are about. Memory is bounded: a few numbers for each rule, and
+at most 500 values.
 
-* Layers are reduced to one number first, so a rule costs the same whatever it watches. Not measured (NaN) is left out.
-* above, below: the value against a threshold. An infinite value is above every one; NaN is the business of the
+* Layers are reduced to one number first, so a rule costs the same whatever it watches. Values that were not measured
+  (NaN) are left out.
+* above, below: the value is compared to a threshold. An infinite value is above every threshold; NaN is left to the
   detector of non-finite values.
-* change: against the value `window` steps before (of long windows to within a hundredth). By a factor both must be
-  positive.
-* z-score: (value − median)/σ of the last `window` values, σ = interquartile range/1.349 (that of a normal
-  distribution), and a thousandth of the median at least, so that a constant is silent. Against the past alone, and not
-  before half the window is full.
-* no data: the clock decides, which `find_silent` is told; see there.
+* change: the value is compared to the one `window` steps earlier (within a hundredth of long windows). For a change by
+  a factor both must be positive.
+* z-score: (value − median)/σ of the last `window` values, σ = interquartile range/1.349 (that of a normal distribution)
+  and at least a thousandth of the median, so that a constant stays silent. Only earlier values count, and nothing is
+  judged before half the window is full.
+* no data: decided by the clock and not by samples; see `find_silent`.
 
-A rule begins when its condition held at `for_steps` values in a row, and ends when it did not hold at as many.
+A rule begins to hold when its condition was met at `for_steps` consecutive values, and ends when it was not met at as
+many.
 
->>> from server.rule import Condition, Rule
->>> bank = RuleEvaluator()
+>>> from client_sdk.vocabulary import Condition
+>>> from server.rule import Rule
+>>> evaluator = RuleEvaluator()
 >>> rule = Rule(id="high", name="Loss is high", scalar="loss", condition=Condition.ABOVE, value=2.0)
->>> bank.replace_rules((rule,), "1")
+>>> evaluator.replace_rules((rule,), "1")
 ()
->>> [len(bank.update(Sample(step=i, time=i, scalars={"loss": x}), i).findings) for i, x in enumerate((1.0, 3.0, 1.0))]
+>>> samples = [Sample(step=i, time=i, scalars={"loss": x}) for i, x in enumerate((1.0, 3.0, 1.0))]
+>>> [len(evaluator.update(sample, sample.time).findings) for sample in samples]
 [0, 1, 0]
 """
 
@@ -34,73 +39,78 @@ from typing import Final
 
 import msgspec
 
+from client_sdk.vocabulary import ChangeBy, Condition, Direction
 from server.detectors.rule_values import RuleValues
 from server.models import AlertKind, Finding, Sample
-from server.rule import ChangeBy, Condition, Direction, Rule
+from server.rule import Rule
 
 SNAPSHOT_VERSION: Final = 1
 POINTS: Final = 100
-"""Values that a change looks back through: of longer windows every so many steps are kept."""
+"""Number of values that are kept for a change; for longer windows a value every few steps."""
 QUARTILES_TO_DEVIATION: Final = 1.349
 """The interquartile range of a normal distribution in units of its standard deviation."""
-LEAST_SPREAD: Final = 1e-3
-"""Share of the median that a deviation is taken for at least."""
+MIN_SPREAD: Final = 1e-3
+"""Smallest standard deviation, as a share of the median."""
 PATIENCE: Final = 3.0
-"""Times the longest usual pause, under which no data is nothing to speak of."""
+"""Ratio to the longest usual pause below which a silence is normal."""
 PAUSE_DECAY: Final = 0.9995
-"""A value: a long pause counts as usual for some thousand values."""
-BOUND: Final = 1e300
-"""Greater values have no difference and no ratio."""
+"""Factor per value by which the longest usual pause shrinks; a long pause counts for a few thousand values."""
+MAX_VALUE: Final = 1e300
+"""Largest value that changes and z-scores are computed for, because differences and ratios would overflow."""
 
 
-class Heard(msgspec.Struct, frozen=True, kw_only=True):
-    """What one sample brought."""
+class RuleResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of one sample."""
 
     findings: tuple[Finding, ...]
-    """Those that hold now."""
+    """Findings that hold now."""
     returned: tuple[tuple[str, float], ...] = ()
-    """Rules whose data came back, with the seconds that it was away: their alerts are over at once."""
+    """Ids of the rules whose data came back, with the length of the silence in seconds. Their alerts end at once."""
 
 
-NOTHING: Final = Heard(findings=())
+NOTHING: Final = RuleResult(findings=())
 
 
-class Watch(msgspec.Struct):
-    """One rule and what it remembers."""
+class RuleState(msgspec.Struct):
+    """One rule with its history."""
 
     rule: Rule
     firing: bool = False
+    """Whether the rule holds."""
     held: int = 0
-    """Values in a row at which the condition held."""
+    """Number of the latest consecutive values that met the condition."""
     missed: int = 0
+    """Number of the latest consecutive values that did not."""
     since: int = 0
-    """Step of the first of them."""
+    """First step of the values counted by `held`."""
     value: float | None = None
-    """The last one."""
+    """Last value of the series."""
     reference: float | None = None
-    """What it was held against: the value before, or the median."""
+    """Number that the value was compared to: an earlier value, or the median."""
     deviations: float | None = None
+    """Last z-score of the series."""
     layers: tuple[str, ...] = ()
+    """Layers that the value came from when the rule began to hold."""
     fired_at: float | None = None
-    """Training clock (of no data: the server's) at the last beginning."""
+    """Time at which the rule last began to hold: of the training clock, for no data of the server's clock."""
     seen_at: float | None = None
-    """Server's clock at the last value."""
+    """Time of the last value by the server's clock."""
     pause: float = 0.0
-    """The longest usual one, seconds."""
+    """Longest usual pause in seconds."""
     steps: list[int] = []
     values: list[float] = []
 
     @property
-    def limit(self) -> float:
-        """Seconds of silence after which no data speaks."""
+    def max_silence(self) -> float:
+        """Seconds of silence after which a rule about no data holds."""
         return max(60.0 * self.rule.value, PATIENCE * self.pause)
 
     def is_rested(self, time: float) -> bool:
-        """Whether the pause after the last alert is over. A clock that went back has no say."""
+        """Whether the cooldown after the last alert is over. A clock that went backwards does not extend it."""
         return self.fired_at is None or not 0 <= time - self.fired_at < 60.0 * self.rule.cooldown_minutes
 
     def renew(self) -> None:
-        """A new attempt: the past of the other one tells nothing. The pauses and the cooldown stay."""
+        """Forget the values of the previous attempt. The usual pause and the cooldown stay."""
         self.firing, self.held, self.missed, self.value = False, 0, 0, None
         self.steps, self.values = [], []
 
@@ -108,186 +118,191 @@ class Watch(msgspec.Struct):
 class _State(msgspec.Struct):
     version: int = SNAPSHOT_VERSION
     rules: str = ""
-    """`RuleSet.version` of the rules below."""
+    """Version of the rule set (`RuleSet.version`)."""
     attempt: int = 0
     last_step: int = 0
     seen_at: float | None = None
-    """Server's clock at the last sample."""
-    watches: list[Watch] = []
+    """Time of the last sample by the server's clock."""
+    states: list[RuleState] = msgspec.field(default_factory=list, name="watches")
 
 
 class RuleEvaluator:
-    """The rules that watch one run. Not thread-safe."""
+    """The alert rules that watch one run. Not thread-safe."""
 
     def __init__(self) -> None:
         self._state = _State()
         self._ordered: dict[str, list[float]] = {}
-        self._read = RuleValues()
+        self._values = RuleValues()
 
     @property
     def version(self) -> str:
-        """`RuleSet.version` of the rules that were adopted last."""
+        """Version of the rule set that `replace_rules` received last."""
         return self._state.rules
 
     @property
     def statistics(self) -> frozenset[str]:
-        """The layer statistics that the rules watch."""
-        return frozenset(watch.rule.statistic for watch in self._state.watches if watch.rule.statistic is not None)
+        """Names of the layer statistics that the rules watch."""
+        return frozenset(entry.rule.statistic for entry in self._state.states if entry.rule.statistic is not None)
 
     @property
     def last_step(self) -> int:
+        """Step of the last sample."""
         return self._state.last_step
 
     @property
     def due_at(self) -> float | None:
-        """Unix time at which `find_silent` has something to say if nothing comes; None: never."""
+        """Unix time at which `find_silent` returns a finding if no data arrives; None for never."""
         due = []
-        for watch in self._state.watches:
-            if watch.rule.condition is Condition.NO_DATA and not watch.firing and watch.seen_at is not None:
-                rested = -math.inf if watch.fired_at is None else watch.fired_at + 60.0 * watch.rule.cooldown_minutes
-                due.append(max(watch.seen_at + watch.limit, rested))
+        for entry in self._state.states:
+            if entry.rule.condition is Condition.NO_DATA and not entry.firing and entry.seen_at is not None:
+                rested = -math.inf if entry.fired_at is None else entry.fired_at + 60.0 * entry.rule.cooldown_minutes
+                due.append(max(entry.seen_at + entry.max_silence, rested))
         return min(due, default=None)
 
     def replace_rules(self, rules: Sequence[Rule], version: str) -> tuple[str, ...]:
-        """From the next sample on these rules and no others. One that did not change goes on as it was.
+        """Evaluate these rules and no others from the next sample on. Unchanged rules keep their state.
 
-        Returns the ids of those that held and are gone or changed: their alerts are over.
+        Returns the ids of the rules that held and were removed or changed; their alerts are over.
         """
         state = self._state
-        before = {watch.rule.id: watch for watch in state.watches}
-        kept: list[Watch] = []
+        before = {entry.rule.id: entry for entry in state.states}
+        kept: list[RuleState] = []
         for rule in rules:
-            watch = before.get(rule.id)
-            if watch is not None and watch.rule == rule:
+            entry = before.get(rule.id)
+            if entry is not None and entry.rule == rule:
                 kept.append(before.pop(rule.id))
             else:
-                kept.append(Watch(rule=rule, seen_at=state.seen_at))
-        state.rules, state.watches = version, kept
+                kept.append(RuleState(rule=rule, seen_at=state.seen_at))
+        state.rules, state.states = version, kept
         self._ordered.clear()
-        return tuple(watch.rule.id for watch in before.values() if watch.firing)
+        return tuple(entry.rule.id for entry in before.values() if entry.firing)
 
-    def update(self, sample: Sample, at: float) -> Heard:
-        """What holds after this sample. ``at``: when it arrived, by the server's clock; only no data goes by it."""
+    def update(self, sample: Sample, at: float) -> RuleResult:
+        """Add one sample, which arrived at time `at` of the server's clock. Only rules about no data use that time."""
         state = self._state
         if sample.attempt != state.attempt:
             state.attempt = sample.attempt
-            for watch in state.watches:
-                watch.renew()
+            for entry in state.states:
+                entry.renew()
         state.last_step = sample.step
         state.seen_at = at
-        if not state.watches:
+        if not state.states:
             return NOTHING
         returned: list[tuple[str, float]] = []
-        for watch in state.watches:
-            if watch.rule.condition is Condition.NO_DATA:
-                away = self._note_arrival(watch, sample, at)
-                if away is not None:
-                    returned.append((watch.rule.id, away))
+        for entry in state.states:
+            if entry.rule.condition is Condition.NO_DATA:
+                silence = self._note_arrival(entry, sample, at)
+                if silence is not None:
+                    returned.append((entry.rule.id, silence))
                 continue
-            value = self._read.value(watch.rule, sample)
+            value = self._values.value(entry.rule, sample)
             if value is not None:
-                self._judge(watch, sample, value)
-        return Heard(findings=self.findings(), returned=tuple(returned))
+                self._judge(entry, sample, value)
+        return RuleResult(findings=self.findings(), returned=tuple(returned))
 
     def findings(self) -> tuple[Finding, ...]:
-        """Those that hold."""
-        return tuple(_finding(watch, self._state) for watch in self._state.watches if watch.firing)
+        """Return the findings of the rules that hold."""
+        return tuple(_finding(entry, self._state) for entry in self._state.states if entry.firing)
 
     def find_silent(self, now: float, since: float = -math.inf) -> tuple[Finding, ...]:
-        """The rules about no data that begin to hold at ``now``, though nothing came.
+        """Return the findings of the rules about no data that begin to hold at `now`.
 
-        ``since``: nobody was there to hear what came before; silence counts from then.
+        Silence counts from `since` on at the earliest, because data before it may have gone unnoticed.
         """
-        told = []
-        for watch in self._state.watches:
-            if watch.rule.condition is not Condition.NO_DATA or watch.firing or watch.seen_at is None:
+        begun = []
+        for entry in self._state.states:
+            if entry.rule.condition is not Condition.NO_DATA or entry.firing or entry.seen_at is None:
                 continue
-            if now - max(watch.seen_at, since) >= watch.limit and watch.is_rested(now):
-                watch.firing, watch.fired_at, watch.since = True, now, self._state.last_step
-                watch.value = now - watch.seen_at
-                told.append(_finding(watch, self._state))
-        return tuple(told)
+            if now - max(entry.seen_at, since) >= entry.max_silence and entry.is_rested(now):
+                entry.firing, entry.fired_at, entry.since = True, now, self._state.last_step
+                entry.value = now - entry.seen_at
+                begun.append(_finding(entry, self._state))
+        return tuple(begun)
 
     def snapshot(self) -> bytes:
+        """Return the whole state. An evaluator that is restored from it continues exactly where this one is."""
         return msgspec.msgpack.encode(self._state)
 
     @classmethod
     def restore(cls, data: bytes) -> RuleEvaluator:
-        """Raises `ValueError` for anything but a snapshot of this version (`msgspec.DecodeError` is one)."""
-        bank = cls()
+        """Return the evaluator that a snapshot was taken of.
+
+        Raises `ValueError` for a snapshot of another version and for anything else (`msgspec.DecodeError` is one).
+        """
+        evaluator = cls()
         state = msgspec.msgpack.decode(data, type=_State)
         if state.version != SNAPSHOT_VERSION:
-            raise ValueError(f"snapshot version {state.version}, expected {SNAPSHOT_VERSION}")
-        bank._state = state
-        return bank
+            raise ValueError(f"the snapshot has version {state.version}, but this server reads {SNAPSHOT_VERSION}")
+        evaluator._state = state
+        return evaluator
 
-    def _note_arrival(self, watch: Watch, sample: Sample, at: float) -> float | None:
-        """Seconds that the data was away, where an alert is open about it."""
-        if not self._read.is_there(watch.rule, sample):
+    def _note_arrival(self, entry: RuleState, sample: Sample, at: float) -> float | None:
+        """Return the length of a silence in seconds if an alert is open about it and this sample ends it."""
+        if not self._values.is_logged(entry.rule, sample):
             return None
-        away = 0.0 if watch.seen_at is None else max(at - watch.seen_at, 0.0)
-        watch.pause = max(away, PAUSE_DECAY * watch.pause)
-        watch.seen_at = at
-        was_firing, watch.firing = watch.firing, False
-        return away if was_firing else None
+        silence = 0.0 if entry.seen_at is None else max(at - entry.seen_at, 0.0)
+        entry.pause = max(silence, PAUSE_DECAY * entry.pause)
+        entry.seen_at = at
+        was_firing, entry.firing = entry.firing, False
+        return silence if was_firing else None
 
-    def _judge(self, watch: Watch, sample: Sample, value: float) -> None:
-        """Move one rule by one value."""
-        rule = watch.rule
+    def _judge(self, entry: RuleState, sample: Sample, value: float) -> None:
+        """Add one value to one rule."""
+        rule = entry.rule
         match rule.condition:
             case Condition.ABOVE:
                 holds = value > rule.value
             case Condition.BELOW:
                 holds = value < rule.value
             case Condition.CHANGE:
-                if abs(value) > BOUND:
+                if abs(value) > MAX_VALUE:
                     return
-                holds = _has_changed(watch, sample.step, value)
+                holds = _has_changed(entry, sample.step, value)
             case _:
-                if abs(value) > BOUND:
+                if abs(value) > MAX_VALUE:
                     return
-                holds = self._is_unusual(watch, value)
-        watch.value = value
+                holds = self._is_unusual(entry, value)
+        entry.value = value
         if not holds:
-            watch.held = 0
-            watch.missed += 1
-            watch.firing = watch.firing and watch.missed < rule.for_steps
+            entry.held = 0
+            entry.missed += 1
+            entry.firing = entry.firing and entry.missed < rule.for_steps
             return
-        if watch.held == 0:
-            watch.since = sample.step
-        watch.held += 1
-        watch.missed = 0
-        if not watch.firing and watch.held >= rule.for_steps and watch.is_rested(sample.time):
-            watch.firing, watch.fired_at = True, sample.time
-            watch.layers = self._read.leaders(rule, sample)
+        if entry.held == 0:
+            entry.since = sample.step
+        entry.held += 1
+        entry.missed = 0
+        if not entry.firing and entry.held >= rule.for_steps and entry.is_rested(sample.time):
+            entry.firing, entry.fired_at = True, sample.time
+            entry.layers = self._values.leaders(rule, sample)
 
-    def _is_unusual(self, watch: Watch, value: float) -> bool:
-        rule = watch.rule
+    def _is_unusual(self, entry: RuleState, value: float) -> bool:
+        rule = entry.rule
         ordered = self._ordered.get(rule.id)
         if ordered is None:
-            ordered = self._ordered[rule.id] = sorted(watch.values)
+            ordered = self._ordered[rule.id] = sorted(entry.values)
         count = len(ordered)
         unusual = False
         if count >= rule.window // 2:
             centre = ordered[count // 2] if count % 2 else 0.5 * (ordered[count // 2 - 1] + ordered[count // 2])
             spread = (ordered[(3 * count) // 4] - ordered[count // 4]) / QUARTILES_TO_DEVIATION
-            z = (value - centre) / max(spread, LEAST_SPREAD * abs(centre), 1e-300)
+            z = (value - centre) / max(spread, MIN_SPREAD * abs(centre), 1e-300)
             unusual = _is_beyond(rule.direction, z, rule.value)
-            watch.reference, watch.deviations = centre, z
-        watch.values.append(value)
+            entry.reference, entry.deviations = centre, z
+        entry.values.append(value)
         insort(ordered, value)
-        if len(watch.values) > rule.window:
-            del ordered[bisect_left(ordered, watch.values.pop(0))]
+        if len(entry.values) > rule.window:
+            del ordered[bisect_left(ordered, entry.values.pop(0))]
         return unusual
 
 
-def _has_changed(watch: Watch, step: int, value: float) -> bool:
-    rule, steps, values = watch.rule, watch.steps, watch.values
+def _has_changed(entry: RuleState, step: int, value: float) -> bool:
+    rule, steps, values = entry.rule, entry.steps, entry.values
     while len(steps) > 1 and steps[1] <= step - rule.window:
         del steps[0], values[0]
     changed = False
     if steps and steps[0] <= step - rule.window:
-        before = watch.reference = values[0]
+        before = entry.reference = values[0]
         if rule.change_by is ChangeBy.AMOUNT:
             changed = _is_beyond(rule.direction, value - before, rule.value)
         elif value > 0 and before > 0:
@@ -302,48 +317,48 @@ def _is_beyond(direction: Direction, amount: float, limit: float) -> bool:
     return (direction is not Direction.DOWN and amount >= limit) or (direction is not Direction.UP and amount <= -limit)
 
 
-def _finding(watch: Watch, state: _State) -> Finding:
-    rule = watch.rule
+def _finding(entry: RuleState, state: _State) -> Finding:
+    rule = entry.rule
     series = rule.series
     evidence: dict[str, float | int | str | None] = {"rule": rule.id, "series": series}
     if rule.condition is Condition.NO_DATA:
-        minutes = (watch.value or 0.0) / 60.0
-        title = f"{rule.name} since step {watch.since:,}"
-        message = f"No {series} for {_minutes(minutes)}: the last came at step {watch.since:,}."
+        minutes = (entry.value or 0.0) / 60.0
+        title = f"{rule.name} since step {entry.since:,}"
+        message = f"No {series} for {_minutes(minutes)}: the last value was logged at step {entry.since:,}."
         evidence |= {"silent_minutes": round(minutes, 2), "limit_minutes": rule.value}
     else:
-        value = "–" if watch.value is None else f"{watch.value:.4g}"
-        row = f", {watch.held} values in a row" if watch.held > 1 else ""
-        title = f"{rule.name} at step {watch.since:,}"
-        message = f"{_upper(series)} is {value}, {_limit(watch)}{row}."
-        evidence |= {"value": watch.value, "limit": rule.value}
+        value = "–" if entry.value is None else f"{entry.value:.4g}"
+        row = f", {entry.held} values in a row" if entry.held > 1 else ""
+        title = f"{rule.name} at step {entry.since:,}"
+        message = f"{_upper(series)} is {value}, {_limit(entry)}{row}."
+        evidence |= {"value": entry.value, "limit": rule.value}
         if rule.condition is Condition.CHANGE:
-            evidence |= {"value_before": watch.reference, "steps_back": rule.window}
+            evidence |= {"value_before": entry.reference, "steps_back": rule.window}
         if rule.condition is Condition.Z_SCORE:
-            evidence |= {"median": watch.reference, "deviations": watch.deviations}
+            evidence |= {"median": entry.reference, "deviations": entry.deviations}
     return Finding(
         kind=AlertKind.CUSTOM_RULE,
         level=rule.level,
-        step=watch.since,
+        step=entry.since,
         title=title,
         message=message,
-        layers=watch.layers,
+        layers=entry.layers,
         evidence=evidence,
         key=rule.id,
     )
 
 
-def _limit(watch: Watch) -> str:
-    """What the value went beyond."""
-    rule = watch.rule
-    reference = "–" if watch.reference is None else f"{watch.reference:.4g}"
+def _limit(entry: RuleState) -> str:
+    """Return the limit that the value exceeded, in words."""
+    rule = entry.rule
+    reference = "–" if entry.reference is None else f"{entry.reference:.4g}"
     match rule.condition:
         case Condition.ABOVE | Condition.BELOW:
             return f"{rule.condition.value} {rule.value:.4g}"
         case Condition.CHANGE:
-            return f"after {reference} {rule.window:,} steps before"
+            return f"after {reference} {rule.window:,} steps earlier"
         case _:
-            return f"{0.0 if watch.deviations is None else watch.deviations:+.1f} deviations from its usual {reference}"
+            return f"{0.0 if entry.deviations is None else entry.deviations:+.1f} deviations from its usual {reference}"
 
 
 def _minutes(minutes: float) -> str:
@@ -351,5 +366,5 @@ def _minutes(minutes: float) -> str:
 
 
 def _upper(text: str) -> str:
-    """A sentence begins; names that people gave stay as they are."""
-    return text[0].upper() + text[1:] if text.startswith(("greatest", "least", "mean")) else text
+    """Return the words with a capital letter, unless they begin with a name that a user chose."""
+    return text[0].upper() + text[1:] if text.startswith(("largest", "smallest", "mean")) else text

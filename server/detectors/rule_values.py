@@ -1,4 +1,4 @@
-"""What a rule watches, read from a sample: a scalar, or a statistic of layers reduced to one number. Pure."""
+"""Values that alert rules read from a sample: a scalar, or a layer statistic reduced to one number. Pure."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk.vocabulary import Reduce
 from server.models import Layout, Sample
-from server.rule import Reduce, Rule
+from server.rule import Rule
 
-LEADERS: Final = 3
-"""Layers that an alert names."""
+MAX_LAYERS: Final = 3
+"""Number of layers that an alert names at most."""
 
 
 class RuleValues:
-    """Of the samples of one run. Remembers which rows of the last layout a pattern means."""
+    """Reader of the values of one run's samples. Remembers the rows of the last layout that match each pattern."""
 
     def __init__(self) -> None:
         self._layout: Layout | None = None
         self._rows: dict[str, NDArray[np.intp] | None] = {}
 
     def value(self, rule: Rule, sample: Sample) -> float | None:
-        """The scalar, or the layers' statistic reduced to one number; None where this sample has none, or only NaN."""
+        """Return the value that a rule watches; None if the sample has none, or only NaN."""
         if rule.statistic is None:
             value = sample.scalars.get(rule.scalar or "")
             return None if value is None or math.isnan(value) else value
@@ -42,21 +43,21 @@ class RuleValues:
                 found = float(known.mean(dtype=np.float64)) if len(known) else math.nan
         return None if math.isnan(found) else found
 
-    def is_there(self, rule: Rule, sample: Sample) -> bool:
-        """Whether this sample has anything of what the rule watches; NaN is something that was logged."""
+    def is_logged(self, rule: Rule, sample: Sample) -> bool:
+        """Whether the sample has any value that the rule watches; a logged NaN counts."""
         if rule.statistic is not None:
             column = self._column(rule, sample)
             return column is not None and not bool(np.isnan(column).all())
         return rule.scalar is None or rule.scalar in sample.scalars
 
     def leaders(self, rule: Rule, sample: Sample) -> tuple[str, ...]:
-        """The layers that the reduced value came from, most extreme first."""
+        """Return the layers that the reduced value came from, most extreme first."""
         column = self._column(rule, sample)
         if column is None or sample.layout is None or rule.reduce is Reduce.MEAN:
             return ()
         keyed = np.nan_to_num(column if rule.reduce is Reduce.MIN else -column, nan=math.inf, neginf=-math.inf)
-        rows = self._of(rule.layers, sample.layout)
-        top = np.argsort(keyed, kind="stable")[:LEADERS]
+        rows = self._matching_rows(rule.layers, sample.layout)
+        top = np.argsort(keyed, kind="stable")[:MAX_LAYERS]
         return tuple(
             sample.layout.layers[int(row if rows is None else rows[row])] for row in top if not np.isnan(column[row])
         )
@@ -65,11 +66,11 @@ class RuleValues:
         column = sample.statistic(rule.statistic or "")
         if column is None or sample.layout is None:
             return None
-        rows = self._of(rule.layers, sample.layout)
+        rows = self._matching_rows(rule.layers, sample.layout)
         return column if rows is None else column[rows]
 
-    def _of(self, pattern: str, layout: Layout) -> NDArray[np.intp] | None:
-        """The rows that a pattern means; None for all."""
+    def _matching_rows(self, pattern: str, layout: Layout) -> NDArray[np.intp] | None:
+        """Return the rows of the layers that match a pattern, None for all."""
         if layout is not self._layout:
             self._layout, self._rows = layout, {}
         if pattern == "*":

@@ -3,7 +3,7 @@
 Owns the signals and the short history that they need; decides nothing. A `Reading` is the whole input of every
 detector, so that a new detector costs no second pass over the layers.
 
-Formulas: docs/science.md. The decoupling is Σg²/Σv̂ over all layers; the stability ratio is λ_max/(2/η).
+Formulas: docs/explanation/science.md. The decoupling is Σg²/Σv̂ over all layers; the stability ratio is λ_max/(2/η).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A spike that has not come yet: Adam's mechanism at work, with a forecast of the step.
 
-Rule: the predictor looks for four signs (each of them alone raises false alarms on healthy runs; `docs/science.md` has
-the counts):
+Rule: the predictor looks for four signs (each of them alone raises false alarms on healthy runs):
 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
 * *climb*: v was just decoupled (Σg²/Σv̂ < 0.1), ‖g‖ is above its mean and climbs steadily, with λ_max near the limit
@@ -22,7 +21,7 @@ Trade-off: spikes that depend on one batch leave no such trace and are not predi
 >>> predictor.finding(growing, context).title
 'Spike predicted at step 27'
 
-References: Bai et al. and Cohen et al. 2022 (arXiv 2207.14484); docs/science.md, "The mechanism".
+References: Bai et al. and Cohen et al. 2022 (arXiv 2207.14484); docs/explanation/science.md, "Five stages of a spike".
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from server.detectors.causes import is_stale
 from server.detectors.context import Context
 from server.detectors.forecast import crossing_step, forecast
 from server.detectors.signals import Reading
+from server.detectors.track_record import LOUD
 from server.models import AlertKind, AlertLevel, Cause, Finding, PredictedStep
 
 HOLD: Final = 20
@@ -75,8 +75,6 @@ class Sign(StrEnum):
     RESET = "reset"
 
 
-LOUD: Final = (AlertLevel.WARNING.value, AlertLevel.CRITICAL.value)
-"""Levels at which a spike counts as predicted."""
 NO_SIGN: Final[str] = Sign.NONE.value
 ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.DIRECTIONAL, Sign.RESET)
 """Signs that raise the level to warning or above."""
@@ -263,7 +261,7 @@ def _is_held(step: int | None, now: int) -> bool:
 def _sentence(sign: str, reading: Reading) -> str:
     """Return the reason for a prediction in one sentence with numbers."""
     if sign == Sign.RESET:
-        return "The optimizer's second moment restarted from a single gradient: every weight takes a step of full size."
+        return "The optimizer's second moment restarted from a single gradient, so every weight takes a full-size step."
     parts = []
     if reading.decoupled_steps > 1:
         parts.append(f"v has been decaying on its own for {reading.decoupled_steps} steps")
@@ -275,10 +273,14 @@ def _sentence(sign: str, reading: Reading) -> str:
         where = "through" if reading.stability > 1.0 else "towards"
         if reading.stability_growth > 0:
             percent = 100 * math.expm1(reading.stability_growth)
-            parts.append(f"λ_max grew {percent:.2g} % a step {where} 2/η (now {reading.stability:.2f} ×)")
+            parts.append(
+                f"λ_max grew {percent:.2g} % per step {where} the limit 2/η (now {reading.stability:.2f} × the limit)"
+            )
         else:
             parts.append(f"λ_max is {reading.stability:.2f} × the limit 2/η")
     if reading.growth > 0.02:
-        parts.append(f"the gradient grows {100 * math.expm1(reading.growth):.2g} % a step")
-    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "signs of a build-up"
-    return text + "."
+        parts.append(f"the gradient grows {100 * math.expm1(reading.growth):.2g} % per step")
+    if not parts:
+        return "There are signs of a build-up."
+    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] + "."
+    return "T" + text[1:] if text.startswith("the ") else text  # v and λ keep their case

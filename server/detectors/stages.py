@@ -1,4 +1,4 @@
-"""The five stages of an Adam spike (Bai et al.; docs/science.md), with hysteresis.
+"""The five stages of an Adam spike (Bai et al.; docs/explanation/science.md), with hysteresis.
 
 Rule: a run is stable, and becomes
 

@@ -38,6 +38,8 @@ from msgspec.structs import replace
 
 from server.models import AlertLevel, Finding
 
+LOUD: Final = (AlertLevel.WARNING, AlertLevel.CRITICAL)
+"""Levels at which a prediction is a claim; a watch claims nothing."""
 TOLERATED: Final = 3
 """Number of consecutive false claims from which the next ones are tempered."""
 MAX_WATCHES: Final = 6
@@ -112,7 +114,7 @@ class TrackRecord(msgspec.Struct):
         A level of None or "" is no prediction. A loss that is no longer finite counts as a critical spike.
         """
         self.last_step = step
-        is_warned = level in (AlertLevel.WARNING, AlertLevel.CRITICAL)
+        is_warned = level in LOUD
         self._follow_watch(step, bool(level), is_warned, spike)
         if spike is not None:
             if self.due is not None and spike is not AlertLevel.WATCH:
@@ -152,7 +154,7 @@ class TrackRecord(msgspec.Struct):
         evidence = {**finding.evidence, "false_alarms_before": misses}
         if not is_held:
             return replace(finding, evidence=evidence)
-        note = f" Held at watch, as the last {misses} predictions of this run did not come."
+        note = f" Held at level watch, because the last {misses} predictions of this run were false alarms."
         return replace(
             finding,
             level=AlertLevel.WATCH,

@@ -1,1 +1,1 @@
-"""How good the detectors are: recorded runs, the labels of their spikes, and the scores of what was said about them."""
+"""Evaluation of the detectors on recorded runs: recordings, the labels of their spikes, alarms and scores."""

@@ -1,18 +1,22 @@
-"""Where a recorded loss really spiked: the ground truth that `evaluate` holds the alerts against. Looks both ways in
-time.
+"""Labels of the spikes in a recorded loss: the ground truth that alarms are scored against. Looks both ways in time.
 
-With m and s the median and 1.4826·MAD of the last 40 losses outside events, and L the first loss, a spike is
-triggered at t by
+With m and s the median and 1.4826·MAD of the last 40 losses outside events, and L the first loss, a spike is triggered
+at t by
 
 * two of the losses t, t+1, t+2 (t among them) above m + max(6 s, min(max(0.2 m, 0.01 L), max(2 m, 0.001 L))), or
-* one loss above m + max(16 s, 0.5 m, 0.05 L), or a loss that is no number.
+* one loss above m + max(16 s, 0.5 m, 0.05 L), or a loss that is not finite.
 
-Its onset is the first loss of the run up to the trigger (gaps of two allowed) above m + max(3 s, 0.05 m, 0.001 L),
-not before the lowest of the last 60 losses. It ends with three losses under a quarter of the peak above m, or 150
-steps after the onset. Until the loss is back at m, another spike must rise by half above the last ten losses. Two
-spikes less than 20 steps apart are one. *Minor* events, which are neither to be recalled nor false alarms, pass the
-same rules with floors of 2 m and 10⁻⁷ L, or are a rise of a smooth loss by a quarter and six deviations of its
-one-step changes within 15 steps.
+Its onset is the first loss of the rise to the trigger (gaps of two allowed) above m + max(3 s, 0.05 m, 0.001 L), not
+before the lowest of the last 60 losses. It ends with three losses under a quarter of the peak above m, or 150 steps
+after the onset. Until the loss is back at m, another spike must rise by half above the last ten losses. Two spikes less
+than 20 steps apart are one. *Minor* events need not be recalled and are not false alarms either. They pass the same
+rules with floors of 2 m and 10⁻⁷ L, or are a rise of a smooth loss by a quarter and six deviations of its one-step
+changes within 15 steps.
+
+>>> losses = np.concatenate([np.ones(60), [3.0, 5.0, 3.0], np.ones(20)])
+>>> events, minor = label(losses)
+>>> [(event.onset, event.peak) for event in events]
+[(60, 61)]
 """
 
 from __future__ import annotations
@@ -27,15 +31,20 @@ from numpy.typing import NDArray
 from server.detectors.robust import median, median_and_spread
 
 WINDOW: Final = 40
+"""Number of losses in the median."""
 LONGEST: Final = 150
+"""Number of steps after which an event ends."""
 RISE_STEPS: Final = 60
+"""Number of losses that a rise is followed back at most."""
 GAP: Final = 20
+"""Number of steps between two spikes below which they are one."""
 SMOOTH: Final = 15
+"""Number of steps within which a smooth loss must rise."""
 Losses = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class LabelledEvent:
     """One event, in positions of the loss series."""
 
     onset: int
@@ -43,12 +52,14 @@ class Labelled:
     peak: int
     end: int
     height: float
+    """Largest loss above the median before the event."""
     finite: bool = True
+    """Whether the largest loss is finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Floors:
-    """How far a loss must rise, in deviations, relative to the base, and relative to the first loss."""
+    """Smallest rise of a loss in deviations, relative to the median, and relative to the first loss."""
 
     deviations: float
     relative: float
@@ -56,21 +67,23 @@ class Floors:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class LabelRules:
+    """Floors of the rules by which events are found."""
+
     sustained: Floors
     single: Floors
     small: Floors
-    """Of a small loss: replaces `sustained` where it asks for less."""
+    """Floors of a small loss, used instead of `sustained` where they are lower."""
     onset: Floors
 
 
-EVENT: Final = Rules(
+EVENT: Final = LabelRules(
     sustained=Floors(deviations=6, relative=0.2, absolute=0.01),
     single=Floors(deviations=16, relative=0.5, absolute=0.05),
     small=Floors(deviations=6, relative=2.0, absolute=1e-3),
     onset=Floors(deviations=3, relative=0.05, absolute=1e-3),
 )
-MINOR: Final = Rules(
+MINOR: Final = LabelRules(
     sustained=Floors(deviations=6, relative=2.0, absolute=1e-7),
     single=Floors(deviations=16, relative=2.0, absolute=1e-7),
     small=Floors(deviations=6, relative=2.0, absolute=1e-7),
@@ -78,8 +91,8 @@ MINOR: Final = Rules(
 )
 
 
-def label(losses: Losses) -> tuple[list[Labelled], list[Labelled]]:
-    """The events and the minor events of a loss series."""
+def label(losses: Losses) -> tuple[list[LabelledEvent], list[LabelledEvent]]:
+    """Return the events and the minor events of a loss series, shape (steps,)."""
     if not len(losses):
         return [], []
     events = _merge(_Scan(losses, EVENT).run())
@@ -91,17 +104,17 @@ def label(losses: Losses) -> tuple[list[Labelled], list[Labelled]]:
 
 
 class _Scan:
-    """One pass over a series."""
+    """One pass over a loss series."""
 
-    def __init__(self, losses: Losses, rules: Rules) -> None:
+    def __init__(self, losses: Losses, rules: LabelRules) -> None:
         self.losses, self.rules = losses, rules
         self.filled = np.where(np.isfinite(losses), losses, np.inf)
         self.scale = float(losses[0])
         self.base_values: list[float] = [float(losses[0])]
         self.tail_since: int | None = None
-        self.found: list[Labelled] = []
+        self.found: list[LabelledEvent] = []
 
-    def run(self) -> list[Labelled]:
+    def run(self) -> list[LabelledEvent]:
         at = 1
         while at < len(self.losses):
             in_tail = self.tail_since is not None
@@ -150,7 +163,7 @@ class _Scan:
         if self.tail_since is None:
             self.base_values.append(loss)
 
-    def _follow(self, trigger: int, base: float, deviation: float) -> Labelled:
+    def _follow(self, trigger: int, base: float, deviation: float) -> LabelledEvent:
         losses, filled = self.losses, self.filled
         low = base + self._height(self.rules.onset, base, deviation)
         first = max(trigger - RISE_STEPS, self.found[-1].end if self.found else 0, 0)
@@ -167,7 +180,7 @@ class _Scan:
             if filled[end] > filled[peak]:
                 peak = end
             back = back + 1 if filled[end] < base + 0.25 * (filled[peak] - base) else 0
-        return Labelled(
+        return LabelledEvent(
             onset=onset,
             trigger=trigger,
             peak=peak,
@@ -176,13 +189,13 @@ class _Scan:
             finite=bool(np.isfinite(filled[peak])),
         )
 
-    def _is_back(self, event: Labelled, base: float) -> bool:
+    def _is_back(self, event: LabelledEvent, base: float) -> bool:
         last = self.losses[event.end - 2 : event.end + 1]
         return bool((last < base + 0.25 * event.height).all()) or len(self.losses) - 1 - event.peak < 3
 
 
-def _merge(events: list[Labelled]) -> list[Labelled]:
-    merged: list[Labelled] = []
+def _merge(events: list[LabelledEvent]) -> list[LabelledEvent]:
+    merged: list[LabelledEvent] = []
     for event in events:
         if not merged or event.onset - merged[-1].end >= GAP:
             merged.append(event)
@@ -195,8 +208,8 @@ def _merge(events: list[Labelled]) -> list[Labelled]:
     return merged
 
 
-def _bumps(losses: Losses) -> list[Labelled]:
-    """Small rises of a smooth curve."""
+def _bumps(losses: Losses) -> list[LabelledEvent]:
+    """Return the small rises of a smooth loss."""
     with np.errstate(all="ignore"):
         logs = np.log(np.maximum(np.nan_to_num(losses, nan=1e30, posinf=1e30), 1e-30))
     changes = np.diff(logs)
@@ -212,6 +225,6 @@ def _bumps(losses: Losses) -> list[Labelled]:
             continue
         peak = at + int(np.argmax(logs[at : at + SMOOTH]))
         height = float(losses[peak] - losses[lowest])
-        found.append(Labelled(onset=lowest + 1, trigger=at, peak=peak, end=peak, height=height))
+        found.append(LabelledEvent(onset=lowest + 1, trigger=at, peak=peak, end=peak, height=height))
         at = peak + SMOOTH
     return found

@@ -1,30 +1,29 @@
-"""Recorded runs as streams of samples: the input of `evaluate`.
+"""Recorded runs on disk: reads and writes the files that detectors are evaluated on.
 
-Reads two formats, both one npz file a run; owns their meaning.
+Reads two formats, one npz file for each run, and owns their meaning.
 
-* **Ours** (key `format` = "spikewatch-1"): `step` (n), `time` (n), one array (n) for each scalar under `scalar:NAME`
-  (NaN where absent), `block` (n, layers, statistics) float32, `layers`, `statistics`, `sizes`, `optimizer` (msgpack of
-  `protocol.Optimizer`), optionally `cause` and `fault_steps`. `write_recording` makes it.
-* **Zoo**: the per-step signals of a study of small runs: `loss`, `lr`, `gnorm`, per layer `g2` and `vh`, `lam` and
+* **Spikewatch** (key `format` = "spikewatch-1"): `step` (n,), `time` (n,), one array (n,) for each scalar under
+  `scalar:NAME` (NaN where absent), `block` (n, layers, statistics) float32, `layers`, `statistics`, `sizes`,
+  `optimizer` (msgpack of `protocol.Optimizer`), optionally `cause` and `fault_steps`. `write_recording` writes it.
+* **Zoo**: the signals of a study of small runs, step by step: `loss`, `lr`, `gnorm`, per layer `g2` and `vh`, `lam` and
   `lgrad` every few steps, `thr` = 2/η.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from server.evaluation.recording import CONTROL, Recording
 from server.models import Layout, Optimizer, Sample
 
 FORMAT: Final = "spikewatch-1"
+"""Value of the key `format` in files of this program."""
 ZOO_STATISTICS: Final = ("grad_norm", "v_rms", "rms_ratio", "decoupling")
-CONTROL: Final = "none"
 ZOO_FAULTS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "fnn-lrjump": ("lr-jump", (700,)),
     "fnn-reset": ("state-loss", (500,)),
@@ -35,44 +34,30 @@ ZOO_FAULTS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
     "linattn-b95": ("heavy-tail", ()),
     "linattn-tail-clip": ("heavy-tail", ()),
 }
-"""What was done to runs of the study, which its files do not say; names that end in "-ok" are its healthy controls."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """One run: its samples, and what is known about it."""
-
-    name: str
-    samples: Sequence[Sample]
-    cause: str
-    """What the run was built to show; "none" for a healthy control, "" when nobody said."""
-    fault_steps: tuple[int, ...] = ()
-    """Steps at which something was done to it."""
-
-    @property
-    def losses(self) -> NDArray[np.float64]:
-        return np.array([sample.scalars.get("loss", np.nan) for sample in self.samples], dtype=np.float64)
+"""Cause and fault steps of the study's runs, which its files lack. Names that end in "-ok" are healthy controls."""
 
 
 def read_recordings(directory: Path) -> Iterator[Recording]:
-    """Every recording in a directory, by name. Raises `ValueError` where there is none or a file is of neither
-    format."""
+    """Yield every recording in a directory by name.
+
+    Raises `ValueError` if there is none, or if a file has neither of the two formats.
+    """
     paths = sorted(directory.glob("*.npz"))
     if not paths:
-        raise ValueError(f"no recordings (*.npz) in {directory}")
+        raise ValueError(f"no recordings (*.npz) in {directory}; name a directory that has some")
     for path in paths:
         with np.load(path) as data:
             arrays = dict(data)
         if "format" in arrays and str(arrays["format"]) == FORMAT:
-            yield _ours(path.stem, arrays)
+            yield _from_spikewatch(path.stem, arrays)
         elif {"loss", "g2", "vh", "thr"} <= arrays.keys():
-            yield _zoo(path.stem, arrays)
+            yield _from_zoo(path.stem, arrays)
         else:
-            raise ValueError(f"{path} is not a recording")
+            raise ValueError(f"{path} is not a recording; remove it from the directory")
 
 
 def write_recording(path: Path, samples: Sequence[Sample], cause: str = "", fault_steps: Sequence[int] = ()) -> None:
-    """Keep samples of one layout. Samples without a block get one of NaN."""
+    """Write samples of one layout to a file. Samples without a block get one of NaN."""
     layout = next((sample.layout for sample in samples if sample.layout is not None), None)
     names = sorted({name for sample in samples for name in sample.scalars})
     arrays: dict[str, Any] = {
@@ -96,7 +81,7 @@ def write_recording(path: Path, samples: Sequence[Sample], cause: str = "", faul
     )
 
 
-def _ours(name: str, arrays: dict[str, Any]) -> Recording:
+def _from_spikewatch(name: str, arrays: dict[str, Any]) -> Recording:
     layout: Layout | None = None
     if "block" in arrays:
         layout = Layout(
@@ -123,7 +108,7 @@ def _ours(name: str, arrays: dict[str, Any]) -> Recording:
     return Recording(name=name, samples=samples, cause=str(arrays.get("cause", "")), fault_steps=faults)
 
 
-def _zoo(name: str, arrays: dict[str, Any]) -> Recording:
+def _from_zoo(name: str, arrays: dict[str, Any]) -> Recording:
     layers = tuple(str(layer) for layer in arrays["names"])
     sizes = tuple(int(size) for size in arrays["sizes"])
     optimizer = Optimizer(name="Adam", family="adam", lr=float(arrays["lr"].max()), beta1=0.9)

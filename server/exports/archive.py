@@ -1,25 +1,27 @@
-"""A whole run as one ZIP file, in memory that does not grow with the run.
+"""Export of a whole run as one ZIP file, in memory that does not grow with the run.
 
-``run.json``: the run, as it is in the metadata of every Parquet export. ``steps.parquet``: that export.
-``histograms.parquet``: `histogram_rows`. ``events.jsonl`` and ``alerts.jsonl``: a line each, as the API shows them.
-Parquet is stored as it is, so that an import reads it where it lies.
+``run.json`` describes the run like the metadata of a Parquet export, and ``steps.parquet`` is that export.
+``histograms.parquet`` has the rows of `histogram_rows`. ``events.jsonl`` and ``alerts.jsonl`` have one line for each
+event and alert as the API returns them. Parquet files are stored uncompressed, so that an import reads them in place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import zipfile
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 
+from client_sdk import answers
 from server.exports import histogram_rows
-from server.exports.columns import Plan
-from server.exports.parquet import ParquetStream
+from server.exports.arrow_files import ParquetFile, TableEncoder
+from server.exports.columns import ExportColumns
+from server.exports.encoder import encoded
+from server.exports.exporter import Exporter, Format, Progress
 from server.exports.sink import Sink
-from server.exports.streams import Exporter, Format, Progress
 from server.storage.alerts import AlertStore
 from server.storage.events import EventStore
 from server.storage.measurements.histogram_history import HistogramHistory
@@ -28,9 +30,12 @@ from server.storage.measurements.steps import RunSteps, Selection
 RUN, STEPS, HISTOGRAMS = "run.json", "steps.parquet", "histograms.parquet"
 EVENTS, ALERTS = "events.jsonl", "alerts.jsonl"
 LINES_BYTES = 256 * 1024
+"""Size of the pieces in which lines are written."""
 
 
 class Archiver:
+    """Exporter of whole runs."""
+
     def __init__(
         self, exporter: Exporter, histograms: HistogramHistory, events: EventStore, alerts: AlertStore
     ) -> None:
@@ -40,28 +45,29 @@ class Archiver:
         self._alerts = alerts
 
     async def stream(
-        self, run: Mapping[str, Any], steps: RunSteps, *, progress: Progress | None = None
+        self, run: answers.RunSummary, steps: RunSteps, *, progress: Progress | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """The file, piece by piece: steps and histograms as of when the walk began, events and alerts as of now.
+        """Yield the bytes of the archive.
 
-        Raises `RunDeletedError`, `CorruptDataError` and `DatabaseError`; what has come by then is no whole file.
+        Steps and histograms are those of ``steps``, events and alerts are read while the archive is written. Raises
+        `RunDeletedError`, `CorruptDataError` and `DatabaseError`; the bytes before the error are an incomplete file.
         """
         sink = Sink()
         archive = zipfile.ZipFile(sink, "w")
-        about = msgspec.json.format(msgspec.json.encode(Plan.of(run, steps, Selection()).metadata()))
+        about = msgspec.json.format(msgspec.json.encode(ExportColumns.of(run, steps, Selection()).metadata()))
         members: tuple[tuple[str, AsyncIterator[bytes]], ...] = (
-            (RUN, _whole(about)),
+            (RUN, _single(about)),
             (STEPS, self._exporter.stream(run, steps, Format.PARQUET, progress=progress)),
-            (HISTOGRAMS, self._histogram_table(run["id"], steps)),
-            (EVENTS, _lines(self._events.walk(run["id"]))),
-            (ALERTS, _lines(self._alerts.walk(run["id"]))),
+            (HISTOGRAMS, self._histogram_table(run.id, steps)),
+            (EVENTS, _lines(self._events.walk(run.id))),
+            (ALERTS, _lines(self._alerts.walk(run.id))),
         )
         async with contextlib.AsyncExitStack() as stack:
             for _, pieces in members:
-                stack.push_async_callback(pieces.aclose)  # type: ignore[attr-defined]  # generators, all of them
-            stack.callback(_abandon, archive)
+                stack.push_async_callback(pieces.aclose)  # type: ignore[attr-defined]  # each is a generator
+            stack.callback(_close, archive)
             for name, pieces in members:
-                entry = zipfile.ZipInfo(name)  # of 1980: the same run makes the same file
+                entry = zipfile.ZipInfo(name)  # dated 1980, so that the same run produces the same file
                 is_packed = name.endswith(".parquet")
                 entry.compress_type = zipfile.ZIP_STORED if is_packed else zipfile.ZIP_DEFLATED
                 with archive.open(entry, "w", force_zip64=True) as member:
@@ -73,29 +79,24 @@ class Archiver:
             yield sink.take()
 
     async def _histogram_table(self, run_id: str, steps: RunSteps) -> AsyncGenerator[bytes, None]:
-        table = ParquetStream(histogram_rows.SCHEMA, histogram_rows.DICTIONARIES)
-        try:
-            async with contextlib.aclosing(self._histograms.walk(steps)) as pieces:
-                async for piece in pieces:
-                    rows = await asyncio.to_thread(histogram_rows.rows, run_id, piece)
-                    if ready := await asyncio.to_thread(table.add, rows):
-                        yield ready
-            yield await asyncio.to_thread(table.end)
-        finally:
-            table.close()
+        file = ParquetFile(histogram_rows.SCHEMA, histogram_rows.DICTIONARIES)
+        encoder = TableEncoder(file, functools.partial(histogram_rows.rows, run_id))
+        async with contextlib.aclosing(encoded(self._histograms.walk(steps), encoder)) as pieces:
+            async for data in pieces:
+                yield data
 
 
-def _abandon(archive: zipfile.ZipFile) -> None:
-    """Let go of it, whole or not."""
+def _close(archive: zipfile.ZipFile) -> None:
+    """Close an archive, complete or not."""
     with contextlib.suppress(ValueError, OSError):
         archive.close()
 
 
-async def _whole(data: bytes) -> AsyncGenerator[bytes, None]:
+async def _single(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data
 
 
-async def _lines(found: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+async def _lines(found: AsyncGenerator[answers.ArchivedEvent | answers.Alert, None]) -> AsyncGenerator[bytes, None]:
     lines, size = [], 0
     async with contextlib.aclosing(found) as items:
         async for item in items:

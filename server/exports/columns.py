@@ -1,7 +1,8 @@
-"""Which columns an export has, and the rows of a chunk as Arrow arrays. Pure.
+"""Columns of an export, and the rows of a chunk as Arrow arrays. Pure.
 
-One row for each call of `log`. A scalar that was not logged there is null, and one that was logged as NaN is NaN. A
-statistic is a list with one float32 for each layer, null where the row has none; within a list NaN says "not measured".
+Each call of `log` is one row. A scalar that was not logged there is null; one that was logged as NaN is NaN. A
+statistic is a list with one float32 for each layer, or null if the row has no layers; NaN in a list means "not
+measured".
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from client_sdk import answers
 from server.models import Layout
 from server.storage.measurements.steps import RunSteps, Selection, StepChunk
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"spikewatch"
-"""Of the file: the run as JSON. Of a column: what it is."""
+"""Metadata key of the run (in a file) and of the kind and name of a series (in a column), both as JSON."""
 LAYERS_KEY = b"layers"
-"""Of a column of lists: the names of the layers of each rank, as JSON."""
+"""Metadata key of the layer names of each rank as JSON, in a column of lists."""
 FIXED = (
     ("run", pa.string()),
     ("attempt", pa.int32()),
@@ -30,24 +33,28 @@ FIXED = (
     ("step", pa.int64()),
     ("time", pa.float64()),
 )
+"""Names and types of the columns that every export begins with."""
 
-Cube = NDArray[np.float32]
+Values = NDArray[np.float32]
+"""Values of one statistic, shape (rows, layers)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The columns of one export, the same for all its rows."""
+class ExportColumns:
+    """Columns of one export, the same for all of its rows."""
 
-    run: Mapping[str, Any]
-    """The run as GET /runs/{id} answers."""
+    run: answers.RunSummary
+    """Run as GET /runs/{id} returns it."""
     scalars: tuple[str, ...]
     statistics: tuple[str, ...]
     layers: Mapping[int, tuple[str, ...]]
-    """Rank to the layers of all its layouts, in order: the entries of its lists."""
+    """Layers of all layouts of a rank, in the order of its lists, keyed by rank."""
     sizes: Mapping[int, Mapping[str, int]]
+    """Number of parameters of each layer, keyed by rank and layer."""
 
     @classmethod
-    def of(cls, run: Mapping[str, Any], steps: RunSteps, selection: Selection) -> Plan:
+    def of(cls, run: answers.RunSummary, steps: RunSteps, selection: Selection) -> ExportColumns:
+        """Return the columns of a run's steps, limited to a selection."""
         layers: dict[int, dict[str, None]] = {}
         sizes: dict[int, dict[str, int]] = {}
         statistics: dict[str, None] = {}
@@ -66,23 +73,27 @@ class Plan:
         )
 
     def metadata(self) -> dict[str, Any]:
-        """What an importer needs to make the run again, and a reader to know what this is."""
+        """Return the description of the run that readers see and that an import restores the run from."""
         kept = ("id", "project", "name", "state", "created_at", "last_step", "tags", "config", "optimizer")
         return {
             "format": FORMAT_VERSION,
-            "run": {key: self.run[key] for key in kept},
+            "run": {key: msgspec.to_builtins(getattr(self.run, key)) for key in kept},
             "layers": {str(rank): list(names) for rank, names in self.layers.items()},
             "sizes": {str(rank): dict(found) for rank, found in self.sizes.items()},
         }
 
     def scalar_fields(self) -> list[pa.Field[Any]]:
+        """Return the columns of the scalars."""
         taken = {name for name, _ in FIXED}
         return [
             pa.field(_name(name, taken), pa.float64(), metadata=_described("scalar", name)) for name in self.scalars
         ]
 
     def schema(self) -> pa.Schema:
-        """Scalars under their own names, statistics as `layer_NAME`; an underscore sets apart what would clash."""
+        """Return the schema with scalars under their own names and statistics as `layer_NAME`.
+
+        A name that is already in use gets an underscore at its end.
+        """
         fields = [pa.field(name, kind, nullable=False) for name, kind in FIXED]
         scalars = self.scalar_fields()
         taken = {field.name for field in [*fields, *scalars]}
@@ -98,43 +109,42 @@ class Plan:
         return pa.schema([*fields, *scalars, *lists], {METADATA_KEY: json.dumps(self.metadata()).encode()})
 
     def long_schema(self) -> pa.Schema:
-        """One row for each step and layer."""
+        """Return the schema with one row for each step and layer."""
         fields = [pa.field(name, kind, nullable=False) for name, kind in (*FIXED, ("layer", pa.string()))]
         taken = {field.name for field in fields}
         return pa.schema([*fields, *(pa.field(_name(name, taken), pa.float32()) for name in self.statistics)])
 
     def rows(self, chunk: StepChunk, schema: pa.Schema) -> pa.RecordBatch:
-        """The rows of a chunk under `schema`."""
+        """Return the rows of a chunk under the schema of `schema`."""
         arrays = self._fixed(chunk, np.arange(len(chunk.columns.steps)))
         arrays += self._scalars(chunk)
-        for cube in self._cubes(chunk):
-            arrays.append(_lists(cube))
+        arrays += [_lists(values) for values in self._statistics(chunk)]
         return pa.record_batch(arrays, schema=schema)
 
     def scalar_rows(self, chunk: StepChunk, schema: pa.Schema) -> pa.RecordBatch:
-        """The rows of a chunk without the layers."""
+        """Return the rows of a chunk without the layers."""
         arrays = self._fixed(chunk, np.arange(len(chunk.columns.steps)))
         return pa.record_batch(arrays + self._scalars(chunk), schema=schema)
 
     def long_rows(self, chunk: StepChunk, schema: pa.Schema) -> pa.RecordBatch:
-        """The rows of a chunk under `long_schema`; layers of which nothing was measured have none."""
-        cubes = self._cubes(chunk)
+        """Return the rows of a chunk under `long_schema`. A layer without any measurement has no row."""
+        statistics = self._statistics(chunk)
         names = np.array(self.layers.get(chunk.rank, ()), dtype=object)
         measured = np.zeros((len(chunk.columns.steps), len(names)), dtype=np.bool_)
-        for cube in cubes:
-            measured |= ~np.isnan(cube)
+        for values in statistics:
+            measured |= ~np.isnan(values)
         rows, layers = np.nonzero(measured)
         arrays = self._fixed(chunk, rows)
         arrays.append(pa.array(names[layers], pa.string()))
-        for cube in cubes:
-            values = cube[rows, layers]
-            arrays.append(pa.array(values, pa.float32(), mask=np.isnan(values)))
+        for values in statistics:
+            entries = values[rows, layers]
+            arrays.append(pa.array(entries, pa.float32(), mask=np.isnan(entries)))
         return pa.record_batch(arrays, schema=schema)
 
     def _fixed(self, chunk: StepChunk, rows: NDArray[np.intp]) -> list[pa.Array[Any]]:
         n = len(rows)
         return [
-            pa.array([self.run["id"]] * n, pa.string()),
+            pa.array([self.run.id] * n, pa.string()),
             pa.array(np.full(n, chunk.attempt, np.int32)),
             pa.array(np.full(n, chunk.rank, np.int32)),
             pa.array(chunk.columns.steps[rows]),
@@ -154,19 +164,19 @@ class Plan:
             arrays.append(pa.array(values, mask=~column.present))
         return arrays
 
-    def _cubes(self, chunk: StepChunk) -> list[Cube]:
-        """Of each statistic rows × layers of the rank, NaN where not measured."""
+    def _statistics(self, chunk: StepChunk) -> list[Values]:
+        """Return the values of each statistic, shape (rows, layers), with NaN where nothing was measured."""
         names = self.layers.get(chunk.rank, ())
-        place = {name: at for at, name in enumerate(names)}
+        position = {name: at for at, name in enumerate(names)}
         shape = (len(chunk.columns.steps), len(names))
-        cubes = {name: np.full(shape, np.nan, dtype=np.float32) for name in self.statistics}
+        found = {name: np.full(shape, np.nan, dtype=np.float32) for name in self.statistics}
         for block in chunk.columns.blocks:
             layout: Layout = chunk.layouts[block.layout]
-            at = np.array([place[name] for name in layout.layers])
+            at = np.array([position[name] for name in layout.layers])
             for name, values in block.statistics.items():
-                if name in cubes:
-                    cubes[name][block.rows[:, None], at[None, :]] = values.T
-        return [cubes[name] for name in self.statistics]
+                if name in found:
+                    found[name][block.rows[:, None], at[None, :]] = values.T
+        return [found[name] for name in self.statistics]
 
 
 def _name(name: str, taken: set[str]) -> str:
@@ -180,8 +190,8 @@ def _described(kind: str, name: str) -> dict[bytes, bytes]:
     return {METADATA_KEY: json.dumps({"kind": kind, "name": name}).encode()}
 
 
-def _lists(cube: Cube) -> pa.Array[Any]:
-    filled = ~np.isnan(cube).all(axis=1)
-    offsets = np.zeros(len(cube) + 1, dtype=np.int32)
-    np.cumsum(filled * cube.shape[1], out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(cube[filled].reshape(-1)), mask=pa.array(~filled))
+def _lists(values: Values) -> pa.Array[Any]:
+    filled = ~np.isnan(values).all(axis=1)
+    offsets = np.zeros(len(values) + 1, dtype=np.int32)
+    np.cumsum(filled * values.shape[1], out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[filled].reshape(-1)), mask=pa.array(~filled))

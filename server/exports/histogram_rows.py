@@ -1,4 +1,4 @@
-"""Histograms as rows of a table: one for each layer, quantity and step. Pure."""
+"""Histograms as rows of a table, one row for each layer, quantity and step. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.exports.columns import FORMAT_VERSION
 from server.storage.measurements.histogram_history import HistogramPiece
 
 TABLE_KEY = b"spikewatch.table"
-"""Of a file that is not the steps: what it is."""
+"""Metadata key of an exported file that holds something other than steps."""
 SCHEMA = pa.schema(
     [
         pa.field("run", pa.string(), nullable=False),
@@ -29,10 +29,11 @@ SCHEMA = pa.schema(
     {TABLE_KEY: json.dumps({"format": FORMAT_VERSION, "table": "histograms"}).encode()},
 )
 DICTIONARIES = ("run", "which", "layer")
+"""Columns with few different texts."""
 
 
 def rows(run_id: str, piece: HistogramPiece) -> pa.RecordBatch:
-    """Layers that had no histogram have no row."""
+    """Return the rows of the layers that have a histogram."""
     shapes = piece.shapes
     at = np.flatnonzero(shapes.measured)
     n = len(at)

@@ -1,4 +1,4 @@
-"""The file that a stream of bytes is written to before it is on its way."""
+"""File in memory whose bytes are taken out while it is being written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Sink:
-    """A file that keeps only what has not been taken."""
+    """Writable file that keeps only the bytes that have not been taken."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -14,21 +14,25 @@ class Sink:
         self.closed = False
 
     def write(self, data: Any) -> int:
+        """Append bytes, and return their number."""
         part = bytes(data)
         self._parts.append(part)
         self._size += len(part)
         return len(part)
 
     def tell(self) -> int:
+        """Return the number of all bytes written."""
         return self._size
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing, because no bytes are held back."""
 
     def close(self) -> None:
+        """Mark the file as closed; its bytes can still be taken."""
         self.closed = True
 
     def take(self) -> bytes:
+        """Return and forget the bytes written since the last call."""
         taken = b"".join(self._parts)
         self._parts.clear()
         return taken

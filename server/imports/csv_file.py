@@ -206,11 +206,11 @@ def _readable(path: Path, place: Callable[[], str]) -> Iterator[None]:
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
-    beside = path.with_name(path.name + SIDECAR)
-    if not beside.is_file():
+    sidecar = path.with_name(path.name + SIDECAR)
+    if not sidecar.is_file():
         return {}
     try:
-        run: dict[str, Any] = msgspec.json.decode(beside.read_bytes(), type=_Sidecar).run
+        run: dict[str, Any] = msgspec.json.decode(sidecar.read_bytes(), type=_Sidecar).run
     except (OSError, msgspec.DecodeError) as error:
-        raise ImportFileError(beside, None, f"it cannot be read as the description of an export ({error})") from error
+        raise ImportFileError(sidecar, None, f"it cannot be read as the description of an export ({error})") from error
     return run

@@ -70,9 +70,9 @@ def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun
         raise ImportFileError(path, None, f"these are the histograms of an export; import the {STEPS} next to them")
     if METADATA_KEY not in (schema.metadata or {}):
         return _open_foreign(path, schema, step_column, note)
-    beside = path.with_name(HISTOGRAMS)
-    if path.name == STEPS and beside.is_file():
-        return [read_export(path, digest([path, beside]), lambda: path, lambda: beside)]
+    histograms = path.with_name(HISTOGRAMS)
+    if path.name == STEPS and histograms.is_file():
+        return [read_export(path, digest([path, histograms]), lambda: path, lambda: histograms)]
     return [read_export(path, digest([path]), lambda: path, None)]
 
 

@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from client_sdk.protocol import (
     PROTOCOL_VERSION,
     Ack,
+    Alert,
     AlertNotice,
     Batch,
     ClientMessage,
@@ -41,7 +42,7 @@ from server.models import Principal
 from server.pipeline.committer import INLINE_BYTES
 from server.pipeline.pipeline import Pipeline
 from server.pipeline.writer_session import WriterSession, taken
-from server.storage.alerts import AlertStore, to_alert
+from server.storage.alerts import AlertStore
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +278,7 @@ class Connection:
             while True:
                 delivery = await subscription.get()
                 if delivery.type == "alert":
-                    await self._send(AlertNotice(alert=to_alert(delivery.body()["alert"])))
+                    await self._send(_notice(delivery.body()["alert"]))
                 elif delivery.type in {RESYNC, RESTORED}:
                     await self._catch_up(run_id)
 
@@ -285,8 +286,8 @@ class Connection:
         """Send recent alerts that the writer may have missed. The SDK ignores those that it has received before."""
         for delay in (*CATCH_UP_DELAYS, None):
             try:
-                for alert in await self._alerts.lately(run_id):
-                    await self._send(AlertNotice(alert=to_alert(alert)))
+                for alert in await self._alerts.recent(run_id):
+                    await self._send(_notice(alert))
                 return
             except DatabaseError as error:
                 logger.warning(
@@ -349,3 +350,8 @@ def _explain(frame: bytes, error: Exception) -> IngestError:
             "upgrade the older of the two",
         )
     return IngestError("malformed", f"the frame is not a message of this protocol ({error})")
+
+
+def _notice(alert: object) -> AlertNotice:
+    """Return the wire message about an alert of the API, as a value or as JSON."""
+    return AlertNotice(alert=msgspec.convert(alert, Alert, from_attributes=True))

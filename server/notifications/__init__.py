@@ -1,1 +1,1 @@
-"""From the outbox to people: who is told what, in which words, and over which wire."""
+"""Notifications: which are sent and when, their text, and their delivery to channels."""

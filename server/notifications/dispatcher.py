@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from server.errors import DatabaseError
+from server.log_actions import LogAction
 from server.notification import Change, Channel
 from server.notifications.channels.registry import kind_named
 from server.notifications.messenger import Messenger
@@ -181,7 +182,7 @@ class Dispatcher:
         outcome = delivery_outcome(answer)
         self.counts[channel.kind, outcome] += 1
         extra = {
-            "action": f"notification_{outcome}",
+            "action": LogAction[f"NOTIFICATION_{outcome.name}"],
             "channel_id": channel.id,
             "message_id": notification.id,
             "answer": str(answer),
@@ -247,5 +248,5 @@ def _log_failure(what: str, error: Exception) -> None:
         what,
         error,
         exc_info=None if expected else error,
-        extra={"action": "sender_failed"},
+        extra={"action": LogAction.SENDER_FAILED},
     )

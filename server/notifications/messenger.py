@@ -6,8 +6,9 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
+from client_sdk import answers
 from server.auth.secret_box import SecretBox
 from server.errors import SecretLostError
 from server.notification import Channel
@@ -65,16 +66,16 @@ class Messenger:
         """Post a PNG picture below a notification."""
         await kind_named(channel.kind).attach_picture(self._context, self._target(channel), posted, picture)
 
-    async def test(self, channel: Channel) -> dict[str, Any]:
+    async def test(self, channel: Channel) -> answers.ChannelTest:
         """Send a test message now, and return the answer of the receiving service with its duration in seconds."""
         notification = channel_test_notification(str(uuid.uuid4()), channel.name, self.public_url, self._clock())
         started = asyncio.get_running_loop().time()
         answer = await self.deliver(channel, notification)
-        return {
-            "ok": delivery_outcome(answer) is DeliveryOutcome.SENT,
-            "answer": str(answer),
-            "seconds": round(asyncio.get_running_loop().time() - started, 3),
-        }
+        return answers.ChannelTest(
+            ok=delivery_outcome(answer) is DeliveryOutcome.SENT,
+            answer=str(answer),
+            seconds=round(asyncio.get_running_loop().time() - started, 3),
+        )
 
     def _target(self, channel: Channel) -> Target:
         contents = self._secrets.open(channel.encrypted_secrets)

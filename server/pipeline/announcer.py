@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import msgspec
+
+from client_sdk import answers
 from server.broker import Broker, LiveMessage
 from server.errors import DatabaseError
 from server.log_actions import LogAction
@@ -51,8 +54,8 @@ class Announcer:
                 del self._pending[run_id]
             try:
                 for summary in await self._fleet.summaries(marked):
-                    body = {"type": "run", "run": summary}
-                    await self._broker.publish(LiveMessage(run_id=summary["id"], project=summary["project"], body=body))
+                    body = msgspec.to_builtins(answers.LiveFrame(type="run", run=summary))
+                    await self._broker.publish(LiveMessage(run_id=summary.id, project=summary.project, body=body))
             except DatabaseError as error:
                 logger.warning(
                     "cannot publish the summaries of %d runs: %s",

@@ -96,10 +96,10 @@ class DetectorState:
 
     def _apply_rules(self, sample: Sample, committed_at: float) -> tuple[Finding, ...]:
         """Return the findings of the alert rules after a sample, and close alerts about data that has returned."""
-        heard = self.rules.update(sample, committed_at)
-        for rule_id, seconds in heard.returned:
+        evaluated = self.rules.update(sample, committed_at)
+        for rule_id, seconds in evaluated.returned:
             self.close_rule(rule_id, committed_at, f" It came again after {seconds / 60:.0f} minutes.")
-        return heard.findings
+        return evaluated.findings
 
     def snapshot(self) -> bytes:
         """Return the state as bytes for `restore`."""

@@ -11,8 +11,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Protocol
 
+from client_sdk import answers
 from server.alerts.lifecycle import AlertLifecycle
 from server.errors import DatabaseError
 from server.log_actions import LogAction
@@ -34,8 +35,8 @@ INLINE_BYTES = 32 * 1024
 """Smaller segments are read on the event loop: about a millisecond, less than a round trip to a busy thread."""
 RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds; the last one is repeated
 
-Publish = Callable[[Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
-"""Publishes changed alerts, in the form of the HTTP API, and events after they are stored."""
+Publish = Callable[[Sequence[answers.Alert], Sequence[Event]], Awaitable[None]]
+"""Publishes changed alerts and events after they are stored."""
 
 
 class DetectorStates(Protocol):
@@ -82,7 +83,7 @@ class RunFollower:
         self._awake.set()
         self._state: DetectorState | None = None
         self._labels: RunLabels | None = None
-        self._heard_since: float | None = None
+        self._received_since: float | None = None
         self._saved_at = 0.0
         self._must_query = True
         """Whether the database has to be queried even if the inbox has segments."""
@@ -94,7 +95,7 @@ class RunFollower:
         Called when the rules have changed or a rule about missing data is due. Data that arrived before the Unix time
         ``since`` may have been missed by this server, so silence before then proves nothing.
         """
-        self._heard_since = since
+        self._received_since = since
         self.wake()
 
     def offer(self, segment: FreshSegment) -> None:
@@ -127,8 +128,8 @@ class RunFollower:
                 if not await self._wait(idle_after):
                     return
                 found = await self._read_all()
-                if self._heard_since is not None:
-                    await self._evaluate_silence(self._heard_since)
+                if self._received_since is not None:
+                    await self._evaluate_silence(self._received_since)
                 if found is not None and not await self._close_if_ended(found.state):
                     return
                 if not self._awake.is_set():
@@ -262,7 +263,7 @@ class RunFollower:
 
     async def _evaluate_silence(self, since: float) -> None:
         """Report rules about missing data. Everything that is committed has been read, so the rest is silence."""
-        self._heard_since = None
+        self._received_since = None
         state = self._state = self._state if self._state is not None else await self._load()
         if state is None:
             return

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
+from client_sdk import answers
 from server.broker.leases import Leases
 from server.errors import DatabaseError
 from server.log_actions import LogAction
@@ -39,8 +39,8 @@ LEASE = "follower:"
 """Prefix of the names of leases; the run id follows."""
 ORPHANS_EVERY = 6  # renewals of the leases between two searches for runs that no server follows
 
-Publish = Callable[[str, Sequence[dict[str, Any]], Sequence[Event]], Awaitable[None]]
-"""Publishes changed alerts, in the form of the HTTP API, and events of a run after they are stored."""
+Publish = Callable[[str, Sequence[answers.Alert], Sequence[Event]], Awaitable[None]]
+"""Publishes changed alerts and events of a run after they are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)

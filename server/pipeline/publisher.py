@@ -10,15 +10,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
 
+import msgspec
+
+from client_sdk import answers
 from server.broker import Broker, LiveMessage
 from server.broker.live_message import RESYNC
 from server.errors import DatabaseError
 from server.log_actions import LogAction
 from server.models import Event
 from server.pipeline.announcer import Announcer
-from server.storage.events import event_json
 from server.storage.measurements.commits import Commit
 from server.storage.runs import Registration
 
@@ -34,7 +35,16 @@ DROPPABLE = frozenset({"advance", "event", RESYNC})
 RETRY_DELAY = 1.0  # seconds until a run's project is read again after a database error
 STOP_TIMEOUT = 2.0  # seconds that pending messages have to reach the broker at shutdown
 
-Body = dict[str, Any]
+
+class WriterReplaced(msgspec.Struct, frozen=True, kw_only=True):
+    """Message between servers: a later connection has replaced the connections of a writer."""
+
+    type: str = "writer"
+    writer_id: int
+    epoch: int
+
+
+Body = answers.LiveFrame | WriterReplaced
 
 
 class Publisher:
@@ -46,12 +56,12 @@ class Publisher:
         announcer: Announcer,
         project_of: Callable[[str], Awaitable[str | None]],
         *,
-        on_alerts: Callable[[Sequence[Body]], None] = lambda alerts: None,
+        on_alerts: Callable[[Sequence[answers.Alert]], None] = lambda alerts: None,
     ) -> None:
         """``project_of`` returns the project of a run, or None if the run is deleted.
 
-        ``on_alerts`` is called with alerts that the detectors have changed and stored, in the form of the HTTP API. It
-        must not block.
+        ``on_alerts`` is called with alerts that the detectors have changed and stored. It must not
+        block.
         """
         self._broker = broker
         self._announcer = announcer
@@ -74,36 +84,36 @@ class Publisher:
         self._projects[registration.run_id] = registration.project
         if registration.epoch > 1:
             # The database already refuses commits of an earlier connection; this closes the connection as well.
-            body = {"type": "writer", "writer_id": registration.writer_id, "epoch": registration.epoch}
+            body = WriterReplaced(writer_id=registration.writer_id, epoch=registration.epoch)
             self._post(registration.run_id, [body])
         self._announcer.mark(registration.run_id)
 
     def committed(self, run_id: str, commit: Commit, committed_at: float) -> None:
         """Publish that a run has advanced, and the events of the commit. Never waits."""
-        advance = {
-            "type": "advance",
-            "run_id": run_id,
-            "attempt": commit.attempt,
-            "step_from": commit.first_step,
-            "step_to": commit.last_step,
-            "committed_at": committed_at,
-        }
-        self._post(run_id, [advance, *_event_bodies(run_id, commit.events)])
+        advance = answers.LiveFrame(
+            type="advance",
+            run_id=run_id,
+            attempt=commit.attempt,
+            step_from=commit.first_step,
+            step_to=commit.last_step,
+            committed_at=committed_at,
+        )
+        self._post(run_id, [advance, *_event_frames(run_id, commit.events)])
         self._announcer.mark(run_id)
 
-    async def concluded(self, run_id: str, alerts: Sequence[Body], events: Sequence[Event]) -> None:
+    async def concluded(self, run_id: str, alerts: Sequence[answers.Alert], events: Sequence[Event]) -> None:
         """Publish stored conclusions of a run's detectors. Returns when the run's queue has room again."""
         if alerts:
             self._on_alerts(alerts)
-        self._post(run_id, [*map(_alert_body, alerts), *_event_bodies(run_id, events)])
+        self._post(run_id, [*map(_alert_frame, alerts), *_event_frames(run_id, events)])
         self._announcer.mark(run_id)
         await self._wait_for_room(run_id)
 
-    async def alert_changed(self, alert: Body) -> None:
-        """Publish an alert that a user has changed, in the form of the HTTP API."""
-        self._post(alert["run_id"], [_alert_body(alert)])
-        self._announcer.mark(alert["run_id"])
-        await self._wait_for_room(alert["run_id"])
+    async def alert_changed(self, alert: answers.Alert) -> None:
+        """Publish an alert that a user has changed."""
+        self._post(alert.run_id, [_alert_frame(alert)])
+        self._announcer.mark(alert.run_id)
+        await self._wait_for_room(alert.run_id)
 
     def summary_changed(self, run_id: str) -> None:
         """Schedule the summary of a run for publication."""
@@ -131,7 +141,7 @@ class Publisher:
     def _post(self, run_id: str, bodies: Iterable[Body]) -> None:
         pending = self._pending.setdefault(run_id, deque())
         for body in bodies:
-            if len(pending) >= MAX_PENDING and body["type"] in DROPPABLE:
+            if len(pending) >= MAX_PENDING and body.type in DROPPABLE:
                 self._drop(run_id, pending)
                 continue  # the resync covers this one as well
             pending.append(body)
@@ -142,9 +152,9 @@ class Publisher:
 
     def _drop(self, run_id: str, pending: deque[Body]) -> None:
         """Replace the droppable messages of a run by one resync."""
-        kept = [body for body in pending if body["type"] not in DROPPABLE]
+        kept = [body for body in pending if body.type not in DROPPABLE]
         pending.clear()
-        pending.extend([*kept, {"type": RESYNC}])
+        pending.extend([*kept, answers.LiveFrame(type=RESYNC)])
         if not self._is_overflowing:
             self._is_overflowing = True
             logger.warning(
@@ -183,28 +193,35 @@ class Publisher:
         project = self._projects.get(run_id)
         if project is None:
             project = await self._project_of(run_id)
-            if project is None:  # the run was deleted: nobody may see it
+            if project is None:  # the run was deleted meanwhile
                 self._in_flight.clear()
                 return
             self._projects[run_id] = project
         while self._in_flight:
             body = self._in_flight[0]
             try:
-                await self._broker.publish(LiveMessage(run_id=run_id, project=project, body=body))
+                await self._broker.publish(LiveMessage(run_id=run_id, project=project, body=msgspec.to_builtins(body)))
             except Exception:  # a message that the broker refuses must not hold up the others
                 logger.exception(
                     "the broker refused a message of run %s",
                     run_id,
                     extra={"action": LogAction.PUBLICATION_FAILED, "run_id": run_id},
                 )
-                if body["type"] != RESYNC:
-                    self._post(run_id, [{"type": RESYNC}])
+                if body.type != RESYNC:
+                    self._post(run_id, [answers.LiveFrame(type=RESYNC)])
             self._in_flight.popleft()
 
 
-def _alert_body(alert: Body) -> Body:
-    return {"type": "alert", "alert": alert}
+def _alert_frame(alert: answers.Alert) -> Body:
+    return answers.LiveFrame(type="alert", alert=alert)
 
 
-def _event_bodies(run_id: str, events: Iterable[Event]) -> list[Body]:
-    return [{"type": "event", "run_id": run_id, "event": event_json(event)} for event in events]
+def _event_frames(run_id: str, events: Iterable[Event]) -> list[Body]:
+    return [
+        answers.LiveFrame(
+            type="event",
+            run_id=run_id,
+            event=answers.Event.of(event.step, event.kind, event.attempt, event.detail),
+        )
+        for event in events
+    ]

@@ -1,4 +1,4 @@
-"""Where a follower reads the segments of its run: from the inbox, or from the database where the inbox has a gap."""
+"""Reads the segments of a run for its follower: from the inbox, or from the database if the inbox has a gap."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ MAX_REGISTRATIONS = 4
 
 
 class WriterRegistry:
-    """Registers writers and knows the sessions that are connected. Used from the event loop only."""
+    """Registers writers and keeps the connected sessions. Used from the event loop only."""
 
     def __init__(self, runs: RunStore, broker: Broker, publisher: Publisher, *, clock: Callable[[], float]) -> None:
         self._runs = runs

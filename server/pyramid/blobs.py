@@ -9,7 +9,7 @@ A blob is ``CRC-32 of the rest (uint32, little-endian) · codec (uint8) · body`
   and is empty where there are none.
 * 3: bits, packed by `numpy.packbits` and compressed with zstd.
 
-docs/storage.md has a table that compares pcodec with zstd and byte-shuffled zstd on recorded statistics.
+docs/explanation/storage.md has a table that compares pcodec with zstd and byte-shuffled zstd on recorded statistics.
 """
 
 from __future__ import annotations

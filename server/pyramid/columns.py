@@ -203,9 +203,11 @@ class Payload:
         _, self.n, self._steps, self._times, self._names, self._present, self._values, self._blocks = parts
 
     def steps(self) -> NDArray[np.int64]:
+        """Return the steps of the records, shape (n,)."""
         return np.cumsum(_unpack(self._steps, "<i8", self.n), dtype=np.int64)
 
     def times(self) -> Floats:
+        """Return the times of the records in Unix seconds, shape (n,)."""
         return _unpack(self._times, "<f8", self.n)
 
     @property
@@ -221,6 +223,7 @@ class Payload:
         return present, _unpack(self._values, "<f8", int(np.count_nonzero(present)))
 
     def scalars(self) -> dict[str, ScalarColumn]:
+        """Return the column of each scalar, keyed by name."""
         present, values = self.logged()
         ends = np.cumsum(np.count_nonzero(present, axis=1))
         pieces = np.split(values, ends[:-1]) if self._names else []

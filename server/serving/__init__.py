@@ -1,1 +1,1 @@
-"""Applications on sockets: binding, serving, and ending in order."""
+"""Runs a server or a dashboard on a socket."""

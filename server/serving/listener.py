@@ -1,4 +1,4 @@
-"""The listening socket, and as many open files as this user may have."""
+"""The listening socket, and the limit of open files of this process."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import socket
 import sys
 
 from server.errors import ConfigurationError
-from server.serving.exact_listener import ExactListener
 
 BACKLOG = 2048
-"""Connections that may wait to be accepted."""
+"""Number of connections that may wait in the kernel to be accepted."""
 ACCEPTED_AT_ONCE = 1
-"""Of them, in one turn of the event loop. Each that comes in is work in a dozen turns to come: of thousands that come
-together so many dozens stand before the next frame of a connection that is there, and the others wait outside."""
+"""Number of connections that asyncio accepts in one iteration of the event loop.
+
+Each new connection causes work in about a dozen later iterations. When thousands arrive together, accepting them one by
+one lets the frames of existing connections pass in between.
+"""
 RESERVED_FILES = 256
-"""Descriptors that connections leave to everything else."""
+"""Number of file descriptors that are not used for connections."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `ConfigurationError` in words for the terminal."""
+    """Return a non-blocking listening socket. Raises `ConfigurationError` with a message for the terminal."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named as TCP: asyncio turns the delay of small packets (40 ms an answer) off only where the socket says so.
-    listener = ExactListener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    # The protocol is given because asyncio disables Nagle's algorithm (up to 40 ms per answer) only for explicit TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -39,17 +41,21 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def allow_open_files() -> int:
-    """Take as many file descriptors as this user may, for every connection needs one and shells start with a thousand.
+    """Raise the limit of open files as far as the user may, and return it.
 
-    How many these are.
+    Every connection needs a file descriptor, and shells start processes with about a thousand.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems allow less than they report
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if allowed == resource.RLIM_INFINITY else allowed
 
 
 def room(wanted: int, open_files: int) -> int:
-    """Connections that may be open: as many as wanted, as long as databases and files have their descriptors."""
+    """Return how many connections may be open, leaving file descriptors to the database and to files.
+
+    >>> room(10_000, 1024)
+    768
+    """
     return min(wanted, max(open_files - RESERVED_FILES, open_files // 2))

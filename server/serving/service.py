@@ -1,40 +1,41 @@
-"""A server on its own socket, from the check of its database to the last acknowledgement."""
+"""Runs a server on its own socket, from the check of its database to the last acknowledgement."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 from collections.abc import Callable
 
 import uvicorn
 
-from server.allocator import keep_trimmed
 from server.config import Config
 from server.errors import ConfigurationError
 from server.main import create_app
+from server.serving import event_loop
 from server.serving.connection_limiter import ConnectionLimiter
-from server.serving.draining_server import DrainingServer
 from server.serving.listener import ACCEPTED_AT_ONCE, allow_open_files, bind, room
+from server.serving.uvicorn_private import DrainingServer, limited_protocol
 from server.storage import migrate
 from server.storage.database import Database
 
 WEBSOCKET_LIMIT = 4
-"""A frame of up to so many times the limit is still read, so that it can be refused with a word."""
+"""Multiple of the frame limit up to which a frame is still read, so that it can be refused with an error."""
 SWITCH_INTERVAL = 0.001
-"""Seconds for which a thread that computes keeps others from Python; each waits for up to all of them, and the thread
-that reads and answers sockets should not wait for long."""
+"""Seconds for which a computing thread holds the interpreter lock while others wait.
+
+The default of 5 ms delays the thread that serves the sockets by up to 5 ms per computing thread.
+"""
 PING_EVERY = 20.0  # seconds
-PING_TIMEOUT = 60.0  # seconds; a socket is not read while its queue is full, and its pongs wait with its frames
+PING_TIMEOUT = 60.0  # seconds; while the queue of a socket is full, its pongs wait unread behind its frames
 
 
 class Service:
-    """A server on its own socket, in this thread or another. Bound at construction, so that the port is known."""
+    """A server with its socket, which is bound at construction, so that the port is known before `run`."""
 
     def __init__(self, config: Config, *, migrate: bool) -> None:
-        """``migrate``: bring the schema up to date first; else a schema that is not is refused.
+        """Bind the address. ``migrate`` upgrades the schema at the start; otherwise an outdated schema is refused.
 
-        Raises `ConfigurationError` when the address cannot be bound.
+        Raises `ConfigurationError` if the address cannot be bound.
         """
         self._socket = bind(config.host, config.port)
         self.config = config.with_port(self._socket.getsockname()[1])
@@ -42,23 +43,27 @@ class Service:
         self._server: DrainingServer | None = None
         self._stopped = False
         self.ready = threading.Event()
+        """Set when the server accepts connections."""
 
     def run(self, on_ready: Callable[[Config], None] | None = None) -> None:
-        """Serve until `stop`, SIGTERM or SIGINT. Raises `DatabaseError` and `ConfigurationError` before it is ready."""
+        """Serve until `stop`, SIGTERM or SIGINT, in this thread.
+
+        Raises `DatabaseError` or `ConfigurationError` if the server cannot start.
+        """
         sys.setswitchinterval(SWITCH_INTERVAL)
-        most = room(self.config.max_connections, allow_open_files())
+        max_open = room(self.config.max_connections, allow_open_files())
         try:
-            asyncio.run(self._serve(most, on_ready))
+            event_loop.run(self._serve(max_open, on_ready))
         finally:
             self._socket.close()
 
     def stop(self) -> None:
-        """From any thread: finish what is in flight and return from `run`."""
+        """Finish what is in progress and let `run` return. May be called from any thread."""
         self._stopped = True
         if self._server is not None:
             self._server.should_exit = True
 
-    async def _serve(self, most: int, on_ready: Callable[[Config], None] | None) -> None:
+    async def _serve(self, max_open: int, on_ready: Callable[[Config], None] | None) -> None:
         database = Database(self.config.resolved_database_url)
         try:
             await migrate.check_not_ahead(database)
@@ -79,7 +84,7 @@ class Service:
 
         turned_away = app.state.services.metrics.turned_away
         limiter = ConnectionLimiter(
-            most=most,
+            max_open=max_open,
             seconds=self.config.request_timeout,
             turned_away=lambda cause: turned_away.labels(cause).inc(),
         )
@@ -89,7 +94,7 @@ class Service:
             backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
-            http=limiter.protocol(),
+            http=limited_protocol(limiter),
             ws="websockets-sansio",
             ws_max_size=WEBSOCKET_LIMIT * self.config.max_frame_bytes,
             ws_ping_interval=PING_EVERY,
@@ -101,14 +106,9 @@ class Service:
         )
         self._server = DrainingServer(settings, app.state.drain, announce)
         self._server.should_exit = self._stopped
-        trimming = asyncio.create_task(keep_trimmed())
-        try:
-            await self._server.serve(sockets=[self._socket])
-        finally:
-            trimming.cancel()
-            await asyncio.gather(trimming, return_exceptions=True)
+        await self._server.serve(sockets=[self._socket])
 
 
 def serve(config: Config, *, migrate: bool = True, on_ready: Callable[[Config], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; see `Service`."""
+    """Serve until SIGTERM or SIGINT, as `Service` does."""
     Service(config, migrate=migrate).run(on_ready)

@@ -1,4 +1,4 @@
-"""Alerts as people see them: what the detectors hold, and who has taken note."""
+"""Alerts as people see them: the findings of the detectors, acknowledgements and silences."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import msgspec
 import numpy as np
 from sqlalchemy import ColumnElement, Row, and_, func, or_, select, update
 
-from client_sdk.protocol import Alert
+from client_sdk import answers
 from server.models import AlertKind, AlertLevel, AlertState
 from server.schema import alerts, runs
 from server.storage.database import Database
 
-MAX_LATELY = 64  # of each; more than a training process is told at once helps nobody
+MAX_RECENT = 64
+"""Maximum number of open and of resolved alerts that `AlertStore.recent` returns; more at once would help nobody."""
 CAME = ("hit", "early", "late")
-"""Outcomes of predictions that came true, in time or not."""
+"""Outcomes of predictions whose spike came, within the predicted range or not."""
 LEADS = 10_000
 PAGE = 256
 
 
 class AlertStore:
+    """Reads alerts, and stores acknowledgements and silences. `storage.detector_states` stores the alerts."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
@@ -34,8 +37,8 @@ class AlertStore:
         level: str | None = None,
         kind: str | None = None,
         limit: int = 1_000,
-    ) -> list[dict[str, Any]]:
-        """The newest ``limit`` alerts that match, newest first."""
+    ) -> list[answers.Alert]:
+        """Return the newest ``limit`` alerts that match, newest first."""
         query = select(alerts).order_by(alerts.c.opened_at.desc(), alerts.c.step.desc(), alerts.c.id).limit(limit)
         if run_id is not None:
             query = query.where(alerts.c.run_id == run_id)
@@ -48,10 +51,10 @@ class AlertStore:
         if kind is not None:
             query = query.where(alerts.c.kind == kind)
         async with self._database.read() as connection:
-            return [alert_json(row) for row in await connection.execute(query)]
+            return [alert_answer(row) for row in await connection.execute(query)]
 
-    async def walk(self, run_id: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Every alert of a run, in the order in which they opened."""
+    async def walk(self, run_id: str) -> AsyncGenerator[answers.Alert, None]:
+        """Yield every alert of a run, in the order in which they opened."""
         reached: tuple[float, str] | None = None
         while True:
             query = select(alerts).where(alerts.c.run_id == run_id).order_by(alerts.c.opened_at, alerts.c.id)
@@ -62,33 +65,36 @@ class AlertStore:
             async with self._database.read() as connection:
                 rows = (await connection.execute(query.limit(PAGE))).all()
             for row in rows:
-                yield alert_json(row)
+                yield alert_answer(row)
             if len(rows) < PAGE:
                 return
             reached = (rows[-1].opened_at, rows[-1].id)
 
-    async def lately(self, run_id: str) -> list[dict[str, Any]]:
-        """What a training process that was away may have missed: the open alerts of a run and the last that closed, in
-        the order in which they opened."""
+    async def recent(self, run_id: str) -> list[answers.Alert]:
+        """Return the open alerts of a run and those resolved last, in the order in which they opened.
+
+        A training process that was disconnected may have missed these.
+        """
         of_run = select(alerts).where(alerts.c.run_id == run_id)
         is_open = alerts.c.state != AlertState.RESOLVED
         queries = (
-            of_run.where(is_open).order_by(alerts.c.opened_at.desc()).limit(MAX_LATELY),
-            of_run.where(~is_open).order_by(alerts.c.closed_at.desc()).limit(MAX_LATELY),
+            of_run.where(is_open).order_by(alerts.c.opened_at.desc()).limit(MAX_RECENT),
+            of_run.where(~is_open).order_by(alerts.c.closed_at.desc()).limit(MAX_RECENT),
         )
         async with self._database.read() as connection:
-            found = [alert_json(row) for query in queries for row in await connection.execute(query)]
-        return sorted(found, key=lambda alert: (alert["opened_at"], alert["step"], alert["id"]))
+            found = [alert_answer(row) for query in queries for row in await connection.execute(query)]
+        return sorted(found, key=lambda alert: (alert.opened_at, alert.step, alert.id))
 
-    async def get(self, alert_id: str) -> dict[str, Any] | None:
+    async def get(self, alert_id: str) -> answers.Alert | None:
+        """Return an alert, None where there is none with this id."""
         async with self._database.read() as connection:
             row = (await connection.execute(select(alerts).where(alerts.c.id == alert_id))).first()
-            return None if row is None else alert_json(row)
+            return None if row is None else alert_answer(row)
 
-    async def precision(self, *, project: str | None) -> dict[str, Any]:
-        """How the predictions above a mere watch were settled, and how long before the spike they came.
+    async def precision(self, *, project: str | None) -> answers.Precision:
+        """Count how the predictions above the level watch were settled, and measure their lead over the spike.
 
-        Leads are of those that came, early and late ones too, the newest `LEADS`.
+        The lead is that of the newest `LEADS` predictions whose spike came, early and late ones included.
         """
         result = alerts.c.body["outcome"]["result"].as_string()
         lead = alerts.c.body["outcome"]["lead"].as_integer()
@@ -107,23 +113,18 @@ class AlertStore:
             leads = [value for value in (await connection.execute(led)).scalars() if value is not None]
         by_result = {name: sum(number for _, outcome, number in counts if outcome == name) for name in (*CAME, "false")}
         settled = sum(by_result.values())
-        return {
-            "settled": settled,
+        p50, p10, p90 = (float(np.percentile(leads, share)) if leads else None for share in (50, 10, 90))
+        return answers.Precision(
+            settled=settled,
             **by_result,
-            "open": sum(number for state, _, number in counts if state == AlertState.OPEN),
-            "unsettled": sum(n for state, outcome, n in counts if state != AlertState.OPEN and outcome is None),
-            "precision": None if settled == 0 else (settled - by_result["false"]) / settled,
-            "lead_steps": {
-                "count": len(leads),
-                **{
-                    name: float(np.percentile(leads, share)) if leads else None
-                    for name, share in (("median", 50), ("p10", 10), ("p90", 90))
-                },
-            },
-        }
+            open=sum(number for state, _, number in counts if state == AlertState.OPEN),
+            unsettled=sum(n for state, outcome, n in counts if state != AlertState.OPEN and outcome is None),
+            precision=None if settled == 0 else (settled - by_result["false"]) / settled,
+            lead_steps=answers.Lead(count=len(leads), median=p50, p10=p10, p90=p90),
+        )
 
-    async def acknowledge(self, alert_id: str, now: float) -> dict[str, Any] | None:
-        """Take note of an alert; the first acknowledgement counts. None where there is no such alert."""
+    async def acknowledge(self, alert_id: str, now: float) -> answers.Alert | None:
+        """Acknowledge an alert and return it, None where it does not exist. The first acknowledgement counts."""
         async with self._database.write() as connection:
             await connection.execute(
                 update(alerts)
@@ -132,30 +133,22 @@ class AlertStore:
             )
         return await self.get(alert_id)
 
-    async def silence(self, alert_id: str, until: float) -> dict[str, Any] | None:
-        """No notifications of this alert before ``until``. None where there is no such alert."""
+    async def silence(self, alert_id: str, until: float) -> answers.Alert | None:
+        """Send no notifications of an alert before ``until``, and return the alert, None where it does not exist."""
         async with self._database.write() as connection:
             await connection.execute(update(alerts).where(alerts.c.id == alert_id).values(silenced_until=until))
         return await self.get(alert_id)
 
 
-def alert_json(row: Row[Any]) -> dict[str, Any]:
-    """`protocol.Alert` as JSON, with ``acknowledged_at`` and ``silenced_until``."""
-    return {
-        **row.body,
-        "state": shown_state(row.state, row.acknowledged_at),
-        "acknowledged_at": row.acknowledged_at,
-        "silenced_until": row.silenced_until,
-    }
-
-
-def to_alert(body: dict[str, Any]) -> Alert:
-    """The wire form of what `alert_json` made."""
-    return msgspec.convert(body, Alert)
+def alert_answer(row: Row[Any]) -> answers.Alert:
+    """Return the alert of a row of the table `alerts`."""
+    state = shown_state(row.state, row.acknowledged_at)
+    others = {"acknowledged_at": row.acknowledged_at, "silenced_until": row.silenced_until}
+    return msgspec.convert({**row.body, "state": state, **others}, answers.Alert)
 
 
 def shown_state(state: str, acknowledged_at: float | None) -> str:
-    """Acknowledged is an open alert that somebody has taken note of."""
+    """Return the state that people see: an open alert that somebody has acknowledged is acknowledged."""
     if state == AlertState.OPEN and acknowledged_at is not None:
         return AlertState.ACKNOWLEDGED
     return state

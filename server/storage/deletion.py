@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from sqlalchemy import Table, delete, select, text, update
 
-from server.models import DELETING, RunState
+from client_sdk.vocabulary import RunState
+from server.models import DELETING
 from server.schema import alerts, events, histograms, runs, segments, spans, tiles, writers
 from server.storage.database import Database
 

@@ -11,11 +11,13 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from client_sdk import answers
 from client_sdk.protocol import Alert
-from server.models import Event, Progress, RunState
+from client_sdk.vocabulary import RunState
+from server.models import Event, Progress
 from server.notification import AlertChange, Recipients
 from server.schema import alerts, events, monitors, runs
-from server.storage.alerts import alert_json
+from server.storage.alerts import alert_answer
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
 from server.storage.id_list import padded
 from server.storage.outbox import enqueue
@@ -29,6 +31,7 @@ class StoredDetectorState:
     position: int
     """Id of the last segment that the detectors have read."""
     state: bytes
+    """Encoded state; `pipeline.detector_state` owns its format."""
     revision: int = 0
     """Number of saves, so that only one of two followers of the same run can save."""
     due_at: float | None = None
@@ -45,7 +48,9 @@ class DetectorStateSave:
     after: StoredDetectorState
     progress: Progress
     changed: Sequence[Alert]
+    """Alerts that are new or have changed."""
     happened: Sequence[Event]
+    """Events that are new."""
     now: float
     """Time of the save, Unix seconds."""
 
@@ -54,7 +59,7 @@ class DetectorStateSave:
 class DetectorStateSaveResult:
     """Result of a save."""
 
-    alerts: Sequence[dict[str, Any]] | None
+    alerts: Sequence[answers.Alert] | None
     """Changed alerts as the API shows them. None means that nothing was stored, because a follower on another server
     has saved meanwhile.
     """
@@ -155,7 +160,7 @@ def _parameters(run_id: str, values: dict[str, Any]) -> dict[str, Any]:
 
 async def _store_findings(
     connection: AsyncConnection, save: DetectorStateSave, recipients: Recipients
-) -> list[dict[str, Any]]:
+) -> list[answers.Alert]:
     """Store new events and changed alerts, and queue the notifications about them. Most saves have none of these."""
     if save.happened:
         await connection.execute(
@@ -199,7 +204,7 @@ async def _store_findings(
         stored = await connection.execute(
             insert.on_conflict_do_update(index_elements=[alerts.c.id], set_=held).returning(alerts)
         )
-        shown.append(alert_json(stored.one()))
+        shown.append(alert_answer(stored.one()))
     changes = []
     for alert in save.changed:
         level, state = before.get(alert.id, (None, None))

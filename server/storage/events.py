@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from sqlalchemy import select
 
-from server.models import Event
+from client_sdk import answers
 from server.schema import events
 from server.storage.database import Database
 
@@ -15,13 +14,15 @@ PAGE = 256
 
 
 class EventStore:
+    """Reads the table of events. `storage.detector_states` and the commit write it."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def of_run(
         self, run_id: str, *, step_from: int | None = None, step_to: int | None = None, limit: int = 10_000
-    ) -> list[dict[str, Any]]:
-        """The last ``limit`` events, in the order in which they happened, as the API shows them."""
+    ) -> list[answers.Event]:
+        """Return the last ``limit`` events of a run, in the order in which they happened."""
         query = select(events).where(events.c.run_id == run_id).order_by(events.c.id.desc()).limit(limit)
         if step_from is not None:
             query = query.where(events.c.step >= step_from)
@@ -29,26 +30,19 @@ class EventStore:
             query = query.where(events.c.step <= step_to)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [
-            event_json(Event(step=row.step, kind=row.kind, attempt=row.attempt, detail=row.detail))
-            for row in reversed(rows)
-        ]
+        return [answers.Event.of(row.step, row.kind, row.attempt, row.detail) for row in reversed(rows)]
 
-    async def walk(self, run_id: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Every event with its rank and when it was noted (``created_at``), in the order in which they happened."""
-        reached = 0
+    async def walk(self, run_id: str) -> AsyncGenerator[answers.ArchivedEvent, None]:
+        """Yield every event of a run, in the order in which they happened."""
+        last_id = 0
         while True:
-            query = select(events).where(events.c.run_id == run_id, events.c.id > reached)
+            query = select(events).where(events.c.run_id == run_id, events.c.id > last_id)
             async with self._database.read() as connection:
                 rows = (await connection.execute(query.order_by(events.c.id).limit(PAGE))).all()
             for row in rows:
-                event = Event(step=row.step, kind=row.kind, attempt=row.attempt, detail=row.detail)
-                yield {**event_json(event), "rank": row.rank, "created_at": row.created_at}
+                yield answers.ArchivedEvent.of(
+                    row.step, row.kind, row.attempt, row.detail, rank=row.rank, created_at=row.created_at
+                )
             if len(rows) < PAGE:
                 return
-            reached = rows[-1].id
-
-
-def event_json(event: Event) -> dict[str, Any]:
-    """``{step, kind, attempt, …detail}``; the detail never hides the first three."""
-    return {**event.detail, "step": event.step, "kind": event.kind, "attempt": event.attempt}
+            last_id = rows[-1].id

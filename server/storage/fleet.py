@@ -1,16 +1,16 @@
-"""Runs as people see them: the rows of the fleet page and the head of a run's page."""
+"""Runs as people see them, in lists and one by one."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from client_sdk import answers
 from server.models import DELETING, AlertKind, AlertState, RunState
 from server.schema import alerts, attempts, runs
 from server.storage.alerts import shown_state
@@ -22,31 +22,27 @@ from server.storage.runs import RunStore
 _IS_SHOWN = runs.c.state != DELETING
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunPage:
-    runs: list[dict[str, Any]]
-    next_cursor: str | None
-
-
 class FleetQuery:
+    """Reads runs with their alerts, layers and attempts."""
+
     def __init__(self, database: Database, run_store: RunStore, layouts: LayoutStore) -> None:
         self._database = database
         self._runs = run_store
         self._layouts = layouts
 
-    async def summary(self, run_id: str) -> dict[str, Any] | None:
-        """One run as the API shows it in lists, or None."""
+    async def summary(self, run_id: str) -> answers.RunSummary | None:
+        """Return a run, None where it does not exist."""
         found = await self.summaries([run_id])
         return found[0] if found else None
 
-    async def summaries(self, run_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Those of these runs that there are, in any order."""
+    async def summaries(self, run_ids: Sequence[str]) -> list[answers.RunSummary]:
+        """Return those of these runs that exist, in any order."""
         async with self._database.read() as connection:
             rows = (await connection.execute(select(runs).where(runs.c.id.in_(padded(run_ids)), _IS_SHOWN))).all()
             return await _summaries(connection, rows)
 
-    async def details(self, run_id: str) -> dict[str, Any] | None:
-        """One run with its layers, scalars, statistics and attempts, or None."""
+    async def details(self, run_id: str) -> answers.RunDetail | None:
+        """Return a run with its layers, scalars, statistics and attempts, None where it does not exist."""
         summary = await self.summary(run_id)
         if summary is None:
             return None
@@ -55,30 +51,22 @@ class FleetQuery:
             rows = await connection.execute(
                 select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.rank, attempts.c.attempt)
             )
-            tries = [
-                {
-                    "rank": row.rank,
-                    "attempt": row.attempt,
-                    "first_step": row.first_step,
-                    "last_step": row.last_step,
-                    "started_at": row.started_at,
-                }
-                for row in rows
-            ]
+            found = tuple(msgspec.convert(row, answers.Attempt, from_attributes=True) for row in rows.mappings())
         statistics: dict[str, None] = {}
         for item in stored:
             statistics.update(dict.fromkeys(item.layout.statistics))
-        return summary | {
-            "layers": [name for _, _, name in layer_rows(stored)],
-            "scalars": list(await self._runs.scalar_ranks(run_id)),
-            "statistics": list(statistics),
-            "attempts": tries,
-        }
+        return answers.RunDetail(
+            **msgspec.structs.asdict(summary),
+            layers=tuple(name for _, _, name in layer_rows(stored)),
+            scalars=tuple(await self._runs.scalar_ranks(run_id)),
+            statistics=tuple(statistics),
+            attempts=found,
+        )
 
     async def page(
         self, *, project: str | None, state: str | None, limit: int, cursor: tuple[float, str] | None
-    ) -> RunPage:
-        """Summaries, the newest first. ``cursor`` is (created_at, id) of the last run of the page before."""
+    ) -> answers.RunPage:
+        """Return a page of runs, newest first. ``cursor``: (created_at, id) of the last run of the page before."""
         query = select(runs).where(_IS_SHOWN).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit + 1)
         if project is not None:
             query = query.where(runs.c.project == project)
@@ -94,35 +82,38 @@ class FleetQuery:
             more = len(rows) > limit
             found = await _summaries(connection, rows[:limit])
         last = rows[limit - 1] if more else None
-        return RunPage(runs=found, next_cursor=None if last is None else encode_cursor(last.created_at, last.id))
+        return answers.RunPage(
+            runs=tuple(found), next_cursor=None if last is None else encode_cursor(last.created_at, last.id)
+        )
 
 
 def encode_cursor(created_at: float, run_id: str) -> str:
+    """Return the cursor of the page that follows a run."""
     return base64.urlsafe_b64encode(msgspec.json.encode([created_at, run_id])).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> tuple[float, str]:
-    """Raises `ValueError` on anything that `encode_cursor` did not make."""
+    """Return the arguments of `encode_cursor`. Raises `ValueError` for any other text."""
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         return msgspec.json.decode(raw, type=tuple[float, str])
     except (ValueError, msgspec.DecodeError) as error:
-        raise ValueError(f"{cursor!r} is no cursor of this list") from error
+        raise ValueError(f"{cursor!r} is not a cursor of this list") from error
 
 
-async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[dict[str, Any]]:
-    """The JSON of the contract for rows of `runs`, in their order."""
+async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[answers.RunSummary]:
+    """Return the runs of rows of the table `runs`, in their order."""
     ids = padded([row.id for row in rows])
     query = select(alerts.c.run_id, alerts.c.kind, alerts.c.body, alerts.c.acknowledged_at)
-    unsettled = await connection.execute(
+    unresolved = await connection.execute(
         query.where(alerts.c.run_id.in_(ids), alerts.c.state != AlertState.RESOLVED).order_by(alerts.c.opened_at)
     )
     open_count: dict[str, int] = {}
-    predicted: dict[str, Any] = {}
-    for row in unsettled:
+    predicted: dict[str, answers.PredictedStep | None] = {}
+    for row in unresolved:
         open_count[row.run_id] = open_count.get(row.run_id, 0) + 1
         if row.kind == AlertKind.SPIKE_PREDICTED:
-            predicted[row.run_id] = row.body["predicted_step"]
+            predicted[row.run_id] = msgspec.convert(row.body["predicted_step"], answers.PredictedStep | None)
     newest = (
         select(alerts.c.run_id, func.max(alerts.c.opened_at).label("opened_at"))
         .where(alerts.c.run_id.in_(ids))
@@ -131,41 +122,41 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[d
     )
     same = and_(alerts.c.run_id == newest.c.run_id, alerts.c.opened_at == newest.c.opened_at)
     last = {
-        row.run_id: {
-            "id": row.id,
-            "kind": row.kind,
-            "level": row.level,
-            "state": shown_state(row.state, row.acknowledged_at),
-            "title": row.body["title"],
-            "step": row.step,
-        }
+        row.run_id: answers.LastAlert(
+            id=row.id,
+            kind=row.kind,
+            level=row.level,
+            state=shown_state(row.state, row.acknowledged_at),
+            title=row.body["title"],
+            step=row.step,
+        )
         for row in await connection.execute(select(alerts).join(newest, same).order_by(alerts.c.step))
     }
     return [
-        {
-            "id": row.id,
-            "project": row.project,
-            "name": row.name,
-            "state": row.state,
-            "created_at": row.created_at,
-            "last_seen_at": row.last_seen_at,
-            "last_step": row.last_step,
-            "step_rate": row.step_rate if row.state == RunState.RUNNING else None,
-            "loss": row.loss,
-            "lr": row.lr,
-            "stage": row.stage,
-            "stability_ratio": row.stability_ratio,
-            "open_alerts": open_count.get(row.id, 0),
-            "predicted_step": predicted.get(row.id),
-            "last_alert": last.get(row.id),
-            "sparkline": [] if row.sparkline is None else row.sparkline["max"],
-            "layer_count": row.layer_count,
-            "parameter_count": row.parameter_count,
-            "rank_count": row.rank_count,
-            "optimizer": row.optimizer,
-            "attempt": row.attempt,
-            "tags": row.tags,
-            "config": row.config,
-        }
+        answers.RunSummary(
+            id=row.id,
+            project=row.project,
+            name=row.name,
+            state=row.state,
+            created_at=row.created_at,
+            last_seen_at=row.last_seen_at,
+            last_step=row.last_step,
+            step_rate=row.step_rate if row.state == RunState.RUNNING else None,
+            loss=row.loss,
+            lr=row.lr,
+            stage=row.stage,
+            stability_ratio=row.stability_ratio,
+            open_alerts=open_count.get(row.id, 0),
+            predicted_step=predicted.get(row.id),
+            last_alert=last.get(row.id),
+            sparkline=() if row.sparkline is None else tuple(row.sparkline["max"]),
+            layer_count=row.layer_count,
+            parameter_count=row.parameter_count,
+            rank_count=row.rank_count,
+            optimizer=msgspec.convert(row.optimizer, answers.Optimizer | None),
+            attempt=row.attempt,
+            tags=tuple(row.tags),
+            config=row.config,
+        )
         for row in rows
     ]

@@ -17,8 +17,9 @@ from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, or_, sele
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from client_sdk import answers
 from client_sdk.protocol import Alert
-from server.models import AlertState
+from client_sdk.vocabulary import AlertState
 from server.notification import (
     AlertChange,
     AlertedRun,
@@ -246,7 +247,7 @@ class OutboxStore:
         async with self._database.write() as connection:
             await self._hold(connection, channel_id, owner, leased_until=0.0, leased_by=None)
 
-    async def of_alert(self, alert_id: str) -> list[dict[str, Any]]:
+    async def of_alert(self, alert_id: str) -> list[answers.Notification]:
         """Return the notifications about an alert, one for each change and channel, in the order of their creation."""
         query = (
             select(
@@ -264,7 +265,8 @@ class OutboxStore:
             .order_by(outbox.c.id)
         )
         async with self._database.read() as connection:
-            return [dict(row._mapping) for row in await connection.execute(query)]
+            rows = (await connection.execute(query)).mappings()
+            return [msgspec.convert(row, answers.Notification, from_attributes=True) for row in rows]
 
     async def next_due(self) -> float | None:
         """Return the Unix time at which the next notification is due, or None if none is waiting."""

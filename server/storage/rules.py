@@ -9,8 +9,9 @@ import msgspec
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from client_sdk.vocabulary import AlertKind, AlertState, RunState
 from server.errors import RuleFieldError
-from server.models import AlertKind, AlertState, RunState
+from server.log_actions import LogAction
 from server.rule import Rule, RuleSet
 from server.schema import alerts, monitors, rules, runs
 from server.storage.database import Database
@@ -72,5 +73,5 @@ async def _read(connection: AsyncConnection) -> list[Rule]:
         try:
             found.append(Rule.from_json(row.body))
         except (RuleFieldError, msgspec.ValidationError) as error:
-            logger.error("rule %s cannot be read: %s", row.id, error, extra={"action": "rule_unreadable"})
+            logger.error("rule %s cannot be read: %s", row.id, error, extra={"action": LogAction.RULE_UNREADABLE})
     return found

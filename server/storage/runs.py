@@ -20,8 +20,9 @@ from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk.protocol import Hello, Layout
+from client_sdk.vocabulary import AlertState, RunState
 from server.errors import ProjectMismatchError, RunDeletedError, WriterTakenError
-from server.models import DELETING, AlertState, RunState
+from server.models import DELETING
 from server.schema import alerts, layouts, monitors, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
 from server.storage.id_list import padded

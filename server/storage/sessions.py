@@ -55,7 +55,7 @@ class SessionStore:
         token = None if row.token_id is None else stored_token(row)
         return StoredSession(digest=digest, kind=row.kind, token=token, proof=row.proof, expires_at=row.expires_at)
 
-    async def living(self, digests: Collection[str], now: float) -> set[str]:
+    async def filter_valid(self, digests: Collection[str], now: float) -> set[str]:
         """Return the digests of those logins that are still valid."""
         found: set[str] = set()
         async with self._database.read() as connection:

@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import delete, select, update
 
+from client_sdk import answers
 from server.models import Principal, Scope
 from server.schema import sessions, tokens
 from server.storage.database import Database
@@ -45,7 +47,7 @@ class TokenStore:
             row = (await connection.execute(query)).first()
         return None if row is None else stored_token(row)
 
-    async def living(self, digests: Collection[str]) -> set[str]:
+    async def filter_valid(self, digests: Collection[str]) -> set[str]:
         """Return the digests of those tokens that are not revoked."""
         found: set[str] = set()
         async with self._database.read() as connection:
@@ -54,14 +56,15 @@ class TokenStore:
                 found.update((await connection.execute(query)).scalars())
         return found
 
-    async def all(self, project: str | None) -> list[dict[str, Any]]:
-        """Return every token as the API shows it, oldest first, restricted to ``project`` where it is given."""
+    async def all(self, project: str | None) -> list[answers.Token]:
+        """Return every token without its digest, oldest first, restricted to ``project`` where it is given."""
         shown = [column for column in tokens.c if column.name != "digest"]
         query = select(*shown).order_by(tokens.c.id)
         if project is not None:
             query = query.where(tokens.c.project == project)
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            rows = (await connection.execute(query)).mappings()
+            return [msgspec.convert(row, answers.Token, from_attributes=True) for row in rows]
 
     async def touch(self, token_id: int, now: float) -> None:
         """Record that the token was used."""

@@ -16,7 +16,7 @@ from tests.support.server import running_server
 
 CONNECTIONS = 300
 MAX_CONNECTIONS = 120
-TURNED_AWAY = "connections are closed"
+TURNED_AWAY = "closing connections"
 
 
 @pytest.mark.timeout(120)

@@ -39,5 +39,5 @@ def test_every_evidence_key_of_the_detectors_has_a_label() -> None:
 
 
 def test_the_science_page_explains_every_statistic_by_its_formula() -> None:
-    text = (ROOT / "docs/science.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/explanation/science.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in text for name in STATISTICS)

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-STATISTICS = (
-    "grad_norm", "weight_norm", "update_norm", "update_ratio", "v_rms", "rms_ratio", "decoupling", "u_rms",
-    "eps_fraction", "grad_momentum_cosine", "nonfinite", "bimodality",
-)  # fmt: skip
+from client_sdk.vocabulary import STATISTICS
+
 ONSET = 718
 LIMIT = 200.0
 EPOCH = 1_700_000_000.0

@@ -6,7 +6,7 @@ from typing import Any
 
 from dash.development.base_component import Component
 
-from dashboard.models import Alert, Outcome, PredictedStep
+from client_sdk.answers import Alert, Outcome, PredictedStep
 from dashboard.pages.alert_cards import column, headline, result, single, urgency
 from dashboard.pages.evidence import growth_per_step, lines
 from dashboard.pages.symbols import symbols
@@ -72,7 +72,7 @@ def test_the_most_urgent_open_alert_comes_first() -> None:
 
 def test_no_alert_is_said_and_history_tells_how_predictions_ended() -> None:
     hit = alert(state="resolved", outcome=Outcome(result="hit", step=640, lead=143))
-    missed = alert(id="b", state="resolved", outcome=Outcome(result="false"))
+    missed = alert(id="b", state="resolved", outcome=Outcome(result="false", step=None, lead=None))
     text = words(column([hit, missed], "running", NOW))
     assert "No open alert" in text
     assert "hit, lead 143" in text

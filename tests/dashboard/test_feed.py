@@ -7,20 +7,20 @@ import asyncio
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_socket
 
+from client_sdk.answers import Alert, LiveFrame, RunSummary
 from dashboard.config import DashboardConfig
-from dashboard.models import Alert, LiveMessage, RunSummary
 from dashboard.stream.feed import MAX_ALERTS_KEPT, LiveFeed, Mailbox, News
 from tests.dashboard.fixture_api import TOKEN, FixtureApi, example_runs, serve
 
 
-def advance(run_id: str, committed_at: float) -> LiveMessage:
-    return LiveMessage(type="advance", run_id=run_id, committed_at=committed_at)
+def advance(run_id: str, committed_at: float) -> LiveFrame:
+    return LiveFrame(type="advance", run_id=run_id, committed_at=committed_at)
 
 
 def test_a_mailbox_keeps_the_latest_and_not_a_queue() -> None:
     mailbox = Mailbox()
     for step in range(10_000):
-        mailbox.put(LiveMessage(type="run", run=RunSummary(id="a", last_step=step)))
+        mailbox.put(LiveFrame(type="run", run=RunSummary(id="a", last_step=step)))
         mailbox.put(advance("a", 100.0 + step))
     news = mailbox.take()
     assert list(news.runs) == ["a"]
@@ -33,8 +33,10 @@ def test_a_mailbox_keeps_the_latest_and_not_a_queue() -> None:
 def test_a_flood_of_alerts_becomes_a_resync() -> None:
     mailbox = Mailbox()
     for number in range(MAX_ALERTS_KEPT + 1):
-        alert = Alert(id=str(number), run_id="a", kind="spike", level="watch", state="open", step=1)
-        mailbox.put(LiveMessage(type="alert", alert=alert))
+        alert = Alert(
+            id=str(number), run_id="a", kind="spike", level="watch", state="open", step=1, title="", message=""
+        )
+        mailbox.put(LiveFrame(type="alert", alert=alert))
     news = mailbox.take()
     assert news.resync
     assert len(news.alerts) <= MAX_ALERTS_KEPT
@@ -44,7 +46,7 @@ def test_a_mailbox_hears_only_of_the_run_it_watches() -> None:
     mailbox = Mailbox()
     mailbox.watch("b")
     mailbox.put(advance("a", 1.0))
-    mailbox.put(LiveMessage(type="event", run_id="a"))
+    mailbox.put(LiveFrame(type="event", run_id="a"))
     assert not mailbox.arrived.is_set()
     mailbox.put(advance("b", 2.0))
     assert mailbox.take().advanced

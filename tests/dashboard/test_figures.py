@@ -12,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from client_sdk.answers import Alert, Buckets, Event, Histogram, Outcome, PredictedStep
 from client_sdk.vocabulary import STATISTICS
 from dashboard.figures.curvature import curvature_figure
 from dashboard.figures.heatmap import heatmap_figure, heatmap_height, short_names
@@ -22,7 +23,7 @@ from dashboard.figures.scales import colour_bar_ticks, colour_scale
 from dashboard.figures.sparkline import HEIGHT, PAD, sparkline
 from dashboard.figures.stage_strip import Span, spans
 from dashboard.figures.theme import DARK, LIGHT, STAGE_COLOURS, Frame
-from dashboard.models import Alert, Buckets, Event, Heatmap, Histogram, Outcome, PredictedStep
+from dashboard.models import Heatmap
 
 FRAME = Frame(palette=DARK, step_from=0, step_to=100)
 EXPECTED = PredictedStep(low=70, best=80, high=95)
@@ -129,11 +130,12 @@ def test_marks_come_from_alerts_and_events() -> None:
     def prediction(step: int, state: str, best: int, outcome: Outcome | None = None) -> Alert:
         return Alert(
             id=str(step), run_id="r", kind="spike-predicted", level="warning", state=state, step=step, outcome=outcome,
+            title="", message="",
             predicted_step=PredictedStep(low=best - 5, best=best, high=best + 5),
         )  # fmt: skip
 
     alerts = [
-        prediction(10, "resolved", 6, Outcome(result="false")),
+        prediction(10, "resolved", 6, Outcome(result="false", step=None, lead=None)),
         prediction(40, "acknowledged", 60),
         prediction(50, "open", 65),
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from dashboard.models import Alert, LastAlert, Outcome, PredictedStep, RunSummary
+from client_sdk.answers import Alert, LastAlert, Outcome, PredictedStep, RunSummary
 from dashboard.pages.fleet import counts
 from dashboard.pages.fleet_rows import risk, row
 
@@ -62,6 +63,7 @@ def test_a_run_without_anything_yet_is_a_row_of_dashes() -> None:
 def test_a_settled_prediction_says_what_came() -> None:
     alert = Alert(
         id="a", run_id="abc", kind="spike-predicted", level="warning", state="resolved", step=5,
+        title="", message="",
         predicted_step=PredictedStep(low=12_800, best=12_880, high=12_900),
         outcome=Outcome(result="hit", step=12_871, lead=9),
     )  # fmt: skip
@@ -90,9 +92,9 @@ def test_addresses_of_runs_are_escaped() -> None:
 
 
 def test_counts_tell_how_often_predictions_came_true() -> None:
-    def settled(result: str) -> Alert:
+    def settled(result: Literal["hit", "late", "false"]) -> Alert:
         return Alert(id=result, run_id="abc", kind="spike-predicted", level="warning", state="resolved", step=5,
-                     outcome=Outcome(result=result))  # fmt: skip
+                     title="", message="", outcome=Outcome(result=result, step=None, lead=None))  # fmt: skip
 
     shown = counts(
         [summary(stage="spiking"), summary(state="finished")], [settled("hit"), settled("late"), settled("false")]

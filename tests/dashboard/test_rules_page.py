@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from client_sdk.answers import Firing, Outline, Rule, RunBacktest, RunSummary
 from dashboard.figures.rule_backtest import rule_backtest_figure
 from dashboard.forms.fields import FieldError
-from dashboard.models import Firing, Outline, Rule, RunSummary, TriedRun
 from dashboard.pages.rule_form import body, editor, slug
 from dashboard.pages.rules import items, layout, sentence
 from dashboard.shell.page import PageRequest
@@ -112,7 +112,7 @@ def test_a_new_rule_gets_an_id_of_its_own() -> None:
 
 
 def test_a_backtest_is_drawn_with_its_threshold_and_the_steps_that_fire() -> None:
-    run = TriedRun(
+    run = RunBacktest(
         run_id="r", name="n", chosen=True, fired=1, firings=(Firing(step=4, value=12.0),), values=8, last_step=9,
         complete=True, series=Outline(bucket_steps=2, step=(0, 2, 4, 6), min=(1, 1, 1, 1), max=(1, 2, 12, 1)),
     )  # fmt: skip

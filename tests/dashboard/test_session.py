@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from client_sdk.answers import LiveFrame
 from dashboard import ids
 from dashboard.client import ApiRefusedError, ApiUnavailableError
 from dashboard.config import DashboardConfig
-from dashboard.models import LiveMessage
 from dashboard.stream.feed import LiveFeed, News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.session import Session
@@ -90,7 +90,7 @@ class Scene:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
-    def publish(self, message: LiveMessage) -> None:
+    def publish(self, message: LiveFrame) -> None:
         self.feed.fan_out(message)
 
     async def shown(self, frame: int) -> None:
@@ -113,11 +113,11 @@ async def test_a_slow_browser_loses_frames_and_no_memory() -> None:
         scene.session.show(FLEET)
         await scene.shown(1)
         scene.browser.gate.clear()
-        scene.publish(LiveMessage(type="advance", run_id="a", committed_at=1.0))
+        scene.publish(LiveFrame(type="advance", run_id="a", committed_at=1.0))
         while await asyncio.wait_for(scene.page.asked.get(), 10) < 2:
             pass
         for _ in range(5_000):
-            scene.publish(LiveMessage(type="advance", run_id="a", committed_at=2.0))
+            scene.publish(LiveFrame(type="advance", run_id="a", committed_at=2.0))
             await asyncio.sleep(0)
         assert len(scene.page.news) == 2, "one frame is on its way, none waits behind it"
         scene.browser.gate.set()
@@ -169,7 +169,7 @@ async def test_a_delay_is_shown_and_a_long_one_reads_catching_up() -> None:
         scene.session.show(FLEET)
         await scene.shown(1)
         scene.feed.offline_since = None
-        scene.publish(LiveMessage(type="advance", run_id="a", committed_at=1.0))
+        scene.publish(LiveFrame(type="advance", run_id="a", committed_at=1.0))
         await scene.shown(2)
         assert scene.browser.status().startswith("catching up detail · ")
         assert scene.browser.status().endswith(" s behind")

@@ -9,24 +9,24 @@ import httpx
 import msgspec
 import pytest
 
+from client_sdk.answers import Channel, Lead, Notifications, Precision, Silence
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
 from dashboard.forms.actions import FormActions, parse_form_action
 from dashboard.forms.fields import FieldError
-from dashboard.models import Channel, ChannelKind, Lead, Notifications, Precision, Silence
 from dashboard.pages.alerts import precision
 from dashboard.pages.channel_form import channel_body, channel_editor, channel_list
 from dashboard.pages.registry import PAGES
 from dashboard.pages.settings import quiet_hours, silence, silences
 from dashboard.shell.page import action_handlers
-from server.api.channels import kind_json
+from server.api.channels import kind_answer
 from server.notifications.channels.registry import KINDS
 
 CHANNEL = Channel(id="c", name="training", kind="slack-bot", settings={"channel": "#a", "picture": False})
 
-KIND_ANSWER = {"kinds": [kind_json(kind) for kind in KINDS]}
-CHANNEL_KINDS = msgspec.convert(KIND_ANSWER["kinds"], list[ChannelKind])
+CHANNEL_KINDS = [kind_answer(kind) for kind in KINDS]
+KIND_ANSWER = msgspec.to_builtins({"kinds": CHANNEL_KINDS})
 
 
 def test_an_empty_secret_keeps_the_stored_one() -> None:
@@ -49,12 +49,14 @@ def test_a_wrong_channel_is_refused_at_its_field(field: str, changes: dict[str, 
 
 
 def test_the_editor_shows_the_fields_of_the_chosen_kind() -> None:
-    editor: Any = channel_editor(CHANNEL, CHANNEL_KINDS)
-    labels = editor.children[1].children[0].children
-    conditions = [(getattr(label, "data-values"), label.hidden) for label in labels if hasattr(label, "data-when")]
-    assert conditions == [("slack-webhook slack-bot apprise webhook", False), ("slack-bot", False)]
-    other = Channel(id="d", name="hook", kind="webhook", settings={})
-    assert "hidden=True, data-when='kind', data-values='slack-bot'" in str(channel_editor(other, CHANNEL_KINDS))
+    def conditions(channel: Channel) -> list[tuple[str, bool]]:
+        editor: Any = channel_editor(channel, CHANNEL_KINDS)
+        labels = editor.children[1].children[0].children
+        return [(getattr(label, "data-values"), label.hidden) for label in labels if hasattr(label, "data-when")]
+
+    everywhere = "slack-webhook slack-bot apprise webhook"
+    assert conditions(CHANNEL) == [(everywhere, False), ("slack-bot", False)]
+    assert conditions(Channel(id="d", name="hook", kind="webhook")) == [(everywhere, False), ("slack-bot", True)]
 
 
 def test_a_change_of_the_kind_drops_the_fields_of_the_former_kind() -> None:
@@ -87,9 +89,9 @@ def test_expired_silences_are_not_shown() -> None:
 
 def test_precision_counts_predictions_that_were_settled() -> None:
     assert precision(Precision()) == ["No prediction has been settled yet."]
-    said = precision(Precision(settled=4, hit=2, early=1, false=1, lead_steps=Lead(median=60.0)))
-    assert "3 of 4 predictions came true" in str(said[0])
-    assert said[1] == " (2 hit, 1 came early, 1 did not come); median lead 60 steps"
+    shown = precision(Precision(settled=4, hit=2, early=1, false=1, lead_steps=Lead(median=60.0)))
+    assert "3 of 4 predictions came true" in str(shown[0])
+    assert shown[1] == " (2 hit, 1 came early, 1 did not come); median lead 60 steps"
 
 
 class Api:
@@ -112,7 +114,7 @@ class Api:
 
 async def do(api: Api, verb: str, form: str, **fields: str) -> dict[str, dict[str, Any]]:
     client = ApiClient(DashboardConfig(), transport=httpx.MockTransport(api))
-    action = parse_form_action({"verb": verb, "of": None, "form": form, "fields": fields, "number": 1})
+    action = parse_form_action({"verb": verb, "subject": None, "form": form, "fields": fields, "number": 1})
     assert action is not None
     try:
         return await FormActions(action_handlers(PAGES), clock=lambda: 1_000.0).perform(action, client)
@@ -125,16 +127,21 @@ RULE = {"name": "n", "watches": "scalar", "scalar": "loss", "condition": "above"
 
 
 @pytest.mark.parametrize(
-    ("message", "fields"),
+    ("message", "field", "fields"),
     [
-        ("value: a finite number", {"value": "a finite number"}),
-        ("rules.0.scalar: which one?", {"scalar": "which one?"}),
-        ("something else entirely", {"": "something else entirely"}),
-        ("nowhere: to be seen", {"": "nowhere: to be seen"}),
+        ("value: a finite number", "value", {"value": "a finite number"}),
+        ("rules.0.scalar: which one?", "rules.0.scalar", {"scalar": "which one?"}),
+        ("which one?", "scalar", {"scalar": "which one?"}),
+        ("something else entirely", None, {"": "something else entirely"}),
+        ("value: a finite number", None, {"": "value: a finite number"}),
+        ("nowhere: to be seen", "nowhere", {"": "nowhere: to be seen"}),
     ],
 )
-async def test_a_refusal_is_shown_at_its_field_or_at_the_foot_of_the_form(message: str, fields: dict[str, str]) -> None:
-    api = Api(httpx.Response(400, json={"error": "invalid_rule", "message": message}))
+async def test_a_refusal_is_shown_at_its_field_or_at_the_foot_of_the_form(
+    message: str, field: str | None, fields: dict[str, str]
+) -> None:
+    refusal = {"error": "invalid_rule", "message": message} | ({} if field is None else {"field": field})
+    api = Api(httpx.Response(400, json=refusal))
     shown = await do(api, "save-rule", "rule", **RULE)
     assert shown[ids.FORM_RESULT]["data"]["errors"] == fields
     assert ids.RULE_EDITOR not in shown, "what was typed must stay"

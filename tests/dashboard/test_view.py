@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from client_sdk.answers import PredictedStep, Series
 from dashboard.figures.marks import Marks
-from dashboard.models import PredictedStep, Series
 from dashboard.pages.registry import PAGES
 from dashboard.pages.run import make_frame, visible_steps
 from dashboard.shell.routing import Route, Router

@@ -1,4 +1,4 @@
-"""docs/settings.md says what server/config.py says."""
+"""docs/reference/settings.md says what server/config.py says."""
 
 from __future__ import annotations
 
@@ -14,4 +14,6 @@ def test_the_page_of_settings_is_what_the_settings_say() -> None:
     script = [sys.executable, str(ROOT / "deploy" / "settings_page.py")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
     made = subprocess.run(script, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    assert made.stdout == (ROOT / "docs" / "settings.md").read_text(encoding="utf-8"), "run `make settings`"
+    assert made.stdout == (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8"), (
+        "run `make settings`"
+    )

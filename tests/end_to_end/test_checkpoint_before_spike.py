@@ -1,4 +1,4 @@
-"""What the README promises: an alert comes back into the training loop before the spike does."""
+"""The promise of the README: an alert reaches the training loop before the spike comes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import client_sdk
 from tests.support.embedded import Embedded, embedded
 
 STEPS = 860
-"""Untouched, this network spikes around step 740: docs/science.md, "The mechanism"."""
+"""Number of training steps; without an intervention this network spikes around step 740."""
 JUMP = 1e3
-"""Times the median of the hundred losses before; the spike is of ten orders of magnitude."""
+"""Ratio of a loss to the median of the hundred before it that is a spike; this one has ten orders of magnitude."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 class Training:
-    """The tanh network of the demo, as fast as the server takes it."""
+    """The tanh network of the demo, trained as fast as the server commits its records."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
@@ -40,7 +40,7 @@ class Training:
         self.batch_loss: Callable[[], torch.Tensor] = lambda: F.mse_loss(self.model(inputs), targets)
 
     def run(self, server: Embedded, spool: Path, rescue: Callable[[client_sdk.TrainingAlert], None]) -> int | None:
-        """Train until the loss jumps; the step at which it did, None where it never does."""
+        """Train until the loss jumps. Return the step of the jump, None if the loss never jumps."""
         client_sdk.init(project="rescue", url=server.url, token=server.token, directory=spool)
         client_sdk.watch(self.model, self.optimizer)
         client_sdk.on_alert(rescue)
@@ -53,7 +53,7 @@ class Training:
                 self.optimizer.step()
                 client_sdk.log({"loss": loss}, step=self.step, closure=self.batch_loss)
                 if self.step % 10 == 0:
-                    assert client_sdk.flush()  # in step with the server, as a training of realistic pace is
+                    assert client_sdk.flush()  # keeps pace with the server, as a training of realistic speed does
                 before = sorted(losses[-100:])
                 losses.append(loss.item())
                 if len(before) == 100 and losses[-1] > JUMP * before[50]:
@@ -74,12 +74,12 @@ def test_a_callback_saves_a_checkpoint_before_the_spike(
             torch.save({"step": training.step, "model": training.model.state_dict()}, path)
 
     spike = training.run(server, tmp_path / "spool", rescue)
-    assert spike is not None, "the network did not spike, so there is nothing to be saved from"
+    assert spike is not None, "the network did not spike, so the test proves nothing"
     saved = torch.load(path)
     assert saved["step"] < spike - 10
     restored = Training()
     restored.model.load_state_dict(saved["model"])
-    assert restored.batch_loss().item() < 1e-9, "the checkpoint must be from before the trouble"
+    assert restored.batch_loss().item() < 1e-9, "the checkpoint must be from before the spike"
     with capsys.disabled():
         print(f"\ncheckpoint at step {saved['step']}, spike at step {spike}: lead {spike - saved['step']} steps\n")
 
@@ -87,14 +87,14 @@ def test_a_callback_saves_a_checkpoint_before_the_spike(
 @pytest.mark.timeout(180)
 def test_a_callback_that_lowers_the_learning_rate_prevents_the_spike(server: Embedded, tmp_path: Path) -> None:
     training = Training()
-    heard: list[str] = []
+    received: list[str] = []
 
     def rescue(alert: client_sdk.TrainingAlert) -> None:
-        heard.append(alert.change)
+        received.append(alert.change)
         if alert.kind == "spike-predicted" and alert.change == "opened":
             for group in training.optimizer.param_groups:
                 group["lr"] *= 0.3
 
     assert training.run(server, tmp_path / "spool", rescue) is None
-    assert heard[0] == "opened"
-    assert heard.count("opened") == heard.count("resolved") == 1
+    assert received[0] == "opened"
+    assert received.count("opened") == received.count("resolved") == 1

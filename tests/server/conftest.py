@@ -1,4 +1,4 @@
-"""Both databases, for every test that touches one."""
+"""Fixtures with databases, Redis servers and a running server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[Redis]:
-    """Shared by tests that do it no harm."""
+    """A Redis server that tests share without harming it."""
     started = Redis()
     yield started
     started.stop()
@@ -31,7 +31,7 @@ def redis() -> Iterator[Redis]:
 
 @pytest.fixture
 def own_redis() -> Iterator[Redis]:
-    """Of one test, which may kill it."""
+    """A Redis server of one test, which may kill it."""
     started = Redis()
     yield started
     started.stop()
@@ -39,7 +39,7 @@ def own_redis() -> Iterator[Redis]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
+    """URL of an empty database, of each kind in turn."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'test.sqlite3'}"
     started: Postgres = request.getfixturevalue("postgres")
@@ -48,7 +48,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """Open, with the current schema."""
+    """An open database with the current schema."""
     opened = Database(database_url)
     await migrate.upgrade(opened)
     yield opened
@@ -57,6 +57,6 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
-    """On SQLite."""
+    """A running server on SQLite."""
     with running_server(tmp_path) as running:
         yield running

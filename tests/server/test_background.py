@@ -1,4 +1,4 @@
-"""What works behind the requests ends, though a library loses what it is told."""
+"""Background tasks end even if a library swallows their cancellation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def test_a_task_that_lost_its_cancellation_is_cancelled_again(monkeypatch:
                 lost += 1
 
     async def broken() -> None:
-        raise ValueError("its own trouble")
+        raise ValueError("an error of its own")
 
     tasks = [asyncio.create_task(stubborn()), asyncio.create_task(broken())]
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line, mostly in a process of its own as a user runs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMAND = [str(Path(sysconfig.get_path("scripts")) / "spikewatch")]
 
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
-    """Commands that run in this process set up its logging."""
+    """Restore the logging that commands in this process configure."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     yield
@@ -45,7 +45,7 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
 
 @pytest.fixture
 def up(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running `spikewatch up` and the line that it printed."""
+    """A running `spikewatch up` with the line that it has printed."""
     process = subprocess.Popen(
         [*COMMAND, "up", "--port", "0"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -89,7 +89,7 @@ def test_ctrl_c_ends_up_quietly(up: tuple[subprocess.Popen[str], str]) -> None:
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    """What the user is told; checks that it is one line and exit code 2."""
+    """Return the error message, which must be one line with exit code 2."""
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("spikewatch: ")
     assert result.stderr.count("\n") == 1
@@ -197,7 +197,7 @@ def test_a_database_ahead_of_the_program_is_one_line(
     assert len(answer.stderr.splitlines()) == 1
 
 
-def test_tokens_are_made_listed_and_revoked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tokens_are_created_listed_and_revoked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPIKEWATCH_HOME", str(tmp_path))
 
     def spikewatch(*arguments: str) -> Result:
@@ -208,7 +208,7 @@ def test_tokens_are_made_listed_and_revoked(monkeypatch: pytest.MonkeyPatch, tmp
     assert re.fullmatch(r"sw_[\w-]{43}", made)
     listed = spikewatch("list").stdout
     assert made not in listed
-    assert "\x1b" not in listed, "what users write is no command to the terminal"
+    assert "\x1b" not in listed, "text of users is not interpreted by the terminal"
     assert re.search(r"^1 +write +p +a\S+ .* never +valid$", listed, re.MULTILINE)
     assert spikewatch("revoke", "1").exit_code == 0
     assert "revoked" in spikewatch("list").stdout

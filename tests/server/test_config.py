@@ -1,4 +1,4 @@
-"""Settings: every one explained, and read from the environment."""
+"""Settings are explained and read from the environment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_home_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 @pytest.mark.parametrize("values", [{"port": 70_000}, {"queued_frames": 0}, {"admin_token": "short"}])
-def test_what_cannot_work_is_refused(values: dict[str, object]) -> None:
+def test_invalid_values_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Config(**values)  # type: ignore[arg-type]
 

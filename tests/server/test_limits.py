@@ -1,4 +1,4 @@
-"""What one token may cost: each limit has a word, and nobody else notices."""
+"""Limits of one token: each limit has an error code, and other tokens are not affected."""
 
 from __future__ import annotations
 

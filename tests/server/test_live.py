@@ -1,4 +1,4 @@
-"""The live socket: what is new is pushed, to whom it concerns."""
+"""The live socket pushes news to the viewers that may see them."""
 
 from __future__ import annotations
 

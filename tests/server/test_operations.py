@@ -27,7 +27,7 @@ METRICS_TOKEN = "a token for prometheus"
 
 
 def numbers(text: str) -> dict[str, float]:
-    """Sample names, with their labels, and values."""
+    """Return the value of each sample, keyed by its name and labels."""
     return {
         sample.name + "".join(f"[{value}]" for _, value in sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -61,7 +61,7 @@ def test_metrics_count_what_goes_through(server: RunningServer) -> None:
 
 
 def test_every_metric_is_explained_in_the_documentation(server: RunningServer) -> None:
-    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "server-metrics.md").read_text()
     families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
     for family in families:
         if family.name.startswith("spikewatch_") and not family.name.endswith("_created"):
@@ -70,10 +70,16 @@ def test_every_metric_is_explained_in_the_documentation(server: RunningServer) -
 
 
 def test_every_action_of_the_log_is_explained_in_the_documentation() -> None:
-    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "server-metrics.md").read_text(encoding="utf-8")
     table = document.partition("| action | what happened |\n|---|---|\n")[2]
     listed = [f"| `{action}` | {action.description} |" for action in LogAction]
-    assert table.splitlines() == listed, "docs/metrics.md and server/log_actions.py must list the same actions"
+    assert table.splitlines() == listed, "server-metrics.md and server/log_actions.py must list the same actions"
+
+
+def test_every_log_record_with_an_action_uses_a_defined_one() -> None:
+    sources = (Path(__file__).parents[2] / "server").rglob("*.py")
+    undefined = [str(path) for path in sources if re.search(r"\"action\": f?\"", path.read_text(encoding="utf-8"))]
+    assert undefined == [], "use a member of LogAction instead of a string"
 
 
 def test_two_servers_in_one_process_count_apart() -> None:
@@ -102,7 +108,7 @@ def test_metrics_ask_for_a_token_that_may_see_all(guarded: RunningServer) -> Non
     assert [status(token) for token in (METRICS_TOKEN, guarded.token, *made)] == [200, 200, 200, 403]
     assert [status(token) for token in (None, "wrong", METRICS_TOKEN + "x")] == [401] * 3
     with guarded.api(METRICS_TOKEN) as api:
-        assert api.get("/runs").status_code == 401, "the token opens nothing else"
+        assert api.get("/runs").status_code == 401, "the token gives access to nothing else"
 
 
 def test_only_this_machine_reads_metrics_without_a_token(server: RunningServer) -> None:
@@ -138,7 +144,7 @@ async def test_an_optional_dependency_degrades_and_a_needed_one_decides(caplog: 
     readiness.add(Check(name="disk", ask=down, fault="full"))
     health, checks = await readiness.look()
     assert (health, checks["disk"]) == (Health.UNAVAILABLE, "full")
-    assert "db.internal" in caplog.text, "the log has what people are not told"
+    assert "db.internal" in caplog.text, "the log contains what the public answer omits"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Several servers on one Postgres and one Redis: whatever server a client talks to, it is as if there were one."""
+"""Several servers on one Postgres and one Redis behave like a single one, whichever of them a client uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.writer import Writer, record
 
 @pytest.fixture
 def pair(tmp_path: Path, postgres: Postgres, redis: Redis) -> Iterator[tuple[RunningServer, RunningServer]]:
-    """Two servers in this process."""
+    """Two servers in this process that share a database and a Redis."""
     url = postgres.create_database()
     with contextlib.ExitStack() as stack:
         one, two = (
@@ -55,7 +55,7 @@ def losses(api_of: RunningServer | Replica, run_id: str) -> list[float | None]:
     return found
 
 
-def test_viewers_and_trainings_hear_what_happens_on_other_servers(pair: tuple[RunningServer, RunningServer]) -> None:
+def test_viewers_and_trainings_receive_what_happens_on_other_servers(pair: tuple[RunningServer, RunningServer]) -> None:
     one, two = pair
     run_id = uuid.uuid4().hex
     with two.connect(f"/live?runs={run_id}") as live, one.connect("/ingest") as here, two.connect("/ingest") as there:
@@ -72,14 +72,14 @@ def test_viewers_and_trainings_hear_what_happens_on_other_servers(pair: tuple[Ru
                 other.alerts.append(message)
         assert (other.alerts[0].alert.kind, other.alerts[0].alert.run_id) == ("nonfinite", run_id)
         receive(live, "alert")
-    # The viewer goes on at the other server, and hears again what came after the message that it saw last.
+    # The viewer continues at the other server and receives what followed the last message that it has seen.
     with one.connect(f"/live?runs={run_id}&cursor={advance['cursor']}") as live:
         subscribed = receive(live)
         assert (subscribed["resumed"], subscribed["cursor"]) == (True, advance["cursor"])
         assert receive(live, "alert")["alert"]["kind"] == "nonfinite"
 
 
-def test_detectors_go_on_where_the_run_goes(tmp_path: Path, pair: tuple[RunningServer, RunningServer]) -> None:
+def test_detectors_follow_a_run_to_its_server(tmp_path: Path, pair: tuple[RunningServer, RunningServer]) -> None:
     records = training()
     with running_server(tmp_path / "alone") as alone, alone.connect("/live") as live:
         send(alone, records, 20, finish=True)
@@ -107,7 +107,7 @@ def test_a_run_that_one_server_deletes_is_gone_at_the_other(pair: tuple[RunningS
         assert other.get("/alerts").json() == []
 
 
-def test_a_server_that_hangs_in_mid_batch_adds_nothing_when_it_goes_on(tmp_path: Path, places: dict[str, str]) -> None:
+def test_a_server_that_hangs_in_a_batch_adds_nothing_when_it_resumes(tmp_path: Path, places: dict[str, str]) -> None:
     run_id = uuid.uuid4().hex
     with replica(tmp_path, "one", **places) as one, replica(tmp_path, "two", **places) as two:
         with one.connect("/ingest") as hung, two.connect("/ingest") as socket:
@@ -126,7 +126,7 @@ def test_a_server_that_hangs_in_mid_batch_adds_nothing_when_it_goes_on(tmp_path:
             after.commit(*(record(step, 2.0) for step in range(reached, 30)))
             one.go_on()
             while not isinstance(answer := before.receive(), Error):
-                if isinstance(answer, Ack):  # else an alert: its detectors may go on for a moment
+                if isinstance(answer, Ack):  # otherwise an alert: its detectors may continue for a moment
                     assert answer.seq <= reached
             assert answer.code in {"writer_taken", "storage_unavailable"}
             after.commit(*(record(step, 2.0) for step in range(30, 60)))

@@ -1,4 +1,4 @@
-"""What a rule may say."""
+"""Alert rules: checks of their fields, and the runs that they apply to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from client_sdk.vocabulary import Condition, Reduce
 from server.errors import RuleFieldError
 from server.models import AlertLevel
-from server.rule import Condition, Reduce, Rule, RuleSet
+from server.rule import Rule, RuleSet
 
 
 def rule(**fields: Any) -> Rule:
@@ -56,10 +57,10 @@ def test_json_round_trips() -> None:
 
 def test_a_rule_is_for_the_runs_of_its_project_tag_and_name() -> None:
     one = rule(project="gpt", tag="prod", run_name="big-*")
-    assert one.is_for("gpt", "big-7", ("prod", "x"))
-    assert not one.is_for("gpt", "small", ("prod",))
-    assert not one.is_for("gpt", "big-7", ())
-    assert not one.is_for("other", "big-7", ("prod",))
+    assert one.applies_to("gpt", "big-7", ("prod", "x"))
+    assert not one.applies_to("gpt", "small", ("prod",))
+    assert not one.applies_to("gpt", "big-7", ())
+    assert not one.applies_to("other", "big-7", ("prod",))
     rules = RuleSet(rules=(one, rule(id="off", enabled=False), rule(id="all")))
     assert [found.id for found in rules.of_run("x", "y", ())] == ["all"]
 

@@ -117,7 +117,7 @@ async def test_every_migration_goes_down_and_up_again_with_data_in_it(database: 
     found = await stores.series.read("run", ["loss"], step_from=None, step_to=None, points=100)
     assert found.series["loss"].last[0].tolist() == [float(step) for step in range(20)]
     writer = await stores.register()
-    assert (writer.last_seq, writer.epoch) == (20, 1), "hellos of before they were counted do not count"
+    assert (writer.last_seq, writer.epoch) == (20, 1), "hellos from before the migration are not counted"
 
 
 async def test_a_schema_that_cannot_hold_what_is_stored_is_refused_and_nothing_changes(database: Database) -> None:

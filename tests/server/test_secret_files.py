@@ -1,4 +1,4 @@
-"""Secrets from files: every one, beside the environment, with words for what is wrong."""
+"""Secrets are read from files or the environment, with a message for each mistake."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_every_secret_comes_from_a_file_or_from_the_environment(
     assert f"SPIKEWATCH_{name.upper()}_FILE" in description
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SPIKEWATCH_ADMIN_TOKEN", "SPIKEWATCH_ADMIN_TOKEN_FILE", "SPIKEWATCH_PORT"):
         monkeypatch.setenv(name, "")
     assert (Config().admin_token, Config().port) == (None, 8787)
 
 
-def test_a_secret_file_that_cannot_serve_is_named_with_its_fault(tmp_path: Path) -> None:
+def test_an_unusable_secret_file_is_named_with_the_reason(tmp_path: Path) -> None:
     empty, binary, large = (tmp_path / name for name in ("empty", "binary", "large"))
     empty.write_text("\n")
     binary.write_bytes(b"\xff\xfe")

@@ -1,4 +1,4 @@
-"""The demo's timeline of a spike."""
+"""Timeline of a spike in the demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`spikewatch export`, `import` and `delete` as a user meets them."""
+"""`spikewatch export`, `import` and `delete`, in processes of their own as a user runs them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["environment"]
 
 @pytest.fixture
 def imported(environment: dict[str, str]) -> str:
-    """The id of a run that was imported."""
+    """Id of an imported run."""
     done = run(environment, "import", str(DATA / "restarted"), "--project", "old")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "120 records, " in done.stderr
@@ -53,7 +53,7 @@ def test_a_run_is_deleted_with_its_space(environment: dict[str, str], imported: 
         refused = run(environment, *arguments)
         assert refused.returncode == 2
         assert refused.stderr == f"spikewatch: there is no run {imported!r}; `spikewatch runs` lists them\n"
-    assert run(environment, "delete", imported).returncode == 1  # nobody answered
+    assert run(environment, "delete", imported).returncode == 1  # nobody confirmed
 
 
 def test_everything_goes_into_one_file_and_comes_back(
@@ -78,7 +78,7 @@ def test_one_broken_file_does_not_keep_the_others(environment: dict[str, str], t
     assert "30 records" in done.stderr
 
 
-def test_what_cannot_be_done_is_one_line(environment: dict[str, str], imported: str, tmp_path: Path) -> None:
+def test_a_request_that_cannot_work_is_one_line(environment: dict[str, str], imported: str, tmp_path: Path) -> None:
     for arguments, reason in (
         (("export", imported, "--out", str(tmp_path / "run.xlsx")), ".xlsx: unknown format"),
         (("export", imported, "--out", str(tmp_path / "none" / "run.csv")), "cannot be written"),

@@ -1,4 +1,4 @@
-"""Alerts as the detectors would store them, without a training."""
+"""Alerts as a follower stores them, without a training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PUBLIC_URL = "https://spikes.example"
 
 
 def prediction(run_id: str = "run", level: str = "warning", **changes: Any) -> Alert:
-    """A prediction at step 627 for step 712."""
+    """Return a prediction at step 627 of a spike at step 712."""
     return msgspec.structs.replace(
         Alert(
             id=f"p-{run_id}",
@@ -53,7 +53,7 @@ def prediction(run_id: str = "run", level: str = "warning", **changes: Any) -> A
 
 
 def settled(alert: Alert, result: Literal["hit", "early", "late", "false"], step: int) -> Alert:
-    """A prediction with its outcome."""
+    """Return a prediction with its outcome."""
     came = None if result == "false" else step
     return msgspec.structs.replace(
         alert,
@@ -65,7 +65,7 @@ def settled(alert: Alert, result: Literal["hit", "early", "late", "false"], step
 
 
 def spike(run_id: str = "run", settles: Alert | None = None, level: str = "warning", **changes: Any) -> Alert:
-    """A spike at step 712."""
+    """Return the alert of a spike at step 712."""
     return msgspec.structs.replace(
         prediction(run_id),
         id=f"s-{run_id}",
@@ -82,7 +82,7 @@ def spike(run_id: str = "run", settles: Alert | None = None, level: str = "warni
 
 
 def channel(kind: str, secret: str, channel_id: str = "channel", **changes: Any) -> Channel:
-    """A channel that wants everything from a watch on."""
+    """Return a channel that receives every alert from level watch on."""
     contents = {"secret": secret, "signing_key": "k" * 32}
     made = Channel(
         id=channel_id,
@@ -101,7 +101,7 @@ def bot(**changes: Any) -> Channel:
 
 
 def messenger(slack_api_url: str = "http://127.0.0.1:1/", *, timeout: float = 5.0) -> Messenger:
-    """One that may reach local servers."""
+    """Return a messenger that may reach local servers."""
     return Messenger(
         outbound=Outbound(allow_private=True, timeout=timeout),
         secrets=SECRETS,
@@ -120,7 +120,7 @@ class Detectors:
         self._revisions: dict[str, int] = {}
 
     async def hold(self, *alerts: Alert, sdk: str = "python/test", now: float | None = None) -> None:
-        """Store these alerts of one run as one change; the run is there afterwards."""
+        """Store these alerts of one run as one change, and register the run first if it is new."""
         run_id = alerts[0].run_id
         now = time.time() if now is None else now
         before = self._revisions.get(run_id)
@@ -143,7 +143,7 @@ class Detectors:
         assert saved.alerts is not None
 
     async def storm(self, runs: Sequence[str]) -> None:
-        """Predictions of many runs at once."""
+        """Store predictions of many runs at once."""
         now = time.time()
         for run_id in runs:
             await self.hold(prediction(run_id), now=now)

@@ -1,4 +1,4 @@
-"""Any ASGI application on a free port, in a thread of the test."""
+"""Serves an ASGI application on a free port in a thread of the test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STOP_TIMEOUT = 20.0  # seconds
 
 @contextlib.contextmanager
 def serving(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> Iterator[str]:
-    """The address of the application."""
+    """Serve an application and yield its address."""
     listener = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan=lifespan, ws="websockets-sansio"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="asgi")

@@ -35,7 +35,7 @@ def dense_hessian(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> t
 def dense_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> Matrix:
     """Return the diagonal [N] of D·η/η_max with the momentum factor, for Adam, AdamW, RMSprop and SGD.
 
-    The formulas are those of docs/science.md, "The limit: 2/η".
+    The formulas are those of docs/explanation/science.md, "The limit: 2/η".
     """
     group_of: dict[Tensor, dict[str, Any]] = {p: g for g in optimizer.param_groups for p in g["params"]}
     largest = max(group["lr"] for group in optimizer.param_groups)

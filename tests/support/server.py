@@ -1,4 +1,4 @@
-"""A real server on a free port, in a thread of the test."""
+"""Runs a real server on a free port in a thread of the test."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ START_TIMEOUT = 30.0  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
+    """A server that accepts connections, with its admin token."""
+
     service: Service
     token: str
     database_url: str
@@ -34,17 +36,17 @@ class RunningServer:
         return {"Authorization": f"Bearer {self.token}"}
 
     def api(self, token: str | None = None) -> httpx.Client:
-        """A client of `/api/v1`; use it as a context manager."""
+        """Return a client of `/api/v1`; use it as a context manager."""
         headers = self.headers if token is None else {"Authorization": f"Bearer {token}"}
         return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=30)
 
     def connect(self, path: str, *, token: str | None = None) -> ClientConnection:
-        """A websocket below `/api/v1`; use it as a context manager. An empty token sends no header."""
+        """Return a websocket below `/api/v1`; use it as a context manager. An empty token sends no header."""
         given = self.token if token is None else token
         headers = {"Authorization": f"Bearer {given}"} if given else {}
         address = self.url.replace("http", "ws", 1) + f"/api/v1{path}"
-        # No bound on what waits to be read: a client that has stopped reading could not see the end of its own close.
-        # Patient: a busy machine may take more than the library's ten seconds to open one among hundreds.
+        # The queue is unbounded so that a client that has stopped reading still sees the end of its own close.
+        # A busy machine may take more than the library's ten seconds to open one connection among hundreds.
         return connect(
             address, additional_headers=headers, compression=None, max_size=None, max_queue=None, open_timeout=60
         )
@@ -52,7 +54,7 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(directory: Path, *, database_url: str | None = None, **settings: Any) -> Iterator[RunningServer]:
-    """Serve with the data in ``directory``; the same one again is a restart. Without a dashboard unless asked for."""
+    """Serve with the data in ``directory``, without a dashboard by default. Using the directory again is a restart."""
     config = Config(
         **{
             "home": directory,

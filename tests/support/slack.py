@@ -1,7 +1,7 @@
-"""A local server that behaves like Slack: incoming webhooks and the Web API, with its published limits.
+"""Local server that behaves like Slack: incoming webhooks and the Web API, with the published limits.
 
-https://docs.slack.dev/reference/block-kit/blocks and …/messaging/formatting-message-text. A payload that breaks one is
-refused as Slack refuses it, and listed in `problems`.
+The limits are those of https://docs.slack.dev/reference/block-kit/blocks and …/messaging/formatting-message-text. A
+payload that exceeds one is refused as by Slack, and listed in `SlackServer.problems`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHANNEL_ID = "C0123456789"
 
 @dataclass
 class SlackMessage:
-    """A message that is in a channel."""
+    """A message in a channel."""
 
     ts: str
     payload: dict[str, Any]
@@ -31,23 +31,26 @@ class SlackMessage:
 
     @property
     def text(self) -> str:
+        """The text that phones show."""
         return unescape(self.payload["text"])
 
     @property
     def words(self) -> str:
-        """All that a reader sees."""
+        """The whole text that readers see."""
         return "\n".join(unescape(text["text"]) for text in texts(self.payload.get("blocks", [])))
 
 
 @dataclass
 class Upload:
+    """A file that was uploaded."""
+
     data: bytes = b""
     thread: str | None = None
     done: bool = False
 
 
 class SlackServer(Postbox):
-    """A `Postbox` that keeps what Slack would show. `answer` makes the next calls fail, as for any postbox."""
+    """A `Postbox` that stores the messages that Slack would show. `answer` makes the next calls fail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,21 +61,24 @@ class SlackServer(Postbox):
 
     @property
     def api_url(self) -> str:
+        """Base URL of the Web API."""
         return self.url("/api/")
 
     @property
     def webhook(self) -> str:
+        """URL of an incoming webhook."""
         return self.url("/services/T000/B000/secret")
 
     def wait_for_message(self, words: str) -> SlackMessage:
-        """The first message whose text has these words, once it is there."""
+        """Wait for a message whose text contains these words, and return the first one."""
         with self._arrived:
             assert self._arrived.wait_for(lambda: any(words in message.text for message in self.messages), 60.0), (
-                f"no message says {words!r}: {[message.text for message in self.messages]}"
+                f"no message contains {words!r}: {[message.text for message in self.messages]}"
             )
             return next(message for message in self.messages if words in message.text)
 
     def reply_to(self, posted: Posted, prepared: Prepared) -> Prepared:
+        """Return the answer of Slack, unless the test has prepared a failure."""
         if prepared.status != 200 or prepared.hang or prepared.cut or prepared.body:
             return prepared
         path = urlsplit(posted.path).path
@@ -150,11 +156,12 @@ def _values(posted: Posted) -> dict[str, Any]:
 
 
 def unescape(text: str) -> str:
+    """Return text with Slack's entities decoded."""
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
 def texts(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every text object of a message."""
+    """Return all text objects of a message."""
     found: list[dict[str, Any]] = []
     for block in blocks:
         found += [block["text"]] if "text" in block else []
@@ -165,7 +172,7 @@ def texts(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def faults(payload: dict[str, Any]) -> list[str]:
-    """What Slack, or a careful reader, would refuse."""
+    """Return everything in a payload that Slack or a careful reader would refuse."""
     found = []
     blocks = payload.get("blocks", [])
     if not payload.get("text"):

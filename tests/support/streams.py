@@ -34,7 +34,7 @@ def sample(
     eps_fraction: float = 0.0,
     **scalars: float,
 ) -> Sample:
-    """One step of a network of three layers: ‖g‖ is `gradient`, split over the layers by `shares` of Σg²."""
+    """Return one step of a network of three layers. ‖g‖ is `gradient`, divided by `shares` of Σg²."""
     weights = np.array(shares) / sum(shares)
     norms = gradient * np.sqrt(weights)
     v_rms = gradient / math.sqrt(decoupling) * np.sqrt(weights / 100)
@@ -44,12 +44,12 @@ def sample(
 
 
 def constant(steps: int) -> Iterator[Sample]:
-    """Nothing ever changes."""
+    """Yield samples in which nothing ever changes."""
     return (sample(step, lambda_max=150.0, lambda_grad=80.0) for step in range(1, steps + 1))
 
 
 def healthy(steps: int, seed: int) -> Iterator[Sample]:
-    """A falling, noisy loss with noisy gradients, λ_max below its limit; the noise of a small batch."""
+    """Yield a falling loss with the noise of a small batch, noisy gradients, and λ_max below its limit."""
     noise = np.random.default_rng(seed)
     for step in range(1, steps + 1):
         yield sample(
@@ -63,7 +63,7 @@ def healthy(steps: int, seed: int) -> Iterator[Sample]:
 
 
 def restless(steps: int, seed: int) -> Iterator[Sample]:
-    """Nothing but noise, under a v that is far above it: gradients seem to climb now and then, for nothing."""
+    """Yield pure noise under a v that is far above it; gradients seem to climb now and then, without consequence."""
     noise = np.random.default_rng(seed)
     for step in range(1, steps + 1):
         gradient = math.exp(0.7 * noise.standard_normal())
@@ -71,7 +71,7 @@ def restless(steps: int, seed: int) -> Iterator[Sample]:
 
 
 def exponential(*, start: int, rate: float, decoupling: float, steps: int) -> Iterator[Sample]:
-    """Adam's mechanism in its purest form: from `start`, ‖g‖ = e^{rate·t} under a fixed v until RMS_t = 1.
+    """Yield Adam's mechanism in its purest form: from `start`, ‖g‖ = e^{rate·t} under a fixed v until RMS_t = 1.
 
     The loss follows once Σg² reaches Σv̂: at step start + ½·log(1/decoupling)/rate.
     """
@@ -90,7 +90,10 @@ def exponential(*, start: int, rate: float, decoupling: float, steps: int) -> It
 
 
 def approaching(steps: int, *, crossing: int, rate: float, decoupling: float) -> Iterator[Sample]:
-    """v is deaf and λ_max rises by e^{rate} a step, through the limit 200 at `crossing`; the gradient does not stir."""
+    """Yield a decoupled v while λ_max rises by e^{rate} per step through the limit 200; the gradient is constant.
+
+    λ_max crosses the limit at step `crossing`.
+    """
     for step in range(1, steps + 1):
         ratio = math.exp(rate * (step - crossing))
         item = sample(step, 1e-3, gradient=1e-3, decoupling=decoupling)
@@ -100,7 +103,7 @@ def approaching(steps: int, *, crossing: int, rate: float, decoupling: float) ->
 
 
 def spoiled(samples: Iterable[Sample], seed: int) -> Iterator[Sample]:
-    """The same stream with NaN, infinities and gaps strewn in."""
+    """Yield the same stream with NaN, infinities and gaps scattered over it."""
     noise = np.random.default_rng(seed)
     bad = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300)
     for item in samples:
@@ -120,13 +123,14 @@ def spoiled(samples: Iterable[Sample], seed: int) -> Iterator[Sample]:
         yield replace(item, scalars=scalars, block=block)
 
 
-def verdicts(samples: Iterable[Sample], monitor: DetectorSuite | None = None) -> list[Verdict]:
-    watcher = DetectorSuite() if monitor is None else monitor
-    return [watcher.update(item) for item in samples]
+def verdicts(samples: Iterable[Sample], suite: DetectorSuite | None = None) -> list[Verdict]:
+    """Return the verdicts on a stream, of a new suite unless one is given."""
+    suite = DetectorSuite() if suite is None else suite
+    return [suite.update(item) for item in samples]
 
 
 def first(found: Iterable[Verdict], kind: str, *levels: str) -> tuple[int, Finding] | None:
-    """Step and finding of the first of a kind, at one of the levels where some are named."""
+    """Return the step and the first finding of a kind, at one of the levels if any are given."""
     for verdict in found:
         for finding in verdict.findings:
             if finding.kind == kind and (not levels or finding.level in levels):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
+from server.log_actions import LogAction
 from server.notification import Change
 from server.notifications.channels.channel_kind import ChannelKind, DeliveryContext, Field, Target, TargetError
 from server.notifications.notification_text import Notification
@@ -97,7 +98,7 @@ class SlackBot(ChannelKind):
             )
         except (SlackClientError, *NETWORK_ERRORS) as error:
             reason = str(_rejection(error)) if isinstance(error, SlackApiError) else type(error).__name__
-            logger.warning("Slack did not accept a picture (%s)", reason, extra={"action": "picture_failed"})
+            logger.warning("Slack did not accept a picture (%s)", reason, extra={"action": LogAction.PICTURE_FAILED})
 
 
 def _slack_channel(target: Target) -> str:

@@ -1,4 +1,4 @@
-"""Signed JSON for programs. docs/alerts.md documents it, with the code that verifies the signature."""
+"""Signed JSON for programs. docs/how-to/send-alerts.md documents it, with the code that verifies the signature."""
 
 from __future__ import annotations
 

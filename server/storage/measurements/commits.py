@@ -19,8 +19,9 @@ from zlib import crc32
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from client_sdk.vocabulary import EventKind, RunState
 from server.errors import RunDeletedError, SequenceMovedError, ServerError, WriterTakenError
-from server.models import DELETING, Event, EventKind, RunState
+from server.models import DELETING, Event
 from server.pyramid.drafts import SegmentDraft
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
@@ -100,6 +101,7 @@ class CommitRequest:
 
     @property
     def run_rank(self) -> RunRank:
+        """Run and rank of the writer."""
         return self.writer.run_id, self.writer.rank
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import CorruptDataError, DatabaseError, SegmentCorruptError, TileCorruptError
+from server.log_actions import LogAction
 from server.pyramid.blobs import BlobError, pack
 from server.pyramid.buckets import Buckets, Canvas, bucket_of, first_step_of, widen
 from server.pyramid.columns import Payload, concatenate
@@ -85,9 +86,9 @@ class Compactor:
                     caught_up = True
                 await self.run_once()
             except DatabaseError as error:
-                logger.warning("the compaction pauses (%s)", error, extra={"action": "compaction_waits"})
+                logger.warning("the compaction pauses (%s)", error, extra={"action": LogAction.COMPACTION_WAITS})
             except Exception:  # A run that fails must not end the compaction of all others.
-                logger.exception("the compaction failed", extra={"action": "compaction_failed"})
+                logger.exception("the compaction failed", extra={"action": LogAction.COMPACTION_FAILED})
             await asyncio.sleep(self._interval)
 
     async def run_once(self) -> int:
@@ -193,7 +194,7 @@ def _report(run_id: str, error: CorruptDataError) -> None:
         "the compaction of run %s stops (%s); its data stays readable; run `spikewatch doctor --repair` to continue",
         run_id,
         error,
-        extra={"action": "compaction_corrupt", "run_id": run_id},
+        extra={"action": LogAction.COMPACTION_CORRUPT, "run_id": run_id},
     )
 
 

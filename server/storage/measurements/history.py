@@ -15,6 +15,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import RunDeletedError, SegmentCorruptError, TileCorruptError
+from server.log_actions import LogAction
 from server.models import DELETING
 from server.pyramid.blobs import BlobError, unpack
 from server.pyramid.columns import BlockColumns, Columns, Payload
@@ -85,7 +86,7 @@ class HistoryReader:
                             until,
                             writer.id,
                             run_id,
-                            extra={"action": "records_missing", "run_id": run_id},
+                            extra={"action": LogAction.RECORDS_MISSING, "run_id": run_id},
                         )
                 if found is None:
                     break

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.errors import TileCorruptError
+from server.log_actions import LogAction
 from server.pyramid.buckets import Buckets, Canvas, StepRange, choose_width
 from server.pyramid.coverage import Piece
 from server.pyramid.row_selection import RowSelection
@@ -100,7 +101,9 @@ class BucketReader:
             except TileCorruptError as error:
                 if any(piece.span.level == 0 for piece in pieces if piece.span.id == error.span_id):
                     raise
-                logger.error("%s; read from the level below", error, extra={"action": "tile_corrupt", "run_id": run_id})
+                logger.error(
+                    "%s; read from the level below", error, extra={"action": LogAction.TILE_CORRUPT, "run_id": run_id}
+                )
                 damaged.add(error.span_id)
                 continue
             return BucketResult(step_range=step_range, width=query.width, buckets=buckets)

@@ -16,8 +16,8 @@ from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from client_sdk.vocabulary import RunState
 from server.errors import SegmentCorruptError
-from server.models import RunState
 from server.pyramid.tiles import FAN_IN, SpanDraft, SpanHeader, TileBlobs, TileKey
 from server.schema import monitors, runs, segments, spans, tiles, writers
 from server.storage.database import Database, insert_ignore
@@ -210,11 +210,13 @@ class SpanStore:
             return list((await connection.execute(query)).scalars())
 
     async def steps_of(self, span_ids: Sequence[int]) -> dict[int, bytes]:
+        """Return the encoded steps of spans, keyed by span id."""
         query = select(spans.c.id, spans.c.steps).where(spans.c.id.in_(span_ids))
         async with self._database.read() as connection:
             return {row.id: row.steps for row in await connection.execute(query)}
 
     async def keys_of(self, span_ids: Sequence[int]) -> list[TileKey]:
+        """Return the keys of the tiles that any of the spans has, sorted."""
         query = select(tiles.c.layout, tiles.c.name).where(tiles.c.span_id.in_(span_ids)).distinct()
         async with self._database.read() as connection:
             return sorted((row.layout, row.name) for row in await connection.execute(query))
@@ -271,6 +273,7 @@ class SpanStore:
 
     @staticmethod
     async def insert_tiles(connection: AsyncConnection, span_id: int, draft: SpanDraft) -> None:
+        """Store the tiles of a span."""
         if draft.tiles:
             await connection.execute(
                 tiles.insert(),
@@ -303,10 +306,12 @@ def verify(segment_id: int, payload: bytes, checksum: int | None) -> None:
 
 
 def to_header(row: Any) -> SpanHeader:
+    """Return the header of a span from a database row."""
     return SpanHeader(**{name: getattr(row, name) for name in SpanHeader.__dataclass_fields__})
 
 
 def to_stored_tile(row: Any) -> StoredTile:
+    """Return a tile from a database row."""
     blobs = None
     if row.last is not None:
         blobs = TileBlobs(

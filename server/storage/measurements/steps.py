@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from server.models import Layout
+from client_sdk.protocol import Layout
 from server.pyramid.columns import BlockColumns, Columns
 from server.schema import histograms, scalars, writers
 from server.storage.database import Database

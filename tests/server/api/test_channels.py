@@ -116,29 +116,34 @@ def test_one_channel_is_changed_and_removed(api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channel", "message"),
+    ("channel", "message", "field"),
     [
-        (slack(secret=None), "needs one"),
-        (slack(secret="not a url"), "URL"),
-        (slack(secret="ftp://example.com"), "https"),
-        ({"name": "b", "kind": "slack-bot", "secret": "xoxp-1", "settings": {"channel": "C1"}}, "xoxb-"),
-        ({"name": "b", "kind": "slack-bot", "secret": "xoxb-1"}, "settings.channel"),
-        ({"name": "a", "kind": "apprise", "secret": "nothing://x"}, "apprise"),
-        ({"name": "a", "kind": "apprise", "secret": "syslog://"}, "server itself"),
-        (slack(id="not there"), "no channel"),
-        (slack(settings={"quiet_hours": {"start": "22:00", "end": "7:00"}}), "end"),
-        (slack(settings={"quiet_hours": {"start": "22:00", "end": "07:00", "timezone": "Mars/Olympus"}}), "time zone"),
-        (slack(signing_key="x" * 20), "signing_key"),
-        (slack(kind="carrier-pigeon"), "slack-webhook, slack-bot, apprise, webhook"),
-        (slack(settings={"chanel": "#ml"}), "chanel"),
+        (slack(secret=None), "needs one", "secret"),
+        (slack(secret="not a url"), "URL", "secret"),
+        (slack(secret="ftp://example.com"), "https", "secret"),
+        ({"name": "b", "kind": "slack-bot", "secret": "xoxp-1", "settings": {"channel": "C1"}}, "xoxb-", "secret"),
+        ({"name": "b", "kind": "slack-bot", "secret": "xoxb-1"}, "settings.channel", "settings.channel"),
+        ({"name": "a", "kind": "apprise", "secret": "nothing://x"}, "apprise", "secret"),
+        ({"name": "a", "kind": "apprise", "secret": "syslog://"}, "server itself", "secret"),
+        (slack(id="not there"), "no channel", "id"),
+        (slack(settings={"quiet_hours": {"start": "22:00", "end": "7:00"}}), "end", "settings.quiet_hours.end"),
+        (
+            slack(settings={"quiet_hours": {"start": "22:00", "end": "07:00", "timezone": "Mars/Olympus"}}),
+            "time zone",
+            "settings.quiet_hours.timezone",
+        ),
+        (slack(signing_key="x" * 20), "signing_key", "signing_key"),
+        (slack(kind="carrier-pigeon"), "slack-webhook, slack-bot, apprise, webhook", "kind"),
+        (slack(settings={"chanel": "#ml"}), "chanel", "settings.chanel"),
     ],
 )
 def test_a_channel_that_cannot_work_is_refused_with_a_reason(
-    api: httpx.Client, channel: dict[str, Any], message: str
+    api: httpx.Client, channel: dict[str, Any], message: str, field: str
 ) -> None:
     answer = api.put("/channels", json={"channels": [channel]})
     assert answer.status_code == 400
     assert message in answer.json()["message"]
+    assert answer.json()["field"] == f"channels.0.{field}"
     assert "verysecret" not in answer.text
     assert api.get("/channels").json() == {"channels": []}
 

@@ -1,4 +1,4 @@
-"""How predictions turned out, over HTTP, on either database."""
+"""The API counts how the predictions turned out, on either database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A query ends when the client who asked for it leaves."""
+"""A query is cancelled when its client disconnects."""
 
 from __future__ import annotations
 

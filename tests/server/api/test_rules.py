@@ -111,7 +111,7 @@ def test_rules_are_for_admins_and_a_project_sees_its_own(shared: RunningServer, 
 
 
 async def _token(server: RunningServer, project: str) -> str:
-    """Of the scope admin, for one project."""
+    """Return a token of the scope admin for one project."""
     database, token = Database(server.database_url), new_token()
     await TokenStore(database).create(digest_of(token), Scope.ADMIN, project, "", 0.0)
     await database.close()
@@ -156,7 +156,7 @@ def test_a_rule_is_tried_on_the_runs_of_a_project_that_it_is_for(api: httpx.Clie
 
 
 def test_a_test_ends_when_its_time_is_up_and_says_so(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.api.rules.REHEARSAL_SECONDS", 0.0)
+    monkeypatch.setattr("server.api.rules.BACKTEST_SECONDS", 0.0)
     (run,) = api.post("/rules/test", json={"rule": LOSS_IS_HIGH, "run": "past"}).json()["runs"]
     assert (run["complete"], run["records"], run["fired"]) == (False, 0, 0)
 
@@ -227,7 +227,7 @@ def test_silence_is_told_once_by_two_servers_and_ends_with_data(
 
 
 def _next_alert(*sockets: ClientConnection) -> dict[str, Any]:
-    """From whichever server told it."""
+    """Return the next alert that any of the sockets receives."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for socket in sockets:

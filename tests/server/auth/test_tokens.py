@@ -74,7 +74,7 @@ async def test_a_thousand_connections_at_once_ask_the_database_once(database: Da
     authenticator.forget()
     await asking
     assert await authenticator.principal(token) is not None
-    assert len(asked) >= 2, "what was revoked meanwhile is looked up again"
+    assert len(asked) >= 2, "a credential revoked meanwhile is looked up again"
 
 
 async def test_the_database_never_sees_a_token(database: Database) -> None:
@@ -129,7 +129,7 @@ async def test_a_login_ends_with_its_time_its_token_or_its_secret(database: Data
     assert await authenticator().principal(of_token) is None
     clock.now += 86_401
     assert await authenticator().principal(of_admin) is None
-    assert await held.principal(of_admin) is None, "a cached login ends in time as well"
+    assert await held.principal(of_admin) is None, "a cached login expires too"
 
 
 async def test_a_server_whose_clock_jumps_keeps_tokens_and_logins(database: Database) -> None:
@@ -141,7 +141,7 @@ async def test_a_server_whose_clock_jumps_keeps_tokens_and_logins(database: Data
         clock[0] += jump
         assert await authenticator.principal("sw_admin_token_0000") is not None
         assert await authenticator.principal("sw_unknown") is None
-    assert await tokens.living(["d" * 64, "e" * 64]) == {"d" * 64}
+    assert await tokens.filter_valid(["d" * 64, "e" * 64]) == {"d" * 64}
 
 
 def test_addresses_of_one_household_count_as_one(clock: Clock) -> None:

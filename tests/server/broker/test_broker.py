@@ -104,7 +104,7 @@ async def test_a_full_queue_drops_the_oldest_and_causes_one_resync(make: Make) -
         assert resync.type == "resync"
         assert await numbers(slow, 8) == list(range(13, 21))
     async with broker.subscribe(run_ids=None, project=None, cursor=resync.cursor) as again:
-        assert await numbers(again, 8) == list(range(13, 21)), "its cursor is that of the last one that is missing"
+        assert await numbers(again, 8) == list(range(13, 21)), "the cursor is that of the last missing message"
 
 
 async def test_a_closed_subscription_gets_nothing(make: Make) -> None:
@@ -283,7 +283,7 @@ async def test_without_redis_a_server_delivers_to_its_own_and_says_so(
         assert (await until(there, "resync"))[:2] == ["restored", "resync"], "no server knows what it has missed"
         assert not one.is_degraded
         async with one.subscribe(run_ids=None, project=None, cursor=before) as late:
-            assert (await late.get()).type == "resync", "a cursor of before the outage cannot know what is missing"
+            assert (await late.get()).type == "resync", "a cursor from before the outage cannot be resumed"
         await publish(two, message(2))
         async with asyncio.timeout(20):
             while (delivery := await here.get()).type == "resync":

@@ -26,7 +26,7 @@ async def test_one_server_holds_a_lease_until_it_releases_or_loses_it(pair: tupl
     assert not await two.take("work")
     assert await two.take("other")
     await two.release("work")
-    assert not await two.take("work"), "only its holder lets go of it"
+    assert not await two.take("work"), "only the holder releases a lease"
     assert await two.take("work", force=True)
     assert await one.keep(["work", "free"]) == {"work"}
     await two.release("work")
@@ -60,5 +60,5 @@ async def test_without_redis_every_server_holds_the_lease(
     assert await one.keep(["work"]) == set()
     await one.release("work")
     own_redis.start_again()
-    assert await one.keep(["work"]) == set(), "what Redis has forgotten is still held"
+    assert await one.keep(["work"]) == set(), "a lease that Redis has lost is still held"
     assert not await two.take("work")

@@ -1,4 +1,4 @@
-"""Remedies conflict, so the advice follows the evidence."""
+"""Advice follows the evidence, because remedies conflict."""
 
 from __future__ import annotations
 

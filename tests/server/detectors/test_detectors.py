@@ -1,4 +1,4 @@
-"""Each detector on a stream made to show it, and on its near misses."""
+"""Each detector on a stream that it must report, and on similar streams that it must not report."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_bad_batch_is_named_at_its_step_with_its_layer() -> None:
     assert spike[1].cause is Cause.BAD_BATCH
 
 
-def test_a_jump_after_a_build_up_is_no_bad_batch() -> None:
+def test_a_jump_after_a_build_up_is_not_a_bad_batch() -> None:
     assert streams.first(streams.verdicts(with_bad_batch(150, build_up=True)), "bad-batch") is None
 
 
-def test_a_jump_of_loss_with_the_learning_rate_is_no_bad_batch() -> None:
+def test_a_jump_of_loss_with_the_learning_rate_is_not_a_bad_batch() -> None:
     found = streams.verdicts(with_bad_batch(150, lr_after=0.3))
     assert streams.first(found, "bad-batch") is None
     spike = streams.first(found, "spike")
@@ -54,7 +54,7 @@ def test_a_jump_of_loss_with_the_learning_rate_is_no_bad_batch() -> None:
     assert spike[1].cause is Cause.LEARNING_RATE
 
 
-def test_a_step_that_raises_its_own_loss_is_no_bad_batch() -> None:
+def test_a_step_that_raises_its_own_loss_is_not_a_bad_batch() -> None:
     samples = [
         streams.sample(
             s.step,
@@ -79,7 +79,7 @@ def rates(steps: int, schedule: str) -> list[float]:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "staircase", "constant"])
-def test_schedules_are_no_jumps(schedule: str) -> None:
+def test_schedules_are_not_jumps(schedule: str) -> None:
     detector = LearningRateJumpDetector()
     readings = [Reading(step=step, lr=lr) for step, lr in enumerate(rates(400, schedule))]
     assert not any(detector.update(reading, Context()) for reading in readings)
@@ -133,7 +133,7 @@ def test_divergence_is_told_from_a_spike_that_comes_back() -> None:
     assert streams.first(streams.verdicts(run(40.0)), "divergence", "critical") is not None
 
 
-def test_sunken_gradients_are_watched_but_never_used_ones_are_not() -> None:
+def test_vanished_gradients_are_watched_but_never_used_ones_are_not() -> None:
     sinking = [streams.sample(step, eps_fraction=min(1.0, step / 200)) for step in range(1, 250)]
     named = streams.first(streams.verdicts(sinking), "eps-floor")
     assert named is not None

@@ -1,3 +1,5 @@
+"""Forecasts of spikes on streams whose spike is known, and the growth that theory predicts."""
+
 from __future__ import annotations
 
 import math
@@ -27,7 +29,7 @@ def test_band_holds_the_date_of_a_pure_exponential(rate: float) -> None:
     decoupling = 1e-9
     due = 100 + math.ceil(0.5 * math.log(1 / decoupling) / rate)
     found = streams.verdicts(streams.exponential(start=100, rate=rate, decoupling=decoupling, steps=due))
-    # The slope of log‖g‖ is looked at over 12 steps, so the forecast has settled 15 steps into the climb.
+    # The slope of log‖g‖ covers 12 steps, so the forecast has settled 15 steps into the climb.
     bands = [v.forecast for v in found if 115 <= v.step < due - 3]
     inside = [band is not None and band.low <= due <= band.high for band in bands]
     assert len(inside) > 10
@@ -41,7 +43,7 @@ def test_forecast_is_never_in_the_past() -> None:
     assert all(step < band.low <= band.best <= band.high for step, band in dated)
 
 
-def test_rising_curvature_is_watched_first_and_warned_of_later() -> None:
+def test_rising_curvature_is_a_watch_first_and_a_warning_later() -> None:
     found = streams.verdicts(streams.approaching(400, crossing=250, rate=0.002, decoupling=1e-6))
     watch = streams.first(found, "spike-predicted")
     warning = streams.first(found, "spike-predicted", "warning", "critical")
@@ -61,7 +63,7 @@ def test_crossing_step_is_kept_once_it_is_past() -> None:
     assert last.evidence["lambda_max"] == pytest.approx(200 * math.exp(0.002 * 50), rel=0.001)
 
 
-def test_curvature_over_the_limit_alone_is_no_alarm() -> None:
+def test_curvature_over_the_limit_alone_is_not_an_alarm() -> None:
     samples = (
         streams.sample(step, 1.0, decoupling=0.8, lambda_max=230.0 + 10 * math.sin(step), lambda_grad=90.0)
         for step in range(1, 500)

@@ -1,4 +1,4 @@
-"""Sums over layers: the same bits whatever steps are summed together."""
+"""Sums over layers: the same to the last bit whatever steps are summed together."""
 
 from __future__ import annotations
 

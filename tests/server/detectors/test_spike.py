@@ -1,3 +1,5 @@
+"""The spike detector on losses with and without spikes."""
+
 from __future__ import annotations
 
 import math
@@ -11,7 +13,7 @@ from server.detectors.spike import SpikeDetector
 
 
 def follow(losses: list[float]) -> list[tuple[int, int, int]]:
-    """(trigger, onset, end) of each spike found."""
+    """Return the steps of trigger, onset and end of each spike."""
     detector, found = SpikeDetector(), []
     for step, loss in enumerate(losses, start=1):
         was_active = detector.active
@@ -52,7 +54,7 @@ def test_rules_are_scale_free(scale: float) -> None:
 
 
 @pytest.mark.parametrize("relative", [0.02, 0.1, 0.2])
-def test_noise_of_small_batches_is_no_spike(relative: float) -> None:
+def test_noise_of_small_batches_is_not_a_spike(relative: float) -> None:
     alarms = sum(len(follow(noisy(2.0, relative, 1000, seed))) for seed in range(10))
     assert alarms <= 2  # in 10,000 steps
 

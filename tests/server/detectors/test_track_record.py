@@ -1,4 +1,4 @@
-"""Predictions that nothing came of make the next ones quieter, and one that came true makes up for them."""
+"""False predictions make the next ones quieter, and a prediction that comes true makes up for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WARNING = Finding(
 
 
 def pretend(record: TrackRecord, claims: int, *, true: bool = False) -> None:
-    """Warnings of ten steps each, loud or not; a spike, where they are ``true``, after fifty."""
+    """Add claims of ten steps each, each followed by a spike after fifty steps if they are `true`."""
     for _ in range(claims):
         start = record.last_step + 1
         for step in range(start, start + 2 * MIN_DUE):
@@ -36,13 +36,13 @@ def pretend(record: TrackRecord, claims: int, *, true: bool = False) -> None:
             record.update(step, AlertLevel.CRITICAL if step < start + 10 else None, due=None, spike=came)
 
 
-def predictions(samples: Iterable[Sample], monitor: DetectorSuite | None = None) -> list[Alert]:
-    """The alerts that predicted at warning or above, as they were told last."""
-    monitor, book = monitor or DetectorSuite(), AlertLifecycle("run")
-    told: dict[str, Alert] = {}
+def predictions(samples: Iterable[Sample], suite: DetectorSuite | None = None) -> list[Alert]:
+    """Return the last form of each alert that predicted a spike at level warning or above."""
+    suite, lifecycle = suite or DetectorSuite(), AlertLifecycle("run")
+    latest: dict[str, Alert] = {}
     for sample in samples:
-        told |= {alert.id: alert for alert in book.apply(monitor.update(sample), sample.time, sample.attempt)}
-    return [a for a in told.values() if a.kind == AlertKind.SPIKE_PREDICTED and a.level != AlertLevel.WATCH]
+        latest |= {alert.id: alert for alert in lifecycle.apply(suite.update(sample), sample.time, sample.attempt)}
+    return [a for a in latest.values() if a.kind == AlertKind.SPIKE_PREDICTED and a.level != AlertLevel.WATCH]
 
 
 def later(samples: Iterable[Sample], steps: int) -> list[Sample]:
@@ -78,29 +78,29 @@ def test_each_pause_is_twice_the_one_before_up_to_a_bound() -> None:
     assert record.claims.misses == MAX_MISSES
 
 
-def test_a_claim_that_comes_true_ends_the_pause_told_or_not() -> None:
+def test_a_claim_that_comes_true_ends_the_pause_reported_or_not() -> None:
     record = TrackRecord()
     while record.claims.misses < SILENT:
         pretend(record, 1)
     assert record.tempered(WARNING) is None
     pretend(record, 1, true=True)
-    heard = record.tempered(WARNING)
-    assert heard is not None
-    assert (heard.level, heard.evidence["false_alarms_before"]) == (AlertLevel.WARNING, SILENT // 2)
+    reported = record.tempered(WARNING)
+    assert reported is not None
+    assert (reported.level, reported.evidence["false_alarms_before"]) == (AlertLevel.WARNING, SILENT // 2)
     while record.claims.misses:
         pretend(record, 1, true=True)
     assert record.tempered(WARNING) == WARNING
     assert record.demand == 0
 
 
-def test_a_spike_that_nobody_saw_coming_restores_nothing() -> None:
+def test_a_spike_that_was_not_predicted_restores_nothing() -> None:
     record = TrackRecord()
     pretend(record, TOLERATED)
     record.update(record.last_step + 1, None, due=None, spike=AlertLevel.CRITICAL)
     assert record.claims.misses == TOLERATED
 
 
-def test_a_small_spike_settles_a_claim_without_a_word() -> None:
+def test_a_small_spike_settles_a_claim_and_counts_for_nothing() -> None:
     record = TrackRecord()
     pretend(record, 1)
     record.update(1_001, AlertLevel.WARNING, due=None, spike=None)
@@ -109,20 +109,20 @@ def test_a_small_spike_settles_a_claim_without_a_word() -> None:
     assert record.claims.misses == 1
 
 
-def test_watches_that_pass_fall_silent_and_count_for_nothing_else() -> None:
+def test_watches_that_pass_are_silenced_and_count_for_nothing_else() -> None:
     record = TrackRecord()
     watch = replace(WARNING, level=AlertLevel.WATCH)
-    heard = []
+    reported = []
     for step in range(1, 5_000):
         record.update(step, AlertLevel.WATCH if step % 50 < 25 else "", due=None, spike=None)
         if step % 50 == 0:
-            heard.append(record.tempered(watch) is not None)
-    assert all(heard[: MAX_WATCHES - 1])
-    assert sum(heard) <= MAX_WATCHES + 5
+            reported.append(record.tempered(watch) is not None)
+    assert all(reported[: MAX_WATCHES - 1])
+    assert sum(reported) <= MAX_WATCHES + 5
     assert record.tempered(WARNING) == WARNING
 
 
-def test_a_claim_is_waited_for_until_its_own_date() -> None:
+def test_a_claim_is_waited_for_until_its_own_forecast() -> None:
     record = TrackRecord()
     record.update(1, AlertLevel.WARNING, due=400, spike=None)
     record.update(400 + MARGIN - 1, None, due=None, spike=None)
@@ -132,22 +132,22 @@ def test_a_claim_is_waited_for_until_its_own_date() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_noise_cries_wolf_a_few_times_and_not_for_ever(seed: int) -> None:
-    told = predictions(streams.restless(4_000, seed))
-    assert 1 <= len(told) <= TOLERATED + 5  # pauses of 250, 500, 1,000 and 2,000 steps
-    assert len([alert for alert in told if alert.step > 2_000]) <= 2
+def test_noise_raises_few_false_alarms_and_not_for_ever(seed: int) -> None:
+    alerts = predictions(streams.restless(4_000, seed))
+    assert 1 <= len(alerts) <= TOLERATED + 5  # pauses of 250, 500, 1,000 and 2,000 steps
+    assert len([alert for alert in alerts if alert.step > 2_000]) <= 2
 
 
 def test_a_real_build_up_is_predicted_after_false_alarms() -> None:
-    monitor = DetectorSuite()
-    predictions(streams.restless(1_000, 1), monitor)
+    suite = DetectorSuite()
+    predictions(streams.restless(1_000, 1), suite)
     rising = list(streams.exponential(start=260, rate=0.1, decoupling=1e-3, steps=330))
-    first = predictions(later(rising, 1_000), monitor)
-    second = predictions(later(rising, 1_330), monitor)
+    first = predictions(later(rising, 1_000), suite)
+    second = predictions(later(rising, 1_330), suite)
     assert [alert.outcome is not None and alert.outcome.result != "false" for alert in second[-1:]] == [True], first
 
 
-def test_distrust_outlives_an_attempt_and_its_pause_goes_on() -> None:
+def test_false_claims_and_their_pause_outlive_an_attempt() -> None:
     record = TrackRecord()
     pretend(record, TOLERATED)
     left = record.claims.quiet_until - record.last_step
@@ -155,7 +155,7 @@ def test_distrust_outlives_an_attempt_and_its_pause_goes_on() -> None:
     assert (record.claims.misses, record.claims.quiet_until, record.is_tempered) == (TOLERATED, left, True)
 
     samples = list(streams.restless(1_400, 0))
-    monitor = DetectorSuite()
-    first = predictions(samples, monitor)
+    suite = DetectorSuite()
+    first = predictions(samples, suite)
     again = [replace(sample, attempt=1) for sample in samples]
-    assert len(predictions(again, monitor)) < len(first)
+    assert len(predictions(again, suite)) < len(first)

@@ -1,15 +1,19 @@
+"""Evaluation of the detectors on recordings and on synthetic streams."""
+
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from server.evaluation.evaluate import Report, evaluate, main, print_report, score
+from server.evaluation.evaluate import evaluate, main
 from server.evaluation.labels import label
-from server.evaluation.recordings import Recording, read_recordings, write_recording
+from server.evaluation.recording import Recording
+from server.evaluation.recordings import read_recordings, write_recording
+from server.evaluation.score_table import lines
+from server.evaluation.scores import Summary, score
 from server.models import AlertKind
 from tests.support import streams
 
@@ -17,36 +21,34 @@ DATA = Path(__file__).parents[2] / "data"
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def summary() -> Summary:
     return evaluate(DATA)
 
 
-def test_recorded_tanh_net_is_dated_tens_of_steps_ahead(report: Report) -> None:
-    run = next(run for run in report.runs if run.name == "tanh-net")
-    spell, alarm = run.recalled[0]
-    assert spell.onset - alarm.step >= 30
+def test_recorded_tanh_net_is_dated_tens_of_steps_ahead(summary: Summary) -> None:
+    run = next(run for run in summary.runs if run.name == "tanh-net")
+    event, alarm = run.recalled[0]
+    assert event.onset - alarm.step >= 30
     assert alarm.predicted is not None
-    assert alarm.predicted.low <= spell.onset <= alarm.predicted.high
+    assert alarm.predicted.low <= event.onset <= alarm.predicted.high
     assert run.false == ()
 
 
-def test_recorded_healthy_transformer_raises_nothing_above_watch(report: Report) -> None:
-    run = next(run for run in report.runs if run.name == "char-transformer")
+def test_recorded_healthy_transformer_raises_nothing_above_watch(summary: Summary) -> None:
+    run = next(run for run in summary.runs if run.name == "char-transformer")
     assert run.kinds == ()
-    assert report.false_per_1000_control == 0
+    assert summary.false_per_1000_control == 0
 
 
-def test_recorded_bad_batch_is_named_and_not_predicted(report: Report) -> None:
-    run = next(run for run in report.runs if run.name == "bad-batch")
-    assert report.bad_batches_named == ("bad-batch",)
+def test_recorded_bad_batch_is_named_and_not_predicted(summary: Summary) -> None:
+    run = next(run for run in summary.runs if run.name == "bad-batch")
+    assert summary.bad_batches_named == ("bad-batch",)
     assert "spike-predicted" not in run.kinds
 
 
-def test_table_has_a_row_for_each_run(report: Report) -> None:
-    out = io.StringIO()
-    print_report(report, out)
-    text = out.getvalue()
-    assert all(run.name in text for run in report.runs)
+def test_table_has_a_row_for_each_run(summary: Summary) -> None:
+    text = "\n".join(lines(summary))
+    assert all(run.name in text for run in summary.runs)
     assert "precision" in text
 
 
@@ -122,17 +124,17 @@ def test_labels_find_onset_peak_and_end() -> None:
     assert events[0].end < 165
 
 
-def test_labels_call_negligible_rises_nothing() -> None:
+def test_labels_ignore_negligible_rises() -> None:
     losses = np.concatenate([[1.0], np.full(100, 1e-14), np.full(50, 3e-14)])
     assert label(losses) == ([], [])
 
 
-def test_labels_stop_at_a_loss_that_is_no_number() -> None:
+def test_labels_stop_at_a_loss_that_is_not_finite() -> None:
     events, _ = label(np.array([1.0] * 60 + [math.nan] * 3))
     assert [(event.onset, event.finite) for event in events] == [(60, False)]
 
 
-def test_what_was_predicted_is_not_called_possible_again() -> None:
+def test_a_predicted_spike_is_not_called_possible_again() -> None:
     recording = next(found for found in read_recordings(DATA) if found.name == "tanh-net")
     titles = [
         finding.title

@@ -1,4 +1,4 @@
-"""Exports as their readers meet them: pandas, pyarrow, and the Python read API."""
+"""Exports as pandas and pyarrow read them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from client_sdk.protocol import Layout
-from server.exports.streams import Exporter, Format
+from server.exports.exporter import Exporter, Format
 from server.models import RunState
 from server.storage.database import Database
 from server.storage.fleet import FleetQuery
@@ -94,7 +94,7 @@ def test_pandas_reads_the_parquet_export(api: httpx.Client) -> None:
     assert frame["layer_update_norm"][12] is None
 
 
-def test_parquet_tells_what_was_not_logged_from_what_was_not_a_number(api: httpx.Client) -> None:
+def test_parquet_distinguishes_missing_scalars_from_nan(api: httpx.Client) -> None:
     table = pq.read_table(io.BytesIO(api.get("/runs/full/export").content))
     loss, extra = table["loss"], table["extra"]
     assert loss.null_count == 0
@@ -102,7 +102,7 @@ def test_parquet_tells_what_was_not_logged_from_what_was_not_a_number(api: httpx
     assert extra.null_count == len(extra) - 1
 
 
-def test_parquet_carries_the_run_and_the_names_of_the_layers(api: httpx.Client) -> None:
+def test_parquet_describes_the_run_and_the_layers(api: httpx.Client) -> None:
     schema = pq.read_schema(io.BytesIO(api.get("/runs/full/export").content))
     about = json.loads(schema.metadata[b"spikewatch"])
     assert about["run"]["name"] == "a run"
@@ -135,7 +135,7 @@ def test_columns_can_be_chosen(api: httpx.Client) -> None:
     assert table.num_rows == 14
 
 
-def test_a_zip_has_the_whole_run_and_no_choice_of_columns(api: httpx.Client) -> None:
+def test_a_zip_contains_the_whole_run_and_allows_no_choice_of_columns(api: httpx.Client) -> None:
     answer = api.get("/runs/full/export", params={"format": "zip"})
     assert answer.headers["content-type"] == "application/zip"
     with zipfile.ZipFile(io.BytesIO(answer.content)) as held:
@@ -147,7 +147,7 @@ def test_a_zip_has_the_whole_run_and_no_choice_of_columns(api: httpx.Client) -> 
         assert (refused.status_code, refused.json()["error"]) == (400, "invalid_parameter")
 
 
-def test_scalars_that_are_called_like_columns_are_set_apart(server: RunningServer) -> None:
+def test_scalars_with_the_name_of_a_column_get_an_underscore(server: RunningServer) -> None:
     with server.connect("/ingest") as socket, server.api() as api:
         writer = Writer(socket)
         writer.hello("clash")
@@ -166,7 +166,7 @@ def test_a_run_without_steps_is_an_empty_table(api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("form", Format)
-def test_an_export_that_breaks_off_has_no_end_and_one_line_in_the_log(
+def test_an_export_that_fails_is_incomplete_and_logged_in_one_line(
     server: RunningServer, caplog: pytest.LogCaptureFixture, form: Format
 ) -> None:
     with server.connect("/ingest") as socket, server.api() as api:
@@ -195,7 +195,7 @@ def test_an_export_that_breaks_off_has_no_end_and_one_line_in_the_log(
         ("/runs/full/export?layers=perhaps", 400, "invalid_parameter"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(api: httpx.Client, path: str, status: int, code: str) -> None:
+def test_an_export_with_wrong_parameters_is_refused(api: httpx.Client, path: str, status: int, code: str) -> None:
     answer = api.get(path)
     assert (answer.status_code, answer.json()["error"]) == (status, code)
 
@@ -229,7 +229,7 @@ async def test_the_memory_of_an_export_does_not_grow_with_the_run(database: Data
     assert max(peaks.values()) < 40 * 2**20, peaks
 
 
-async def test_an_export_shows_what_was_there_when_it_began(database: Database) -> None:
+async def test_an_export_contains_the_steps_that_were_stored_when_it_began(database: Database) -> None:
     stores = Stores.over(database)
     writer = await stores.register("run")
     await stores.commit(writer, 0, [record(step) for step in range(5)])

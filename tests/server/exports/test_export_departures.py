@@ -1,10 +1,11 @@
-"""Readers who leave in the middle of an export, which is most of them once it is large."""
+"""Readers that disconnect in the middle of an export."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
+from _thread import allocate_lock
 from typing import Any
 
 import pyarrow as pa
@@ -12,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from server.api.exports import Download
-from server.exports.parquet import GROUP_ROWS, ParquetStream
-from server.exports.streams import Format
+from server.exports.arrow_files import GROUP_ROWS, ParquetFile
+from server.exports.exporter import Format
 from tests.support.server import RunningServer
 from tests.support.writer import Writer, record
 
 
-def test_readers_who_leave_harm_neither_the_server_nor_its_log(
+def test_readers_that_disconnect_cause_no_error_and_no_log_line(
     server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -37,9 +38,9 @@ def test_readers_who_leave_harm_neither_the_server_nor_its_log(
     assert [item.getMessage() for item in caplog.records if item.levelno >= logging.WARNING] == []
 
 
-async def test_a_download_ends_between_two_pieces_when_its_reader_leaves() -> None:
-    """Cancelled within one it would let go of what a thread is still writing to."""
-    left, steps = asyncio.Event(), []
+async def test_a_download_ends_between_two_pieces_when_its_reader_disconnects() -> None:
+    """A download that was cancelled within a piece would release a file that a thread is still writing."""
+    left, noticed, steps = asyncio.Event(), asyncio.Event(), []
 
     async def stream() -> Any:
         try:
@@ -48,13 +49,14 @@ async def test_a_download_ends_between_two_pieces_when_its_reader_leaves() -> No
                 if number == 1:
                     left.set()
                     await asyncio.to_thread(steps.append, "thread")
-                    await asyncio.sleep(0)
+                    await noticed.wait()
                 yield b"x"
         finally:
             steps.append("closed")
 
     async def receive() -> dict[str, Any]:
         await left.wait()
+        noticed.set()
         return {"type": "http.disconnect"}
 
     sent: list[Any] = []
@@ -67,10 +69,27 @@ async def test_a_download_ends_between_two_pieces_when_its_reader_leaves() -> No
     assert sent == ["http.response.start", "http.response.body"]
 
 
-def test_a_parquet_writer_is_let_go_of_after_the_thread_that_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parquet_writer_is_released_after_the_thread_that_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     schema = pa.schema([pa.field("n", pa.int64())])
-    stream = ParquetStream(schema, [])
-    writing, go_on, order = threading.Event(), threading.Event(), []
+    writing, waiting, go_on, order = threading.Event(), threading.Event(), threading.Event(), []
+
+    class WatchedLock:
+        """A lock that sets an event when a thread has to wait for it."""
+
+        def __init__(self) -> None:
+            self._lock = allocate_lock()
+
+        def __enter__(self) -> None:
+            if not self._lock.acquire(blocking=False):
+                waiting.set()
+                self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("server.exports.arrow_files.threading.Lock", WatchedLock)
+        stream = ParquetFile(schema, [])
     write = pq.ParquetWriter.write_table
 
     def slowly(writer: Any, *arguments: Any, **options: Any) -> None:
@@ -83,16 +102,16 @@ def test_a_parquet_writer_is_let_go_of_after_the_thread_that_writes(monkeypatch:
     batch = pa.record_batch([pa.array(range(GROUP_ROWS))], schema=schema)
     adding = threading.Thread(target=stream.add, args=(batch,))
 
-    def let_go() -> None:
+    def release() -> None:
         stream.close()
         order.append("closed")
 
-    closing = threading.Thread(target=let_go)
+    closing = threading.Thread(target=release)
     adding.start()
     assert writing.wait(20)
     closing.start()
-    closing.join(0.05)
-    assert closing.is_alive()
+    assert waiting.wait(20)
+    assert order == []
     go_on.set()
     adding.join(20)
     closing.join(20)

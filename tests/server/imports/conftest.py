@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from client_sdk import answers
 from server.assembly.pipeline import make_pipeline
 from server.broker import MemoryBroker
 from server.config import Config
-from server.exports.streams import Exporter, Format
+from server.exports.exporter import Exporter, Format
 from server.imports.discover import discover
 from server.imports.importer import Imported, Importer
 from server.storage import migrate
@@ -47,17 +49,22 @@ class Workshop:
         ]
 
     async def details(self, run_id: str) -> dict[str, Any]:
+        """The run as GET /runs/{id} answers it."""
+        answer: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(await self.run(run_id)))
+        return answer
+
+    async def run(self, run_id: str) -> answers.RunDetail:
         layouts = LayoutStore(self.database)
         found = await FleetQuery(self.database, RunStore(self.database), layouts).details(run_id)
         assert found is not None
         return found
 
     async def alert_kinds(self, run_id: str) -> set[str]:
-        return {alert["kind"] for alert in await AlertStore(self.database).find(run_id=run_id)}
+        return {alert.kind for alert in await AlertStore(self.database).find(run_id=run_id)}
 
     async def export(self, run_id: str, path: Path, form: Format = Format.PARQUET) -> Path:
         exporter = Exporter(StepReader(self.database, LayoutStore(self.database)))
-        run: Mapping[str, Any] = await self.details(run_id)
+        run = await self.run(run_id)
         pieces = [piece async for piece in exporter.stream(run, await exporter.begin(run_id), form)]
         await asyncio.to_thread(path.write_bytes, b"".join(pieces))
         return path

@@ -18,7 +18,7 @@ from sqlalchemy import delete, select, update
 from client_sdk.protocol import Histograms, Layout
 from server.errors import HistogramCorruptError, ImportFileError, RunDeletedError
 from server.exports.archive import Archiver
-from server.exports.streams import Exporter
+from server.exports.exporter import Exporter
 from server.schema import histograms
 from server.storage.alerts import AlertStore
 from server.storage.database import Database

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from client_sdk.protocol import MAX_STEP, Layout, Record
 from server.errors import ImportFileError
-from server.exports.streams import Format
+from server.exports.exporter import Format
 from tests.server.imports.conftest import Workshop, workshop_at
 from tests.server.storage.conftest import Stores
 

@@ -1,4 +1,4 @@
-"""The ingest socket, end to end: exactly once, and a word for everything that is wrong."""
+"""The ingest socket, end to end: every record is stored exactly once, and every error is reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FRAME_LIMIT = 64 * 1024
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """One for the tests of what is refused; each of them has a run of its own."""
+    """A server for all tests of refusals, each of which uses a run of its own."""
     with running_server(tmp_path_factory.mktemp("shared")) as running:
         yield running
 
@@ -67,7 +67,7 @@ def losses(server: RunningServer, run_id: str = "run") -> list[float | None]:
 
 
 def closing(writer: Writer) -> tuple[Error, int]:
-    """The error that is said, and the code of the close that follows it."""
+    """Return the error and the code of the close that follows it."""
     error = writer.expect(Error)
     with pytest.raises(ConnectionClosed):
         writer.socket.recv(timeout=20)
@@ -75,7 +75,7 @@ def closing(writer: Writer) -> tuple[Error, int]:
     return error, writer.socket.close_code
 
 
-def test_acknowledged_records_are_there(server: RunningServer, writer: Writer) -> None:
+def test_acknowledged_records_can_be_queried(server: RunningServer, writer: Writer) -> None:
     assert writer.hello() == Welcome(run_id="run", last_seq=0, server="spikewatch/0.1.0")
     writer.commit(*(record(step, float(step)) for step in range(10)))
     assert losses(server) == [float(step) for step in range(10)]
@@ -92,7 +92,7 @@ def test_a_resend_changes_nothing(server: RunningServer, writer: Writer) -> None
     assert losses(server) == [float(step) for step in range(6)]
 
 
-def test_of_connections_that_are_one_writer_the_last_goes_on_and_the_others_are_told(
+def test_the_last_connection_of_a_writer_continues_and_earlier_ones_receive_an_error(
     server: RunningServer, writer: Writer
 ) -> None:
     writer.hello()
@@ -104,19 +104,19 @@ def test_of_connections_that_are_one_writer_the_last_goes_on_and_the_others_are_
         assert (error.code, error.retryable, code) == ("writer_taken", True, 4400)
         assert "two processes" in error.message
         later.commit(record(2, 2.0))
-        later.hello(layouts=(LAYOUT, msgspec.structs.replace(LAYOUT, id=1)))  # it does not take itself for another
+        later.hello(layouts=(LAYOUT, msgspec.structs.replace(LAYOUT, id=1)))  # it does not replace itself
         later.commit(record(3, 3.0, block=[[1.0, 2.0], [3.0, 4.0]], layout=1))
     assert losses(server) == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_a_gap_is_refused_and_may_be_tried_again(writer: Writer) -> None:
+def test_a_gap_is_refused_as_retryable(writer: Writer) -> None:
     writer.hello()
     writer.send(record(0), first_seq=5)
     error, code = closing(writer)
     assert (error.code, error.retryable, code) == ("sequence_gap", True, 4400)
 
 
-def test_what_was_logged_as_nan_is_not_what_was_not_logged(server: RunningServer, writer: Writer) -> None:
+def test_nan_is_distinguished_from_a_missing_value(server: RunningServer, writer: Writer) -> None:
     writer.hello()
     writer.commit(record(0, math.nan, accuracy=1.0), record(1, 2.0), record(2, -math.inf))
     with server.api() as api:
@@ -131,7 +131,7 @@ def test_what_was_logged_as_nan_is_not_what_was_not_logged(server: RunningServer
     assert series["accuracy"]["step"] == [0]
 
 
-def test_a_hello_with_more_layouts_goes_on(server: RunningServer, writer: Writer) -> None:
+def test_a_second_hello_may_add_layouts(server: RunningServer, writer: Writer) -> None:
     writer.hello(layouts=())
     writer.commit(record(0))
     more = Layout(id=1, layers=("third",), statistics=("grad_norm",))
@@ -183,7 +183,7 @@ def test_finish_before_the_last_record_is_a_gap(writer: Writer) -> None:
     assert closing(writer)[0].code == "sequence_gap"
 
 
-def test_what_is_sent_before_a_close_is_kept(server: RunningServer, writer: Writer) -> None:
+def test_frames_sent_before_a_close_are_committed(server: RunningServer, writer: Writer) -> None:
     writer.hello()
     writer.send(record(0, 1.5))
     writer.socket.send(encode(Finish(last_seq=1)))
@@ -214,7 +214,7 @@ BAD_FRAMES: dict[str, tuple[bytes | str, str]] = {
         msgspec.msgpack.encode({"type": "batch", "first_seq": 1, "records": [["0", 0.0, {}]]}),
         "malformed",
     ),
-    "nested beyond measure": (b"\x91" * 50_000, "malformed"),
+    "nested too deeply": (b"\x91" * 50_000, "malformed"),
     "a sequence of zero": (encode(Batch(first_seq=0, records=(record(0),))), "bad_record"),
     "a negative step": (_batch(record(-1)), "bad_record"),
     "a step of 2**63": (_batch(record(2**63)), "bad_record"),
@@ -229,7 +229,7 @@ BAD_FRAMES: dict[str, tuple[bytes | str, str]] = {
     "an unknown layout": (_batch(Record(step=0, time=0.0, scalars={}, layout=9, block=b"1234")), "unknown_layout"),
     "a block of another size": (_batch(record(0, block=[[1.0, 2.0, 3.0]])), "bad_record"),
     "a histogram of another size": (_batch(record(0, histograms=(_shape("update", 3),))), "bad_record"),
-    "a histogram of nothing known": (_batch(record(0, histograms=(_shape("weights", 2),))), "bad_record"),
+    "a histogram of an unknown quantity": (_batch(record(0, histograms=(_shape("weights", 2),))), "bad_record"),
     "a histogram twice": (_batch(record(0, histograms=(_shape("ratio", 2), _shape("ratio", 2)))), "bad_record"),
 }
 
@@ -294,7 +294,7 @@ def test_a_bad_hello_is_named(shared: RunningServer, refused: Writer, run_id: st
     assert (error.code, error.retryable) == (code, False)
 
 
-def test_a_hello_of_another_shape_and_version_is_told_of_the_version(refused: Writer) -> None:
+def test_an_undecodable_hello_of_another_version_is_answered_with_the_version(refused: Writer) -> None:
     refused.socket.send(msgspec.msgpack.encode({"type": "hello", "version": 2, "run": {"id": 5}}))
     assert closing(refused)[0].code == "unsupported_version"
 
@@ -304,19 +304,19 @@ def test_the_first_frame_is_a_hello(refused: Writer) -> None:
     assert closing(refused)[0].code == "hello_first"
 
 
-def test_a_client_that_says_nothing_is_let_go(tmp_path: Path) -> None:
+def test_a_client_that_sends_nothing_is_disconnected(tmp_path: Path) -> None:
     with running_server(tmp_path, hello_timeout=0.05) as server, server.connect("/ingest") as socket:
         assert closing(Writer(socket))[0].code == "hello_first"
 
 
 @pytest.mark.parametrize("token", ["", "sw_wrong", "x" * 5_000])
-def test_a_bad_token_is_told_so(shared: RunningServer, token: str) -> None:
+def test_an_invalid_token_is_reported(shared: RunningServer, token: str) -> None:
     with shared.connect("/ingest", token=token) as socket:
         error, code = closing(Writer(socket))
     assert (error.code, error.retryable, code) == ("unauthenticated", False, 4401)
 
 
-def test_an_oversized_frame_is_told_so(tmp_path: Path) -> None:
+def test_an_oversized_frame_is_reported(tmp_path: Path) -> None:
     with running_server(tmp_path, max_frame_bytes=FRAME_LIMIT) as server:
         with server.connect("/ingest") as socket:
             writer = Writer(socket)
@@ -331,13 +331,13 @@ def test_an_oversized_frame_is_told_so(tmp_path: Path) -> None:
                 writer.socket.send(bytes(100 * FRAME_LIMIT))
             with pytest.raises(ConnectionClosed):
                 writer.socket.recv(timeout=20)
-            # The server stops reading at once; where the rest of the frame meets the closed socket, TCP resets it.
+            # The server stops reading at once; if the rest of the frame arrives at the closed socket, TCP resets it.
             assert writer.socket.close_code in {1009, 1006}
         with server.connect("/ingest") as socket:
             Writer(socket).hello()
 
 
-def test_one_bad_batch_does_not_take_the_good_ones_with_it(server: RunningServer, writer: Writer) -> None:
+def test_an_invalid_batch_does_not_prevent_the_commit_of_valid_ones(server: RunningServer, writer: Writer) -> None:
     writer.hello()
     for step in range(5):
         writer.send(record(step, float(step)))
@@ -367,7 +367,7 @@ def test_many_writers_at_once_lose_nothing(server: RunningServer) -> None:
         assert losses(server, f"run{number}") == [float(number)] * 200
 
 
-def test_at_shutdown_what_was_sent_is_committed_and_clients_are_told(tmp_path: Path) -> None:
+def test_a_shutdown_commits_what_was_sent_and_notifies_clients(tmp_path: Path) -> None:
     with running_server(tmp_path) as server, server.connect("/ingest") as socket:
         writer = Writer(socket)
         writer.hello()

@@ -1,4 +1,4 @@
-"""docs/alerts.md agrees with the code, and its example verifies real deliveries."""
+"""The documents about alerts agree with the code, and its example verifies real deliveries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from server.storage.outbox import GATHER
 from tests.support.alerting import channel, messenger
 from tests.support.postbox import Postbox
 
-TEXT = (Path(__file__).parents[3] / "docs" / "alerts.md").read_text()
+DOCS = Path(__file__).parents[3] / "docs"
+TEXT = "".join((DOCS / name).read_text() for name in ("how-to/send-alerts.md", "explanation/notifications.md"))
 KEY = "k" * 32
 
 Verifier = Callable[[str, dict[str, str], bytes], bool]
@@ -57,6 +58,12 @@ def test_the_documented_example_rejects_forged_and_old_messages() -> None:
     assert not is_genuine(KEY, signed(b"{}", now), b"{ }")
     assert not is_genuine("another", signed(b"{}", now), b"{}")
     assert not is_genuine(KEY, signed(b"{}", now - 3600), b"{}")
+
+
+def test_the_documented_signature_is_the_one_of_the_code() -> None:
+    assert (
+        f"`key`, the timestamp `1700000000` and the body `{{}}` it is `{signature('key', '1700000000', b'{}')}`" in TEXT
+    )
 
 
 def test_its_numbers_are_those_of_the_code() -> None:

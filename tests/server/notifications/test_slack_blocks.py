@@ -38,7 +38,7 @@ def words(shown: Notification) -> str:
 def test_a_prediction_says_when_why_and_what_to_try() -> None:
     shown = message(prediction(), run_name="gpt-small", stage="unstable")
     assert shown.headline == "Spike predicted in ~85 steps (step 712, 698–731), run gpt-small"
-    said = words(shown)
+    text = words(shown)
     for expected in (
         "`gpt-small`",
         "unstable",
@@ -51,7 +51,7 @@ def test_a_prediction_says_when_why_and_what_to_try() -> None:
         "Acknowledge",
         "Silence 1 h",
     ):
-        assert expected in said
+        assert expected in text
     assert faults(payload(shown)) == []
     buttons = next(block for block in payload(shown)["blocks"] if block["type"] == "actions")["elements"]
     assert [button["url"] for button in buttons] == [
@@ -137,5 +137,4 @@ def test_a_repetition_is_recognisable() -> None:
 
 @given(st.text())
 def test_neutralized_text_has_no_mention_and_no_link(text: str) -> None:
-    said = neutralized(text + EVIL)
-    assert not re.search(r"@|<|>|\]\(|://", said)
+    assert not re.search(r"@|<|>|\]\(|://", neutralized(text + EVIL))

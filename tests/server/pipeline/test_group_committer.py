@@ -1,4 +1,4 @@
-"""One transaction for many: what one does never costs another, and everybody has a turn."""
+"""Shared transactions: a request never fails because of another one, and every run gets its share."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ KIB = 1024
 
 
 class Ledger:
-    """Writes groups, each when it is let, and refuses what it is told to."""
+    """A store that writes groups when the test lets it, and fails on request."""
 
     def __init__(self, most: float = 4 * KIB) -> None:
         self.groups: list[list[str]] = []
         self.faults: dict[str, Exception] = {}
-        """Of a request, raised for the whole group that it is in."""
+        """Exceptions that are raised for the whole group of a request, keyed by request."""
         self.refused: dict[str, Exception] = {}
-        """Of a request, of which that comes."""
+        """Exceptions that are returned for a single request, keyed by request."""
         self.stuck = asyncio.Event()
-        """Set, those that are alone with "stuck" go on."""
+        """Event that a transaction of the single request "stuck" waits for."""
         self.open = asyncio.Event()
         self.open.set()
         self.writer: GroupCommitter[str, int] = GroupCommitter(self._write, max_bytes=most, gather=0.0)
@@ -43,12 +43,12 @@ class Ledger:
 
 
 async def settle() -> None:
-    """Let every task go as far as it can."""
+    """Let every task run as far as it can."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
-async def test_what_comes_during_a_transaction_shares_the_next() -> None:
+async def test_requests_that_arrive_during_a_transaction_share_the_next_one() -> None:
     ledger = Ledger()
     ledger.open.clear()
     tasks = [ledger.ask("first", "a")]
@@ -62,7 +62,7 @@ async def test_what_comes_during_a_transaction_shares_the_next() -> None:
 
 
 async def test_a_flood_does_not_keep_a_calm_run_waiting() -> None:
-    """The same for every database: the queue is before the transaction."""
+    """The queue is in front of the transaction, so this holds for every database."""
     ledger = Ledger()
     ledger.open.clear()
     tasks = [ledger.ask(f"flood{number}", "flood", 4 * KIB) for number in range(20)]
@@ -72,11 +72,11 @@ async def test_a_flood_does_not_keep_a_calm_run_waiting() -> None:
     ledger.open.set()
     await asyncio.gather(*tasks)
     at = next(number for number, group in enumerate(ledger.groups) if "calm" in group)
-    assert at <= 2, "behind the transaction that runs, and one piece of the flood at most"
+    assert at <= 2, "behind the running transaction and at most one piece of the flood"
     assert len(ledger.groups) >= 20
 
 
-async def test_a_refusal_is_for_whoever_asked() -> None:
+async def test_an_error_of_one_request_is_raised_to_its_caller_alone() -> None:
     ledger = Ledger()
     ledger.refused["bad"] = ValueError("no")
     results = await asyncio.gather(
@@ -86,8 +86,8 @@ async def test_a_refusal_is_for_whoever_asked() -> None:
     assert len(ledger.groups) == 1
 
 
-@pytest.mark.parametrize("fault", [RuntimeError("nobody expected this"), DatabaseBusyError("deadlock")])
-async def test_what_breaks_a_transaction_is_found_one_by_one(fault: Exception) -> None:
+@pytest.mark.parametrize("fault", [RuntimeError("unexpected"), DatabaseBusyError("deadlock")])
+async def test_a_failed_group_is_written_one_by_one(fault: Exception) -> None:
     ledger = Ledger()
     ledger.faults["bad"] = fault
     names = ("one", "bad", "two", "three")
@@ -96,7 +96,7 @@ async def test_what_breaks_a_transaction_is_found_one_by_one(fault: Exception) -
     assert sorted(map(len, ledger.groups)) == [1, 1, 1, 1, 4]
 
 
-async def test_an_outage_is_told_to_everybody_at_once() -> None:
+async def test_an_outage_is_raised_to_all_callers_at_once() -> None:
     ledger = Ledger()
     ledger.faults["one"] = DatabaseUnavailableError("away")
     results = await asyncio.gather(*(ledger.ask(name, name) for name in ("one", "two")), return_exceptions=True)
@@ -104,7 +104,7 @@ async def test_an_outage_is_told_to_everybody_at_once() -> None:
     assert len(ledger.groups) == 1
 
 
-async def test_whoever_waits_for_a_row_does_not_hold_up_the_next_transaction() -> None:
+async def test_a_request_that_waits_for_a_row_does_not_delay_the_next_transaction() -> None:
     ledger = Ledger()
     ledger.faults["stuck"] = DatabaseBusyError("locked")
     stuck, other = ledger.ask("stuck", "stuck"), ledger.ask("other", "other")
@@ -116,7 +116,7 @@ async def test_whoever_waits_for_a_row_does_not_hold_up_the_next_transaction() -
         await stuck
 
 
-async def test_what_nobody_waits_for_any_more_is_left_out() -> None:
+async def test_a_request_of_a_cancelled_caller_is_left_out() -> None:
     ledger = Ledger()
     ledger.open.clear()
     first = ledger.ask("first", "a")
@@ -130,7 +130,7 @@ async def test_what_nobody_waits_for_any_more_is_left_out() -> None:
     await ledger.writer.stop()
 
 
-async def test_stopping_waits_for_what_is_being_written() -> None:
+async def test_stop_waits_for_requests_in_progress() -> None:
     ledger = Ledger()
     ledger.open.clear()
     tasks = [ledger.ask(name, name) for name in ("a", "b")]

@@ -1,4 +1,4 @@
-"""The inbox hands over what follows, and says where something is missing."""
+"""The inbox returns segments without gaps, and reports where one is missing."""
 
 from __future__ import annotations
 

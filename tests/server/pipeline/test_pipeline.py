@@ -1,4 +1,4 @@
-"""Detectors behind the commits: alerts exactly once, whatever happens to the server."""
+"""Detectors behind the commits: every alert exists exactly once, whatever happens to the server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPECTED = {"nonfinite", "lr-jump"}
 
 
 def training() -> list[Record]:
-    """A quiet run whose loss is NaN once and whose learning rate jumps."""
+    """Return the records of a quiet run whose loss is NaN once and whose learning rate jumps."""
     return [
         record(
             step,
@@ -41,7 +41,7 @@ def training() -> list[Record]:
 
 
 def send(server: RunningServer, records: list[Record], batch: int, *, finish: bool = False) -> Writer:
-    """From wherever the server is; returns when everything is acknowledged."""
+    """Send what the server does not have yet, and return when everything is acknowledged."""
     with server.connect("/ingest") as socket:
         writer = Writer(socket)
         writer.hello()
@@ -54,9 +54,9 @@ def send(server: RunningServer, records: list[Record], batch: int, *, finish: bo
 
 
 def until_settled(server: RunningServer, live: ClientConnection) -> tuple[list[Any], list[Any]]:
-    """Alerts and events once the run has ended, both its alerts came, and nothing is open; told by the live socket.
+    """Wait on the live socket until the run has ended with both alerts closed, and return its alerts and events.
 
-    A finished run alone is not settled: its detectors may still be reading.
+    The state alone is not enough: the detectors of a finished run may still be reading.
     """
     with server.api() as api:
         while True:
@@ -69,12 +69,12 @@ def until_settled(server: RunningServer, live: ClientConnection) -> tuple[list[A
 
 
 def facts(alerts: list[Any], events: list[Any]) -> tuple[list[Any], list[Any]]:
-    """What must not hang on how the run was sent: times of the server left out."""
+    """Return what must not depend on how the run was sent, which excludes times of the server."""
     kept = [{key: alert[key] for key in ("id", "kind", "step", "opened_at", "level", "cause")} for alert in alerts]
     return sorted(kept, key=lambda alert: str(alert["id"])), [(event["kind"], event["step"]) for event in events]
 
 
-def test_alerts_do_not_hang_on_batches_or_restarts(tmp_path: Path) -> None:
+def test_alerts_do_not_depend_on_batches_or_restarts(tmp_path: Path) -> None:
     records = training()
     results = []
     for name, batch, parts in (("whole", 400, 1), ("small", 7, 1), ("restarted", 20, 4)):
@@ -93,7 +93,7 @@ def test_detectors_replay_what_was_committed_and_never_read(tmp_path: Path) -> N
     with running_server(tmp_path) as server, server.connect("/live") as live:
         send(server, records, 50, finish=True)
         before = facts(*until_settled(server, live))
-    # As after a crash between the acknowledgement and the detectors: the segments are there, their conclusions are not.
+    # Simulate a crash between the acknowledgement and the detectors: segments exist, their conclusions do not.
     with sqlite3.connect(tmp_path / "data" / "spikewatch.sqlite3") as database:
         for table in ("alerts", "events", "monitors"):
             database.execute(f"DELETE FROM {table}")
@@ -104,7 +104,7 @@ def test_detectors_replay_what_was_committed_and_never_read(tmp_path: Path) -> N
 
 
 def test_detectors_read_from_memory_what_this_server_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And conclude the same as from the database, which a small room for it forces them to read."""
+    """The conclusions equal those from the database, which an inbox without room forces the detectors to read."""
     looks: list[int] = []
     unread = SegmentStore.unread
 
@@ -127,7 +127,7 @@ def test_detectors_read_from_memory_what_this_server_commits(tmp_path: Path, mon
             results.append(facts(*until_settled(server, live)))
         looked.append(len(looks))
     assert results[0] == results[1]
-    assert looked[0] <= 10, "at the beginning and at the end"
+    assert looked[0] <= 10, "queries at the beginning and at the end"
     assert looked[1] > 5 * looked[0]
 
 
@@ -194,14 +194,14 @@ def test_a_rollback_is_an_event_and_a_new_attempt(server: RunningServer) -> None
     assert first["last"] == [1.0] * 20
 
 
-def test_a_beat_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_go_on_after_one_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = threading.Event()
     mark_stale = RunStore.mark_stale
 
     async def fail_once(store: RunStore, before: float) -> list[str]:
         if not failed.is_set():
             failed.set()
-            raise RuntimeError("nobody expected this")
+            raise RuntimeError("unexpected")
         return await mark_stale(store, before)
 
     monkeypatch.setattr(RunStore, "mark_stale", fail_once)
@@ -220,7 +220,7 @@ def test_a_beat_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_stretch_of_thinned_statistics_is_among_the_events(tmp_path: Path) -> None:
-    """Also across a restart of the server in the middle of it."""
+    """The stretch spans a restart of the server."""
     records = [record(step) for step in range(100)]
     for step in range(51, 80, 2):
         records[step] = Record(step=step, time=float(step), scalars={"loss": 1.0, STATISTICS_THINNED: 1.0})

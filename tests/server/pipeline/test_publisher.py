@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from client_sdk import answers
 from client_sdk.protocol import PROTOCOL_VERSION, Ack, Batch, Hello
 from server.assembly.pipeline import make_pipeline
 from server.broker import LiveMessage, MemoryBroker
@@ -21,6 +22,7 @@ from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.commits import Commit
 from server.storage.runs import Registration, RunStore
+from tests.support.redis import Redis
 from tests.support.server import running_server
 from tests.support.writer import Writer, record
 
@@ -77,6 +79,19 @@ def test_a_broker_that_blocks_delays_no_acknowledgement(tmp_path: Path, monkeypa
             assert api.get("/runs/run").json()["last_step"] == 39
 
 
+def test_a_redis_that_hangs_delays_no_acknowledgement(tmp_path: Path, own_redis: Redis) -> None:
+    with running_server(tmp_path, redis_url=own_redis.url) as server, server.connect("/ingest") as socket:
+        writer = Writer(socket)
+        writer.hello()
+        own_redis.pause()
+        try:
+            for step in range(20):
+                writer.send(record(step))
+                assert writer.expect(Ack).seq == step + 1
+        finally:
+            own_redis.go_on()
+
+
 async def test_messages_of_a_run_stay_in_order_behind_a_broker_that_blocks(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/x")
     await migrate.upgrade(database)
@@ -105,7 +120,7 @@ async def test_what_does_not_fit_is_replaced_by_one_resync_and_alerts_are_kept(
     publisher = make_publisher(database, broker)
     publisher.committed("run", commit_of(0), 0.0)
     await broker.called.wait()
-    alert = {"id": "a", "run_id": "run", "kind": "spike", "state": "open"}
+    alert = answers.Alert(id="a", run_id="run", kind="spike", level="watch", state="open", step=1, title="", message="")
     await publisher.concluded("run", [alert], [])
     for step in range(1, MAX_PENDING + 10):
         publisher.committed("run", commit_of(step), 0.0)

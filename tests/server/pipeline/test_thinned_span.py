@@ -1,4 +1,4 @@
-"""Where a stretch of thinned statistics begins and ends."""
+"""Stretches of a run whose layer statistics were thinned: their begin, their end, and their saved state."""
 
 from __future__ import annotations
 

@@ -37,4 +37,4 @@ async def test_a_reader_keeps_fewer_pages_than_the_writer(database: Database) ->
         writer = (await connection.execute(text("PRAGMA cache_size"))).scalar_one()
     sizes = await asyncio.gather(*(_read(database, "PRAGMA cache_size") for _ in range(SQLITE_READERS)))
     assert sizes == [-READER_CACHE] * SQLITE_READERS
-    assert writer < -READER_CACHE, "negative: KiB"
+    assert writer < -READER_CACHE, "negative values are in KiB"

@@ -67,7 +67,7 @@ async def test_backlogs_share_by_their_bytes() -> None:
     for number in range(8):
         await line.want(f"small{number}", "small", 100)
     order = await line.end_all()
-    assert order.index("large1") == 5, "four small pieces after the first large one"
+    assert order.index("large1") == 5, "four small pieces follow the first large one"
 
 
 async def test_an_idle_run_accumulates_no_credit() -> None:

@@ -40,4 +40,4 @@ async def test_prepared_statements_do_not_multiply_with_the_length_of_lists(data
         await store.heartbeat(range(1, count + 1), 0.0)
     event.remove(database.writing.sync_engine, "before_cursor_execute", remember)
     named = {statement for statement in statements if "FROM writers" in statement}
-    assert len(named) == 7, "of 1, 2, 4 … 64 writers"
+    assert len(named) == 7, "statements with 1, 2, 4, … 64 writers"

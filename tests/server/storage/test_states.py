@@ -25,7 +25,7 @@ async def test_a_stale_run_comes_back_with_the_next_record(stores: Stores) -> No
     await stores.commit(writer, 0, [record(0)])
     assert await stores.runs.state_of("run") == "running"
     await stores.runs.heartbeat([writer.writer_id], 2_000.0)
-    assert await stores.runs.mark_stale(1_500.0) == [], "its connection keeps it alive again"
+    assert await stores.runs.mark_stale(1_500.0) == [], "its connection keeps the run alive again"
 
 
 async def test_a_run_whose_ranks_were_all_stale_ends_with_the_last_of_them(stores: Stores) -> None:

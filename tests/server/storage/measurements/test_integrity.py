@@ -75,7 +75,7 @@ async def test_damaged_values_are_marked_and_read_as_not_measured(stores: Stores
     after = await stores.runs.version_of("run")
     assert before is not None
     assert after is not None
-    assert after.version != before.version, "what a client has is not what is answered now"
+    assert after.version != before.version, "cached answers are invalid after the repair"
     assert await examine(stores.database) == []
     fresh = Stores.over(stores.database)
     raw = await fresh.heatmap.read("run", "grad_norm", step_from=0, step_to=7, columns=8, reduce="max")

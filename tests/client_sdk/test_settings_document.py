@@ -1,4 +1,4 @@
-"""docs/delivery.md documents every setting of the SDK."""
+"""docs/reference/sdk-settings.md documents every setting of the SDK."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from client_sdk import config
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "delivery.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "sdk-settings.md").read_text(encoding="utf-8")
 
 
 def test_every_variable_and_its_default_is_documented() -> None:

@@ -1,0 +1,591 @@
+"""Shapes of the answers of the HTTP API and of the frames of the live socket, as frozen values.
+
+Shared by the server, which encodes them, and by the dashboard and `client_sdk.read`, which decode them. The order of
+the fields is the order of the keys in the JSON. A reader ignores keys that it does not have, and a field that is added
+later has a default, so that a reader and a server of different versions understand each other. Names of kinds, levels
+and states are plain strings for the same reason; the OpenAPI document lists the known ones.
+
+A float that is NaN or infinite is null in JSON. A field that is `msgspec.UNSET` is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from client_sdk import protocol
+from client_sdk.protocol import Outcome, PredictedStep
+from client_sdk.vocabulary import (
+    AlertLevel,
+    AlertState,
+    ChangeBy,
+    Condition,
+    Direction,
+    EventKind,
+    Reduce,
+    RunState,
+    Scope,
+)
+
+__all__ = ["Outcome", "PredictedStep"]
+
+Numbers = tuple[float | None, ...]
+Value = float | int | str | None
+
+
+def _one_of(names: type[StrEnum]) -> Meta:
+    return Meta(extra_json_schema={"enum": [name.value for name in names]})
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """A refused request."""
+
+    error: Annotated[str, Meta(description="Stable code of the error.")]
+    message: Annotated[str, Meta(description="Explanation of what is wrong and what to do.")]
+    field: Annotated[
+        str | UnsetType,
+        Meta(
+            description="Path of the field or parameter at fault, such as rules.0.value; absent where none is at fault."
+        ),
+    ] = UNSET
+
+
+class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
+    """The watched optimizer of a run."""
+
+    name: str
+    """Class name, for example "AdamW"."""
+    family: Annotated[str, Meta(extra_json_schema={"enum": ["adam", "sgd", "rmsprop", "other"]})] = "other"
+    lr: float | None = None
+    """Largest learning rate of the parameter groups when the optimizer was watched."""
+    beta1: float | None = None
+    """Adam's β1, or the momentum of SGD."""
+    beta2: float | None = None
+    eps: float | None = None
+    weight_decay: float | None = None
+
+
+class LastAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest alert of a run, in short."""
+
+    id: str
+    kind: str
+    level: str
+    state: str
+    title: str
+    step: int
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A run in a list of runs."""
+
+    id: str
+    project: str = ""
+    name: str = ""
+    state: Annotated[str, _one_of(RunState)] = RunState.RUNNING.value
+    created_at: float = 0.0
+    """Unix time at which the run was created."""
+    last_seen_at: float = 0.0
+    """Unix time of the last data or connection."""
+    last_step: int | None = None
+    step_rate: float | None = None
+    """Steps per second, while the run is running."""
+    loss: float | None = None
+    lr: float | None = None
+    stage: str | None = None
+    stability_ratio: float | None = None
+    """λ_max·η/2, with a limit of 1."""
+    open_alerts: int = 0
+    predicted_step: PredictedStep | None = None
+    last_alert: LastAlert | None = None
+    sparkline: Numbers = ()
+    """Largest loss of each bucket, oldest first."""
+    layer_count: int = 0
+    parameter_count: int = 0
+    rank_count: int = 1
+    optimizer: Optimizer | None = None
+    attempt: int = 0
+    """Number of the newest attempt."""
+    tags: tuple[str, ...] = ()
+    config: dict[str, Any] = {}
+
+    @property
+    def title(self) -> str:
+        """The name of the run, or the beginning of its id where it has none."""
+        return self.name or self.id[:8]
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """A stretch of a run between rollbacks, of one rank."""
+
+    rank: int
+    attempt: int
+    first_step: int
+    last_step: int
+    started_at: float
+    """Unix time of its first record."""
+
+
+class RunDetail(RunSummary, frozen=True, kw_only=True):
+    """A run with the names of what it has logged, and its attempts."""
+
+    layers: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+
+
+class RunPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the list of runs, newest first."""
+
+    runs: tuple[RunSummary, ...]
+    next_cursor: str | None
+    """Cursor of the next page; null on the last page."""
+
+
+class Deletion(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that is being deleted."""
+
+    id: str
+    state: Literal["deleting"] = "deleting"
+
+
+class Buckets(msgspec.Struct, frozen=True, kw_only=True):
+    """A series in buckets that keep its extremes; a value is null where no finite value was logged."""
+
+    step: tuple[int, ...] = ()
+    min: Numbers = ()
+    max: Numbers = ()
+    last: Numbers = ()
+    nonfinite: tuple[int, ...] = ()
+    """Number of non-finite values in each bucket."""
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """Scalars over a range of steps."""
+
+    step_from: int = 0
+    step_to: int = 0
+    bucket_steps: int = 1
+    """Number of steps in a bucket."""
+    series: dict[str, Buckets] = {}
+    """Buckets by the name of the scalar."""
+
+
+class _HeatmapHead(msgspec.Struct, frozen=True, kw_only=True):
+    """Axes of a heatmap."""
+
+    layers: tuple[str, ...]
+    step: tuple[int, ...]
+    """First step of each column."""
+    bucket_steps: int
+    """Number of steps in a column."""
+    nonfinite: tuple[tuple[int, int, int], ...] = ()
+    """Row, column and count of each cell with non-finite values."""
+
+
+class Heatmap(_HeatmapHead, frozen=True, kw_only=True):
+    """A statistic of every layer over the steps, as JSON."""
+
+    z: list[list[float | None]]
+    """Values, layers × columns; null where nothing was measured."""
+
+
+class PackedHeatmap(_HeatmapHead, frozen=True, kw_only=True):
+    """A statistic of every layer over the steps, as msgpack."""
+
+    z: bytes
+    """Values, layers × columns, row-major little-endian float32; NaN where nothing was measured."""
+
+
+class Histogram(msgspec.Struct, frozen=True, kw_only=True):
+    """Distribution of u or r in one layer at one step; without a step and counts where the layer has none."""
+
+    layer: str
+    which: Literal["update", "ratio"] = "update"
+    step: int | None = None
+    attempt: int | None = None
+    edges: Numbers = ()
+    """Edges of the bins, one more than counts."""
+    counts: tuple[int, ...] = ()
+    dip: float | None = None
+    """Hartigan's dip, of the ratio alone."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened at a step. The keys of other kinds of events are absent."""
+
+    stage: str | UnsetType = UNSET
+    """Stage that begins, of a stage change."""
+    loss: Value | UnsetType = UNSET
+    """Loss at the peak of a spike or at a bad batch; of non-finite values 1 where the loss was one of them, else 0."""
+    baseline: Value | UnsetType = UNSET
+    """Usual loss before a spike or a bad batch."""
+    peak_step: int | UnsetType = UNSET
+    """Step of a spike's peak."""
+    recovered: int | UnsetType = UNSET
+    """1 where the loss returned to its baseline after a spike, 0 where it stayed high."""
+    grad_norm_ratio: Value | UnsetType = UNSET
+    """Gradient norm of a bad batch over its usual size."""
+    gradients: int | UnsetType = UNSET
+    """Number of non-finite coordinates of the gradient."""
+    before: Value | UnsetType = UNSET
+    """Learning rate before a jump."""
+    after: Value | UnsetType = UNSET
+    """Learning rate after a jump."""
+    from_step: int | UnsetType | None = UNSET
+    """Last step before a rollback, or first step without complete statistics."""
+    to_step: int | UnsetType | None = UNSET
+    """Last step without complete statistics."""
+    records: int | UnsetType = UNSET
+    """Number of records without complete statistics."""
+    step: int
+    kind: Annotated[str, _one_of(EventKind)]
+    attempt: int = 0
+
+    @classmethod
+    def of(cls, step: int, kind: str, attempt: int, detail: Mapping[str, Any], **others: Any) -> Self:
+        """Return the event with the entries of ``detail`` as fields. They never replace the other arguments.
+
+        >>> Event.of(7, "stage", 0, {"stage": "decoupled"}).stage
+        'decoupled'
+        """
+        return msgspec.convert({**detail, "step": step, "kind": kind, "attempt": attempt, **others}, cls)
+
+
+class ArchivedEvent(Event, frozen=True, kw_only=True):
+    """An event in the archive of a run."""
+
+    rank: int
+    created_at: float
+    """Unix time at which the event was stored."""
+
+
+class Alert(protocol.Alert, frozen=True, kw_only=True):
+    """An alert with its evidence and advice, as people see it."""
+
+    state: Annotated[str, _one_of(AlertState)]
+    acknowledged_at: float | None = None
+    """Unix time of the first acknowledgement."""
+    silenced_until: float | None = None
+    """Unix time until which nobody is notified of this alert."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the alert is unresolved; an acknowledged alert is still open."""
+        return self.state != AlertState.RESOLVED
+
+
+class Notification(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of an alert and one channel that is notified of it."""
+
+    channel: str
+    """Name of the channel."""
+    message_id: str
+    change: str
+    state: Annotated[str, Meta(extra_json_schema={"enum": ["pending", "sent", "skipped", "failed"]})]
+    note: str | None
+    """Why the notification was skipped or given up."""
+    attempts: int
+    created_at: float
+    """Unix time at which the change was stored."""
+    done_at: float | None
+    """Unix time at which the receiving service answered, or the notification was given up."""
+
+
+class Lead(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps from predictions to the spikes that came."""
+
+    count: int = 0
+    median: float | None = None
+    p10: float | None = None
+    p90: float | None = None
+
+
+class Precision(msgspec.Struct, frozen=True, kw_only=True):
+    """Outcomes of the predictions above the level watch."""
+
+    settled: int = 0
+    """Number of predictions with an outcome."""
+    hit: int = 0
+    early: int = 0
+    late: int = 0
+    false: int = 0
+    open: int = 0
+    unsettled: int = 0
+    """Number of predictions that were resolved without an outcome: the run ended before the predicted step."""
+    precision: float | None = None
+    """Share of the settled predictions whose spike came."""
+    lead_steps: Lead = Lead()
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of a process that is alive."""
+
+    status: str = "ok"
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """State of the process and of what it depends on."""
+
+    status: Annotated[str, Meta(extra_json_schema={"enum": ["ok", "degraded", "unavailable"]})]
+    checks: dict[str, str]
+    """State of each dependency: "ok", or what is wrong."""
+
+
+class ChannelField(msgspec.Struct, frozen=True, kw_only=True):
+    """An input field of the form in which a channel is entered."""
+
+    name: str
+    """Key of the value in the channel, or in its settings if `in_settings` is true."""
+    label: str
+    type: Literal["text", "boolean"] = "text"
+    in_settings: bool = False
+    secret: bool = False
+    """Whether the value is a credential, which is never returned."""
+    required: bool = False
+    default: bool | None = None
+    advanced: bool = False
+    """Whether a form may leave the field out."""
+    placeholder: str = ""
+    help: str = ""
+
+
+class ChannelKind(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of channel."""
+
+    name: str
+    label: str
+    fields: tuple[ChannelField, ...] = ()
+
+
+class ChannelKinds(msgspec.Struct, frozen=True, kw_only=True):
+    """The kinds of channels in the order in which they are offered."""
+
+    kinds: tuple[ChannelKind, ...]
+
+
+class Channel(msgspec.Struct, frozen=True, kw_only=True):
+    """A destination of notifications. Its secrets are never shown."""
+
+    id: str
+    name: str
+    kind: str
+    """Name of a kind of channel; GET /channels/kinds lists the kinds."""
+    target: str = ""
+    """Hint at the destination, without any secret."""
+    project: str | None = None
+    """The one project whose alerts it receives; null for all projects."""
+    min_level: Annotated[str, _one_of(AlertLevel)] = AlertLevel.WARNING.value
+    kinds: tuple[str, ...] | None = None
+    """Kinds of alerts that it receives; null for all kinds."""
+    enabled: bool = True
+    disabled_reason: str | None = None
+    """Why the server has disabled it."""
+    settings: dict[str, Any] = {}
+    created_at: float = 0.0
+    last_sent_at: float | None = None
+    last_error: str | None = None
+    failures: int = 0
+    """Number of failed attempts since the last success."""
+    signing_key: str | UnsetType = UNSET
+    """Key that signs the messages of a webhook; only in the answer to the request that created the key."""
+
+
+class Channels(msgspec.Struct, frozen=True, kw_only=True):
+    """List of all channels."""
+
+    channels: tuple[Channel, ...]
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was removed."""
+
+    id: str
+    removed: bool = True
+
+
+class ChannelTest(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of a test message."""
+
+    ok: bool
+    answer: str = ""
+    """Answer of the receiving service, or why it did not answer."""
+    seconds: float = 0.0
+
+
+class QuietHours(msgspec.Struct, frozen=True, kw_only=True):
+    """Hours in which only severe alerts are sent."""
+
+    start: str
+    """Time of day in `timezone`, "HH:MM"."""
+    end: str
+    """Time of day, "HH:MM"; on the next day where it is before `start`."""
+    timezone: str = "UTC"
+    min_level: Annotated[str, _one_of(AlertLevel)] = AlertLevel.CRITICAL.value
+    """Lowest level that is sent in spite of the quiet hours."""
+
+
+class Digest(msgspec.Struct, frozen=True, kw_only=True):
+    """When alerts of many runs are sent as one message."""
+
+    window_seconds: float = 60.0
+    threshold: int = 5
+    """Number of runs with new alerts within the window from which on they share a message."""
+
+
+class Silence(msgspec.Struct, frozen=True, kw_only=True):
+    """Alerts of which nobody is notified for a while; a field that is null matches every alert."""
+
+    id: str
+    until: float
+    """Unix time at which the silence ends."""
+    run_id: str | None = None
+    project: str | None = None
+    kind: str | None = None
+    reason: str = ""
+
+
+class Notifications(msgspec.Struct, frozen=True, kw_only=True):
+    """Notification settings that hold for all channels."""
+
+    quiet_hours: QuietHours | None = None
+    digest: Digest = Digest()
+    cooldown_seconds: float = 600.0
+    silences: tuple[Silence, ...] = ()
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert rule that a user has written; docs/how-to/write-rules.md explains the fields."""
+
+    id: str
+    name: str
+    condition: Annotated[str, _one_of(Condition)]
+    value: float
+    enabled: bool = True
+    level: Annotated[str, _one_of(AlertLevel)] = AlertLevel.WARNING.value
+    project: str | None = None
+    tag: str | None = None
+    run_name: str | None = None
+    scalar: str | None = None
+    statistic: str | None = None
+    layers: str = "*"
+    reduce: Annotated[str, _one_of(Reduce)] = Reduce.MAX.value
+    change_by: Annotated[str, _one_of(ChangeBy)] = ChangeBy.FACTOR.value
+    direction: Annotated[str, _one_of(Direction)] = Direction.UP.value
+    window: int = 100
+    for_steps: int = 1
+    cooldown_minutes: float = 30.0
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """All alert rules, in their order."""
+
+    rules: tuple[Rule, ...]
+
+
+class Firing(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert that a rule would have opened."""
+
+    step: int
+    until_step: int | None = None
+    """Step at which the alert would have closed; null where it is still open at the end."""
+    time: float | None = None
+    """Unix time of the step by the clock of the training process."""
+    value: float | None = None
+    title: str = ""
+    message: str = ""
+    layers: tuple[str, ...] = ()
+
+
+class Outline(msgspec.Struct, frozen=True, kw_only=True):
+    """Values that a rule watches, in buckets; infinite values are left out."""
+
+    bucket_steps: int
+    step: tuple[int, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+
+
+class RunBacktest(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert rule run over the history of one run."""
+
+    run_id: str
+    name: str
+    project: str = ""
+    chosen: bool = True
+    """Whether the rule applies to this run."""
+    fired: int
+    """Number of alerts that the rule would have opened."""
+    firings: tuple[Firing, ...]
+    """The first 200 of them."""
+    records: int = 0
+    values: int
+    """Number of records with the values that the rule watches."""
+    last_step: int | None
+    complete: bool
+    """Whether the whole history was read before the time limit."""
+    series: Outline
+
+
+class Backtest(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert rule run over the history of several runs."""
+
+    fired: int
+    runs: tuple[RunBacktest, ...]
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Rights of a credential."""
+
+    session: str | UnsetType = UNSET
+    """Credential of a new login; only in the answer to the request that logged in."""
+    scope: Annotated[str, _one_of(Scope)] = Scope.READ.value
+    project: str | None = None
+    """The one project that the credential opens; null for all projects."""
+    label: str = ""
+    token_id: int | None = None
+    expires_at: float | None = None
+    """Unix time at which a login ends; null for a token."""
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """An access token."""
+
+    token: str | UnsetType = UNSET
+    """The secret; only in the answer to the request that created the token."""
+    id: int
+    scope: Annotated[str, _one_of(Scope)]
+    project: str | None = None
+    label: str = ""
+    created_at: float = 0.0
+    last_used_at: float | None = None
+    revoked_at: float | None = None
+
+
+class LiveFrame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A frame of the live socket; `type` decides which fields it has."""
+
+    type: str
+    run: RunSummary | None = None
+    alert: Alert | None = None
+    run_id: str | None = None
+    event: Event | None = None
+    attempt: int | None = None
+    step_from: int | None = None
+    step_to: int | None = None
+    committed_at: float | None = None
+    """Unix time at which the server committed the records of an advance."""
+    runs: tuple[str, ...] | UnsetType | None = UNSET
+    """Runs of the subscription; null for all runs."""
+    resumed: bool | None = None
+    """Whether everything since the requested cursor follows, of `subscribed`."""
+    cursor: str | None = None
+    """Position after this message, to resume from."""
+    code: str | None = None
+    message: str | None = None
+    retryable: bool | None = None
