@@ -53,8 +53,9 @@ def _replayed(*alerts: Told, kind: str = "algoperf") -> Replayed:
     )
 
 
-def _rise(first: int = 5_000, kind: str = "sustained", **steps: int) -> LabelledEvent:
-    return msgspec.convert({"first_step": first, "last_step": first + 1_000, "kind": kind, **steps}, LabelledEvent)
+def _rise(first: int = 5_000, **changes: int | str) -> LabelledEvent:
+    event = {"first_step": first, "last_step": first + 1_000, "kind": "sustained"}
+    return msgspec.convert(event | changes, LabelledEvent)
 
 
 def test_the_goals_hold_on_our_own_logs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,8 +153,8 @@ def test_a_replay_tells_the_level_at_which_a_person_hears_of_an_alert() -> None:
         (5_300, {"up_to_step": 5_200}, 1),
     ],
 )
-def test_a_step_error_is_counted_in_records(named: int, values: dict[str, int], error: int) -> None:
-    (event,) = judge(_replayed(_alert(named)), (_rise(**values),)).events
+def test_a_step_error_is_counted_in_records(named: int, values: dict[str, int | str], error: int) -> None:
+    (event,) = judge(_replayed(_alert(named)), (msgspec.structs.replace(_rise(), **values),)).events
     assert event.is_found
     assert event.error == error
     assert event.is_found_at_first == (error == 0)
