@@ -27,11 +27,12 @@ demo: $(STAMP) ## server, dashboard and three real trainings; DEMO_FLAGS=--exit 
 test: $(STAMP) chromium ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(PYTEST_FLAGS)
 
-check: $(STAMP) ## ruff, mypy --strict, the import contract, alembic check
+check: $(STAMP) ## ruff, mypy --strict, the import contracts, the prose of docstrings, alembic check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m checks.prose
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
 	  export SPIKEWATCH_DATABASE_URL="sqlite:///$$directory/check.sqlite3" && \
 	  $(BIN)/alembic upgrade head && $(BIN)/alembic check
