@@ -8,6 +8,9 @@ Rule: a run is stable, and becomes
 * *spiking* while a spike of the loss is in progress and its peak is less than 3 steps old;
 * *recovering* until the loss is back and λ_max under the limit, for 200 steps at most.
 
+A run without evidence is *not judged* instead of stable: without a loss, before the 11th one, and where neither the
+second moment nor curvature is measured, so that no spike can be predicted.
+
 Trade-off: where curvature is not measured, a predicted spike alone stands for "unstable".
 
 >>> tracker = StageTracker()
@@ -15,6 +18,8 @@ Trade-off: where curvature is not measured, a predicted spike alone stands for "
 {'stage': 'stable'}
 >>> tracker.update(Reading(step=2, decoupled_steps=20), Context()).detail
 {'stage': 'decoupled'}
+>>> tracker.update(Reading(step=3), Context(missing=StageReason.LOSS_ONLY)).detail
+{'stage': 'not-judged'}
 """
 
 from __future__ import annotations
@@ -45,15 +50,17 @@ STAGES: Final = {stage.value: stage for stage in Stage}
 class StageTracker(msgspec.Struct):
     """Detector of the stage that a run is in."""
 
-    stage: str = Stage.STABLE.value
+    stage: str = Stage.NOT_JUDGED.value
     since: int = 0
-    """Step at which the stage began."""
+    """Step at which the stage began; a stable one includes the steps before it that were not judged."""
 
     def update(self, reading: Reading, context: Context) -> Event | None:
         """Add one reading and return an event when the stage changed, and at the first reading."""
         after = self._next(reading, context)
         if after.value != self.stage:
-            self.stage, self.since = after.value, reading.step
+            if self.stage != Stage.NOT_JUDGED or after is not Stage.STABLE:
+                self.since = reading.step
+            self.stage = after.value
         elif not context.is_first:
             return None
         return Event(step=reading.step, kind=EventKind.STAGE, detail={"stage": self.stage})
@@ -78,4 +85,4 @@ class StageTracker(msgspec.Struct):
             return Stage.UNSTABLE
         if reading.decoupled_steps >= DECOUPLED_STEPS:
             return Stage.DECOUPLED
-        return Stage.STABLE
+        return Stage.STABLE if context.missing is None else Stage.NOT_JUDGED
