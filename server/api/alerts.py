@@ -46,7 +46,7 @@ async def list_alerts(
     )
 
 
-@router.get("/alerts/precision", summary="How the predictions turned out")
+@router.get("/alerts/precision", summary="Outcomes of the predictions")
 async def precision(
     services: ServicesOf,
     principal: Reader,

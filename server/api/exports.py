@@ -80,9 +80,10 @@ async def export_run(
     form: Annotated[
         Format, Query(alias="format", description="zip is everything; msgpack is for `client_sdk.read`.")
     ] = Format.PARQUET,
-    layers: Annotated[bool, Query(description="Of a CSV: the layers, one row for each step and layer.")] = False,
+    layers: Annotated[bool, Query(description="In a CSV: one row for each step and layer.")] = False,
     keys: Annotated[
-        str | None, Query(max_length=32_768, description="Scalars, separated by commas; default: all, empty: none.")
+        str | None,
+        Query(max_length=32_768, description="Scalars, separated by commas; default: all; empty: none."),
     ] = None,
     stats: Annotated[
         str | None,

@@ -40,7 +40,7 @@ class RuleBody(BaseModel):
     id: str = Field(max_length=64, description="Lower-case letters, digits and hyphens.")
     name: str = Field(max_length=120)
     condition: Condition
-    value: float = Field(description="Threshold, factor, amount, deviations or minutes, as the condition has it.")
+    value: float = Field(description="Threshold, factor, amount, deviations or minutes, depending on the condition.")
     enabled: bool = True
     level: AlertLevel = AlertLevel.WARNING
     project: Text = None
@@ -77,7 +77,7 @@ class BacktestBody(BaseModel):
 
     rule: RuleBody
     run: str | None = Field(None, max_length=128, description="Id of a run.")
-    project: str | None = Field(None, max_length=MAX_TEXT, description="The newest runs of it that the rule is for.")
+    project: str | None = Field(None, max_length=MAX_TEXT, description="Project whose newest matching runs are used.")
     runs: int = Field(5, ge=1, le=MAX_BACKTEST_RUNS, description="Maximum number of runs of the project.")
 
 

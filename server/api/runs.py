@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from client_sdk import answers
 from client_sdk.protocol import MAX_NAME_CHARS, MAX_STEP
-from client_sdk.vocabulary import SCALARS, STATISTICS
+from client_sdk.vocabulary import SCALARS, STATISTICS, RunState
 from server.api.access import Reader, ServicesOf, visible_run
 from server.api.encoding import JSON, MSGPACK, Rendered, Tag, accepts_msgpack, compressed, float32_bytes, numbers
 from server.api.errors import REFUSALS
@@ -47,7 +47,7 @@ async def list_runs(
     services: ServicesOf,
     principal: Reader,
     project: Annotated[str | None, Query(max_length=MAX_NAME_CHARS)] = None,
-    state: Annotated[Literal["running", "finished", "crashed", "stale"] | None, Query()] = None,
+    state: Annotated[RunState | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
 ) -> answers.RunPage:
@@ -76,7 +76,7 @@ async def get_series(
     principal: Reader,
     request: Request,
     run_id: RunId,
-    keys: Annotated[str, Query(min_length=1, max_length=32_768, description="Names, separated by commas.")],
+    keys: Annotated[str, Query(min_length=1, max_length=32_768, description="Names of scalars, separated by commas.")],
     step_from: From = None,
     to: To = None,
     points: Annotated[int, Query(ge=1, le=MAX_POINTS, description="Maximum number of buckets of a series.")] = 1_000,
@@ -231,7 +231,7 @@ async def get_histogram(
     )
 
 
-@router.get("/runs/{run_id}/events", summary="What happened in a run")
+@router.get("/runs/{run_id}/events", summary="Events of a run")
 async def get_events(
     services: ServicesOf, principal: Reader, run_id: RunId, step_from: From = None, to: To = None
 ) -> list[answers.Event]:

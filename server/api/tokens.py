@@ -28,9 +28,12 @@ class TokenBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    scope: Scope = Field(description="What it allows; each scope includes the one before: read, write, admin.")
+    scope: Scope = Field(description="Rights of the token; each scope includes those before it.")
     project: str | None = Field(
-        default=None, min_length=1, max_length=MAX_NAME_CHARS, description="The one project that it opens; null: all."
+        default=None,
+        min_length=1,
+        max_length=MAX_NAME_CHARS,
+        description="The one project it opens; null: all.",
     )
     label: str = Field(default="", max_length=MAX_NAME_CHARS, description="Purpose of the token.")
 

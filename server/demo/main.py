@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from client_sdk.vocabulary import AlertLevel
+from client_sdk.vocabulary import AlertLevel, RunState
 from server.demo.cases import MODULES, TANH_NET
 from server.demo.judge import JUDGES, Judgement
 from server.demo.progress import lines
@@ -161,7 +161,7 @@ def judge(api: Api) -> list[Judgement]:
     deadline = time.monotonic() + SETTLE_DEADLINE
     while True:
         runs = api.runs()
-        finished = {name for name, run in runs.items() if run["state"] == "finished"}
+        finished = {name for name, run in runs.items() if run["state"] == RunState.FINISHED}
         judgements = [
             JUDGES[name](api.alerts(runs[name]["id"]), *api.losses(runs[name]["id"]))
             for name in MODULES

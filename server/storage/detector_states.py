@@ -31,6 +31,7 @@ class StoredDetectorState:
     position: int
     """Id of the last segment that the detectors have read."""
     state: bytes
+    """Encoded state; `pipeline.detector_state` owns its format."""
     revision: int = 0
     """Number of saves, so that only one of two followers of the same run can save."""
     due_at: float | None = None
@@ -47,7 +48,9 @@ class DetectorStateSave:
     after: StoredDetectorState
     progress: Progress
     changed: Sequence[Alert]
+    """Alerts that are new or have changed."""
     happened: Sequence[Event]
+    """Events that are new."""
     now: float
     """Time of the save, Unix seconds."""
 

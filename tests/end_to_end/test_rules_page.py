@@ -69,7 +69,7 @@ def test_a_rule_is_written_tested_on_history_saved_and_fires(server: Embedded, p
     form.locator("[name=window]").fill("3")
     form.locator("button", has_text="Save").click()
     refused = form.locator(".field", has=page.locator("[name=window]")).locator(".field-error")
-    expect(refused).to_contain_text("20 … 500")
+    expect(refused).to_contain_text("20 to 500 values")
     form.locator("[name=condition]").select_option("above")
     expect(form.locator("[name=window]")).to_be_hidden()
     form.locator("[name=value]").fill("5")

@@ -22,6 +22,7 @@ from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.commits import Commit
 from server.storage.runs import Registration, RunStore
+from tests.support.redis import Redis
 from tests.support.server import running_server
 from tests.support.writer import Writer, record
 
@@ -76,6 +77,19 @@ def test_a_broker_that_blocks_delays_no_acknowledgement(tmp_path: Path, monkeypa
         assert called.wait(20), "the broker was asked, and blocked"
         with server.api() as api:
             assert api.get("/runs/run").json()["last_step"] == 39
+
+
+def test_a_redis_that_hangs_delays_no_acknowledgement(tmp_path: Path, own_redis: Redis) -> None:
+    with running_server(tmp_path, redis_url=own_redis.url) as server, server.connect("/ingest") as socket:
+        writer = Writer(socket)
+        writer.hello()
+        own_redis.pause()
+        try:
+            for step in range(20):
+                writer.send(record(step))
+                assert writer.expect(Ack).seq == step + 1
+        finally:
+            own_redis.go_on()
 
 
 async def test_messages_of_a_run_stay_in_order_behind_a_broker_that_blocks(tmp_path: Path) -> None:
