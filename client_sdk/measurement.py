@@ -62,7 +62,7 @@ class Instrument(Protocol):
 
     @property
     def has_stepped(self) -> bool:
-        """Whether the optimizer has made a step since the last measurement."""
+        """Whether the optimizer has made a step since the last measured record."""
         ...
 
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Pending | None:

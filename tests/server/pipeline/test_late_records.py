@@ -69,9 +69,10 @@ def send(server: RunningServer, *records: Record, batch: int = 1_000, writer: st
         sender.wait_for(first + len(records))
 
 
-def stored(server: RunningServer, **options: object) -> dict[str, list[int]]:
+def stored(server: RunningServer, **options: int) -> dict[str, list[int]]:
     with server.api() as api:
-        answer = api.get("/runs/run/series", params={"keys": "loss,val_loss", "points": 10_000, **options}).json()
+        query: dict[str, str | int] = {"keys": "loss,val_loss", "points": 10_000, **options}
+        answer = api.get("/runs/run/series", params=query).json()
         return {name: series["step"] for name, series in answer["series"].items()}
 
 
