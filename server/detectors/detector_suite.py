@@ -52,11 +52,12 @@ def _detector(kind: type[_D]) -> Any:
 
 
 class _Shared(msgspec.Struct):
-    """State of a suite besides its detectors."""
+    """State of a suite apart from its detectors."""
 
     version: int = SNAPSHOT_VERSION
     attempt: int = 0
     last_step: int | None = None
+    """Step of the last sample that was not skipped."""
     stability: float | None = None
     """Last measured stability ratio."""
     findings: tuple[Finding, ...] = ()
@@ -158,7 +159,7 @@ class DetectorSuite:
         return self._verdict(reading.step, tuple(events))
 
     def _context(self, reading: Reading, is_first: bool) -> Context:
-        """Return what the detectors know of each other before they judge a reading."""
+        """Return the context of a step as the detectors left it at the step before."""
         state = self._state
         context = Context(
             causes=state.causes,
