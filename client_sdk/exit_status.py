@@ -92,7 +92,7 @@ def observe_exit() -> None:
             raise
 
     exit_observed._is_observed_by_spikewatch = True  # type: ignore[attr-defined]
-    sys.exit = exit_observed  # type: ignore[assignment]
+    sys.exit = exit_observed
 
 
 def _note(error: SystemExit) -> None:
