@@ -19,6 +19,7 @@ import msgspec
 from client_sdk.config import Settings
 from client_sdk.delivery import Delivery
 from client_sdk.errors import ConfigurationError
+from client_sdk.exit_status import exception_in_flight, fails_now, observe_exit
 from client_sdk.inbox import AlertInbox, Callback
 from client_sdk.late_metrics import LateMetrics
 from client_sdk.measurement import HostCopy, Instrument, Pending
@@ -66,6 +67,7 @@ class Run:
         self._waiting_alerts = self.inbox.waiting
         self._reader = MetricReader(self.warner)
         self._state: State = "running"
+        self._error_before = exception_in_flight()
         self._is_open = False
         self._is_forked = False
         self._dropped = 0
@@ -79,6 +81,8 @@ class Run:
         self._delivery: Delivery | None = None
         self._recorder: Recorder | None = None  # that of the delivery, for `log`
         _alive.add(self)
+        if settings.mode != "disabled":
+            observe_exit()
         if settings.mode != "disabled" and settings.rank == 0:
             self._open()
 
@@ -168,13 +172,20 @@ class Run:
             self.warner.caught("flush", "flush()", error)
             return False
 
-    def finish(self, timeout: float = 30.0, *, state: Literal["finished", "crashed"] = "finished") -> None:
+    def finish(self, timeout: float = 30.0, state: Literal["finished", "crashed"] | None = None) -> None:
         """Finish the run and send the remaining records for at most ``timeout`` seconds.
 
-        Unsent records stay in the spool for the next `init` or `python -m client_sdk sync`. May be called again.
+        ``state`` None means "crashed" while an exception passes through (in a ``finally`` or ``except`` block; not for
+        KeyboardInterrupt or an exception that was there before the run), otherwise "finished". Unsent records stay in
+        the spool for the next `init` or `python -m client_sdk sync`. May be called again.
         """
         if not self.active:
             return
+        if state not in {None, "finished", "crashed"}:
+            self.warner.warn("bad_state", f'finish() got state={state!r:.80}; expected "finished" or "crashed"')
+            state = None
+        if state is None:
+            state = "crashed" if fails_now(self._error_before) else "finished"
         self._state = state
         self._is_open = False
         if self._delivery is None:
