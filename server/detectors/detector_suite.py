@@ -9,6 +9,7 @@ refused; the caller then replays the stream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, Final, TypeVar
@@ -165,10 +166,11 @@ class DetectorSuite:
     def _context(self, reading: Reading, is_first: bool) -> Context:
         """Return the context of a step as the detectors left it at the step before."""
         state = self._state
+        is_finite = reading.loss is not None and math.isfinite(reading.loss)
         context = Context(
             causes=state.causes,
             record=state.record,
-            missing=self._missing(),
+            missing=self._missing(state.spike.seen + is_finite),
             is_first=is_first,
             is_spiking=state.spike.active,
             prediction_level=state.predictor.level,
@@ -176,12 +178,12 @@ class DetectorSuite:
         state.causes.update(reading, context.is_spike_predicted)
         return context
 
-    def _missing(self) -> StageReason | None:
-        """Return what keeps the detectors from judging whether the run is stable."""
+    def _missing(self, losses: int) -> StageReason | None:
+        """Return what keeps the detectors from judging whether the run is stable, after so many finite losses."""
         state = self._state
-        if state.loss_name.found is None and not state.spike.seen:
+        if state.loss_name.found is None and not losses:
             return StageReason.NO_LOSS
-        if state.spike.seen < MIN_LOSSES:
+        if losses < MIN_LOSSES:
             return StageReason.TOO_FEW_RECORDS
         signals = state.signals
         if signals.decouplings.values or signals.gradient_stabilities.values:
@@ -191,7 +193,7 @@ class DetectorSuite:
     def _verdict(self, step: int, events: tuple[Event, ...]) -> Verdict:
         state = self._state
         is_reported = any(finding.kind is AlertKind.SPIKE_PREDICTED for finding in state.findings)
-        reason = self._missing() if state.stages.stage == Stage.NOT_JUDGED else None
+        reason = self._missing(state.spike.seen) if state.stages.stage == Stage.NOT_JUDGED else None
         return Verdict(
             step=step,
             stage=STAGES[state.stages.stage],
