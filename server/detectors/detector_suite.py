@@ -52,11 +52,12 @@ def _detector(kind: type[_D]) -> Any:
 
 
 class _Shared(msgspec.Struct):
-    """State of a suite besides its detectors."""
+    """State of a suite apart from its detectors."""
 
     version: int = SNAPSHOT_VERSION
     attempt: int = 0
     last_step: int | None = None
+    """Step of the last sample that was not skipped."""
     stability: float | None = None
     """Last measured stability ratio."""
     findings: tuple[Finding, ...] = ()
@@ -133,8 +134,9 @@ class DetectorSuite:
             self._state = _State(attempt=sample.attempt, record=self._state.record)
             self._state.record.renew()
         state = self._state
-        is_seen = state.last_step is not None and sample.step <= state.last_step
-        if is_seen or not (sample.has_layers or any(key in sample.scalars for key in READ_SCALARS)):
+        if state.last_step is not None and sample.step <= state.last_step:
+            return self._verdict(state.last_step, ())
+        if not (sample.has_layers or any(key in sample.scalars for key in READ_SCALARS)):
             return self._verdict(sample.step, ())
         is_first = state.last_step is None
         state.last_step = sample.step
@@ -158,7 +160,7 @@ class DetectorSuite:
         return self._verdict(reading.step, tuple(events))
 
     def _context(self, reading: Reading, is_first: bool) -> Context:
-        """Return what the detectors know of each other before they judge a reading."""
+        """Return the context of a step as the detectors left it at the step before."""
         state = self._state
         context = Context(
             causes=state.causes,

@@ -1,4 +1,4 @@
-"""A loss that does not come back.
+"""A loss that rises and does not fall again.
 
 Rule: the median of the last 40 losses is more than three times the level at which the run began (critical), or the loss
 stayed above its level before a spike for 150 steps and is 1.5 times the run's first losses (warning). The finding holds

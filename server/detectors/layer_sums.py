@@ -99,8 +99,8 @@ def _decouplings(
 ) -> list[tuple[float | None, bool]]:
     """Return for each step Σg²/Σv̂ and whether v̂ equals g² in every layer.
 
-    They are equal at the first step of a fresh optimizer state. v̂ comes from its own statistic, or else from g² divided
-    by the decoupling.
+    They are equal at the first step of a fresh optimizer state. v̂ is taken from its own statistic, or else from g²
+    divided by the decoupling.
     """
     steps = len(next(iter(columns.values())))
     rms, ratio = columns.get("v_rms"), columns.get("decoupling")

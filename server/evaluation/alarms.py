@@ -10,7 +10,7 @@ from server.evaluation.recording import Recording
 from server.models import AlertKind, AlertLevel, PredictedStep
 
 REPEAT: Final = 100
-"""Number of steps after which a prediction that still stands counts as another alarm."""
+"""Number of steps after which a prediction that still holds counts as another alarm."""
 REARM: Final = 20
 """Number of steps without a prediction after which the next one is a new alarm."""
 SKIP: Final = 10
