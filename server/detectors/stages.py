@@ -8,11 +8,12 @@ Rule: a run is stable, and becomes
 * *spiking* while a spike of the loss is in progress and its peak is less than 3 steps old;
 * *recovering* until the loss is back and λ_max under the limit, for 200 steps at most.
 
-A run without evidence is *not judged* instead of stable: without a loss, before the 11th one, and where neither the
+A run without evidence is *not judged* instead of stable: without a loss, before the 10th one, and where neither the
 second moment nor curvature is measured, so that no spike can be predicted.
 
 Trade-off: where curvature is not measured, a predicted spike alone stands for "unstable".
 
+>>> from server.models import StageReason
 >>> tracker = StageTracker()
 >>> tracker.update(Reading(step=1), Context(is_first=True)).detail
 {'stage': 'stable'}
