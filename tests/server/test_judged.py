@@ -24,6 +24,7 @@ def train(
     directory: Path,
     name: str,
     metrics: dict[str, float],
+    *,
     expected: dict[str, Any],
     loss: str | None = None,
 ) -> Any:
@@ -45,12 +46,12 @@ def train(
 
 def test_the_api_says_why_a_run_is_not_judged(server: RunningServer, tmp_path: Path) -> None:
     expected = {"stage": "not-judged", "stage_reason": "no-loss", "loss_name": None, "last_step": 39}
-    assert train(server, tmp_path, "accuracy", {"accuracy": 0.5}, expected)["open_alerts"] == 0
+    assert train(server, tmp_path, "accuracy", {"accuracy": 0.5}, expected=expected)["open_alerts"] == 0
 
 
 def test_a_loss_of_another_name_is_shown_and_served_as_the_loss(server: RunningServer, tmp_path: Path) -> None:
     expected = {"stage": "not-judged", "stage_reason": "loss-only", "loss_name": "train/loss", "loss": 2.5}
-    found = train(server, tmp_path, "named", {"train/loss": 2.5, "val/loss": 7.0}, expected)
+    found = train(server, tmp_path, "named", {"train/loss": 2.5, "val/loss": 7.0}, expected=expected)
     assert set(found["scalars"]) >= {"train/loss", "val/loss"}
     assert "loss" not in found["scalars"]
     with server.api() as api:
@@ -61,5 +62,5 @@ def test_a_loss_of_another_name_is_shown_and_served_as_the_loss(server: RunningS
 
 def test_init_chooses_the_loss(server: RunningServer, tmp_path: Path) -> None:
     expected = {"loss_name": "elbo", "loss": 1.5, "stage_reason": "loss-only"}
-    found = train(server, tmp_path, "chosen", {"elbo": 1.5, "loss": 9.0}, expected, loss="elbo")
+    found = train(server, tmp_path, "chosen", {"elbo": 1.5, "loss": 9.0}, expected=expected, loss="elbo")
     assert found["sparkline"][0] == 1.5
