@@ -21,7 +21,7 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     record: TrackRecord = msgspec.field(default_factory=TrackRecord)
     """Success of the run's earlier predictions."""
     missing: StageReason | None = None
-    """What keeps the detectors from judging whether the run is stable; None if nothing does."""
+    """Evidence that the detectors lack to judge whether the run is stable; None if they lack nothing."""
     is_first: bool = False
     """Whether this is the first reading of the attempt."""
     is_spiking: bool = False

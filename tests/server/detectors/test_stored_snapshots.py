@@ -70,8 +70,8 @@ def test_a_detector_suite_stores_what_it_stored_before(stored: Stored) -> None:
     streams.verdicts(samples_of(stored.stream)[: stored.position], suite)
     now, before = content(suite.snapshot()), content(stored.snapshot)
     if stored.position < MIN_LOSSES:  # a run was called stable before there was evidence
-        assert now.pop("stages")["stage"] == "not-judged"
-        assert before.pop("stages")["stage"] == "stable"
+        assert "not-judged" in repr(now.pop("stages"))
+        assert "stable" in repr(before.pop("stages"))
     assert repr({key: now[key] for key in before}) == repr(before)  # a later detector adds a key of its own
 
 
