@@ -87,6 +87,7 @@ class _Measured:
         block = np.random.default_rng(0).random((layers, len(STATISTICS)), np.float32)
         self._measurement = Measurement(block=block)
         self._arrival = arrival
+        self.has_stepped = True
 
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Values:
         return _Values(self._measurement, self._arrival)

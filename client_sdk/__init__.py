@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from client_sdk.config import Settings
 from client_sdk.errors import ConfigurationError, SpikewatchError, SpoolError, TransportError
+from client_sdk.exit_status import failed_at_exit
 from client_sdk.inbox import TrainingAlert
 from client_sdk.protocol import Alert
 from client_sdk.run import Run
@@ -176,10 +177,13 @@ def flush(timeout: float = 10.0) -> bool:
     return True if _default is None else _default.flush(timeout)
 
 
-def finish(timeout: float = 30.0) -> None:
-    """Finish the run and send the remaining records for at most ``timeout`` seconds; unsent ones stay on disk."""
+def finish(timeout: float = 30.0, state: Literal["finished", "crashed"] | None = None) -> None:
+    """Finish the run and send the remaining records for at most ``timeout`` seconds; unsent ones stay on disk.
+
+    ``state`` None means "crashed" while an exception passes through, as in a ``finally`` block, otherwise "finished".
+    """
     if _default is not None:
-        _default.finish(timeout)
+        _default.finish(timeout, state)
 
 
 def status() -> Status:
@@ -205,9 +209,8 @@ sys.modules[__name__].__class__ = _Package
 def _finish_at_exit() -> None:
     """Finish runs that the program did not finish, so that the server does not show them as stale.
 
-    An uncaught exception (`sys.last_type`) makes them crashed; an interruption by Ctrl-C does not.
+    An uncaught exception and `sys.exit` with a failing status make them crashed; an interruption by Ctrl-C does not.
     """
-    error = getattr(sys, "last_type", None)
-    crashed = error is not None and not issubclass(error, KeyboardInterrupt) and not hasattr(sys, "ps1")
+    state: Literal["finished", "crashed"] = "crashed" if failed_at_exit() else "finished"
     for run in tuple(_runs):
-        run.finish(EXIT_TIMEOUT, state="crashed" if crashed else "finished")
+        run.finish(EXIT_TIMEOUT, state)

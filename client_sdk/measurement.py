@@ -60,6 +60,11 @@ class Instrument(Protocol):
     layout: Layout
     """Layout of the instrument's blocks, whose `id` is assigned by `Run.attach`."""
 
+    @property
+    def has_stepped(self) -> bool:
+        """Whether the optimizer has made a step since the last measured record."""
+        ...
+
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Pending | None:
         """Start the measurement of ``step``, or return None if there is nothing new.
 

@@ -58,6 +58,11 @@ class Panel:
                 parts.append((position, pending))
         return parts
 
+    @property
+    def has_stepped(self) -> bool:
+        """Whether the optimizer of any instrument has made a step since its last measurement."""
+        return any(instrument.has_stepped for instrument in self.instruments)
+
     def read(
         self, pending: Sequence[tuple[int, Pending]]
     ) -> tuple[dict[str, float], memoryview | None, tuple[Histograms, ...]]:

@@ -177,6 +177,7 @@ class Run:
         `TransportError`; its code is "unknown_scalar" for a name that was never logged.
         """
         found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
+        numbers: list[NDArray[np.int64]] = []
         lowest: int | None = None
         for chunk, shown in self._chunks(attempt, keys=(name,), stats=()):
             column = chunk.scalars.get(name)
@@ -187,9 +188,12 @@ class Run:
             kept = shown[rows]
             values = np.frombuffer(column[1], "<f8")
             found.append((chunk.steps()[rows[kept]], values[kept], chunk.times()[rows[kept]]))
+            numbers.append(np.full(len(found[-1][0]), chunk.attempt, np.int64))
         if not found:
             return Series(np.empty(0, np.int64), np.empty(0), np.empty(0))
-        return Series(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        steps, values, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.lexsort((steps, np.concatenate(numbers)))  # late records belong to their steps
+        return Series(steps[order], values[order], times[order])
 
     def layers(self, statistic: str, *, rank: int | None = None, attempt: int | None = None) -> LayerSeries:
         """Return every value of a layer statistic. ``rank``: by default the lowest rank with layers.

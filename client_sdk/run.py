@@ -19,7 +19,9 @@ import msgspec
 from client_sdk.config import Settings
 from client_sdk.delivery import Delivery
 from client_sdk.errors import ConfigurationError
+from client_sdk.exit_status import exception_in_flight, fails_now, observe_exit
 from client_sdk.inbox import AlertInbox, Callback
+from client_sdk.late_metrics import LateMetrics
 from client_sdk.measurement import HostCopy, Instrument, Pending
 from client_sdk.metrics import BadValueError, MetricReader, as_step
 from client_sdk.panel import Panel
@@ -65,16 +67,22 @@ class Run:
         self._waiting_alerts = self.inbox.waiting
         self._reader = MetricReader(self.warner)
         self._state: State = "running"
+        self._error_before = exception_in_flight()
         self._is_open = False
         self._is_forked = False
         self._dropped = 0
         self._last_step = -1
+        self._last_scalars: Mapping[str, float] = {}  # of the last record of the training
+        self._last_deferred: tuple[str, ...] = ()
+        self._late_metrics = LateMetrics(self.warner)
         self._last_time: float | None = None
         self._panel: Panel | None = None
         self._hello = _first_hello(settings, self.id)
         self._delivery: Delivery | None = None
         self._recorder: Recorder | None = None  # that of the delivery, for `log`
         _alive.add(self)
+        if settings.mode != "disabled":
+            observe_exit()
         if settings.mode != "disabled" and settings.rank == 0:
             self._open()
 
@@ -108,17 +116,21 @@ class Run:
             scalars, deferred = self._reader.read(metrics)
             panel = self._panel
             parts = _NO_PARTS
-            if panel is not None:
+            names = tuple(deferred)
+            is_late = step < self._last_step and self._is_late(step, scalars, names)
+            if panel is not None and not is_late:
                 try:
                     parts = panel.measure(step, metrics, closure)
                 except Exception as error:
                     self.warner.caught("measure", "measuring", error)
-            if step != self._last_step:
+            if not is_late:
+                self._last_scalars, self._last_deferred = scalars, names
+            if step != self._last_step and not is_late:
                 if step > self._last_step and self._last_time is not None and "step_time" not in scalars:
                     scalars["step_time"] = (moment - self._last_time) / (step - self._last_step)
                 self._last_step, self._last_time = step, moment
             copy = _copy_to_host(list(deferred.values())) if deferred else None
-            recorder.stage(Staged(step, now, scalars, tuple(deferred), copy, panel, parts))
+            recorder.stage(Staged(step, now, scalars, names, copy, panel, parts))
         except BadValueError as error:
             self._dropped += 1
             self.warner.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
@@ -160,13 +172,20 @@ class Run:
             self.warner.caught("flush", "flush()", error)
             return False
 
-    def finish(self, timeout: float = 30.0, *, state: Literal["finished", "crashed"] = "finished") -> None:
+    def finish(self, timeout: float = 30.0, state: Literal["finished", "crashed"] | None = None) -> None:
         """Finish the run and send the remaining records for at most ``timeout`` seconds.
 
-        Unsent records stay in the spool for the next `init` or `python -m client_sdk sync`. May be called again.
+        ``state`` None means "crashed" while an exception passes through (in a ``finally`` or ``except`` block; not for
+        KeyboardInterrupt or an exception that was there before the run), otherwise "finished". Unsent records stay in
+        the spool for the next `init` or `python -m client_sdk sync`. May be called again.
         """
         if not self.active:
             return
+        if state not in {None, "finished", "crashed"}:
+            self.warner.warn("bad_state", f'finish() got state={state!r:.80}; expected "finished" or "crashed"')
+            state = None
+        if state is None:
+            state = "crashed" if fails_now(self._error_before) else "finished"
         self._state = state
         self._is_open = False
         if self._delivery is None:
@@ -263,6 +282,17 @@ class Run:
             self._delivery.update_hello(self._hello)
         self._panel = panel
         return panel
+
+    def _is_late(self, step: int, scalars: Mapping[str, float], deferred: tuple[str, ...]) -> bool:
+        """Return whether a record below the last step is late, which means that training itself did not go back."""
+        panel = self._panel
+        return self._late_metrics.is_late(
+            step,
+            (*scalars, *deferred),
+            self._last_step,
+            {*self._last_scalars, *self._last_deferred},
+            has_stepped=panel is not None and panel.has_stepped,
+        )
 
     def _call_callbacks(self) -> None:
         seconds = self.inbox.call_callbacks()

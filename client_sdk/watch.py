@@ -185,6 +185,11 @@ class _Watcher:
                 "measured. Call handle.remove() and watch() again after changing the model",
             )
 
+    @property
+    def has_stepped(self) -> bool:
+        """Whether the optimizer has made a step since the last measured `log`; implements `measurement.Instrument`."""
+        return self._steps > self._logged_at
+
     def measure(
         self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None
     ) -> _PendingMeasurement | None:

@@ -68,6 +68,18 @@ class SequenceMovedError(ServerError):
         self.last_seq = last_seq
 
 
+class TrainingMovedError(ServerError):
+    """Another writer of the rank has moved its training since the caller divided the records into late and others.
+
+    ``attempt`` and ``last_step`` describe the training of the rank as it is stored.
+    """
+
+    def __init__(self, attempt: int, last_step: int) -> None:
+        super().__init__(f"the training of the rank is at step {last_step} of attempt {attempt}")
+        self.attempt = attempt
+        self.last_step = last_step
+
+
 class WriterTakenError(ServerError):
     """A later connection of the same writer has replaced this one, which may not add records any more."""
 

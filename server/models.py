@@ -85,6 +85,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Unix time by the clock of the training process."""
     scalars: Mapping[str, float]
     attempt: int = 0
+    is_late: bool = False
+    """Whether the record belongs to an earlier step of the attempt, although training itself did not go back."""
     layout: Layout | None = None
     block: NDArray[np.float32] | None = None
     """Layer statistics, shape (layers, statistics) of `layout`; NaN where not measured."""

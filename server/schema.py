@@ -89,7 +89,8 @@ writers = Table(
     Index(None, "writer"),
 )
 
-# One row for each attempt of a rank.
+# One row for each attempt of a rank, and one for each series of late records, which are merged into an attempt.
+# Series of late records have negative numbers, so that the numbers of attempts stay consecutive.
 attempts = Table(
     "attempts",
     metadata,
@@ -99,6 +100,8 @@ attempts = Table(
     Column("first_step", BigInteger, nullable=False),
     Column("last_step", BigInteger, nullable=False),
     Column("started_at", Float(53), nullable=False),
+    # The attempt that a series of late records belongs to; null for an attempt.
+    Column("merged_into", Integer),
 )
 
 layouts = Table(

@@ -14,6 +14,8 @@ MIN_FOUND: Final = 0.95
 """Share of the rises that must be found at their first record."""
 MAX_GRADIENT_ALARMS_PER_1000: Final = 0.05
 """Gradient alarms outside events per 1,000 steps."""
+SAME_CURVE: Final = "own/every_"
+"""Beginning of the names of our own logs that hold one curve at different logging intervals."""
 EXCLUDED: Final = "imagenet"
 """Workload whose many short spikes the goals leave out."""
 
@@ -58,11 +60,23 @@ def _own(score: KindScore) -> list[Goal]:
         _all("drifts followed by a message", [event.is_found for event in drifts]),
         _at_most("messages outside events", len(score.false), 0),
         _at_most("forecasts", score.forecasts, 0),
+        _same_at_every_interval(score),
         _no_bad_batch(score),
         _gradient_first(score),
         _few_gradient_alarms(score),
         *(Goal(text=f"left out for now: {gap}", measured="–", is_met=True) for gap in sorted(gaps)),
     ]
+
+
+def _same_at_every_interval(score: KindScore) -> Goal:
+    """Return the goal that one curve gets one verdict, whether each step, each 10th or each 100th is logged."""
+    logs: dict[str, list[tuple[object, ...]]] = {}
+    for event in score.events:
+        if event.log.startswith(SAME_CURVE) and not event.event.gap:
+            said = sorted((alert.kind, alert.level, alert.cause) for alert in event.alerts)
+            logs.setdefault(event.log, []).append((event.error, event.delay, *said))
+    verdicts = list(logs.values())
+    return _all("logs of one curve with the same verdict", [verdict == verdicts[0] for verdict in verdicts])
 
 
 def _gradient_first(score: KindScore) -> Goal:

@@ -107,7 +107,7 @@ class KindScore:
     messages: int = 0
     messages_by_kind: Counter[str] = field(default_factory=Counter)
     forecasts: int = 0
-    """Number of alerts that predicted a spike at level warning or above."""
+    """Number of alerts that predicted a spike, at any level."""
     events: list[EventScore] = field(default_factory=list)
     false: list[tuple[str, Told]] = field(default_factory=list)
     false_gradient: list[tuple[str, Told]] = field(default_factory=list)
@@ -123,10 +123,10 @@ class KindScore:
             self.gradient_records += len(replayed.records)
             self.gradient_steps += replayed.steps
         for alert in replayed.alerts:
+            self.forecasts += alert.kind == AlertKind.SPIKE_PREDICTED
             if alert.is_message:
                 self.messages += 1
                 self.messages_by_kind[alert.kind] += 1
-                self.forecasts += alert.kind == AlertKind.SPIKE_PREDICTED
             else:
                 self.watches += 1
         self.events += score.events

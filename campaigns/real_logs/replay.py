@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from campaigns.real_logs.logs import Log
 from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
-from server.models import AlertKind, AlertLevel, Verdict
+from server.models import AlertLevel, Verdict
 
 
 @dataclass(kw_only=True)
@@ -52,15 +52,12 @@ class Replayed:
     """Whether the log has gradient norms."""
     alerts: tuple[Told, ...]
     """Alerts in the order of their opening."""
-    forecast_records: int
-    """Number of records at which a spike was predicted at level warning or above."""
 
 
 def replay(log: Log) -> Replayed:
     """Return what the product says about a log."""
     suite, lifecycle = DetectorSuite(), AlertLifecycle(log.name)
     alerts: dict[str, Told] = {}
-    forecasts = 0
     for number, sample in enumerate(log.samples):
         verdict = suite.update(sample)
         for alert in lifecycle.apply(verdict, sample.time, sample.attempt):
@@ -78,10 +75,6 @@ def replay(log: Log) -> Replayed:
             if told.message_step is None and alert.level != AlertLevel.WATCH:
                 told.message_step, told.message_record = sample.step, number
                 told.named_step = _named(verdict, alert.kind, told.named_step)
-        forecasts += any(
-            finding.kind is AlertKind.SPIKE_PREDICTED and finding.level is not AlertLevel.WATCH
-            for finding in verdict.findings
-        )
     return Replayed(
         kind=log.kind,
         name=log.name,
@@ -89,7 +82,6 @@ def replay(log: Log) -> Replayed:
         records=tuple(sample.step for sample in log.samples),
         has_gradients=any("grad_norm" in sample.scalars for sample in log.samples),
         alerts=tuple(alerts.values()),
-        forecast_records=forecasts,
     )
 
 

@@ -16,16 +16,17 @@ def tables(kinds: Iterable[KindScore]) -> Iterator[str]:
     scores = list(kinds)
     yield "alerts: watches and messages (warning or above)"
     yield (
-        f"{'kind':16} {'logs':>4} {'records':>8} {'steps':>9} {'watch':>6} {'mess.':>6} "
-        f"{'per 1,000 steps':>16} {'per 1,000 records':>18} {'forecasts':>9}  messages by kind"
+        f"{'kind':16} {'logs':>4} {'records':>8} {'steps':>9} {'forecasts':>9} {'watch':>6} {'mess.':>6} "
+        f"{'per 1,000 steps':>16} {'per 1,000 records':>18}  messages by kind"
     )
     for score in scores:
         steps, records = max(1, score.steps), max(1, score.records)
         by_kind = ", ".join(f"{name} {count}" for name, count in score.messages_by_kind.most_common())
         yield (
-            f"{score.name:16} {score.logs:4} {score.records:8,} {score.steps:9,} {score.watches:6} {score.messages:6} "
-            f"{1000 * score.messages / steps:16.3f} {1000 * score.messages / records:18.3f} "
-            f"{score.forecasts:9}  {by_kind or '–'}"
+            f"{score.name:16} {score.logs:4} {score.records:8,} {score.steps:9,} "
+            f"{score.forecasts:9} {score.watches:6} {score.messages:6} "
+            f"{1000 * score.messages / steps:16.3f} {1000 * score.messages / records:18.3f}  "
+            f"{by_kind or '–'}"
         )
     yield ""
     yield "events against labels: an event is found if a message belongs to it; a step error is in records"

@@ -25,11 +25,16 @@ from server.storage.detector_states import DetectorStateStore
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.commits import CommitStore
+from server.storage.measurements.logged_steps import LoggedStepsQuery
+from server.storage.measurements.reader import BucketReader
 from server.storage.measurements.segments import SegmentStore
 from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 
 FOLLOWER_IDLE = 120.0  # seconds without a commit after which the detectors of a run leave memory
+
+HISTORY_CACHE = 4 * 2**20
+"""Bytes of history that are cached for telling late records from a training that went back."""
 
 
 def make_broker(config: Config) -> tuple[Broker, Leases]:
@@ -73,7 +78,12 @@ def make_pipeline(
     )
     return Pipeline(
         writers=writers,
-        committer=Committer(CommitStore(database), clock=time.time, write_lock=write_lock),
+        committer=Committer(
+            CommitStore(database),
+            LoggedStepsQuery(BucketReader(database, HISTORY_CACHE)),
+            clock=time.time,
+            write_lock=write_lock,
+        ),
         publisher=publisher,
         followers=followers,
         run_states=RunStateKeeper(

@@ -134,8 +134,9 @@ class DetectorSuite:
             self._state = _State(attempt=sample.attempt, record=self._state.record)
             self._state.record.renew()
         state = self._state
-        is_seen = state.last_step is not None and sample.step <= state.last_step
-        if is_seen or not (sample.has_layers or any(key in sample.scalars for key in READ_SCALARS)):
+        if state.last_step is not None and sample.step <= state.last_step:
+            return self._verdict(state.last_step, ())
+        if not (sample.has_layers or any(key in sample.scalars for key in READ_SCALARS)):
             return self._verdict(sample.step, ())
         is_first = state.last_step is None
         state.last_step = sample.step

@@ -1,7 +1,7 @@
 """A sudden rise of the learning rate that no schedule explains.
 
 Rule: after ten records with η > 0, η grows by more than half from one record to the next, and by more than twice what
-the last rise was per step. A linear, quadratic or staircase warm-up rises evenly and passes, however often it is logged.
+the last rise was per step. A linear, quadratic or staircase warm-up rises evenly and passes, at any pause.
 The level is warning; critical from a tenfold rise on; watch below a threefold rise or back to a rate at which the run
 has trained before (a warm restart). The finding holds for 50 records.
 

@@ -121,6 +121,7 @@ class _State(msgspec.Struct):
     """Version of the rule set (`RuleSet.version`)."""
     attempt: int = 0
     last_step: int = 0
+    """Step of the last sample that was not late."""
     seen_at: float | None = None
     """Time of the last sample by the server's clock."""
     states: list[RuleState] = msgspec.field(default_factory=list, name="watches")
@@ -146,7 +147,7 @@ class RuleEvaluator:
 
     @property
     def last_step(self) -> int:
-        """Step of the last sample."""
+        """Step of the last sample that was not late."""
         return self._state.last_step
 
     @property
@@ -184,7 +185,8 @@ class RuleEvaluator:
             state.attempt = sample.attempt
             for entry in state.states:
                 entry.renew()
-        state.last_step = sample.step
+        if not sample.is_late:
+            state.last_step = sample.step
         state.seen_at = at
         if not state.states:
             return NOTHING

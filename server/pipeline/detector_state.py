@@ -90,6 +90,8 @@ class DetectorState:
         held = self._apply_rules(sample, committed_at)
         if held:
             verdict = replace(verdict, findings=(*verdict.findings, *held))
+        if sample.is_late:
+            verdict = replace(verdict, step=max(verdict.step, self.rules.last_step))  # alerts never step back
         self.record_alerts(*self.alerts.apply(verdict, sample.time, sample.attempt))
         self.happened += [replace(event, attempt=sample.attempt) for event in verdict.events]
         self.happened += self.thinned.update(sample)

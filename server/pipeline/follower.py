@@ -244,7 +244,7 @@ class RunFollower:
         for segment in found:
             columns, layouts = self._source.decode(segment, state.rules.statistics)
             if columns is not None:
-                for sample in samples(columns, segment.attempt, layouts, summed=True):
+                for sample in samples(columns, segment.attempt, layouts, is_late=segment.is_late, summed=True):
                     state.update(sample, segment.committed_at)
             state.position = segment.id
 

@@ -30,12 +30,15 @@ class FreshSegment:
     """Lower bound of the gap check: no segment of this rank has an id between this one and ``id``."""
     rank: int
     attempt: int
+    """Attempt that the records belong to."""
     committed_at: float
     columns: Columns
     layouts: Mapping[int, Layout]
     """Layouts of the segment's writer, keyed by layout number."""
     size: int
     """Approximate size in memory in bytes."""
+    is_late: bool = False
+    """Whether the records are late: they belong to earlier steps of the attempt."""
 
 
 def fresh_segments(request: CommitRequest, commit: Commit) -> list[FreshSegment]:
@@ -50,6 +53,7 @@ def fresh_segments(request: CommitRequest, commit: Commit) -> list[FreshSegment]
             columns=draft.columns,
             layouts=request.writer.layouts,
             size=draft.columns.size,
+            is_late=stored.is_late,
         )
         for draft, stored in zip(request.drafts, commit.segments, strict=True)
     ]

@@ -27,8 +27,12 @@ def pack(
     records: Sequence[Record],
     layouts: Mapping[int, Layout],
     sent_statistics: Mapping[int, int],
+    late: Sequence[bool] | None = None,
 ) -> list[SegmentDraft]:
-    """Return the segments of consecutive records, cut wherever the step decreases.
+    """Return the segments of consecutive records, cut wherever the step decreases and where late records begin or end.
+
+    ``late`` tells whether each record is late; None means that none is. Late records with different scalars are cut
+    apart too, because each may count its steps differently.
 
     ``layouts`` are the stored ones, which include the derived statistic; ``sent_statistics`` is the number of columns
     of the writer's own blocks, keyed by layout number. Raises `IngestError` if a record is invalid; then nothing of the
@@ -37,7 +41,8 @@ def pack(
     for offset, record in enumerate(records):
         _check(first_seq + offset, record, layouts, sent_statistics)
     columns, shapes = _to_columns(records, layouts, sent_statistics)
-    cuts = [0, *(np.flatnonzero(np.diff(columns.steps) < 0) + 1).tolist(), len(records)]
+    inner = np.flatnonzero(np.diff(columns.steps) < 0) + 1 if late is None else _late_cuts(records, late)
+    cuts = [0, *map(int, inner), len(records)]
     drafts = []
     for start, stop in pairwise(cuts):
         part = columns if len(cuts) == 2 else columns.rows(start, stop)
@@ -50,9 +55,20 @@ def pack(
                 payload=encode(part),
                 columns=part,
                 histograms=tuple(draft for row, draft in shapes if start <= row < stop),
+                is_late=late is not None and late[start],
             )
         )
     return drafts
+
+
+def _late_cuts(records: Sequence[Record], late: Sequence[bool]) -> list[int]:
+    return [
+        row
+        for row, (before, record) in enumerate(pairwise(records), 1)
+        if late[row] != late[row - 1]
+        or record.step < before.step
+        or (late[row] and record.scalars.keys() != before.scalars.keys())
+    ]
 
 
 def _check(seq: int, record: Record, layouts: Mapping[int, Layout], sent_statistics: Mapping[int, int]) -> None:

@@ -25,6 +25,8 @@ class _State(msgspec.Struct):
     marks: list[tuple[float, int]] = []
     """Pairs (time, step), at least RATE_WINDOW / RATE_POINTS seconds apart."""
     loss: float | None = None
+    loss_step: int = -1
+    """Step of the last loss."""
     lr: float | None = None
     stage: str | None = None
     stability_ratio: float | None = None
@@ -42,15 +44,17 @@ class RunProgress:
         if sample.attempt != state.attempt:
             state.attempt = sample.attempt
             state.marks = []
+            state.loss_step = -1
             state.buckets = {k: value for k, value in state.buckets.items() if (k + 1) * state.width <= sample.step}
         state.stage = verdict.stage
         state.stability_ratio = _finite(verdict.stability_ratio)
-        if "lr" in sample.scalars:
+        if "lr" in sample.scalars and not sample.is_late:
             state.lr = _finite(sample.scalars["lr"])
-        if "loss" in sample.scalars:
-            state.loss = _finite(sample.scalars["loss"])
+        if "loss" in sample.scalars and sample.step >= state.loss_step:  # A late loss is not the present one.
+            state.loss, state.loss_step = _finite(sample.scalars["loss"]), sample.step
             self._add_loss(sample.step, sample.scalars["loss"])
-        self._mark(sample.time, sample.step)
+        if not sample.is_late:
+            self._mark(sample.time, sample.step)
 
     def _add_loss(self, step: int, loss: float) -> None:
         state = self._state

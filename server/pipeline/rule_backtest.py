@@ -148,9 +148,10 @@ class _Replay:
 
     def add(self, chunk: StepChunk) -> None:
         """Let the rule read the next piece of the history."""
-        for sample in samples(chunk.columns, chunk.attempt, chunk.layouts):
+        for sample in samples(chunk.columns, chunk.attempt, chunk.layouts, is_late=chunk.is_late):
             self._records += 1
-            self._last_step = sample.step
+            if not sample.is_late:
+                self._last_step = sample.step
             value = self._read.value(self._rule, sample)
             if value is not None:
                 self._values_seen += 1
@@ -194,7 +195,8 @@ class _Replay:
         result = self._evaluator.update(sample, sample.time)
         for rule_id, _ in result.returned:
             self._note(self._lifecycle.end(f"{AlertKind.CUSTOM_RULE}:{rule_id}", sample.step, sample.time, ""), None)
-        verdict = Verdict(step=sample.step, stage=Stage.STABLE, stability_ratio=None, findings=result.findings)
+        step = max(sample.step, self._evaluator.last_step) if sample.is_late else sample.step
+        verdict = Verdict(step=step, stage=Stage.STABLE, stability_ratio=None, findings=result.findings)
         for alert in self._lifecycle.apply(verdict, sample.time, sample.attempt):
             self._note(alert, result.findings[0] if result.findings else None)
 

@@ -12,11 +12,14 @@ from server.models import LayerColumns, LayerSums, Layout, Sample
 from server.pyramid.columns import BlockColumns, Columns
 
 
-def samples(columns: Columns, attempt: int, layouts: Mapping[int, Layout], *, summed: bool = False) -> Iterator[Sample]:
+def samples(
+    columns: Columns, attempt: int, layouts: Mapping[int, Layout], *, is_late: bool = False, summed: bool = False
+) -> Iterator[Sample]:
     """Yield the samples of a segment in order.
 
-    ``layouts`` are those of the segment's writer, keyed by layout number. With ``summed``, each sample carries the sums
-    over layers that the detectors use, which are computed for all records at once.
+    ``layouts`` are those of the segment's writer, keyed by layout number. ``is_late`` tells whether the records belong
+    to earlier steps of the attempt. With ``summed``, each sample carries the sums over layers that the detectors use,
+    which are computed for all records at once.
     """
     scalars: list[dict[str, float]] = [{} for _ in columns.steps]
     for name, column in columns.scalars.items():
@@ -31,7 +34,9 @@ def samples(columns: Columns, attempt: int, layouts: Mapping[int, Layout], *, su
             columns_of_row = LayerColumns(statistics=block.statistics, at=at)
             layers[row] = {"layout": layout, "columns": columns_of_row, "layer_sums": own}
     for row, (step, time) in enumerate(zip(columns.steps.tolist(), columns.times.tolist(), strict=True)):
-        yield Sample(step=step, time=time, scalars=scalars[row], attempt=attempt, **layers.get(row, {}))
+        yield Sample(
+            step=step, time=time, scalars=scalars[row], attempt=attempt, is_late=is_late, **layers.get(row, {})
+        )
 
 
 def _sums(block: BlockColumns, layout: Layout) -> list[LayerSums]:

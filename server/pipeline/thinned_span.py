@@ -36,6 +36,8 @@ class ThinnedSpan:
     def update(self, sample: Sample) -> tuple[Event, ...]:
         """Return the events of a sample: the begin or the end of a stretch, or both."""
         state = self._state
+        if sample.is_late:
+            return ()
         ended = self.end() if sample.attempt != state.attempt else ()
         state.attempt = sample.attempt
         if not sample.scalars.get(STATISTICS_THINNED):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from client_sdk.protocol import Batch, Record
 from server.errors import IngestError, WriterTakenError
+from server.pipeline.late_records import TrainingSteps
+from server.pyramid.drafts import SegmentDraft
+from server.storage.measurements.commits import Commit
 from server.storage.runs import Registration
 
 MAX_KNOWN_NAMES = 10_000
@@ -23,13 +26,16 @@ class WriterSession:
         """Number of statistics columns in the writer's blocks on the wire, keyed by layout number."""
         self.known_names: frozenset[str] = frozenset()
         """Scalar names that the database has recorded for this rank."""
+        self.training = TrainingSteps()
+        """Steps that the training of the writer's rank has reached."""
         self.on_taken: Callable[[], None] = lambda: None
         """Callback for when a later connection of the same writer registers, on this server or another."""
 
-    def note_commit(self, last_seq: int, names: Iterable[str]) -> None:
-        """Record that everything up to ``last_seq``, with scalars of these names, is committed."""
-        self.last_seq = last_seq
-        new = frozenset(names) - self.known_names
+    def note_commit(self, commit: Commit, drafts: Sequence[SegmentDraft]) -> None:
+        """Record that these drafts, and everything before them, are committed."""
+        self.last_seq = commit.last_seq
+        self.training.note(commit, drafts)
+        new = frozenset(name for draft in drafts for name in draft.names) - self.known_names
         if new:
             self.known_names = new if len(self.known_names) > MAX_KNOWN_NAMES else self.known_names | new
 

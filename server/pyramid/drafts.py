@@ -32,6 +32,8 @@ class SegmentDraft:
     columns: Columns
     """Columns that the payload encodes, so that later stages need not decode it."""
     histograms: tuple[HistogramDraft, ...] = ()
+    is_late: bool = False
+    """Whether the records are late: they belong to earlier steps, but training itself did not go back."""
 
     @property
     def names(self) -> Iterable[str]:

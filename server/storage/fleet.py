@@ -49,7 +49,9 @@ class FleetQuery:
         stored = await self._layouts.of_run(run_id)
         async with self._database.read() as connection:
             rows = await connection.execute(
-                select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.rank, attempts.c.attempt)
+                select(attempts)
+                .where(attempts.c.run_id == run_id, attempts.c.merged_into.is_(None))
+                .order_by(attempts.c.rank, attempts.c.attempt)
             )
             found = tuple(msgspec.convert(row, answers.Attempt, from_attributes=True) for row in rows.mappings())
         statistics: dict[str, None] = {}

@@ -49,7 +49,6 @@ def _replayed(*alerts: Told, kind: str = "algoperf") -> Replayed:
         records=RECORDS,
         has_gradients=True,
         alerts=alerts,
-        forecast_records=0,
     )
 
 

@@ -262,6 +262,70 @@ def test_uncaught_exception_makes_the_run_crashed(tmp_path: Path, server: Ingest
     assert [finish.state for _, finish in server.finishes] == ["crashed"]
 
 
+@pytest.mark.parametrize(
+    ("ending", "state"),
+    [
+        ("sys.exit(0)", "finished"),
+        ("sys.exit()", "finished"),
+        ("sys.exit(1)", "crashed"),
+        ("sys.exit('no more data')", "crashed"),
+        ("raise KeyboardInterrupt", "finished"),
+        ("sys.ps1 = '> '; raise ValueError", "finished"),
+        ("pass", "finished"),
+        ("client_sdk.finish(state='crashed')", "crashed"),
+        ("client_sdk.finish(state='nonsense')", "finished"),
+        ("client_sdk.finish(20, 'finished'); sys.exit(1)", "finished"),
+    ],
+)
+def test_end_of_the_program_decides_the_state(tmp_path: Path, server: IngestServer, ending: str, state: str) -> None:
+    python(ENDED + ending, tmp_path, server.url)
+    assert [finish.state for _, finish in server.finishes] == [state]
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"),
+    [
+        ("try:\n    raise RuntimeError\nfinally:\n    client_sdk.finish()", "crashed"),
+        ("try:\n    sys.exit(3)\nfinally:\n    client_sdk.finish()", "crashed"),
+        ("try:\n    raise SystemExit(0)\nfinally:\n    client_sdk.finish()", "finished"),
+        ("try:\n    pass\nfinally:\n    client_sdk.finish()", "finished"),
+        ("try:\n    raise KeyboardInterrupt\nfinally:\n    client_sdk.finish()", "finished"),
+        ("try:\n    next(iter(()))\nexcept StopIteration:\n    client_sdk.finish()", "finished"),
+        ("try:\n    raise RuntimeError\nfinally:\n    client_sdk.finish(state='finished')", "finished"),
+        ("try:\n    raise RuntimeError\nexcept RuntimeError:\n    pass\nclient_sdk.finish()", "finished"),
+        ("try:\n    sys.exit(1)\nexcept SystemExit:\n    pass", "finished"),
+        ("try:\n    sys.exit(1)\nexcept SystemExit as error:\n    sys.exit(error.code)", "crashed"),
+        ("try:\n    sys.exit(1)\nexcept SystemExit:\n    sys.exit(0)", "finished"),
+        ("import threading\nt = threading.Thread(target=sys.exit, args=(1,))\nt.start()\nt.join()", "finished"),
+        (
+            "import multiprocessing\n"
+            "p = multiprocessing.get_context('fork').Process(target=sys.exit, args=(1,))\n"
+            "p.start()\np.join()\nassert p.exitcode == 1",
+            "finished",
+        ),
+        (
+            "client_sdk.finish()\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n"
+            "    client_sdk.init(project='p', directory=sys.argv[1], url=sys.argv[2])\n"
+            "    client_sdk.log({'loss': 0.0})\n    client_sdk.finish()",
+            "finished",
+        ),
+    ],
+)
+def test_exception_that_passes_through_finish_is_a_crash(
+    tmp_path: Path, server: IngestServer, lines: str, state: str
+) -> None:
+    python(ENDED + "\n" + lines, tmp_path, server.url)
+    assert server.finishes[-1][1].state == state
+
+
+def test_status_of_the_process_stays_that_of_sys_exit(tmp_path: Path, server: IngestServer) -> None:
+    for ending, status, message in (("sys.exit(7)", 7, ""), ("sys.exit('no data')", 1, "no data\n"), ("exit()", 0, "")):
+        done = python(ENDED + ending, tmp_path, server.url)
+        assert (done.returncode, done.stderr) == (status, message)
+    done = python(ENDED + "os = __import__('os'); os._exit(1)", tmp_path, server.url)
+    assert (done.returncode, len(server.finishes)) == (1, 3), "os._exit runs no code; a later init or sync reports it"
+
+
 def test_exit_without_a_server_keeps_the_records_and_reports_where(tmp_path: Path, nobody: str) -> None:
     program = ENDED.replace("client_sdk.flush(20)", "client_sdk.EXIT_TIMEOUT = 0.2")
     done = python(program, tmp_path, nobody)

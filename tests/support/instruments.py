@@ -42,6 +42,7 @@ class StepInstrument:
         self.histograms = histograms
         self.landed = landed
         self.pending: list[Landed] = []
+        self.has_stepped = True
 
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Landed:
         if closure is not None:
@@ -56,6 +57,7 @@ class BrokenInstrument:
     """An instrument whose every measurement raises an error."""
 
     layout = Layout(id=0, layers=("a",), statistics=("grad_norm",))
+    has_stepped = True
 
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Landed:
         raise RuntimeError("measuring failed")

@@ -42,6 +42,10 @@ class RandomInstrument:
         values[odd > 0.98] = np.inf
         return values
 
+    @property
+    def has_stepped(self) -> bool:
+        return True
+
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Landed:
         histograms: tuple[Histograms, ...] = ()
         if self._histogram_every and step % self._histogram_every == 0:

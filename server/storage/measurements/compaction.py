@@ -17,7 +17,7 @@ from server.errors import CorruptDataError, DatabaseError, SegmentCorruptError, 
 from server.log_actions import LogAction
 from server.pyramid.blobs import BlobError, pack
 from server.pyramid.buckets import Buckets, Canvas, bucket_of, first_step_of, widen
-from server.pyramid.columns import Payload, concatenate
+from server.pyramid.columns import Columns, Payload, concatenate
 from server.pyramid.tiles import (
     FAN_IN,
     SCALARS,
@@ -150,7 +150,7 @@ class Compactor:
         if not await self._store.replace_segments(group, taken, drafts):
             return 0, 0
         await self.build_levels(group.run_id)
-        return taken[-1].last_seq - taken[0].first_seq + 1, len(drafts)
+        return sum(segment.last_seq - segment.first_seq + 1 for segment in taken), len(drafts)
 
     async def _build_above(self, run_id: str, children: Sequence[SpanHeader]) -> bool:
         draft = await self.draft_above(children)
@@ -201,15 +201,21 @@ def _report(run_id: str, error: CorruptDataError) -> None:
 def build_spans(taken: Sequence[SegmentBytes], min_records: int) -> list[SpanDraft]:
     """Build spans of level 0 with about ``min_records`` records each. Raises `SegmentCorruptError`.
 
-    Takes long enough to belong in a thread.
+    A span contains consecutive records of its writer, so late records between two segments end a span. Takes long
+    enough to belong in a thread.
     """
-    parts = []
+    runs: list[tuple[int, list[Columns]]] = []
+    last_seq: int | None = None
     for segment in taken:
         try:
-            parts.append(Payload(segment.payload).columns())
+            columns = Payload(segment.payload).columns()
         except ValueError as error:
             raise SegmentCorruptError(segment.id, str(error)) from error
-    return list(cut(concatenate(parts), taken[0].first_seq, min_records))
+        if last_seq is None or segment.first_seq != last_seq + 1:
+            runs.append((segment.first_seq, []))
+        runs[-1][1].append(columns)
+        last_seq = segment.last_seq
+    return [draft for first_seq, parts in runs for draft in cut(concatenate(parts), first_seq, min_records)]
 
 
 def _full_level(roots: Sequence[SpanHeader]) -> list[SpanHeader] | None:

@@ -20,7 +20,7 @@ from server.models import DELETING
 from server.pyramid.blobs import BlobError, unpack
 from server.pyramid.columns import BlockColumns, Columns, Payload
 from server.pyramid.tiles import SCALARS, LevelZero, TileKey, columns_of, decode_values, title_of, unpack_steps
-from server.schema import runs, segments, spans, tiles, writers
+from server.schema import attempts, runs, segments, spans, tiles, writers
 from server.storage.database import Database
 from server.storage.measurements.spans import StoredTile, to_stored_tile, verify
 
@@ -34,8 +34,11 @@ class Piece:
     rank: int
     writer_id: int
     attempt: int
+    """Attempt that the records belong to."""
     first_seq: int
     columns: Columns
+    is_late: bool = False
+    """Whether the records are late: they belong to earlier steps of the attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,13 @@ class HistoryReader:
             known = (await connection.execute(query.order_by(writers.c.rank, writers.c.id))).all()
             if not known:
                 await expect_run(connection, run_id)
+            # Read after the sequences: the series of every record up to them exists by now.
+            late = await connection.execute(
+                select(attempts.c.rank, attempts.c.attempt, attempts.c.merged_into).where(
+                    attempts.c.run_id == run_id, attempts.c.merged_into.is_not(None)
+                )
+            )
+            merged_into = {(row.rank, row.attempt): row.merged_into for row in late}
         for writer in known:
             reached = 0
             while reached < writer.last_seq:
@@ -98,7 +108,8 @@ class HistoryReader:
                 yield Piece(
                     rank=writer.rank,
                     writer_id=writer.id,
-                    attempt=found.attempt,
+                    attempt=merged_into.get((writer.rank, found.attempt), found.attempt),
+                    is_late=(writer.rank, found.attempt) in merged_into,
                     first_seq=max(reached + 1, found.first_seq),
                     columns=columns,
                 )

@@ -70,11 +70,13 @@ class BucketReader:
         step_to: int | None,
         max_buckets: int,
         attempt: int | None,
+        with_late: bool = True,
     ) -> BucketResult | None:
         """Return at most ``max_buckets`` buckets of the steps from ``step_from`` to ``step_to``, both included.
 
         The range is clamped to the steps that the run has; None on either side means no bound. Returns None where the
         run has no steps in the range. ``attempt`` selects one attempt; None shows what no later attempt replaced.
+        Late records are part of their attempt unless ``with_late`` is False.
 
         A damaged tile is replaced by the tiles that it was built from. Raises `CorruptDataError` where values
         themselves are damaged, and `DatabaseError`.
@@ -82,7 +84,7 @@ class BucketReader:
         damaged: set[int] = set()
         while True:
             async with self._database.snapshot() as connection:
-                view = await read_view(connection, run_id, attempt)
+                view = await read_view(connection, run_id, attempt, with_late=with_late)
                 step_range = view.clamp(step_from, step_to)
                 if step_range is None:
                     return None
@@ -121,13 +123,16 @@ class BucketReader:
         numbers = np.arange(first // width, last // width + 1, dtype=np.int64)
         canvas = Canvas(numbers, selection.rows, selection.dtype, selection.fields)
         # Attempts of a rank follow each other, and so do the writers of an attempt. Within a writer, steps never
-        # decrease. Sorting by sequence alone would be wrong: a span may begin before the part that is used of it.
+        # decrease, except in late records, which are placed by their steps. Sorting by sequence alone would be wrong: a
+        # span may begin before the part that is used of it.
         parts: list[tuple[tuple[int, int, int, int], Piece | tuple[OpenSegment, DecodedSegment]]] = []
         for piece in pieces:
             span = piece.span
-            parts.append(((span.attempt, span.writer_id, piece.step_range[0], span.first_seq), piece))
+            attempt = query.view.attempt_of(span.rank, span.attempt)
+            parts.append(((attempt, span.writer_id, piece.step_range[0], span.first_seq), piece))
         for segment, decoded in segments:
-            key = (segment.attempt, segment.writer_id, segment.step_range[0], segment.first_seq)
+            attempt = query.view.attempt_of(segment.rank, segment.attempt)
+            key = (attempt, segment.writer_id, segment.step_range[0], segment.first_seq)
             parts.append((key, (segment, decoded)))
 
         def draw(part: Piece | tuple[OpenSegment, DecodedSegment]) -> list[RowBuckets]:

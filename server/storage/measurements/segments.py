@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 
 from server.schema import attempts, runs, segments
 from server.storage.database import Database
@@ -17,6 +17,9 @@ class StoredSegment:
     id: int
     writer_id: int
     attempt: int
+    """Attempt that the records belong to."""
+    is_late: bool
+    """Whether the records are late: they belong to earlier steps of the attempt."""
     committed_at: float
     """Time of the commit, Unix seconds."""
     payload: bytes
@@ -46,8 +49,19 @@ class SegmentStore:
         """
         lowest = select(func.min(attempts.c.rank)).where(attempts.c.run_id == run_id).scalar_subquery()
         head = select(runs.c.state, lowest.label("rank")).where(runs.c.id == run_id)
-        columns = [segments.c[name] for name in ("id", "writer_id", "attempt", "committed_at", "payload")]
-        following = select(*columns).where(segments.c.run_id == run_id, segments.c.id > position)
+        columns = [segments.c[name] for name in ("id", "writer_id", "committed_at", "payload")]
+        attempt = func.coalesce(attempts.c.merged_into, segments.c.attempt).label("attempt")
+        is_late = attempts.c.merged_into.is_not(None).label("is_late")
+        is_owner = and_(
+            attempts.c.run_id == segments.c.run_id,
+            attempts.c.rank == segments.c.rank,
+            attempts.c.attempt == segments.c.attempt,
+        )
+        following = (
+            select(*columns, attempt, is_late)
+            .outerjoin(attempts, is_owner)
+            .where(segments.c.run_id == run_id, segments.c.id > position)
+        )
         async with self._database.read() as connection:
             # The state is read first: if the run has ended, the next query sees everything that it sent.
             row = (await connection.execute(head)).one_or_none()

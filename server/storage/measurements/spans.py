@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from client_sdk.vocabulary import RunState
 from server.errors import SegmentCorruptError
 from server.pyramid.tiles import FAN_IN, SpanDraft, SpanHeader, TileBlobs, TileKey
-from server.schema import monitors, runs, segments, spans, tiles, writers
+from server.schema import attempts, monitors, runs, segments, spans, tiles, writers
 from server.storage.database import Database, insert_ignore
 from server.storage.id_list import padded
 
@@ -100,6 +100,11 @@ class SpanStore:
             .group_by(*key)
             .subquery()
         )
+        is_owner = and_(
+            attempts.c.run_id == found.c.run_id,
+            attempts.c.rank == found.c.rank,
+            attempts.c.attempt == found.c.attempt,
+        )
         query = (
             select(
                 *found.c,
@@ -108,15 +113,19 @@ class SpanStore:
                 writers.c.state,
                 monitors.c.rank.label("read_rank"),
                 monitors.c.position,
+                func.coalesce(attempts.c.merged_into, found.c.attempt).label("training_attempt"),
             )
             .join(runs, runs.c.id == found.c.run_id)
             .join(writers, writers.c.id == found.c.writer_id)
+            .outerjoin(attempts, is_owner)
             .join(monitors, monitors.c.run_id == found.c.run_id)
             .order_by(found.c.writer_id, found.c.attempt)
         )
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        newest = {row.writer_id: row.attempt for row in rows}
+        newest: dict[int, int] = {}
+        for row in rows:
+            newest[row.writer_id] = max(row.training_attempt, newest.get(row.writer_id, 0))
         return [
             AttemptSegments(
                 run_id=row.run_id,
@@ -125,7 +134,7 @@ class SpanStore:
                 attempt=row.attempt,
                 records=int(row.records),
                 layers=row.layer_count,
-                is_closed=row.state != RunState.RUNNING or row.attempt < newest[row.writer_id],
+                is_closed=row.state != RunState.RUNNING or row.training_attempt < newest[row.writer_id],
                 position=row.position if row.rank == row.read_rank else None,
                 repairs=row.repairs,
             )

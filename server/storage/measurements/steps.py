@@ -30,6 +30,8 @@ class StepChunk:
     layouts: Mapping[int, Layout]
     """Layouts of the writer, keyed by layout number."""
     columns: Columns
+    is_late: bool = False
+    """Whether the records are late: they belong to earlier steps of the attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,5 +143,9 @@ class StepReader:
                     continue  # These records came after the walk began.
                 columns = piece.columns if count >= len(piece.columns.steps) else piece.columns.rows(0, count)
                 yield StepChunk(
-                    rank=piece.rank, attempt=piece.attempt, layouts=writer.layouts, columns=chosen.of(columns)
+                    rank=piece.rank,
+                    attempt=piece.attempt,
+                    layouts=writer.layouts,
+                    columns=chosen.of(columns),
+                    is_late=piece.is_late,
                 )

@@ -55,7 +55,7 @@ def make_publisher(database: Database, broker: BlockingBroker) -> Publisher:
 
 
 def commit_of(step: int) -> Commit:
-    return Commit(last_seq=step + 1, first_step=step, last_step=step, attempt=0, events=(), segments=())
+    return Commit(last_seq=step + 1, first_step=step, last_step=step, began=False, attempt=0, events=(), segments=())
 
 
 def test_a_broker_that_blocks_delays_no_acknowledgement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
