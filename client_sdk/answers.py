@@ -298,7 +298,7 @@ class Notification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lead(msgspec.Struct, frozen=True, kw_only=True):
-    """Steps from predictions to the spikes that came."""
+    """Steps from the first warnings of predictions to the spikes that came."""
 
     count: int = 0
     median: float | None = None

@@ -13,6 +13,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from client_sdk.vocabulary import AlertLevel
+
 PROTOCOL_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 MAX_LAYOUTS: Final = 1_000
@@ -153,15 +155,30 @@ class PredictedStep(msgspec.Struct, frozen=True, kw_only=True):
     high: int
 
 
+class Forecast(PredictedStep, frozen=True, kw_only=True):
+    """Forecast as it was reported at one step. It is never changed afterwards."""
+
+    step: int
+    """Step at which the forecast was reported."""
+    level: str
+    """Level of the alert at that step: "watch", "warning" or "critical"."""
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Result of a forecast, once it is settled."""
 
     result: Literal["hit", "early", "late", "false"]
-    """Verdict: "hit" if the spike began within low…high, "early" or "late" if before or after it, "false" if never."""
+    """Verdict on the forecast that was reported first at level warning or above, or on the first one of a mere watch:
+    "hit" if the spike began within low…high, "early" or "late" if before or after it, "false" if never.
+    """
     step: int | None
     """Step at which the spike began; None if there was none."""
     lead: int | None
-    """Steps from the opening of the alert to the beginning of the spike; None if there was none."""
+    """Steps from the first warning to the beginning of the spike, at most 0 if the warning came too late; None if there
+    was no spike or no warning.
+    """
+    first_seen_lead: int | None = None
+    """Steps from the opening of the alert, at whatever level, to the beginning of the spike; None if there was none."""
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +201,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """Forecast as of `updated_step`."""
     first_predicted_step: PredictedStep | None = None
     """Forecast as of the opening of the alert."""
+    forecasts: tuple[Forecast, ...] = ()
+    """Forecasts as they were reported, oldest first; empty for alerts stored by versions that did not keep them."""
     layers: tuple[str, ...] = ()
     """Layers that contribute most, largest contributor first."""
     layer_shares: tuple[float, ...] = ()
@@ -198,6 +217,26 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     closed_at: float | None = None
     updated_step: int = 0
     attempt: int = 0
+
+    @property
+    def first_warned(self) -> Forecast | None:
+        """Forecast that was reported first at level warning or above; None if there was none or it was not kept."""
+        return next((forecast for forecast in self.forecasts if forecast.level != AlertLevel.WATCH), None)
+
+    @property
+    def judged_forecast(self) -> PredictedStep | None:
+        """Forecast that `outcome` is a verdict on: the first warning's, or the first one where none is known."""
+        return self.first_warned or self.first_predicted_step
+
+    @property
+    def turns(self) -> tuple[Forecast, ...]:
+        """The forecasts that tell the story in short: the first one, the first one of each level, and the latest."""
+        last = len(self.forecasts) - 1
+        return tuple(
+            forecast
+            for i, forecast in enumerate(self.forecasts)
+            if i in (0, last) or forecast.level != self.forecasts[i - 1].level
+        )
 
 
 class AlertNotice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="alert"):

@@ -45,8 +45,9 @@ def marks_of(alerts: Iterable[Alert], events: Iterable[Event], attempt: int | No
     spikes = {event.step for event in events if event.kind == EventKind.SPIKE}
     spikes |= {alert.step for alert in alerts if alert.kind == AlertKind.SPIKE}
     settled = sorted(
-        ((alert.predicted_step, alert.outcome.result) for alert in predictions
-         if alert.outcome is not None and alert.predicted_step is not None and not alert.is_open),
+        ((band, alert.outcome.result) for alert in predictions
+         if alert.outcome is not None and not alert.is_open
+         and (band := alert.judged_forecast or alert.predicted_step) is not None),
         key=lambda pair: pair[0].best,
     )  # fmt: skip
     begun = {event.attempt: event.step for event in events if event.kind == EventKind.ROLLBACK}

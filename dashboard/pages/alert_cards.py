@@ -17,6 +17,8 @@ from dashboard.pages.symbols import symbols
 
 HISTORY_SHOWN: Final = 30
 SILENCE_MINUTES: Final = 60
+FORECASTS_SHOWN: Final = 6
+"""Number of forecasts up to which a card shows all of them."""
 OUTCOMES: Final = {"hit": "hit", "early": "came early", "late": "came late", "false": "did not come"}
 
 
@@ -91,6 +93,7 @@ def _open_card(alert: Alert, buttons: Component | None = None) -> Component:
             ),
             html.H2([title, " ", html.Span(band, className="band")] if band else title, className="headline"),
             html.P(_why(alert), className="why"),
+            _forecasts(alert),
             _evidence_table(alert),
             buttons,
         ],
@@ -102,6 +105,29 @@ def _open_card(alert: Alert, buttons: Component | None = None) -> Component:
 def _why(alert: Alert) -> list[Any]:
     cause = "" if alert.cause in ("", Cause.UNKNOWN) else alert.cause.replace("-", " ").capitalize() + ". "
     return symbols(cause + alert.message)
+
+
+def _forecasts(alert: Alert) -> Component | None:
+    """Return what was said when: all forecasts of a prediction, or only the turning points of a long path."""
+    path = alert.forecasts
+    shown = path if len(path) <= FORECASTS_SHOWN else alert.turns
+    if not shown:
+        return None
+    items = [
+        html.Li(
+            f"said at step {count(forecast.step)}: {count(forecast.best)} "
+            f"({count(forecast.low)} to {count(forecast.high)}), {forecast.level}"
+        )
+        for forecast in shown
+    ]
+    left_out = len(path) - len(shown)
+    return html.Div(
+        [
+            html.H3("Forecasts"),
+            html.Ul(items, className="forecasts"),
+            html.P(f"and {left_out} between them", className="note") if left_out else None,
+        ]
+    )
 
 
 def _evidence_table(alert: Alert) -> Component | None:
@@ -224,12 +250,16 @@ def _history_card(settled: Sequence[Alert]) -> Component:
 
 
 def result(alert: Alert) -> str:
-    """Return the result of a settled alert: the outcome of a prediction and its lead, otherwise the level."""
+    """Return the result of a settled alert: the outcome of a prediction and its leads, otherwise the level."""
     if alert.outcome is None:
         return alert.level
     word = OUTCOMES.get(alert.outcome.result, alert.outcome.result)
-    lead = alert.outcome.lead
-    return f"{word}, lead {count(lead)}" if lead is not None and alert.outcome.result != "false" else word
+    lead, seen = alert.outcome.lead, alert.outcome.first_seen_lead
+    if alert.outcome.result == "false" or (lead is None and seen is None):
+        return word
+    if lead is None or lead <= 0:
+        return f"{word}, without a warning"
+    return f"{word}, lead {count(lead)}" + ("" if seen in (None, lead) else f", first seen {count(seen)} before")
 
 
 def level_tone(level: str) -> str:

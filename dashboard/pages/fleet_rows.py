@@ -90,8 +90,9 @@ def alert_words(alert: LastAlert | None, *, is_over: bool = False) -> tuple[str,
 
 
 def outcome_words(alert: Alert, outcome: Outcome) -> str:
-    """Return a settled prediction in words: the predicted step, then the step of the spike."""
-    predicted = "" if alert.predicted_step is None else f"predicted {alert.predicted_step.best:,}"
+    """Return a settled prediction in words: the step that the first warning named, then that of the spike."""
+    forecast = alert.judged_forecast or alert.predicted_step
+    predicted = "" if forecast is None else f"predicted {forecast.best:,}"
     if outcome.step is None:
         return ", ".join(part for part in (predicted, "did not come") if part)
     return f"{outcome.result}: {predicted}, came {outcome.step:,}"

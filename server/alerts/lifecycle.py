@@ -6,12 +6,13 @@ After `restore(snapshot())` the same verdicts give the same alerts with the same
 
 * An alert opens with the first finding of its kind and keeps the highest level it reached.
 * A change is reported only if the level or the cause changed, if the forecast moved by more than two steps and a tenth
-  of the remaining ones, or if 50 steps passed.
-* An alert is resolved when its finding has been absent for 20 steps. A finding that returns before that belongs to the
-  same alert.
-* A prediction is compared to its first forecast, `first_predicted_step`: a spike within that range is a hit, otherwise
-  early or late. Without a spike by the end of the latest range and a margin, and without any further sign, it is false.
-  A mere watch that passes is resolved without a result, because it claimed nothing.
+  of the remaining ones, or if the loss of a spike rose by another tenth of its height, or if 50 steps passed.
+* An alert is resolved when its finding has been absent for 20 records. Its last report has the final text and numbers
+  of the finding. A finding that returns before that belongs to the same alert.
+* A prediction keeps its forecasts as they were reported, and is compared to the first one at level warning or above,
+  because nobody was sent an earlier one: a spike within that range is a hit, otherwise early or late. The lead counts
+  from that warning. Without a spike by the end of the latest range and a margin, and without any further sign, the
+  prediction is false. A mere watch that passes is resolved without a result, because it claimed nothing.
 * Findings of one kind may hold at the same time if each has a key, as those of alert rules do: one alert for each.
 
 >>> from server.models import Stage
@@ -33,6 +34,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from client_sdk.protocol import Forecast
 from client_sdk.vocabulary import LEVEL_RANK
 from server.models import Alert, AlertKind, AlertLevel, AlertState, Finding, Outcome, PredictedStep, Verdict
 
@@ -40,13 +42,15 @@ SNAPSHOT_VERSION: Final = 1
 NAMESPACE: Final = uuid.UUID("5d1f5d3e-61f7-5a3c-9a57-0d2b54f5c0de")
 """Namespace of the alert ids (version 5 UUIDs)."""
 QUIET: Final = 20
-"""Number of steps without its finding after which an alert is resolved."""
+"""Number of records without its finding after which an alert is resolved."""
 REFRESH: Final = 50
 """Number of steps after which an open alert is reported again with fresh evidence."""
 PAUSE: Final = 5
 """Smallest number of steps between two reports of a forecast that moves."""
 MARGIN: Final = 20
-"""Number of steps that a prediction is still waited for beyond its range."""
+"""Number of records that a prediction is still waited for beyond its range."""
+MAX_FORECASTS: Final = 200
+"""Maximum number of forecasts that an alert keeps: the first, those that raised the level, the latest, and others."""
 
 
 class Incident(msgspec.Struct):
@@ -55,6 +59,8 @@ class Incident(msgspec.Struct):
     alert: Alert
     held_step: int
     """Last step at which the finding held."""
+    unreported: Finding | None = None
+    """Latest finding, if the alert does not show its text and numbers yet."""
 
 
 class _State(msgspec.Struct):
@@ -95,7 +101,7 @@ class AlertLifecycle:
             alert = self._hold(finding, findings, settled, verdict.step, time)
             if alert is not None:
                 changed.append(alert)
-        changed += self._expire(findings, verdict.step, time)
+        changed += self._expire(findings, verdict, time)
         return changed
 
     def report(self, finding: Finding, step: int, time: float) -> Alert | None:
@@ -155,18 +161,22 @@ class AlertLifecycle:
             or (before.first_predicted_step is None and finding.predicted_step is not None)
             or finding.cause != before.cause
             or (step - before.updated_step >= PAUSE and _moved(before.predicted_step, finding.predicted_step, step))
+            or (step - before.updated_step >= PAUSE and _grew(before, finding))
             or step - before.updated_step >= REFRESH
         )
+        incident.unreported = None if changed else finding
         if not changed:
             return None
         evidence = {**before.evidence, **finding.evidence, **_warned(before, level, step)}
+        predicted_step = finding.predicted_step or before.predicted_step
         incident.alert = msgspec.structs.replace(
             before,
             level=level.value,
             title=finding.title,
             message=finding.message + _forewarning(evidence),
             cause=finding.cause.value,
-            predicted_step=finding.predicted_step or before.predicted_step,
+            predicted_step=predicted_step,
+            forecasts=_extended(before.forecasts, predicted_step, level, step),
             first_predicted_step=before.first_predicted_step or finding.predicted_step,
             layers=finding.layers or before.layers,
             layer_shares=finding.layer_shares if finding.layers else before.layer_shares,
@@ -184,7 +194,8 @@ class AlertLifecycle:
         evidence = dict(finding.evidence)
         if finding.kind is AlertKind.SPIKE and settled is not None and settled.outcome is not None:
             evidence["prediction_id"] = settled.id
-            evidence["predicted_at_step"] = settled.step
+            evidence["first_seen_at_step"] = settled.step
+            evidence["predicted_at_step"] = settled.evidence.get("warned_at_step")
             evidence["lead_steps"] = settled.outcome.lead
             evidence["prediction_result"] = settled.outcome.result
         alert = Alert(
@@ -198,6 +209,7 @@ class AlertLifecycle:
             message=finding.message + _forewarning(evidence),
             predicted_step=finding.predicted_step,
             first_predicted_step=finding.predicted_step,
+            forecasts=_extended((), finding.predicted_step, finding.level, step),
             layers=finding.layers,
             layer_shares=finding.layer_shares,
             cause=finding.cause.value,
@@ -217,25 +229,23 @@ class AlertLifecycle:
         came = _came(findings)
         if incident is None or came is None:
             return None
-        band = incident.alert.first_predicted_step
+        alert = incident.alert
+        band = alert.judged_forecast
         result: Literal["hit", "early", "late"] = "hit"
         if band is not None:
             result = "early" if came.step < band.low else "late" if came.step > band.high else "hit"
-        lead = came.step - incident.alert.step
+        warned = alert.evidence.get("warned_at_step")
+        lead = came.step - warned if isinstance(warned, int) else None
+        outcome = Outcome(result=result, step=came.step, lead=lead, first_seen_lead=came.step - alert.step)
         del self._state.incidents[AlertKind.SPIKE_PREDICTED]
-        return self._resolve(
-            incident,
-            step,
-            time,
-            Outcome(result=result, step=came.step, lead=lead),
-            f" It came at step {came.step}: lead {lead} steps.",
-        )
+        return self._resolve(incident, step, time, outcome, f" It came at step {came.step}: {_led(alert, outcome)}.")
 
-    def _expire(self, findings: dict[str, Finding], step: int, time: float) -> list[Alert]:
+    def _expire(self, findings: dict[str, Finding], verdict: Verdict, time: float) -> list[Alert]:
         """Resolve the alerts whose findings have been absent for long enough."""
         resolved = []
+        step = verdict.step
         for slot, incident in list(self._state.incidents.items()):
-            if slot in findings or step - incident.held_step < QUIET:
+            if slot in findings or step - incident.held_step < QUIET * verdict.interval:
                 continue
             alert = incident.alert
             if slot != AlertKind.SPIKE_PREDICTED or alert.level == AlertLevel.WATCH:
@@ -243,7 +253,7 @@ class AlertLifecycle:
             else:
                 band = alert.predicted_step
                 last = incident.held_step if band is None else max(band.high, incident.held_step)
-                if step < last + MARGIN:
+                if step < last + MARGIN * verdict.interval:
                     continue
                 outcome = Outcome(result="false", step=None, lead=None)
                 resolved.append(self._resolve(incident, step, time, outcome, f" It did not come by step {step}."))
@@ -251,7 +261,12 @@ class AlertLifecycle:
         return resolved
 
     def _resolve(self, incident: Incident, step: int, time: float, outcome: Outcome | None, note: str) -> Alert:
-        alert = incident.alert
+        alert, latest = incident.alert, incident.unreported
+        if latest is not None and alert.kind != AlertKind.SPIKE_PREDICTED:
+            evidence = {**alert.evidence, **latest.evidence}
+            alert = msgspec.structs.replace(
+                alert, title=latest.title, message=latest.message + _forewarning(evidence), evidence=evidence
+            )
         return msgspec.structs.replace(
             alert,
             state=AlertState.RESOLVED.value,
@@ -278,6 +293,43 @@ def _warned(alert: Alert, level: AlertLevel, step: int) -> dict[str, float | int
     return {"warned_at_step": step}
 
 
+def _led(alert: Alert, outcome: Outcome) -> str:
+    """Return the lead of a prediction that came true, in words: from its warning, and from its first signs."""
+    seen = f"first signs at step {alert.step}, {outcome.first_seen_lead} steps before"
+    warned = alert.evidence.get("warned_at_step")
+    if outcome.lead is None:
+        return f"no warning was given ({seen})"
+    if outcome.lead <= 0:
+        return f"the warning came only at step {warned} ({seen})"
+    return f"lead {outcome.lead} steps from the warning at step {warned}" + (
+        "" if warned == alert.step else f" ({seen})"
+    )
+
+
+def _extended(
+    forecasts: tuple[Forecast, ...], predicted_step: PredictedStep | None, level: AlertLevel, step: int
+) -> tuple[Forecast, ...]:
+    """Return the forecasts of an alert with the one that is reported now, at most `MAX_FORECASTS`.
+
+    A forecast that repeats the last one is not added. If there are too many, every second one is dropped of those that
+    neither come first or last nor changed the level.
+    """
+    if predicted_step is None:
+        return forecasts
+    new = Forecast(
+        step=step, low=predicted_step.low, best=predicted_step.best, high=predicted_step.high, level=level.value
+    )
+    if forecasts and msgspec.structs.replace(forecasts[-1], step=step) == new:
+        return forecasts
+    path = (*forecasts, new)
+    if len(path) <= MAX_FORECASTS:
+        return path
+    last = len(path) - 1
+    return tuple(
+        forecast for i, forecast in enumerate(path) if i % 2 == 0 or i == last or forecast.level != path[i - 1].level
+    )
+
+
 def _moved(before: PredictedStep | None, now: PredictedStep | None, step: int) -> bool:
     """Return whether a forecast moved by more than two steps and a tenth of the remaining ones.
 
@@ -288,8 +340,22 @@ def _moved(before: PredictedStep | None, now: PredictedStep | None, step: int) -
     return before is None or abs(now.best - before.best) > max(2.0, 0.1 * abs(before.best - step))
 
 
+def _grew(before: Alert, finding: Finding) -> bool:
+    """Return whether the peak of a spike rose by more than a tenth of the height that the alert shows."""
+    shown, baseline = before.evidence.get("loss_peak"), before.evidence.get("loss_baseline")
+    peak = finding.evidence.get("loss_peak")
+    if not isinstance(shown, float) or not isinstance(baseline, float) or not isinstance(peak, float):
+        return False
+    return peak - shown > 0.1 * (shown - baseline)
+
+
 def _forewarning(evidence: Mapping[str, float | int | str | None]) -> str:
     """Return the sentence of a spike's message about the prediction that it settled."""
     if "lead_steps" not in evidence:
         return ""
-    return f" It had been predicted at step {evidence['predicted_at_step']}: lead {evidence['lead_steps']} steps."
+    lead = evidence["lead_steps"]
+    if not isinstance(lead, int):
+        return f" It had been watched since step {evidence['first_seen_at_step']}, without a warning."
+    if lead <= 0:
+        return f" The warning came only at step {evidence['predicted_at_step']}."
+    return f" It had been predicted at step {evidence['predicted_at_step']}: lead {lead} steps."

@@ -48,16 +48,22 @@ def judge_tanh_net(
     if not early:
         return Judgement(run=TANH_NET, held=False, sentence=f"the spike at step {came} was not predicted")
     alert = early[0]
-    forecast, outcome = alert["first_predicted_step"], alert["outcome"]
+    outcome = alert["outcome"]
     warned = alert["evidence"].get("warned_at_step")
-    warning = "" if warned is None else f", {outcome['step'] - warned} from the warning at step {warned}"
+    told = [forecast for forecast in alert.get("forecasts", ()) if forecast["level"] != AlertLevel.WATCH]
+    forecast = told[0] if told else alert["first_predicted_step"]
+    seen = outcome["step"] - alert["step"]
+    if warned is None or warned >= outcome["step"]:
+        lead = f"no warning before it, first signs at step {alert['step']} ({seen} steps before)"
+    else:
+        signs = f"{seen} from the first signs at step {alert['step']}"
+        lead = f"lead {outcome['step'] - warned} steps from the warning, {signs}"
     return Judgement(
         run=TANH_NET,
         held=True,
         sentence=(
-            f"spike predicted at step {alert['step']} for step {forecast['best']} "
-            f"(between {forecast['low']} and {forecast['high']}); "
-            f"it came at step {outcome['step']}: lead {outcome['step'] - alert['step']} steps{warning}"
+            f"spike predicted at step {alert['step'] if warned is None else warned} for step {forecast['best']} "
+            f"(between {forecast['low']} and {forecast['high']}); it came at step {outcome['step']}: {lead}"
         ),
     )
 
@@ -67,10 +73,11 @@ def judge_bad_batch(
 ) -> Judgement:
     """Judge whether the corrupted batch was named a bad batch and no spike was predicted."""
     del steps, losses
-    named = [a for a in alerts if a["kind"] == AlertKind.BAD_BATCH and a["step"] == BAD_STEP]
+    # A bad batch is named at the next step, when the loss is back.
+    named = [a for a in alerts if a["kind"] == AlertKind.BAD_BATCH and BAD_STEP <= a["step"] <= BAD_STEP + 2]
     predicted = [a for a in alerts if a["kind"] == AlertKind.SPIKE_PREDICTED]
     if named and not predicted:
-        sentence = f"named a bad batch at step {named[0]['step']}, not a predicted spike"
+        sentence = f"named the batch of step {BAD_STEP} a bad batch, not a predicted spike"
     elif predicted:
         sentence = f"a spike was predicted at step {predicted[0]['step']}, wrongly"
     else:

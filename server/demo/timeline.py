@@ -11,7 +11,7 @@ Notification = Mapping[str, Any]
 CHANGES = {
     "opened": "message sent: {title}",
     "escalated": "message sent: it is more severe now",
-    "confirmed": "message sent: it came, lead {lead} steps",
+    "confirmed": "message sent: it came, {led}",
     "false-alarm": "message sent: it did not come",
     "resolved": "message sent: resolved",
 }
@@ -28,7 +28,9 @@ def timeline(alerts: Sequence[tuple[Mapping[str, Any], Sequence[Notification]]])
         for one in notifications:
             entries.append((one["created_at"], f"{one['change']}: stored, with a message for {one['channel']}"))
             if one["state"] == "sent":
-                words = CHANGES[one["change"]].format(title=alert["title"], lead=outcome.get("lead"))
+                lead = outcome.get("lead")
+                led = "without a warning" if lead is None else f"lead {lead} steps"
+                words = CHANGES[one["change"]].format(title=alert["title"], led=led)
                 latency = f" ({1000 * (one['done_at'] - one['created_at']):.0f} ms after it was stored)"
                 entries.append((one["done_at"], words + latency))
     if not entries:

@@ -149,7 +149,9 @@ def _headline(row: OutboxRow, change: Change) -> str:
     if change is Change.CONFIRMED and outcome is not None:
         how = {"early": "Confirmed, earlier than predicted", "late": "Confirmed, later than predicted"}
         came = how.get(outcome.result, "Confirmed")
-        lead = "" if outcome.lead is None else f": lead {outcome.lead:,} steps"
+        lead = (
+            f": lead {outcome.lead:,} steps" if outcome.lead is not None and outcome.lead > 0 else ", without a warning"
+        )
         return f"{came}: it came at step {outcome.step or alert.updated_step:,}{lead}{where}"
     if change is Change.FALSE_ALARM:
         return f"False alarm: it did not come by step {alert.updated_step:,}{where}"
@@ -200,11 +202,17 @@ def _facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
 def _closing_facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
     """Return the few facts about the end of an incident; its measurements were sent before."""
     facts = [("Run", row.run_name), ("Project", row.project)]
-    date = row.alert.first_predicted_step
-    if date is not None and row.alert.outcome is not None:
-        facts.append(
-            ("First predicted", f"step {date.best:,} ({date.low:,}–{date.high:,}), at step {row.alert.step:,}")
-        )
+    alert = row.alert
+    if alert.outcome is None:
+        return tuple(facts)
+    date = alert.first_predicted_step
+    for forecast in alert.turns:
+        band = f"{forecast.best:,} ({forecast.low:,}–{forecast.high:,})"
+        facts.append((f"Forecast at step {forecast.step:,}", f"step {band}, {forecast.level}"))
+    if date is not None and not alert.forecasts:
+        facts.append(("First predicted", f"step {date.best:,} ({date.low:,}–{date.high:,}), at step {alert.step:,}"))
+    if alert.outcome.first_seen_lead is not None and alert.outcome.first_seen_lead != alert.outcome.lead:
+        facts.append(("First signs", f"step {alert.step:,}, {alert.outcome.first_seen_lead:,} steps before the spike"))
     return tuple(facts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
@@ -94,10 +94,13 @@ class AlertStore:
     async def precision(self, *, project: str | None) -> answers.Precision:
         """Count how the predictions above the level watch were settled, and measure their lead over the spike.
 
-        The lead is that of the newest `LEADS` predictions whose spike came, early and late ones included.
+        The lead is that of the newest `LEADS` predictions whose spike came, early and late ones included. It counts
+        from the warning, also for alerts that were stored when it still counted from the first signs.
         """
         result = alerts.c.body["outcome"]["result"].as_string()
-        lead = alerts.c.body["outcome"]["lead"].as_integer()
+        came = alerts.c.body["outcome"]["step"].as_integer()
+        warned = alerts.c.body["evidence"]["warned_at_step"].as_integer()
+        lead = func.coalesce(came - warned, alerts.c.body["outcome"]["lead"].as_integer())
         predictions = and_(alerts.c.kind == AlertKind.SPIKE_PREDICTED, alerts.c.level != AlertLevel.WATCH)
         if project is not None:
             predictions = and_(predictions, alerts.c.run_id.in_(select(runs.c.id).where(runs.c.project == project)))
@@ -144,7 +147,18 @@ def alert_answer(row: Row[Any]) -> answers.Alert:
     """Return the alert of a row of the table `alerts`."""
     state = shown_state(row.state, row.acknowledged_at)
     others = {"acknowledged_at": row.acknowledged_at, "silenced_until": row.silenced_until}
-    return msgspec.convert({**row.body, "state": state, **others}, answers.Alert)
+    return msgspec.convert({**row.body, **_redefined(row.body), "state": state, **others}, answers.Alert)
+
+
+def _redefined(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outcome of an alert that was stored when the lead still counted from the first signs."""
+    outcome, warned = body.get("outcome"), body["evidence"].get("warned_at_step")
+    if outcome is None or outcome.get("step") is None or warned is None:
+        return {}
+    if outcome.get("first_seen_lead") is not None:
+        return {}
+    first_seen_lead = outcome["step"] - body["step"]
+    return {"outcome": {**outcome, "lead": outcome["step"] - warned, "first_seen_lead": first_seen_lead}}
 
 
 def shown_state(state: str, acknowledged_at: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from dash.development.base_component import Component
 
 from client_sdk.answers import Alert, Outcome, PredictedStep
+from client_sdk.protocol import Forecast
 from dashboard.pages.alert_cards import column, headline, result, single, urgency
 from dashboard.pages.evidence import growth_per_step, lines
 from dashboard.pages.symbols import symbols
@@ -77,6 +78,35 @@ def test_no_alert_is_said_and_history_tells_how_predictions_ended() -> None:
     assert "No open alert" in text
     assert "hit, lead 143" in text
     assert result(missed) == "did not come"
+
+
+def forecast(step: int, best: int, level: str) -> Forecast:
+    return Forecast(step=step, low=best - 10, best=best, high=best + 20, level=level)
+
+
+def test_a_card_says_what_was_forecast_when() -> None:
+    path = (forecast(563, 786, "watch"), forecast(688, 751, "warning"))
+    text = words(single(alert(forecasts=path), "tanh-net", NOW))
+    assert "said at step 563: 786 (776 to 806), watch" in text
+    assert "said at step 688: 751 (741 to 771), warning" in text
+    assert "between them" not in text
+
+
+def test_a_long_path_shows_its_turning_points() -> None:
+    path = tuple(forecast(100 + i, 800 + i, "watch" if i < 20 else "warning") for i in range(50))
+    text = words(single(alert(forecasts=path), "tanh-net", NOW))
+    assert text.count("said at step") == 3
+    assert "said at step 120: 820 (810 to 840), warning" in text
+    assert "and 47 between them" in text
+
+
+def test_a_lead_counts_from_the_warning() -> None:
+    def words_of(lead: int | None) -> str:
+        return result(alert(outcome=Outcome(result="hit", step=752, lead=lead, first_seen_lead=189)))
+
+    assert words_of(64) == "hit, lead 64, first seen 189 before"
+    assert words_of(189) == "hit, lead 189"
+    assert words_of(None) == words_of(-2) == "hit, without a warning"
 
 
 def test_an_acknowledged_alert_says_so_and_can_still_be_silenced() -> None:

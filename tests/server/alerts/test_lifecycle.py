@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from server.alerts.lifecycle import AlertLifecycle
+from client_sdk.protocol import Forecast
+from server.alerts.lifecycle import MAX_FORECASTS, AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
-from server.models import Alert, AlertKind, AlertLevel, Cause, Finding, PredictedStep, Stage, Verdict
+from server.models import Alert, AlertKind, AlertLevel, Cause, Finding, Outcome, PredictedStep, Stage, Verdict
 from tests.support import streams
 
 RUN = "run-1"
@@ -92,15 +93,74 @@ def test_a_watch_that_passes_has_no_result(steps: Steps) -> None:
     assert (closed.state, closed.outcome) == ("resolved", None)
 
 
-def test_prediction_is_compared_to_its_first_forecast(steps: Steps) -> None:
+def test_prediction_is_compared_to_the_forecast_that_was_sent_first(steps: Steps) -> None:
     steps.until(20, predicted(100, AlertLevel.WATCH))
     reported = steps.until(60, predicted(150))
     assert reported[0].evidence["warned_at_step"] == 21
-    settled = steps.until(105, spike(104))[0]
+    settled, named = steps.until(105, spike(104))
     assert settled.first_predicted_step == PredictedStep(low=90, best=100, high=110)
     assert settled.predicted_step == PredictedStep(low=140, best=150, high=160)
-    assert settled.outcome is not None
-    assert (settled.outcome.result, settled.outcome.lead) == ("hit", 103)
+    assert settled.outcome == Outcome(result="early", step=104, lead=83, first_seen_lead=103)
+    assert "lead 83 steps from the warning at step 21 (first signs at step 1, 103 steps before)" in settled.message
+    assert named.evidence["predicted_at_step"] == 21
+    assert named.evidence["first_seen_at_step"] == 1
+    assert "predicted at step 21: lead 83 steps" in named.message
+
+
+def test_forecasts_are_kept_as_they_were_reported(steps: Steps) -> None:
+    steps.until(20, predicted(150, AlertLevel.WATCH))
+    steps.until(60, predicted(100))
+    steps.until(95, predicted(130, AlertLevel.CRITICAL))
+    settled = steps.until(105, spike(104))[0]
+    assert settled.forecasts == (
+        Forecast(step=1, low=140, best=150, high=160, level="watch"),
+        Forecast(step=21, low=90, best=100, high=110, level="warning"),
+        Forecast(step=61, low=120, best=130, high=140, level="critical"),
+    )
+    assert settled.first_warned == settled.judged_forecast == settled.forecasts[1]
+    assert settled.outcome == Outcome(result="hit", step=104, lead=83, first_seen_lead=103)
+
+
+def test_a_spike_that_was_only_watched_has_no_lead(steps: Steps) -> None:
+    steps.until(95, predicted(100, AlertLevel.WATCH))
+    settled, named = steps.until(97, spike(96))
+    assert settled.outcome == Outcome(result="hit", step=96, lead=None, first_seen_lead=95)
+    assert "no warning was given (first signs at step 1, 95 steps before)" in settled.message
+    assert "watched since step 1, without a warning" in named.message
+
+
+def test_a_warning_after_the_onset_is_not_called_a_lead(steps: Steps) -> None:
+    steps.until(95, predicted(100, AlertLevel.WATCH))
+    steps.until(97, predicted(100))
+    settled, named = steps.until(98, spike(94))
+    assert settled.outcome == Outcome(result="hit", step=94, lead=-2, first_seen_lead=93)
+    assert "the warning came only at step 96" in settled.message
+    assert "The warning came only at step 96" in named.message
+
+
+def test_a_long_path_of_forecasts_keeps_its_ends_and_its_turns(steps: Steps) -> None:
+    steps.until(30, predicted(9_000, AlertLevel.WATCH))
+    for number in range(1, 500):
+        level = AlertLevel.WATCH if number < 250 else AlertLevel.WARNING
+        [alert] = steps.until(30 + 6 * number, predicted(9_000 - 4_000 * (number % 2), level))[:1]
+        assert len(alert.forecasts) <= MAX_FORECASTS
+        assert alert.forecasts[0].step == 1
+        assert alert.forecasts[-1].step > alert.updated_step - 6
+    assert alert.evidence["warned_at_step"] == 25 + 6 * 250
+    assert alert.first_warned is not None
+    assert alert.first_warned.step == 25 + 6 * 250
+    assert [forecast.step for forecast in alert.forecasts] == sorted(forecast.step for forecast in alert.forecasts)
+
+
+def test_an_alert_of_a_version_without_a_path_is_judged_by_its_first_forecast(steps: Steps) -> None:
+    steps.until(50, predicted(100))
+    document = msgspec.msgpack.decode(steps.lifecycle.snapshot())
+    for incident in document["incidents"].values():
+        del incident["alert"]["forecasts"]
+    lifecycle = AlertLifecycle.restore(msgspec.msgpack.encode(document))
+    settled = lifecycle.apply(_verdict(96, [spike(95)]), time=2000.0)[0]
+    assert settled.forecasts == ()
+    assert settled.outcome == Outcome(result="hit", step=95, lead=94, first_seen_lead=94)
 
 
 def test_one_incident_is_one_alert_and_reports_only_what_is_new(steps: Steps) -> None:

@@ -17,18 +17,22 @@ async def test_predictions_are_counted_by_their_outcome(database: Database, data
     await detectors.hold(prediction("d"))
     await detectors.hold(prediction("e", state="resolved"))
     await detectors.hold(settled(prediction("f", level="watch"), "hit", 700))
+    old = settled(prediction("g", evidence={"warned_at_step": 690}), "hit", 712)
+    await detectors.hold(old)  # as a version stored it that counted the lead from the first signs
     with running_server(tmp_path, database_url=database_url) as server, server.api() as api:
         assert api.get("/alerts/precision").json() == {
-            "settled": 3,
-            "hit": 1,
+            "settled": 4,
+            "hit": 2,
             "early": 1,
             "late": 0,
             "false": 1,
             "open": 1,
             "unsettled": 1,
-            "precision": 2 / 3,
-            "lead_steps": {"count": 2, "median": 79.5, "p10": 55.9, "p90": 103.1},
+            "precision": 3 / 4,
+            "lead_steps": {"count": 3, "median": 50.0, "p10": 27.6, "p90": 97.2},
         }
+        [first] = api.get("/alerts", params={"run": "g"}).json()
+        assert first["outcome"] == {"result": "hit", "step": 712, "lead": 22, "first_seen_lead": 109}
         nothing = api.get("/alerts/precision", params={"project": "empty"}).json()
         assert (nothing["settled"], nothing["precision"], nothing["lead_steps"]["median"]) == (0, None, None)
         assert api.get("/alerts/p-d").json()["state"] == "open"

@@ -6,11 +6,12 @@ import dataclasses
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_sdk.protocol import Alert
+from client_sdk.protocol import Alert, Forecast, Outcome
 from server.notification import Change
 from server.notifications.channels.apprise_url import neutralized
 from server.notifications.notification_text import (
@@ -83,6 +84,27 @@ def test_later_messages_report_the_change(alert: Alert, change: Change, headline
     assert shown.headline == headline
     assert "about: Spike predicted at step 712, opened at step 603" in words(shown)
     assert faults(payload(shown)) == []
+
+
+def test_the_outcome_shows_what_was_said_when() -> None:
+    path = (
+        Forecast(step=563, low=674, best=786, high=968, level="watch"),
+        Forecast(step=600, low=680, best=770, high=900, level="watch"),
+        Forecast(step=688, low=730, best=751, high=790, level="warning"),
+    )
+    came = Outcome(result="hit", step=752, lead=64, first_seen_lead=149)
+    alert = prediction(state="resolved", forecasts=path, outcome=came, updated_step=753)
+    shown = message(alert, Change.CONFIRMED, follows=True, run_name="r")
+    assert shown.headline == "Confirmed: it came at step 752: lead 64 steps, run r"
+    text = words(shown)
+    assert "*Forecast at step 563*\nstep 786 (674–968), watch" in text
+    assert "*Forecast at step 688*\nstep 751 (730–790), warning" in text
+    assert "step 770" not in text
+    assert "*First signs*\nstep 603, 149 steps before the spike" in text
+    assert faults(payload(shown)) == []
+    late = msgspec.structs.replace(came, lead=None)
+    unwarned = message(msgspec.structs.replace(alert, outcome=late), Change.CONFIRMED, follows=True, run_name="r")
+    assert unwarned.headline == "Confirmed: it came at step 752, without a warning, run r"
 
 
 def test_text_of_an_author_is_never_markup() -> None:
