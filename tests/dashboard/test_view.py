@@ -17,7 +17,8 @@ from dashboard.stream.view import View, parse_view
 def test_a_full_view_is_parsed() -> None:
     view = parse_view(
         {"page": "run", "subject": "r1", "range": [10.5, 90], "window": "1000", "attempt": "0",
-         "metric": "lr", "stat": "v_rms", "scale": "linear", "reduce": "min", "theme": "light", "narrow": True, "follows": 3,
+         "metric": "lr", "stat": "v_rms",
+         "scale": "linear", "reduce": "min", "theme": "light", "narrow": True, "follows": 3,
          "cell": {"layer": "w", "step": 12.7}}
     )  # fmt: skip
     assert view == View(
@@ -34,7 +35,8 @@ def test_data_that_is_no_view_gives_none(data: Any) -> None:
 @pytest.mark.parametrize(
     "bad",
     [{"range": [1]}, {"range": ["a", "b"]}, {"range": [float("nan"), 2]}, {"window": -5}, {"window": True},
-     {"attempt": ""}, {"attempt": "-1"}, {"window": "1e9"}, {"reduce": "avg"}, {"metric": "x" * 300}, {"stat": 5}, {"cell": {"layer": 1}}, {"cell": "w"},
+     {"attempt": ""}, {"attempt": "-1"},
+     {"window": "1e9"}, {"reduce": "avg"}, {"metric": "x" * 300}, {"stat": 5}, {"cell": {"layer": 1}}, {"cell": "w"},
      {"theme": "<script>"}, {"narrow": "yes"}],
 )  # fmt: skip
 def test_malformed_choices_fall_back_to_the_default(bad: dict[str, Any]) -> None:
