@@ -176,6 +176,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     """Findings that hold now; a finding of an earlier verdict that is absent no longer holds."""
     events: tuple[Event, ...] = ()
+    interval: int = 1
+    """Number of steps between two records of the writer; a duration of n records is n·interval steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ After `restore(snapshot())` the same verdicts give the same alerts with the same
 
 * An alert opens with the first finding of its kind and keeps the highest level it reached.
 * A change is reported only if the level or the cause changed, if the forecast moved by more than two steps and a tenth
-  of the remaining ones, or if 50 steps passed.
-* An alert is resolved when its finding has been absent for 20 steps. A finding that returns before that belongs to the
-  same alert.
+  of the remaining ones, or if the loss of a spike rose by another tenth of its height, or if 50 steps passed.
+* An alert is resolved when its finding has been absent for 20 records. Its last report has the final text and numbers
+  of the finding. A finding that returns before that belongs to the same alert.
 * A prediction keeps its forecasts as they were reported, and is compared to the first one at level warning or above,
   because nobody was sent an earlier one: a spike within that range is a hit, otherwise early or late. The lead counts
   from that warning. Without a spike by the end of the latest range and a margin, and without any further sign, the
@@ -42,13 +42,13 @@ SNAPSHOT_VERSION: Final = 1
 NAMESPACE: Final = uuid.UUID("5d1f5d3e-61f7-5a3c-9a57-0d2b54f5c0de")
 """Namespace of the alert ids (version 5 UUIDs)."""
 QUIET: Final = 20
-"""Number of steps without its finding after which an alert is resolved."""
+"""Number of records without its finding after which an alert is resolved."""
 REFRESH: Final = 50
 """Number of steps after which an open alert is reported again with fresh evidence."""
 PAUSE: Final = 5
 """Smallest number of steps between two reports of a forecast that moves."""
 MARGIN: Final = 20
-"""Number of steps that a prediction is still waited for beyond its range."""
+"""Number of records that a prediction is still waited for beyond its range."""
 MAX_FORECASTS: Final = 200
 """Maximum number of forecasts that an alert keeps: the first, those that raised the level, the latest, and others."""
 
@@ -59,6 +59,8 @@ class Incident(msgspec.Struct):
     alert: Alert
     held_step: int
     """Last step at which the finding held."""
+    unreported: Finding | None = None
+    """Latest finding, if the alert does not show its text and numbers yet."""
 
 
 class _State(msgspec.Struct):
@@ -99,7 +101,7 @@ class AlertLifecycle:
             alert = self._hold(finding, findings, settled, verdict.step, time)
             if alert is not None:
                 changed.append(alert)
-        changed += self._expire(findings, verdict.step, time)
+        changed += self._expire(findings, verdict, time)
         return changed
 
     def report(self, finding: Finding, step: int, time: float) -> Alert | None:
@@ -159,8 +161,10 @@ class AlertLifecycle:
             or (before.first_predicted_step is None and finding.predicted_step is not None)
             or finding.cause != before.cause
             or (step - before.updated_step >= PAUSE and _moved(before.predicted_step, finding.predicted_step, step))
+            or (step - before.updated_step >= PAUSE and _grew(before, finding))
             or step - before.updated_step >= REFRESH
         )
+        incident.unreported = None if changed else finding
         if not changed:
             return None
         evidence = {**before.evidence, **finding.evidence, **_warned(before, level, step)}
@@ -236,11 +240,12 @@ class AlertLifecycle:
         del self._state.incidents[AlertKind.SPIKE_PREDICTED]
         return self._resolve(incident, step, time, outcome, f" It came at step {came.step}: {_led(alert, outcome)}.")
 
-    def _expire(self, findings: dict[str, Finding], step: int, time: float) -> list[Alert]:
+    def _expire(self, findings: dict[str, Finding], verdict: Verdict, time: float) -> list[Alert]:
         """Resolve the alerts whose findings have been absent for long enough."""
         resolved = []
+        step = verdict.step
         for slot, incident in list(self._state.incidents.items()):
-            if slot in findings or step - incident.held_step < QUIET:
+            if slot in findings or step - incident.held_step < QUIET * verdict.interval:
                 continue
             alert = incident.alert
             if slot != AlertKind.SPIKE_PREDICTED or alert.level == AlertLevel.WATCH:
@@ -248,7 +253,7 @@ class AlertLifecycle:
             else:
                 band = alert.predicted_step
                 last = incident.held_step if band is None else max(band.high, incident.held_step)
-                if step < last + MARGIN:
+                if step < last + MARGIN * verdict.interval:
                     continue
                 outcome = Outcome(result="false", step=None, lead=None)
                 resolved.append(self._resolve(incident, step, time, outcome, f" It did not come by step {step}."))
@@ -256,7 +261,12 @@ class AlertLifecycle:
         return resolved
 
     def _resolve(self, incident: Incident, step: int, time: float, outcome: Outcome | None, note: str) -> Alert:
-        alert = incident.alert
+        alert, latest = incident.alert, incident.unreported
+        if latest is not None and alert.kind != AlertKind.SPIKE_PREDICTED:
+            evidence = {**alert.evidence, **latest.evidence}
+            alert = msgspec.structs.replace(
+                alert, title=latest.title, message=latest.message + _forewarning(evidence), evidence=evidence
+            )
         return msgspec.structs.replace(
             alert,
             state=AlertState.RESOLVED.value,
@@ -328,6 +338,15 @@ def _moved(before: PredictedStep | None, now: PredictedStep | None, step: int) -
     if now is None or now.best <= step + 1:
         return False
     return before is None or abs(now.best - before.best) > max(2.0, 0.1 * abs(before.best - step))
+
+
+def _grew(before: Alert, finding: Finding) -> bool:
+    """Return whether the peak of a spike rose by more than a tenth of the height that the alert shows."""
+    shown, baseline = before.evidence.get("loss_peak"), before.evidence.get("loss_baseline")
+    peak = finding.evidence.get("loss_peak")
+    if not isinstance(shown, float) or not isinstance(baseline, float) or not isinstance(peak, float):
+        return False
+    return peak - shown > 0.1 * (shown - baseline)
 
 
 def _forewarning(evidence: Mapping[str, float | int | str | None]) -> str:

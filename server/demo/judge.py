@@ -73,10 +73,11 @@ def judge_bad_batch(
 ) -> Judgement:
     """Judge whether the corrupted batch was named a bad batch and no spike was predicted."""
     del steps, losses
-    named = [a for a in alerts if a["kind"] == AlertKind.BAD_BATCH and a["step"] == BAD_STEP]
+    # A bad batch is named at the next step, when the loss is back.
+    named = [a for a in alerts if a["kind"] == AlertKind.BAD_BATCH and BAD_STEP <= a["step"] <= BAD_STEP + 2]
     predicted = [a for a in alerts if a["kind"] == AlertKind.SPIKE_PREDICTED]
     if named and not predicted:
-        sentence = f"named a bad batch at step {named[0]['step']}, not a predicted spike"
+        sentence = f"named the batch of step {BAD_STEP} a bad batch, not a predicted spike"
     elif predicted:
         sentence = f"a spike was predicted at step {predicted[0]['step']}, wrongly"
     else:

@@ -15,11 +15,11 @@ from server.detectors.signals import DECOUPLED, Reading
 from server.models import Cause
 
 MEMORY: Final = 50
-"""Number of steps for which a changed learning rate, a lost state or non-finite gradients explain a later spike."""
+"""Number of records for which a changed learning rate, a lost state or non-finite gradients explain a later spike."""
 BAD_BATCH_MEMORY: Final = 3
-"""Number of steps for which a bad batch explains a later spike."""
+"""Number of records for which a bad batch explains a later spike."""
 PREDICTION_MEMORY: Final = 20
-"""Number of steps for which a predicted spike explains a later one."""
+"""Number of records for which a predicted spike explains a later one."""
 
 
 class CauseOfSpike(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +45,8 @@ class CauseTracker(msgspec.Struct):
     lr_before: float = 0.0
     lr_after: float = 0.0
     bad_batch_step: int | None = None
+    bad_batch_ratio: float = 1.0
+    """Ratio of its gradient norm to the usual one."""
     reset_step: int | None = None
     """Last step at which the optimizer's state was lost."""
     nonfinite_step: int | None = None
@@ -69,23 +71,24 @@ class CauseTracker(msgspec.Struct):
         """Remember a jump of the learning rate."""
         self.lr_jump_step, self.lr_before, self.lr_after = step, before, after
 
-    def note_bad_batch(self, step: int) -> None:
+    def note_bad_batch(self, step: int, grad_ratio: float) -> None:
         """Remember a bad batch."""
-        self.bad_batch_step = step
+        self.bad_batch_step, self.bad_batch_ratio = step, grad_ratio
 
-    def is_lr_jump_recent(self, step: int) -> bool:
-        """Whether the learning rate jumped within the last 50 steps."""
-        return _is_recent(self.lr_jump_step, step)
+    def is_lr_jump_recent(self, reading: Reading) -> bool:
+        """Whether the learning rate jumped within the last 50 records."""
+        return _is_recent(self.lr_jump_step, reading.step, MEMORY * reading.interval)
 
     def judge(self, reading: Reading, onset: int) -> CauseOfSpike:
         """Return the cause of a spike that began at step `onset`."""
-        if _is_recent(self.reset_step, onset):
+        memory = MEMORY * reading.interval
+        if _is_recent(self.reset_step, onset, memory):
             return CauseOfSpike(
                 cause=Cause.STATE_LOSS,
                 sentence=f"The optimizer's second moment was empty at step {self.reset_step}: its state was lost.",
                 evidence={"state_reset_step": self.reset_step},
             )
-        if _is_recent(self.lr_jump_step, onset):
+        if _is_recent(self.lr_jump_step, onset, memory):
             return CauseOfSpike(
                 cause=Cause.LEARNING_RATE,
                 sentence=(
@@ -98,19 +101,19 @@ class CauseTracker(msgspec.Struct):
                     "lr_jump_step": self.lr_jump_step,
                 },
             )
-        if _is_recent(self.nonfinite_step, onset):
+        if _is_recent(self.nonfinite_step, onset, memory):
             return CauseOfSpike(
                 cause=Cause.NUMERICAL,
                 sentence=f"Gradients were not finite at step {self.nonfinite_step}.",
                 evidence={"nonfinite_step": self.nonfinite_step},
             )
-        if _is_recent(self.bad_batch_step, onset, BAD_BATCH_MEMORY):
+        if _is_recent(self.bad_batch_step, onset, BAD_BATCH_MEMORY * reading.interval):
             return CauseOfSpike(
                 cause=Cause.BAD_BATCH,
-                sentence="Loss and gradient jumped together in one step, without any build-up.",
-                evidence={"grad_norm_ratio": reading.grad_ratio},
+                sentence="Loss and gradient jumped together in one step, without any build-up, and returned at once.",
+                evidence={"grad_norm_ratio": self.bad_batch_ratio},
             )
-        if _is_recent(self.warned_step, onset, PREDICTION_MEMORY):
+        if _is_recent(self.warned_step, onset, PREDICTION_MEMORY * reading.interval):
             return CauseOfSpike(
                 cause=Cause.STALE_SECOND_MOMENT,
                 sentence="The second moment v was too stale to follow the growing gradient.",
@@ -120,9 +123,9 @@ class CauseTracker(msgspec.Struct):
 
     def judge_build_up(self, reading: Reading) -> Cause:
         """Return the mechanism behind a spike that is predicted and has not come yet."""
-        if _is_recent(self.reset_step, reading.step):
+        if _is_recent(self.reset_step, reading.step, MEMORY * reading.interval):
             return Cause.STATE_LOSS
-        if self.is_lr_jump_recent(reading.step):
+        if self.is_lr_jump_recent(reading):
             return Cause.LEARNING_RATE
         if reading.eps_fraction is not None and reading.eps_fraction > 0.5 and not is_stale(reading):
             return Cause.VANISHED_GRADIENTS
@@ -136,5 +139,5 @@ def is_stale(reading: Reading) -> bool:
     return reading.min_decoupling is not None and reading.min_decoupling < DECOUPLED
 
 
-def _is_recent(step: int | None, now: int, memory: int = MEMORY) -> bool:
+def _is_recent(step: int | None, now: int, memory: int) -> bool:
     return step is not None and abs(now - step) <= memory

@@ -27,7 +27,7 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     is_spiking: bool = False
     """Whether a spike of the loss is in progress: before this step, and at it once the spike detector was updated."""
     spike_level: AlertLevel | None = None
-    """Level of the spike in progress."""
+    """Level of the spike in progress by its height alone, which settles predictions."""
     spike_peak_step: int = 0
     """Step of the largest loss of the last spike."""
     is_level_new: bool = False
@@ -58,7 +58,7 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
         return (
             self.is_spike_predicted
             or self.is_spiking
-            or self.causes.is_lr_jump_recent(reading.step)
+            or self.causes.is_lr_jump_recent(reading)
             or reading.state_reset
             or self.causes.reset_step == reading.step - 1
         )

@@ -203,6 +203,7 @@ class DetectorSuite:
             forecast=state.predictor.forecast(step) if is_reported else None,
             findings=state.findings,
             events=events,
+            interval=max(state.signals.pauses, default=1),
         )
 
     def choose_loss(self, name: str | None) -> None:

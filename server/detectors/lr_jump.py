@@ -1,11 +1,11 @@
 """A sudden rise of the learning rate that no schedule explains.
 
-Rule: after ten steps with η > 0, η grows by more than half in one logged step, and by more than twice the last rise. A
-linear, quadratic or staircase warm-up rises evenly and passes. The level is warning; critical from a tenfold rise on;
-watch below a threefold rise or back to a rate at which the run has trained before (a warm restart). The finding holds
-for 50 steps.
+Rule: after ten records with η > 0, η grows by more than half from one record to the next, and by more than twice what
+the last rise was per step. A linear, quadratic or staircase warm-up rises evenly and passes, at any pause.
+The level is warning; critical from a tenfold rise on; watch below a threefold rise or back to a rate at which the run
+has trained before (a warm restart). The finding holds for 50 records.
 
-Trade-off: a jump within the first ten steps, or in several small steps, is taken for a warm-up.
+Trade-off: a jump within the first ten records, or in several small steps, is taken for a warm-up.
 
 >>> detector = LearningRateJumpDetector()
 >>> warm_up = [Reading(step=step, lr=1e-3 * min(step, 100)) for step in range(200)]
@@ -29,9 +29,9 @@ from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Findin
 JUMP: Final = 1.5
 """Smallest ratio of two consecutive learning rates that counts as a jump."""
 WARM_UP_STEPS: Final = 10
-"""Number of first steps in which nothing counts as a jump."""
+"""Number of first records in which nothing counts as a jump."""
 HOLD: Final = 50
-"""Number of steps for which the finding holds."""
+"""Number of records for which the finding holds."""
 
 
 class LearningRateJumpDetector(msgspec.Struct):
@@ -42,41 +42,52 @@ class LearningRateJumpDetector(msgspec.Struct):
     last: float | None = None
     last_rise: float = 0.0
     """Difference of the last two learning rates that rose."""
+    last_step: int | None = None
+    """Step of the last positive learning rate."""
+    last_rise_steps: int = 1
+    """Number of steps that the last rise took."""
     highest: float = 0.0
     """Largest learning rate so far."""
     step: int | None = None
     """Step of the jump whose finding holds."""
     before: float = 0.0
     after: float = 0.0
+    steps: int = 1
+    """Number of steps that the jump took at most: the pause between the two records."""
     before_highest: float = 0.0
     """Largest learning rate before the jump."""
 
     def update(self, reading: Reading, context: Context) -> Event | None:
         """Add one reading and return an event at the step of a jump."""
         step, lr = reading.step, reading.lr
-        if self.step is not None and step - self.step > HOLD:
+        if self.step is not None and step - self.step > HOLD * reading.interval:
             self.step = None
         if lr is None or lr <= 0:
             return None
         last, self.last = self.last, lr
+        steps = 1 if self.last_step is None else step - self.last_step
+        self.last_step = step
         self.seen += 1
         highest, self.highest = self.highest, max(self.highest, lr)
         if last is None or lr <= last:
             return None
-        rise, last_rise = lr - last, self.last_rise
-        self.last_rise = rise
-        if self.seen <= WARM_UP_STEPS or lr < JUMP * last or (last_rise > 0 and rise <= 2.0 * last_rise):
+        rise = lr - last
+        usual = self.last_rise * max(steps / self.last_rise_steps, 1.0)
+        self.last_rise, self.last_rise_steps = rise, steps
+        if self.seen <= WARM_UP_STEPS or lr < JUMP * last or (usual > 0 and rise <= 2.0 * usual):
             return None
+        self.steps = steps
         self.step, self.before, self.after, self.before_highest = step, last, lr, highest
         context.causes.note_lr_jump(step, last, lr)
         return Event(step=step, kind=EventKind.LR_JUMP, detail={"before": last, "after": lr})
 
     def finding(self, reading: Reading, context: Context) -> Finding | None:
-        """Return the finding for 50 steps after a jump."""
+        """Return the finding for 50 records after a jump."""
         del context
         if self.step is None:
             return None
         factor = self.after / self.before
+        when = "in one step" if self.steps == 1 else f"between steps {self.step - self.steps} and {self.step}"
         is_restart = self.after <= 1.05 * self.before_highest
         level = AlertLevel.WARNING
         if is_restart or factor < 3:
@@ -89,7 +100,7 @@ class LearningRateJumpDetector(msgspec.Struct):
             step=self.step,
             title=f"Learning rate ×{factor:.3g} at step {self.step}",
             message=(
-                f"The learning rate went from {self.before:.3g} to {self.after:.3g} in one step; "
+                f"The learning rate went from {self.before:.3g} to {self.after:.3g} {when}; "
                 f"the limit 2/η fell to {2 / self.after:.3g}."
             ),
             cause=Cause.LEARNING_RATE,

@@ -2,7 +2,7 @@
 
 Rule: the loss or the gradient norm is not finite, or a layer counts non-finite coordinates. The level is critical for
 the loss. A finite loss with non-finite gradients is normal now and then under loss scaling, so it is a watch until it
-happens three times within 100 steps, which is a warning. The finding holds for 20 steps after the last occurrence.
+happens three times within 100 records, which is a warning. The finding holds for 20 records after the last occurrence.
 
 Trade-off: a loss scaler that skips a step every 60 steps stays at watch, although something may be wrong with it.
 
@@ -29,11 +29,11 @@ from server.detectors.signals import Reading
 from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 HOLD: Final = 20
-"""Number of steps with finite values after which the finding ends."""
+"""Number of records with finite values after which the finding ends."""
 OFTEN: Final = 3
 """Number of occurrences that make a warning."""
 SPAN: Final = 100
-"""Number of steps within which they must happen."""
+"""Number of records within which they must happen."""
 
 
 class NonfiniteDetector(msgspec.Struct):
@@ -60,7 +60,7 @@ class NonfiniteDetector(msgspec.Struct):
         event = None
         if bad_loss or gradients:
             event = self._add(reading, bad_loss, gradients)
-        elif self.last_step is not None and reading.step - self.last_step > HOLD:
+        elif self.last_step is not None and reading.step - self.last_step > HOLD * reading.interval:
             self.last_step = None
         context.is_loss_nonfinite = self.loss and self.last_step is not None
         return event
@@ -80,11 +80,11 @@ class NonfiniteDetector(msgspec.Struct):
         return event
 
     def finding(self, reading: Reading, context: Context) -> Finding | None:
-        """Return the finding while an occurrence is at most 20 steps old."""
+        """Return the finding while an occurrence is at most 20 records old."""
         del context
         if self.last_step is None:
             return None
-        often = len(self.steps) >= OFTEN and self.steps[-1] - self.steps[0] <= SPAN
+        often = len(self.steps) >= OFTEN and self.steps[-1] - self.steps[0] <= SPAN * reading.interval
         level = AlertLevel.CRITICAL if self.loss else AlertLevel.WARNING if often else AlertLevel.WATCH
         what = "loss" if self.loss else "gradient"
         where = f" First affected layers: {', '.join(self.layers)}." if self.layers else ""

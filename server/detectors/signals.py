@@ -40,6 +40,8 @@ The gradient then adds less than 0.1·(1−β2)·v a step, so v decays as v ≈ 
 """
 COUPLED: Final = 0.3
 """Value of Σg²/Σv̂ above which a decoupled spell is over (hysteresis)."""
+PAUSES: Final = 5
+"""Number of pauses between records from which the logging interval is taken."""
 MAX_GRADIENT_RATIO: Final = 1e9
 """Largest λ_grad over the limit that is stored; it keeps sums of squares finite."""
 MARKED: Final = 2.0
@@ -58,6 +60,13 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     step: int
     """Step of the sample."""
+    interval: int = 1
+    """Number of steps between two records: the longest of the last five pauses.
+
+    A duration of n records is n·interval steps, so that logs of every step and of every 500 steps are judged alike.
+    """
+    loss_interval: int = 1
+    """Number of steps between two losses, measured like `interval`."""
     loss: float | None = None
     """Logged loss, NaN and infinities included; None if the sample has none."""
     lr: float | None = None
@@ -143,6 +152,12 @@ class Signals(msgspec.Struct):
     """Number of the layout that `fast` and `slow` belong to."""
     last_step: int | None = None
     """Step of the last sample."""
+    pauses: list[int] = []
+    """Latest numbers of steps between two samples."""
+    last_loss_step: int | None = None
+    """Step of the last loss."""
+    loss_pauses: list[int] = []
+    """Latest numbers of steps between two losses."""
     growth: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(GROWTH_STEPS))
     """The values of log‖g‖ that its slope is fitted to."""
     grads: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(64))
@@ -193,9 +208,15 @@ class Signals(msgspec.Struct):
         trend = self.stabilities.line(4, step - TREND_STEPS)
         step_lambda = _finite(scalars.get("lambda_step"))
         decouplings = self.decouplings.since(step - RECENT + 1)
+        self.pauses = _with_pause(self.pauses, self.last_step, step)
         self.last_step = step
+        if "loss" in scalars:
+            self.loss_pauses = _with_pause(self.loss_pauses, self.last_loss_step, step)
+            self.last_loss_step = step
         return Reading(
             step=step,
+            interval=max(self.pauses, default=1),
+            loss_interval=max(self.loss_pauses, default=1),
             loss=scalars.get("loss"),
             lr=lr,
             grad_norm=grad_norm,
@@ -282,6 +303,10 @@ class Signals(msgspec.Struct):
         if lambda_grad is not None:
             self.gradient_stabilities.push(step, min(max(lambda_grad / limit, -MAX_GRADIENT_RATIO), MAX_GRADIENT_RATIO))
             self.gradient_above_count = self.gradient_above_count + 1 if lambda_grad > limit else 0
+
+
+def _with_pause(pauses: list[int], last_step: int | None, step: int) -> list[int]:
+    return pauses if last_step is None else [*pauses[-(PAUSES - 1) :], step - last_step]
 
 
 def _finite(value: float | None) -> float | None:

@@ -3,7 +3,12 @@
 Rule: with m and s the median and 1.4826·MAD of the last 40 losses outside spikes, a loss is *high* above
 m + max(6 s, 1 % of m, 10⁻⁴ of the run's first loss). A spike begins when two of three losses are high, or at once when
 one loss is above m + max(12 s, 50 % of m, the same floor). It ends when three losses in a row are back within a quarter
-of the peak, or after 150 steps, when the new level is learnt.
+of the peak, or after 150 records, when the new level is learnt.
+
+Level: watch for a small rise (below 20 % of m and 25 s), critical for a rise above the run's first losses, otherwise
+warning. A single high loss is a watch however tall it is, until a second loss of the spike is high, because a loss that
+returns at once does no harm. It has its full level at once when something explains it (a predicted spike, a changed
+learning rate, a lost state, non-finite gradients), and when it is the third single one within 100 losses.
 
 Trade-off: the absolute floor hides changes without meaning (1e-14 → 3e-14 when training began at 1), and the factor 6
 hides the noise of small batches; a rise by 3 % on a quiet curve (Marin 32B: 1.96 → 2.02) passes both. A heavy-tailed
@@ -34,7 +39,7 @@ from server.detectors.causes import CauseOfSpike
 from server.detectors.context import Context
 from server.detectors.robust import RecentValues, median, median_and_spread
 from server.detectors.signals import Reading
-from server.models import AlertKind, AlertLevel, Event, EventKind, Finding
+from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 WINDOW: Final = 40
 """Number of losses in the median."""
@@ -47,13 +52,23 @@ RISE, STEEP_RISE = 0.01, 0.5
 FLOOR: Final = 1e-4
 """Rise of the loss relative to the first losses of the run, below which it is numerically negligible."""
 LONGEST: Final = 150
-"""Number of steps after which a spike ends and its level becomes the new one."""
+"""Number of records after which a spike ends and its level becomes the new one."""
 BACK: Final = 0.25
 """Share of the peak's height under which the loss is back."""
 AFTERSHOCK: Final = 20
-"""Number of steps after a spike in which another one belongs to it: same onset, same cause."""
-RISE_STEPS: Final = 60
-"""Number of steps that the rise before a spike is followed back at most."""
+"""Number of records after a spike in which another one belongs to it: same onset, same cause."""
+RISE_RECORDS: Final = 60
+"""Number of records that the rise before a spike is followed back at most."""
+REPEATED: Final = 3
+"""Number of single high losses that are no accident any more."""
+REPEAT_RECORDS: Final = 100
+"""Number of losses within which they must happen."""
+RESTART: Final = 0.1
+"""Largest relative distance to the run's first loss at which a loss looks like a start."""
+RESTART_GRADIENT: Final = 1.5
+"""Largest ratio to the run's first gradient norm, or its inverse, at which a gradient norm looks like a start."""
+EXPLAINED: Final = (Cause.STALE_SECOND_MOMENT, Cause.LEARNING_RATE, Cause.STATE_LOSS, Cause.NUMERICAL)
+"""Causes that make a single high loss more than an outlier."""
 
 
 class SpikeDetector(msgspec.Struct):
@@ -87,6 +102,16 @@ class SpikeDetector(msgspec.Struct):
     """Whether each of the last three losses was high."""
     rise_start: int | None = None
     """First step of the present rise."""
+    rise: list[int] = []
+    """Steps of the latest losses since the present rise began."""
+    high_count: int = 0
+    """Number of high losses of the spike."""
+    lone: list[int] = []
+    """Counts of losses at which the latest spikes of a single high loss began."""
+    first_loss: float | None = None
+    """First loss of the attempt."""
+    first_gradient: float | None = None
+    """Gradient norm that was logged with it."""
     gap: int = 0
     """Number of the latest consecutive losses below the threshold of a rise."""
     settling: list[float] = []
@@ -104,21 +129,43 @@ class SpikeDetector(msgspec.Struct):
         event = None
         if loss is not None and math.isfinite(loss):
             self.seen += 1
+            if self.seen == 1:
+                self.first_loss, self.first_gradient = loss, reading.grad_norm
             if self.seen <= 3:
                 self.scale = max(self.scale, abs(loss))
             if not self.active:
-                self._outside(step, loss)
+                self._outside(step, loss, reading.loss_interval)
                 if self.active and self.cause is None:
-                    self.cause = context.causes.judge(reading, self.onset)
-            elif self._ends(step, loss):
+                    self.cause = self._restart(reading) or context.causes.judge(reading, self.onset)
+            elif self._ends(step, loss, reading.loss_interval):
                 event = self._event()
                 context.is_level_new = self.shifted
+            elif self.cause is not None and self.cause.cause is Cause.UNKNOWN:
+                # A bad batch is known only once the loss is back.
+                self.cause = context.causes.judge(reading, self.onset)
         context.is_spiking, context.spike_peak_step = self.active, self.peak_step
         if self.active:
-            context.spike_level = self._level()
+            context.spike_level = self._level_by_height()
         return event
 
-    def _outside(self, step: int, loss: float) -> None:
+    def _restart(self, reading: Reading) -> CauseOfSpike | None:
+        """Return the cause of a jump back to the loss and the gradient norm with which the run began, or None."""
+        loss, norm, first, first_norm = reading.loss, reading.grad_norm, self.first_loss, self.first_gradient
+        if loss is None or norm is None or first is None or first_norm is None or self.onset != reading.step:
+            return None
+        is_loss_back = abs(loss - first) <= RESTART * abs(first - self.baseline)
+        if not is_loss_back or max(norm / first_norm, first_norm / norm) > RESTART_GRADIENT:
+            return None
+        return CauseOfSpike(
+            cause=Cause.STATE_LOSS,
+            sentence=(
+                f"Loss and gradient norm are as at the start of the run ({first:.3g} and {first_norm:.3g}): it was "
+                "restarted, or its weights were lost."
+            ),
+            evidence={"loss_start": first, "grad_norm": norm, "grad_norm_start": first_norm},
+        )
+
+    def _outside(self, step: int, loss: float, interval: int) -> None:
         """Add a loss while no spike is in progress, and begin one if the loss is high enough."""
         in_tail = self._in_tail(step, loss)
         values = self.settling if in_tail else self.losses.values
@@ -139,10 +186,12 @@ class SpikeDetector(msgspec.Struct):
             self.high = [*self.high[-2:], is_high]
             if is_very_high or (is_high and sum(self.high) >= 2):
                 self.active, self.trigger, self.back, self.shifted = True, step, 0, False
-                is_aftershock = self.ended is not None and step - self.ended <= AFTERSHOCK
+                is_aftershock = self.ended is not None and step - self.ended <= AFTERSHOCK * interval
                 if not is_aftershock:
-                    self.onset = step if self.rise_start is None else max(self.rise_start, step - RISE_STEPS)
+                    self.onset = self.rise[0] if self.rise else step
                     self.cause = None
+                    self.high_count = 0
+                self.high_count += sum(self.high)
                 self.peak, self.peak_step, self.settling = loss, step, [loss]
                 return
             if is_high:
@@ -171,26 +220,34 @@ class SpikeDetector(msgspec.Struct):
         if rising:
             self.rise_start = step if self.rise_start is None else self.rise_start
             self.gap = 0
+            self.rise = self.rise or [self.rise_start]
         else:
             self.gap += 1
             if self.gap > 2:
-                self.rise_start = None
+                self.rise_start, self.rise = None, []
+        if self.rise and self.rise[-1] != step:
+            self.rise = [*self.rise[-RISE_RECORDS:], step]
 
-    def _ends(self, step: int, loss: float) -> bool:
+    def _ends(self, step: int, loss: float, interval: int) -> bool:
         """Add a loss to the spike in progress and return whether the spike ends with it."""
         if loss > self.peak:
             self.peak, self.peak_step = loss, step
         self.settling = [*self.settling[-(WINDOW - 1) :], loss]
+        level = abs(self.baseline)
+        is_high = loss - self.baseline > max(HIGH * self.deviation, RISE * level, FLOOR * self.scale)
+        self.high_count = min(self.high_count + is_high, WINDOW)
         self.back = self.back + 1 if loss <= self.baseline + BACK * (self.peak - self.baseline) else 0
-        if self.back < 3 and step - self.trigger < LONGEST:
+        if self.back < 3 and step - self.trigger < LONGEST * interval:
             return False
         self.shifted = self.back < 3
         if self.shifted:
             self.losses.values = list(self.settling)
         else:
             self.settling = self.settling[-3:]
-            self.tail_until = step + LONGEST
-        self.active, self.high, self.rise_start, self.ended = False, [], None, step
+            self.tail_until = step + LONGEST * interval
+        if self.high_count < 2:
+            self.lone = [*self.lone[-(REPEATED - 2) :], self.seen]
+        self.active, self.high, self.rise_start, self.rise, self.ended = False, [], None, [], step
         return True
 
     @property
@@ -198,7 +255,18 @@ class SpikeDetector(msgspec.Struct):
         """Height of the spike in robust standard deviations of the losses before it."""
         return (self.peak - self.baseline) / self.deviation if self.deviation > 0 else None
 
+    @property
+    def _is_single(self) -> bool:
+        """Whether the spike is a single high loss so far that nothing explains and that is no repetition."""
+        if self.high_count >= 2 or (self.cause is not None and self.cause.cause in EXPLAINED):
+            return False
+        recent = sum(self.seen - count <= REPEAT_RECORDS for count in self.lone)
+        return recent < REPEATED - 1
+
     def _level(self) -> AlertLevel:
+        return AlertLevel.WATCH if self._is_single else self._level_by_height()
+
+    def _level_by_height(self) -> AlertLevel:
         rise, deviations = self.peak - self.baseline, self._deviations
         is_tall = rise > 0.2 * abs(self.baseline) or (deviations is not None and deviations > 25)
         if not is_tall or rise <= 1e-3 * self.scale:

@@ -10,7 +10,7 @@ Rule: the predictor looks for four signs (each of them alone raises false alarms
 
 The level is watch while λ_max nears or crosses the limit with v decoupled and a spike in reach; warning when a sign
 holds; critical when λ_grad is above the limit and the gradient grows, or the forecast is less than 20 steps away. A
-level holds for 20 steps after its last sign. After false alarms a sign must show more growth (`track_record`).
+level holds for 20 records after its last sign. After false alarms a sign must show more growth (`track_record`).
 
 Trade-off: spikes that depend on one batch leave no such trace and are not predicted.
 
@@ -41,7 +41,7 @@ from server.detectors.track_record import LOUD
 from server.models import AlertKind, AlertLevel, Cause, Finding, PredictedStep
 
 HOLD: Final = 20
-"""Number of steps for which a level outlives its last sign."""
+"""Number of records for which a level outlives its last sign."""
 NEAR: Final = 0.9
 """Ratio of λ_max to the limit from which a climb counts as Adam's mechanism."""
 DEEP: Final = 0.01
@@ -59,7 +59,7 @@ SOON: Final = 60
 IMMINENT: Final = 20
 """Number of steps before the forecast spike from which the level is critical."""
 AFTERMATH: Final = 20
-"""Number of steps after a spike in which nothing is predicted: the spike inflated v, so Σg²/Σv̂ is small anyway."""
+"""Number of records after a spike in which nothing is predicted: the spike inflated v, so Σg²/Σv̂ is small anyway."""
 SETTLING: Final = 10
 """Number of first samples of a run in which nothing is predicted, because everything grows."""
 
@@ -122,7 +122,7 @@ class SpikePredictor(msgspec.Struct):
         self.seen += 1
         if context.is_spiking:  # the spike has come, so there is nothing to predict
             self._forget()
-            self.quiet_until = reading.step + AFTERMATH
+            self.quiet_until = reading.step + AFTERMATH * reading.interval
         if self.seen <= SETTLING or reading.step < self.quiet_until:
             return
         evidence = judge(reading, context.record.demand)
@@ -137,13 +137,13 @@ class SpikePredictor(msgspec.Struct):
                 self.last_critical = step
         elif evidence.sign is Sign.APPROACH:
             self.last_watch = step
-            if not _is_held(self.last_alarm, step):
+            if not _is_held(self.last_alarm, reading):
                 self.sign = evidence.sign.value
-        if _is_held(self.last_critical, step):
+        if _is_held(self.last_critical, reading):
             self.level = AlertLevel.CRITICAL.value
-        elif _is_held(self.last_alarm, step):
+        elif _is_held(self.last_alarm, reading):
             self.level = AlertLevel.WARNING.value
-        elif _is_held(self.last_watch, step):
+        elif _is_held(self.last_watch, reading):
             self.level = AlertLevel.WATCH.value
         elif self.level or self.predicted is not None:
             self._forget()
@@ -254,8 +254,8 @@ def _is_crossed(reading: Reading) -> bool:
     return fast or (reading.above_steps >= 10 and reading.stability_growth >= 0 and leaning)
 
 
-def _is_held(step: int | None, now: int) -> bool:
-    return step is not None and now - step < HOLD
+def _is_held(step: int | None, reading: Reading) -> bool:
+    return step is not None and reading.step - step < HOLD * reading.interval
 
 
 def _sentence(sign: str, reading: Reading) -> str:

@@ -5,8 +5,8 @@ Rule: a run is stable, and becomes
 * *decoupled* after 20 steps in which v is decoupled from the gradient (Σg²/Σv̂ < 0.1);
 * *unstable* when λ_max was above the limit for 5 steps with v decoupled, or when a spike is predicted at level warning
   or above, until λ_max is under 95 % of the limit;
-* *spiking* while a spike of the loss is in progress and its peak is less than 3 steps old;
-* *recovering* until the loss is back and λ_max under the limit, for 200 steps at most.
+* *spiking* while a spike of the loss is in progress and its peak is less than 3 records old;
+* *recovering* until the loss is back and λ_max under the limit, for 200 records at most.
 
 A run without evidence is *not judged* instead of stable: without a loss, before the 10th one, and where neither the
 second moment nor curvature is measured, so that no spike can be predicted.
@@ -41,9 +41,9 @@ ABOVE_STEPS: Final = 5
 BELOW: Final = 0.95
 """Ratio of λ_max to the limit under which a run is no longer unstable (hysteresis)."""
 PEAK_STEPS: Final = 3
-"""Number of steps after its peak from which a spike is recovering."""
+"""Number of records after its peak from which a spike is recovering."""
 RECOVERY_STEPS: Final = 200
-"""Longest recovery in steps."""
+"""Longest recovery in records."""
 STAGES: Final = {stage.value: stage for stage in Stage}
 """Stages by their value; a lookup here is faster than the call of the enumeration."""
 
@@ -73,11 +73,12 @@ class StageTracker(msgspec.Struct):
     def _next(self, reading: Reading, context: Context) -> Stage:
         now = STAGES[self.stage]
         if context.is_spiking:
-            return Stage.SPIKING if reading.step - context.spike_peak_step < PEAK_STEPS else Stage.RECOVERING
+            is_fresh = reading.step - context.spike_peak_step < PEAK_STEPS * reading.loss_interval
+            return Stage.SPIKING if is_fresh else Stage.RECOVERING
         ratio = reading.stability
         if now in (Stage.SPIKING, Stage.RECOVERING):
             settled = ratio is None or ratio < 1.0
-            if not settled and reading.step - self.since < RECOVERY_STEPS:
+            if not settled and reading.step - self.since < RECOVERY_STEPS * reading.interval:
                 return Stage.RECOVERING
         above = ratio is not None and reading.above_steps >= ABOVE_STEPS and is_stale(reading)
         if context.is_spike_predicted or above:

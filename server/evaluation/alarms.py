@@ -26,7 +26,7 @@ class Alarm:
 
 
 def replay(recording: Recording) -> tuple[list[Alarm], tuple[str, ...]]:
-    """Return the alarms on a recording and the sorted kinds of all findings at level warning or above."""
+    """Return the alarms on a recording and the sorted kinds of its findings: bad batches, the rest from warning."""
     suite = DetectorSuite()
     alarms: list[Alarm] = []
     kinds: set[str] = set()
@@ -34,7 +34,7 @@ def replay(recording: Recording) -> tuple[list[Alarm], tuple[str, ...]]:
     for position, sample in enumerate(recording.samples):
         verdict = suite.update(sample)
         loud = [finding for finding in verdict.findings if finding.level is not AlertLevel.WATCH]
-        kinds |= {finding.kind.value for finding in loud}
+        kinds |= {f.kind.value for f in verdict.findings if f in loud or f.kind is AlertKind.BAD_BATCH}
         predicted = next((f for f in loud if f.kind is AlertKind.SPIKE_PREDICTED), None)
         if predicted is None or position < SKIP:
             continue

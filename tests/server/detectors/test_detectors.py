@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from server.detectors.context import Context
 from server.detectors.lr_jump import LearningRateJumpDetector
@@ -29,17 +30,33 @@ def with_bad_batch(at: int, *, build_up: bool = False, lr_after: float = 0.01) -
         )
 
 
-def test_bad_batch_is_named_at_its_step_with_its_layer() -> None:
+def test_bad_batch_is_named_with_its_step_and_layer_once_the_loss_is_back() -> None:
     found = streams.verdicts(with_bad_batch(150))
     named = streams.first(found, "bad-batch")
     assert named is not None
-    assert named[0] == 150
+    assert named[0] == 151
+    assert named[1].step == 150
+    assert named[1].level == "watch"
     assert named[1].cause is Cause.BAD_BATCH
     assert named[1].layers[0] == "2.weight"
     assert streams.first(found, "spike-predicted") is None
-    spike = streams.first(found, "spike")
-    assert spike is not None
-    assert spike[1].cause is Cause.BAD_BATCH
+    spikes = [f for verdict in found for f in verdict.findings if f.kind == "spike"]
+    assert [spike.cause for spike in spikes[:2]] == [Cause.UNKNOWN, Cause.BAD_BATCH]
+    assert {spike.level.value for spike in spikes} == {"watch"}
+
+
+def test_a_jump_that_lasts_is_not_a_bad_batch() -> None:
+    lasting = [
+        replace(s, scalars={**s.scalars, "loss": 8.0}) if 150 <= s.step < 155 else s for s in with_bad_batch(150)
+    ]
+    found = streams.verdicts(lasting)
+    assert streams.first(found, "bad-batch") is None
+    assert streams.first(found, "spike", "warning", "critical") is not None
+
+
+def test_a_log_of_every_hundred_steps_names_no_bad_batch() -> None:
+    sparse = [replace(s, step=100 * s.step) for s in with_bad_batch(150)]
+    assert streams.first(streams.verdicts(sparse), "bad-batch") is None
 
 
 def test_a_jump_after_a_build_up_is_not_a_bad_batch() -> None:
@@ -83,6 +100,21 @@ def test_schedules_are_not_jumps(schedule: str) -> None:
     detector = LearningRateJumpDetector()
     readings = [Reading(step=step, lr=lr) for step, lr in enumerate(rates(400, schedule))]
     assert not any(detector.update(reading, Context()) for reading in readings)
+
+
+@pytest.mark.parametrize("steps", [[*range(1, 101), *range(500, 20_001, 500)], [*range(50, 20_001, 250)]])
+def test_a_warm_up_over_the_pause_between_two_records_is_not_a_jump(steps: list[int]) -> None:
+    samples = [Sample(step=step, time=0.0, scalars={"loss": 2.0, "lr": 1e-3 * min(1, step / 1000)}) for step in steps]
+    assert streams.first(streams.verdicts(samples), "lr-jump") is None
+
+
+def test_a_rate_that_changed_over_a_pause_did_not_jump_in_one_step() -> None:
+    rates = [(500 * k, 1e-3 if k < 20 else 1e-2) for k in range(1, 40)]
+    named = streams.first(
+        streams.verdicts(Sample(step=s, time=0.0, scalars={"loss": 2.0, "lr": lr}) for s, lr in rates), "lr-jump"
+    )
+    assert named is not None
+    assert "between steps 9500 and 10000" in named[1].message
 
 
 @pytest.mark.parametrize(("factor", "level"), [(2.0, "watch"), (5.0, "warning"), (30.0, "critical")])

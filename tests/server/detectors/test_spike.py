@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from server.detectors.context import Context
+from server.detectors.detector_suite import DetectorSuite
 from server.detectors.signals import Reading
 from server.detectors.spike import SpikeDetector
+from server.models import AlertLevel, Cause, Sample
 
 
 def follow(losses: list[float]) -> list[tuple[int, int, int]]:
@@ -23,6 +25,20 @@ def follow(losses: list[float]) -> list[tuple[int, int, int]]:
         if ended is not None:
             found[-1] = (*found[-1][:2], step)
     return found
+
+
+def judged(losses: list[float], pause: int = 1, **scalars: list[float]) -> list[tuple[str, int, AlertLevel]]:
+    """Return title, record and level of each change among the spikes of a log that is written every `pause` steps."""
+    suite = DetectorSuite()
+    changes: list[tuple[str, int, AlertLevel]] = []
+    for record, loss in enumerate(losses):
+        logged = {"loss": loss, **{name: values[record] for name, values in scalars.items()}}
+        verdict = suite.update(Sample(step=record * pause, time=0.0, scalars=logged))
+        for finding in verdict.findings:
+            title = f"{finding.kind.value} since record {finding.step / pause:g}"
+            if not any(known[0] == title and known[2] == finding.level for known in changes):
+                changes.append((title, record, finding.level))
+    return changes
 
 
 def noisy(level: float, relative: float, steps: int, seed: int = 0) -> list[float]:
@@ -75,3 +91,62 @@ def test_onset_is_the_start_of_the_rise() -> None:
     trigger, onset, _ = follow(noisy(1.0, 0.003, 100) + climb + noisy(1.0, 0.003, 60, seed=2))[0]
     assert onset <= 102
     assert onset <= trigger
+
+
+def spike_and_jump() -> list[float]:
+    """Return a falling loss with a spike of 20 records that fades, and a jump that stays."""
+    losses = [2 + 1.5 * math.exp(-k / 150) + noise for k, noise in enumerate(noisy(0.0, 0.0, 600))]
+    losses = [loss * wobble for loss, wobble in zip(losses, noisy(1.0, 0.01, 600), strict=True)]
+    for k in range(20):
+        losses[200 + k] += 1 + k if k < 6 else 6 - 0.45 * (k - 6)
+    return [loss + 4.0 * (k >= 450) for k, loss in enumerate(losses)]
+
+
+@pytest.mark.parametrize("pause", [10, 50, 100, 500])
+def test_a_curve_gets_the_same_verdict_at_every_logging_interval(pause: int) -> None:
+    changes = judged(spike_and_jump())
+    assert any(title == "spike since record 200" for title, _, _ in changes)
+    assert judged(spike_and_jump(), pause) == changes
+
+
+def test_a_single_high_loss_is_a_watch() -> None:
+    losses = [*noisy(1.0, 0.01, 100), 9.0, *noisy(1.0, 0.01, 100, seed=1)]
+    assert [(title, level) for title, _, level in judged(losses)] == [("spike since record 100", AlertLevel.WATCH)]
+
+
+def test_a_second_high_loss_makes_it_a_warning() -> None:
+    losses = [*noisy(1.0, 0.01, 100), 1.6, 1.5, *noisy(1.0, 0.01, 50, seed=1)]
+    assert judged(losses) == [
+        ("spike since record 100", 100, AlertLevel.WATCH),
+        ("spike since record 100", 101, AlertLevel.WARNING),
+    ]
+
+
+def test_the_third_single_high_loss_within_a_hundred_is_a_warning() -> None:
+    losses = noisy(1.0, 0.01, 300)
+    for record in (100, 130, 160, 290):
+        losses[record] = 1.8
+    levels = [(record, level) for _, record, level in judged(losses)]
+    assert levels == [
+        (100, AlertLevel.WATCH),
+        (130, AlertLevel.WATCH),
+        (160, AlertLevel.WARNING),
+        (290, AlertLevel.WATCH),
+    ]
+
+
+def test_a_restart_is_no_bad_batch() -> None:
+    losses = [30.0, *noisy(1.0, 0.02, 100), 30.5, 6.0, *noisy(5.0, 0.01, 20), *noisy(1.0, 0.02, 40)]
+    norms = [40.0, *noisy(0.6, 0.2, 100), 38.0, *noisy(0.6, 0.2, 61)]
+    suite = DetectorSuite()
+    found = [
+        finding
+        for record, (loss, norm) in enumerate(zip(losses, norms, strict=True))
+        for finding in suite.update(
+            Sample(step=100 * record, time=0.0, scalars={"loss": loss, "grad_norm": norm})
+        ).findings
+    ]
+    spikes = [finding for finding in found if finding.kind == "spike"]
+    assert spikes[0].cause is Cause.STATE_LOSS
+    assert spikes[0].step == 10_100
+    assert not [finding for finding in found if finding.cause is Cause.BAD_BATCH]

@@ -72,7 +72,7 @@ def test_a_detector_suite_stores_what_it_stored_before(stored: Stored) -> None:
     if stored.position < MIN_LOSSES:  # a run was called stable before there was evidence
         assert "not-judged" in repr(now.pop("stages"))
         assert "stable" in repr(before.pop("stages"))
-    assert repr({key: now[key] for key in before}) == repr(before)  # a later detector adds a key of its own
+    assert repr(common(now, before)) == repr(common(before, now))
 
 
 @each("rules")
@@ -98,6 +98,17 @@ def test_a_stored_alert_lifecycle_goes_on(stored: Stored) -> None:
     rest = [restored.apply(verdict, one.time) for verdict, one in zip(verdicts[at:], samples[at:], strict=True)]
     assert rest == expected[at:]
     assert any(rest)
+
+
+CHANGED: Final = {"bad_batch", "causes", "cause", "findings"}
+"""Keys whose content is another one since a bad batch is named only once the loss is back."""
+
+
+def common(one: object, other: object) -> object:
+    """Return the part of one snapshot whose keys the other one has too: later versions add keys."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {key: common(one[key], other[key]) for key in one if key in other and key not in CHANGED}
+    return one
 
 
 WORDS: Final = {"title", "message", "sentence", "advice"}
