@@ -16,9 +16,9 @@ from typing import Final, cast
 
 import msgspec
 
+from client_sdk.instrument_set import InstrumentSet
 from client_sdk.measurement import HostCopy, Pending
 from client_sdk.metrics import MetricReader
-from client_sdk.panel import Panel
 from client_sdk.protocol import MAX_FRAME_BYTES, MAX_SCALARS, Histograms, Record, encode, encode_into
 from client_sdk.spool.spool import Spool
 from client_sdk.spool.thinning import strip
@@ -47,10 +47,10 @@ class Staged(msgspec.Struct):
     """Names of the values in ``copy``."""
     copy: HostCopy | None
     """Values of the user's tensors on a device."""
-    panel: Panel | None
+    instrument_set: InstrumentSet | None
     """Instruments that were attached at this step."""
     parts: list[tuple[int, Pending]]
-    """Measurements, each with the position of its instrument in ``panel``."""
+    """Measurements, each with the position of its instrument in ``instrument_set``."""
 
     def ready(self) -> bool:
         """Return whether the values can be read without waiting."""
@@ -226,9 +226,9 @@ class Recorder:
         block: memoryview | None = None
         histograms: tuple[Histograms, ...] = ()
         if staged.parts:
-            assert staged.panel is not None
+            assert staged.instrument_set is not None
             try:
-                measured, block, histograms = staged.panel.read(staged.parts)
+                measured, block, histograms = staged.instrument_set.read(staged.parts)
                 if measured:
                     scalars = {**measured, **scalars}
             except Exception as error:
@@ -243,7 +243,7 @@ class Recorder:
             step=staged.step,
             time=staged.time,
             scalars=scalars,
-            layout=staged.panel.layout.id if has_layout and staged.panel is not None else None,
+            layout=staged.instrument_set.layout.id if has_layout and staged.instrument_set is not None else None,
             block=cast("bytes | None", block),  # has the same encoding, and the record is not kept
             histograms=histograms,
         )

@@ -21,10 +21,10 @@ from client_sdk.delivery import Delivery
 from client_sdk.errors import ConfigurationError
 from client_sdk.exit_status import exception_in_flight, fails_now, observe_exit
 from client_sdk.inbox import AlertInbox, Callback
+from client_sdk.instrument_set import InstrumentSet
 from client_sdk.late_metrics import LateMetrics
 from client_sdk.measurement import HostCopy, Instrument, Pending
 from client_sdk.metrics import BadValueError, MetricReader, as_step
-from client_sdk.panel import Panel
 from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Hello, Layout
 from client_sdk.recorder import Recorder, Staged
 from client_sdk.run_status import State, Status
@@ -76,7 +76,7 @@ class Run:
         self._last_deferred: tuple[str, ...] = ()
         self._late_metrics = LateMetrics(self.warner)
         self._last_time: float | None = None
-        self._panel: Panel | None = None
+        self._instrument_set: InstrumentSet | None = None
         self._hello = _first_hello(settings, self.id)
         self._delivery: Delivery | None = None
         self._recorder: Recorder | None = None  # that of the delivery, for `log`
@@ -114,13 +114,13 @@ class Run:
                 metrics = {}
             now = time.time()
             scalars, deferred = self._reader.read(metrics)
-            panel = self._panel
+            instrument_set = self._instrument_set
             parts = _NO_PARTS
             names = tuple(deferred)
             is_late = step < self._last_step and self._is_late(step, scalars, names)
-            if panel is not None and not is_late:
+            if instrument_set is not None and not is_late:
                 try:
-                    parts = panel.measure(step, metrics, closure)
+                    parts = instrument_set.measure(step, metrics, closure)
                 except Exception as error:
                     self.warner.caught("measure", "measuring", error)
             if not is_late:
@@ -130,7 +130,7 @@ class Run:
                     scalars["step_time"] = (moment - self._last_time) / (step - self._last_step)
                 self._last_step, self._last_time = step, moment
             copy = _copy_to_host(list(deferred.values())) if deferred else None
-            recorder.stage(Staged(step, now, scalars, names, copy, panel, parts))
+            recorder.stage(Staged(step, now, scalars, names, copy, instrument_set, parts))
         except BadValueError as error:
             self._dropped += 1
             self.warner.warn("bad_step", f"step is {error}; the record is dropped. Use 0 ≤ step < 2**63")
@@ -228,7 +228,7 @@ class Run:
     @property
     def instrument_count(self) -> int:
         """Number of attached instruments."""
-        return 0 if self._panel is None else len(self._panel.instruments)
+        return 0 if self._instrument_set is None else len(self._instrument_set.instruments)
 
     def attach(self, instrument: Instrument) -> Attachment:
         """Measure with ``instrument`` from the next `log` on, combined with the instruments that are already attached.
@@ -238,18 +238,18 @@ class Run:
         # Each attachment may need another layout when it is removed.
         if 2 * (len(self._hello.layouts) + 1) > MAX_LAYOUTS:
             raise ConfigurationError(f"watch() was called more than {MAX_LAYOUTS // 2} times on one run")
-        others = () if self._panel is None else self._panel.instruments
-        panel = self._install((*others, instrument))
-        return Attachment(self, instrument, panel.layout)
+        others = () if self._instrument_set is None else self._instrument_set.instruments
+        instrument_set = self._install((*others, instrument))
+        return Attachment(self, instrument, instrument_set.layout)
 
     def detach(self, instrument: Instrument) -> None:
         """Stop measuring with ``instrument``; does nothing if it is not attached."""
-        if self._panel is None:
+        if self._instrument_set is None:
             return
-        others = tuple(other for other in self._panel.instruments if other is not instrument)
+        others = tuple(other for other in self._instrument_set.instruments if other is not instrument)
         if not others:
-            self._panel = None
-        elif len(others) < len(self._panel.instruments):
+            self._instrument_set = None
+        elif len(others) < len(self._instrument_set.instruments):
             self._install(others)
 
     # -- internal --
@@ -274,24 +274,24 @@ class Run:
         self._open()
         return True
 
-    def _install(self, instruments: tuple[Instrument, ...]) -> Panel:
+    def _install(self, instruments: tuple[Instrument, ...]) -> InstrumentSet:
         """Measure with these instruments under a new layout, which the server receives before its first record."""
-        panel = Panel(instruments, len(self._hello.layouts))
-        self._hello = msgspec.structs.replace(self._hello, layouts=(*self._hello.layouts, panel.layout))
+        instrument_set = InstrumentSet(instruments, len(self._hello.layouts))
+        self._hello = msgspec.structs.replace(self._hello, layouts=(*self._hello.layouts, instrument_set.layout))
         if self._delivery is not None:
             self._delivery.update_hello(self._hello)
-        self._panel = panel
-        return panel
+        self._instrument_set = instrument_set
+        return instrument_set
 
     def _is_late(self, step: int, scalars: Mapping[str, float], deferred: tuple[str, ...]) -> bool:
         """Return whether a record below the last step is late, which means that training itself did not go back."""
-        panel = self._panel
+        instrument_set = self._instrument_set
         return self._late_metrics.is_late(
             step,
             (*scalars, *deferred),
             self._last_step,
             {*self._last_scalars, *self._last_deferred},
-            has_stepped=panel is not None and panel.has_stepped,
+            has_stepped=instrument_set is not None and instrument_set.has_stepped,
         )
 
     def _call_callbacks(self) -> None:

@@ -117,18 +117,41 @@ class ApiClient:
         return await self._get(f"/runs/{_segment(run_id)}", RunDetail)
 
     async def series(
-        self, run_id: str, keys: tuple[str, ...], *, step_from: int | None, step_to: int | None, points: int
+        self,
+        run_id: str,
+        keys: tuple[str, ...],
+        *,
+        step_from: int | None,
+        step_to: int | None,
+        points: int,
+        attempt: int | None = None,
     ) -> Series:
-        """Return scalars between two steps, in at most ``points`` buckets each."""
-        query: dict[str, Any] = {"keys": ",".join(keys), "from": step_from, "to": step_to, "points": points}
+        """Return scalars between two steps, in at most ``points`` buckets each.
+
+        ``attempt``: only this attempt; None for the steps that no later attempt replaced.
+        """
+        query: dict[str, Any] = {
+            "keys": ",".join(keys), "from": step_from, "to": step_to, "points": points, "attempt": attempt,
+        }  # fmt: skip
         return await self._get(f"/runs/{_segment(run_id)}/series", Series, **query)
 
     async def heatmap(
-        self, run_id: str, stat: str, *, step_from: int | None, step_to: int | None, columns: int, reduce: str
+        self,
+        run_id: str,
+        stat: str,
+        *,
+        step_from: int | None,
+        step_to: int | None,
+        columns: int,
+        reduce: str,
+        attempt: int | None = None,
     ) -> Heatmap:
-        """Return a statistic of all layers between two steps, in at most ``columns`` columns."""
+        """Return a statistic of all layers between two steps, in at most ``columns`` columns.
+
+        ``attempt``: only this attempt; None for the steps that no later attempt replaced.
+        """
         query: dict[str, Any] = {
-            "stat": stat, "from": step_from, "to": step_to, "columns": columns, "reduce": reduce,
+            "stat": stat, "from": step_from, "to": step_to, "columns": columns, "reduce": reduce, "attempt": attempt,
         }  # fmt: skip
         response = await self._request(
             "GET", f"/runs/{_segment(run_id)}/heatmap", query, {"Accept": "application/msgpack"}

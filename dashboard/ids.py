@@ -34,6 +34,8 @@ LOSS_NOTE: Final = "loss-note"
 LAYERS_NOTE: Final = "layers-note"
 STAT_PICK: Final = "stat-pick"
 METRIC_PICK: Final = "metric-pick"
+ATTEMPT_PICK: Final = "attempt-pick"
+ATTEMPT_CONTROL: Final = "attempt-control"  # label of the select; hidden while the run has one attempt
 HISTOGRAM_CARD: Final = "histogram-card"
 HISTOGRAM_TITLE: Final = "histogram-title"
 

@@ -81,7 +81,7 @@ def _same_at_every_interval(score: KindScore) -> Goal:
 
 def _gradient_first(score: KindScore) -> Goal:
     """Return the goal for rises before which the gradient norm is anomalous."""
-    led = [event for event in score.rises if event.event.gradient_step is not None and not event.event.gap]
+    led = [event for event in score.events if event.event.gradient_step is not None and not event.event.gap]
     in_time = [
         event.gradient_delay is not None
         and event.gradient_lead is not None

@@ -2,8 +2,8 @@
 
     python -m campaigns.real_logs.own_logs [FOLDER]
 
-writes them to ``tests/data/real-logs/own``; their labels are in ``tests/data/real-logs/labels.json``. The same folder
-results each time.
+writes them to ``tests/data/real-logs/own``; their labels are in ``tests/data/real-logs/labels.json`` and hold for every
+seed. The same files result each time.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDER: Final = Path(__file__).parents[2] / "tests" / "data" / "real-logs" / "own"
+SEED: Final = 3
+"""Seed of the noise in the stored logs."""
 Row = tuple[float, ...]
 """Step and scalars of one record."""
 Array = NDArray[np.float64]
 
 
-def own_logs() -> Iterator[tuple[str, tuple[str, ...], list[Row]]]:
+def own_logs(seed: int) -> Iterator[tuple[str, tuple[str, ...], list[Row]]]:
     """Yield the name, the columns and the rows of each log."""
     loss, loss_and_gradient = ("step", "loss"), ("step", "loss", "grad_norm")
-    generator = np.random.default_rng(3)
+    generator = np.random.default_rng(seed)
     calm = _calm(600, generator)
     at = np.arange(600)
     gradients = np.exp(0.15 * generator.standard_normal(600))
@@ -42,10 +44,10 @@ def own_logs() -> Iterator[tuple[str, tuple[str, ...], list[Row]]]:
     yield "restart.csv", loss_and_gradient, _restart(generator)
 
 
-def write(folder: Path) -> None:
-    """Write the logs to a folder."""
+def write(folder: Path, seed: int = SEED) -> None:
+    """Write the logs to a folder, with the noise of a seed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, columns, rows in own_logs():
+    for name, columns, rows in own_logs(seed):
         lines = [",".join(columns), *(",".join(f"{value:.5g}" for value in row) for row in rows)]
         (folder / name).write_text("\n".join(lines) + "\n")
 

@@ -44,7 +44,7 @@ def tables(kinds: Iterable[KindScore]) -> Iterator[str]:
         yield ""
         yield "gradient alarms (kind gradient-explosion), in logs with gradient norms"
         for score in graded:
-            leads = sorted(event.gradient_lead for event in score.rises if event.gradient_lead is not None)
+            leads = sorted(event.gradient_lead for event in score.events if event.gradient_lead is not None)
             outside = len(score.false_gradient)
             yield (
                 f"{score.name:16} leads in records {_short(leads)}; outside events {outside}: "

@@ -22,7 +22,7 @@
 
   function fresh(route) {
     return {
-      page: route.page, subject: route.subject, range: around(route), follows, window: "", metric: "loss", stat: null,
+      page: route.page, subject: route.subject, range: around(route), follows, window: "", attempt: "", metric: "loss", stat: null,
       scale: "log", reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
     };
   }
@@ -77,7 +77,7 @@
   document.addEventListener("change", (event) => {
     const name = event.target.dataset && event.target.dataset.pick;
     if (!name) return;
-    if (name === "window") follow();
+    if (name === "window" || name === "attempt") follow();
     change({[name]: event.target.value});
   });
 

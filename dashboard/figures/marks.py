@@ -1,4 +1,4 @@
-"""Marks of spikes and predictions on the step axis, equal on all panels. Pure."""
+"""Marks of spikes, predictions and attempts on the step axis, equal on all panels. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dashboard.figures.theme import Frame
 
 MAX_SPIKES: Final = 40
 MAX_SETTLED: Final = 12
+MAX_ATTEMPTS: Final = 12
 LABEL_GAP: Final = 0.06
 """Minimum distance of two labels as a share of the visible width; the later label is left out."""
 
@@ -26,10 +27,16 @@ class Marks:
     """Range of the open prediction; None if there is none."""
     settled: tuple[tuple[PredictedStep, str], ...] = ()
     """Settled predictions, each with its outcome: "hit", "early", "late" or "false"."""
+    attempts: tuple[tuple[int, int], ...] = ()
+    """First step and number of each attempt after the first."""
 
 
-def marks_of(alerts: Iterable[Alert], events: Iterable[Event]) -> Marks:
-    """Return the marks of a run. The newest prediction is shown if several are open."""
+def marks_of(alerts: Iterable[Alert], events: Iterable[Event], attempt: int | None = None) -> Marks:
+    """Return the marks of a run, or of one ``attempt``. The newest prediction is shown if several are open."""
+    events = list(events)
+    if attempt is not None:
+        events = [event for event in events if event.attempt == attempt]
+        alerts = [alert for alert in alerts if alert.attempt in (None, attempt)]
     predictions = [
         alert for alert in alerts if alert.kind == AlertKind.SPIKE_PREDICTED and alert.predicted_step is not None
     ]
@@ -43,7 +50,9 @@ def marks_of(alerts: Iterable[Alert], events: Iterable[Event]) -> Marks:
          and (band := alert.judged_forecast or alert.predicted_step) is not None),
         key=lambda pair: pair[0].best,
     )  # fmt: skip
+    begun = {event.attempt: event.step for event in events if event.kind == EventKind.ROLLBACK}
     return Marks(
+        attempts=tuple((step, number) for number, step in sorted(begun.items())),
         spikes=tuple(sorted(spikes)),
         expected=newest.predicted_step if newest is not None else None,
         settled=tuple(settled[-MAX_SETTLED:]),
@@ -61,7 +70,7 @@ def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, 
     colour = frame.palette.danger
     taken: list[float] = []
 
-    def label(step: float, text: str) -> None:
+    def label(step: float, text: str, tone: str = colour) -> None:
         position = (step - frame.step_from) / width
         if not labelled or any(abs(position - other) < LABEL_GAP * max(1, len(text) / 8) for other in taken):
             return
@@ -71,7 +80,7 @@ def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, 
             {
                 "x": step, "y": 1, "xref": "x", "yref": "paper", "text": text, "showarrow": False,
                 "xanchor": "right" if right_half else "left", "yanchor": "top", "xshift": -5 if right_half else 5,
-                "font": {"size": 11, "color": colour},
+                "font": {"size": 11, "color": tone},
             }
         )  # fmt: skip
 
@@ -91,6 +100,10 @@ def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, 
         shapes.append(_line(step, colour, dash="solid", width=1, opacity=0.55))
     for step in reversed(visible[-MAX_SPIKES:]):
         label(step, f"spike {step:,}")
+    begun = [(step, number) for step, number in marks.attempts if frame.step_from <= step <= frame.step_to]
+    for step, number in begun[-MAX_ATTEMPTS:]:
+        shapes.append(_line(step, frame.palette.muted, dash="solid", width=1, opacity=0.7))
+        label(step, f"attempt {number}", frame.palette.muted)
     for predicted, result in marks.settled:
         if frame.step_from <= predicted.best <= frame.step_to:
             shapes.append(_line(predicted.best, frame.palette.muted, dash="2px,3px", width=1, opacity=0.8))

@@ -11,7 +11,7 @@ from typing import Any, Final
 from dash import ALL, Dash, Input
 
 from client_sdk.answers import Alert, Event, Histogram, RunDetail, RunSummary, Series
-from client_sdk.vocabulary import AlertKind, RunState
+from client_sdk.vocabulary import AlertKind, EventKind, RunState
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.figures.curvature import CURVES, curvature_figure
@@ -77,6 +77,7 @@ class RunLive:
         self._mounted = False
         self._cards: str | None = None
         self._pickers: tuple[Any, ...] | None = None
+        self._attempts: list[int] = []
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Apply the news, fetch the visible steps and draw the page."""
@@ -119,6 +120,8 @@ class RunLive:
             if news.events or news.alerts:
                 known.events = await self._client.events(self.run_id)
             new_names = not known.detail.statistics or self._monotonic() - known.fetched_at > DETAIL_EVERY
+            numbers = {item.attempt for item in known.detail.attempts}
+            new_names |= any(item.kind == EventKind.ROLLBACK and item.attempt not in numbers for item in known.events)
             if new_names and known.summary.state == RunState.RUNNING:
                 known.detail = known.summary = await self._client.run(self.run_id)
                 known.fetched_at = self._monotonic()
@@ -129,11 +132,14 @@ class RunLive:
 
     async def _fetch(self, known: Known, view: View) -> Curves:
         """Fetch the curves, the heatmap and, if a cell is chosen, its histograms."""
-        step_from, step_to = visible_steps(known.summary.last_step or 0, view)
+        step_from, step_to = visible_steps(last_step_of(known.detail, known.summary, view), view)
+        attempt = components.chosen_attempt(known.detail, view.attempt)
         keys = tuple(dict.fromkeys((components.chosen_metric(known.detail, view.metric), *CURVES)))
         points, columns = (NARROW_POINTS, NARROW_COLUMNS) if view.narrow else (POINTS, COLUMNS)
         series, heatmap, histograms = await asyncio.gather(
-            self._client.series(self.run_id, keys, step_from=step_from, step_to=step_to, points=points),
+            self._client.series(
+                self.run_id, keys, step_from=step_from, step_to=step_to, points=points, attempt=attempt
+            ),
             self._cells(known, view, step_from, step_to, columns),
             self._histograms(view),
         )
@@ -146,7 +152,13 @@ class RunLive:
             return None
         stat = components.chosen_stat(known.detail, view.stat)
         return await self._client.heatmap(
-            self.run_id, stat, step_from=step_from, step_to=step_to, columns=columns, reduce=view.reduce
+            self.run_id,
+            stat,
+            step_from=step_from,
+            step_to=step_to,
+            columns=columns,
+            reduce=view.reduce,
+            attempt=components.chosen_attempt(known.detail, view.attempt),
         )
 
     async def _histograms(self, view: View) -> tuple[Histogram | None, Histogram | None] | None:
@@ -180,8 +192,10 @@ class RunLive:
         return _refresh(summary, updates, now)
 
     def _panels(self, known: Known, view: View, curves: Curves, alerts: list[Alert]) -> list[Update]:
-        marks = marks_of(alerts, known.events)
-        last_step = max(known.summary.last_step or 0, curves.series.step_to or 0)
+        attempt = components.chosen_attempt(known.detail, view.attempt)
+        events = known.events if attempt is None else [item for item in known.events if item.attempt == attempt]
+        marks = marks_of(alerts, events, attempt)
+        last_step = max(last_step_of(known.detail, known.summary, view), curves.series.step_to or 0)
         frame = make_frame(curves.series, marks, view, last_step)
         series = curves.series.series
         open_prediction = next(
@@ -197,7 +211,7 @@ class RunLive:
         layers = len(curves.heatmap.layers) if curves.heatmap is not None else 0
         metric = components.chosen_metric(known.detail, view.metric)
         loss = loss_figure(series.get(metric), marks, frame, name=metric)
-        curvature = curvature_figure(series, spans(known.events, last_step), marks, frame, growth_per_step=growth)
+        curvature = curvature_figure(series, spans(events, last_step), marks, frame, growth_per_step=growth)
         cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, logarithmic=view.logarithmic)
         updates = [
             Update(component=ids.panel_box("layers"), props={"style": {"height": f"{heatmap_height(layers)}px"}}),
@@ -221,7 +235,22 @@ class RunLive:
             updates.append(
                 Update(component=ids.METRIC_PICK, props={"children": components.metric_options(known.detail)})
             )
+        attempts = sorted({item.attempt for item in known.detail.attempts})
+        if attempts != self._attempts:
+            self._attempts = attempts
+            hidden = "" if len(attempts) > 1 else " hidden"
+            options = components.attempt_options(known.detail)
+            updates.append(Update(component=ids.ATTEMPT_PICK, props={"children": options}))
+            updates.append(Update(component=ids.ATTEMPT_CONTROL, props={"className": f"control select{hidden}"}))
         return updates + _histogram_updates(view, curves, frame)
+
+
+def last_step_of(run: RunDetail, summary: RunSummary, view: View) -> int:
+    """Return the last step of the attempt that the view shows."""
+    attempt = components.chosen_attempt(run, view.attempt)
+    if attempt is None:
+        return summary.last_step or 0
+    return max(item.last_step for item in run.attempts if item.attempt == attempt)
 
 
 def visible_steps(last_step: int, view: View) -> tuple[int | None, int | None]:

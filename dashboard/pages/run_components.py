@@ -181,6 +181,17 @@ def metric_options(run: RunDetail) -> list[Component]:
     return [html.Option(name if len(name) <= 40 else name[:39] + "…", value=name) for name in names]
 
 
+def attempt_options(run: RunDetail) -> list[Component]:
+    """Return the options of the attempts of a run, the steps that no later attempt replaced first."""
+    numbers = sorted({item.attempt for item in run.attempts})
+    return [html.Option("latest steps", value=""), *(html.Option(f"attempt {n}", value=str(n)) for n in numbers)]
+
+
+def chosen_attempt(run: RunDetail, wanted: int | None) -> int | None:
+    """Return the wanted attempt if the run has it, otherwise None for the latest steps."""
+    return wanted if any(item.attempt == wanted for item in run.attempts) else None
+
+
 def stale_words(run: RunSummary, now: float) -> str:
     """Return the time since the last record of a stale run in words."""
     seen = unix_time(run.last_seen_at)
@@ -217,6 +228,14 @@ def _loss_panel() -> Component:
     controls = [
         html.Button(
             "Follow live", id="follow", className="button follow", type="button", title="Back to the newest steps"
+        ),
+        _pick(
+            "attempt",
+            ids.ATTEMPT_PICK,
+            "Attempt",
+            [html.Option("latest steps", value="")],
+            label_id=ids.ATTEMPT_CONTROL,
+            hidden=True,
         ),
         _pick("metric", ids.METRIC_PICK, "Metric", [html.Option("loss", value="loss")]),
         _pick("window", "window-pick", "Steps shown", [html.Option(word, value=value) for value, word in WINDOWS]),
@@ -264,9 +283,19 @@ def _histogram_panel() -> Component:
     )
 
 
-def _pick(name: str, control_id: str, label: str, options: Sequence[Component]) -> Component:
+def _pick(
+    name: str,
+    control_id: str,
+    label: str,
+    options: Sequence[Component],
+    *,
+    label_id: str | None = None,
+    hidden: bool = False,
+) -> Component:
     """Return a native select whose value view.js copies into the view."""
+    named: dict[str, Any] = {} if label_id is None else {"id": label_id}
     return html.Label(
         [html.Span(label, className="unseen"), html.Select(options, id=control_id, **data(pick=name))],
-        className="control select",
+        className="control select hidden" if hidden else "control select",
+        **named,
     )

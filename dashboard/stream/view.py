@@ -24,6 +24,8 @@ class View:
     """Number of times that the browser returned to following; figures drop their zoom when it changes."""
     window: int | None = None
     """Number of newest steps to follow; None follows all steps."""
+    attempt: int | None = None
+    """Number of the attempt that all panels show; None shows the steps that no later attempt replaced."""
     metric: str = "loss"
     """Name of the scalar in the loss panel."""
     stat: str | None = None
@@ -55,6 +57,7 @@ def parse_view(data: Any) -> View | None:
         step_range=_range(data.get("range")),
         follows=_whole(data.get("follows")) or 0,
         window=_whole(data.get("window")),
+        attempt=_attempt(data.get("attempt")),
         metric=_text(data.get("metric")) or "loss",
         stat=_text(data.get("stat")),
         reduce=data["reduce"] if data.get("reduce") in ("max", "min", "last") else "max",
@@ -72,6 +75,10 @@ def _text(value: Any) -> str | None:
 def _whole(value: Any) -> int | None:
     number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 12 else value
     return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else None
+
+
+def _attempt(value: Any) -> int | None:
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else None
 
 
 def _range(value: Any) -> tuple[float, float] | None:

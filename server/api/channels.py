@@ -265,33 +265,33 @@ def kind_answer(kind: ChannelKind) -> answers.ChannelKind:
 
 
 async def _channel(
-    services: Services, body: ChannelBody, before: Channel | None, place: str = ""
+    services: Services, body: ChannelBody, before: Channel | None, path: str = ""
 ) -> tuple[Channel, str | None]:
     """Return the channel that the body describes, and its signing key if one was generated.
 
-    ``place``: path of the channel in the body. Raises `ApiError`, which names the field at fault.
+    ``path``: path of the channel in the body. Raises `ApiError`, which names the field at fault.
     """
     kind = kind_named(body.kind)
     settings = body.settings.model_dump(mode="json", exclude_none=True)
     if body.signing_key is not None and not kind.is_signed:
-        raise _refused(place, "signing_key", f"channels of the kind {kind.name} are not signed; leave the key out")
+        raise _refused(path, "signing_key", f"channels of the kind {kind.name} are not signed; leave the key out")
     if before is not None and before.kind != kind.name and body.secret is None:
-        raise _refused(place, "secret", f"a channel that changes its kind to {kind.name} needs a new secret")
+        raise _refused(path, "secret", f"a channel that changes its kind to {kind.name} needs a new secret")
     stored: dict[str, str] = {}
     if before is not None and (body.secret is None or body.signing_key is None):
         try:
             stored = services.secrets.open(before.encrypted_secrets)
         except SecretLostError as error:
             if body.secret is None:
-                raise ApiError(400, "secret_lost", f"{body.name}: {error}", field=f"{place}secret") from error
+                raise ApiError(400, "secret_lost", f"{body.name}: {error}", field=f"{path}secret") from error
     secret = body.secret if body.secret is not None else stored.get("secret")
     if secret is None:
-        raise _refused(place, "secret", f"the new channel {body.name!r} needs one")
+        raise _refused(path, "secret", f"the new channel {body.name!r} needs one")
     target = Target(secret=secret, settings=settings)
     try:
         await asyncio.to_thread(kind.check, target, allow_private=services.messenger.allow_private)
     except TargetError as error:
-        raise _refused(place, error.field, error.reason) from error
+        raise _refused(path, error.field, error.reason) from error
     contents = {"secret": secret}
     generated: str | None = None
     if kind.is_signed:
@@ -331,6 +331,6 @@ def _unknown(channel_id: str) -> ApiError:
     return ApiError(404, "unknown_channel", f"there is no channel {channel_id!r}; GET /api/v1/channels lists them")
 
 
-def _refused(place: str, field: str, reason: str) -> ApiError:
-    path = f"{place}{field}"
+def _refused(path: str, field: str, reason: str) -> ApiError:
+    path = f"{path}{field}"
     return ApiError(400, "invalid_parameter", f"{path}: {reason}", field=path)

@@ -56,12 +56,12 @@ class RuleBody(BaseModel):
     for_steps: int = 1
     cooldown_minutes: float = 30.0
 
-    def rule(self, place: str) -> Rule:
-        """Return the rule. Raises `ApiError` with the path of the field: ``place`` and the name of the field."""
+    def rule(self, path: str) -> Rule:
+        """Return the rule. Raises `ApiError` with the path of the field: ``path`` and the name of the field."""
         try:
             return Rule(**self.model_dump())
         except RuleFieldError as error:
-            raise _invalid_rule(f"{place}{error.field}", error.reason) from error
+            raise _invalid_rule(f"{path}{error.field}", error.reason) from error
 
 
 class RulesBody(BaseModel):

@@ -9,11 +9,11 @@ from typing import Any, Final
 import msgspec
 
 RESYNC: Final = "resync"
-"""Type of a delivery that asks the subscriber to read everything again, because messages are missing."""
+"""Type of a control message that asks the subscriber to read everything again, because messages are missing."""
 DEGRADED: Final = "degraded"
-"""Type of a delivery after which only messages of this server arrive."""
+"""Type of a control message after which only messages of this server arrive."""
 RESTORED: Final = "restored"
-"""Type of a delivery after which messages of all servers arrive again."""
+"""Type of a control message after which messages of all servers arrive again."""
 
 CONTROL_TYPES: Final = frozenset({"writer"})
 """Types of messages between servers, which no viewer receives."""
@@ -41,12 +41,12 @@ class LiveMessage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivery:
-    """Live message, or control message of the connection, on its way to a subscriber."""
+class QueuedMessage:
+    """Live message, or control message of the connection, that waits for a subscriber."""
 
     type: str
     cursor: str
-    """Cursor that continues after this delivery, on any server. Opaque; it contains digits, letters and hyphens."""
+    """Cursor that continues after this message, on any server. Opaque; it contains digits, letters and hyphens."""
     payload: bytes
     """Body as JSON, a non-empty object, encoded once for all subscribers."""
 
@@ -54,7 +54,7 @@ class Delivery:
     def frame(self) -> str:
         """Body together with the cursor, as the live socket sends it.
 
-        >>> Delivery(type="run", cursor="a-1", payload=b'{"type":"run"}').frame
+        >>> QueuedMessage(type="run", cursor="a-1", payload=b'{"type":"run"}').frame
         '{"type":"run","cursor":"a-1"}'
         """
         return f'{self.payload[:-1].decode()},"cursor":"{self.cursor}"}}'
@@ -65,9 +65,9 @@ class Delivery:
         return decoded
 
 
-def control_delivery(kind: str, cursor: str) -> Delivery:
-    """Return the delivery of a control message: `RESYNC`, `DEGRADED` or `RESTORED`."""
-    return Delivery(type=kind, cursor=cursor, payload=msgspec.json.encode({"type": kind}))
+def control_message(kind: str, cursor: str) -> QueuedMessage:
+    """Return a control message as it is queued: `RESYNC`, `DEGRADED` or `RESTORED`."""
+    return QueuedMessage(type=kind, cursor=cursor, payload=msgspec.json.encode({"type": kind}))
 
 
 @dataclass(frozen=True, kw_only=True)

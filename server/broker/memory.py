@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from server.broker.live_message import RESYNC, Delivery, Interest, LiveMessage, control_delivery
+from server.broker.live_message import RESYNC, Interest, LiveMessage, QueuedMessage, control_message
 from server.broker.subscription import Subscription
 
 MAX_DIGITS = 20
@@ -55,7 +55,7 @@ class Broker(Protocol):
 
         ``run_ids`` and ``project`` restrict the messages to some runs and to one project; None does not restrict them.
         ``types`` are the types of messages; None means all types that viewers see. ``cursor`` is that of the last
-        delivery that the subscriber received from any server. Later messages are delivered first; if they are no longer
+        message that the subscriber received from any server. Later messages are delivered first; if they are no longer
         available, a `RESYNC` is delivered instead.
         """
         ...
@@ -68,7 +68,7 @@ class _Past:
     number: int
     run_id: str
     project: str
-    delivery: Delivery
+    queued: QueuedMessage
 
 
 class MemoryBroker:
@@ -103,13 +103,13 @@ class MemoryBroker:
 
     async def publish(self, message: LiveMessage) -> None:
         self._number += 1
-        delivery = Delivery(
+        queued = QueuedMessage(
             type=message.type, cursor=self._cursor(self._number), payload=msgspec.json.encode(message.body)
         )
-        self._keep(_Past(number=self._number, run_id=message.run_id, project=message.project, delivery=delivery))
+        self._keep(_Past(number=self._number, run_id=message.run_id, project=message.project, queued=queued))
         for subscription in self._subscribers:
             if subscription.interest.covers(message.run_id, message.project, message.type):
-                subscription.offer(delivery)
+                subscription.offer(queued)
 
     @contextlib.asynccontextmanager
     async def subscribe(
@@ -126,10 +126,10 @@ class MemoryBroker:
         subscription.is_resumed = seen is not None
         if seen is not None:
             for past in self._past:
-                if past.number > seen and subscription.interest.covers(past.run_id, past.project, past.delivery.type):
-                    subscription.offer(past.delivery)
+                if past.number > seen and subscription.interest.covers(past.run_id, past.project, past.queued.type):
+                    subscription.offer(past.queued)
         elif cursor is not None:
-            subscription.offer(control_delivery(RESYNC, subscription.cursor))
+            subscription.offer(control_message(RESYNC, subscription.cursor))
         self._subscribers.add(subscription)
         try:
             yield subscription
@@ -138,9 +138,9 @@ class MemoryBroker:
 
     def _keep(self, message: _Past) -> None:
         self._past.append(message)
-        self._past_bytes += len(message.delivery.payload)
+        self._past_bytes += len(message.queued.payload)
         while len(self._past) > self._tail or self._past_bytes > TAIL_BYTES:
-            self._past_bytes -= len(self._past.popleft().delivery.payload)
+            self._past_bytes -= len(self._past.popleft().queued.payload)
 
     def _cursor(self, number: int) -> str:
         return f"{self._name}-{number}"

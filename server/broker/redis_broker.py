@@ -34,10 +34,10 @@ from server.broker.live_message import (
     DEGRADED,
     RESTORED,
     RESYNC,
-    Delivery,
     Interest,
     LiveMessage,
-    control_delivery,
+    QueuedMessage,
+    control_message,
 )
 from server.broker.shielded_calls import ShieldedCalls
 from server.broker.subscription import Subscription
@@ -227,9 +227,9 @@ class RedisBroker:
         for number, fields in missed or ():
             self._offer(subscription, number, fields)
         if missed is None and cursor is not None:
-            subscription.offer(control_delivery(RESYNC, subscription.cursor))
+            subscription.offer(control_message(RESYNC, subscription.cursor))
         if not self._is_up:
-            subscription.offer(control_delivery(DEGRADED, subscription.cursor))
+            subscription.offer(control_message(DEGRADED, subscription.cursor))
         for stream in streams:
             self._readers.setdefault(stream, {})[subscription] = last
             # Other subscriptions may have received later entries already: they skip what is read again.
@@ -270,7 +270,7 @@ class RedisBroker:
                 readers[subscription] = self._last
         self._is_up = True
         for kind in (RESTORED, RESYNC):
-            self._offer_all(control_delivery(kind, self._cursor(self._last)))
+            self._offer_all(control_message(kind, self._cursor(self._last)))
         logger.info("Redis is reachable", extra={"action": LogAction.REDIS_UP})
 
     async def _start_generation(self, held: str, process: str) -> str:
@@ -315,7 +315,7 @@ class RedisBroker:
             extra={"action": LogAction.REDIS_LOST},
         )
         self._is_up = False
-        self._offer_all(control_delivery(DEGRADED, self._cursor(self._last)))
+        self._offer_all(control_message(DEGRADED, self._cursor(self._last)))
         for outgoing in (*self._sending, *self._outbox):
             self._deliver_locally(outgoing)
         self._sending = []
@@ -368,7 +368,7 @@ class RedisBroker:
         readers = self._readers[stream]
         for subscription in readers:
             readers[subscription] = number
-            subscription.offer(control_delivery(RESYNC, self._cursor(number)))
+            subscription.offer(control_message(RESYNC, self._cursor(number)))
 
     def _receive(self, stream: str, number: EntryId, fields: Fields) -> None:
         self._last = max(self._last, number)
@@ -378,7 +378,7 @@ class RedisBroker:
             generation = fields[b"b"].decode()
             if generation != self._generation:
                 self._generation = generation
-                self._offer_all(control_delivery(RESYNC, self._cursor(number)))
+                self._offer_all(control_message(RESYNC, self._cursor(number)))
             return
         for subscription, had in list(self._readers.get(stream, {}).items()):
             if number > had:
@@ -388,7 +388,7 @@ class RedisBroker:
     def _offer(self, subscription: Subscription, number: EntryId, fields: Fields) -> None:
         kind = fields[b"t"].decode()
         if subscription.interest.covers(fields[b"r"].decode(), fields[b"p"].decode(), kind):
-            subscription.offer(Delivery(type=kind, cursor=self._cursor(number), payload=fields[b"b"]))
+            subscription.offer(QueuedMessage(type=kind, cursor=self._cursor(number), payload=fields[b"b"]))
 
     def _deliver_locally(self, outgoing: _Outgoing) -> None:
         """Deliver a message without Redis.
@@ -396,14 +396,14 @@ class RedisBroker:
         The cursor does not advance: a subscriber that comes back with it is asked to read everything again.
         """
         self._has_gap = True
-        delivery = Delivery(type=outgoing.type, cursor=self._cursor(self._last), payload=outgoing.payload)
+        queued = QueuedMessage(type=outgoing.type, cursor=self._cursor(self._last), payload=outgoing.payload)
         for subscription in self._subscriptions():
             if subscription.interest.covers(outgoing.run_id, outgoing.project, outgoing.type):
-                subscription.offer(delivery)
+                subscription.offer(queued)
 
-    def _offer_all(self, delivery: Delivery) -> None:
+    def _offer_all(self, queued: QueuedMessage) -> None:
         for subscription in self._subscriptions():
-            subscription.offer(delivery)
+            subscription.offer(queued)
 
     def _subscriptions(self) -> set[Subscription]:
         return {subscription for readers in self._readers.values() for subscription in readers}

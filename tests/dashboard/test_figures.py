@@ -126,6 +126,21 @@ def test_an_open_prediction_is_a_band_a_dotted_line_and_its_date() -> None:
     assert texts(figure) == ["predicted 80"]
 
 
+def test_an_attempt_is_marked_where_it_begins() -> None:
+    events = [
+        Event(step=250, kind="rollback", attempt=1, from_step=399),
+        Event(step=450, kind="rollback", attempt=2, from_step=499),
+        Event(step=260, kind="spike", attempt=1),
+        Event(step=300, kind="spike", attempt=0),
+    ]
+    assert marks_of([], events).attempts == ((250, 1), (450, 2))
+    assert marks_of([], events, 1) == Marks(attempts=((250, 1),), spikes=(260,))
+    figure = loss_figure(None, marks_of([], events), Frame(palette=DARK, step_from=0, step_to=600)).to_dict()
+    assert {"attempt 1", "attempt 2"} <= {note["text"] for note in figure["layout"]["annotations"]}
+    lines = [shape["x0"] for shape in figure["layout"]["shapes"] if shape["line"]["color"] == DARK.muted]
+    assert lines == [250, 450]
+
+
 def test_marks_come_from_alerts_and_events() -> None:
     def prediction(step: int, state: str, best: int, outcome: Outcome | None = None) -> Alert:
         return Alert(

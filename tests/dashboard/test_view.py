@@ -16,13 +16,14 @@ from dashboard.stream.view import View, parse_view
 
 def test_a_full_view_is_parsed() -> None:
     view = parse_view(
-        {"page": "run", "subject": "r1", "range": [10.5, 90], "window": "1000", "metric": "lr", "stat": "v_rms",
+        {"page": "run", "subject": "r1", "range": [10.5, 90], "window": "1000", "attempt": "0",
+         "metric": "lr", "stat": "v_rms",
          "scale": "linear", "reduce": "min", "theme": "light", "narrow": True, "follows": 3,
          "cell": {"layer": "w", "step": 12.7}}
     )  # fmt: skip
     assert view == View(
-        page="run", subject="r1", step_range=(10.5, 90.0), window=1000, metric="lr", stat="v_rms", logarithmic=False,
-        reduce="min", theme="light", narrow=True, follows=3, cell=("w", 12),
+        page="run", subject="r1", step_range=(10.5, 90.0), window=1000, attempt=0, metric="lr", stat="v_rms",
+        logarithmic=False, reduce="min", theme="light", narrow=True, follows=3, cell=("w", 12),
     )  # fmt: skip
 
 
@@ -34,6 +35,7 @@ def test_data_that_is_no_view_gives_none(data: Any) -> None:
 @pytest.mark.parametrize(
     "bad",
     [{"range": [1]}, {"range": ["a", "b"]}, {"range": [float("nan"), 2]}, {"window": -5}, {"window": True},
+     {"attempt": ""}, {"attempt": "-1"},
      {"window": "1e9"}, {"reduce": "avg"}, {"metric": "x" * 300}, {"stat": 5}, {"cell": {"layer": 1}}, {"cell": "w"},
      {"theme": "<script>"}, {"narrow": "yes"}],
 )  # fmt: skip

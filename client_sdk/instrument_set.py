@@ -1,8 +1,8 @@
-"""The panel: all instruments of a run combined into one layout, one block and one set of scalars for each step.
+"""All instruments of a run, combined into one layout, one block and one set of scalars for each step.
 
-A GAN has two models and two calls of `watch`, but a record has one block. The panel stacks the rows of the instruments,
-takes the union of their statistics (NaN where an instrument has none) and keeps layer names unique. Pure; the
-instruments do the measuring.
+A GAN has two models and two calls of `watch`, but a record has one block. The set stacks the rows of the
+instruments, takes the union of their statistics (NaN where an instrument has none) and keeps layer names unique. Pure;
+the instruments do the measuring.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _FLOAT = np.dtype("<f4")
 _COUNT = np.dtype("<u4")
 
 
-class Panel:
-    """A fixed set of instruments with their common layout; attaching another instrument requires a new panel."""
+class InstrumentSet:
+    """A fixed set of instruments with their common layout; attaching another instrument requires a new set."""
 
     def __init__(self, instruments: Sequence[Instrument], layout_id: int) -> None:
         """Combine ``instruments``. Raises `ConfigurationError` if their common layout exceeds a limit of the wire."""
