@@ -31,6 +31,7 @@ from client_sdk.vocabulary import (
     Reduce,
     RunState,
     Scope,
+    Stage,
 )
 
 __all__ = ["Outcome", "PredictedStep"]
@@ -128,7 +129,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stage_words(self) -> str:
         """The stage for people, "" where there is none yet."""
-        return "" if self.stage is None else self.stage.replace("-", " ").capitalize()
+        return "Not judged" if self.stage == Stage.NOT_JUDGED else (self.stage or "").capitalize()
 
     @property
     def reason_words(self) -> str:

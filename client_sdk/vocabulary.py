@@ -34,6 +34,7 @@ class AlertKind(StrEnum):
     LR_JUMP = "lr-jump"
     BAD_BATCH = "bad-batch"
     EPS_FLOOR = "eps-floor"
+    GRADIENT_EXPLOSION = "gradient-explosion"
     CUSTOM_RULE = "custom-rule"
 
 
@@ -66,6 +67,8 @@ class Stage(StrEnum):
     UNSTABLE = "unstable"
     SPIKING = "spiking"
     RECOVERING = "recovering"
+    NONFINITE = "non-finite"
+    """The latest loss is NaN or infinite."""
     NOT_JUDGED = "not-judged"
     """Nothing unusual was found, but what the run logs cannot show that it is stable; see `StageReason`."""
 
@@ -81,7 +84,7 @@ class StageReason(StrEnum):
 
 STAGE_REASONS: Final[Mapping[str, str]] = {
     StageReason.NO_LOSS: "no scalar is named loss, so no spike can be found",
-    StageReason.TOO_FEW_RECORDS: "too few records: a spike can be found from the 11th loss on",
+    StageReason.TOO_FEW_RECORDS: "too few records: a spike can be found after 10 losses",
     StageReason.LOSS_ONLY: "loss only: spikes are found when they come, none can be predicted",
     StageReason.NO_SECOND_MOMENT: (
         "no second moment and no curvature: spikes are found when they come, none can be predicted"

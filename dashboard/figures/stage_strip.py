@@ -65,7 +65,7 @@ def strip_trace(all_spans: Sequence[Span], frame: Frame) -> dict[str, Any]:
         else:
             shown.append(clipped)
     pixels = (340 if frame.narrow else 780) / width
-    names = [span.stage.replace("-", " ") for span in shown]
+    names = ["not judged" if span.stage == Stage.NOT_JUDGED else span.stage for span in shown]
     words = [
         name if (span.step_to - span.step_from) * pixels > 9 * len(name) else ""
         for name, span in zip(names, shown, strict=True)

@@ -17,6 +17,7 @@ STAGE_COLOURS: Final[Mapping[str, str]] = {
     Stage.UNSTABLE: "#E69F00",
     Stage.SPIKING: "#D55E00",
     Stage.RECOVERING: "#CC79A7",
+    Stage.NONFINITE: "#7A0019",
     Stage.NOT_JUDGED: "#8d949e",
 }
 FONT: Final = "Inter, system-ui, sans-serif"
