@@ -33,6 +33,7 @@ class AlertKind(StrEnum):
     LR_JUMP = "lr-jump"
     BAD_BATCH = "bad-batch"
     EPS_FLOOR = "eps-floor"
+    GRADIENT_EXPLOSION = "gradient-explosion"
     CUSTOM_RULE = "custom-rule"
 
 
@@ -65,6 +66,8 @@ class Stage(StrEnum):
     UNSTABLE = "unstable"
     SPIKING = "spiking"
     RECOVERING = "recovering"
+    NONFINITE = "non-finite"
+    """The latest loss is NaN or infinite."""
 
 
 class RunState(StrEnum):

@@ -17,6 +17,7 @@ STAGE_COLOURS: Final[Mapping[str, str]] = {
     Stage.UNSTABLE: "#E69F00",
     Stage.SPIKING: "#D55E00",
     Stage.RECOVERING: "#CC79A7",
+    Stage.NONFINITE: "#7A0019",
 }
 FONT: Final = "Inter, system-ui, sans-serif"
 MARGIN_LEFT: Final = 148  # pixels; equal in all panels, so that their steps line up

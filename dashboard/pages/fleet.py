@@ -71,7 +71,7 @@ def counts(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Componen
     """Return the numbers of runs that are about to spike and that are live, and of predictions that came true."""
     known = list(runs)
     live = [run for run in known if run.state == RunState.RUNNING]
-    risky = [run for run in live if run.predicted_step is not None or run.stage == Stage.SPIKING]
+    risky = [run for run in live if run.predicted_step is not None or run.stage in (Stage.SPIKING, Stage.NONFINITE)]
     settled = [a.outcome.result for a in alerts if a.kind == AlertKind.SPIKE_PREDICTED and a.outcome is not None]
     shown = [
         _count(str(len(risky)), "about to spike", "danger" if risky else ""),

@@ -108,7 +108,7 @@ def risk(run: RunSummary) -> float:
     if run.state in (RunState.FINISHED, RunState.CRASHED):
         return closeness / 100 + (0.5 if run.state == RunState.CRASHED else 0.0)
     weight = 10.0 if run.state == RunState.RUNNING else 5.0
-    if run.stage == Stage.SPIKING:
+    if run.stage in (Stage.SPIKING, Stage.NONFINITE):
         return weight + 50.0 + closeness
     if run.predicted_step is not None and run.last_step is not None:
         left = max(run.predicted_step.best - run.last_step, 0)

@@ -127,7 +127,12 @@ def kpis(run: RunSummary | None) -> list[Component]:
     measured = run.stability_ratio
     over = measured is not None and math.isfinite(measured) and measured >= 1.0
     expected, tone = spike_in(run)
-    tones: dict[str, str] = {Stage.STABLE: "ok", Stage.UNSTABLE: "warn", Stage.SPIKING: "danger"}
+    tones: dict[str, str] = {
+        Stage.STABLE: "ok",
+        Stage.UNSTABLE: "warn",
+        Stage.SPIKING: "danger",
+        Stage.NONFINITE: "danger",
+    }
     stage_tone = tones.get(run.stage or "", "")
     return [
         _kpi("Loss", compact(run.loss), "" if run.loss is None or math.isfinite(run.loss) else "danger"),

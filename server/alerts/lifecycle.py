@@ -6,7 +6,7 @@ After `restore(snapshot())` the same verdicts give the same alerts with the same
 
 * An alert opens with the first finding of its kind and keeps the highest level it reached.
 * A change is reported only if the level or the cause changed, if the forecast moved by more than two steps and a tenth
-  of the remaining ones, or if the loss of a spike rose by another tenth of its height, or if 50 steps passed.
+  of the remaining ones, or if the loss of a spike rose by another tenth of its height, or if 50 records passed.
 * An alert is resolved when its finding has been absent for 20 records. Its last report has the final text and numbers
   of the finding. A finding that returns before that belongs to the same alert.
 * A prediction keeps its forecasts as they were reported, and is compared to the first one at level warning or above,
@@ -44,7 +44,7 @@ NAMESPACE: Final = uuid.UUID("5d1f5d3e-61f7-5a3c-9a57-0d2b54f5c0de")
 QUIET: Final = 20
 """Number of records without its finding after which an alert is resolved."""
 REFRESH: Final = 50
-"""Number of steps after which an open alert is reported again with fresh evidence."""
+"""Number of records after which an open alert is reported again with fresh evidence."""
 PAUSE: Final = 5
 """Smallest number of steps between two reports of a forecast that moves."""
 MARGIN: Final = 20
@@ -104,7 +104,7 @@ class AlertLifecycle:
         settled = self._settle(findings, verdict.step, time)
         changed += [] if settled is None else [settled]
         for finding in findings.values():
-            alert = self._hold(finding, findings, settled, verdict.step, time)
+            alert = self._hold(finding, findings, settled, verdict.step, time, interval=verdict.interval)
             if alert is not None:
                 changed.append(alert)
         changed += self._expire(findings, verdict, time)
@@ -152,6 +152,8 @@ class AlertLifecycle:
         settled: Alert | None,
         step: int,
         time: float,
+        *,
+        interval: int = 1,
     ) -> Alert | None:
         """Open the alert of a finding, or change it if the change is worth reporting."""
         incident = self._state.incidents.get(finding.slot)
@@ -167,8 +169,8 @@ class AlertLifecycle:
             or (before.first_predicted_step is None and finding.predicted_step is not None)
             or finding.cause != before.cause
             or (step - before.updated_step >= PAUSE and _moved(before.predicted_step, finding.predicted_step, step))
-            or (step - before.updated_step >= PAUSE and _grew(before, finding))
-            or step - before.updated_step >= REFRESH
+            or (step - before.updated_step >= PAUSE * interval and _grew(before, finding))
+            or step - before.updated_step >= REFRESH * interval
         )
         incident.unreported = None if changed else finding
         if not changed:

@@ -28,10 +28,20 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     """Level of the spike in progress by its height alone, which settles predictions."""
     spike_peak_step: int = 0
     """Step of the largest loss of the last spike."""
+    spike_onset: int = 0
+    """First step of the last spike."""
+    spike_trigger: int = 0
+    """Step at which the last spike was recognised."""
+    spike_baseline: float = 0.0
+    """Level of the loss before the last spike."""
+    is_level_raised: bool = False
+    """Whether the loss rose and stays up."""
     is_level_new: bool = False
     """Whether a spike ended at this step because the loss did not come back."""
     is_loss_nonfinite: bool = False
     """Whether the loss became NaN or infinite at one of the last steps."""
+    is_last_loss_nonfinite: bool = False
+    """Whether the latest loss is NaN or infinite."""
     prediction_level: str = ""
     """Level of the predicted spike, "" for none: before this step, and at it once the predictor was updated."""
     prediction_due: int | None = None

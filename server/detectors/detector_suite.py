@@ -22,6 +22,7 @@ from server.detectors.context import Context
 from server.detectors.detector import Detector
 from server.detectors.divergence import DivergenceDetector
 from server.detectors.eps_floor import EpsFloorDetector
+from server.detectors.gradient_explosion import GradientExplosionDetector
 from server.detectors.layer_sums import sums_of
 from server.detectors.lr_jump import LearningRateJumpDetector
 from server.detectors.nonfinite import NonfiniteDetector
@@ -81,6 +82,7 @@ class _State(_Shared):
     predictor: SpikePredictor = _detector(SpikePredictor)
     divergence: DivergenceDetector = _detector(DivergenceDetector)
     eps_floor: EpsFloorDetector = _detector(EpsFloorDetector)
+    gradient_explosion: GradientExplosionDetector = _detector(GradientExplosionDetector)
     stages: StageTracker = _detector(StageTracker)
 
 

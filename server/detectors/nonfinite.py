@@ -2,7 +2,8 @@
 
 Rule: the loss or the gradient norm is not finite, or a layer counts non-finite coordinates. The level is critical for
 the loss. A finite loss with non-finite gradients is normal now and then under loss scaling, so it is a watch until it
-happens three times within 100 records, which is a warning. The finding holds for 20 records after the last occurrence.
+happens three times within 100 records, which is a warning. The finding holds for 20 records after the last occurrence,
+and to the end of a run whose loss stays NaN or is no longer logged.
 
 Trade-off: a loss scaler that skips a step every 60 steps stays at watch, although something may be wrong with it.
 
@@ -47,6 +48,8 @@ class NonfiniteDetector(msgspec.Struct):
     """Steps of the latest occurrences."""
     loss: bool = False
     """Whether the loss was not finite."""
+    is_loss_last: bool = False
+    """Whether the latest loss was not finite."""
     gradients: int = 0
     """Largest number of non-finite gradient coordinates at one step."""
     layers: tuple[str, ...] = ()
@@ -60,10 +63,19 @@ class NonfiniteDetector(msgspec.Struct):
         event = None
         if bad_loss or gradients:
             event = self._add(reading, bad_loss, gradients)
-        elif self.last_step is not None and reading.step - self.last_step > HOLD * reading.interval:
+        elif self._is_over(reading):
             self.last_step = None
+        if reading.loss is not None:
+            self.is_loss_last = bad_loss
+        context.is_last_loss_nonfinite = self.is_loss_last
         context.is_loss_nonfinite = self.loss and self.last_step is not None
         return event
+
+    def _is_over(self, reading: Reading) -> bool:
+        """Return whether values have been finite for long enough. Without a finite loss a lost loss is not over."""
+        if self.last_step is None or (self.is_loss_last and reading.loss is None):
+            return False
+        return reading.step - self.last_step > HOLD * reading.interval
 
     def _add(self, reading: Reading, bad_loss: bool, gradients: int) -> Event | None:
         event = None

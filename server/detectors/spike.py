@@ -92,6 +92,8 @@ class SpikeDetector(msgspec.Struct):
     """Step of the largest loss."""
     baseline: float = 0.0
     """Median of the losses before the spike."""
+    before: float = 0.0
+    """Median of the losses before the last spike, which later losses do not change."""
     deviation: float = 0.0
     """Robust standard deviation of the losses before the spike."""
     back: int = 0
@@ -144,6 +146,10 @@ class SpikeDetector(msgspec.Struct):
                 # A bad batch is known only once the loss is back.
                 self.cause = context.causes.judge(reading, self.onset)
         context.is_spiking, context.spike_peak_step = self.active, self.peak_step
+        context.spike_onset, context.spike_trigger = self.onset, self.trigger
+        if self.active or event is not None:
+            self.before = self.baseline
+        context.spike_baseline = self.before
         if self.active:
             context.spike_level = self._level_by_height()
         return event
@@ -267,29 +273,31 @@ class SpikeDetector(msgspec.Struct):
         return AlertLevel.WATCH if self._is_single else self._level_by_height()
 
     def _level_by_height(self) -> AlertLevel:
-        rise, deviations = self.peak - self.baseline, self._deviations
-        is_tall = rise > 0.2 * abs(self.baseline) or (deviations is not None and deviations > 25)
+        before = self.baseline if self.active else self.before
+        rise, deviations = self.peak - before, self._deviations
+        is_tall = rise > 0.2 * abs(before) or (deviations is not None and deviations > 25)
         if not is_tall or rise <= 1e-3 * self.scale:
             return AlertLevel.WATCH
         return AlertLevel.CRITICAL if rise > self.scale else AlertLevel.WARNING
 
     def finding(self, reading: Reading, context: Context) -> Finding | None:
-        """Return the finding while a spike is in progress."""
-        del context
+        """Return the finding while a spike is in progress, or its loss stays up after it."""
         cause = self.cause
-        if not self.active or cause is None:
+        is_lasting = (self.shifted or self.active) and context.is_level_raised
+        if cause is None or not (self.active or is_lasting):
             return None
+        ending = " It did not recover." if is_lasting else ""
         return Finding(
             kind=AlertKind.SPIKE,
-            level=self._level(),
+            level=self._level_by_height() if is_lasting else self._level(),
             step=self.onset,
             title=f"Loss spike at step {self.onset}",
-            message=f"The loss rose from {self.baseline:.3g} to {self.peak:.3g}. {cause.sentence}",
+            message=f"The loss rose from {self.before:.3g} to {self.peak:.3g}. {cause.sentence}{ending}",
             cause=cause.cause,
             layers=reading.layers,
             layer_shares=reading.layer_shares,
             evidence={
-                "loss_baseline": self.baseline,
+                "loss_baseline": self.before,
                 "loss_peak": self.peak,
                 "peak_step": self.peak_step,
                 "loss_deviations": self._deviations,

@@ -8,6 +8,8 @@ Rule: a run is stable, and becomes
 * *spiking* while a spike of the loss is in progress and its peak is less than 3 records old;
 * *recovering* until the loss is back and λ_max under the limit, for 200 records at most.
 
+While the latest loss is NaN or infinite, the run is *non-finite*. A loss that rose and stays up keeps it *spiking*.
+
 Trade-off: where curvature is not measured, a predicted spike alone stands for "unstable".
 
 >>> tracker = StageTracker()
@@ -64,9 +66,13 @@ class StageTracker(msgspec.Struct):
 
     def _next(self, reading: Reading, context: Context) -> Stage:
         now = STAGES[self.stage]
+        if context.is_last_loss_nonfinite:
+            return Stage.NONFINITE
         if context.is_spiking:
             is_fresh = reading.step - context.spike_peak_step < PEAK_STEPS * reading.loss_interval
             return Stage.SPIKING if is_fresh else Stage.RECOVERING
+        if context.is_level_raised:
+            return Stage.SPIKING
         ratio = reading.stability
         if now in (Stage.SPIKING, Stage.RECOVERING):
             settled = ratio is None or ratio < 1.0

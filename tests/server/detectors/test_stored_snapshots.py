@@ -87,8 +87,8 @@ def test_a_stored_alert_lifecycle_goes_on(stored: Stored) -> None:
     assert any(rest)
 
 
-CHANGED: Final = {"bad_batch", "causes", "cause", "findings"}
-"""Keys whose content is another one since a bad batch is named only once the loss is back."""
+CHANGED: Final = {"bad_batch", "causes", "cause", "findings", "stages"}
+"""Keys whose content is another one since a bad batch is named later, and since a lost loss is a stage of its own."""
 
 
 def common(one: object, other: object) -> object:
