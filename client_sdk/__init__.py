@@ -74,13 +74,15 @@ def init(  # noqa: PLR0917 - the contract's signature
     mode: Literal["online", "offline", "disabled"] | None = None,
     directory: str | os.PathLike[str] | None = None,
     run_id: str | None = None,
+    loss: str | None = None,
 ) -> Run:
     """Begin a run and make it the default run of this module.
 
     A run that is still open is finished first, with a warning. Defaults come from the environment variables
     SPIKEWATCH_URL, SPIKEWATCH_TOKEN, SPIKEWATCH_MODE, SPIKEWATCH_DIR and SPIKEWATCH_RUN_ID. ``config`` (a mapping, a
-    dataclass or an `argparse.Namespace`) is stored with the run; ``run_id`` continues an earlier run. The server need
-    not be running. Raises `ConfigurationError` if an argument is invalid.
+    dataclass or an `argparse.Namespace`) is stored with the run; ``run_id`` continues an earlier run. ``loss`` is the
+    name of the scalar that is the training loss (default: "loss", or a usual name such as "train/loss"; its sign and
+    scale are yours). The server need not be running. Raises `ConfigurationError` if an argument is invalid.
     """
     global _default  # noqa: PLW0603 - the contract's module-level default
     settings = Settings.resolve(
@@ -93,6 +95,7 @@ def init(  # noqa: PLR0917 - the contract's signature
         mode=mode,
         directory=directory,
         run_id=run_id,
+        loss=loss,
         environ=os.environ,
     )
     previous = _default

@@ -20,6 +20,8 @@ from msgspec import UNSET, Meta, UnsetType
 from client_sdk import protocol
 from client_sdk.protocol import Outcome, PredictedStep
 from client_sdk.vocabulary import (
+    LOSS,
+    STAGE_REASONS,
     AlertLevel,
     AlertState,
     ChangeBy,
@@ -29,6 +31,7 @@ from client_sdk.vocabulary import (
     Reduce,
     RunState,
     Scope,
+    Stage,
 )
 
 __all__ = ["Outcome", "PredictedStep"]
@@ -97,6 +100,11 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None = None
     lr: float | None = None
     stage: str | None = None
+    """Stage of the run, a `Stage`; "not-judged" where the run logs too little to be called stable."""
+    stage_reason: str | None = None
+    """Reason for the stage "not-judged", a `StageReason`; null in every other stage."""
+    loss_name: str | None = None
+    """Name of the scalar that is read as the loss; null until it has arrived."""
     stability_ratio: float | None = None
     """λ_max·η/2, with a limit of 1."""
     open_alerts: int = 0
@@ -117,6 +125,24 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     def title(self) -> str:
         """The name of the run, or the beginning of its id where it has none."""
         return self.name or self.id[:8]
+
+    @property
+    def stage_words(self) -> str:
+        """The stage for people, "" where there is none yet."""
+        return "Not judged" if self.stage == Stage.NOT_JUDGED else (self.stage or "").capitalize()
+
+    @property
+    def reason_words(self) -> str:
+        """The sentence that says why the run is not judged, "" in every other stage."""
+        return "" if self.stage_reason is None else STAGE_REASONS.get(self.stage_reason, self.stage_reason)
+
+    @property
+    def original_loss(self) -> str | None:
+        """The name under which the loss was logged, if it is another one than "loss"; an import renames it."""
+        imported = self.config.get("imported_names")
+        original = imported.get(LOSS) if isinstance(imported, dict) else None
+        name = self.loss_name if self.loss_name not in {None, LOSS} else original
+        return name if isinstance(name, str) else None
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,6 +125,8 @@ class Settings:
     run_id: str | None
     rank: int
     endpoint: Endpoint
+    loss: str | None = None
+    """Name of the scalar that is the training loss; None leaves it to the usual names."""
     spool_bytes: int = DEFAULT_SPOOL_BYTES
 
     @classmethod
@@ -140,6 +142,7 @@ class Settings:
         mode: str | None = None,
         directory: str | os.PathLike[str] | None = None,
         run_id: str | None = None,
+        loss: str | None = None,
         environ: Mapping[str, str],
     ) -> Settings:
         """Return the settings; arguments win over the environment.
@@ -171,6 +174,7 @@ class Settings:
             run_id=run_id if run_id is not None else launch.run_id,
             rank=launch.rank,
             endpoint=Endpoint.resolve(url=url, token=token, environ=environ),
+            loss=None if loss is None else _name("loss", loss),
             spool_bytes=_spool_bytes(environ.get(ENV_SPOOL_BYTES) or str(DEFAULT_SPOOL_BYTES)),
         )
 

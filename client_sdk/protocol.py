@@ -108,6 +108,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
     """Unix time of `init`."""
     sdk: str = ""
     """Name and version of the client, for example "python/0.1.0"."""
+    loss: str | msgspec.UnsetType = msgspec.UNSET
+    """Name of the scalar that is the training loss; absent where its usual names decide. Older servers ignore it."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="batch"):

@@ -326,6 +326,7 @@ def _first_hello(settings: Settings, run_id: str) -> Hello:
         tags=settings.tags,
         started_at=time.time(),
         sdk=f"python/{_sdk_version()}",
+        loss=msgspec.UNSET if settings.loss is None else settings.loss,
     )
 
 

@@ -5,7 +5,8 @@ Each name and its meaning stands here once. Imports nothing of the project, so t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal
@@ -59,7 +60,7 @@ class Cause(StrEnum):
 
 
 class Stage(StrEnum):
-    """The five stages of an Adam spike (Bai et al.; docs/explanation/science.md)."""
+    """The five stages of an Adam spike (Bai et al.; docs/explanation/science.md), and the lack of evidence for them."""
 
     STABLE = "stable"
     DECOUPLED = "decoupled"
@@ -68,6 +69,28 @@ class Stage(StrEnum):
     RECOVERING = "recovering"
     NONFINITE = "non-finite"
     """The latest loss is NaN or infinite."""
+    NOT_JUDGED = "not-judged"
+    """Nothing unusual was found, but what the run logs cannot show that it is stable; see `StageReason`."""
+
+
+class StageReason(StrEnum):
+    """Reason for which a run is not judged."""
+
+    NO_LOSS = "no-loss"
+    TOO_FEW_RECORDS = "too-few-records"
+    LOSS_ONLY = "loss-only"
+    NO_SECOND_MOMENT = "no-second-moment"
+
+
+STAGE_REASONS: Final[Mapping[str, str]] = {
+    StageReason.NO_LOSS: "no scalar is named loss, so no spike can be found",
+    StageReason.TOO_FEW_RECORDS: "too few records: a spike can be found after 10 losses",
+    StageReason.LOSS_ONLY: "loss only: spikes are found when they come, none can be predicted",
+    StageReason.NO_SECOND_MOMENT: (
+        "no second moment and no curvature: spikes are found when they come, none can be predicted"
+    ),
+}
+"""Sentences for people, keyed by reason."""
 
 
 class RunState(StrEnum):
@@ -332,3 +355,60 @@ EVIDENCE: Final[Mapping[str, Evidence]] = {
     )
 }
 """Evidence with a label, by key. A detector may give keys of its own; those are shown by their key."""
+
+LOSS: Final = "loss"
+"""Name of the scalar that the detectors read as the training loss."""
+_NOISE: Final = frozenset(
+    {"train", "training", "step", "batch", "iter", "total", "optimizer", "optim", "adam", "adamw", "sgd"}
+)
+_FORMS: Final[Mapping[str, tuple[frozenset[str], ...]]] = {
+    LOSS: tuple(
+        frozenset(words.split())
+        for words in ("loss", "lm loss", "nll", "nll loss", "ce loss", "cross entropy", "cross entropy loss", "xent")
+    ),
+    "lr": tuple(frozenset(words.split()) for words in ("lr", "learning rate", "learningrate")),
+    "grad_norm": tuple(frozenset(words.split()) for words in ("grad norm", "gradient norm", "gnorm", "gradnorm")),
+}
+"""Sets of words that mean a scalar, the plainest first, keyed by the name of the scalar."""
+
+
+def guess_names(names: Collection[str]) -> dict[str, str]:
+    """Return the known names of metrics, keyed by their present names, for known names that are not present.
+
+    "train/loss" and "Loss/train" are the loss, "val/loss" is not. Among several candidates the plainest form is chosen,
+    then the shortest name: train/loss before nll, and before train/loss_step.
+
+    >>> guess_names(["train/loss", "train/loss_step", "val/loss", "lr"])
+    {'train/loss': 'loss'}
+    >>> guess_names(["training_loss", "eval_nll"]), guess_names(["nll"])
+    ({'training_loss': 'loss'}, {'nll': 'loss'})
+    """
+    found = {}
+    for known, forms in _FORMS.items():
+        if known in names:
+            continue
+        words = {name: _words(name) for name in names}
+        candidates = [
+            (forms.index(own - _NOISE), len(own), len(name), name)
+            for name, own in words.items()
+            if own - _NOISE in forms
+        ]
+        if candidates:
+            found[min(candidates)[-1]] = known
+    return found
+
+
+def loss_among(names: Collection[str]) -> str | None:
+    """Return the name of the training loss among names of scalars, or None if there is none.
+
+    >>> loss_among(["Loss/train", "lr"]), loss_among(["loss", "train/loss"]), loss_among(["accuracy"])
+    ('Loss/train', 'loss', None)
+    """
+    if LOSS in names:
+        return LOSS
+    return next((name for name, known in guess_names(names).items() if known == LOSS), None)
+
+
+def _words(name: str) -> frozenset[str]:
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", name)
+    return frozenset(word for word in re.split(r"[^a-z]+", apart.lower()) if word)

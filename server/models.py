@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.protocol import Alert, Layout, Optimizer, Outcome, PredictedStep
-from client_sdk.vocabulary import AlertKind, AlertLevel, AlertState, Cause, EventKind, RunState, Scope, Stage
+from client_sdk.vocabulary import (
+    AlertKind,
+    AlertLevel,
+    AlertState,
+    Cause,
+    EventKind,
+    RunState,
+    Scope,
+    Stage,
+    StageReason,
+)
 
 __all__ = [
     "DELETING",
@@ -35,6 +45,7 @@ __all__ = [
     "Sample",
     "Scope",
     "Stage",
+    "StageReason",
     "Verdict",
 ]
 
@@ -157,6 +168,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage
     stability_ratio: float | None
     """The last measured λ_max·η/2."""
+    stage_reason: str | None = None
+    """Reason for which the run is not judged, a `StageReason`; None in every other stage."""
+    loss_name: str | None = None
+    """Name of the scalar that is read as the loss; None until it has arrived."""
     forecast: PredictedStep | None = None
     findings: tuple[Finding, ...] = ()
     """Findings that hold now; a finding of an earlier verdict that is absent no longer holds."""
@@ -196,6 +211,10 @@ class Progress:
     loss: float | None = None
     lr: float | None = None
     stage: str | None = None
+    stage_reason: str | None = None
+    """Reason for which the run is not judged, a `StageReason`."""
+    loss_name: str | None = None
+    """Name of the scalar that is read as the loss."""
     stability_ratio: float | None = None
     sparkline: Mapping[str, Any] | None = None
     """Largest loss of each bucket: {"first_step", "bucket_steps", "max": [loss or null]}."""

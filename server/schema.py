@@ -64,6 +64,10 @@ runs = Table(
     Column("loss", Float(53)),
     Column("lr", Float(53)),
     Column("stage", String(16)),
+    Column("stage_reason", String(32)),
+    Column("loss_name", String(256)),
+    # Name of the scalar that the user chose as the loss, null where its usual names decide.
+    Column("chosen_loss", String(256)),
     Column("stability_ratio", Float(53)),
     Column("sparkline", JSON),
     Index(None, "created_at", "id"),

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
+from client_sdk.vocabulary import guess_names
 from server.imports.discover import SUFFIXES, discover
 from server.imports.logged_run import LoggedRun
-from server.imports.names import guess
 from server.models import Sample
 
 PREFIXED: Final = "bloom"
@@ -71,7 +71,7 @@ def _samples(run: LoggedRun) -> Iterator[Sample]:
     per hour would hide what is told.
     """
     names = {name for _, record in run.records() for name in record.scalars}
-    known = guess(names) if run.renames else {}
+    known = guess_names(names) if run.renames else {}
     first: int | None = None
     for number, (rank, record) in enumerate(run.records()):
         first = rank if first is None else first

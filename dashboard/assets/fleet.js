@@ -64,6 +64,7 @@
     parts.sub.title = data.sub;
     classes(parts.square, `square ${data.stage}`);
     text(parts.stage, data.stageWord);
+    cells.stage.title = data.stageReason;
     parts.bar.classList.toggle("unknown", data.ratio === null);
     classes(parts.fill, `fill ${data.stage}`);
     parts.fill.style.width = `${Math.max(0, Math.min(100, ((data.ratio || 0) / FULL) * 100))}%`;

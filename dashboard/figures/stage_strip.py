@@ -65,7 +65,11 @@ def strip_trace(all_spans: Sequence[Span], frame: Frame) -> dict[str, Any]:
         else:
             shown.append(clipped)
     pixels = (340 if frame.narrow else 780) / width
-    words = [span.stage if (span.step_to - span.step_from) * pixels > 9 * len(span.stage) else "" for span in shown]
+    names = ["not judged" if span.stage == Stage.NOT_JUDGED else span.stage for span in shown]
+    words = [
+        name if (span.step_to - span.step_from) * pixels > 9 * len(name) else ""
+        for name, span in zip(names, shown, strict=True)
+    ]
     return {
         "type": "bar",
         "orientation": "h",
@@ -85,6 +89,6 @@ def strip_trace(all_spans: Sequence[Span], frame: Frame) -> dict[str, Any]:
         "textangle": 0,
         "textfont": {"size": 10, "color": "#15181e"},
         "constraintext": "none",
-        "customdata": [[span.stage, span.step_from, span.step_to] for span in shown],
+        "customdata": [[name, span.step_from, span.step_to] for name, span in zip(names, shown, strict=True)],
         "hovertemplate": "<b>%{customdata[0]}</b><br>steps %{customdata[1]:,d} to %{customdata[2]:,d}<extra></extra>",
     }

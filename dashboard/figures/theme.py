@@ -18,6 +18,7 @@ STAGE_COLOURS: Final[Mapping[str, str]] = {
     Stage.SPIKING: "#D55E00",
     Stage.RECOVERING: "#CC79A7",
     Stage.NONFINITE: "#7A0019",
+    Stage.NOT_JUDGED: "#8d949e",
 }
 FONT: Final = "Inter, system-ui, sans-serif"
 MARGIN_LEFT: Final = 148  # pixels; equal in all panels, so that their steps line up

@@ -22,8 +22,11 @@ FORECASTS_SHOWN: Final = 6
 OUTCOMES: Final = {"hit": "hit", "early": "came early", "late": "came late", "false": "did not come"}
 
 
-def column(alerts: Sequence[Alert], run_state: str, now: float) -> list[Component]:
-    """Return the column of a run: the most urgent open alert in full, layers, other open alerts and the history."""
+def column(alerts: Sequence[Alert], run_state: str, now: float, *, not_judged: str = "") -> list[Component]:
+    """Return the column of a run: the most urgent open alert in full, layers, other open alerts and the history.
+
+    ``not_judged`` is the sentence that says why the run is not judged, "" if it is.
+    """
     still_open = sorted((alert for alert in alerts if alert.is_open), key=urgency, reverse=True)
     settled = sorted((alert for alert in alerts if not alert.is_open), key=lambda alert: alert.step, reverse=True)
     parts: list[Component] = []
@@ -37,7 +40,7 @@ def column(alerts: Sequence[Alert], run_state: str, now: float) -> list[Componen
             parts.append(_layers_card(shares))
         parts += [_small_card(alert, now) for alert in still_open[1:]]
     else:
-        parts.append(_calm_card(run_state))
+        parts.append(_calm_card(run_state, not_judged))
     if settled:
         parts.append(_history_card(settled))
     return parts
@@ -212,7 +215,10 @@ def _small_card(alert: Alert, now: float) -> Component:
     )
 
 
-def _calm_card(run_state: str) -> Component:
+def _calm_card(run_state: str, not_judged: str) -> Component:
+    if not_judged:
+        note = f"The run is not judged, so this proves nothing: {not_judged}."
+        return html.Section([html.H3("No open alert"), html.P(note, className="note")], className="card calm")
     words: dict[str, str] = {
         RunState.RUNNING: (
             "Nothing to worry about. A predicted spike appears here with its step, its cause and what to try."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from dash import html
 from dash.development.base_component import Component
 
-from client_sdk.answers import Alert, Precision
+from client_sdk.answers import Alert, Precision, RunSummary
+from client_sdk.vocabulary import Stage
 from dashboard.client import ApiClient
 from dashboard.numbers import steps, unix_time
 from dashboard.pages.alert_actions import ALERT_ACTIONS
@@ -38,12 +39,25 @@ def layout(_request: PageRequest) -> Component:
     )
 
 
-def rows(alerts: Sequence[Alert], names: Mapping[str, str], now: float) -> list[Component]:
-    """Return the list of alerts. ``names``: titles of the runs, keyed by run id."""
+def rows(alerts: Sequence[Alert], runs: Mapping[str, RunSummary], now: float) -> list[Component]:
+    """Return the list of alerts. ``runs``: the runs, keyed by run id."""
     ordered = sorted(alerts, key=lambda alert: (alert.is_open, unix_time(alert.opened_at) or 0.0), reverse=True)
     if not ordered:
-        return [html.P("No alerts yet.", className="muted none")]
-    return [alert_row(alert, names.get(alert.run_id, alert.run_id[:8]), now) for alert in ordered[:SHOWN]]
+        return [html.P(_none_words(runs.values()), className="muted none")]
+    titles = {run_id: run.title for run_id, run in runs.items()}
+    return [alert_row(alert, titles.get(alert.run_id, alert.run_id[:8]), now) for alert in ordered[:SHOWN]]
+
+
+def _none_words(runs: Iterable[RunSummary]) -> str:
+    """Return the sentence for a list without alerts, which says whether the runs were judged at all."""
+    known = [run for run in runs if run.stage is not None]
+    unjudged = sum(run.stage == Stage.NOT_JUDGED for run in known)
+    if not unjudged:
+        return "No alerts yet."
+    which = (
+        "no run could be judged" if unjudged == len(known) else f"{unjudged:,} of {len(known):,} runs are not judged"
+    )
+    return f"No alerts yet, but {which}: the page of a run says what its log lacks."
 
 
 def precision(found: Precision) -> list[Component | str]:
@@ -66,7 +80,7 @@ class AlertsLive:
     def __init__(self, client: ApiClient) -> None:
         self._client = client
         self._alerts: dict[str, Alert] = {}
-        self._names: dict[str, str] = {}
+        self._runs: dict[str, RunSummary] = {}
         self._precision = Precision()
         self._loaded = False
 
@@ -77,15 +91,15 @@ class AlertsLive:
                 self._client.alerts(), self._client.runs(), self._client.precision()
             )
             self._alerts = {alert.id: alert for alert in alerts}
-            self._names = {run.id: run.title for run in runs}
+            self._runs = {run.id: run for run in runs}
             self._loaded = True
         elif not news.alerts:
-            self._names.update({run.id: run.title for run in news.runs.values()})
+            self._runs.update(news.runs)
             return self.idle(view, now)
         elif any(alert.outcome is not None for alert in news.alerts.values()):
             self._precision = await self._client.precision()
         self._alerts.update(news.alerts)
-        shown = await asyncio.to_thread(rows, list(self._alerts.values()), self._names, now)
+        shown = await asyncio.to_thread(rows, list(self._alerts.values()), self._runs, now)
         updates = (
             Update(component=LIST, props={"children": shown}),
             Update(component=PRECISION, props={"children": precision(self._precision)}),

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 from dash import ALL, Dash, Input
 
 from client_sdk.answers import Alert, Event, Histogram, RunDetail, RunSummary, Series
-from client_sdk.vocabulary import AlertKind, EventKind, RunState
+from client_sdk.vocabulary import LOSS, AlertKind, EventKind, RunState
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.figures.curvature import CURVES, curvature_figure
@@ -183,10 +184,15 @@ class RunLive:
             Update(component=ids.RUN_EMPTY, props={"className": "hidden" if curves is not None else ""}),
             Update(component=ids.RUN_PANELS, props={"className": f"run-body{'' if curves is not None else ' hidden'}"}),
         ]
-        cards = repr((known.alerts, summary.state, [is_silenced(alert, now) for alert in alerts]))
+        cards = repr((known.alerts, summary.state, summary.stage_reason, [is_silenced(alert, now) for alert in alerts]))
         if cards != self._cards:
             self._cards = cards
-            updates.append(Update(component=ids.ALERT_COLUMN, props={"children": column(alerts, summary.state, now)}))
+            updates.append(
+                Update(
+                    component=ids.ALERT_COLUMN,
+                    props={"children": column(alerts, summary.state, now, not_judged=summary.reason_words)},
+                )
+            )
         if curves is not None:
             updates += self._panels(known, view, curves, alerts)
         return _refresh(summary, updates, now)
@@ -223,12 +229,15 @@ class RunLive:
                 )
                 for name, figure in (("loss", loss), ("curvature", curvature), ("layers", cells))
             ),
-            Update(component=ids.LOSS_NOTE, props={"children": _loss_note(curves.series, metric, marks)}),
-            Update(component=ids.LOSS_TITLE, props={"children": "Loss" if metric == "loss" else metric}),
+            Update(component=ids.LOSS_NOTE, props={"children": _loss_note(known.detail, curves.series, metric, marks)}),
+            Update(
+                component=ids.LOSS_TITLE,
+                props={"children": "Loss" if metric == (known.detail.loss_name or LOSS) else metric},
+            ),
             Update(component=ids.LAYERS_NOTE, props={"children": statistic(stat).meaning}),
         ]
         self._mounted = True
-        pickers = (known.detail.statistics, known.detail.scalars)
+        pickers = (known.detail.statistics, known.detail.scalars, known.detail.loss_name)
         if pickers != self._pickers:
             self._pickers = pickers
             updates.append(Update(component=ids.STAT_PICK, props={"children": components.stat_options(known.detail)}))
@@ -286,11 +295,16 @@ def make_frame(series: Series, marks: Marks, view: View, last_step: int) -> Fram
 
 
 def _head(known: Known, now: float) -> list[Any]:
-    return components.head(known.detail, now)
+    summary = known.summary
+    shown = msgspec.structs.replace(
+        known.detail, stage=summary.stage, stage_reason=summary.stage_reason, loss_name=summary.loss_name
+    )
+    return components.head(shown, now)
 
 
-def _loss_note(series: Series, metric: str, marks: Marks) -> str:
-    parts: list[str] = []
+def _loss_note(run: RunDetail, series: Series, metric: str, marks: Marks) -> str:
+    is_loss = metric == (run.loss_name or LOSS)
+    parts: list[str] = [f"loss: {run.original_loss}"] if is_loss and run.original_loss is not None else []
     buckets = series.series.get(metric)
     if buckets is not None and spans_decades(numbers(buckets.min), numbers(buckets.max)):
         parts.append("log scale")

@@ -11,7 +11,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from client_sdk.answers import RunDetail, RunSummary
-from client_sdk.vocabulary import Stage
+from client_sdk.vocabulary import LOSS, Stage
 from dashboard import ids
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
@@ -82,7 +82,10 @@ def head(run: RunDetail | None, now: float | None = None) -> list[Component]:
             html.P(html.Span(className="skeleton"), className="about"),
         ]
     line = about(run, now)
-    return [html.H1(run.title, title=run.title), html.P(line, className="about", title=line)]
+    parts: list[Component] = [html.H1(run.title, title=run.title), html.P(line, className="about", title=line)]
+    if run.reason_words:
+        parts.append(html.P(f"Not judged: {run.reason_words}.", className="note reason"))
+    return parts
 
 
 def no_such_run(run_id: str) -> list[Component]:
@@ -111,6 +114,8 @@ def about(run: RunDetail, now: float | None = None) -> str:
         parts.append(f"{count(run.parameter_count)} parameters in {count(layers)} layers")
     elif layers:
         parts.append(f"{count(layers)} layers")
+    if run.original_loss is not None:
+        parts.append(f"loss: {run.original_loss}")
     created = unix_time(run.created_at)
     if created is not None and now is not None:
         parts.append(f"started {duration(now - created)} ago")
@@ -139,8 +144,9 @@ def kpis(run: RunSummary | None) -> list[Component]:
         _kpi(symbols(CURVATURE), ratio(measured), "danger" if over else ""),
         _kpi(
             "Stage",
-            [html.I(className=f"square {run.stage}"), run.stage.capitalize()] if run.stage else "–",
+            [html.I(className=f"square {run.stage}"), run.stage_words] if run.stage else "–",
             stage_tone,
+            run.reason_words,
         ),
         _kpi("Spike expected in", expected, tone if expected != "–" else "muted"),
     ]
@@ -168,8 +174,8 @@ def chosen_stat(run: RunDetail, wanted: str | None) -> str:
 
 
 def chosen_metric(run: RunDetail, wanted: str) -> str:
-    """Return the wanted scalar if the run has it, otherwise the loss."""
-    return wanted if wanted in run.scalars else "loss"
+    """Return the wanted scalar if the run has it, otherwise the loss under the name that it has."""
+    return wanted if wanted in run.scalars and (wanted != LOSS or run.loss_name is None) else run.loss_name or LOSS
 
 
 def metric_options(run: RunDetail) -> list[Component]:
@@ -177,8 +183,12 @@ def metric_options(run: RunDetail) -> list[Component]:
 
     A name with a comma is left out, because the API separates the names of a query by commas.
     """
-    names = ["loss", *sorted(name for name in run.scalars if name != "loss" and "," not in name)]
-    return [html.Option(name if len(name) <= 40 else name[:39] + "…", value=name) for name in names]
+    first = run.loss_name or LOSS
+    names = [first, *sorted(name for name in run.scalars if name != first and "," not in name)]
+    return [
+        html.Option(name if len(name) <= 40 else name[:39] + "…", value=LOSS if name == first else name)
+        for name in names
+    ]
 
 
 def attempt_options(run: RunDetail) -> list[Component]:
@@ -198,8 +208,9 @@ def stale_words(run: RunSummary, now: float) -> str:
     return "nothing new" if seen is None else f"nothing for {duration(now - seen)} · {steps(run.last_step)}"
 
 
-def _kpi(name: Any, value: Any, tone: str = "") -> Component:
-    return html.Div([html.Dt(name), html.Dd(value, className=tone)], className="kpi")
+def _kpi(name: Any, value: Any, tone: str = "", note: str = "") -> Component:
+    """Return a number with its name. ``note`` is shown when the pointer rests on it."""
+    return html.Div([html.Dt(name), html.Dd(value, className=tone)], className="kpi", title=note or None)
 
 
 def graph(component_id: dict[str, str], figure: go.Figure) -> Component:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from client_sdk import answers
 from client_sdk.protocol import MAX_NAME_CHARS, MAX_STEP
-from client_sdk.vocabulary import SCALARS, STATISTICS, RunState
+from client_sdk.vocabulary import LOSS, SCALARS, STATISTICS, RunState
 from server.api.access import Reader, ServicesOf, visible_run
 from server.api.encoding import JSON, MSGPACK, Rendered, Tag, accepts_msgpack, compressed, float32_bytes, numbers
 from server.api.errors import REFUSALS
@@ -83,13 +83,17 @@ async def get_series(
     attempt: Attempt = None,
 ) -> Rendered[answers.Series]:
     """Buckets are aligned: each begins at a multiple of `bucket_steps`, a power of two, and holds only steps of the
-    requested range. Buckets without values are left out."""
+    requested range. Buckets without values are left out. The key `loss` is the run's loss, under whatever name it was
+    logged (`loss_name`), unless a scalar is called loss."""
     _check_range(step_from, to)
     run = await visible_run(services, principal, run_id)
     names = list(dict.fromkeys(part for part in keys.split(",") if part))
     if not 1 <= len(names) <= MAX_KEYS:
         raise ApiError(400, "invalid_parameter", f"keys: 1 … {MAX_KEYS} names", field="keys")
     logged = await services.runs.scalar_ranks(run_id)
+    stored = {name: name for name in names}
+    if LOSS in stored and LOSS not in logged:
+        stored[LOSS] = await services.runs.loss_name(run_id) or LOSS
     for name in names:
         if name not in logged and name not in SCALARS:
             message = f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"
@@ -100,16 +104,22 @@ async def get_series(
     found = await while_present(
         request,
         services.series.read(
-            run_id, names, ranks=logged, step_from=step_from, step_to=to, points=points, attempt=attempt
+            run_id,
+            list(dict.fromkeys(stored.values())),
+            ranks=logged,
+            step_from=step_from,
+            step_to=to,
+            points=points,
+            attempt=attempt,
         ),
     )
-    return tag.on(await asyncio.to_thread(_series_response, found, names, request.headers.get("accept-encoding", "")))
+    return tag.on(await asyncio.to_thread(_series_response, found, stored, request.headers.get("accept-encoding", "")))
 
 
-def _series_response(found: Series, names: list[str], accept_encoding: str) -> Rendered[answers.Series]:
+def _series_response(found: Series, stored: dict[str, str], accept_encoding: str) -> Rendered[answers.Series]:
     series: dict[str, answers.Buckets] = {}
-    for name in names:
-        buckets = found.series.get(name)
+    for name, stored_name in stored.items():
+        buckets = found.series.get(stored_name)
         series[name] = (
             answers.Buckets()
             if buckets is None

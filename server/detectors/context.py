@@ -7,7 +7,7 @@ import msgspec
 from server.detectors.causes import CauseTracker
 from server.detectors.signals import Reading
 from server.detectors.track_record import LOUD, TrackRecord
-from server.models import AlertLevel
+from server.models import AlertLevel, StageReason
 
 
 class Context(msgspec.Struct, kw_only=True, eq=False):
@@ -20,6 +20,8 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     """Recent events that could explain a spike."""
     record: TrackRecord = msgspec.field(default_factory=TrackRecord)
     """Success of the run's earlier predictions."""
+    missing: StageReason | None = None
+    """Evidence that the detectors lack to judge whether the run is stable; None if they lack nothing."""
     is_first: bool = False
     """Whether this is the first reading of the attempt."""
     is_spiking: bool = False

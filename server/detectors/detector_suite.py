@@ -9,6 +9,7 @@ refused; the caller then replays the stream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, Final, TypeVar
@@ -24,14 +25,15 @@ from server.detectors.divergence import DivergenceDetector
 from server.detectors.eps_floor import EpsFloorDetector
 from server.detectors.gradient_explosion import GradientExplosionDetector
 from server.detectors.layer_sums import sums_of
+from server.detectors.loss_name import LossName
 from server.detectors.lr_jump import LearningRateJumpDetector
 from server.detectors.nonfinite import NonfiniteDetector
 from server.detectors.signals import Reading, Signals
-from server.detectors.spike import SpikeDetector
+from server.detectors.spike import MIN_LOSSES, SpikeDetector
 from server.detectors.spike_predictor import SpikePredictor
 from server.detectors.stages import STAGES, StageTracker
 from server.detectors.track_record import TrackRecord
-from server.models import AlertKind, Event, Finding, Sample, Verdict
+from server.models import AlertKind, Event, Finding, Sample, Stage, StageReason, Verdict
 
 SNAPSHOT_VERSION: Final = 1
 READ_SCALARS: Final = ("loss", "lr", "grad_norm", "lambda_max", "lambda_grad", "lambda_step")
@@ -63,6 +65,7 @@ class _Shared(msgspec.Struct):
     """Last measured stability ratio."""
     findings: tuple[Finding, ...] = ()
     """Findings after the last sample that was not skipped."""
+    loss_name: LossName = msgspec.field(default_factory=LossName)
     signals: Signals = msgspec.field(default_factory=Signals)
     record: TrackRecord = msgspec.field(default_factory=TrackRecord)
     causes: CauseTracker = msgspec.field(default_factory=CauseTracker)
@@ -133,9 +136,10 @@ class DetectorSuite:
         metrics may be logged separately).
         """
         if sample.attempt != self._state.attempt:
-            self._state = _State(attempt=sample.attempt, record=self._state.record)
+            self._state = _State(attempt=sample.attempt, record=self._state.record, loss_name=self._state.loss_name)
             self._state.record.renew()
         state = self._state
+        sample = state.loss_name.read(sample)
         if state.last_step is not None and sample.step <= state.last_step:
             return self._verdict(state.last_step, ())
         if not (sample.has_layers or any(key in sample.scalars for key in READ_SCALARS)):
@@ -164,9 +168,11 @@ class DetectorSuite:
     def _context(self, reading: Reading, is_first: bool) -> Context:
         """Return the context of a step as the detectors left it at the step before."""
         state = self._state
+        is_finite = reading.loss is not None and math.isfinite(reading.loss)
         context = Context(
             causes=state.causes,
             record=state.record,
+            missing=self._missing(state.spike.seen + is_finite),
             is_first=is_first,
             is_spiking=state.spike.active,
             prediction_level=state.predictor.level,
@@ -174,18 +180,37 @@ class DetectorSuite:
         state.causes.update(reading, context.is_spike_predicted)
         return context
 
+    def _missing(self, losses: int) -> StageReason | None:
+        """Return what keeps the detectors from judging whether the run is stable, after so many finite losses."""
+        state = self._state
+        if state.loss_name.found is None and not losses:
+            return StageReason.NO_LOSS
+        if losses < MIN_LOSSES:
+            return StageReason.TOO_FEW_RECORDS
+        signals = state.signals
+        if signals.decouplings.values or signals.gradient_stabilities.values:
+            return None
+        return StageReason.LOSS_ONLY if signals.layout is None else StageReason.NO_SECOND_MOMENT
+
     def _verdict(self, step: int, events: tuple[Event, ...]) -> Verdict:
         state = self._state
         is_reported = any(finding.kind is AlertKind.SPIKE_PREDICTED for finding in state.findings)
+        reason = self._missing(state.spike.seen) if state.stages.stage == Stage.NOT_JUDGED else None
         return Verdict(
             step=step,
             stage=STAGES[state.stages.stage],
+            stage_reason=None if reason is None else reason.value,
+            loss_name=state.loss_name.found,
             stability_ratio=state.stability,
             forecast=state.predictor.forecast(step) if is_reported else None,
             findings=state.findings,
             events=events,
             interval=max(state.signals.pauses, default=1),
         )
+
+    def choose_loss(self, name: str | None) -> None:
+        """Read this scalar as the loss from the next sample on; None leaves it to the names of the scalars."""
+        self._state.loss_name.choose(name)
 
     def snapshot(self) -> bytes:
         """Return the whole state. A suite that is restored from it continues exactly where this one is."""

@@ -4,8 +4,7 @@ Rule: with m and s the median and 1.4826·MAD of log‖g‖ over the last 256 re
 if log‖g‖ exceeds m by 8 s and by log 2.5, and by more than nine of ten of the anomalies that the run has shown already.
 The second anomalous record within three raises a warning; a single one beyond 16 s and log 20 does so at once. The
 scalar `grad_norm` is enough. Where the second moments are measured, the predictor judges the growth instead. While a
-spike of the loss is in progress nothing new is reported.
-The finding holds for 20 records after the last anomalous one.
+spike of the loss is in progress nothing new is reported. The finding holds for 20 records after the last anomalous one.
 
 Trade-off: until 50 norms were logged, and after a norm that grew slowly, nothing is reported. A run whose norms jump
 now and then without consequence is expected to do so, and is reported only for larger jumps.

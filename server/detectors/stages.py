@@ -10,13 +10,19 @@ Rule: a run is stable, and becomes
 
 While the latest loss is NaN or infinite, the run is *non-finite*. A loss that rose and stays up keeps it *spiking*.
 
+A run without evidence is *not judged* instead of stable: without a loss, before the 10th one, and where neither the
+second moment nor curvature is measured, so that no spike can be predicted.
+
 Trade-off: where curvature is not measured, a predicted spike alone stands for "unstable".
 
+>>> from server.models import StageReason
 >>> tracker = StageTracker()
 >>> tracker.update(Reading(step=1), Context(is_first=True)).detail
 {'stage': 'stable'}
 >>> tracker.update(Reading(step=2, decoupled_steps=20), Context()).detail
 {'stage': 'decoupled'}
+>>> tracker.update(Reading(step=3), Context(missing=StageReason.LOSS_ONLY)).detail
+{'stage': 'not-judged'}
 """
 
 from __future__ import annotations
@@ -47,15 +53,17 @@ STAGES: Final = {stage.value: stage for stage in Stage}
 class StageTracker(msgspec.Struct):
     """Detector of the stage that a run is in."""
 
-    stage: str = Stage.STABLE.value
+    stage: str = Stage.NOT_JUDGED.value
     since: int = 0
-    """Step at which the stage began."""
+    """Step at which the stage began; a stable one includes the steps before it that were not judged."""
 
     def update(self, reading: Reading, context: Context) -> Event | None:
         """Add one reading and return an event when the stage changed, and at the first reading."""
         after = self._next(reading, context)
         if after.value != self.stage:
-            self.stage, self.since = after.value, reading.step
+            if self.stage != Stage.NOT_JUDGED or after is not Stage.STABLE:
+                self.since = reading.step
+            self.stage = after.value
         elif not context.is_first:
             return None
         return Event(step=reading.step, kind=EventKind.STAGE, detail={"stage": self.stage})
@@ -85,4 +93,4 @@ class StageTracker(msgspec.Struct):
             return Stage.UNSTABLE
         if reading.decoupled_steps >= DECOUPLED_STEPS:
             return Stage.DECOUPLED
-        return Stage.STABLE
+        return Stage.STABLE if context.missing is None else Stage.NOT_JUDGED

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from client_sdk.protocol import MAX_SCALARS, PROTOCOL_VERSION, Batch, Finish, Hello, Record
+from client_sdk.vocabulary import guess_names
 from server.errors import ImportFileError, IngestError
 from server.imports.logged_run import LoggedRun
-from server.imports.names import guess
 from server.ingest.hello import checked
 from server.models import Principal, Scope
 from server.pipeline.packing import is_name
@@ -80,7 +80,7 @@ class Importer:
         if logged.renames:
             taken = set(chosen.values())
             free = overview.names - set(chosen)
-            chosen |= {name: known for name, known in guess(free | taken).items() if name not in taken}
+            chosen |= {name: known for name, known in guess_names(free | taken).items() if name not in taken}
         chosen_project = project or logged.project or DEFAULT_PROJECT
         run_id = _run_id(logged.identity, chosen_project, renames or {})
         try:

@@ -44,6 +44,8 @@ def checked(hello: Hello, principal: Principal) -> Hello:
         value = getattr(hello, field)
         if value is not None and not is_name(value):
             raise IngestError("malformed", f"{field}: use 1 … {MAX_NAME_CHARS} characters, none of them NUL")
+    if hello.loss is not msgspec.UNSET and not is_name(hello.loss):
+        raise IngestError("malformed", f"loss: use 1 … {MAX_NAME_CHARS} characters, none of them NUL")
     if not 0 <= hello.rank <= MAX_RANK:
         raise IngestError("malformed", f"rank: use a number within 0 … {MAX_RANK}")
     if len(hello.tags) > MAX_TAGS or not all(is_name(tag) for tag in hello.tags):

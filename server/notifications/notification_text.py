@@ -204,7 +204,7 @@ def _facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
     alert = row.alert
     facts = [("Run", row.run_name), ("Project", row.project)]
     if row.stage and alert.state != AlertState.RESOLVED:
-        facts.append(("Stage", row.stage))
+        facts.append(("Stage", row.stage.replace("-", " ")))
     ratio = _number(alert.evidence, "stability_ratio")
     if ratio is not None:
         lambda_max, limit = _number(alert.evidence, "lambda_max"), _number(alert.evidence, "stability_limit")

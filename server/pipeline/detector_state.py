@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from client_sdk.protocol import Alert
 from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
+from server.detectors.loss_name import renamed
 from server.detectors.rule_evaluator import RuleEvaluator
 from server.log_actions import LogAction
 from server.models import AlertKind, Event, Finding, Sample
@@ -86,6 +87,7 @@ class DetectorState:
     def update(self, sample: Sample, committed_at: float) -> None:
         """Let the detectors, the alert rules and the progress read one sample."""
         verdict = self.suite.update(sample)
+        sample = renamed(sample, verdict.loss_name)
         self.progress.update(sample, verdict)
         held = self._apply_rules(sample, committed_at)
         if held:

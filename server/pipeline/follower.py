@@ -224,6 +224,10 @@ class RunFollower:
     async def _update(self, state: DetectorState, found: Sequence[Segment], size: int | None) -> None:
         """Let the detectors read segments of ``size`` bytes, or of unknown size if it is None."""
         await self._adopt_rules(state)
+        if self._labels is None:
+            self._labels = await self._runs.labels(self.run_id)
+        if self._labels is not None:
+            state.suite.choose_loss(self._labels.chosen_loss)
         if size is not None and size <= INLINE_BYTES:
             self._advance(state, found)
         else:

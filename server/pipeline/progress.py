@@ -29,6 +29,8 @@ class _State(msgspec.Struct):
     """Step of the last loss."""
     lr: float | None = None
     stage: str | None = None
+    stage_reason: str | None = None
+    loss_name: str | None = None
     stability_ratio: float | None = None
 
 
@@ -46,7 +48,7 @@ class RunProgress:
             state.marks = []
             state.loss_step = -1
             state.buckets = {k: value for k, value in state.buckets.items() if (k + 1) * state.width <= sample.step}
-        state.stage = verdict.stage
+        state.stage, state.stage_reason, state.loss_name = verdict.stage, verdict.stage_reason, verdict.loss_name
         state.stability_ratio = _finite(verdict.stability_ratio)
         if "lr" in sample.scalars and not sample.is_late:
             state.lr = _finite(sample.scalars["lr"])
@@ -97,6 +99,8 @@ class RunProgress:
             loss=state.loss,
             lr=state.lr,
             stage=state.stage,
+            stage_reason=state.stage_reason,
+            loss_name=state.loss_name,
             stability_ratio=state.stability_ratio,
             sparkline={
                 "first_step": numbers[0] * state.width if numbers else 0,

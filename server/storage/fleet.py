@@ -147,6 +147,8 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[a
             loss=row.loss,
             lr=row.lr,
             stage=row.stage,
+            stage_reason=row.stage_reason,
+            loss_name=row.loss_name,
             stability_ratio=row.stability_ratio,
             open_alerts=open_count.get(row.id, 0),
             predicted_step=predicted.get(row.id),

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -52,6 +53,8 @@ class RunLabels:
     project: str
     name: str
     tags: tuple[str, ...]
+    chosen_loss: str | None = None
+    """Name of the scalar that the user chose as the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ class RunStore:
                 shown = await connection.execute(
                     update(runs)
                     .where(runs.c.id == run_id, runs.c.state != DELETING)
-                    .values(state=RunState.RUNNING, last_seen_at=now)
+                    .values(state=RunState.RUNNING, last_seen_at=now, **_chosen_loss(hello))
                 )
                 if shown.rowcount != 1:
                     raise RunDeletedError(run_id)
@@ -211,9 +214,16 @@ class RunStore:
     async def labels(self, run_id: str) -> RunLabels | None:
         """Return the properties for alert rules, or None if there is no such run."""
         async with self._database.read() as connection:
-            query = select(runs.c.project, runs.c.name, runs.c.tags).where(runs.c.id == run_id)
+            query = select(runs.c.project, runs.c.name, runs.c.tags, runs.c.chosen_loss).where(runs.c.id == run_id)
             row = (await connection.execute(query)).one_or_none()
-            return None if row is None else RunLabels(project=row.project, name=row.name, tags=tuple(row.tags))
+            if row is None:
+                return None
+            return RunLabels(project=row.project, name=row.name, tags=tuple(row.tags), chosen_loss=row.chosen_loss)
+
+    async def loss_name(self, run_id: str) -> str | None:
+        """Return the name of the scalar that the detectors read as the loss of a run, or None if none has arrived."""
+        async with self._database.read() as connection:
+            return (await connection.execute(select(runs.c.loss_name).where(runs.c.id == run_id))).scalar_one_or_none()
 
     async def version_of(self, run_id: str) -> RunVersion | None:
         """Return the project, state and version of a run, or None if there is no such run."""
@@ -269,6 +279,11 @@ class RunStore:
         """Return the state of a run, or None if there is no such run."""
         async with self._database.read() as connection:
             return (await connection.execute(select(runs.c.state).where(runs.c.id == run_id))).scalar_one_or_none()
+
+
+def _chosen_loss(hello: Hello) -> dict[str, str]:
+    """Return the column for the loss that a client has chosen, if it has."""
+    return {} if hello.loss is msgspec.UNSET else {"chosen_loss": hello.loss}
 
 
 async def _run_of_writer(connection: AsyncConnection, hello: Hello) -> str | None:

@@ -204,4 +204,4 @@ def test_leading_layers_carry_their_share_of_the_growth() -> None:
 def test_stages_follow_the_mechanism_in_order() -> None:
     found = streams.verdicts(streams.exponential(start=120, rate=0.15, decoupling=1e-6, steps=175))
     order = [event.detail["stage"] for verdict in found for event in verdict.events if event.kind == "stage"]
-    assert order[:4] == [Stage.STABLE, Stage.DECOUPLED, Stage.UNSTABLE, Stage.SPIKING]
+    assert order[:5] == [Stage.NOT_JUDGED, Stage.STABLE, Stage.DECOUPLED, Stage.UNSTABLE, Stage.SPIKING]

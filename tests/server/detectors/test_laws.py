@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from server.detectors.detector_suite import DETECTORS, READ_SCALARS, DetectorSui
 from server.detectors.layer_sums import STATISTICS, sums_of
 from server.detectors.signals import Reading, Signals
 from server.evaluation.recordings import read_recordings
-from server.models import AlertLevel, Event, Finding, Sample, Verdict
+from server.models import AlertLevel, Event, Finding, Layout, Sample, Verdict
 from tests.support import streams
 
 DATA = Path(__file__).parents[2] / "data"
@@ -181,7 +181,62 @@ def test_snapshot_of_another_version_is_refused() -> None:
 
 def test_first_verdict_reports_the_stage() -> None:
     verdict = DetectorSuite().update(next(streams.constant(1)))
-    assert verdict.events == (Event(step=1, kind="stage", detail={"stage": "stable"}),)
+    assert verdict.events == (Event(step=1, kind="stage", detail={"stage": "not-judged"}),)
+    assert verdict.stage_reason == "too-few-records"
+
+
+def final(samples: Iterable[Sample]) -> tuple[str, str | None, str | None]:
+    """Return the last stage of a stream, the reason for it, and the name of the loss."""
+    last = streams.verdicts(samples)[-1]
+    return last.stage.value, last.stage_reason, last.loss_name
+
+
+def with_scalars(steps: int, **scalars: float) -> list[Sample]:
+    return [Sample(step=step, time=0.0, scalars=scalars) for step in range(1, steps + 1)]
+
+
+def test_a_run_without_evidence_is_never_called_stable() -> None:
+    assert final(with_scalars(50, accuracy=0.5)) == ("not-judged", "no-loss", None)
+    assert final(with_scalars(50, lr=0.1, grad_norm=1.0)) == ("not-judged", "no-loss", None)
+    assert final(with_scalars(9, loss=1.0)) == ("not-judged", "too-few-records", "loss")
+    assert final(with_scalars(50, loss=1.0)) == ("not-judged", "loss-only", "loss")
+    assert final(with_scalars(50, loss=1.0, lr=0.1, lambda_grad=2.0)) == ("stable", None, "loss")
+    assert final(streams.constant(10)) == ("stable", None, "loss")
+    without_loss = (msgspec.structs.replace(one, scalars={"lr": 0.01}) for one in streams.constant(50))
+    assert final(without_loss) == ("not-judged", "no-loss", None)
+    plain = Layout(id=0, layers=("a",), statistics=("grad_norm",), sizes=(1,))
+    block = np.ones((1, 1), dtype=np.float32)
+    sgd = [msgspec.structs.replace(one, layout=plain, block=block) for one in with_scalars(50, loss=1.0)]
+    assert final(sgd) == ("not-judged", "no-second-moment", "loss")
+
+
+@pytest.mark.parametrize(
+    "name", ["train/loss", "train_loss", "training_loss", "Loss/train", "loss/train", "nll", "trainLoss", "total_loss"]
+)
+def test_a_loss_of_another_name_is_judged_alike(name: str) -> None:
+    plain = [Sample(step=i, time=0.0, scalars={"loss": 1.0 if i < 50 else 5.0}) for i in range(60)]
+    other = [msgspec.structs.replace(one, scalars={name: one.scalars["loss"], "val/loss": 0.5}) for one in plain]
+    suite = DetectorSuite()
+    found = streams.verdicts(other[:30], suite)
+    found += streams.verdicts(other[30:], DetectorSuite.restore(suite.snapshot()))
+    assert [verdict.findings for verdict in found] == [verdict.findings for verdict in streams.verdicts(plain)]
+    assert any(verdict.stage == "spiking" for verdict in found)
+    assert found[-1].loss_name == name
+
+
+def test_a_chosen_loss_replaces_the_one_named_loss() -> None:
+    suite = DetectorSuite()
+    suite.choose_loss("elbo")
+    samples = [
+        Sample(step=i, time=0.0, scalars={"loss": float(i % 7), "elbo": 1.0 if i < 50 else 5.0}) for i in range(60)
+    ]
+    onset = streams.first(streams.verdicts(samples, suite), "spike")
+    assert onset is not None
+    assert onset[1].step == 50
+    suite = DetectorSuite()
+    suite.choose_loss("missing")
+    last = streams.verdicts(samples, suite)[-1]
+    assert (last.stage, last.stage_reason, last.findings) == ("not-judged", "no-loss", ())
 
 
 def test_samples_without_layers_are_judged_by_their_scalars() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from client_sdk.vocabulary import guess_names
 from server.errors import ImportFileError
 from server.imports import tensorboard
-from server.imports.names import guess
 from server.storage.runs import RunStore
 from tests.server.imports.conftest import DATA, Workshop
 
@@ -171,7 +171,7 @@ async def test_a_path_without_logs_is_rejected_with_a_reason(workshop: Workshop,
     ],
 )
 def test_names_of_other_tools_are_mapped(names: list[str], found: dict[str, str]) -> None:
-    assert guess(names) == found
+    assert guess_names(names) == found
 
 
 def test_a_long_log_of_tensorboard_takes_little_memory(tmp_path: Path) -> None:

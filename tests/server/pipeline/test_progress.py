@@ -7,8 +7,12 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client_sdk.vocabulary import Condition
+from server.alerts.lifecycle import AlertLifecycle
 from server.models import Sample, Stage, Verdict
+from server.pipeline.detector_state import DetectorState
 from server.pipeline.progress import SPARKLINE_BUCKETS, RunProgress
+from server.rule import Rule
 
 
 def feed(progress: RunProgress, step: int, loss: float, time: float = 0.0, attempt: int = 0) -> None:
@@ -74,3 +78,27 @@ def test_progress_goes_on_from_its_snapshot() -> None:
         if step % 50 == 0:
             part = RunProgress.restore(part.snapshot())
     assert part.progress() == whole.progress()
+
+
+def test_a_late_loss_is_not_the_present_one() -> None:
+    progress = RunProgress()
+    for step in range(100):
+        feed(progress, step, 1.0, time=float(step))
+    late = Sample(step=3, time=200.0, scalars={"loss": 9.0, "lr": 5.0}, is_late=True)
+    before = progress.progress()
+    progress.update(late, Verdict(step=99, stage=Stage.STABLE, stability_ratio=None))
+    assert progress.progress() == before
+
+
+def test_detectors_and_rules_go_on_after_a_late_record() -> None:
+    state = DetectorState(rank=0, alerts=AlertLifecycle("run"))
+    rule = Rule(id="high", name="Validation is high", scalar="val_loss", condition=Condition.ABOVE, value=2.0)
+    state.rules.replace_rules((rule,), "1")
+    other = DetectorState(rank=0, alerts=AlertLifecycle("run"))
+    for step in range(100):
+        for one in (state, other):
+            one.update(Sample(step=step, time=float(step), scalars={"loss": 1.0 + step % 3}), 0.0)
+    state.update(Sample(step=2, time=100.0, scalars={"val_loss": 3.0}, is_late=True), 0.0)
+    assert state.suite.snapshot() == other.suite.snapshot()
+    (alert,) = state.changed.values()
+    assert (alert.kind, alert.step, alert.attempt) == ("custom-rule", 99, 0)

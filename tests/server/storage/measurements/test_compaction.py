@@ -15,11 +15,13 @@ from sqlalchemy import func, select, text, update
 from client_sdk.protocol import MAX_STEP, Layout, Record
 from server.errors import TileCorruptError
 from server.models import RunState
+from server.pipeline.packing import pack
 from server.pyramid.tiles import FAN_IN
-from server.schema import monitors, segments, spans, tiles
+from server.schema import monitors, segments, spans, tiles, writers
 from server.storage.database import Database
 from server.storage.measurements.compaction import Compactor, build_spans
 from server.storage.measurements.history import HistoryReader
+from server.storage.measurements.integrity import Doctor
 from server.storage.measurements.spans import SpanStore
 from tests.server.storage.conftest import Stores
 from tests.server.storage.measurements.oracle import VALUES, Expected, batches, check_heatmap, check_series, visible
@@ -366,3 +368,34 @@ async def test_a_corrupt_tile_breaks_no_other_query(stores: Stores, level: int) 
 
 def test_the_oracle_hides_what_an_attempt_replaced() -> None:
     assert [item.step for item in visible([record(1), record(5), record(3), record(4)])] == [1, 3, 4]
+
+
+async def test_late_records_survive_the_compaction_and_stay_with_their_attempt(stores: Stores) -> None:
+    """Late records interrupt the sequence of the training, so spans end there; nothing is lost or moved."""
+    writer = await stores.register()
+    records, late = [], []
+    for step in range(40):
+        records.append(record(step, block=[[1.0, 0.1], [2.0, 0.2]]))
+        late.append(False)
+        if step % 10 == 9:
+            records.append(Record(step=step // 10, time=float(step), scalars={"val_loss": float(step)}))
+            late.append(True)
+    drafts = pack(1, records, writer.layouts, {0: len(LAYOUT.statistics)}, late)
+    await stores.commit_drafts(writer, 0, drafts)
+    await read_everything(stores.database)
+    for _ in range(2):  # from segments, then from spans
+        series = await stores.series.read("run", ["loss", "val_loss"], step_from=None, step_to=None, points=1_000)
+        assert series.series["loss"].numbers.tolist() == list(range(40))
+        assert series.series["val_loss"].numbers.tolist() == [0, 1, 2, 3]
+        assert series.series["val_loss"].fields["last"].tolist() == [[9.0, 19.0, 29.0, 39.0]]
+        pieces = [piece async for piece in HistoryReader(stores.database).pieces("run")]
+        steps = [step for piece in pieces for step in piece.columns.steps.tolist()]
+        assert steps == [item.step for item in records]
+        assert {(piece.attempt, piece.is_late) for piece in pieces} == {(0, False), (0, True)}
+        assert [damage async for damage in Doctor(stores.database).examine(repair=False)] == []
+        async with stores.database.write() as connection:
+            await connection.execute(update(writers).values(state=RunState.FINISHED))
+        await compactor(stores.database).run_once()
+    assert (await levels(stores.database))[0] > 0
+    async with stores.database.read() as connection:
+        assert (await connection.execute(select(func.count()).select_from(segments))).scalar_one() == 0
