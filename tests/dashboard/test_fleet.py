@@ -6,6 +6,9 @@ import math
 from typing import Literal
 
 from client_sdk.answers import Alert, LastAlert, Outcome, PredictedStep, RunSummary
+from client_sdk.vocabulary import STAGE_REASONS
+from dashboard.pages.alert_cards import column
+from dashboard.pages.alerts import rows as alert_rows
 from dashboard.pages.fleet import counts
 from dashboard.pages.fleet_rows import risk, row
 
@@ -101,3 +104,15 @@ def test_counts_tell_how_often_predictions_came_true() -> None:
     )
     numbers = [component.children[0].children for component in shown]
     assert numbers == ["1", "1", "2 of 3"]
+
+
+def test_a_run_without_evidence_is_never_shown_as_stable() -> None:
+    run = summary(stage="not-judged", stage_reason="loss-only", loss_name="train/loss", stability_ratio=None)
+    drawn = row(run, NOW)
+    assert (drawn["stage"], drawn["stageWord"]) == ("not-judged", "Not judged")
+    assert drawn["stageReason"] == STAGE_REASONS["loss-only"]
+    card = str(column([], "running", NOW, not_judged=run.reason_words))
+    assert STAGE_REASONS["loss-only"] in card
+    assert "Nothing to worry about" not in card
+    assert "no run could be judged" in str(alert_rows([], {run.id: run}, NOW))
+    assert "No alerts yet." in str(alert_rows([], {run.id: summary(stage="stable")}, NOW))
