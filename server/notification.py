@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from client_sdk.protocol import Alert
 from client_sdk.vocabulary import LEVEL_RANK
 from server.models import AlertKind, AlertLevel, AlertState
 
 MAX_GROUP_CHARS = 32
+RATE_WINDOW: Final = 3_600.0
+"""Seconds within which the notifications about one run are counted."""
 
 
 class Change(StrEnum):
@@ -125,7 +127,7 @@ class OutboxRow:
     run_name: str
     project: str
     incident_id: str
-    """Id of the alert or, for a predicted spike, of its prediction: both are one incident with one thread."""
+    """Id of the incident, see `incident_of`: its alerts share one thread."""
     change: Change
     alert: Alert
     created_at: float
@@ -200,7 +202,8 @@ def change_of(alert: Alert, level_before: str | None, state_before: str | None) 
         if state_before == AlertState.RESOLVED:
             return None
         if alert.outcome is None:
-            return Change.RESOLVED
+            # An alert that opened and ended between two saves has never been reported as open.
+            return Change.OPENED if state_before is None else Change.RESOLVED
         return Change.FALSE_ALARM if alert.outcome.result == "false" else Change.CONFIRMED
     if level_before is None:
         return Change.OPENED
@@ -208,9 +211,15 @@ def change_of(alert: Alert, level_before: str | None, state_before: str | None) 
 
 
 def incident_of(alert: Alert) -> str:
-    """Return the id of the alert's incident: a predicted spike belongs to the incident of its prediction."""
-    prediction = alert.evidence.get("prediction_id")
-    return prediction if isinstance(prediction, str) else alert.id
+    """Return the id of the alert's incident.
+
+    A predicted spike belongs to the incident of its prediction, and alerts about one step to that of the first of them.
+    """
+    for key in ("prediction_id", "incident_id"):
+        shared = alert.evidence.get(key)
+        if isinstance(shared, str):
+            return shared
+    return alert.id
 
 
 def cooldown_group_of(alert: Alert) -> str:

@@ -12,7 +12,7 @@ from dashboard.numbers import compact, count, ratio
 from dashboard.pages.symbols import symbols
 
 LAYERS_NAMED = 3
-_HIDDEN = frozenset({"sign", "prediction_id"})
+_HIDDEN = frozenset({"sign", "prediction_id", "incident_id"})
 """Keys that the headline repeats or that only programs read."""
 
 

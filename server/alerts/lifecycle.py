@@ -49,6 +49,10 @@ PAUSE: Final = 5
 """Smallest number of steps between two reports of a forecast that moves."""
 MARGIN: Final = 20
 """Number of records that a prediction is still waited for beyond its range."""
+SAME_STEP: Final = 2
+"""Number of steps within which findings of `ONE_EVENT` are about the same event."""
+ONE_EVENT: Final = (AlertKind.SPIKE, AlertKind.BAD_BATCH, AlertKind.NONFINITE)
+"""Kinds that describe one event in different words if they are about the same step."""
 MAX_FORECASTS: Final = 200
 """Maximum number of forecasts that an alert keeps: the first, those that raised the level, the latest, and others."""
 
@@ -61,6 +65,8 @@ class Incident(msgspec.Struct):
     """Last step at which the finding held."""
     unreported: Finding | None = None
     """Latest finding, if the alert does not show its text and numbers yet."""
+    onset: int | None = None
+    """Step that the finding is about; None for alerts of versions that did not keep it."""
 
 
 class _State(msgspec.Struct):
@@ -194,6 +200,9 @@ class AlertLifecycle:
         if finding.key:
             name += f":{time}"  # a silence may begin twice at one step
         evidence = dict(finding.evidence)
+        incident_id = self._shared_incident(finding, settled, step)
+        if incident_id is not None:
+            evidence["incident_id"] = incident_id
         if finding.kind is AlertKind.SPIKE and settled is not None and settled.outcome is not None:
             evidence["prediction_id"] = settled.id
             evidence["first_seen_at_step"] = settled.step
@@ -222,8 +231,33 @@ class AlertLifecycle:
             attempt=state.attempt,
         )
         alert = msgspec.structs.replace(alert, evidence={**evidence, **_warned(alert, finding.level, step)})
-        state.incidents[finding.slot] = Incident(alert, step)
+        state.incidents[finding.slot] = Incident(alert, step, onset=finding.step)
         return alert
+
+    def _shared_incident(self, finding: Finding, settled: Alert | None, step: int) -> str | None:
+        """Return the id of the incident that a new finding belongs to, or None if it is an incident of its own.
+
+        A spike, a bad batch and a loss that is not finite are one incident if they are about the same step. They and a
+        divergence are one incident if they open at the same record.
+        """
+        if finding.kind not in (*ONE_EVENT, AlertKind.DIVERGENCE):
+            return None
+        is_event = finding.kind in ONE_EVENT
+        if is_event and settled is not None and settled.outcome is not None and settled.outcome.step is not None:
+            return settled.id if abs(finding.step - settled.outcome.step) <= SAME_STEP else None
+        for incident in self._state.incidents.values():
+            alert = incident.alert
+            if alert.kind not in (*ONE_EVENT, AlertKind.DIVERGENCE):
+                continue
+            is_same_step = (
+                is_event
+                and alert.kind in ONE_EVENT
+                and incident.onset is not None
+                and abs(finding.step - incident.onset) <= SAME_STEP
+            )
+            if is_same_step or alert.step == step:
+                return str(alert.evidence.get("incident_id") or alert.id)
+        return None
 
     def _settle(self, findings: dict[str, Finding], step: int, time: float) -> Alert | None:
         """Resolve the open prediction if what it predicted has come."""

@@ -162,7 +162,8 @@ class Dispatcher:
         backlog = await self._outbox.read(channel.id, now)
         if not backlog.waiting:
             return False
-        plan = plan_deliveries(channel, backlog.waiting, backlog.notified, backlog.settings, now)
+        known, settings, sent_times = backlog.notified, backlog.settings, backlog.sent_times
+        plan = plan_deliveries(channel, backlog.waiting, known, settings, now, sent_times=sent_times)
         for rows, reason in plan.skip:
             await self._outbox.skip([row.id for row in rows], reason, now)
         for rows, until in plan.hold:

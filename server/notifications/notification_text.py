@@ -21,6 +21,10 @@ DIGEST_NAMED: Final = 10
 """Number of runs that a digest lists by name."""
 LAYERS_NAMED: Final = 3
 NAME_CHARS: Final = 80
+WAITED: Final = "They waited and are gathered here, because a run sends only a few messages an hour."
+COMMON_CAUSE: Final = (
+    "So many at once often share a cause outside the trainings: storage, network, a node, a change of data."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +71,13 @@ def alert_notification(row: OutboxRow, incident: NotifiedIncident | None, public
     change = row.change
     if incident is None and change is Change.ESCALATED:
         change = Change.OPENED  # the first notification that this channel receives of the incident
+    is_past = _is_past(row, change)
     return Notification(
         id=row.message_id,
         headline=_headline(row, change),
         why=alert.message,
         facts=_closing_facts(row) if change in CLOSING else _facts(row),
-        advice=alert.advice if change in (Change.OPENED, Change.ESCALATED) else (),
+        advice=alert.advice if change in (Change.OPENED, Change.ESCALATED) and not is_past else (),
         level=alert.level,
         change=change,
         alert=alert,
@@ -86,8 +91,13 @@ def alert_notification(row: OutboxRow, incident: NotifiedIncident | None, public
     )
 
 
+def _is_past(row: OutboxRow, change: Change) -> bool:
+    """Return whether an event came and went before its first notification."""
+    return change is Change.OPENED and not row.still_open
+
+
 def digest_notification(rows: Sequence[OutboxRow], window: float, public_url: str) -> Notification:
-    """Return one notification of the alerts of many runs. ``window`` is the digest window in seconds."""
+    """Return one notification of several alerts, of one run or many. ``window`` is the digest window in seconds."""
     worst = max((row.alert.level for row in rows), key=LEVEL_RANK.__getitem__)
     runs: dict[str, OutboxRow] = {}
     for row in rows:
@@ -95,20 +105,29 @@ def digest_notification(rows: Sequence[OutboxRow], window: float, public_url: st
     kinds = sorted({row.alert.kind.replace("-", " ") for row in rows})
     projects = sorted({row.project for row in rows})
     first = rows[0]
-    lines = [(row.run_name, row.alert.title) for row in runs.values()]
+    is_one_run = len(runs) == 1
+    listed = rows if is_one_run else list(runs.values())
+    lines = [(f"step {row.alert.step:,}" if is_one_run else row.run_name, _listed(row)) for row in listed]
     more = len(lines) - DIGEST_NAMED
+    projects_named = ", ".join(projects[:LAYERS_NAMED]) + (" …" if len(projects) > LAYERS_NAMED else "")
     return Notification(
         id=first.message_id,
-        headline=f"{len(runs):,} runs raised alerts within {_span(rows, window)}",
-        why="So many at once often share a cause outside the trainings: storage, network, a node, a change of data.",
+        headline=(
+            f"{len(rows):,} alerts within {_span(rows, window)}, run {short(first.run_name)}"
+            if is_one_run
+            else f"{len(runs):,} runs raised alerts within {_span(rows, window)}"
+        ),
+        why=WAITED if is_one_run else COMMON_CAUSE,
         facts=(
             ("Kinds", ", ".join(kinds)),
-            ("Projects", ", ".join(projects[:LAYERS_NAMED]) + (" …" if len(projects) > LAYERS_NAMED else "")),
+            ("Projects", projects_named),
             ("Worst level", worst),
         ),
         level=worst,
         members=tuple(lines[:DIGEST_NAMED]) + ((("", f"and {more:,} more"),) if more > 0 else ()),
-        links=Links(run=f"{public_url}/alerts", acknowledge="", silence=""),
+        links=_links(rows[-1], public_url)
+        if is_one_run
+        else Links(run=f"{public_url}/alerts", acknowledge="", silence=""),
         is_repeat=any(row.delivery_attempts > 0 for row in rows),
         created_at=first.created_at,
     )
@@ -157,10 +176,17 @@ def _headline(row: OutboxRow, change: Change) -> str:
         return f"False alarm: it did not come by step {alert.updated_step:,}{where}"
     if change is Change.RESOLVED:
         return f"Resolved at step {alert.updated_step:,}: {alert.title}{where}"
+    if _is_past(row, change):
+        return f"Came and went: {alert.title}, over by step {alert.updated_step:,}{where}"
     what = _what(alert)
     if change is Change.ESCALATED:
         return f"Now {alert.level}: {what[:1].lower()}{what[1:]}{where}"
     return f"{what}{where}"
+
+
+def _listed(row: OutboxRow) -> str:
+    """Return the line of an alert in a digest."""
+    return row.alert.title if row.still_open else f"{row.alert.title} (over)"
 
 
 def _what(alert: Alert) -> str:

@@ -2,7 +2,12 @@
 
 * A channel is notified of an incident when it opens, and afterwards of its changes: escalated, confirmed, false alarm,
   resolved.
-* An incident that ended before it could be sent is sent only if the spike occurred.
+* An event that came and went before it could be sent is sent nevertheless, as such. A prediction that ended before it
+  could be sent is sent only if the spike occurred, because otherwise nothing happened.
+* An incident that becomes more severe within `ESCALATION_GAP` of its last notification waits for the end of that gap,
+  and is sent then if it is still open.
+* A run causes at most `MAX_PER_HOUR` notifications within an hour, unless its level rises or a prediction is settled.
+  The others wait, and are sent as one digest of the run.
 * After an incident of a run, others of the same cooldown group (`cooldown_group_of`) and of no higher level wait for
   the end of the cooldown, and are sent then if they are still open.
 * Alerts of many runs within the digest window become one notification. A storm that builds up slowly causes at most
@@ -16,16 +21,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from datetime import time as time_of_day
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from client_sdk.protocol import Alert
 from client_sdk.vocabulary import LEVEL_RANK
+from server.models import AlertKind, AlertLevel
 from server.notification import (
     CLOSING,
+    RATE_WINDOW,
     Change,
     Channel,
     NotificationSettings,
@@ -38,6 +47,10 @@ from server.notification import (
 
 MAX_NEWS_AGE: Final = 6 * 3_600.0
 """Age in seconds beyond which a change is not sent: its records arrived late, or the channel was unreachable."""
+ESCALATION_GAP: Final = 30.0
+"""Seconds after a notification of an incident within which its escalation waits, because it may end any moment."""
+MAX_PER_HOUR: Final = 4
+"""Maximum number of notifications about one run within `RATE_WINDOW`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +92,14 @@ def plan_deliveries(
     notified: Iterable[NotifiedIncident],
     settings: NotificationSettings,
     now: float,
+    *,
+    sent_times: Mapping[str, Sequence[float]] | None = None,
 ) -> DeliveryPlan:
     """Return what to send, to skip and to hold back of the rows that wait for a channel.
 
     ``notified`` holds the incidents that the channel was notified of: those of the waiting rows, those of the same
-    runs, and those of all runs within the digest window.
+    runs, and those of all runs within the digest window. ``sent_times`` holds the Unix times of the notifications that
+    the channel received within `RATE_WINDOW`, keyed by run id.
     """
     known = {item.incident_id: item for item in notified}
     result = DeliveryPlan()
@@ -98,7 +114,7 @@ def plan_deliveries(
             continue
         before = known.get(incident_id)
         if before is not None and not before.in_digest:
-            _follow_up(rows, before, result)
+            _follow_up(rows, before, now, result)
             continue
         opening = _opening(rows, before, result)
         if opening is None:
@@ -108,6 +124,7 @@ def plan_deliveries(
             result.hold.append(((*opening.reports, *opening.covers), cooled))
         else:
             openings.append(opening)
+    openings = _bound(openings, list(known.values()), settings, now, sent_times=sent_times or {}, result=result)
     _gather(openings, list(known.values()), settings, now, result)
     result.send.sort(key=lambda delivery: min(delivery.ids))
     return result
@@ -159,7 +176,7 @@ def _notified(
         notified_at=now,
         thread=thread if before is None or before.thread is None else before.thread,
         in_digest=in_digest,
-        closed=row.change in CLOSING,
+        closed=row.change in CLOSING or not row.still_open,
     )
 
 
@@ -217,25 +234,56 @@ def _opening(rows: list[OutboxRow], before: NotifiedIncident | None, result: Del
         return None
     confirmed = [row for row in rows if row.change is Change.CONFIRMED]
     standing = [row for row in rows if row.change in (Change.OPENED, Change.ESCALATED) and row.still_open]
-    chosen = confirmed or standing
-    if not chosen:
+    chosen = confirmed[-1] if confirmed else max(standing, key=_severity, default=None)
+    if chosen is not None:
+        rest = tuple(row for row in rows if row is not chosen)
+        return Delivery(reports=(chosen,), covers=rest, incident=before)
+    passed = [row for row in rows if row.change in (Change.OPENED, Change.ESCALATED) and _has_happened(row.alert)]
+    if not passed:
         result.skip.append((rows, "over before it was sent"))
         return None
-    rest = tuple(row for row in rows if row is not chosen[-1])
-    return Delivery(reports=(chosen[-1],), covers=rest, incident=before)
+    first = max(passed, key=_severity)
+    latest = [row.alert for row in rows if row.alert.id == first.alert.id][-1]
+    rest = tuple(row for row in rows if row is not first)
+    return Delivery(reports=(dataclasses.replace(first, alert=latest),), covers=rest, incident=before)
 
 
-def _follow_up(rows: list[OutboxRow], before: NotifiedIncident, result: DeliveryPlan) -> None:
-    """Send the changes that end an incident, or else its latest escalation, and skip the other rows."""
-    closing = [row for row in rows if row.change in CLOSING]
+def _severity(row: OutboxRow) -> tuple[int, int]:
+    return LEVEL_RANK[row.alert.level], row.id
+
+
+def _has_happened(alert: Alert) -> bool:
+    """Return whether an alert is about an event of level warning or above that happened, not about a prediction."""
+    return alert.kind != AlertKind.SPIKE_PREDICTED and alert.level != AlertLevel.WATCH
+
+
+def _follow_up(rows: list[OutboxRow], before: NotifiedIncident, now: float, result: DeliveryPlan) -> None:
+    """Send the changes that end an incident, or else send or hold its latest escalation, and skip the other rows."""
+    closing = [row for row in rows if row.change in CLOSING and _ends(row, before)]
     escalated = [
-        row for row in rows if row.change not in CLOSING and LEVEL_RANK[row.alert.level] > LEVEL_RANK[before.level]
+        row
+        for row in rows
+        if row.change not in CLOSING and row.still_open and LEVEL_RANK[row.alert.level] > LEVEL_RANK[before.level]
     ]
     chosen = closing or escalated[-1:]
     rest = [row for row in rows if row not in chosen]
     if rest:
         result.skip.append((rest, "the incident was sent already"))
+    if not closing and chosen and now < before.notified_at + ESCALATION_GAP:
+        result.hold.append((chosen, before.notified_at + ESCALATION_GAP))
+        return
     result.send += [Delivery(reports=(row,), incident=before) for row in chosen]
+
+
+def _ends(row: OutboxRow, before: NotifiedIncident) -> bool:
+    """Return whether a closing change ends the incident for its readers, whose alerts may be several.
+
+    The end of a predicted spike is sent after that of its prediction. Otherwise one end is sent, and only that of an
+    alert as severe as what was sent, because a less severe one may end while the incident continues.
+    """
+    if row.change is not Change.RESOLVED or "prediction_id" in row.alert.evidence:
+        return True
+    return not before.closed and LEVEL_RANK[row.alert.level] >= LEVEL_RANK[before.level]
 
 
 def _cooldown_end(row: OutboxRow, notified: Iterable[NotifiedIncident], cooldown: float, now: float) -> float | None:
@@ -250,6 +298,47 @@ def _cooldown_end(row: OutboxRow, notified: Iterable[NotifiedIncident], cooldown
     return max((end for end in ends if end > now), default=None)
 
 
+def _bound(
+    openings: list[Delivery],
+    notified: Sequence[NotifiedIncident],
+    settings: NotificationSettings,
+    now: float,
+    *,
+    sent_times: Mapping[str, Sequence[float]],
+    result: DeliveryPlan,
+) -> list[Delivery]:
+    """Return the openings that may be sent now, several of one run as its digest; hold those that exceed its bound."""
+    by_run: dict[str, list[Delivery]] = {}
+    for opening in openings:
+        by_run.setdefault(opening.reports[0].run_id, []).append(opening)
+    allowed: list[Delivery] = []
+    for run_id, group in by_run.items():
+        times = sorted(time for time in sent_times.get(run_id, ()) if time > now - RATE_WINDOW)
+        highest = max(
+            (
+                LEVEL_RANK[item.level]
+                for item in notified
+                if item.run_id == run_id and item.notified_at > now - RATE_WINDOW
+            ),
+            default=-1,
+        )
+        rows = [row for opening in group for row in (*opening.reports, *opening.covers)]
+        rises = any(LEVEL_RANK[opening.reports[0].alert.level] > highest for opening in group)
+        have_waited = any(now - row.created_at > settings.digest.window_seconds for row in rows)
+        if len(times) >= MAX_PER_HOUR and not rises:
+            result.hold.append((rows, times[-MAX_PER_HOUR] + RATE_WINDOW))
+        elif len(group) > 1 and (have_waited or len(times) + len(group) > MAX_PER_HOUR):
+            reports = tuple(opening.reports[0] for opening in group)
+            allowed.append(Delivery(reports=reports, covers=_covered(group)))
+        else:
+            allowed += group
+    return allowed
+
+
+def _covered(deliveries: Sequence[Delivery]) -> tuple[OutboxRow, ...]:
+    return tuple(row for delivery in deliveries for row in delivery.covers)
+
+
 def _gather(
     openings: list[Delivery],
     notified: Sequence[NotifiedIncident],
@@ -262,14 +351,18 @@ def _gather(
     rows = [row for opening in openings for row in (*opening.reports, *opening.covers)]
     runs = {row.run_id for row in rows}
     recent = [item for item in notified if item.notified_at > now - digest.window_seconds]
-    last_digest = max((item.notified_at for item in recent if item.in_digest), default=None)
+    digests: dict[float, set[str]] = {}
+    for item in recent:
+        if item.in_digest:
+            digests.setdefault(item.notified_at, set()).add(item.run_id)
+    last_digest = max((sent_at for sent_at, of_runs in digests.items() if len(of_runs) > 1), default=None)
     # Several rows that have waited longer than the window were held back by a storm, quiet hours or an outage.
     have_waited = len(runs) > 1 and any(now - row.created_at > digest.window_seconds for row in rows)
     if last_digest is not None and rows:
         result.hold.append((rows, last_digest + digest.window_seconds))
     elif len(runs) >= digest.threshold or have_waited:
-        reports = tuple(opening.reports[0] for opening in openings)
-        result.send.append(Delivery(reports=reports, covers=tuple(row for row in rows if row not in reports)))
+        reports = tuple(report for opening in openings for report in opening.reports)
+        result.send.append(Delivery(reports=reports, covers=_covered(openings)))
     elif len(runs | {item.run_id for item in recent}) >= digest.threshold and rows:
         result.hold.append((rows, min(item.notified_at for item in recent) + digest.window_seconds))
     else:

@@ -8,7 +8,7 @@ dispatcher dies, another one takes the channel over and uses the same message id
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from client_sdk import answers
 from client_sdk.protocol import Alert
 from client_sdk.vocabulary import AlertState
 from server.notification import (
+    RATE_WINDOW,
     AlertChange,
     AlertedRun,
     Change,
@@ -93,6 +94,8 @@ class ChannelBacklog:
     all recent ones.
     """
     settings: NotificationSettings
+    sent_times: Mapping[str, tuple[float, ...]]
+    """Unix times of the notifications about these runs within `RATE_WINDOW`, keyed by run id."""
 
 
 class OutboxStore:
@@ -158,7 +161,21 @@ class OutboxStore:
             known = await connection.execute(
                 select(told).where(told.c.channel_id == channel_id, about).order_by(told.c.told_at)
             )
+            recent = await connection.execute(
+                select(outbox.c.run_id, outbox.c.done_at)
+                .distinct()  # the rows of one notification are done at the same time
+                .where(
+                    outbox.c.channel_id == channel_id,
+                    outbox.c.state == "sent",
+                    outbox.c.done_at > now - RATE_WINDOW,
+                    outbox.c.run_id.in_({row.run_id for row in waiting}),
+                )
+            )
+            sent_times: dict[str, tuple[float, ...]] = {}
+            for run_id, done_at in recent:
+                sent_times[run_id] = (*sent_times.get(run_id, ()), done_at)
             return ChannelBacklog(
+                sent_times=sent_times,
                 waiting=waiting,
                 notified=tuple(_to_notified(row) for row in known),
                 settings=settings,

@@ -62,7 +62,8 @@ def test_the_first_run_spikes_and_was_predicted(server: Embedded, tmp_path: Path
         alerts = api.get("/alerts", params={"run": run["id"]}).json()
     (prediction,) = (alert for alert in alerts if alert["kind"] == "spike-predicted")
     spikes = [alert for alert in alerts if alert["kind"] == "spike"]
-    assert prediction["outcome"]["result"] == "hit"
+    assert prediction["level"] in {"warning", "critical"}
+    assert prediction["outcome"]["result"] in {"hit", "early", "late"}, "the prediction counts as false"
     assert prediction["step"] < min(spike["step"] for spike in spikes) - 50
 
 

@@ -68,7 +68,6 @@ def spike(run_id: str = "run", settles: Alert | None = None, level: str = "warni
     """Return the alert of a spike at step 712."""
     return msgspec.structs.replace(
         prediction(run_id),
-        id=f"s-{run_id}",
         kind="spike",
         level=level,
         step=712,
@@ -77,7 +76,7 @@ def spike(run_id: str = "run", settles: Alert | None = None, level: str = "warni
         predicted_step=None,
         first_predicted_step=None,
         evidence={} if settles is None else {"prediction_id": settles.id},
-        **changes,
+        **{"id": f"s-{run_id}", **changes},
     )
 
 

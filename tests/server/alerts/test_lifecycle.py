@@ -11,6 +11,7 @@ from client_sdk.protocol import Forecast
 from server.alerts.lifecycle import MAX_FORECASTS, AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
 from server.models import Alert, AlertKind, AlertLevel, Cause, Finding, Outcome, PredictedStep, Stage, Verdict
+from server.notification import incident_of
 from tests.support import streams
 
 RUN = "run-1"
@@ -193,6 +194,33 @@ def test_a_finding_that_comes_back_soon_belongs_to_the_same_incident(steps: Step
     assert len({alert.id for alert in steps.reported}) == 1
     (second,) = steps.until(81, spike(81))
     assert second.id != closed.id
+
+
+def other(kind: AlertKind, onset: int) -> Finding:
+    return Finding(kind=kind, level=AlertLevel.WARNING, step=onset, title=kind.value, message="Up.")
+
+
+def test_alerts_about_one_step_are_one_incident(steps: Steps) -> None:
+    [first] = steps.until(10, spike(10))
+    [second] = steps.until(12, spike(10), other(AlertKind.BAD_BATCH, 10))
+    assert incident_of(second) == incident_of(first) == first.id
+    [third] = steps.until(20, spike(10), other(AlertKind.BAD_BATCH, 10), other(AlertKind.NONFINITE, 20))
+    assert incident_of(third) == third.id
+
+
+def test_what_settles_a_prediction_is_its_incident_whatever_it_is_called(steps: Steps) -> None:
+    steps.until(95, predicted(100))
+    settled, *named = steps.until(96, spike(95), other(AlertKind.BAD_BATCH, 95))
+    assert {incident_of(alert) for alert in named} == {settled.id}
+
+
+def test_a_divergence_belongs_to_an_earlier_spike_only_if_both_open_together(steps: Steps) -> None:
+    [first, together] = steps.until(10, spike(10), other(AlertKind.DIVERGENCE, 4))
+    assert incident_of(together) == first.id
+    later = Steps()
+    later.until(10, spike(10))
+    [own] = later.until(30, spike(10), other(AlertKind.DIVERGENCE, 10))
+    assert incident_of(own) == own.id
 
 
 def test_no_prediction_opens_while_the_spike_is_there(steps: Steps) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import hmac
 import io
@@ -19,9 +20,10 @@ from PIL import Image
 from sqlalchemy import select
 
 from server.errors import DatabaseUnavailableError
-from server.notification import Channel, Digest, NotificationSettings, Silence
+from server.notification import RATE_WINDOW, Channel, Digest, NotificationSettings, Silence
 from server.notifications.dispatcher import Dispatcher
 from server.notifications.picture import Panel, draw
+from server.notifications.policy import ESCALATION_GAP, MAX_PER_HOUR
 from server.schema import outbox
 from server.storage.alerts import AlertStore
 from server.storage.channels import ChannelStore
@@ -69,6 +71,10 @@ class WatchedOutbox(OutboxStore):
 
     async def skip(self, *args: Any) -> None:
         await super().skip(*args)
+        await self.announce()
+
+    async def hold_back(self, *args: Any) -> None:
+        await super().hold_back(*args)
         await self.announce()
 
     async def give_up(self, *args: Any) -> None:
@@ -151,9 +157,10 @@ async def failed(database: Database) -> Channel:
 async def test_an_incident_is_one_thread_with_a_picture(
     database: Database, detectors: Detectors, slack: SlackServer
 ) -> None:
+    ahead = [0.0]  # seconds; the escalation comes long enough after the first message
     await ChannelStore(database).put(bot(settings={"channel": "#ml", "picture": True}))
     alert = prediction()
-    async with sending(database, slack.api_url) as dispatcher:
+    async with sending(database, slack.api_url, clock=lambda: time.time() + ahead[0]) as dispatcher:
         for step in (
             [alert],
             [prediction(level="critical")],
@@ -163,6 +170,7 @@ async def test_an_incident_is_one_thread_with_a_picture(
             await detectors.hold(*step)
             dispatcher.wake()
             await settle(database)
+            ahead[0] += ESCALATION_GAP
     headlines = [message.text for message in slack.messages]
     assert headlines == [
         "🟠 Spike predicted in ~85 steps (step 712, 698–731), run name of run",
@@ -254,6 +262,68 @@ async def test_a_temporary_failure_is_retried(
     assert "may be a repetition" in message.words
     first, second = (request.json["metadata"]["event_payload"] for request in slack.requests)
     assert first == second
+
+
+CAME_AND_WENT = "🟠 Came and went: Loss spike at step 712, over by step 712, run name of run"
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+async def test_a_backlog_after_an_outage_reports_what_came_and_went(
+    database: Database, detectors: Detectors, slack: SlackServer, saves: int
+) -> None:
+    """The spike of a fast run opens and ends in one save, otherwise in two; no server sends meanwhile."""
+    await ChannelStore(database).put(channel("slack-webhook", slack.webhook))
+    for state in ("open", "resolved")[-saves:]:
+        await detectors.hold(spike(state=state))
+    async with sending(database):
+        settled_rows = await settle(database)
+    assert settled_rows == {"sent": ["opened", "resolved"][:saves]}
+    assert [message.text for message in slack.messages] == [CAME_AND_WENT]
+
+
+@pytest.mark.parametrize("status", [429, 500])
+async def test_a_spike_that_ends_while_slack_fails_is_reported_once(
+    database: Database, detectors: Detectors, slack: SlackServer, status: int
+) -> None:
+    await ChannelStore(database).put(channel("slack-webhook", slack.webhook))
+    slack.answer(status, "", headers={"Retry-After": "30"})
+    now = time.time()
+    clock = [now]
+    async with sending(database, clock=lambda: clock[0], quick=False) as dispatcher:
+        await detectors.hold(spike(), now=now - 1)
+        await failed(database)
+        await detectors.hold(spike(state="resolved"), now=now)
+        clock[0] = now + 31.0
+        dispatcher.wake()
+        assert await settle(database) == {"sent": ["opened", "resolved"]}
+    assert [message.text for message in slack.messages] == [CAME_AND_WENT]
+    first, second = (request.json["metadata"]["event_payload"]["message_id"] for request in slack.requests)
+    assert first == second, "a repetition has the same id"
+
+
+async def test_a_stream_of_alarms_is_a_few_messages_and_a_digest(
+    database: Database, detectors: Detectors, slack: SlackServer
+) -> None:
+    await ChannelStore(database).put(channel("slack-webhook", slack.webhook))
+    await ChannelStore(database).save_settings(NotificationSettings(cooldown_seconds=0.0))
+    now = time.time()
+    for number in range(MAX_PER_HOUR):
+        await detectors.hold(spike(id=f"s{number}"), now=now + 60.0 * number - 1.0)
+        async with sending(database, clock=functools.partial(float, now + 60.0 * number)):
+            await settle(database)
+    for number in range(MAX_PER_HOUR, 20):
+        await detectors.hold(spike(id=f"s{number}"), now=now + 60.0 * number - 1.0)
+
+    async def is_held() -> bool:
+        return await OutboxStore(database).next_due() == pytest.approx(now + RATE_WINDOW)
+
+    async with sending(database, clock=lambda: now + 1_200.0):
+        await changes_until(is_held)
+    assert len(slack.messages) == MAX_PER_HOUR
+    async with sending(database, clock=lambda: now + RATE_WINDOW + 1.0):
+        await settle(database)
+    assert len(slack.messages) == MAX_PER_HOUR + 1
+    assert slack.messages[-1].text.startswith("🟠 16 alerts within 15 min, run name of run")
 
 
 async def test_a_retry_after_header_is_obeyed(database: Database, detectors: Detectors, slack: SlackServer) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from server.notification import RATE_WINDOW
 from server.notifications.channels.webhook import SIGNATURE_HEADER, TIMESTAMP_HEADER, signature
 from server.notifications.dispatcher import CHANNELS_AT_ONCE, LEASE
 from server.notifications.notification_text import channel_test_notification
 from server.notifications.outcomes import BACKOFF
-from server.notifications.policy import MAX_NEWS_AGE
+from server.notifications.policy import ESCALATION_GAP, MAX_NEWS_AGE, MAX_PER_HOUR
 from server.storage.outbox import GATHER
 from tests.support.alerting import channel, messenger
 from tests.support.postbox import Postbox
@@ -71,4 +72,7 @@ def test_its_numbers_are_those_of_the_code() -> None:
     assert f"Messages wait {GATHER:g} s for each other" in TEXT
     assert f"loses its lease after {LEASE:.0f} s" in TEXT
     assert f"at most {CHANNELS_AT_ONCE} channels at once" in TEXT
+    assert f"within {ESCALATION_GAP:.0f} s of the last message" in TEXT
+    assert f"at most {MAX_PER_HOUR} messages an hour" in TEXT
+    assert RATE_WINDOW == 3600, "an hour"
     assert MAX_NEWS_AGE == 6 * 3600, "six hours"

@@ -23,7 +23,14 @@ from server.notification import (
     cooldown_group_of,
     incident_of,
 )
-from server.notifications.policy import MAX_NEWS_AGE, DeliveryPlan, incidents_after, plan_deliveries
+from server.notifications.policy import (
+    ESCALATION_GAP,
+    MAX_NEWS_AGE,
+    MAX_PER_HOUR,
+    DeliveryPlan,
+    incidents_after,
+    plan_deliveries,
+)
 from tests.support.alerting import bot, prediction, settled, spike
 
 NOW = 1_800_000_000.0  # 08:00 in UTC
@@ -65,8 +72,10 @@ def make(
     settings: NotificationSettings = SETTINGS,
     channel: Channel = BOT,
     now: float = NOW,
+    *,
+    times: Sequence[float] = (),
 ) -> DeliveryPlan:
-    result = plan_deliveries(channel, rows, known, settings, now)
+    result = plan_deliveries(channel, rows, known, settings, now, sent_times={"run": times})
     decided = [number for delivery in result.send for number in delivery.ids]
     decided += [item.id for group, _ in (*result.skip, *result.hold) for item in group]
     assert sorted(decided) == sorted(item.id for item in rows), "every row is decided exactly once"
@@ -88,6 +97,8 @@ def sent(result: DeliveryPlan) -> list[tuple[int, ...]]:
         (("warning", "open"), settled(prediction(), "false", 760), Change.FALSE_ALARM),
         (("warning", "open"), prediction(state="resolved"), Change.RESOLVED),
         (("warning", "resolved"), prediction(state="resolved"), None),
+        ((None, None), spike(state="resolved"), Change.OPENED),
+        ((None, None), settled(prediction(), "hit", 712), Change.CONFIRMED),
     ],
 )
 def test_a_change_of_an_alert_has_one_name(before: tuple[str, str], now: Alert, expected: Change | None) -> None:
@@ -101,7 +112,7 @@ def test_an_incident_is_sent_once_and_then_its_changes() -> None:
     [known] = incidents_after(first.send[0], "1.0", NOW)
     assert (known.thread, known.level, known.closed) == ("1.0", "warning", False)
     escalated = prediction(level="critical")
-    follow = make([row(2, escalated, Change.ESCALATED)], [known])
+    follow = make([row(2, escalated, Change.ESCALATED)], [known], now=NOW + ESCALATION_GAP)
     assert sent(follow) == [(2,)]
     assert follow.send[0].incident == known
     [known] = incidents_after(follow.send[0], "2.0", NOW)
@@ -129,6 +140,101 @@ def test_changes_during_an_outage_are_sent_as_one() -> None:
 def test_an_incident_that_ended_before_it_was_sent_is_not_sent(change: Change) -> None:
     result = make([row(1, prediction(), still_open=False), row(2, settled(prediction(), "false", 760), change)])
     assert (sent(result), result.skip[0][1]) == ([], "over before it was sent")
+
+
+@pytest.mark.parametrize(
+    "changes", [(Change.OPENED,), (Change.OPENED, Change.ESCALATED), (Change.OPENED, Change.RESOLVED)]
+)
+def test_an_event_that_came_and_went_is_sent_once(changes: Sequence[Change]) -> None:
+    rows = [
+        row(number, spike(state="resolved" if change is Change.RESOLVED else "open"), change, still_open=False)
+        for number, change in enumerate(changes, 1)
+    ]
+    result = make(rows)
+    [delivery] = result.send
+    assert sorted(delivery.ids) == [item.id for item in rows]
+    assert delivery.reports[0].change is not Change.RESOLVED
+    assert delivery.reports[0].alert == rows[-1].alert
+    [known] = incidents_after(delivery, "1.0", NOW)
+    assert known.closed
+
+
+def test_a_watch_that_came_and_went_is_not_sent() -> None:
+    assert make([row(1, spike(level="watch"), still_open=False)]).skip[0][1] == "over before it was sent"
+
+
+def test_the_end_of_an_event_that_was_acknowledged_or_silenced_is_not_its_first_notification() -> None:
+    rows = [row(1, spike(), acknowledged=True, still_open=False)]
+    rows.append(row(2, spike(state="resolved"), Change.RESOLVED, acknowledged=True))
+    assert sent(make(rows)) == []
+
+
+def test_a_prediction_that_becomes_critical_within_seconds_is_one_notification() -> None:
+    together = make([row(1, prediction()), row(2, prediction(level="critical"), Change.ESCALATED)])
+    assert sent(together) == [(2,)]
+    [known] = incidents_after(make([row(1, prediction())]).send[0], "1.0", NOW)
+    critical = row(2, prediction(level="critical"), Change.ESCALATED)
+    held = make([critical], [known], now=NOW + 2.0)
+    assert held.hold == [([critical], NOW + ESCALATION_GAP)]
+    assert sent(make([critical], [known], now=NOW + ESCALATION_GAP)) == [(2,)]
+    over = dataclasses.replace(critical, still_open=False)
+    assert sent(make([over], [known], now=NOW + ESCALATION_GAP)) == []
+    came = row(3, settled(prediction(level="critical"), "hit", 712), Change.CONFIRMED)
+    assert sent(make([critical, came], [known], now=NOW + 2.0)) == [(3,)]
+
+
+def test_alerts_about_one_step_are_one_notification_and_one_end() -> None:
+    jump = spike()
+    batch = prediction(id="b", kind="bad-batch", evidence={"incident_id": jump.id})
+    assert sent(make([row(1, jump), row(2, batch)])) == [(2,)]
+    [known] = incidents_after(make([row(1, jump)]).send[0], "1.0", NOW)
+    assert make([row(2, batch)], [known], now=NOW + 60.0).skip[0][1] == "the incident was sent already"
+    end = make([row(3, msgspec.structs.replace(batch, state="resolved"), Change.RESOLVED)], [known])
+    assert sent(end) == [(3,)]
+    [known] = incidents_after(end.send[0], "1.0", NOW)
+    assert sent(make([row(4, spike(state="resolved"), Change.RESOLVED)], [known])) == []
+
+
+def test_the_end_of_a_less_severe_alert_does_not_end_its_incident() -> None:
+    known = notified(spike(level="critical"))
+    end = row(1, msgspec.structs.replace(spike(), state="resolved"), Change.RESOLVED)
+    assert sent(make([end], [known])) == []
+
+
+def test_a_run_sends_a_few_messages_an_hour_and_then_one_digest() -> None:
+    sent_at = [NOW - 3_000.0, NOW - 2_000.0, NOW - 1_000.0, NOW - 700.0]
+    assert len(sent_at) == MAX_PER_HOUR
+    known = [notified(spike(), incident_id=f"i{at}", notified_at=at) for at in sent_at]
+    more = [row(number, spike(id=f"s{number}")) for number in range(1, 58)]
+    held = make(more, known, times=sent_at)
+    assert sent(held) == []
+    assert {until for _, until in held.hold} == {NOW + 600.0}
+    worse = row(99, spike(id="worse", level="critical"))
+    assert sent(make([worse], known, times=sent_at)) == [(99,)]
+    other = row(98, spike("other", id="other"))
+    assert sent(make([other], known, times=sent_at)) == [(98,)]
+    assert sent(make(more, known, now=NOW + 600.0, times=sent_at)) == [tuple(range(1, 58))]
+
+
+def test_a_stream_of_alarms_stays_within_the_bound() -> None:
+    times: list[float] = []
+    known: list[NotifiedIncident] = []
+    waiting = [
+        (NOW + 60.0 * number, row(number + 1, spike(id=f"s{number}"), created_at=NOW + 60.0 * number, still_open=False))
+        for number in range(61)
+    ]
+    reported: set[int] = set()
+    while waiting:
+        now = min(due for due, _ in waiting)
+        result = make([item for due, item in waiting if due <= now], known, now=now, times=times)
+        waiting = [(due, item) for due, item in waiting if due > now]
+        waiting += [(until, item) for group, until in result.hold for item in group]
+        for delivery in result.send:
+            times.append(now)
+            known += incidents_after(delivery, None, now)
+            reported |= {item.id for item in delivery.reports}
+    assert all(sum(at <= other < at + 3_600.0 for other in times) <= MAX_PER_HOUR for at in times)
+    assert len(reported) == 61, "none is lost"
 
 
 def test_a_second_incident_of_a_run_waits_for_the_cooldown_unless_it_is_more_severe() -> None:

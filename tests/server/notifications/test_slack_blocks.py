@@ -107,6 +107,25 @@ def test_the_outcome_shows_what_was_said_when() -> None:
     assert unwarned.headline == "Confirmed: it came at step 752, without a warning, run r"
 
 
+def test_an_event_that_came_and_went_is_reported_as_such() -> None:
+    shown = message(prediction(kind="spike", title="Loss spike at step 600"), run_name="r", still_open=False)
+    assert shown.headline == "Came and went: Loss spike at step 600, over by step 627, run r"
+    assert "What to try" not in words(shown)
+    assert faults(payload(shown)) == []
+
+
+def test_a_digest_of_one_run_lists_its_alerts() -> None:
+    rows = [
+        row(number, prediction(step=number, kind="spike"), run_name=EVIL, still_open=number > 1)
+        for number in range(1, 15)
+    ]
+    shown = digest_notification(rows, 60.0, PUBLIC_URL)
+    assert shown.headline.startswith("14 alerts within 1 s, run ")
+    assert "• step 1: Spike predicted at step 712 (over)\n• step 2: Spike predicted at step 712\n" in words(shown)
+    assert "and 4 more" in words(shown)
+    assert faults(payload(shown)) == []
+
+
 def test_text_of_an_author_is_never_markup() -> None:
     alert = prediction(
         title=EVIL, message=EVIL * 100, layers=(EVIL, EVIL), cause=EVIL, kind="custom-rule", advice=(EVIL,) * 100
