@@ -64,13 +64,16 @@ def state_words(run: RunSummary, now: float) -> tuple[str, str]:
 
 
 def spike_in(run: RunSummary) -> tuple[str, str]:
-    """Return the number of steps until the expected spike in words, and its tone."""
+    """Return the number of steps until the expected spike in words, and its tone.
+
+    The tone of a dash also says why it is there: the run has ended, is not judged, or no spike is predicted.
+    """
     if run.state in (RunState.FINISHED, RunState.CRASHED):
-        return "–", "muted"
+        return "–", "muted ended"
     if run.stage == Stage.SPIKING:
         return "now", "danger"
     if run.predicted_step is None or run.last_step is None:
-        return "–", "muted"
+        return "–", "muted not-judged" if run.stage in (None, Stage.NOT_JUDGED) else "muted none"
     left = run.predicted_step.best - run.last_step
     if left <= 0:
         return "now", "danger"

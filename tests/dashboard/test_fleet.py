@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import pytest
+
 from client_sdk.answers import Alert, LastAlert, Outcome, PredictedStep, RunSummary
-from client_sdk.vocabulary import STAGE_REASONS
+from client_sdk.vocabulary import STAGE_REASONS, RunState, Stage
 from dashboard.pages.alert_cards import column
 from dashboard.pages.alerts import rows as alert_rows
 from dashboard.pages.fleet import counts
@@ -41,6 +43,19 @@ def test_a_row_reads_as_in_the_sketch() -> None:
 def test_a_watch_is_approximate_and_quiet() -> None:
     drawn = row(summary(predicted_step=PredictedStep(low=800, best=932, high=990), last_alert=last("watch")), NOW)
     assert (drawn["spikeIn"], drawn["spikeTone"], drawn["alertTone"]) == ("~310 steps", "muted", "muted")
+
+
+@pytest.mark.parametrize(
+    ("stage", "state", "tone"),
+    [
+        (Stage.STABLE, RunState.RUNNING, "muted none"),
+        (Stage.NOT_JUDGED, RunState.RUNNING, "muted not-judged"),
+        (None, RunState.RUNNING, "muted not-judged"),
+        (Stage.STABLE, RunState.FINISHED, "muted ended"),
+    ],
+)
+def test_a_dash_says_why_no_spike_is_shown(stage: Stage | None, state: RunState, tone: str) -> None:
+    assert row(summary(stage=stage, state=state), NOW)["spikeTone"] == tone
 
 
 def test_states_are_truthful() -> None:

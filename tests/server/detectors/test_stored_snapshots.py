@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 import pytest
 
+from client_sdk.protocol import Alert
 from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
 from server.detectors.rule_evaluator import RuleEvaluator
@@ -96,8 +97,13 @@ def test_a_stored_alert_lifecycle_goes_on(stored: Stored) -> None:
     restored = AlertLifecycle.restore(stored.snapshot)
     at = stored.position
     rest = [restored.apply(verdict, one.time) for verdict, one in zip(verdicts[at:], samples[at:], strict=True)]
-    assert rest == expected[at:]
+    assert [list(map(essence, step)) for step in rest] == [list(map(essence, step)) for step in expected[at:]]
     assert any(rest)
+
+
+def essence(alert: Alert) -> tuple[object, ...]:
+    """Return what an alert says without its lead: the version before stored no path of forecasts to count it from."""
+    return alert.id, alert.kind, alert.level, alert.state, alert.step, alert.layers, alert.cause, alert.closed_at
 
 
 CHANGED: Final = {"bad_batch", "causes", "cause", "findings", "stages"}
