@@ -36,7 +36,7 @@ def test_demo_predicts_the_spike_and_names_the_bad_batch(tmp_path: Path, capsys:
     predicted, came, lead = map(int, summary.groups())
     assert predicted < came
     assert lead == came - predicted
-    assert "bad-batch: named a bad batch at step 400, not a predicted spike" in done.stdout
+    assert "bad-batch: named the batch of step 400 a bad batch, not a predicted spike" in done.stdout
     assert 'char-transformer: healthy for 500 steps, no alert above "watch"' in done.stdout
     _check_slack(slack, done.stdout, lead)
     assert list(tmp_path.glob("spikewatch-demo-*")) == [], "the demo left something behind"

@@ -66,7 +66,6 @@ def test_a_validation_logged_by_epoch_keeps_the_training(
     assert found.series("val_loss").step.tolist() == [0, 1, 2, 3, 4]
     assert found.layers("grad_norm").step.tolist() == list(range(200))
     assert found.info["last_step"] == 199
-    assert found.info["loss"] == pytest.approx(loss.item())
     assert attempts(server, run) == [(0, 0, 199)]
     assert [event for event in found.events() if event["kind"] == "rollback"] == []
     warnings = [entry.getMessage() for entry in caplog.records if "is that an epoch" in entry.getMessage()]

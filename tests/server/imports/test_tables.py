@@ -181,7 +181,10 @@ steps = st.one_of(st.integers(0, 12), st.integers(0, MAX_STEP))
 
 @st.composite
 def logs(draw: st.DrawFn) -> list[Record]:
-    """Records that a training may log: steps that go back, gaps, two layouts, and any float."""
+    """Records that a training may log: steps that go back, gaps, two layouts, and any float.
+
+    Each has the loss, so that a step that goes back is a training that went back and no late metric.
+    """
     found = []
     for step in draw(st.lists(steps, min_size=1, max_size=12)):
         layout = draw(st.sampled_from([None, *LAYOUTS]))
@@ -193,7 +196,8 @@ def logs(draw: st.DrawFn) -> list[Record]:
             Record(
                 step=step,
                 time=draw(st.floats(allow_nan=False, allow_infinity=False)),
-                scalars=draw(st.dictionaries(st.sampled_from(["loss", "lr", "step", "ä b/c"]), numbers, max_size=3)),
+                scalars={"loss": draw(numbers)}
+                | draw(st.dictionaries(st.sampled_from(["loss", "lr", "step", "ä b/c"]), numbers, max_size=3)),
                 layout=None if layout is None else layout.id,
                 block=block,
             )
