@@ -372,11 +372,12 @@ class ChannelField(msgspec.Struct, frozen=True, kw_only=True):
     type: Literal["text", "boolean"] = "text"
     in_settings: bool = False
     secret: bool = False
-    """Whether the value is a credential, which is never returned."""
+    """Whether the value is a credential: it is encrypted and never returned."""
     required: bool = False
     default: bool | None = None
+    """Value if none is given, for fields of the type "boolean"."""
     advanced: bool = False
-    """Whether a form may leave the field out."""
+    """Whether the value is set over the API alone; the form of the dashboard leaves it as it is."""
     placeholder: str = ""
     help: str = ""
 

@@ -17,11 +17,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 
+from client_sdk.answers import ChannelField
 from client_sdk.vocabulary import AlertLevel
 from server.errors import ForbiddenAddressError
 from server.notification import Change
 from server.notifications.addresses import check_host
-from server.notifications.channels.channel_kind import ChannelKind, DeliveryContext, Field, Target, TargetError
+from server.notifications.channels.channel_kind import ChannelKind, DeliveryContext, Target, TargetError
 from server.notifications.guarded_thread import public_addresses_only
 from server.notifications.notification_text import Notification, plain_text
 from server.notifications.outcomes import Answer, DeliveryOutcome, delivery_outcome
@@ -43,7 +44,7 @@ class AppriseUrl(ChannelKind):
     name: ClassVar = "apprise"
     label: ClassVar = "another service, apprise URL"
     fields: ClassVar = (
-        Field(
+        ChannelField(
             name="secret",
             label="Secret",
             secret=True,

@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
+from client_sdk.answers import ChannelField
 from server.errors import ForbiddenAddressError
 from server.notifications.addresses import check_url
 from server.notifications.notification_text import Notification
@@ -27,26 +28,6 @@ class TargetError(ValueError):
         super().__init__(reason)
         self.field = field
         self.reason = reason
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """An input field of the form in which people enter a channel."""
-
-    name: str
-    """Key of the value in the channel's JSON, or in its "settings" if `in_settings` is true."""
-    label: str
-    type: Literal["text", "boolean"] = "text"
-    in_settings: bool = False
-    secret: bool = False
-    """Whether the value is a credential: it is encrypted and never returned."""
-    required: bool = False
-    default: bool | None = None
-    """Value if none is given, for fields of the type "boolean"."""
-    advanced: bool = False
-    """Whether the value is set over the API alone; the form of the dashboard leaves it as it is."""
-    placeholder: str = ""
-    help: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +59,7 @@ class ChannelKind(abc.ABC):
     """Stable name in the API and in the database, for example "slack-bot"."""
     label: ClassVar[str]
     """Name that people choose the kind by."""
-    fields: ClassVar[tuple[Field, ...]]
+    fields: ClassVar[tuple[ChannelField, ...]]
 
     @abc.abstractmethod
     def check(self, target: Target, *, allow_private: bool) -> None:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Final
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
+from client_sdk.answers import ChannelField
 from server.log_actions import LogAction
 from server.notification import Change
-from server.notifications.channels.channel_kind import ChannelKind, DeliveryContext, Field, Target, TargetError
+from server.notifications.channels.channel_kind import ChannelKind, DeliveryContext, Target, TargetError
 from server.notifications.notification_text import Notification
 from server.notifications.outbound import NETWORK_ERRORS, answer_to
 from server.notifications.outcomes import Answer, retry_after
@@ -31,21 +32,21 @@ class SlackBot(ChannelKind):
     name: ClassVar = "slack-bot"
     label: ClassVar = "Slack, bot token"
     fields: ClassVar = (
-        Field(
+        ChannelField(
             name="secret",
             label="Secret",
             secret=True,
             required=True,
             help="the token, xoxb-…; encrypted, never shown again",
         ),
-        Field(
+        ChannelField(
             name="channel",
             label="Slack channel",
             in_settings=True,
             required=True,
             placeholder="#training",
         ),
-        Field(
+        ChannelField(
             name="picture",
             label="Picture of loss and λ_max",
             type="boolean",

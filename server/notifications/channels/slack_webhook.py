@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from client_sdk.answers import ChannelField
 from server.notifications.channels.channel_kind import (
     ChannelKind,
     DeliveryContext,
-    Field,
     Target,
     check_secret_url,
     host_hint,
@@ -25,7 +25,7 @@ class SlackWebhook(ChannelKind):
     name: ClassVar = "slack-webhook"
     label: ClassVar = "Slack, incoming webhook"
     fields: ClassVar = (
-        Field(
+        ChannelField(
             name="secret",
             label="Secret",
             secret=True,

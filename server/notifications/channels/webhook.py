@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from client_sdk.answers import ChannelField
 from server.notifications.channels.channel_kind import (
     ChannelKind,
     DeliveryContext,
-    Field,
     Target,
     check_secret_url,
     host_hint,
@@ -30,14 +30,14 @@ class SignedWebhook(ChannelKind):
     name: ClassVar = "webhook"
     label: ClassVar = "signed JSON webhook"
     fields: ClassVar = (
-        Field(
+        ChannelField(
             name="secret",
             label="Secret",
             secret=True,
             required=True,
             help="the webhook's URL; encrypted, never shown again",
         ),
-        Field(
+        ChannelField(
             name="signing_key",
             label="Signing key",
             secret=True,
