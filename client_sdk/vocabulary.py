@@ -44,6 +44,9 @@ class AlertState(StrEnum):
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
     RESOLVED = "resolved"
+    """It is over: what it reported has passed."""
+    ENDED = "ended"
+    """The run ended while it lasted. It is open again if the run goes on."""
 
 
 class Cause(StrEnum):

@@ -139,9 +139,7 @@ def test_warm_restart_is_only_watched() -> None:
 
 def norms_only(norms: Iterable[float], loss: float = 1.0) -> list[Sample]:
     """Return a log with a loss and the scalar gradient norm alone."""
-    return [
-        Sample(step=step, time=0.0, scalars={"loss": loss, "grad_norm": norm}) for step, norm in enumerate(norms)
-    ]
+    return [Sample(step=step, time=0.0, scalars={"loss": loss, "grad_norm": norm}) for step, norm in enumerate(norms)]
 
 
 def test_a_gradient_norm_that_was_never_finite_was_not_measured() -> None:
