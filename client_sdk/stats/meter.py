@@ -30,7 +30,7 @@ from client_sdk.optimizers import (
     term_table,
 )
 from client_sdk.stats.histograms import MAX_HISTOGRAM_LAYERS, HistogramCopy, layer_histograms
-from client_sdk.stats.layer_statistics import Sums, layer_statistics, slope, statistics_of
+from client_sdk.stats.layer_statistics import Sums, layer_amounts, layer_statistics, statistics_of, totals
 from client_sdk.stats.measurement_plan import Entry, MeasurementPlan, flat, local
 from client_sdk.stats.sum_table import StartCopy, SumTable, TablesCopy, wide_dtype
 from client_sdk.stats.sums import SUM, SUMS, Flags
@@ -218,24 +218,18 @@ class StepCopy:
         return Sums(values=values, terms=terms, scale=scale, sizes=self._sizes, rows=self._rows)
 
     @cached_property
-    def totals(self) -> dict[str, float]:
-        """Totals over all measured tensors: `grad_norm`, `decoupling` and `slope`.
+    def amounts(self) -> NDArray[np.float64]:
+        """Amounts of every layer, [layers, len(AMOUNTS)]."""
+        return layer_amounts(self.sums, len(self._layers.names))
 
-        `decoupling` is NaN without a second moment, and `slope` (gᵀΔw) is NaN unless the meter wants it.
-        """
-        sums = self.sums
-        with np.errstate(all="ignore"):
-            v_hat = sums.values[:, SUM["vv"]] / sums.terms[:, TERM["correction"]]
-            square = sums.values[:, SUM["gg"]].sum()
-            return {
-                "grad_norm": float(np.sqrt(square)),
-                "decoupling": float(square / v_hat.sum()),
-                "slope": slope(sums),
-            }
+    @cached_property
+    def totals(self) -> dict[str, float]:
+        """Totals over all measured tensors; see `layer_statistics.totals`."""
+        return totals(self.amounts)
 
     def measurement(self) -> Measurement:
         """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
-        statistics = layer_statistics(self.sums, len(self._layers.names))
+        statistics = layer_statistics(self.amounts)
         with np.errstate(all="ignore"):
             block = np.stack([statistics[name] for name in self._statistics], axis=1).astype(np.float32)
         return Measurement(
