@@ -42,7 +42,7 @@ ENDED_WITH: Final = {
     AlertKind.DIVERGENCE.value: "diverged",
     AlertKind.SPIKE.value: "spiking",
 }
-"""What a run that ended during an alert of these kinds is marked with, the worst first."""
+"""Marks of runs that ended during an alert of these kinds, keyed by kind, the worst first."""
 Numbers = tuple[float | None, ...]
 Value = float | int | str | None
 
@@ -142,7 +142,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ended_words(self) -> str:
-        """What the run ended with in a word or two, "" where it ended without trouble or goes on."""
+        """The trouble that the run ended with in a word, "" where it ended without any or goes on."""
         return "" if self.ended_with is None else ENDED_WITH.get(self.ended_with.kind, "")
 
     @property

@@ -26,9 +26,13 @@ def slack() -> Iterator[SlackServer]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, slack: SlackServer) -> Iterator[RunningServer]:
-    settings = {"slack_webhook": slack.webhook, "notify_allow_private": True}
-    quick = {"heartbeat_every": 0.1, "stale_after": 1.0}
-    with running_server(tmp_path_factory.mktemp("ends"), **settings, **quick) as started:
+    with running_server(
+        tmp_path_factory.mktemp("ends"),
+        slack_webhook=slack.webhook,
+        notify_allow_private=True,
+        heartbeat_every=0.1,
+        stale_after=1.0,
+    ) as started:
         yield started
 
 
