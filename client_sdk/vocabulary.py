@@ -44,9 +44,9 @@ class AlertState(StrEnum):
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
     RESOLVED = "resolved"
-    """It is over: what it reported has passed."""
+    """State of an alert whose condition has passed."""
     ENDED = "ended"
-    """The run ended while it lasted. It is open again if the run goes on."""
+    """State of an alert that lasted until the run ended; it is open again if the run goes on."""
 
 
 class Cause(StrEnum):
