@@ -69,6 +69,11 @@ class Watcher:
                 self._meter.before_step(optimizer)
         except Exception as error:
             self._warner.caught("statistics", "reading the optimizer before its step", error)
+        try:
+            if self._run.active and self._probe.is_used and not _is_capturing():
+                self._probe.before_step(largest_rate(optimizer))
+        except Exception as error:
+            self._warner.caught("curvature", "keeping the weights before a step", error)
 
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Measure the step, whose gradients and new state are available now.
@@ -110,23 +115,15 @@ class Watcher:
             return None
 
     def _measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> PendingMeasurement:
-        advance = self._rhythm.note_logged()
+        self._rhythm.note_logged()
         fresh, self._fresh = self._fresh, None
         if fresh is not None and closure is not None:
             self._flying.append(fresh)
         lr = largest_rate(self._optimizer)
         curvature: CurvatureCopy | None = None
         if callable(closure):
-            self._meter.wants_slope = True
             self._collect()
-            follows_one_step = advance == 1 and self._rhythm.measured_at == self._rhythm.steps
-            curvature = self._probe.measure(
-                step,
-                closure,
-                lr=lr if isinstance(lr, float) else None,
-                loss=metrics.get("loss"),
-                signals=fresh if follows_one_step else None,
-            )
+            curvature = self._probe.measure(step, closure, lr=lr if isinstance(lr, float) else None)
         elif closure is not None:
             self._warner.warn("closure", f"closure is {type(closure).__name__}; it must be a function of no arguments")
         return PendingMeasurement(fresh, curvature, lr, self.layout.statistics if self._is_compact else None)
