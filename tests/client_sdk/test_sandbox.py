@@ -135,7 +135,8 @@ def test_autocast_stays_as_it_was() -> None:
             def closure() -> torch.Tensor:
                 seen.append(torch.is_autocast_enabled("cpu"))
                 assert model(torch.ones(6, 4)).dtype == torch.bfloat16
-                return model(torch.ones(6, 4)).float().sum()
+                loss: torch.Tensor = model(torch.ones(6, 4)).float().sum()
+                return loss
 
             assert sandbox.evaluate(closure).requires_grad
             assert seen == [True]
