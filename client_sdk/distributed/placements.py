@@ -1,4 +1,4 @@
-"""How the ranks of a distributed training divide a parameter: which of them together hold one complete copy of it.
+"""The division of a parameter among ranks: which of them together hold one complete copy of it.
 
 Reads the public descriptions of tensors: the mesh and placements of a DTensor, the process group of an FSDP1 module.
 Communicates with nobody and measures nothing.
@@ -22,7 +22,7 @@ OWN: Final[tuple[Copy, ...]] = ()
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """What this rank knows of the division of one parameter."""
+    """Division of one parameter, as far as this rank knows it."""
 
     copies: tuple[Copy, ...] = OWN
     """Complete copies that this rank knows of, or `OWN`."""

@@ -41,7 +41,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """What one rank measured, in host memory."""
+    """Measurement of one rank in host memory."""
 
     amounts: Array
     """Amounts of its layers, of its counting parts alone, [own layers, amounts]."""
@@ -51,7 +51,7 @@ class Contribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the ranks measured and decided together."""
+    """Measurement and decision of all ranks together."""
 
     amounts: Array
     """Amounts of all layers of the team, [layers, amounts]."""
@@ -83,7 +83,7 @@ class SharedStep:
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """What the ranks decided; None if the step could not be measured. Waits until `ready`."""
+        """Verdict of the ranks on this step; None if the step could not be measured. Waits until `ready`."""
         while not self._reduced.wait(LEAVE_TIMEOUT):  # the reduction has a time limit of its own
             pass
         return self._team.judge(self._step, self._reduced.values)

@@ -48,7 +48,7 @@ class RankPool:
         """Run ``case`` on all ranks and return their results; None for the ranks that are to die in it."""
         for pipe in self._pipes:
             pipe.send((case, arguments, options))
-        results = []
+        results: list[Any] = []
         for rank, pipe in enumerate(self._pipes):
             if rank in dead:
                 results.append(None)

@@ -11,7 +11,7 @@ from tests.support.rank_pool import RankPool
 
 @pytest.fixture(scope="session")
 def pair() -> Iterator[RankPool]:
-    """Two ranks."""
+    """Process group of two ranks."""
     pool = RankPool(2)
     yield pool
     pool.close()
@@ -19,7 +19,7 @@ def pair() -> Iterator[RankPool]:
 
 @pytest.fixture(scope="session")
 def four() -> Iterator[RankPool]:
-    """Four ranks."""
+    """Process group of four ranks."""
     pool = RankPool(4)
     yield pool
     pool.close()

@@ -23,7 +23,7 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
 
 @pytest.fixture(scope="module")
 def single() -> Outcome:
-    """What one process records."""
+    """Record of the same training on one process."""
     return alone()
 
 

@@ -50,7 +50,7 @@ class Net(nn.Module):
 
 @dataclass
 class Outcome:
-    """What the run of one rank recorded."""
+    """Record of the run of one rank."""
 
     layers: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
@@ -173,13 +173,15 @@ def _ddp(size: int, optimizer: Optimizers) -> Wrapped:
 
 def _ddp_compiled(size: int, optimizer: Optimizers) -> Wrapped:
     model, made, share = _ddp(size, optimizer)
-    return torch.compile(model, backend="eager"), made, share
+    compiled: Any = torch.compile(model, backend="eager")
+    return compiled, made, share
 
 
 def _shard_all(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     for child in model.children():
         fully_shard(child, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def _fsdp2(size: int, optimizer: Optimizers) -> Wrapped:
@@ -219,9 +221,7 @@ def _zero1(size: int, optimizer: Optimizers) -> Wrapped:
     from torch.distributed.optim import ZeroRedundancyOptimizer  # warns, which the ranks tolerate
 
     model = nn.parallel.DistributedDataParallel(Net())
-    made = ZeroRedundancyOptimizer(
-        model.parameters(), optimizer_class=torch.optim.AdamW, lr=0.01, weight_decay=0.1
-    )
+    made = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.AdamW, lr=0.01, weight_decay=0.1)
     return model, made, (dist.get_rank(), size)
 
 
