@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client_sdk.distributed import Contribution, is_divided_alike
+from client_sdk.distributed import Contribution, is_divided_alike, local
 from client_sdk.host import TensorCopy
 from client_sdk.layers import Layers
 from client_sdk.measurement import HostCopy, Measurement
@@ -31,24 +31,35 @@ from client_sdk.optimizers import (
     term_table,
 )
 from client_sdk.protocol import Histograms
+from client_sdk.stats.chunk_table import KernelError
+from client_sdk.stats.entry import Entry, flat
 from client_sdk.stats.histograms import MAX_HISTOGRAM_LAYERS, HistogramCopy, layer_histograms
 from client_sdk.stats.layer_statistics import Sums, layer_amounts, statistics_block, statistics_of, totals
-from client_sdk.stats.measurement_plan import Entry, MeasurementPlan, flat, local
+from client_sdk.stats.measurement_plan import MeasurementPlan
 from client_sdk.stats.sum_table import StartCopy, SumTable, TablesCopy, wide_dtype
 from client_sdk.stats.sums import SUM, SUMS, Flags
+from client_sdk.warner import Warner
 
 
 class Meter:
     """Measurement of the layers of one optimizer."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, kind: Kind, layers: Layers, start_copy: StartCopy = TablesCopy
+        self,
+        optimizer: torch.optim.Optimizer,
+        kind: Kind,
+        layers: Layers,
+        start_copy: StartCopy = TablesCopy,
+        warner: Warner | None = None,
     ) -> None:
         """Prepare to measure ``layers`` as ``optimizer``, which is of the given ``kind``, moves them.
 
-        ``start_copy`` sends the sums of each step from their devices to the host.
+        ``start_copy`` sends the sums of each step from their devices to the host. ``warner`` hears once if the fused
+        kernel cannot be used.
         """
         self._kind = kind
+        self._warner = warner or Warner()
+        self._tries_kernel = True
         self._start_copy = start_copy
         self._index_of = {id(parameter): index for index, parameter in enumerate(layers.parameters)}
         self.layers = layers
@@ -117,10 +128,7 @@ class Meter:
         if not entries and not sparse:
             return None
         terms = _Terms(term_tables, entries)
-        key = tuple((id(entry.parameter), entry.flags) for entry in entries)
-        if self._plan is None or key != self._plan_key:
-            self._plan, self._plan_key = MeasurementPlan(entries), key
-        tables = _with_sparse(self._plan.measure(entries, terms.elementwise), sparse, len(entries))
+        tables = _with_sparse(self._tables(entries, terms), sparse, len(entries))
         copies: list[HistogramCopy] = []
         if histograms and len(self.layers.names) <= MAX_HISTOGRAM_LAYERS:
             copies = layer_histograms(entries, terms.elementwise, self.layers.sizes, self.histogram_layers)
@@ -130,6 +138,22 @@ class Meter:
             found_inf=getattr(optimizer, "found_inf", None),
             histograms=copies, layers=self.layers, statistics=self.statistics,
         )  # fmt: skip
+
+    def _tables(self, entries: Sequence[Entry], terms: _Terms) -> list[SumTable]:
+        key = tuple((id(entry.parameter), entry.parameter.numel(), entry.flags) for entry in entries)
+        try:
+            if self._plan is None or key != self._plan_key or not self._plan.fits(entries):
+                self._plan, self._plan_key = MeasurementPlan(entries, self._tries_kernel), key
+            return self._plan.measure(entries, terms.elementwise)
+        except KernelError as error:
+            self._tries_kernel = False
+            self._warner.warn(
+                "kernel",
+                f"the fused kernel for layer statistics cannot be used ({error}); statistics are measured by separate "
+                "torch operations, which takes longer. Install a triton that fits this torch and GPU",
+            )
+            self._plan, self._plan_key = MeasurementPlan(entries, tries_kernel=False), key
+            return self._plan.measure(entries, terms.elementwise)
 
     def _entry(self, rule: UpdateRule, parameter: Tensor, state: Mapping[str, Any], row: int, is_fused: bool) -> Entry:
         grad = parameter.grad

@@ -43,7 +43,7 @@ class Watcher:
         self._warner: Warner = run.warner
         self._model, self._optimizer = model, optimizer
         self._rhythm = Rhythm(every=every, histogram_every=histogram_every)
-        self._meter = Meter(optimizer, kind, layers)
+        self._meter = Meter(optimizer, kind, layers, warner=run.warner)
         self._probe = Probe(
             model,
             optimizer,
