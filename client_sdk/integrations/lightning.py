@@ -270,4 +270,4 @@ def _silent(pl_module: Any) -> Iterator[None]:
 
 
 def _do_nothing(*arguments: Any, **named: Any) -> None:
-    """Log nothing."""
+    """Ignore what a silent module logs."""
