@@ -17,7 +17,8 @@ from torch import Tensor
 from client_sdk.host import TensorCopy
 from client_sdk.optimizers import ELEMENTWISE_TERMS
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
-from client_sdk.stats.measurement_plan import ROW_WIDTH, Entry, compute_dtype, flat
+from client_sdk.stats.entry import Entry, compute_dtype, flat
+from client_sdk.stats.measurement_plan import ROW_WIDTH
 from client_sdk.stats.sums import (
     Coordinates,
     Flags,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from client_sdk.host import TensorCopy
 from client_sdk.layers import Layers
-from client_sdk.measurement import Measurement
+from client_sdk.measurement import HostCopy, Measurement
 from client_sdk.optimizers import (
     ELEMENTWISE_TERMS,
     TERM,
@@ -29,18 +29,37 @@ from client_sdk.optimizers import (
     read_update_rule,
     term_table,
 )
+from client_sdk.stats.chunk_table import KernelError
+from client_sdk.stats.entry import Entry, flat, local
 from client_sdk.stats.histograms import MAX_HISTOGRAM_LAYERS, HistogramCopy, layer_histograms
-from client_sdk.stats.layer_statistics import Sums, layer_statistics, slope, statistics_of
-from client_sdk.stats.measurement_plan import Entry, MeasurementPlan, Part, flat, local
+from client_sdk.stats.layer_statistics import Sums, layer_amounts, layer_statistics, statistics_of, totals
+from client_sdk.stats.measurement_plan import MeasurementPlan
+from client_sdk.stats.sum_table import StartCopy, SumTable, TablesCopy, wide_dtype
 from client_sdk.stats.sums import SUM, SUMS, Flags
+from client_sdk.warner import Warner
 
 
 class Meter:
     """Measurement of the layers of one optimizer."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, kind: Kind, layers: Layers) -> None:
-        """Prepare to measure ``layers`` as ``optimizer``, which is of the given ``kind``, moves them."""
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        kind: Kind,
+        layers: Layers,
+        start_copy: StartCopy = TablesCopy,
+        warner: Warner | None = None,
+    ) -> None:
+        """Prepare to measure ``layers`` as ``optimizer``, which is of the given ``kind``, moves them.
+
+        ``start_copy`` sends the sums of each step from their devices to the host. ``warner`` hears once if the fused
+        kernel cannot be used.
+        """
         self._kind = kind
+        self._warner = warner or Warner()
+        self._tries_kernel = True
+        self._start_copy = start_copy
+        self._index_of = {id(parameter): index for index, parameter in enumerate(layers.parameters)}
         self.layers = layers
         """Layers that are measured."""
         self.wants_slope = False
@@ -73,8 +92,8 @@ class Meter:
     def measure(self, optimizer: torch.optim.Optimizer, *, histograms: bool) -> StepCopy | None:
         """Return the sums of this step on their way to the host, or None if no watched parameter has a gradient."""
         entries: list[Entry] = []
-        sparse: list[tuple[int, Tensor]] = []
-        tables: list[NDArray[np.float64] | Tensor] = []
+        sparse: list[SparseEntry] = []
+        term_tables: list[NDArray[np.float64] | Tensor] = []
         scales: list[NDArray[np.bool_]] = []
         for group in optimizer.param_groups:
             rule = read_update_rule(self._kind, group)
@@ -88,30 +107,44 @@ class Meter:
                     continue
                 if parameter.grad.is_sparse:
                     if parameter.device.type == "cpu" or parameter.grad.is_coalesced():
-                        sparse.append((row, parameter.grad.coalesce().values()))
+                        index = self._index_of[id(parameter)]
+                        sparse.append(SparseEntry(parameter.grad.coalesce().values(), row, index))
                     continue
                 state = optimizer.state.get(parameter, {})
                 entries.append(self._entry(rule, parameter, state, row, bool(group.get("fused"))))
                 states.append(state)
             if states:
-                tables.append(term_table(rule, read_steps(states), states))
+                term_tables.append(term_table(rule, read_steps(states), states))
                 scales.append(np.full(len(states), rule.first is not None))
         if not entries and not sparse:
             return None
-        terms = _Terms(tables, entries)
-        key = tuple((id(entry.parameter), entry.flags) for entry in entries)
-        if self._plan is None or key != self._plan_key:
-            self._plan, self._plan_key = MeasurementPlan(entries), key
-        parts = self._plan.measure(entries, terms.elementwise)
+        terms = _Terms(term_tables, entries)
+        tables = _with_sparse(self._tables(entries, terms), sparse, len(entries))
         copies: list[HistogramCopy] = []
         if histograms and len(self.layers.names) <= MAX_HISTOGRAM_LAYERS:
             copies = layer_histograms(entries, terms.elementwise, self.layers.sizes)
         return StepCopy(
-            entries=entries, sparse=sparse, parts=parts, pads=self._plan.pads, terms=terms,
+            entries=entries, sparse=sparse, copy=self._start_copy(tables), terms=terms,
             by_momentum=np.concatenate(scales) if scales else np.zeros(0, np.bool_),
             found_inf=getattr(optimizer, "found_inf", None),
             histograms=copies, layers=self.layers, statistics=self.statistics,
         )  # fmt: skip
+
+    def _tables(self, entries: Sequence[Entry], terms: _Terms) -> list[SumTable]:
+        key = tuple((id(entry.parameter), entry.parameter.numel(), entry.flags) for entry in entries)
+        try:
+            if self._plan is None or key != self._plan_key or not self._plan.fits(entries):
+                self._plan, self._plan_key = MeasurementPlan(entries, self._tries_kernel), key
+            return self._plan.measure(entries, terms.elementwise)
+        except KernelError as error:
+            self._tries_kernel = False
+            self._warner.warn(
+                "kernel",
+                f"the fused kernel for layer statistics cannot be used ({error}); statistics are measured by separate "
+                "torch operations, which takes longer. Install a triton that fits this torch and GPU",
+            )
+            self._plan, self._plan_key = MeasurementPlan(entries, tries_kernel=False), key
+            return self._plan.measure(entries, terms.elementwise)
 
     def _entry(self, rule: UpdateRule, parameter: Tensor, state: Mapping[str, Any], row: int, is_fused: bool) -> Entry:
         grad = parameter.grad
@@ -146,7 +179,19 @@ class Meter:
                 intake=rule.intake,
                 folded=folded,
             )
-        return Entry(held, grad_held, first if updates else None, second if updates else None, flags, row)
+        index = self._index_of[id(parameter)]
+        return Entry(held, grad_held, first if updates else None, second if updates else None, flags, row, index)
+
+
+class SparseEntry(NamedTuple):
+    """A sparse gradient to measure at this step."""
+
+    values: Tensor
+    """Stored values of the gradient."""
+    row: int
+    """Row of the tensor's layer in the block."""
+    parameter_index: int
+    """Position of the parameter in `Layers.parameters`."""
 
 
 class StepCopy:
@@ -156,9 +201,8 @@ class StepCopy:
         self,
         *,
         entries: Sequence[Entry],
-        sparse: Sequence[tuple[int, Tensor]],
-        parts: Sequence[Part],
-        pads: Mapping[int, int],
+        sparse: Sequence[SparseEntry],
+        copy: HostCopy,
         terms: _Terms,
         by_momentum: NDArray[np.bool_],
         found_inf: Tensor | None,
@@ -169,39 +213,23 @@ class StepCopy:
         self._count = len(entries)
         self._terms = terms
         self._by_momentum = by_momentum
-        self._pads = pads
+        self._copy = copy
         self._layers = layers
         self._statistics = statistics
         self._histograms = histograms
-        self._rows = np.array([entry.row for entry in entries] + [row for row, _ in sparse], np.intp)
+        self._rows = np.array([entry.row for entry in entries] + [entry.row for entry in sparse], np.intp)
         self._sizes = np.array([flat(entry.parameter).numel() for entry in entries] + [np.nan] * len(sparse))
-        parts = [*parts, *(_sparse_part(self._count + at, values) for at, (_, values) in enumerate(sparse))]
-        by_device: dict[torch.device, list[Part]] = {}
-        for part in parts:
-            by_device.setdefault(part.values.device, []).append(part)
-        self._copies = [
-            (members, TensorCopy(torch.cat([part.values.reshape(-1) for part in members])))
-            for members in by_device.values()
-        ]
         self._found_inf = None if found_inf is None else TensorCopy(found_inf.detach().clone())
 
     def ready(self) -> bool:
         """Return whether all measurements have reached the host. Never synchronises a device."""
-        copies = [copy for _, copy in self._copies] + [copy for copy in (self._found_inf, self._terms.copy) if copy]
-        return all(copy.ready() for copy in copies) and all(histogram.ready() for histogram in self._histograms)
+        copies = [copy for copy in (self._copy, self._found_inf, self._terms.copy, *self._histograms) if copy]
+        return all(copy.ready() for copy in copies)
 
     @cached_property
     def sums(self) -> Sums:
         """Sums of every measured tensor."""
-        values = np.full((len(self._rows), len(SUMS)), np.nan)
-        for members, copy in self._copies:
-            array, start = copy.array(), 0
-            for part in members:
-                stop = start + part.values.numel()
-                values[np.ix_(part.entries, part.columns)] = array[start:stop].reshape(part.values.shape)
-                start = stop
-        for position, pad in self._pads.items():
-            values[position, SUM["below"]] -= pad
+        values = self._copy.array()
         if self._found_inf is not None and self._found_inf.array().any():
             # A fused optimizer under GradScaler skipped this step inside its kernel, so u was never applied.
             values[:, [at for name, at in SUM.items() if name != "nonfinite"]] = np.nan
@@ -214,24 +242,18 @@ class StepCopy:
         return Sums(values=values, terms=terms, scale=scale, sizes=self._sizes, rows=self._rows)
 
     @cached_property
-    def totals(self) -> dict[str, float]:
-        """Totals over all measured tensors: `grad_norm`, `decoupling` and `slope`.
+    def amounts(self) -> NDArray[np.float64]:
+        """Amounts of every layer, [layers, len(AMOUNTS)]."""
+        return layer_amounts(self.sums, len(self._layers.names))
 
-        `decoupling` is NaN without a second moment, and `slope` (gᵀΔw) is NaN unless the meter wants it.
-        """
-        sums = self.sums
-        with np.errstate(all="ignore"):
-            v_hat = sums.values[:, SUM["vv"]] / sums.terms[:, TERM["correction"]]
-            square = sums.values[:, SUM["gg"]].sum()
-            return {
-                "grad_norm": float(np.sqrt(square)),
-                "decoupling": float(square / v_hat.sum()),
-                "slope": slope(sums),
-            }
+    @cached_property
+    def totals(self) -> dict[str, float]:
+        """Totals over all measured tensors; see `layer_statistics.totals`."""
+        return totals(self.amounts)
 
     def measurement(self) -> Measurement:
         """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
-        statistics = layer_statistics(self.sums, len(self._layers.names))
+        statistics = layer_statistics(self.amounts)
         with np.errstate(all="ignore"):
             block = np.stack([statistics[name] for name in self._statistics], axis=1).astype(np.float32)
         return Measurement(
@@ -277,11 +299,33 @@ def _state_tensor(state: Mapping[str, Any], key: str | None, like: Tensor) -> Te
     return held if held.shape == like.shape and held.device == like.device else None
 
 
-def _sparse_part(position: int, values: Tensor) -> Part:
-    """Return the sums that the stored values of a sparse gradient give: Σ g² and the count of non-finite values."""
-    g = flat(values).to(torch.float64)
-    return Part(
-        entries=(position,),
-        columns=(SUM["gg"], SUM["nonfinite"]),
-        values=torch.stack([torch.dot(g, g), torch.count_nonzero(g - g).to(g.dtype)]).unsqueeze(0),
-    )
+def _with_sparse(tables: Sequence[SumTable], sparse: Sequence[SparseEntry], first: int) -> list[SumTable]:
+    """Return ``tables`` with the rows of sparse gradients, whose positions in the step begin at ``first``."""
+    extended = {table.values.device: table for table in tables}
+    by_device: dict[torch.device, list[int]] = {}
+    for at, entry in enumerate(sparse):
+        by_device.setdefault(entry.values.device, []).append(at)
+    for device, members in by_device.items():
+        table = extended.get(device)
+        added = [_sparse_sums(sparse[at].values) for at in members]
+        positions, indices = [first + at for at in members], [sparse[at].parameter_index for at in members]
+        if table is not None:
+            added.insert(0, table.values)
+            positions, indices = [*table.positions, *positions], [*table.parameters, *indices]
+        extended[device] = SumTable(
+            positions=np.array(positions, np.intp), parameters=np.array(indices, np.intp), values=torch.cat(added)
+        )
+    return list(extended.values())
+
+
+def _sparse_sums(values: Tensor) -> Tensor:
+    """Return what the stored values of a sparse gradient give, [1, len(SUMS)]: Σ g² and the count of non-finite values.
+
+    All other sums are NaN.
+    """
+    wide = wide_dtype(values.device)
+    g = flat(values).to(wide)
+    sums = torch.full((1, len(SUMS)), torch.nan, device=values.device, dtype=wide)
+    sums[0, SUM["gg"]] = torch.dot(g, g)
+    sums[0, SUM["nonfinite"]] = torch.count_nonzero(g - g)
+    return sums

@@ -114,6 +114,24 @@ ROWS: Final = Reduce(
 )
 
 
+def names_of(flags: Flags) -> tuple[str, ...]:
+    """Return the names of the sums that exist for these flags, in the order of `coordinate_sums`."""
+    if not flags.updates:
+        return ("gg", "nonfinite", "ww")
+    names = ["gg", "nonfinite", "ww", "uu"]
+    if flags.slope:
+        names.append("gu")
+    if flags.coupled:
+        names.append("ee")
+    if flags.decoupled:
+        names += ("uw", "gw") if flags.slope else ("uw",)
+    if flags.second and flags.squared:
+        names += ("vv", "below", "rr")
+    if flags.first and not flags.divided:
+        names += ("ep", "pp")
+    return tuple(names)
+
+
 def coordinate_sums(flags: Flags, terms: Terms, reduce: Reduce, x: Coordinates) -> dict[str, Tensor]:
     """Return the sums of `SUMS` that exist for these flags, by name; u is unscaled (see `unscaled_update`)."""
     x = unfolded(flags, x)
