@@ -37,12 +37,18 @@ def _environment(server: RunningServer, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.fixture
-def stored(server: RunningServer, request: pytest.FixtureRequest) -> Read:
-    """Return the only run of the project that is named after the test."""
+def project(request: pytest.FixtureRequest) -> str:
+    """Name of a project for the test alone."""
+    return f"{request.module.__name__} {request.node.name}"
+
+
+@pytest.fixture
+def stored(server: RunningServer, project: str) -> Read:
+    """Return the only run of the test's project."""
 
     def read() -> Run:
         found = Server(server.url, server.token)
-        (run,) = found.runs(project=request.node.name)
+        (run,) = found.runs(project=project)
         return found.run(run.id)
 
     return read

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -44,12 +43,12 @@ class Training:
             self.accelerator.log({"loss": mean}, step=step)
 
 
-def test_losses_layers_and_configuration_are_stored(stored: Read, request: pytest.FixtureRequest) -> None:
+def test_losses_layers_and_configuration_are_stored(stored: Read, project: str) -> None:
     bare = Training(None)
     bare.run(range(6))
-    tracker = SpikewatchTracker(request.node.name, watch={"every": 1})
+    tracker = SpikewatchTracker(project, watch={"every": 1})
     watched = Training(tracker)
-    watched.accelerator.init_trackers(request.node.name, config={"lr": 0.01})
+    watched.accelerator.init_trackers(project, config={"lr": 0.01})
     tracker.watch(watched.model, watched.optimizer)
     watched.run(range(6))
     watched.accelerator.end_training()
@@ -62,9 +61,9 @@ def test_losses_layers_and_configuration_are_stored(stored: Read, request: pytes
     assert (run.summary.config, run.summary.state) == ({"lr": 0.01}, "finished")
 
 
-def test_tracker_is_found_by_name(stored: Read, request: pytest.FixtureRequest) -> None:
+def test_tracker_is_found_by_name(stored: Read, project: str) -> None:
     training = Training("spikewatch")
-    training.accelerator.init_trackers(request.node.name, init_kwargs={"spikewatch": {"name": "by name"}})
+    training.accelerator.init_trackers(project, init_kwargs={"spikewatch": {"name": "by name"}})
     training.accelerator.get_tracker("spikewatch").watch(training.model, training.optimizer)
     training.run(range(3))
     training.accelerator.end_training()
@@ -73,11 +72,11 @@ def test_tracker_is_found_by_name(stored: Read, request: pytest.FixtureRequest) 
     assert run.layers("grad_norm").step.tolist() == [0, 1, 2]
 
 
-def test_a_checkpoint_continues_the_run(stored: Read, request: pytest.FixtureRequest) -> None:
+def test_a_checkpoint_continues_the_run(stored: Read, project: str) -> None:
     def begin() -> tuple[Training, SpikewatchTracker]:
-        tracker = SpikewatchTracker(request.node.name)
+        tracker = SpikewatchTracker(project)
         training = Training(tracker)
-        training.accelerator.init_trackers(request.node.name)
+        training.accelerator.init_trackers(project)
         training.accelerator.register_for_checkpointing(tracker)
         return training, tracker
 

@@ -97,11 +97,11 @@ def weights_of(trainer: Any) -> list[Tensor]:
     ids=["defaults", "accumulated", "bf16"],
 )
 def test_every_loss_is_stored_once_and_the_weights_are_the_same(
-    given: dict[str, Any], stored: Read, request: pytest.FixtureRequest
+    given: dict[str, Any], stored: Read, project: str
 ) -> None:
     bare = trainer_of([], **given)
     bare.train()
-    watched = trainer_of([SpikewatchCallback(project=request.node.name)], **given)
+    watched = trainer_of([SpikewatchCallback(project=project)], **given)
     watched.train()
     assert all(map(torch.equal, weights_of(bare), weights_of(watched)))
     run = stored()
@@ -114,8 +114,8 @@ def test_every_loss_is_stored_once_and_the_weights_are_the_same(
     assert run.summary.config["model"]["n_embd"] == 16
 
 
-def test_layers_learning_rate_and_evaluations_are_on_their_steps(stored: Read, request: pytest.FixtureRequest) -> None:
-    callback = SpikewatchCallback(project=request.node.name, watch={"every": 1, "precision": "exact"})
+def test_layers_learning_rate_and_evaluations_are_on_their_steps(stored: Read, project: str) -> None:
+    callback = SpikewatchCallback(project=project, watch={"every": 1, "precision": "exact"})
     trainer = trainer_of([callback], eval_strategy="steps", eval_steps=3, eval_on_start=True, max_grad_norm=0.5)
     trainer.train()
     run = stored()
@@ -130,8 +130,8 @@ def test_layers_learning_rate_and_evaluations_are_on_their_steps(stored: Read, r
     np.testing.assert_allclose(after.value, np.minimum(before.value, 0.5), rtol=1e-4)
 
 
-def test_a_loss_that_the_nan_filter_hides_is_stored(stored: Read, request: pytest.FixtureRequest) -> None:
-    trainer = trainer_of([SpikewatchCallback(project=request.node.name)], WithNaN, logging_nan_inf_filter=True)
+def test_a_loss_that_the_nan_filter_hides_is_stored(stored: Read, project: str) -> None:
+    trainer = trainer_of([SpikewatchCallback(project=project)], WithNaN, logging_nan_inf_filter=True)
     trainer.train()
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     loss = stored().series("loss")
@@ -139,12 +139,12 @@ def test_a_loss_that_the_nan_filter_hides_is_stored(stored: Read, request: pytes
     assert np.isnan(loss.value).tolist() == [False, False, True] + 5 * [False]
 
 
-def test_a_training_that_is_resumed_continues_its_run(stored: Read, request: pytest.FixtureRequest) -> None:
+def test_a_training_that_is_resumed_continues_its_run(stored: Read, project: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 4}
-    first = trainer_of([SpikewatchCallback(project=request.node.name)], **saving)
+    first = trainer_of([SpikewatchCallback(project=project)], **saving)
     first.args.max_steps = 6  # the schedule is that of eight steps where it counts, in the second part
     first.train()
-    again = trainer_of([SpikewatchCallback(project=request.node.name)], **saving)
+    again = trainer_of([SpikewatchCallback(project=project)], **saving)
     again.train(resume_from_checkpoint="out/checkpoint-4")
     run = stored()  # one run, not two
     loss = run.series("loss")
@@ -153,16 +153,16 @@ def test_a_training_that_is_resumed_continues_its_run(stored: Read, request: pyt
     assert run.summary.state == "finished"
 
 
-def test_an_exception_makes_the_run_crashed(stored: Read, request: pytest.FixtureRequest) -> None:
+def test_an_exception_makes_the_run_crashed(stored: Read, project: str) -> None:
     with pytest.raises(RuntimeError, match="the data ended early"):
-        trainer_of([SpikewatchCallback(project=request.node.name)], Broken).train()
+        trainer_of([SpikewatchCallback(project=project)], Broken).train()
     run = stored()
     assert run.summary.state == "crashed"
     assert run.series("loss").step.tolist() == [1, 2]
 
 
-def test_report_to_is_enough_and_a_later_evaluation_is_added(stored: Read, request: pytest.FixtureRequest) -> None:
-    trainer = trainer_of([], report_to="spikewatch", project=request.node.name, run_name="by name")
+def test_report_to_is_enough_and_a_later_evaluation_is_added(stored: Read, project: str) -> None:
+    trainer = trainer_of([], report_to="spikewatch", project=project, run_name="by name")
     trainer.train()
     assert trainer.model.training
     trainer.evaluate()
@@ -173,8 +173,8 @@ def test_report_to_is_enough_and_a_later_evaluation_is_added(stored: Read, reque
     assert run.summary.state == "finished"
 
 
-def test_a_run_that_is_open_is_used_and_stays_open(stored: Read, request: pytest.FixtureRequest) -> None:
-    mine = client_sdk.init(project=request.node.name, name="mine")
+def test_a_run_that_is_open_is_used_and_stays_open(stored: Read, project: str) -> None:
+    mine = client_sdk.init(project=project, name="mine")
     trainer_of([SpikewatchCallback(project="another")], report_to="spikewatch").train()
     assert mine.active
     client_sdk.finish()
@@ -191,13 +191,13 @@ def _unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_curvature_is_that_of_the_steps_batches(
-    accumulate: int, stored: Read, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    accumulate: int, stored: Read, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _unlimited(monkeypatch)
     given = {"gradient_accumulation_steps": accumulate, "label_smoothing_factor": 0.1}
     bare = trainer_of([], **given)
     bare.train()
-    callback = SpikewatchCallback(project=request.node.name, curvature=True, watch={"curvature_every": 1})
+    callback = SpikewatchCallback(project=project, curvature=True, watch={"curvature_every": 1})
     watched = trainer_of([callback], **given)
     watched.train()
     assert all(map(torch.equal, weights_of(bare), weights_of(watched)))
@@ -239,9 +239,7 @@ def sft(callbacks: list[Any], model: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")  # peft and trl call what transformers renames
-def test_trl_and_lora_are_recorded(
-    stored: Read, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trl_and_lora_are_recorded(stored: Read, project: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _unlimited(monkeypatch)
 
     def adapted() -> Any:
@@ -249,7 +247,7 @@ def test_trl_and_lora_are_recorded(
 
     bare = sft([], adapted())
     bare.train()
-    watched = sft([SpikewatchCallback(project=request.node.name, curvature=True)], adapted())
+    watched = sft([SpikewatchCallback(project=project, curvature=True)], adapted())
     watched.train()
     assert all(map(torch.equal, weights_of(bare), weights_of(watched)))
     numbers = ("entropy", "mean_token_accuracy", "num_tokens")  # what the probe counted must not be in these

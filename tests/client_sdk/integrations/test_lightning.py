@@ -105,11 +105,9 @@ def same_weights(one: Any, other: Any) -> bool:
     return all(map(torch.equal, one.parameters(), other.parameters()))
 
 
-def test_callback_stores_every_loss_and_logger_what_the_module_logs(
-    stored: Read, request: pytest.FixtureRequest
-) -> None:
+def test_callback_stores_every_loss_and_logger_what_the_module_logs(stored: Read, project: str) -> None:
     _, bare = fit()
-    _, watched = fit(callbacks=[SpikewatchCallback()], logger=SpikewatchLogger(project=request.node.name))
+    _, watched = fit(callbacks=[SpikewatchCallback()], logger=SpikewatchLogger(project=project))
     assert same_weights(bare, watched)
     run = stored()
     loss = run.series("loss")
@@ -126,8 +124,8 @@ def test_callback_stores_every_loss_and_logger_what_the_module_logs(
     assert run.summary.state == "finished"
 
 
-def test_callback_alone_averages_accumulated_batches(stored: Read, request: pytest.FixtureRequest) -> None:
-    callback = SpikewatchCallback(project=request.node.name)
+def test_callback_alone_averages_accumulated_batches(stored: Read, project: str) -> None:
+    callback = SpikewatchCallback(project=project)
     _, watched = fit(callbacks=[callback], accumulate_grad_batches=4, val_check_interval=5)
     run = stored()
     loss = run.series("loss")
@@ -138,9 +136,9 @@ def test_callback_alone_averages_accumulated_batches(stored: Read, request: pyte
     assert run.series("val_loss").step.tolist() == [0, 2, 3, 5]
 
 
-def test_two_optimizers_of_a_manual_optimization_are_watched(stored: Read, request: pytest.FixtureRequest) -> None:
+def test_two_optimizers_of_a_manual_optimization_are_watched(stored: Read, project: str) -> None:
     _, bare = fit(Adversaries)
-    _, watched = fit(Adversaries, callbacks=[SpikewatchCallback(project=request.node.name, watch={"every": 1})])
+    _, watched = fit(Adversaries, callbacks=[SpikewatchCallback(project=project, watch={"every": 1})])
     assert same_weights(bare, watched)
     run = stored()
     for name, column in (("g_loss", 0), ("c_loss", 1)):
@@ -153,9 +151,9 @@ def test_two_optimizers_of_a_manual_optimization_are_watched(stored: Read, reque
     assert np.isfinite(norms.values).all()
 
 
-def test_a_training_that_is_resumed_continues_its_run(stored: Read, request: pytest.FixtureRequest) -> None:
+def test_a_training_that_is_resumed_continues_its_run(stored: Read, project: str) -> None:
     def logger() -> SpikewatchLogger:
-        return SpikewatchLogger(project=request.node.name)
+        return SpikewatchLogger(project=project)
 
     saving = pl.callbacks.ModelCheckpoint(save_top_k=-1, every_n_train_steps=5)
     fit(callbacks=[SpikewatchCallback(), saving], logger=logger(), max_epochs=1, enable_checkpointing=True)
@@ -173,8 +171,7 @@ def test_a_training_that_is_resumed_continues_its_run(stored: Read, request: pyt
 
 
 @pytest.mark.parametrize("with_logger", [True, False])
-def test_an_exception_makes_the_run_crashed(with_logger: bool, stored: Read, request: pytest.FixtureRequest) -> None:
-    project = request.node.name
+def test_an_exception_makes_the_run_crashed(with_logger: bool, stored: Read, project: str) -> None:
     logger = SpikewatchLogger(project=project) if with_logger else False
     with pytest.raises(RuntimeError, match="the data ended early"):
         fit(lambda: Regression(fails_at=3), callbacks=[SpikewatchCallback(project=project)], logger=logger)
@@ -183,8 +180,8 @@ def test_an_exception_makes_the_run_crashed(with_logger: bool, stored: Read, req
     assert run.series("loss").step.tolist() == [0, 1, 2]
 
 
-def test_logger_alone_records_and_adds_a_later_validation(stored: Read, request: pytest.FixtureRequest) -> None:
-    logger = SpikewatchLogger(project=request.node.name, name="by name")
+def test_logger_alone_records_and_adds_a_later_validation(stored: Read, project: str) -> None:
+    logger = SpikewatchLogger(project=project, name="by name")
     trainer, module = fit(logger=logger)
     trainer.validate(module, loader(), verbose=False)
     run = stored()
@@ -195,12 +192,12 @@ def test_logger_alone_records_and_adds_a_later_validation(stored: Read, request:
 
 
 def test_curvature_leaves_no_trace_in_weights_and_metrics(
-    stored: Read, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    stored: Read, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = schedule.Budget(share=1.0, min_seconds=1e3)
     monkeypatch.setattr(schedule, "BUDGETS", dict.fromkeys(schedule.BUDGETS, budget))
     one, bare = fit()
-    callback = SpikewatchCallback(project=request.node.name, curvature=True, watch={"curvature_every": 1})
+    callback = SpikewatchCallback(project=project, curvature=True, watch={"curvature_every": 1})
     two, watched = fit(callbacks=[callback])
     assert same_weights(bare, watched)
     assert one.callback_metrics == two.callback_metrics
