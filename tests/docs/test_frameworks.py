@@ -62,7 +62,7 @@ def _losses(server: RunningServer) -> list[int]:
     """Return the steps of the losses of the only run."""
     reader = Server(server.url, server.token)
     (run,) = reader.runs(project="gpt-small")
-    return reader.run(run.id).series("loss").step.tolist()
+    return [int(step) for step in reader.run(run.id).series("loss").step]
 
 
 def test_the_lines_for_a_trainer_record_every_step(server: RunningServer, tmp_path: Path) -> None:
