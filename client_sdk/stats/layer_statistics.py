@@ -78,10 +78,11 @@ AMOUNT: Final = {name: position for position, name in enumerate(AMOUNTS)}
 """Column of each amount."""
 
 
-def layer_amounts(sums: Sums, layer_count: int) -> Array:
+def layer_amounts(sums: Sums, layer_count: int, counts: NDArray[np.bool_] | None = None) -> Array:
     """Return the `AMOUNTS` of every layer, [layers, len(AMOUNTS)]; zeros for a layer that was not measured.
 
-    An amount is NaN if it does not exist for one of the layer's tensors. Never raises.
+    An amount is NaN if it does not exist for one of the layer's tensors. ``counts`` [P] are the tensors that count, by
+    default all. Never raises.
     """
 
     def column(name: str) -> Array:
@@ -109,7 +110,11 @@ def layer_amounts(sums: Sums, layer_count: int) -> Array:
             "slope": _slope(sums),
         }
         amounts = np.zeros((layer_count, len(AMOUNTS)))
-        np.add.at(amounts, sums.rows, np.stack([by_tensor[name] for name in AMOUNTS], axis=1))
+        table = np.stack([by_tensor[name] for name in AMOUNTS], axis=1)
+        rows = sums.rows
+        if counts is not None:
+            table, rows = table[counts], rows[counts]
+        np.add.at(amounts, rows, table)
     return amounts
 
 
@@ -117,6 +122,13 @@ def layer_statistics(amounts: Array) -> Mapping[str, Array]:
     """Return every statistic of every layer by name, [layers] each; NaN where it was not measured. Never raises."""
     with np.errstate(all="ignore"):
         return _statistics(np.where(amounts[:, :1] > 0, amounts, np.nan))
+
+
+def statistics_block(amounts: Array, names: Sequence[str]) -> NDArray[np.float32]:
+    """Return the block of the statistics ``names``, [layers, statistics]. Never raises."""
+    statistics = layer_statistics(amounts)
+    with np.errstate(all="ignore"):
+        return np.stack([statistics[name] for name in names], axis=1).astype(np.float32)
 
 
 def totals(amounts: Array) -> dict[str, float]:

@@ -7,7 +7,7 @@ may be read on any thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client_sdk.distributed import Contribution, is_divided_alike, local
 from client_sdk.host import TensorCopy
 from client_sdk.layers import Layers
 from client_sdk.measurement import HostCopy, Measurement
@@ -29,10 +30,11 @@ from client_sdk.optimizers import (
     read_update_rule,
     term_table,
 )
+from client_sdk.protocol import Histograms
 from client_sdk.stats.chunk_table import KernelError
-from client_sdk.stats.entry import Entry, flat, local
+from client_sdk.stats.entry import Entry, flat
 from client_sdk.stats.histograms import MAX_HISTOGRAM_LAYERS, HistogramCopy, layer_histograms
-from client_sdk.stats.layer_statistics import Sums, layer_amounts, layer_statistics, statistics_of, totals
+from client_sdk.stats.layer_statistics import Sums, layer_amounts, statistics_block, statistics_of, totals
 from client_sdk.stats.measurement_plan import MeasurementPlan
 from client_sdk.stats.sum_table import StartCopy, SumTable, TablesCopy, wide_dtype
 from client_sdk.stats.sums import SUM, SUMS, Flags
@@ -66,6 +68,10 @@ class Meter:
         """Whether the totals include `slope`, which is NaN otherwise; set by the caller."""
         self.has_newcomers = False
         """Whether a parameter has had a gradient that was missing or frozen when the layers were mapped."""
+        self.has_partial_gradients = False
+        """Whether a gradient was left out because its local part is not that of its parameter (tensor parallelism)."""
+        self.histogram_layers: Container[int] | None = None
+        """Rows of the layers that have histograms; None stands for all. A part of a layer has none."""
         self._plan: MeasurementPlan | None = None
         self._plan_key: tuple[object, ...] = ()
         self._grad_versions: dict[int, int] = {}
@@ -105,6 +111,9 @@ class Meter:
                 if row is None:
                     self.has_newcomers = self.has_newcomers or id(parameter) not in self.layers.known
                     continue
+                if not is_divided_alike(parameter, parameter.grad):
+                    self.has_partial_gradients = True
+                    continue
                 if parameter.grad.is_sparse:
                     if parameter.device.type == "cpu" or parameter.grad.is_coalesced():
                         index = self._index_of[id(parameter)]
@@ -122,7 +131,7 @@ class Meter:
         tables = _with_sparse(self._tables(entries, terms), sparse, len(entries))
         copies: list[HistogramCopy] = []
         if histograms and len(self.layers.names) <= MAX_HISTOGRAM_LAYERS:
-            copies = layer_histograms(entries, terms.elementwise, self.layers.sizes)
+            copies = layer_histograms(entries, terms.elementwise, self.layers.sizes, self.histogram_layers)
         return StepCopy(
             entries=entries, sparse=sparse, copy=self._start_copy(tables), terms=terms,
             by_momentum=np.concatenate(scales) if scales else np.zeros(0, np.bool_),
@@ -218,6 +227,9 @@ class StepCopy:
         self._statistics = statistics
         self._histograms = histograms
         self._rows = np.array([entry.row for entry in entries] + [entry.row for entry in sparse], np.intp)
+        self._parameters = np.array(
+            [entry.parameter_index for entry in entries] + [entry.parameter_index for entry in sparse], np.intp
+        )
         self._sizes = np.array([flat(entry.parameter).numel() for entry in entries] + [np.nan] * len(sparse))
         self._found_inf = None if found_inf is None else TensorCopy(found_inf.detach().clone())
 
@@ -246,6 +258,21 @@ class StepCopy:
         """Amounts of every layer, [layers, len(AMOUNTS)]."""
         return layer_amounts(self.sums, len(self._layers.names))
 
+    def contribution(self, counts: NDArray[np.bool_]) -> Contribution:
+        """Return what this rank contributes to a sum over several ranks.
+
+        ``counts`` says which of `Layers.parameters` this rank contributes. A part without coordinates adds nothing.
+        """
+        sums = self.sums
+        kept = counts[self._parameters] & (sums.sizes != 0)
+        squares = np.full(len(counts), np.nan)
+        squares[self._parameters] = np.where(sums.sizes != 0, sums.values[:, SUM["gg"]], 0.0)
+        return Contribution(amounts=layer_amounts(sums, len(self._layers.names), kept), squares=squares)
+
+    def histograms(self) -> tuple[Histograms, ...]:
+        """Return the histograms, after waiting for their copies if necessary."""
+        return tuple(histogram.result() for histogram in self._histograms)
+
     @cached_property
     def totals(self) -> dict[str, float]:
         """Totals over all measured tensors; see `layer_statistics.totals`."""
@@ -253,13 +280,10 @@ class StepCopy:
 
     def measurement(self) -> Measurement:
         """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
-        statistics = layer_statistics(self.amounts)
-        with np.errstate(all="ignore"):
-            block = np.stack([statistics[name] for name in self._statistics], axis=1).astype(np.float32)
         return Measurement(
             scalars={"grad_norm": self.totals["grad_norm"]},
-            block=block,
-            histograms=tuple(histogram.result() for histogram in self._histograms),
+            block=statistics_block(self.amounts, self._statistics),
+            histograms=self.histograms(),
         )
 
 
