@@ -1,0 +1,145 @@
+"""One set-up in a process of its own: trains bare and watched, and prints the verdict as JSON.
+
+    python -m campaigns.set_ups.child NAME
+
+The server is found by the environment. Every rank of a set-up of several processes runs both trainings; rank 0 judges.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import traceback
+import uuid
+from typing import Final
+
+import msgspec
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+
+from campaigns.set_ups.catalogue import catalogue
+from campaigns.set_ups.set_up import SetUp
+from campaigns.set_ups.trial import Trial
+from campaigns.set_ups.verdict import Stored, Verdict, judge
+from client_sdk.read import Server
+
+MARK: Final = "verdict "
+"""Beginning of the line that holds the verdict."""
+
+
+class Heard(logging.Handler):
+    """Warnings that the SDK gave, in its words."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self.messages.append(record.getMessage().removeprefix("spikewatch: "))
+
+
+def try_out(set_up: SetUp, project: str) -> Verdict:
+    """Train bare and watched, and judge what the server has stored."""
+    heard = Heard()
+    logging.getLogger("client_sdk").addHandler(heard)
+    bare, watched = (_trained(set_up, project, is_watched=is_watched) for is_watched in (False, True))
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+        return Verdict(result="pass")  # rank 0 has the records
+    is_same = len(bare.weights) == len(watched.weights) and all(map(torch.equal, bare.weights, watched.weights))
+    return judge(
+        watched.truths,
+        _stored(watched, project),
+        needs=watched.needs,
+        absent=watched.absent,
+        tolerance=watched.tolerance,
+        is_same=is_same,
+        messages=heard.messages,
+    )
+
+
+def _trained(set_up: SetUp, project: str, *, is_watched: bool) -> Trial:
+    torch.manual_seed(0)
+    torch.compiler.reset()  # so that the second training compiles what the first did
+    trial = Trial(project=project, is_watched=is_watched)
+    set_up.train(trial)
+    trial.end()
+    return trial
+
+
+def _stored(trial: Trial, project: str) -> Stored:
+    reader = Server()
+    (summary,) = reader.runs(project=project)
+    run = reader.run(summary.id)
+    layers: dict[str, dict[str, dict[int, float]]] = {}
+    known = set(run.summary.statistics)
+    for statistic in trial.needs:
+        if statistic not in known:
+            continue
+        found = run.layers(statistic)
+        layers[statistic] = {
+            name: {
+                int(step): float(value)
+                for step, value in zip(found.step, found.values[:, column], strict=True)
+                if not np.isnan(value)
+            }
+            for column, name in enumerate(found.layers)
+        }
+    lr = run.series("lr") if "lr" in run.summary.scalars else None
+    steps, counts = np.unique(run.series("loss").step, return_counts=True)
+    return Stored(
+        layers=layers,
+        lr={} if lr is None else dict(zip(lr.step.tolist(), lr.value.tolist(), strict=True)),
+        losses=dict(zip(steps.tolist(), counts.tolist(), strict=True)),
+    )
+
+
+def _verdict_of(set_up: SetUp, project: str) -> Verdict:
+    try:
+        return try_out(set_up, project)
+    except Exception as error:
+        traceback.print_exc()
+        return Verdict(result="fail", words=f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _rank(rank: int, name: str, project: str, port: int) -> None:
+    set_up = catalogue().set_ups[name]
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(set_up.processes),
+        "LOCAL_WORLD_SIZE": str(set_up.processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    verdict = _verdict_of(set_up, project)
+    if rank == 0:
+        _print(verdict)
+    torch.distributed.destroy_process_group()
+
+
+def _print(verdict: Verdict) -> None:
+    print(MARK + msgspec.json.encode(verdict).decode(), flush=True)
+
+
+def main(name: str) -> None:
+    """Try one set-up."""
+    set_up = catalogue().set_ups[name]
+    project = f"set-up {uuid.uuid4().hex}"
+    torch.set_num_threads(1)
+    if set_up.processes == 1:
+        _print(_verdict_of(set_up, project))
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_rank, (name, project, port), nprocs=set_up.processes, start_method="spawn")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

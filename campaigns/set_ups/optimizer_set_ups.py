@@ -1,0 +1,174 @@
+"""Optimizers: those of torch, and of the libraries that people add."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from campaigns.set_ups.loops import Make, plain, with_closure
+from campaigns.set_ups.set_up import Catalogue
+from campaigns.set_ups.trial import FEATURES, OUTPUTS, Trial, loss_of, network
+
+MOVES = ("weight_norm", "update_norm")
+"""What can be said of a step that evaluates several gradients."""
+
+TORCH: dict[str, Make] = {
+    "SGD": lambda p: optim.SGD(p, 0.05),
+    "SGD, momentum": lambda p: optim.SGD(p, 0.05, momentum=0.9, dampening=0.1, weight_decay=0.01),
+    "SGD, Nesterov": lambda p: optim.SGD(p, 0.05, momentum=0.9, nesterov=True),
+    "Adam": lambda p: optim.Adam(p, 0.01, weight_decay=0.01),
+    "Adam, amsgrad": lambda p: optim.Adam(p, 0.01, amsgrad=True),
+    "AdamW": lambda p: optim.AdamW(p, 0.01),
+    "AdamW, foreach": lambda p: optim.AdamW(p, 0.01, foreach=True),
+    "AdamW, fused": lambda p: optim.AdamW(p, 0.01, fused=True),
+    "AdamW, maximize": lambda p: optim.AdamW(p, 0.001, maximize=True),
+    "AdamW, learning rate in a tensor": lambda p: optim.AdamW(p, torch.tensor(0.01), foreach=False),
+    "Adamax": lambda p: optim.Adamax(p, 0.01),
+    "NAdam": lambda p: optim.NAdam(p, 0.01),
+    "RAdam": lambda p: optim.RAdam(p, 0.01),
+    "RMSprop": lambda p: optim.RMSprop(p, 0.01),
+    "RMSprop, centered, momentum": lambda p: optim.RMSprop(p, 0.01, centered=True, momentum=0.9),
+    "Rprop": lambda p: optim.Rprop(p, 0.01),
+    "ASGD": lambda p: optim.ASGD(p, 0.05),
+    "Adagrad": lambda p: optim.Adagrad(p, 0.05),
+    "Adadelta": lambda p: optim.Adadelta(p, 1.0),
+    "Adafactor": lambda p: optim.Adafactor(p, 0.01),
+}
+
+
+def add(catalogue: Catalogue) -> None:
+    """Add the set-ups of this section."""
+    for name, make in TORCH.items():
+        catalogue.add(f"torch {name}", "Optimizers", plain(make))
+    catalogue.add("torch Muon, with AdamW for vectors", "Optimizers", _muon)
+    catalogue.add("torch SparseAdam", "Optimizers", _sparse(lambda p: optim.SparseAdam(list(p), 0.01)))
+    catalogue.add("torch LBFGS", "Optimizers", with_closure(lambda p: optim.LBFGS(p, 0.5, max_iter=3), needs=MOVES))
+    for name in ("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree"):
+        catalogue.add(f"schedulefree {name}", "Optimizers", plain(_schedule_free(name)))
+    catalogue.add("Prodigy", "Optimizers", plain(_prodigy))
+    for name in ("Lion", "SOAP", "Shampoo", "Muon", "AdEMAMix"):
+        catalogue.add(f"pytorch_optimizer {name}", "Optimizers", plain(_pytorch_optimizer(name)))
+    catalogue.add("pytorch_optimizer Lookahead", "Optimizers", plain(_lookahead))
+    catalogue.add("pytorch_optimizer SAM", "Optimizers", _sam)
+    catalogue.add("transformers Adafactor", "Optimizers", plain(_adafactor(relative=True)))
+    catalogue.add("transformers Adafactor, fixed rate", "Optimizers", plain(_adafactor(relative=False)))
+    for name in ("AdamW", "AdamW8bit", "PagedAdamW8bit", "Lion8bit"):
+        catalogue.add(f"bitsandbytes {name}", "Optimizers", plain(_bitsandbytes(name), _wide))
+
+
+def _muon(trial: Trial) -> None:
+    model = network()
+    matrices = [value for value in model.parameters() if value.ndim == 2]
+    muon = optim.Muon(matrices, lr=0.02)
+    adam = optim.AdamW([value for value in model.parameters() if value.ndim != 2], lr=0.02)
+    trial.begin(model, muon, adam)
+    for batch in trial.batches():
+        muon.zero_grad()
+        adam.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        trial.step(muon, lambda: (muon.step(), adam.step()))
+        trial.log(loss)
+
+
+def _sparse(make: Make) -> Any:
+    def train(trial: Trial) -> None:
+        torch.manual_seed(0)
+        model = nn.Embedding(20, OUTPUTS, sparse=True)
+        optimizer = make(model.parameters())
+        trial.begin(model, optimizer)
+        for step in range(trial.steps):
+            optimizer.zero_grad()
+            loss: Tensor = model(torch.tensor([step, step + 1, step, 3])).square().mean()
+            loss.backward()
+            trial.step(optimizer)
+            trial.log(loss)
+
+    return train
+
+
+def _schedule_free(name: str) -> Make:
+    def make(parameters: Any) -> Any:
+        import schedulefree
+
+        return getattr(schedulefree, name)(parameters, lr=0.01)
+
+    return make
+
+
+def _prodigy(parameters: Any) -> Any:
+    from prodigyopt import Prodigy
+
+    return Prodigy(parameters, d0=1e-3)
+
+
+def _pytorch_optimizer(name: str) -> Make:
+    def make(parameters: Any) -> Any:
+        import pytorch_optimizer
+
+        given = list(parameters)
+        if name == "Muon":  # two-dimensional parameters by Muon, the others by AdamW
+            given = [
+                {"params": [value for value in given if value.ndim == 2], "use_muon": True},
+                {"params": [value for value in given if value.ndim != 2], "use_muon": False},
+            ]
+        return getattr(pytorch_optimizer, name)(given, lr=0.01)
+
+    return make
+
+
+def _lookahead(parameters: Any) -> Any:
+    from pytorch_optimizer import Lookahead
+
+    return Lookahead(optim.AdamW(parameters, 0.01), k=3)
+
+
+def _sam(trial: Trial) -> None:
+    from pytorch_optimizer import SAM
+
+    trial.needs = MOVES
+    model = network()
+    optimizer = SAM(model.parameters(), base_optimizer=optim.AdamW, lr=0.01)
+    trial.steps = 40  # the SDK waits some steps until it says that the optimizer makes none
+    trial.begin(model, optimizer)
+    for batch in trial.batches():
+
+        def both(batch: Any = batch) -> None:
+            optimizer.first_step(zero_grad=True)
+            loss_of(model, batch).backward()
+            optimizer.second_step(zero_grad=True)
+
+        loss = loss_of(model, batch)
+        loss.backward()
+        trial.step(optimizer, both)
+        trial.log(loss)
+
+
+def _adafactor(*, relative: bool) -> Make:
+    def make(parameters: Any) -> Any:
+        from transformers.optimization import Adafactor
+
+        if relative:
+            return Adafactor(parameters)
+        return Adafactor(parameters, lr=0.01, relative_step=False, scale_parameter=False)
+
+    return make
+
+
+def _wide() -> nn.Module:
+    """Return a network whose matrices are large enough to have a quantised state."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(FEATURES, 1024), nn.Tanh(), nn.Linear(1024, OUTPUTS))
+
+
+def _bitsandbytes(name: str) -> Make:
+    def make(parameters: Any) -> Any:
+        import bitsandbytes
+
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+        return getattr(bitsandbytes.optim, name)(parameters, lr=0.001)
+
+    return make

@@ -1,0 +1,109 @@
+"""What a set-up showed: pass, an honest gap, or a failure. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from campaigns.set_ups.trial import StepTruth
+
+MAY_MISS: Final = 2
+"""Steps at the beginning of a training at which a statistic may be absent without a word, until it is known."""
+EXPECTED: Final = frozenset({"retry", "closed", "stopped"})
+"""Causes of warnings about the connection, which say nothing about the training."""
+
+Result = Literal["pass", "gap", "fail"]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of one set-up, with its reason."""
+
+    result: Result
+    words: str = ""
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server has of a run, keyed by statistic, layer and step; NaN is left out."""
+
+    layers: dict[str, dict[str, dict[int, float]]]
+    lr: dict[int, float]
+    losses: dict[int, int]
+    """Number of records with a loss, keyed by step."""
+
+
+def judge(
+    truths: Mapping[int, StepTruth],
+    stored: Stored,
+    *,
+    needs: Sequence[str],
+    absent: Sequence[str],
+    tolerance: float,
+    is_same: bool,
+    messages: Sequence[str],
+) -> Verdict:
+    """Hold what was stored against the truth. ``messages`` are the warnings that the SDK gave, in words."""
+    if not is_same:
+        return Verdict(result="fail", words="the watched training ended with other weights than the bare one")
+    if sorted(stored.losses) != sorted(truths) or set(stored.losses.values()) != {1}:
+        return Verdict(result="fail", words=f"losses are stored at {stored.losses}, logged were {sorted(truths)}")
+    missing: list[str] = []
+    for statistic in needs:
+        wrong, lacking = _compare(statistic, truths, stored.layers.get(statistic, {}), absent, tolerance)
+        if wrong:
+            return Verdict(result="fail", words=wrong)
+        if lacking:
+            missing.append(lacking)
+    wrong, lacking = _compare_rates(truths, stored.lr)
+    if wrong:
+        return Verdict(result="fail", words=wrong)
+    if lacking:
+        missing.append(lacking)
+    if missing:
+        said = "; ".join(messages)
+        if not messages:
+            return Verdict(result="fail", words=f"{', '.join(missing)}, and nothing was said")
+        return Verdict(result="gap", words=f"{', '.join(missing)}. The SDK says: {said}")
+    if messages:
+        return Verdict(result="fail", words=f"a warning without need: {'; '.join(messages)}")
+    return Verdict(result="pass")
+
+
+def _compare(
+    statistic: str,
+    truths: Mapping[int, StepTruth],
+    stored: Mapping[str, Mapping[int, float]],
+    absent: Sequence[str],
+    tolerance: float,
+) -> tuple[str, str]:
+    """Return what is wrong and what is lacking of one statistic; both are empty if all is right."""
+    lacking: set[str] = set()
+    for index, (step, truth) in enumerate(sorted(truths.items())):
+        true: Mapping[str, float] = getattr(truth, statistic)
+        for layer, value in true.items():
+            if layer in absent:
+                continue
+            found = stored.get(layer, {}).get(step)
+            if found is None:
+                # A layer without a gradient does not move: nothing needs to be known of its step.
+                if layer in truth.grad_norm and index >= MAY_MISS:
+                    lacking.add(layer)
+            elif not math.isclose(found, value, rel_tol=tolerance, abs_tol=1e-9):
+                return f"{statistic} of {layer} is {found:.6g} at step {step}, true is {value:.6g}", ""
+    layers = {layer for truth in truths.values() for layer in getattr(truth, statistic)} - set(absent)
+    if not lacking:
+        return "", ""
+    return "", f"no {statistic}" if lacking >= layers else f"no {statistic} of {', '.join(sorted(lacking))}"
+
+
+def _compare_rates(truths: Mapping[int, StepTruth], stored: Mapping[int, float]) -> tuple[str, str]:
+    for step, truth in truths.items():
+        found = stored.get(step)
+        if found is not None and truth.lr is None:
+            return f"lr is {found:.6g} at step {step}, but the optimizer has none", ""
+        if found is not None and truth.lr is not None and not math.isclose(found, truth.lr, rel_tol=1e-6):
+            return f"lr is {found:.6g} at step {step}, that of the step was {truth.lr:.6g}", ""
+    known = [step for step, truth in truths.items() if truth.lr is not None]
+    return "", "no lr" if any(step not in stored for step in known) else ""
