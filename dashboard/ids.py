@@ -25,6 +25,7 @@ FLEET_COUNTS: Final = "fleet-counts"
 
 # The page of one run.
 RUN_HEAD: Final = "run-head"
+RUN_LOSS: Final = "run-loss"
 RUN_KPIS: Final = "run-kpis"
 RUN_EMPTY: Final = "run-empty"
 RUN_PANELS: Final = "run-panels"

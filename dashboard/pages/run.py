@@ -25,6 +25,7 @@ from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
 from dashboard.models import Heatmap
 from dashboard.numbers import compact, rate
+from dashboard.pages import loss_choice
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import column, is_silenced
@@ -79,6 +80,7 @@ class RunLive:
         self._cards: str | None = None
         self._pickers: tuple[Any, ...] | None = None
         self._attempts: list[int] = []
+        self._loss: tuple[Any, ...] | None = None
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Apply the news, fetch the visible steps and draw the page."""
@@ -128,6 +130,7 @@ class RunLive:
                 known.fetched_at = self._monotonic()
             known.alerts.update(news.alerts)
             known.summary = news.runs.get(self.run_id, known.summary)
+            known.detail = _newest(known)
         self._known = known
         return known
 
@@ -185,6 +188,10 @@ class RunLive:
             Update(component=ids.RUN_PANELS, props={"className": f"run-body{'' if curves is not None else ' hidden'}"}),
         ]
         states = (summary.state, summary.stage_reason, summary.attempt)
+        loss = (summary.loss_words, summary.loss_note, summary.loss_choice, known.detail.scalars)
+        if loss != self._loss:
+            self._loss = loss
+            updates.append(Update(component=ids.RUN_LOSS, props={"children": loss_choice.control(known.detail)}))
         cards = repr((known.alerts, states, [is_silenced(alert, now) for alert in alerts]))
         if cards != self._cards:
             self._cards = cards
@@ -300,11 +307,13 @@ def make_frame(series: Series, marks: Marks, view: View, last_step: int) -> Fram
 
 
 def _head(known: Known, now: float) -> list[Any]:
-    summary = known.summary
-    shown = msgspec.structs.replace(
-        known.detail, stage=summary.stage, stage_reason=summary.stage_reason, loss_name=summary.loss_name
-    )
-    return components.head(shown, now)
+    return components.head(known.detail, now)
+
+
+def _newest(known: Known) -> RunDetail:
+    """Return the run with the stage, the loss and the state of its newest summary."""
+    names = ("stage", "stage_reason", "loss_name", "loss_since", "loss_choice", "last_step", "state")
+    return msgspec.structs.replace(known.detail, **{name: getattr(known.summary, name) for name in names})
 
 
 def _loss_note(run: RunDetail, series: Series, metric: str, marks: Marks) -> str:
@@ -376,6 +385,6 @@ PAGE: Final = Page(
     navigation=NavigationEntry(label="Run", order=2),
     layout=components.layout,
     live=lambda client, request: RunLive(client, request.subject),
-    actions=ALERT_ACTIONS,
+    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS},
     callbacks=_register_callbacks,
 )
