@@ -173,7 +173,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
         if self.last_step is not None and self.loss_since <= self.last_step:
             return f"judged since step {self.loss_since:,}"
         if self.state in (RunState.FINISHED, RunState.CRASHED):
-            return "chosen after the end: stage and alerts are about the loss before"
+            return "the stage and the alerts are about the loss before"
         return "judged from the next record on"
 
     @property

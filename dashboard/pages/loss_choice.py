@@ -9,6 +9,7 @@ from dash import html
 from dash.development.base_component import Component
 
 from client_sdk.answers import RunDetail
+from dashboard import ids
 from dashboard.forms.actions import ActionContext, FormAction, Handler, Properties, form_result
 from dashboard.forms.fields import Options, button, choice, form
 from dashboard.numbers import ellipsis
@@ -23,28 +24,38 @@ ORIGINS: Final = {"run": "chosen for this run", "code": "chosen by init", "proje
 HINT: Final = "The detectors begin anew with it at the run's next record. What they said before stays."
 
 
-def control(run: RunDetail) -> list[Component]:
-    """Return the line with the loss of a run and the form that opens under it; nothing before the first record."""
-    if not run.scalars:
-        return []
+def control() -> Component:
+    """Return the line with the loss and the form that opens under it, hidden until the first record.
+
+    They are updated apart from each other, so that a form that is open stays as it is.
+    """
+    return html.Details(
+        [
+            html.Summary([html.Span(id=ids.LOSS_LINE), html.Span("change", className="link")]),
+            html.Div(id=ids.LOSS_FORM),
+        ],
+        id=ids.RUN_LOSS,
+        className="loss-choice hidden",
+    )
+
+
+def line(run: RunDetail) -> list[Component | str]:
+    """Return the name of the loss, where its choice comes from and which steps were judged with it."""
     name = run.loss_words
     parts: list[Component | str] = ["Loss: ", html.B(ellipsis(name, NAME_SHOWN) or "none found", title=name)]
     notes = [ORIGINS.get(run.loss_choice.by, "") if run.loss_choice is not None else "", run.loss_note]
-    note = ", ".join(part for part in notes if part)
-    if note:
-        parts.append(html.Span(f" · {note}", className="note"))
+    note = "; ".join(part for part in notes if part)
+    return [*parts, html.Span(f" · {note}", className="note")] if note else parts
+
+
+def editor(run: RunDetail) -> Component:
+    """Return the form in which another scalar is chosen."""
     own = run.loss_choice.scalar if run.loss_choice is not None and run.loss_choice.by == "run" else AUTOMATIC
     fields = [
         choice("scalar", "Scalar", _options(run), own),
         choice("scope", "For", [("run", "this run"), (OF_PROJECT, f"all runs of {run.project}")], "run", hint=HINT),
     ]
-    shown = form(FORM, fields, [button("Save", "choose-loss", strong=True)], subject=run.id)
-    return [
-        html.Details(
-            [html.Summary([html.Span(parts), html.Span("change", className="link")]), html.Div(shown, key=own)],
-            className="loss-choice",
-        )
-    ]
+    return form(FORM, fields, [button("Save", "choose-loss", strong=True)], subject=run.id)
 
 
 def _options(run: RunDetail) -> Options:

@@ -80,7 +80,8 @@ class RunLive:
         self._cards: str | None = None
         self._pickers: tuple[Any, ...] | None = None
         self._attempts: list[int] = []
-        self._loss: tuple[Any, ...] | None = None
+        self._loss_line: tuple[Any, ...] | None = None
+        self._loss_scalars: tuple[str, ...] = ()
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Apply the news, fetch the visible steps and draw the page."""
@@ -188,10 +189,7 @@ class RunLive:
             Update(component=ids.RUN_PANELS, props={"className": f"run-body{'' if curves is not None else ' hidden'}"}),
         ]
         states = (summary.state, summary.stage_reason, summary.attempt)
-        loss = (summary.loss_words, summary.loss_note, summary.loss_choice, known.detail.scalars)
-        if loss != self._loss:
-            self._loss = loss
-            updates.append(Update(component=ids.RUN_LOSS, props={"children": loss_choice.control(known.detail)}))
+        updates += self._loss_updates(known.detail)
         cards = repr((known.alerts, states, [is_silenced(alert, now) for alert in alerts]))
         if cards != self._cards:
             self._cards = cards
@@ -208,6 +206,19 @@ class RunLive:
         if curves is not None:
             updates += self._panels(known, view, curves, alerts)
         return _refresh(summary, updates, now)
+
+    def _loss_updates(self, run: RunDetail) -> list[Update]:
+        """Return the updates of the line with the loss, and of its form if there are new scalars."""
+        line = (run.loss_words, run.loss_note, run.loss_choice)
+        updates = []
+        if run.scalars and line != self._loss_line:
+            self._loss_line = line
+            updates.append(Update(component=ids.LOSS_LINE, props={"children": loss_choice.line(run)}))
+        if run.scalars != self._loss_scalars:
+            self._loss_scalars = run.scalars
+            updates.append(Update(component=ids.LOSS_FORM, props={"children": loss_choice.editor(run)}))
+            updates.append(Update(component=ids.RUN_LOSS, props={"className": "loss-choice"}))
+        return updates
 
     def _panels(self, known: Known, view: View, curves: Curves, alerts: list[Alert]) -> list[Update]:
         attempt = components.chosen_attempt(known.detail, view.attempt)
@@ -358,8 +369,9 @@ def _refresh(summary: RunSummary, updates: list[Update], now: float) -> Refresh:
         return Refresh(updates=updates, detail=detail)
     if summary.state == RunState.STALE:
         return Refresh(updates=updates, tone="warn", word="stale", detail=components.stale_words(summary, now))
-    tone = "danger" if summary.state == RunState.CRASHED else "muted"
-    return Refresh(updates=updates, tone=tone, word=summary.state, detail=components.step_words(summary, ""))
+    tone = "danger" if summary.state == RunState.CRASHED or summary.ended_words else "muted"
+    word = ": ".join(part for part in (summary.state, summary.ended_words) if part)
+    return Refresh(updates=updates, tone=tone, word=word, detail=components.step_words(summary, ""))
 
 
 def _no_such_run(run_id: str) -> Refresh:

@@ -16,6 +16,7 @@ from dashboard import ids
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
 from dashboard.numbers import count, duration, ratio, steps, unix_time
+from dashboard.pages import loss_choice
 from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
 from dashboard.pages.symbols import symbols
@@ -47,7 +48,7 @@ def layout(request: PageRequest) -> Component:
                     html.Div(
                         [
                             html.Div(head(None), id=ids.RUN_HEAD, className="title"),
-                            html.Div(id=ids.RUN_LOSS, className="run-loss"),
+                            loss_choice.control(),
                         ],
                         className="title",
                     ),
