@@ -1,7 +1,8 @@
 """Scores of the detectors: recall, precision, false alarms, lead, and the calibration of the forecasts. Pure.
 
-Only what users see at level warning or above counts; the bad batches that were named are listed besides. An *alarm* is a
-spike-predicted finding that reaches warning after 20 steps without one, and again every 100 steps while it holds. Rules:
+Only what users see at level warning or above counts; the bad batches that were named are listed besides. An *alarm* is
+a spike-predicted finding that reaches warning after 20 steps without one, and again every 100 steps while it holds.
+Rules:
 
 * An event is recalled by an alarm in the 100 steps before its onset. If a fault was injected into the run, only alarms
   from that step on count.
