@@ -27,7 +27,7 @@ class Alarm:
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """What the detectors reported on a recording."""
+    """Reports of the detectors on one recording."""
 
     alarms: tuple[Alarm, ...]
     kinds: tuple[str, ...]
