@@ -9,10 +9,11 @@ exit code is 1 if one fails, and also if a listed gap is closed, so that the lis
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -21,12 +22,12 @@ from pathlib import Path
 
 import msgspec
 
+from campaigns.set_ups import child
 from campaigns.set_ups.catalogue import catalogue
 from campaigns.set_ups.child import MARK
 from campaigns.set_ups.page import page
 from campaigns.set_ups.set_up import SetUp
 from campaigns.set_ups.verdict import Verdict
-from server.terminal_table import print_table
 from tests.support.server import RunningServer, running_server
 
 TIMEOUT = 240  # seconds for one set-up
@@ -50,14 +51,14 @@ def main() -> int:
         if options.only.lower() in f"{set_up.group} {set_up.name}".lower()
     ]
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder)) as server:
-        verdicts = list(_try_all(chosen, server, Path(folder), jobs=options.jobs, prints_details=options.details))
-    results = {set_up.name: (set_up, verdict) for set_up, verdict in zip(chosen, verdicts, strict=True)}
-    print_table(
-        ("set-up", "result", "words"), [(name, verdict.result, verdict.words) for name, (_, verdict) in results.items()]
-    )
-    counts = [verdict.result for verdict in verdicts]
+        found = _try_all(chosen, server, Path(folder), jobs=options.jobs, prints_details=options.details)
+        results = {}
+        for set_up, verdict in zip(chosen, found, strict=True):
+            results[set_up.name] = (set_up, verdict)
+            print(f"{set_up.name:50} {verdict.result:5} {verdict.words}".rstrip(), flush=True)
+    counts = [verdict.result for _, verdict in results.values()]
     print(f"\n{len(counts)} set-ups: {', '.join(f'{counts.count(each)} {each}' for each in ('pass', 'gap', 'fail'))}")
-    if options.page is not None:
+    if options.page is not None and not options.only:  # a part of the table is no page
         versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
         options.page.write_text(page(results, versions, date.today()), encoding="utf-8")
     return int("fail" in counts)
@@ -66,25 +67,29 @@ def main() -> int:
 def _try_all(
     set_ups: list[SetUp], server: RunningServer, folder: Path, *, jobs: int, prints_details: bool
 ) -> Iterator[Verdict]:
-    environment = {
-        **os.environ,
+    os.environ |= {
         "SPIKEWATCH_URL": server.url,
         "SPIKEWATCH_TOKEN": server.token,
         "SPIKEWATCH_DIR": str(folder / "spool"),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
+    # Each process is forked from one that has imported torch, which takes longer than most of the trainings.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([child.__name__])
 
     def run(set_up: SetUp) -> Verdict:
-        command = [sys.executable, "-m", "campaigns.set_ups.child", set_up.name]
-        try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-            )
-            output, trouble = done.stdout, done.stderr
-        except subprocess.TimeoutExpired as error:
-            output, trouble = "", f"{error}"
-        verdict = read_verdict(output, trouble, set_up.gap)
+        written = folder / uuid.uuid4().hex
+        process = context.Process(target=child.main_into, args=(set_up.name, str(written)))
+        process.start()
+        process.join(TIMEOUT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        trouble = written.with_suffix(".err").read_text(errors="replace") if written.exists() else ""
+        if process.exitcode is not None and process.exitcode < 0:
+            trouble += f"\nit was ended by signal {-process.exitcode}, after at most {TIMEOUT} seconds"
+        verdict = read_verdict(written.read_text(errors="replace") if written.exists() else "", trouble, set_up.gap)
         if prints_details and verdict.result == "fail":
             print(f"== {set_up.name}\n{trouble}", file=sys.stderr)
         return verdict

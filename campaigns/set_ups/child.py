@@ -31,15 +31,15 @@ MARK: Final = "verdict "
 
 
 class Heard(logging.Handler):
-    """Warnings that the SDK gave, in its words."""
+    """Warnings that the SDK gave, in its words, keyed by cause."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.messages: list[str] = []
+        self.messages: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one message."""
-        self.messages.append(record.getMessage().removeprefix("spikewatch: "))
+        self.messages[getattr(record, "action", "")] = record.getMessage().removeprefix("spikewatch: ")
 
 
 def try_out(set_up: SetUp, project: str) -> Verdict:
@@ -58,6 +58,7 @@ def try_out(set_up: SetUp, project: str) -> Verdict:
         tolerance=watched.tolerance,
         is_same=is_same,
         messages=heard.messages,
+        says=set_up.says,
     )
 
 
@@ -139,6 +140,14 @@ def main(name: str) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.start_processes(_rank, (name, project, port), nprocs=set_up.processes, start_method="spawn")
+
+
+def main_into(name: str, path: str) -> None:
+    """Try one set-up, and write what is printed to ``path``, and errors beside it with the suffix .err."""
+    for stream, suffix in ((sys.stdout, ""), (sys.stderr, ".err")):
+        with open(path + suffix, "w", encoding="utf-8") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    main(name)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def add(catalogue: Catalogue) -> None:
         gradient_accumulation_steps=2, bf16=True, max_grad_norm=0.05
     ))  # fmt: skip
     catalogue.add("Trainer, Adafactor", "Frameworks", _trainer(optim="adafactor"))
+    catalogue.add("Trainer, DDP on 2 processes", "Frameworks", _trainer(ddp_backend="gloo"), processes=2)
     catalogue.add("TRL SFTTrainer with LoRA", "Frameworks", _sft)
     catalogue.add("Lightning", "Frameworks", _lightning)
     catalogue.add("Lightning, two optimizers", "Frameworks", _lightning_manual)

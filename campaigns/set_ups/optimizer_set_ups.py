@@ -13,7 +13,7 @@ from campaigns.set_ups.set_up import Catalogue
 from campaigns.set_ups.trial import FEATURES, OUTPUTS, Trial, loss_of, network
 
 MOVES = ("weight_norm", "update_norm")
-"""What can be said of a step that evaluates several gradients."""
+"""Statistics that have a meaning for a step which evaluates several gradients."""
 
 TORCH: dict[str, Make] = {
     "SGD": lambda p: optim.SGD(p, 0.05),
@@ -39,24 +39,35 @@ TORCH: dict[str, Make] = {
 }
 
 
+NO_LIMIT = ("optimizer",)
+"""Cause of the word about an optimizer without a second moment or without a known update rule."""
+WITHOUT_LIMIT = frozenset({"Rprop", "ASGD", "Lion", "Shampoo", "Muon", "AdEMAMix", "Lion8bit"})
+"""Optimizers that need this word; gradients, weights and their movement are measured all the same."""
+
+
 def add(catalogue: Catalogue) -> None:
     """Add the set-ups of this section."""
     for name, make in TORCH.items():
-        catalogue.add(f"torch {name}", "Optimizers", plain(make))
-    catalogue.add("torch Muon, with AdamW for vectors", "Optimizers", _muon)
-    catalogue.add("torch SparseAdam", "Optimizers", _sparse(lambda p: optim.SparseAdam(list(p), 0.01)))
-    catalogue.add("torch LBFGS", "Optimizers", with_closure(lambda p: optim.LBFGS(p, 0.5, max_iter=3), needs=MOVES))
+        catalogue.add(f"torch {name}", "Optimizers", plain(make), says=_says(name))
+    catalogue.add("torch Muon, with AdamW for vectors", "Optimizers", _muon, says=NO_LIMIT)
+    catalogue.add("torch SparseAdam", "Optimizers", _sparse(lambda p: optim.SparseAdam(list(p), 0.01)), says=NO_LIMIT)
+    lbfgs = with_closure(lambda p: optim.LBFGS(p, 0.5, max_iter=3), needs=MOVES)
+    catalogue.add("torch LBFGS", "Optimizers", lbfgs, says=NO_LIMIT)
     for name in ("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree"):
         catalogue.add(f"schedulefree {name}", "Optimizers", plain(_schedule_free(name)))
     catalogue.add("Prodigy", "Optimizers", plain(_prodigy))
     for name in ("Lion", "SOAP", "Shampoo", "Muon", "AdEMAMix"):
-        catalogue.add(f"pytorch_optimizer {name}", "Optimizers", plain(_pytorch_optimizer(name)))
-    catalogue.add("pytorch_optimizer Lookahead", "Optimizers", plain(_lookahead))
+        catalogue.add(f"pytorch_optimizer {name}", "Optimizers", plain(_pytorch_optimizer(name)), says=_says(name))
+    catalogue.add("pytorch_optimizer Lookahead", "Optimizers", plain(_lookahead), says=NO_LIMIT)
     catalogue.add("pytorch_optimizer SAM", "Optimizers", _sam)
     catalogue.add("transformers Adafactor", "Optimizers", plain(_adafactor(relative=True)))
     catalogue.add("transformers Adafactor, fixed rate", "Optimizers", plain(_adafactor(relative=False)))
     for name in ("AdamW", "AdamW8bit", "PagedAdamW8bit", "Lion8bit"):
-        catalogue.add(f"bitsandbytes {name}", "Optimizers", plain(_bitsandbytes(name), _wide))
+        catalogue.add(f"bitsandbytes {name}", "Optimizers", plain(_bitsandbytes(name), _wide), says=_says(name))
+
+
+def _says(name: str) -> tuple[str, ...]:
+    return NO_LIMIT if name in WITHOUT_LIMIT else ()
 
 
 def _muon(trial: Trial) -> None:

@@ -19,7 +19,9 @@ class SetUp:
     """Section of the table."""
     train: Train
     gap: str = ""
-    """What is known not to hold yet; empty if everything must hold."""
+    """The fault that is known; empty if everything must hold."""
+    says: tuple[str, ...] = ()
+    """Causes of warnings that belong to the set-up, such as "optimizer" for an update rule that is not known."""
     processes: int = 1
     """Number of processes, each of which calls ``train``."""
 
@@ -30,8 +32,17 @@ class Catalogue:
     def __init__(self) -> None:
         self.set_ups: dict[str, SetUp] = {}
 
-    def add(self, name: str, group: str, train: Train, *, gap: str = "", processes: int = 1) -> None:
+    def add(
+        self,
+        name: str,
+        group: str,
+        train: Train,
+        *,
+        gap: str = "",
+        says: tuple[str, ...] = (),
+        processes: int = 1,
+    ) -> None:
         """Add a set-up. Raises `ValueError` if another has its name."""
         if name in self.set_ups:
             raise ValueError(f"two set-ups are called {name!r}")
-        self.set_ups[name] = SetUp(name=name, group=group, train=train, gap=gap, processes=processes)
+        self.set_ups[name] = SetUp(name=name, group=group, train=train, gap=gap, says=says, processes=processes)

@@ -25,7 +25,7 @@ OUTPUTS: Final = 4
 
 @dataclass(frozen=True, kw_only=True)
 class StepTruth:
-    """What one optimizer step did, keyed by layer; a layer without a gradient has no entry in ``grad_norm``."""
+    """The effect of one optimizer step, keyed by layer; a layer without a gradient has no entry in ``grad_norm``."""
 
     grad_norm: dict[str, float]
     weight_norm: dict[str, float]

@@ -1,4 +1,4 @@
-"""What a set-up showed: pass, an honest gap, or a failure. Pure."""
+"""The verdict about a set-up: pass, an honest gap, or a failure. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from campaigns.set_ups.trial import StepTruth
 
 MAY_MISS: Final = 2
 """Steps at the beginning of a training at which a statistic may be absent without a word, until it is known."""
-EXPECTED: Final = frozenset({"retry", "closed", "stopped"})
-"""Causes of warnings about the connection, which say nothing about the training."""
 
 Result = Literal["pass", "gap", "fail"]
 
@@ -26,7 +24,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server has of a run, keyed by statistic, layer and step; NaN is left out."""
+    """Records of a run that the server has, keyed by statistic, layer and step; NaN is left out."""
 
     layers: dict[str, dict[str, dict[int, float]]]
     lr: dict[int, float]
@@ -42,9 +40,13 @@ def judge(
     absent: Sequence[str],
     tolerance: float,
     is_same: bool,
-    messages: Sequence[str],
+    messages: Mapping[str, str],
+    says: Sequence[str] = (),
 ) -> Verdict:
-    """Hold what was stored against the truth. ``messages`` are the warnings that the SDK gave, in words."""
+    """Hold what was stored against the truth.
+
+    ``messages`` are the warnings that the SDK gave, keyed by cause, and ``says`` the causes that belong to the set-up.
+    """
     if not is_same:
         return Verdict(result="fail", words="the watched training ended with other weights than the bare one")
     if sorted(stored.losses) != sorted(truths) or set(stored.losses.values()) != {1}:
@@ -62,13 +64,16 @@ def judge(
     if lacking:
         missing.append(lacking)
     if missing:
-        said = "; ".join(messages)
+        said = "; ".join(messages.values())
         if not messages:
             return Verdict(result="fail", words=f"{', '.join(missing)}, and nothing was said")
         return Verdict(result="gap", words=f"{', '.join(missing)}. The SDK says: {said}")
-    if messages:
-        return Verdict(result="fail", words=f"a warning without need: {'; '.join(messages)}")
-    return Verdict(result="pass")
+    needless = [message for cause, message in messages.items() if cause not in says]
+    if needless:
+        return Verdict(result="fail", words=f"a warning without need: {'; '.join(needless)}")
+    if set(says) - set(messages):
+        return Verdict(result="fail", words=f"nothing was said about {', '.join(set(says) - set(messages))}")
+    return Verdict(result="pass", words="; ".join(messages.values()))
 
 
 def _compare(
