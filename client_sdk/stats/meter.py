@@ -29,9 +29,11 @@ from client_sdk.optimizers import (
     read_update_rule,
     term_table,
 )
-from client_sdk.stats.chunk_table import KernelError
+from client_sdk.stats import host_table
 from client_sdk.stats.entry import Entry, flat, local
 from client_sdk.stats.histograms import MAX_HISTOGRAM_LAYERS, HistogramCopy, layer_histograms
+from client_sdk.stats.host_table import HOST_KINDS
+from client_sdk.stats.kernel_error import KernelError
 from client_sdk.stats.layer_statistics import Sums, layer_amounts, layer_statistics, statistics_of, totals
 from client_sdk.stats.measurement_plan import MeasurementPlan
 from client_sdk.stats.sum_table import StartCopy, SumTable, TablesCopy, wide_dtype
@@ -75,6 +77,7 @@ class Meter:
         """Names of the block's columns."""
         self.watches_versions = any(rule.nesterov for rule in rules)
         """Whether `before_step` must be called before every step of the optimizer."""
+        self._prepare_kernel()
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the versions of the gradients before the step. Needed only if `watches_versions`.
@@ -137,14 +140,25 @@ class Meter:
                 self._plan, self._plan_key = MeasurementPlan(entries, self._tries_kernel), key
             return self._plan.measure(entries, terms.elementwise)
         except KernelError as error:
-            self._tries_kernel = False
-            self._warner.warn(
-                "kernel",
-                f"the fused kernel for layer statistics cannot be used ({error}); statistics are measured by separate "
-                "torch operations, which takes longer. Install a triton that fits this torch and GPU",
-            )
+            self._give_up_kernel(error)
             self._plan, self._plan_key = MeasurementPlan(entries, tries_kernel=False), key
             return self._plan.measure(entries, terms.elementwise)
+
+    def _prepare_kernel(self) -> None:
+        """Compile the kernel of the CPU now rather than at the first step, if it is there and needed."""
+        if host_table.is_available() and any(
+            parameter.device.type == "cpu" and parameter.dtype in HOST_KINDS for parameter in self.layers.parameters
+        ):
+            try:
+                host_table.prepare()
+            except KernelError as error:
+                self._give_up_kernel(error)
+
+    def _give_up_kernel(self, error: KernelError) -> None:
+        self._tries_kernel = False
+        self._warner.warn(
+            "kernel", f"layer statistics are measured by separate torch operations, which takes longer, because {error}"
+        )
 
     def _entry(self, rule: UpdateRule, parameter: Tensor, state: Mapping[str, Any], row: int, is_fused: bool) -> Entry:
         grad = parameter.grad
