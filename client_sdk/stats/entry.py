@@ -5,7 +5,7 @@ Owns the reading of tensors of any kind as vectors of real numbers.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,12 +44,6 @@ class Entry(NamedTuple):
 def flat(tensor: Tensor) -> Tensor:
     """Return ``tensor`` as a vector [n] of real numbers, a view if it is contiguous. Call it under `no_grad`."""
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
-
-
-def local(tensor: Any) -> Tensor:
-    """Return the part of a distributed tensor that this process holds, or ``tensor`` itself if it is a plain one."""
-    held: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return held
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

@@ -37,12 +37,7 @@ class HostTable:
 
         Raises `KernelError` if numba cannot be imported.
         """
-        try:
-            self._kernel = importlib.import_module("client_sdk.stats.numba_kernel")
-        except Exception as error:
-            raise KernelError(
-                f"importing numba raised {type(error).__name__}: {error}; install a numba that fits this NumPy"
-            ) from error
+        self._kernel = _kernel()
         members = [entries[position] for position in positions]
         self._positions = np.array(positions, np.intp)
         self._rows = torch.tensor(rows, dtype=torch.int64)
@@ -87,9 +82,7 @@ class HostTable:
                 bounds = np.linspace(0, len(partials), threads + 1).astype(np.int64).tolist()
                 list(_pool(os.getpid(), threads).map(add, bounds[:-1], bounds[1:]))
         except Exception as error:
-            raise KernelError(
-                f"numba raised {type(error).__name__}: {error}; install a numba that fits this NumPy"
-            ) from error
+            raise _refused(error) from error
         values = np.add.reduceat(partials, self._first_chunk, axis=0)
         values[self._missing] = np.nan
         table.index_copy_(0, self._rows, torch.from_numpy(values))

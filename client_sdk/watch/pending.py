@@ -9,7 +9,7 @@ from client_sdk.host import ScalarCopy
 from client_sdk.measurement import Measurement
 from client_sdk.optimizers import stability_limit
 from client_sdk.precision import compact_block
-from client_sdk.stats import StepCopy
+from client_sdk.stats import SharedCopy, StepCopy
 
 
 class PendingMeasurement:
@@ -17,7 +17,7 @@ class PendingMeasurement:
 
     def __init__(
         self,
-        statistics: StepCopy | None,
+        statistics: StepCopy | SharedCopy | None,
         curvature: CurvatureCopy | None,
         lr: float | Tensor | None,
         compact_columns: tuple[str, ...] | None,

@@ -22,10 +22,14 @@ class Rhythm:
         """Whether the step under way is to be measured."""
         self._histogram_at: int | None = None
         self._steps_a_log = 1
+        self._led: int | None = None
 
     def begin_step(self) -> bool:
         """Decide before an optimizer step whether it is to be measured, and return the decision."""
         step = self.steps + 1
+        if self._led is not None:
+            self.is_due = self.measured_at is None or step - self.measured_at >= self._led
+            return self.is_due
         is_rested = self.measured_at is None or step - self.measured_at >= self._every
         # A training that logs every tenth step does not pay for the nine that are never read.
         self.is_due = is_rested and step - self.logged_at >= self._steps_a_log
@@ -41,6 +45,15 @@ class Rhythm:
     def wants_histogram(self) -> bool:
         """Whether a measurement of this step is to include histograms."""
         return self._histogram_at is None or self.steps - self._histogram_at >= self._histogram_every
+
+    @property
+    def next_in(self) -> int:
+        """Number of steps from this measured step to the next one that this process would choose."""
+        return max(self._every, self._steps_a_log)
+
+    def lead(self, interval: int) -> None:
+        """Measure ``interval`` steps after the last measured one, whatever this process would choose by itself."""
+        self._led = max(1, interval)
 
     def note_measured(self, *, histograms: bool) -> None:
         """Note that this step was measured, and whether its histograms were."""
