@@ -1,4 +1,4 @@
-"""What a fused kernel knows of a tensor besides its numbers: flags and dtypes as one integer. Pure."""
+"""The code of a tensor: its flags and dtypes as one integer, which the fused kernels branch by. Pure."""
 
 from __future__ import annotations
 
