@@ -252,7 +252,7 @@ class SameStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Coincidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What the other runs of the project say about an outlier of the loss."""
+    """Evidence of the other runs of the project about an outlier of the loss."""
 
     step: int
     """Step of the outlier."""
@@ -280,7 +280,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     outlier_step: int | UnsetType = UNSET
     """Step of the outlier with which a spike or a bad batch began."""
     coincidence: Coincidence | UnsetType = UNSET
-    """What other runs say about the step of an outlier, a spike or a bad batch; absent if none has passed it."""
+    """Evidence of other runs about the step of an outlier, a spike or a bad batch; absent if none has passed it."""
     peak_step: int | UnsetType = UNSET
     """Step of a spike's peak."""
     recovered: int | UnsetType = UNSET
@@ -330,7 +330,7 @@ class Alert(protocol.Alert, frozen=True, kw_only=True):
     silenced_until: float | None = None
     """Unix time until which nobody is notified of this alert."""
     coincidence: Coincidence | None = None
-    """What other runs say about the step of the alert's outlier; None if none has passed it."""
+    """Evidence of other runs about the step of the outlier; None if none has passed it."""
 
     @property
     def is_open(self) -> bool:

@@ -141,7 +141,7 @@ class KindScore:
 
     @cached_property
     def coincidences(self) -> CoincidenceScore:
-        """What the logs say about each other's outliers, as if they were runs of one project."""
+        """Score of the outliers that the logs show together, as if they were runs of one project."""
         return measure(self.loss_logs)
 
     @property
