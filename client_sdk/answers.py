@@ -262,6 +262,8 @@ class Coincidence(msgspec.Struct, frozen=True, kw_only=True):
     """Number of these runs."""
     passed: int = 0
     """Number of other runs that passed the step without an outlier, counted up to eight."""
+    other_data: int = 0
+    """Number of those whose losses before show that they read other data, so that they prove nothing."""
     sentence: str = ""
     """The same in words, as the message of the alert has it."""
 

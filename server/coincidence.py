@@ -18,7 +18,7 @@ that share half of each batch correlate by 0.6 to 0.8 and are named. Two runs wi
 intervals or with fewer than 100 losses, need a very large outlier.
 
 >>> pattern = bytes(range(63))
->>> mine = Outlier(step=2_263, loss=4.0, baseline=2.0, deviations=30.0, pattern=pattern)
+>>> mine = Outlier(step=2_263, loss=4.0, baseline=2.0, deviations=30.0, is_quiet=False, pattern=pattern)
 >>> other = Candidate(run_id="b", name="gpt-b", outlier=msgspec.structs.replace(mine, loss=3.5))
 >>> found = coinciding(mine, [other], Surroundings(records=1_000))
 >>> judged(mine, found, passed=2).sentence
@@ -28,7 +28,7 @@ intervals or with fewer than 100 losses, need a very large outlier.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -61,6 +61,10 @@ LARGE_CHANCE, OTHER_CHANCE = 5e-3, 2.5e-3
 """Largest probability of very large outliers at one step by chance: usually, and for runs of another data order."""
 _MOVED: Final = (AlertKind.SPIKE, AlertKind.BAD_BATCH)
 """Kinds of alerts whose cause follows the evidence for and against the data."""
+
+
+Marks = Mapping[tuple[int, int], bytes]
+"""Loss patterns of a run at its marks, keyed by step and logging interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,16 +163,32 @@ def coinciding(mine: Outlier, others: Sequence[Candidate], around: Surroundings)
     return list(found.values())
 
 
-def judged(mine: Outlier, same: Sequence[Candidate], passed: int) -> Coincidence | None:
-    """Return what other runs say about an outlier, None if none has passed its step."""
+def reads_other_data(mine: Marks, other: Marks, step: int) -> bool:
+    """Return whether the latest mark that two runs have in common up to a step shows that they read other data."""
+    common = [key for key in mine.keys() & other.keys() if key[0] <= step]
+    like = correlation(mine[max(common)], other[max(common)]) if common else None
+    return like is not None and like < OTHER_DATA
+
+
+def judged(mine: Outlier, same: Sequence[Candidate], passed: int, other_data: int = 0) -> Coincidence | None:
+    """Return the evidence of other runs about an outlier, None if none has passed its step.
+
+    ``other_data`` is the number of the runs that passed it and read other data.
+    """
     runs = tuple(SameStep(run_id=one.run_id, name=one.name, step=one.outlier.step) for one in same[:MAX_RUNS])
-    return _phrased(Coincidence(step=mine.step, runs=runs, same=len(same), passed=min(passed, MAX_RUNS)))
+    return _phrased(
+        Coincidence(
+            step=mine.step, runs=runs, same=len(same), passed=min(passed, MAX_RUNS), other_data=min(other_data, passed)
+        )
+    )
 
 
-def one_more_passed(mine: Outlier, before: Coincidence | None, count: int = 1) -> Coincidence | None:
-    """Return what other runs say about an outlier after more of them passed its step without one."""
+def more_passed(mine: Outlier, before: Coincidence | None, passed: int, other_data: int = 0) -> Coincidence | None:
+    """Return the evidence about an outlier after more runs passed its step without one."""
     known = before or Coincidence(step=mine.step)
-    return _phrased(msgspec.structs.replace(known, passed=min(known.passed + count, MAX_RUNS)))
+    total = min(known.passed + passed, MAX_RUNS)
+    other = min(known.other_data + other_data, total)
+    return _phrased(msgspec.structs.replace(known, passed=total, other_data=other))
 
 
 def _phrased(found: Coincidence) -> Coincidence | None:
@@ -181,7 +201,14 @@ def _sentence(found: Coincidence) -> str:
     """Return the evidence of other runs in words."""
     runs = "1 other run" if found.passed == 1 else f"{_counted(found.passed)} other runs"
     if not found.same:
-        return f"{runs} passed step {found.step:,} without it."
+        told = f"{runs} passed step {found.step:,} without it"
+        if not found.other_data:
+            return f"{told}."
+        if found.other_data < found.passed:
+            return f"{told}, of which {found.other_data:,} read other data."
+        return (
+            f"{told}, but {'its losses show that it reads' if found.passed == 1 else 'their losses show'} other data."
+        )
     names = [_name(run) for run in found.runs[:NAMED]]
     more = found.same - len(names)
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -211,7 +238,7 @@ def informed(alert: AlertT, found: Coincidence | None) -> AlertT:
     """Return an alert with what other runs say about its step: as a sentence, as evidence, and in its cause.
 
     Runs that spiked at the same step turn an unknown cause into a bad batch. Runs that only passed the step without it
-    turn a bad batch into an unknown cause. A cause with evidence of its own stays.
+    turn a bad batch into an unknown cause, unless all of them read other data. A cause with evidence of its own stays.
     """
     if found is None:
         return alert
@@ -223,7 +250,8 @@ def informed(alert: AlertT, found: Coincidence | None) -> AlertT:
         evidence["passed_without"] = found.passed
     cause, advice = alert.cause, alert.advice
     moved = {(Cause.UNKNOWN, True): Cause.BAD_BATCH, (Cause.BAD_BATCH, False): Cause.UNKNOWN}
-    new = moved.get((Cause(cause), found.same > 0)) if alert.kind in _MOVED else None
+    is_evidence = found.same > 0 or found.passed > found.other_data
+    new = moved.get((Cause(cause), found.same > 0)) if alert.kind in _MOVED and is_evidence else None
     if new is not None:
         cause, advice = new.value, advice_after_spike(new, Reading(step=alert.step))
     return msgspec.structs.replace(

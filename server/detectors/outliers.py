@@ -59,7 +59,7 @@ KNOWN: Final = 16
 KNOWN_RECORDS: Final = 800
 """Number of records within which so many outliers are a heavy tail."""
 FIRST_MARK: Final = 128
-"""Step of the first mark; each further one is at twice the step."""
+"""Step from which the first record is a mark; each further mark is at twice the step."""
 NAMED_KINDS: Final = (AlertKind.SPIKE, AlertKind.BAD_BATCH, AlertKind.GRADIENT_EXPLOSION)
 """Kinds of findings that name the outlier with which they began."""
 AXES: Final = ("data_position", "tokens", "samples")
@@ -121,7 +121,7 @@ class OutlierDetector(msgspec.Struct):
                 )
                 context.outlier = outlier
                 event = None if outlier.is_quiet else _event(outlier)
-            elif _is_mark(reading.step):
+            elif _crosses_mark(reading.step - interval, reading.step):
                 context.outlier = Outlier(step=reading.step, interval=interval, pattern=self._pattern())
         self.losses.push(loss)
         self.count += 1
@@ -205,6 +205,10 @@ def _event(outlier: Outlier) -> Event:
     return Event(step=outlier.step, kind=EventKind.LOSS_OUTLIER, detail=detail)
 
 
-def _is_mark(step: int) -> bool:
-    """Return whether a step is 128 times a power of two."""
-    return step >= FIRST_MARK and step % FIRST_MARK == 0 and (step & (step - 1)) == 0
+def _crosses_mark(before: int, step: int) -> bool:
+    """Return whether 128 times a power of two lies above the step before and not above this one.
+
+    >>> _crosses_mark(255, 256), _crosses_mark(250, 260), _crosses_mark(256, 257)
+    (True, True, False)
+    """
+    return step >= FIRST_MARK and before < FIRST_MARK << ((step // FIRST_MARK).bit_length() - 1)

@@ -33,8 +33,9 @@ from server.coincidence import (
     is_same_step,
     is_very_large,
     judged,
-    one_more_passed,
+    more_passed,
     pattern_decides,
+    reads_other_data,
 )
 from server.models import EventKind, Outlier
 from server.schema import alerts, events, monitors, outliers
@@ -43,9 +44,10 @@ from server.storage.id_list import padded
 from server.storage.outliers import (
     Observation,
     common,
-    count_passed,
+    have_passed,
     insert,
     locked,
+    marks,
     near,
     passed,
     surroundings,
@@ -87,13 +89,17 @@ async def compare(connection: AsyncConnection, observations: Sequence[Observatio
     rows = {row.id: row for row in await locked(connection, at_same_step | by_runs.keys(), worked)}
     new = {(one.run_id, outlier.attempt, outlier.step) for one in worked for outlier in one.outliers}
     updates: list[tuple[Row[Any], Coincidence | None]] = []
+    compared = {rows[row_id].run_id for row_id in by_runs if row_id in rows}
+    known = await marks(connection, compared.union(*by_runs.values()))
     for row in rows.values():
         evidence = result.known[_key(row)] = stored_coincidence(row)
         if _key(row) in new or row.id in at_same_step:
             if evidence is None or evidence.same < MAX_RUNS:
                 updates.append((row, await _judge(connection, row)))
         elif row.id in by_runs:
-            updates.append((row, one_more_passed(to_outlier(row), evidence, len(by_runs[row.id]))))
+            others = by_runs[row.id]
+            other_data = sum(reads_other_data(known[row.run_id], known[run_id], row.step) for run_id in others)
+            updates.append((row, more_passed(to_outlier(row), evidence, len(others), other_data)))
     await _store(connection, updates, result)
     return result
 
@@ -152,8 +158,10 @@ async def _judge(connection: AsyncConnection, row: Row[Any]) -> Coincidence | No
     candidates = await _with_common(connection, row.run_id, mine, candidates)
     same = coinciding(mine, candidates, around)
     showing = {other.run_id for other in candidates}
-    without = await count_passed(connection, row.project, row.run_id, mine, showing)
-    return judged(mine, same, without)
+    without = await have_passed(connection, row.project, row.run_id, mine, showing)
+    known = await marks(connection, {row.run_id, *without}) if without else {}
+    other_data = sum(reads_other_data(known[row.run_id], known[run_id], mine.step) for run_id in without)
+    return judged(mine, same, len(without), other_data)
 
 
 async def _with_common(

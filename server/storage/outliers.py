@@ -265,10 +265,10 @@ async def common(
     }
 
 
-async def count_passed(
+async def have_passed(
     connection: AsyncConnection, project: str, run_id: str, outlier: Outlier, without: Collection[str]
-) -> int:
-    """Return how many of the newest other runs passed an outlier's step, up to `MAX_RUNS`, leaving out some runs."""
+) -> set[str]:
+    """Return those of the newest other runs that passed an outlier's step, up to `MAX_RUNS`, leaving out some runs."""
     newest = (
         select(runs.c.id)
         .where(runs.c.project == project, runs.c.state != DELETING)
@@ -288,9 +288,22 @@ async def count_passed(
         .join(newest, newest.c.id == monitors.c.run_id)
         .where(has_passed, monitors.c.interval <= outlier.interval, monitors.c.run_id.not_in(left_out))
         .limit(MAX_RUNS)
-        .subquery()
     )
-    return int((await connection.execute(select(func.count()).select_from(found))).scalar_one())
+    return set((await connection.execute(found)).scalars())
+
+
+async def marks(connection: AsyncConnection, run_ids: Collection[str]) -> dict[str, dict[tuple[int, int], bytes]]:
+    """Return the loss patterns at the marks of runs by run; those of the latest attempt hold."""
+    columns = (outliers.c.run_id, outliers.c.step, outliers.c.interval, outliers.c.pattern)
+    is_mark: ColumnElement[bool] = literal_column("outliers.deviations = 0")
+    found: dict[str, dict[tuple[int, int], bytes]] = {run_id: {} for run_id in run_ids}
+    if not found:
+        return found
+    query = select(*columns).where(outliers.c.run_id.in_(padded(sorted(found))), is_mark)
+    for row in await connection.execute(query.order_by(outliers.c.id).limit(MAX_COMMON)):
+        if row.pattern:
+            found[row.run_id][row.step, row.interval] = row.pattern
+    return found
 
 
 def to_outlier(row: Row[Any]) -> Outlier:

@@ -115,6 +115,21 @@ def test_a_small_outlier_of_another_data_order_is_not_named(server: RunningServe
     assert "coincidence" not in event
 
 
+def test_runs_that_read_other_data_are_no_evidence_against_a_bad_batch(server: RunningServer) -> None:
+    train(server, "a", losses(1, 1, 3.0))
+    train(server, "b", losses(1, 2, 2.5))
+    train(server, "alone", losses(3, 3, 0.45))
+    for number, run_id in enumerate("cd", 4):
+        train(server, run_id, losses(2, number))
+    (event,) = [event for event in events(server, "alone") if event["step"] == BAD]
+    assert event["coincidence"]["sentence"] == (
+        f"2 other runs passed step {BAD} without it, but their losses show other data."
+    )
+    (alert,) = alerts(server, "a")
+    assert (alert["coincidence"]["passed"], alert["coincidence"]["other_data"]) == (2, 2)
+    assert alert["cause"] == "bad-batch"
+
+
 def test_runs_of_other_projects_are_not_compared(server: RunningServer) -> None:
     train(server, "a", losses(1, 1, 3.0))
     train(server, "b", losses(1, 2, 3.0), project="another")
