@@ -198,15 +198,16 @@ def _by_position(axis: str | None, passage: Passage) -> bool:
 
 async def locked(connection: AsyncConnection, ids: Collection[int], observations: Sequence[Observation]) -> list[Any]:
     """Return outliers with their columns, locked in the order of their ids: these, the new ones, and the named ones."""
-    own = [
+    wanted = [
         and_(outliers.c.run_id == one.run_id, outliers.c.attempt == attempt, outliers.c.step.in_(padded(steps)))
         for one in observations
         for attempt, steps in _by_attempt(one).items()
     ]
-    wanted = or_(outliers.c.id.in_(padded(sorted(ids))), *own) if ids else or_(*own)
-    if not ids and not own:
+    if ids:
+        wanted.append(outliers.c.id.in_(padded(sorted(ids))))
+    if not wanted:
         return []
-    query = select(outliers).where(wanted).order_by(outliers.c.id).with_for_update()
+    query = select(outliers).where(or_(*wanted)).order_by(outliers.c.id).with_for_update()
     return list((await connection.execute(query)).all())
 
 
