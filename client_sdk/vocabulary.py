@@ -44,6 +44,9 @@ class AlertState(StrEnum):
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
     RESOLVED = "resolved"
+    """State of an alert whose condition has passed."""
+    ENDED = "ended"
+    """State of an alert that lasted until the run ended; it is open again if the run goes on."""
 
 
 class Cause(StrEnum):
@@ -284,6 +287,11 @@ STATISTICS: Final[Mapping[str, Statistic]] = {
             name="grad_momentum_cosine", label="gradient · momentum", unit="", kind="cosine", precision="rounded",
             formula="cos(g_t, m_{t−1})",
             meaning="cosine between g and m; −1 means the step overshoots and comes back",
+        ),
+        Statistic(
+            name="swallowed", label="updates lost to rounding", unit="", kind="share", precision="rounded",
+            formula="share of coordinates with u ≠ 0 and Δw = 0",
+            meaning="share of non-zero updates that rounding of the weights swallowed; only for 16-bit weights",
         ),
         Statistic(
             name="nonfinite", label="NaN or Inf", unit="coordinates", kind="count", precision="exact",
