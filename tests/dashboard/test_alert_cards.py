@@ -119,7 +119,7 @@ def test_the_names_of_runs_that_spiked_at_the_same_step_lead_to_them() -> None:
     said = Coincidence(step=2_263, runs=runs, same=2, sentence=sentence)
     spike = alert(kind="spike", message=f"The loss rose from 2.4 to 7.2. {sentence}", coincidence=said)
     for card in (single(spike, "gpt-a", NOW), column([alert(id="first", level="critical"), spike], "running", NOW)):
-        links = {words(link): link.to_plotly_json()["props"]["href"] for link in all_links(card)}
+        links = {words(link): vars(link)["href"] for link in all_links(card)}
         assert links["gpt-b"] == "/runs/b%2F1?step=2263"
         assert links["gpt-b2"] == "/runs/c?step=2263"
         assert "7.2. gpt-b and gpt-b2 spiked at the same step (2,263)." in words(card)
