@@ -139,7 +139,8 @@ def main(name: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(_rank, (name, project, port), nprocs=set_up.processes, start_method="spawn")
+    # Nothing has run yet, so a fork is safe, and spares each rank the import of torch.
+    mp.start_processes(_rank, (name, project, port), nprocs=set_up.processes, start_method="fork")
 
 
 def main_into(name: str, path: str) -> None:

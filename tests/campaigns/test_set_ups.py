@@ -58,7 +58,7 @@ def verdict(
     )
 
 
-def test_all_right_is_a_pass_also_if_the_first_two_steps_are_absent() -> None:
+def test_all_right_is_a_pass_also_if_two_steps_are_absent() -> None:
     assert verdict(stored()) == Verdict(result="pass")
     assert verdict(stored(update_norm=dict.fromkeys(STEPS[2:], 0.1))).result == "pass"
 
