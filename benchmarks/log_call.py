@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.config import Settings
-from client_sdk.measurement import Measurement
+from client_sdk.measurement import Instrument, Measurement
 from client_sdk.protocol import Layout
 from client_sdk.run import Run
 from client_sdk.vocabulary import STATISTICS
@@ -78,7 +78,7 @@ class _Values:
         return self._measurement
 
 
-class _Measured:
+class _Measured(Instrument):
     """An instrument whose measurements cost nothing."""
 
     def __init__(self, layers: int, arrival: float = 0.0) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from client_sdk.measurement import Measurement
+from client_sdk.measurement import Instrument, Measurement
 from client_sdk.protocol import Histograms, Layout
 
 
@@ -25,7 +25,7 @@ class Landed:
         return self.measurement
 
 
-class StepInstrument:
+class StepInstrument(Instrument):
     """An instrument whose every statistic of every layer is the step, with fixed scalars and histograms."""
 
     def __init__(
@@ -53,7 +53,7 @@ class StepInstrument:
         return pending
 
 
-class BrokenInstrument:
+class BrokenInstrument(Instrument):
     """An instrument whose every measurement raises an error."""
 
     layout = Layout(id=0, layers=("a",), statistics=("grad_norm",))
