@@ -81,13 +81,14 @@ class _Values:
 class _Measured(Instrument):
     """An instrument whose measurements cost nothing."""
 
+    has_stepped = True
+
     def __init__(self, layers: int, arrival: float = 0.0) -> None:
         names = tuple(f"layers.{i // 6}.part{i % 6}.weight" for i in range(layers))
         self.layout = Layout(id=0, layers=names, statistics=tuple(STATISTICS))
         block = np.random.default_rng(0).random((layers, len(STATISTICS)), np.float32)
         self._measurement = Measurement(block=block)
         self._arrival = arrival
-        self.has_stepped = True
 
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Values:
         return _Values(self._measurement, self._arrival)

@@ -45,6 +45,7 @@ __all__ = [
     "Status",
     "TrainingAlert",
     "TransportError",
+    "active_run",
     "finish",
     "flush",
     "init",
@@ -189,6 +190,11 @@ def finish(timeout: float = 30.0, state: Literal["finished", "crashed"] | None =
     """
     if _default is not None:
         _default.finish(timeout, state)
+
+
+def active_run() -> Run | None:
+    """Return the run on which these functions act, or None before `init` and after `finish`."""
+    return _default if _default is not None and _default.active else None
 
 
 def status() -> Status:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -22,6 +22,7 @@ from client_sdk.protocol import Outcome, PredictedStep
 from client_sdk.vocabulary import (
     LOSS,
     STAGE_REASONS,
+    AlertKind,
     AlertLevel,
     AlertState,
     ChangeBy,
@@ -36,6 +37,12 @@ from client_sdk.vocabulary import (
 
 __all__ = ["Outcome", "PredictedStep"]
 
+ENDED_WITH: Final = {
+    AlertKind.NONFINITE.value: "NaN",
+    AlertKind.DIVERGENCE.value: "diverged",
+    AlertKind.SPIKE.value: "spiking",
+}
+"""Marks of runs that ended during an alert of these kinds, keyed by kind, the worst first."""
 Numbers = tuple[float | None, ...]
 Value = float | int | str | None
 
@@ -110,6 +117,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     open_alerts: int = 0
     predicted_step: PredictedStep | None = None
     last_alert: LastAlert | None = None
+    ended_with: LastAlert | None = None
+    """Most severe alert that lasted until the run ended; null while the run goes on, and after a healthy end."""
     sparkline: Numbers = ()
     """Largest loss of each bucket, oldest first."""
     layer_count: int = 0
@@ -130,6 +139,11 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     def stage_words(self) -> str:
         """The stage for people, "" where there is none yet."""
         return "Not judged" if self.stage == Stage.NOT_JUDGED else (self.stage or "").capitalize()
+
+    @property
+    def ended_words(self) -> str:
+        """The trouble that the run ended with in a word, "" where it ended without any or goes on."""
+        return "" if self.ended_with is None else ENDED_WITH.get(self.ended_with.kind, "")
 
     @property
     def reason_words(self) -> str:
@@ -302,8 +316,8 @@ class Alert(protocol.Alert, frozen=True, kw_only=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether the alert is unresolved; an acknowledged alert is still open."""
-        return self.state != AlertState.RESOLVED
+        """Whether the alert lasts in a run that goes on; an acknowledged alert is still open."""
+        return self.state in (AlertState.OPEN, AlertState.ACKNOWLEDGED)
 
 
 class Notification(msgspec.Struct, frozen=True, kw_only=True):

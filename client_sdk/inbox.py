@@ -77,6 +77,8 @@ class AlertInbox:
         if alert.id in self._resolved:
             return
         before = self._open.pop(alert.id, None)
+        if alert.state == AlertState.ENDED:
+            return  # It lasts if the run goes on, and is open again then.
         if alert.state == AlertState.RESOLVED:
             _remember(self._resolved, alert.id, None)
         else:

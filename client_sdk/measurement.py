@@ -86,6 +86,8 @@ class Instrument(Protocol):
 
         Called before the run waits for its records.
         """
+        return
 
     def observe(self, scalars: Mapping[str, float]) -> None:
         """Take in all scalars of a record once they have reached the host. Called from any thread; must be quick."""
+        return

@@ -44,6 +44,9 @@ class AlertState(StrEnum):
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
     RESOLVED = "resolved"
+    """State of an alert whose condition has passed."""
+    ENDED = "ended"
+    """State of an alert that lasted until the run ended; it is open again if the run goes on."""
 
 
 class Cause(StrEnum):

@@ -43,8 +43,8 @@ class Preconditioner:
         """
         if kind == "other":
             raise UnsupportedError(
-                f"the stability limit of {type(optimizer).__name__} is not known, so curvature is not measured; "
-                "use Adam, AdamW, NAdam, RAdam, Adamax, RMSprop or SGD to have it measured"
+                f"the stability limit of {type(optimizer).__name__} is not known, so λ_grad and λ_max are not "
+                "measured; use Adam, AdamW, NAdam, RAdam, Adamax, RMSprop or SGD to have them measured"
             )
         parameters: list[Tensor] = []
         seconds: list[Tensor | None] = []

@@ -7,7 +7,7 @@ so that the cost of a histogram is bounded. Several layers at a time are packed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 from client_sdk.host import TensorCopy
 from client_sdk.optimizers import ELEMENTWISE_TERMS
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
-from client_sdk.stats.measurement_plan import ROW_WIDTH, Entry, compute_dtype, flat
+from client_sdk.stats.entry import Entry, compute_dtype, flat
+from client_sdk.stats.measurement_plan import ROW_WIDTH
 from client_sdk.stats.sums import (
     Coordinates,
     Flags,
@@ -60,16 +61,20 @@ class HistogramCopy:
 
 
 def layer_histograms(
-    entries: Sequence[Entry], terms: Mapping[torch.device, Tensor], layer_sizes: Sequence[int]
+    entries: Sequence[Entry],
+    terms: Mapping[torch.device, Tensor],
+    layer_sizes: Sequence[int],
+    only: Container[int] | None = None,
 ) -> list[HistogramCopy]:
     """Return histograms of "update" for layers whose u is known, and of "ratio" for those with a second moment.
 
-    ``terms`` holds the `ELEMENTWISE_TERMS` of all P entries, [P, 7], on each device. A layer that is spread over
-    several devices is left out. Never synchronises a device.
+    ``only`` are the layers that have histograms, by default all. ``terms`` holds the `ELEMENTWISE_TERMS` of all P
+    entries, [P, 7], on each device. A layer that is spread over several devices is left out. Never synchronises a
+    device.
     """
     by_layer: dict[int, list[int]] = {}
     for position, entry in enumerate(entries):
-        if entry.flags.updates and entry.parameter.numel():
+        if entry.flags.updates and entry.parameter.numel() and (only is None or entry.row in only):
             by_layer.setdefault(entry.row, []).append(position)
     updates: list[tuple[Sequence[int], Tensor]] = []
     ratios: list[tuple[Sequence[int], Tensor]] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_sdk.optimizers import ELEMENTWISE_TERMS
+from client_sdk.stats import chunk_table
+from client_sdk.stats.chunk_table import ChunkTable
+from client_sdk.stats.entry import Entry, compute_dtype, flat
 from client_sdk.stats.sum_table import SumTable, wide_dtype
 from client_sdk.stats.sums import FLAT, ROWS, SUM, SUMS, Coordinates, Flags, Terms, coordinate_sums, names_of
 
@@ -24,34 +27,6 @@ CHUNK_CPU: Final = 2**17  # coordinates at a time, so that a temporary of 0.5 Mi
 CHUNK_DEVICE: Final = 2**21  # coordinates at a time, with about ten temporaries of 8 MiB
 PACK_CPU: Final = 2**14  # coordinates below which tensors are packed, as copying costs less than separate calls
 PACK_DEVICE: Final = 2**19  # coordinates, the same on a device
-
-
-class Entry(NamedTuple):
-    """A tensor to measure at this step; a tuple, because one is created for each tensor at each step."""
-
-    parameter: Tensor
-    """Local part of the parameter, after the step."""
-    grad: Tensor
-    """Gradient in the shape of the parameter."""
-    first: Tensor | None
-    """First moment m in the shape of the parameter, if there is one."""
-    second: Tensor | None
-    """Second moment v in the shape of the parameter, if there is one."""
-    flags: Flags
-    """Branches that the formulas take for this tensor."""
-    row: int
-    """Row of the tensor's layer in the block."""
-    parameter_index: int
-    """Position of the parameter in `Layers.parameters`."""
-
-    def coordinates(self) -> Coordinates:
-        """Return the tensors as vectors [n], as views if they are contiguous."""
-        return Coordinates(
-            g=flat(self.grad),
-            w=flat(self.parameter),
-            m=None if self.first is None else flat(self.first),
-            v=None if self.second is None else flat(self.second),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +62,27 @@ class _Destination:
 class MeasurementPlan:
     """Batches for entries with given parameters and flags; valid for every later step with the same ones."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        """Divide ``entries`` into large tensors, measured one by one, and packs of small ones."""
+    def __init__(self, entries: Sequence[Entry], tries_kernel: bool = True) -> None:
+        """Divide ``entries`` into large tensors, measured one by one, and packs of small ones.
+
+        With ``tries_kernel`` the tensors that the fused kernel covers go to it where there is one; `KernelError` if it
+        cannot be used after all.
+        """
+        self._kernels: dict[torch.device, ChunkTable] = {}
         self._single: dict[torch.device, list[int]] = {}
         self._packs: dict[torch.device, list[_Pack]] = {}
         groups: dict[tuple[torch.device, torch.dtype, Flags], list[int]] = {}
         members: dict[torch.device, list[int]] = {}
+        has_kernel: dict[torch.device, bool] = {}
+        fused: dict[torch.device, list[int]] = {}
         for position, entry in enumerate(entries):
             device = entry.parameter.device
+            if device not in members:
+                has_kernel[device] = tries_kernel and chunk_table.is_available(device)
             members.setdefault(device, []).append(position)
+            if has_kernel[device] and chunk_table.covers(entry):
+                fused.setdefault(device, []).append(position)
+                continue
             limit = PACK_CPU if device.type == "cpu" else PACK_DEVICE
             if entry.parameter.numel() >= limit:
                 self._single.setdefault(device, []).append(position)
@@ -107,9 +94,19 @@ class MeasurementPlan:
         self._destinations = {
             device: self._destination(device, positions, entries) for device, positions in members.items()
         }
+        for device, positions in fused.items():
+            row_of = {position: row for row, position in enumerate(members[device])}
+            self._kernels[device] = ChunkTable(entries, positions, [row_of[position] for position in positions], device)
+
+    def fits(self, entries: Sequence[Entry]) -> bool:
+        """Return whether the tensors still lie in memory as they did when the plan was made."""
+        return all(kernel.fits(entries) for kernel in self._kernels.values())
 
     def measure(self, entries: Sequence[Entry], terms: Mapping[torch.device, Tensor]) -> list[SumTable]:
-        """Return the sums of all P entries; ``terms`` holds their `ELEMENTWISE_TERMS`, [P, 7], on each device."""
+        """Return the sums of all P entries; ``terms`` holds their `ELEMENTWISE_TERMS`, [P, 7], on each device.
+
+        Raises `KernelError` if the fused kernel cannot be compiled or started.
+        """
         tables: list[SumTable] = []
         for device, destination in self._destinations.items():
             sums = [_measure_pack(pack, entries, terms[device]) for pack in self._packs.get(device, ())]
@@ -118,6 +115,8 @@ class MeasurementPlan:
             values = destination.empty.clone()
             if sums:
                 values.view(-1).index_copy_(0, destination.cells, torch.cat(sums))
+            if device in self._kernels:
+                self._kernels[device].measure(entries, terms[device], values)
             tables.append(SumTable(positions=destination.positions, parameters=destination.parameters, values=values))
         return tables
 
@@ -196,22 +195,6 @@ def _measure_single(entry: Entry, terms: Tensor) -> Tensor:
         values = chunk if values is None else values + chunk
     assert values is not None
     return values
-
-
-def flat(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` as a vector [n] of real numbers, a view if it is contiguous. Call it under `no_grad`."""
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
-
-
-def local(tensor: Any) -> Tensor:
-    """Return the part of a distributed tensor that this process holds, or ``tensor`` itself if it is a plain one."""
-    held: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return held
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of the computation: float64 for float64 and complex128 parameters, float32 for all others."""
-    return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def chunk_size(device: torch.device) -> int:

@@ -7,7 +7,7 @@ may be read on any thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client_sdk.distributed import Contribution, is_divided_alike, local
 from client_sdk.host import TensorCopy
 from client_sdk.layers import Layers
 from client_sdk.measurement import HostCopy, Measurement
@@ -29,24 +30,36 @@ from client_sdk.optimizers import (
     read_update_rule,
     term_table,
 )
+from client_sdk.protocol import Histograms
+from client_sdk.stats.chunk_table import KernelError
+from client_sdk.stats.entry import Entry, flat
 from client_sdk.stats.histograms import MAX_HISTOGRAM_LAYERS, HistogramCopy, layer_histograms
-from client_sdk.stats.layer_statistics import Sums, layer_statistics, slope, statistics_of
-from client_sdk.stats.measurement_plan import Entry, MeasurementPlan, flat, local
+from client_sdk.stats.layer_statistics import Sums, layer_amounts, statistics_block, statistics_of, totals
+from client_sdk.stats.measurement_plan import MeasurementPlan
 from client_sdk.stats.sum_table import StartCopy, SumTable, TablesCopy, wide_dtype
 from client_sdk.stats.sums import SUM, SUMS, Flags
+from client_sdk.warner import Warner
 
 
 class Meter:
     """Measurement of the layers of one optimizer."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, kind: Kind, layers: Layers, start_copy: StartCopy = TablesCopy
+        self,
+        optimizer: torch.optim.Optimizer,
+        kind: Kind,
+        layers: Layers,
+        start_copy: StartCopy = TablesCopy,
+        warner: Warner | None = None,
     ) -> None:
         """Prepare to measure ``layers`` as ``optimizer``, which is of the given ``kind``, moves them.
 
-        ``start_copy`` sends the sums of each step from their devices to the host.
+        ``start_copy`` sends the sums of each step from their devices to the host. ``warner`` hears once if the fused
+        kernel cannot be used.
         """
         self._kind = kind
+        self._warner = warner or Warner()
+        self._tries_kernel = True
         self._start_copy = start_copy
         self._index_of = {id(parameter): index for index, parameter in enumerate(layers.parameters)}
         self.layers = layers
@@ -55,6 +68,10 @@ class Meter:
         """Whether the totals include `slope`, which is NaN otherwise; set by the caller."""
         self.has_newcomers = False
         """Whether a parameter has had a gradient that was missing or frozen when the layers were mapped."""
+        self.has_partial_gradients = False
+        """Whether a gradient was left out because its local part is not that of its parameter (tensor parallelism)."""
+        self.histogram_layers: Container[int] | None = None
+        """Rows of the layers that have histograms; None stands for all. A part of a layer has none."""
         self._plan: MeasurementPlan | None = None
         self._plan_key: tuple[object, ...] = ()
         self._grad_versions: dict[int, int] = {}
@@ -94,6 +111,9 @@ class Meter:
                 if row is None:
                     self.has_newcomers = self.has_newcomers or id(parameter) not in self.layers.known
                     continue
+                if not is_divided_alike(parameter, parameter.grad):
+                    self.has_partial_gradients = True
+                    continue
                 if parameter.grad.is_sparse:
                     if parameter.device.type == "cpu" or parameter.grad.is_coalesced():
                         index = self._index_of[id(parameter)]
@@ -108,19 +128,32 @@ class Meter:
         if not entries and not sparse:
             return None
         terms = _Terms(term_tables, entries)
-        key = tuple((id(entry.parameter), entry.flags) for entry in entries)
-        if self._plan is None or key != self._plan_key:
-            self._plan, self._plan_key = MeasurementPlan(entries), key
-        tables = _with_sparse(self._plan.measure(entries, terms.elementwise), sparse, len(entries))
+        tables = _with_sparse(self._tables(entries, terms), sparse, len(entries))
         copies: list[HistogramCopy] = []
         if histograms and len(self.layers.names) <= MAX_HISTOGRAM_LAYERS:
-            copies = layer_histograms(entries, terms.elementwise, self.layers.sizes)
+            copies = layer_histograms(entries, terms.elementwise, self.layers.sizes, self.histogram_layers)
         return StepCopy(
             entries=entries, sparse=sparse, copy=self._start_copy(tables), terms=terms,
             by_momentum=np.concatenate(scales) if scales else np.zeros(0, np.bool_),
             found_inf=getattr(optimizer, "found_inf", None),
             histograms=copies, layers=self.layers, statistics=self.statistics,
         )  # fmt: skip
+
+    def _tables(self, entries: Sequence[Entry], terms: _Terms) -> list[SumTable]:
+        key = tuple((id(entry.parameter), entry.parameter.numel(), entry.flags) for entry in entries)
+        try:
+            if self._plan is None or key != self._plan_key or not self._plan.fits(entries):
+                self._plan, self._plan_key = MeasurementPlan(entries, self._tries_kernel), key
+            return self._plan.measure(entries, terms.elementwise)
+        except KernelError as error:
+            self._tries_kernel = False
+            self._warner.warn(
+                "kernel",
+                f"the fused kernel for layer statistics cannot be used ({error}); statistics are measured by separate "
+                "torch operations, which takes longer. Install a triton that fits this torch and GPU",
+            )
+            self._plan, self._plan_key = MeasurementPlan(entries, tries_kernel=False), key
+            return self._plan.measure(entries, terms.elementwise)
 
     def _entry(self, rule: UpdateRule, parameter: Tensor, state: Mapping[str, Any], row: int, is_fused: bool) -> Entry:
         grad = parameter.grad
@@ -194,6 +227,9 @@ class StepCopy:
         self._statistics = statistics
         self._histograms = histograms
         self._rows = np.array([entry.row for entry in entries] + [entry.row for entry in sparse], np.intp)
+        self._parameters = np.array(
+            [entry.parameter_index for entry in entries] + [entry.parameter_index for entry in sparse], np.intp
+        )
         self._sizes = np.array([flat(entry.parameter).numel() for entry in entries] + [np.nan] * len(sparse))
         self._found_inf = None if found_inf is None else TensorCopy(found_inf.detach().clone())
 
@@ -218,30 +254,36 @@ class StepCopy:
         return Sums(values=values, terms=terms, scale=scale, sizes=self._sizes, rows=self._rows)
 
     @cached_property
-    def totals(self) -> dict[str, float]:
-        """Totals over all measured tensors: `grad_norm`, `decoupling` and `slope`.
+    def amounts(self) -> NDArray[np.float64]:
+        """Amounts of every layer, [layers, len(AMOUNTS)]."""
+        return layer_amounts(self.sums, len(self._layers.names))
 
-        `decoupling` is NaN without a second moment, and `slope` (gᵀΔw) is NaN unless the meter wants it.
+    def contribution(self, counts: NDArray[np.bool_]) -> Contribution:
+        """Return what this rank contributes to a sum over several ranks.
+
+        ``counts`` says which of `Layers.parameters` this rank contributes. A part without coordinates adds nothing.
         """
         sums = self.sums
-        with np.errstate(all="ignore"):
-            v_hat = sums.values[:, SUM["vv"]] / sums.terms[:, TERM["correction"]]
-            square = sums.values[:, SUM["gg"]].sum()
-            return {
-                "grad_norm": float(np.sqrt(square)),
-                "decoupling": float(square / v_hat.sum()),
-                "slope": slope(sums),
-            }
+        kept = counts[self._parameters] & (sums.sizes != 0)
+        squares = np.full(len(counts), np.nan)
+        squares[self._parameters] = np.where(sums.sizes != 0, sums.values[:, SUM["gg"]], 0.0)
+        return Contribution(amounts=layer_amounts(sums, len(self._layers.names), kept), squares=squares)
+
+    def histograms(self) -> tuple[Histograms, ...]:
+        """Return the histograms, after waiting for their copies if necessary."""
+        return tuple(histogram.result() for histogram in self._histograms)
+
+    @cached_property
+    def totals(self) -> dict[str, float]:
+        """Totals over all measured tensors; see `layer_statistics.totals`."""
+        return totals(self.amounts)
 
     def measurement(self) -> Measurement:
         """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
-        statistics = layer_statistics(self.sums, len(self._layers.names))
-        with np.errstate(all="ignore"):
-            block = np.stack([statistics[name] for name in self._statistics], axis=1).astype(np.float32)
         return Measurement(
             scalars={"grad_norm": self.totals["grad_norm"]},
-            block=block,
-            histograms=tuple(histogram.result() for histogram in self._histograms),
+            block=statistics_block(self.amounts, self._statistics),
+            histograms=self.histograms(),
         )
 
 

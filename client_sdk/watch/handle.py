@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from client_sdk.distributed import Participation, local_optimizer
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, map_layers
 from client_sdk.precision import PRECISIONS
 from client_sdk.run import Attachment, Run
+from client_sdk.stats import AMOUNTS
 from client_sdk.watch.hooks import StepHooks
 from client_sdk.watch.rhythm import Every
 from client_sdk.watch.watcher import Watcher
@@ -16,16 +18,20 @@ from client_sdk.watch.watcher import Watcher
 class Handle:
     """Handle of a `watch`, which can be removed."""
 
-    def __init__(self, hooks: StepHooks | None, attachment: Attachment | None) -> None:
-        """Take over the hooks of an optimizer and the attachment of its instrument to a run."""
+    def __init__(self, hooks: StepHooks | None, attachment: Attachment | None, watcher: Watcher | None) -> None:
+        """Take over the hooks of an optimizer, its instrument, and the attachment of the instrument to a run."""
         self._hooks = hooks
         self._attachment = attachment
+        self._watcher = watcher
 
     def remove(self) -> None:
         """Stop watching: remove the hooks and the instrument. May be called more than once."""
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
+        if self._watcher is not None:
+            self._watcher.leave()
+            self._watcher = None
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
@@ -41,6 +47,7 @@ def watch(
     curvature_every: int = 25,
     group: Group = "parameter",
     precision: str = "compact",
+    distributed: bool = True,
 ) -> Handle:
     """Measure ``model`` as ``optimizer`` moves it, at every `log` of ``run``.
 
@@ -50,6 +57,10 @@ def watch(
     they would take too much of the training's time.
     ``group`` is "parameter", "module", or a function from the name of a parameter to the name of its layer, or None to
     leave it out. ``precision`` is "compact" or "exact" (see `client_sdk.precision`).
+
+    In a distributed training every rank calls `watch`, in the same order; the layers are then those of the whole model,
+    and one rank records them (docs/how-to/distributed-training.md). Pass ``distributed=False`` if every process trains
+    a model of its own.
 
     Raises `ConfigurationError` if an argument is invalid.
     """
@@ -72,14 +83,17 @@ def watch(
         raise ConfigurationError(f"precision is {precision!r}; use {' or '.join(map(repr, PRECISIONS))}")
     layers = map_layers(model, optimizer, group)
     if run.disabled:
-        return Handle(None, None)
+        return Handle(None, None, None)
     if layers.grouped != group and not callable(group):
         run.warner.warn("layers", "the model has more than 20,000 parameters; they are grouped by module")
+    measured = local_optimizer(optimizer)
+    participation = Participation(model, measured, layers, run.warner, amounts=AMOUNTS, is_together=distributed)
     watcher = Watcher(
         run,
         model,
-        optimizer,
+        measured,
         layers,
+        participation,
         every=every,
         histogram_every=histogram_every,
         curvature_every=curvature_every,
@@ -87,7 +101,7 @@ def watch(
         is_compact=precision == "compact",
     )
     attachment = run.attach(watcher)
-    return Handle(StepHooks(optimizer, watcher), attachment)
+    return Handle(StepHooks(measured, watcher), attachment, watcher)
 
 
 def _is_interval(value: object) -> bool:

@@ -17,7 +17,8 @@ from client_sdk.measurement import Measurement
 from client_sdk.optimizers import stability_limit
 from client_sdk.precision import compact_block
 from client_sdk.protocol import Histograms
-from client_sdk.stats import StepCopy
+from client_sdk.stats import SharedCopy, StepCopy
+from client_sdk.warner import Warner
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -26,7 +27,7 @@ class TakenStep:
 
     lr: float | Tensor | None
     """Largest learning rate of the step, perhaps on a device."""
-    statistics: StepCopy | None
+    statistics: StepCopy | SharedCopy | None
     """Layer statistics; None if the step was not measured."""
     scalars: Mapping[str, float]
     """Scalars about the measuring."""
@@ -36,21 +37,24 @@ class Sink:
     """The functions that learn what a measurement contained and cost."""
 
     def __init__(
-        self, observe: Callable[[Mapping[str, float]], None], spent: Callable[[float], None], thread: int | None = None
+        self, observe: Callable[[Mapping[str, float]], None], spent: Callable[[float], None], warner: Warner
     ) -> None:
         """``observe`` receives the totals of a step's statistics, ``spent`` the seconds that their block took.
 
-        Only seconds of the thread ``thread`` count, by default that of this call, because the others delay nobody.
+        Only seconds of the thread of this call count, because those of the others delay nobody.
         """
         self._observe = observe
         self._spent = spent
-        self._thread = threading.get_ident() if thread is None else thread
+        self.warner = warner
+        """Warner of the run."""
+        self._thread = threading.get_ident()
 
-    def measurement(self, statistics: StepCopy) -> Measurement:
+    def measurement(self, statistics: StepCopy | SharedCopy) -> Measurement:
         """Return the measurement of a step whose copies have arrived."""
         began = time.perf_counter()
         measured = statistics.measurement()
-        self._observe(statistics.totals)
+        if measured.block is not None:
+            self._observe(statistics.totals)
         if threading.get_ident() == self._thread:
             self._spent(time.perf_counter() - began)
         return measured
@@ -62,8 +66,12 @@ class PendingMeasurement:
     `give` must be called once, with the step that the record belongs to. Until then the measurement is not ready.
     """
 
-    def __init__(self, *, sink: Sink, compact_columns: tuple[str, ...] | None) -> None:
-        """Begin without any measurement; ``compact_columns`` names the block's columns if it is to be compact."""
+    def __init__(self, step: int, *, sink: Sink, compact_columns: tuple[str, ...] | None) -> None:
+        """Begin without any measurement for the record of ``step``.
+
+        ``compact_columns`` names the block's columns if it is to be compact.
+        """
+        self._run_step = step
         self._sink = sink
         self._compact_columns = compact_columns
         self._curvature: CurvatureCopy | None = None
@@ -83,6 +91,8 @@ class PendingMeasurement:
         """Complete the measurement with its step; None if it has none."""
         if step is not None and isinstance(step.lr, Tensor):
             self._lr_copy = ScalarCopy([step.lr])
+        if step is not None and isinstance(step.statistics, SharedCopy):
+            step.statistics.note_record(self._run_step, self._sink.warner)
         self._step = step
         self._is_given = True
 

@@ -45,6 +45,7 @@ class Rhythm:
         self.is_due = False
         """Whether the step under way is to be measured."""
         self._histogram_at: int | None = None
+        self._log_step = 0  # the step that the last record belongs to
         self._steps_a_log = 1
         self._read_at = 0  # the last measured step whose statistics a record has
         self._dense_until = FIRST
@@ -67,10 +68,10 @@ class Rhythm:
         elif self.every == "auto":
             # A training that logs every tenth step does not pay for the nine that are never read.
             if is_read is None:
-                is_read = step - self.logged_at >= self._steps_a_log
+                is_read = step - self._log_step >= self._steps_a_log
             self.is_due = is_read and rest >= self.interval
         else:
-            is_missed = bool(is_read) or step - self.logged_at >= self._steps_a_log
+            is_missed = bool(is_read) or step - self._log_step >= self._steps_a_log
             self.is_due = rest >= self.every or (is_missed and step - self._read_at >= self.every)
         return self.is_due
 
@@ -118,7 +119,10 @@ class Rhythm:
     @property
     def next_in(self) -> int:
         """Number of steps from this measured step to the next one that this process would choose."""
-        return self.interval if self.every != "auto" else max(self.interval, self._steps_a_log)
+        if self.every != "auto":
+            return self.every
+        logs = math.ceil((self.steps + self.interval - self._log_step) / self._steps_a_log)
+        return max(1, self._log_step + logs * self._steps_a_log - self.steps)
 
     def lead(self, interval: int) -> None:
         """Measure ``interval`` steps after the last measured one, whatever this process would choose by itself."""
@@ -132,12 +136,16 @@ class Rhythm:
         if histograms:
             self._histogram_at = self.steps
 
-    def note_logged(self) -> int:
-        """Note a measured `log`, and return the number of optimizer steps since the last one."""
+    def note_logged(self, *, is_of_next_step: bool = False) -> int:
+        """Note a measured `log`, and return the number of optimizer steps since the last one.
+
+        ``is_of_next_step`` tells that the record belongs to the step to come instead of the last one.
+        """
         advance = self.steps - self.logged_at
         self.logged_at = self.steps
-        if advance:
-            self._steps_a_log = advance
+        log_step = self.steps + is_of_next_step
+        if log_step > self._log_step:
+            self._steps_a_log, self._log_step = log_step - self._log_step, log_step
         if self.measured_at == self.steps:
             self._read_at = self.steps
         return advance

@@ -8,15 +8,18 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import msgspec
 import torch
 
 from client_sdk.curvature import CurvatureCopy, Probe
+from client_sdk.distributed import Participation
+from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, Layers, map_layers
 from client_sdk.optimizers import describe, kind_of
 from client_sdk.protocol import Layout
 from client_sdk.run import Run
 from client_sdk.run_status import WatchStatus
-from client_sdk.stats import Meter, StepCopy
+from client_sdk.stats import Meter, SharedCopy, StepCopy, share
 from client_sdk.warner import Warner
 from client_sdk.watch.cost import CostMeter
 from client_sdk.watch.disuse import Disuse
@@ -39,6 +42,7 @@ class Watcher:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         layers: Layers,
+        participation: Participation,
         *,
         every: Every,
         histogram_every: int,
@@ -55,8 +59,10 @@ class Watcher:
         """Decision which steps are measured."""
         self._trigger = Trigger(run.settings.loss)
         self._cost = CostMeter(layers.parameters[0].device)
-        self._sink = Sink(self._observe_totals, self._cost.spent)
-        self._meter = Meter(optimizer, kind, layers)
+        self._sink = Sink(self._observe_totals, self._cost.spent, run.warner)
+        self._meter = Meter(optimizer, kind, layers, warner=run.warner)
+        self._participation = participation
+        self._has_logged = False
         self._disuse = Disuse(layers.parameters)
         self._probe = Probe(
             model,
@@ -77,7 +83,7 @@ class Watcher:
         self._held: PendingMeasurement | None = None  # that of the last record, if its step is still to come
         self._logs_first = False  # whether records precede their steps
         self._has_stepped_since_probe = False
-        self._flying: deque[StepCopy] = deque(maxlen=MAX_FLYING)
+        self._flying: deque[StepCopy | SharedCopy] = deque(maxlen=MAX_FLYING)
         self._alerts_seen = run.inbox.received
         self._reported = 0, 0  # interval, and measured steps since it was logged
 
@@ -90,14 +96,21 @@ class Watcher:
         """
         try:
             if not self._run.active:
+                self._participation.leave()
                 return
+            self._follow_the_ranks()
             is_read = self._held is not None
             # Where records precede their steps, it is known which steps are read. Elsewhere the rhythm predicts it.
             is_due = self.rhythm.begin_step(is_read=is_read if is_read or self._logs_first else None)
-            if is_due and self._meter.watches_versions:
+            if is_due and self._meter.watches_versions and self._participation.measures:
                 self._meter.before_step(optimizer)
         except Exception as error:
             self._warner.caught("statistics", "reading the optimizer before its step", error)
+        try:
+            if self._run.active and self._probe.is_used and not _is_capturing():
+                self._probe.before_step(largest_rate(optimizer))
+        except Exception as error:
+            self._warner.caught("curvature", "keeping the weights before a step", error)
 
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Measure the step, whose gradients and new state are available now.
@@ -115,14 +128,14 @@ class Watcher:
         self._disuse.note_step()
         self._has_stepped_since_probe = True
         is_awaited = self.iteration.is_step_of_last_log()
-        statistics = self._measure_step(optimizer) if is_due else None
+        statistics = self._measure_step(optimizer) if is_due and self._participation.measures else None
         step = TakenStep(
             lr=largest_rate(optimizer),
             statistics=statistics,
             scalars={} if statistics is None else self._rhythm_scalars(),
         )
         self._take(step, is_awaited=is_awaited)
-        if statistics is not None and self._meter.wants_slope:
+        if statistics is not None and self._probe.is_used:
             self._flying.append(statistics)
         if is_due and self._is_layout_outdated(optimizer):
             self._renew_layout(optimizer)
@@ -133,18 +146,56 @@ class Watcher:
         for cost in self._cost.costs():
             self.rhythm.observe_cost(cost)
 
-    def _measure_step(self, optimizer: torch.optim.Optimizer) -> StepCopy | None:
+    def _measure_step(self, optimizer: torch.optim.Optimizer) -> StepCopy | SharedCopy | None:
+        wants_histogram = self.rhythm.wants_histogram
         self._cost.start()
         try:
-            wants_histogram = self.rhythm.wants_histogram
-            statistics = self._meter.measure(optimizer, histograms=wants_histogram)
-            self.rhythm.note_measured(histograms=wants_histogram and statistics is not None)
-            return statistics
+            own = self._meter.measure(optimizer, histograms=wants_histogram)
         except Exception as error:
+            self._participation.miss(self.rhythm.steps)
             self._warner.caught("statistics", "measuring layer statistics", error)
             return None
         finally:
+            # The ranks of a team must count alike, whether or not one of them found a gradient.
+            self.rhythm.note_measured(histograms=wants_histogram)
             self._cost.stop()
+        if self._meter.has_partial_gradients:
+            self._warner.warn(
+                "partial_gradients",
+                "some gradients are partial sums over the ranks of tensor parallelism when the optimizer reads them; "
+                "their parameters are not measured",
+            )
+        if self._participation.team is None:
+            return own
+        return share(
+            self._participation,
+            own,
+            self._meter,
+            step=self.rhythm.steps,
+            next_in=self.rhythm.next_in,
+            has_logged=self._has_logged,
+        )
+
+    def _follow_the_ranks(self) -> None:
+        """Form the team before the first step, and measure when the team has decided to."""
+        if not self._participation.is_settled:
+            self._participation.settle()
+            team = self._participation.team
+            if team is not None:
+                self._meter.histogram_layers = team.division.whole
+                self._extend_layout(team.division.layers, team.division.sizes)
+        interval = self._participation.decide()
+        if interval is not None:
+            self.rhythm.lead(interval)
+
+    def _extend_layout(self, layers: tuple[str, ...], sizes: tuple[int, ...]) -> None:
+        """Take the layers of all ranks into the layout, which the run learns before its first record."""
+        if (layers, sizes) != (self.layout.layers, self.layout.sizes):
+            self._announce(msgspec.structs.replace(self.layout, layers=layers, sizes=sizes))
+
+    def leave(self) -> None:
+        """Take no further part in a team of ranks; for the end of a watch."""
+        self._participation.leave()
 
     def _take(self, step: TakenStep, *, is_awaited: bool) -> None:
         """Give a step to the record that waits for it, or keep it for the next record."""
@@ -204,19 +255,20 @@ class Watcher:
     def _measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> PendingMeasurement:
         is_of_next_step = self.iteration.is_log_of_next_step() and not self._disuse.is_disused
         self._complete_last(is_of_next_step=is_of_next_step)
-        if not self.rhythm.note_logged():
+        self._has_logged = True
+        if not self.rhythm.note_logged(is_of_next_step=is_of_next_step):
             self._look_for_disuse()
         if self._run.inbox.received != self._alerts_seen:
             self._alerts_seen = self._run.inbox.received
             self.rhythm.stir()
         fresh, self._fresh = self._fresh, None
         pending = PendingMeasurement(
-            sink=self._sink, compact_columns=self.layout.statistics if self._is_compact else None
+            step, sink=self._sink, compact_columns=self.layout.statistics if self._is_compact else None
         )
         if closure is not None:
             began = time.perf_counter()
             last = None if is_of_next_step else fresh
-            pending.add_curvature(self._probe_curvature(step, metrics, closure, last))
+            pending.add_curvature(self._probe_curvature(step, closure, last))
             self._cost.excluded(time.perf_counter() - began)
         self.iteration.note_log()
         if is_of_next_step:
@@ -255,27 +307,18 @@ class Watcher:
                 "handle.remove() and watch(model, the optimizer whose step() is called)",
             )
 
-    def _probe_curvature(
-        self, step: int, metrics: Mapping[str, Any], closure: object, last: TakenStep | None
-    ) -> CurvatureCopy | None:
+    def _probe_curvature(self, step: int, closure: object, last: TakenStep | None) -> CurvatureCopy | None:
         """Start a probe if one is due. ``last`` is the optimizer's step right before this record, if there is one."""
         if not callable(closure):
             self._warner.warn("closure", f"closure is {type(closure).__name__}; it must be a function of no arguments")
             return None
-        self._meter.wants_slope = True
         self._collect()
         if self._disuse.is_disused or (self.rhythm.steps and not self._has_stepped_since_probe):
             return None  # the same parameters again, or an optimizer that no longer moves them
         self._has_stepped_since_probe = False
         lr = last.lr if last is not None else largest_rate(self._optimizer)
         with self.iteration.set_aside():
-            return self._probe.measure(
-                step,
-                closure,
-                lr=lr if isinstance(lr, float) else None,
-                loss=metrics.get("loss"),
-                signals=None if last is None else last.statistics,
-            )
+            return self._probe.measure(step, closure, lr=lr if isinstance(lr, float) else None)
 
     def _collect(self) -> None:
         """Give the schedule the statistics that have reached the host."""
@@ -315,12 +358,13 @@ class Watcher:
             return  # its record has the present layout; a later step will do
         self._parameter_count = _parameter_count(optimizer)
         try:
+            if self._participation.team is not None:
+                raise ConfigurationError("those of a distributed training are agreed on before its first step")
             layers = map_layers(self._model, optimizer, self._group)
             if layers.row_of == self._meter.layers.row_of and layers.names == self._meter.layers.names:
                 self._unmapped_count = self._parameter_count
                 return
-            meter = Meter(optimizer, kind_of(optimizer), layers)
-            meter.wants_slope = self._meter.wants_slope
+            meter = Meter(optimizer, kind_of(optimizer), layers, warner=self._warner)
             self._announce(_layout_of(optimizer, layers, meter))
         except Exception as error:
             self._unmapped_count = self._parameter_count

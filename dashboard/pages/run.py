@@ -184,13 +184,18 @@ class RunLive:
             Update(component=ids.RUN_EMPTY, props={"className": "hidden" if curves is not None else ""}),
             Update(component=ids.RUN_PANELS, props={"className": f"run-body{'' if curves is not None else ' hidden'}"}),
         ]
-        cards = repr((known.alerts, summary.state, summary.stage_reason, [is_silenced(alert, now) for alert in alerts]))
+        states = (summary.state, summary.stage_reason, summary.attempt)
+        cards = repr((known.alerts, states, [is_silenced(alert, now) for alert in alerts]))
         if cards != self._cards:
             self._cards = cards
             updates.append(
                 Update(
                     component=ids.ALERT_COLUMN,
-                    props={"children": column(alerts, summary.state, now, not_judged=summary.reason_words)},
+                    props={
+                        "children": column(
+                            alerts, summary.state, now, not_judged=summary.reason_words, attempt=summary.attempt
+                        )
+                    },
                 )
             )
         if curves is not None:

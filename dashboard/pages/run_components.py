@@ -15,8 +15,8 @@ from client_sdk.vocabulary import LOSS, Stage
 from dashboard import ids
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
-from dashboard.numbers import compact, count, duration, ratio, steps, unix_time
-from dashboard.pages.fleet_rows import spike_in
+from dashboard.numbers import count, duration, ratio, steps, unix_time
+from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
 from dashboard.pages.symbols import symbols
 from dashboard.shell.page import PageRequest
@@ -140,7 +140,7 @@ def kpis(run: RunSummary | None) -> list[Component]:
     }
     stage_tone = tones.get(run.stage or "", "")
     return [
-        _kpi("Loss", compact(run.loss), "" if run.loss is None or math.isfinite(run.loss) else "danger"),
+        _kpi("Loss", *loss_words(run)),
         _kpi(symbols(CURVATURE), ratio(measured), "danger" if over else ""),
         _kpi(
             "Stage",

@@ -3,7 +3,8 @@
 Rule: the loss or the gradient norm is not finite, or a layer counts non-finite coordinates. The level is critical for
 the loss. A finite loss with non-finite gradients is normal now and then under loss scaling, so it is a watch until it
 happens three times within 100 records, which is a warning. The finding holds for 20 records after the last occurrence,
-and to the end of a run whose loss stays NaN or is no longer logged.
+and to the end of a run whose loss stays NaN or is no longer logged. A scalar gradient norm counts after a finite one,
+or together with a loss or layers that are not finite: a column that is NaN from the start was never measured.
 
 Trade-off: a loss scaler that skips a step every 60 steps stays at watch, although something may be wrong with it.
 

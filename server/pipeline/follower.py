@@ -313,7 +313,7 @@ class RunFollower:
         state = self._state
         if run_state not in {RunState.FINISHED, RunState.CRASHED} or state is None:
             return True
-        state.record_alerts(*state.alerts.close_all(self._clock()))
+        state.record_alerts(*state.alerts.end_run(self._clock()))
         state.happened += state.thinned.end()
         if state.has_conclusions or not state.is_saved:
             await self._save(state)

@@ -15,7 +15,7 @@ from server.schema import alerts, runs
 from server.storage.database import Database
 
 MAX_RECENT = 64
-"""Maximum number of open and of resolved alerts that `AlertStore.recent` returns; more at once would help nobody."""
+"""Maximum number of open and of closed alerts that `AlertStore.recent` returns; more at once would help nobody."""
 CAME = ("hit", "early", "late")
 """Outcomes of predictions whose spike came, within the predicted range or not."""
 LEADS = 10_000
@@ -71,12 +71,12 @@ class AlertStore:
             reached = (rows[-1].opened_at, rows[-1].id)
 
     async def recent(self, run_id: str) -> list[answers.Alert]:
-        """Return the open alerts of a run and those resolved last, in the order in which they opened.
+        """Return the open alerts of a run and those closed last, in the order in which they opened.
 
         A training process that was disconnected may have missed these.
         """
         of_run = select(alerts).where(alerts.c.run_id == run_id)
-        is_open = alerts.c.state != AlertState.RESOLVED
+        is_open = alerts.c.state == AlertState.OPEN
         queries = (
             of_run.where(is_open).order_by(alerts.c.opened_at.desc()).limit(MAX_RECENT),
             of_run.where(~is_open).order_by(alerts.c.closed_at.desc()).limit(MAX_RECENT),

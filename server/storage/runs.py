@@ -269,7 +269,7 @@ class RunStore:
         ended = (
             select(alerts.c.run_id)
             .join(runs, runs.c.id == alerts.c.run_id)
-            .where(alerts.c.state != AlertState.RESOLVED, runs.c.state.in_([RunState.FINISHED, RunState.CRASHED]))
+            .where(alerts.c.state == AlertState.OPEN, runs.c.state.in_([RunState.FINISHED, RunState.CRASHED]))
         )
         async with self._database.read() as connection:
             found = [*(await connection.execute(unread)), *(await connection.execute(ended))]

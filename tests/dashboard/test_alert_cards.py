@@ -71,6 +71,18 @@ def test_the_most_urgent_open_alert_comes_first() -> None:
     assert sorted([seen, watch, grave], key=urgency, reverse=True) == [grave, watch, seen]
 
 
+def test_an_alert_that_the_run_ended_with_is_shown_in_full_and_never_as_resolved() -> None:
+    ended = alert(kind="nonfinite", title="NaN loss", state="ended", attempt=1, predicted_step=None)
+    text = words(column([ended], "finished", NOW, attempt=1))
+    assert "run ended so, since step 497" in text
+    assert "No open alert" not in text
+    assert "esolved" not in text
+    later = words(column([ended], "finished", NOW, attempt=2))
+    assert "No open alert" in later
+    assert "run ended so" in later
+    assert result(ended) == "run ended so"
+
+
 def test_no_alert_is_said_and_history_tells_how_predictions_ended() -> None:
     hit = alert(state="resolved", outcome=Outcome(result="hit", step=640, lead=143))
     missed = alert(id="b", state="resolved", outcome=Outcome(result="false", step=None, lead=None))

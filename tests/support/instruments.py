@@ -28,6 +28,8 @@ class Landed:
 class StepInstrument(Instrument):
     """An instrument whose every statistic of every layer is the step, with fixed scalars and histograms."""
 
+    has_stepped = True
+
     def __init__(
         self,
         layers: tuple[str, ...],
@@ -42,7 +44,6 @@ class StepInstrument(Instrument):
         self.histograms = histograms
         self.landed = landed
         self.pending: list[Landed] = []
-        self.has_stepped = True
 
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Landed:
         if closure is not None:
