@@ -49,7 +49,7 @@ def test_a_validation_logged_by_epoch_keeps_the_training(
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     run = begin(name="epochs")
-    client_sdk.watch(model, optimizer)
+    client_sdk.watch(model, optimizer, every=1)
     step = 0
     with caplog.at_level(logging.WARNING, logger="client_sdk"):
         for epoch in range(5):
@@ -128,7 +128,7 @@ def test_another_phase_of_training_with_other_metrics_gets_layers(server: Runnin
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     run = begin(name="phases")
-    client_sdk.watch(model, optimizer)
+    client_sdk.watch(model, optimizer, every=1)
     for name, steps in (("loss", 30), ("tuning_loss", 20)):
         for step in range(steps):
             optimizer.zero_grad()
