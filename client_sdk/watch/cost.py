@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -21,36 +23,35 @@ class CostMeter:
     def __init__(self, device: torch.device | None) -> None:
         """Measure on ``device``; None means the host alone."""
         self._device = device if device is not None and device.type == "cuda" else None
-        self._unread: deque[tuple[float, Any, Any]] = deque(maxlen=MAX_UNREAD)
+        self._on_host = 0.0  # seconds of the measurement under way
+        self._on_device: list[tuple[Any, Any]] = []  # its events
+        self._unread: deque[_Measurement] = deque(maxlen=MAX_UNREAD)
         self._own = 0.0  # seconds of the host that were spent since the last step
-        self._costs: list[float] = []
-        self._started = 0.0
-        self._begin: Any = None
         self._ended_at: float | None = None
 
-    def start(self) -> None:
-        """Start measuring a step."""
-        self._started = time.perf_counter()
-        if self._device is not None:
-            self._begin = self._event()
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Measure one of the parts of a measurement."""
+        begin = None if self._device is None else self._event()
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self._on_host += seconds
+            self._own += seconds
+            if begin is not None:
+                self._on_device.append((begin, self._event()))
 
-    def stop(self) -> None:
-        """Stop measuring the step."""
-        seconds = time.perf_counter() - self._started
-        self._own += seconds
-        if self._device is None:
-            self._costs.append(seconds)
-        else:
-            self._unread.append((seconds, self._begin, self._event()))
+    def end_measurement(self) -> None:
+        """End a measurement, all of whose parts have been measured."""
+        self._unread.append(_Measurement(self._on_host, self._on_device))
+        self._on_host, self._on_device = 0.0, []
 
     def spent(self, seconds: float) -> None:
-        """Take in time of the host that belongs to the last measurement, such as that of building its block."""
+        """Take in time of the host for reading a measurement, such as that of building its block."""
         self._own += seconds
-        if self._costs:
-            self._costs[-1] += seconds
-        elif self._unread:
-            on_host, begin, end = self._unread.pop()
-            self._unread.append((on_host + seconds, begin, end))
+        self._on_host += seconds  # counts with the next one, as this one may have been read
 
     def excluded(self, seconds: float) -> None:
         """Take in time of the host that belongs neither to training nor to the layer statistics."""
@@ -65,10 +66,10 @@ class CostMeter:
 
     def costs(self) -> list[float]:
         """Return the costs in seconds that have become known since the last call."""
-        while self._unread and self._unread[0][2].query():
-            on_host, begin, end = self._unread.popleft()
-            self._costs.append(on_host + begin.elapsed_time(end) / 1000)
-        known, self._costs = self._costs, []
+        known = []
+        while self._unread and all(end.query() for _, end in self._unread[0].on_device):
+            found = self._unread.popleft()
+            known.append(found.on_host + sum(begin.elapsed_time(end) for begin, end in found.on_device) / 1000)
         return known
 
     def _event(self) -> Any:
@@ -76,3 +77,8 @@ class CostMeter:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
         return event
+
+
+class _Measurement(NamedTuple):
+    on_host: float
+    on_device: list[tuple[Any, Any]]

@@ -15,12 +15,13 @@ from client_sdk.curvature import CurvatureCopy, Probe
 from client_sdk.distributed import Participation
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, Layers, map_layers
-from client_sdk.optimizers import describe, kind_of
+from client_sdk.optimizers import Watched, describe, kind_of, what_is_missing
 from client_sdk.protocol import Layout
 from client_sdk.run import Run
 from client_sdk.run_status import WatchStatus
 from client_sdk.stats import Meter, SharedCopy, StepCopy, share
 from client_sdk.warner import Warner
+from client_sdk.watch.census import Census
 from client_sdk.watch.cost import CostMeter
 from client_sdk.watch.disuse import Disuse
 from client_sdk.watch.iteration import Iteration
@@ -40,7 +41,7 @@ class Watcher:
         self,
         run: Run,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        watched: Watched,
         layers: Layers,
         participation: Participation,
         *,
@@ -50,7 +51,11 @@ class Watcher:
         group: Group,
         is_compact: bool,
     ) -> None:
-        kind = kind_of(optimizer)
+        optimizer = watched.optimizer
+        self._watched = watched
+        self._kind = kind = kind_of(optimizer) if watched.wrapper is None else "other"
+        if (missing := what_is_missing(kind, watched)) is not None:
+            run.warner.warn("optimizer", missing)
         self._is_compact = is_compact
         self._run = run
         self._warner: Warner = run.warner
@@ -60,7 +65,7 @@ class Watcher:
         self._trigger = Trigger(run.settings.loss)
         self._cost = CostMeter(layers.parameters[0].device)
         self._sink = Sink(self._observe_totals, self._cost.spent, run.warner)
-        self._meter = Meter(optimizer, kind, layers, warner=run.warner)
+        self._meter = self._new_meter(layers)
         self._participation = participation
         self._has_logged = False
         self._disuse = Disuse(layers.parameters)
@@ -77,8 +82,8 @@ class Watcher:
         """Position within the training loop, which all watchers of a run share."""
         self.layout = _layout_of(optimizer, layers, self._meter)
         """Layout of the blocks; implements `measurement.Instrument`."""
-        self._parameter_count = _parameter_count(optimizer)
-        self._unmapped_count: int | None = None  # number of parameters with which a new mapping gave nothing new
+        self._census = Census(optimizer, layers)
+        self._is_refuted = False
         self._fresh: TakenStep | None = None  # the last step, if no record has it
         self._held: PendingMeasurement | None = None  # that of the last record, if its step is still to come
         self._logs_first = False  # whether records precede their steps
@@ -99,11 +104,13 @@ class Watcher:
                 self._participation.leave()
                 return
             self._follow_the_ranks()
+            self._follow_parameters(optimizer)
             is_read = self._held is not None
             # Where records precede their steps, it is known which steps are read. Elsewhere the rhythm predicts it.
             is_due = self.rhythm.begin_step(is_read=is_read if is_read or self._logs_first else None)
-            if is_due and self._meter.watches_versions and self._participation.measures:
-                self._meter.before_step(optimizer)
+            if is_due and self._participation.measures and not _is_capturing():
+                with self._cost.part():
+                    self._meter.before_step(optimizer)
         except Exception as error:
             self._warner.caught("statistics", "reading the optimizer before its step", error)
         try:
@@ -137,8 +144,8 @@ class Watcher:
         self._take(step, is_awaited=is_awaited)
         if statistics is not None and self._probe.is_used:
             self._flying.append(statistics)
-        if is_due and self._is_layout_outdated(optimizer):
-            self._renew_layout(optimizer)
+        if is_due and self._fresh is None:
+            self._follow_parameters(optimizer)
         self.iteration.note_step()
         seconds = self._cost.end_step()
         if seconds is not None:
@@ -148,9 +155,9 @@ class Watcher:
 
     def _measure_step(self, optimizer: torch.optim.Optimizer) -> StepCopy | SharedCopy | None:
         wants_histogram = self.rhythm.wants_histogram
-        self._cost.start()
         try:
-            own = self._meter.measure(optimizer, histograms=wants_histogram)
+            with self._cost.part():
+                own = self._meter.measure(optimizer, histograms=wants_histogram)
         except Exception as error:
             self._participation.miss(self.rhythm.steps)
             self._warner.caught("statistics", "measuring layer statistics", error)
@@ -158,7 +165,9 @@ class Watcher:
         finally:
             # The ranks of a team must count alike, whether or not one of them found a gradient.
             self.rhythm.note_measured(histograms=wants_histogram)
-            self._cost.stop()
+            self._cost.end_measurement()
+        if self._meter.is_refuted:
+            self._note_refuted(optimizer)
         if self._meter.has_partial_gradients:
             self._warner.warn(
                 "partial_gradients",
@@ -174,6 +183,20 @@ class Watcher:
             step=self.rhythm.steps,
             next_in=self.rhythm.next_in,
             has_logged=self._has_logged,
+        )
+
+    def _note_refuted(self, optimizer: torch.optim.Optimizer) -> None:
+        """Say once that the weights do not move by the optimizer's rule, and probe no curvature that needs it."""
+        if self._is_refuted:
+            return
+        self._is_refuted = True
+        name = type(optimizer).__name__
+        self._probe.distrust(f"the weights do not move by the update rule that is known for {name}")
+        self._warner.warn(
+            "update_rule",
+            f"the weights move otherwise than the update rule of {name} says, as with a wrapper, a hook or a subclass "
+            "that changes them within step(). update_norm is measured at the weights from now on; u_rms, histograms, "
+            "λ_grad and λ_max are left out. Watch the optimizer that changes the weights last, if there is another",
         )
 
     def _follow_the_ranks(self) -> None:
@@ -345,39 +368,43 @@ class Watcher:
 
     # -- parameters that come and go --
 
-    def _is_layout_outdated(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Return whether the optimizer has other parameters than the layers; called after a measured step."""
-        count = _parameter_count(optimizer)
-        if count == self._unmapped_count:
-            return False
-        return self._meter.has_newcomers or count != self._parameter_count
+    def _follow_parameters(self, optimizer: torch.optim.Optimizer) -> None:
+        """Map the optimizer's parameters to new layers if they have changed.
 
-    def _renew_layout(self, optimizer: torch.optim.Optimizer) -> None:
-        """Map the present parameters to layers, and measure the step again if no record has it yet."""
-        if self._held is not None:
-            return  # its record has the present layout; a later step will do
-        self._parameter_count = _parameter_count(optimizer)
+        While a record waits for a step it has the present layout, so its step is measured in that one.
+        """
+        if self._held is not None or not self._census.is_outdated(optimizer, has_newcomers=self._meter.has_newcomers):
+            return
         try:
             if self._participation.team is not None:
-                raise ConfigurationError("those of a distributed training are agreed on before its first step")
+                raise ConfigurationError("in a distributed training they are agreed on before the first step")
             layers = map_layers(self._model, optimizer, self._group)
             if layers.row_of == self._meter.layers.row_of and layers.names == self._meter.layers.names:
-                self._unmapped_count = self._parameter_count
+                self._census.keep(optimizer)
                 return
-            meter = Meter(optimizer, kind_of(optimizer), layers, warner=self._warner)
+            meter = self._new_meter(layers)
             self._announce(_layout_of(optimizer, layers, meter))
         except Exception as error:
-            self._unmapped_count = self._parameter_count
+            self._census.keep(optimizer)
             self._warner.warn(
                 "new_parameters",
                 "the optimizer moves other parameters than when watch() was called, but the layers stay as they were: "
                 f"{error}",
             )
             return
-        self._meter, self._disuse, self._unmapped_count = meter, Disuse(layers.parameters), None
-        if self._fresh is not None and self._fresh.statistics is not None:
-            statistics = self._meter.measure(optimizer, histograms=self.rhythm.has_histogram)
-            self._fresh = dataclasses.replace(self._fresh, statistics=statistics)
+        if self._fresh is not None:
+            self._fresh = dataclasses.replace(self._fresh, statistics=None)  # it has the layout of before
+        self._meter, self._census, self._disuse = meter, Census(optimizer, layers), Disuse(layers.parameters)
+
+    def _new_meter(self, layers: Layers) -> Meter:
+        watched = self._watched
+        return Meter(
+            watched.optimizer,
+            self._kind,
+            layers,
+            warner=self._warner,
+            sees_movement=watched.wrapper is None,
+        )
 
     def _announce(self, layout: Layout) -> None:
         before, self.layout = self.layout, layout
@@ -392,10 +419,6 @@ def _layout_of(optimizer: torch.optim.Optimizer, layers: Layers, meter: Meter) -
     return Layout(
         id=0, layers=layers.names, statistics=meter.statistics, sizes=layers.sizes, optimizer=describe(optimizer)
     )
-
-
-def _parameter_count(optimizer: torch.optim.Optimizer) -> int:
-    return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 def _is_capturing() -> bool:
