@@ -110,7 +110,7 @@ class Watcher:
             is_due = self.rhythm.begin_step(is_read=is_read if is_read or self._logs_first else None)
             if is_due and self._participation.measures and not _is_capturing():
                 with self._cost.part():
-                    self._meter.before_step(optimizer)
+                    self._meter.before_step(optimizer, has_closure=_has_closure(args, kwargs))
         except Exception as error:
             self._warner.caught("statistics", "reading the optimizer before its step", error)
         try:
@@ -419,6 +419,12 @@ def _layout_of(optimizer: torch.optim.Optimizer, layers: Layers, meter: Meter) -
     return Layout(
         id=0, layers=layers.names, statistics=meter.statistics, sizes=layers.sizes, optimizer=describe(optimizer)
     )
+
+
+def _has_closure(args: object, kwargs: object) -> bool:
+    """Return whether `step` was called with a closure; ``args`` begin with the optimizer itself."""
+    is_positional = isinstance(args, tuple) and len(args) > 1 and args[1] is not None
+    return is_positional or (isinstance(kwargs, dict) and kwargs.get("closure") is not None)
 
 
 def _is_capturing() -> bool:

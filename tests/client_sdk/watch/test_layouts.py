@@ -104,11 +104,13 @@ def test_layouts_stay_bounded_and_training_goes_on(make_run: MakeRun) -> None:
     model, optimizer = small()
     run = make_run()
     watch(run, model, optimizer, every=1)
+    extra = nn.Linear(4, 4, bias=False)
     for step in itertools.count():
-        extra = nn.Linear(4, 4, bias=False)
-        model.append(extra)
-        optimizer.add_param_group({"params": list(extra.parameters())})
-        del model[3:-1], optimizer.param_groups[1:-1]
+        if step % 2 == 0:
+            model.append(extra)
+            optimizer.add_param_group({"params": list(extra.parameters())})
+        else:
+            del model[3:], optimizer.param_groups[1:]
         fit(model, optimizer, run, range(step, step + 1))
         if "new_parameters" in run.status().warnings:
             break
