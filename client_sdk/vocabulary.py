@@ -87,10 +87,10 @@ class StageReason(StrEnum):
 
 STAGE_REASONS: Final[Mapping[str, str]] = {
     StageReason.NO_LOSS: "no scalar is named loss, so no spike can be found",
-    StageReason.TOO_FEW_RECORDS: "too few records: a spike can be found after 10 losses",
-    StageReason.LOSS_ONLY: "loss only: spikes are found when they come, none can be predicted",
+    StageReason.TOO_FEW_RECORDS: "there are too few records, a spike can be found after 10 losses",
+    StageReason.LOSS_ONLY: "only the loss is logged, so spikes are found when they come and none can be predicted",
     StageReason.NO_SECOND_MOMENT: (
-        "no second moment and no curvature: spikes are found when they come, none can be predicted"
+        "neither second moment nor curvature is logged, so spikes are found when they come and none can be predicted"
     ),
 }
 """Sentences for people, keyed by reason."""
@@ -114,6 +114,7 @@ class EventKind(StrEnum):
     LR_JUMP = "lr-jump"
     BAD_BATCH = "bad-batch"
     NONFINITE = "nonfinite"
+    LOSS_OUTLIER = "loss-outlier"
     ROLLBACK = "rollback"
     STATISTICS_THINNED = "statistics-thinned"
     STATISTICS_COMPLETE = "statistics-complete"
@@ -364,6 +365,9 @@ EVIDENCE: Final[Mapping[str, Evidence]] = {
         Evidence(key="loss_peak", label="loss at its peak"),
         Evidence(key="loss_deviations", label="loss above usual, deviations", form="ratio"),
         Evidence(key="peak_step", label="peak", form="step"),
+        Evidence(key="outlier_step", label="loss jumped", form="step"),
+        Evidence(key="same_step_runs", label="spiked at the same step", form="text"),
+        Evidence(key="passed_without", label="other runs that passed it without"),
         Evidence(key="update_ratio", label="update / weight"),
         Evidence(key="learning_rate_before", label="learning rate before"),
         Evidence(key="learning_rate_after", label="learning rate after"),
