@@ -8,7 +8,6 @@ alone, and any other measures nothing: the number of a shard must never stand un
 from __future__ import annotations
 
 import atexit
-import itertools
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -26,8 +25,6 @@ from client_sdk.host import ScalarCopy
 from client_sdk.layers import Layers, named_parameters, size_of
 from client_sdk.warner import Warner
 
-_watch_numbers: Final = itertools.count()
-"""Numbers of the calls of `watch` in this process, which identify an agreement: ranks watch in the same order."""
 _teams: Final[weakref.WeakSet[Team]] = weakref.WeakSet()
 """Teams that say farewell when the process ends."""
 SHOWN: Final = 3  # names of parameters in a warning
@@ -71,7 +68,7 @@ class Participation:
         self._rank = distributed.get_rank()
         if is_together:
             world = list(range(distributed.get_world_size()))
-            self._agreement = Agreement(_store(), self._rank, world, next(_watch_numbers))
+            self._agreement = Agreement(_store(), self._rank, world)
 
     def settle(self) -> None:
         """Form the team, or find that this rank measures alone or not at all. Called once, before the first step."""
@@ -86,7 +83,6 @@ class Participation:
             refusal = answer.refusal
             if len(answer.rosters) > 1:
                 self._form(self._agreement.prefix, answer.rosters)
-                self._is_refused = False
                 return
             refusal = refusal or "the other ranks did not call watch()"
         if is_alone(roster):
@@ -129,6 +125,9 @@ class Participation:
 
     def leave(self) -> None:
         """Take no further part."""
+        if not self.is_settled and self._agreement is not None:
+            self._agreement.withdraw()
+            self.is_settled = self._is_refused = True
         if self.team is not None:
             self.team.leave()
 
@@ -150,6 +149,9 @@ class Participation:
                 f"{shown}: {division.obstacles[names[0]]}; not measured. If every process trains a model of its own, "
                 "pass watch(distributed=False)",
             )
+        if len(division.obstacles) == len({name for roster in rosters.values() for name in roster.names}):
+            return
+        self._is_refused = False
         ranks = sorted(rosters)
         reduction = Reduction(_store(), ranks, self._rank, prefix=prefix)
         self.team = Team(

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from client_sdk.config import Settings
+from client_sdk.distributed import local
 from client_sdk.protocol import HISTOGRAM_BINS
 from client_sdk.run import Run
 from client_sdk.watch import watch
@@ -27,6 +28,8 @@ from tests.support.logged import kept, last_layout
 
 ROWS: Final = 8  # of a batch, which all ranks share
 Optimizers = Callable[[Any], torch.optim.Optimizer]
+Disturbance = Callable[[int, int, nn.Module], None]
+"""Function of rank, step and model."""
 
 
 class Net(nn.Module):
@@ -64,6 +67,8 @@ class Outcome:
     histograms: dict[str, NDArray[np.uint32]] = field(default_factory=dict)
     """Counts of the first histograms, [layers, bins], by their name."""
     warnings: list[str] = field(default_factory=list)
+    weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """This rank's part of the weights at the end."""
 
     def column(self, layer: str, statistic: str) -> list[float]:
         """Return one statistic of one layer at all of ``steps``."""
@@ -121,25 +126,34 @@ def train(
     optimizer: Optimizers = adamw,
     loggers: Sequence[int] = (0,),
     watchers: Sequence[int] | None = None,
+    disturb: Disturbance | None = None,
     **options: Any,
 ) -> Outcome:
-    """Train `Net` under ``wrap`` on its share of each batch, and return what this rank recorded."""
+    """Train `Net` under ``wrap`` on its share of each batch, and return what this rank recorded.
+
+    The ranks in ``watchers`` watch, by default all, and those in ``loggers`` log. ``disturb`` is called before each
+    step of the optimizer and after the backward pass.
+    """
     outcome = Outcome()
     with recorded(rank, outcome) as run:
-        model, made, gives_share = WRAPS[wrap](size, optimizer)
-        if watchers is None or rank in watchers:
-            handle = watch(run, model, made, precision="exact", **options)
+        model, made, share = WRAPS[wrap](size, optimizer)
+        is_watched = watchers is None or rank in watchers
+        handle = watch(run, model, made, precision="exact", **options) if is_watched else None
+        dist.barrier()  # a training that reduces nothing would not wait for ranks that have not called watch
         for step in range(steps):
             x, y = batch(step)
-            if gives_share:
-                x, y = (part_of(each, *gives_share) for each in (x, y))
+            if share:
+                x, y = (part_of(each, *share) for each in (x, y))
             made.zero_grad()
             loss = nn.functional.mse_loss(model(x), y)
             loss.backward()
+            if disturb is not None:
+                disturb(rank, step, model)
             made.step()
             if rank in loggers:
                 run.log({"loss": float(loss.detach())}, step=step)
-        if watchers is None or rank in watchers:
+        outcome.weights = {name: local(value).numpy().copy() for name, value in model.state_dict().items()}
+        if handle is not None:
             handle.remove()
     return outcome
 
@@ -169,6 +183,11 @@ Wrapped = tuple[nn.Module, torch.optim.Optimizer, Share | None]
 def _ddp(size: int, optimizer: Optimizers) -> Wrapped:
     model = nn.parallel.DistributedDataParallel(Net())
     return model, optimizer(model.parameters()), (dist.get_rank(), size)
+
+
+def _plain(size: int, optimizer: Optimizers) -> Wrapped:
+    model = Net()
+    return model, optimizer(model.parameters()), None
 
 
 def _ddp_compiled(size: int, optimizer: Optimizers) -> Wrapped:
@@ -226,6 +245,7 @@ def _zero1(size: int, optimizer: Optimizers) -> Wrapped:
 
 
 WRAPS: Final[dict[str, Callable[[int, Optimizers], Wrapped]]] = {
+    "plain": _plain,
     "ddp": _ddp,
     "ddp-compiled": _ddp_compiled,
     "fsdp2": _fsdp2,
@@ -251,6 +271,9 @@ class _Messages(logging.Handler):
 
 def _read(run: Run, outcome: Outcome) -> None:
     records = kept(run)
+    if not any(record.block is not None for record in records):
+        outcome.scalars += [dict(record.scalars) for record in records]
+        return
     layout = last_layout(run)
     outcome.layers, outcome.sizes, outcome.statistics = layout.layers, layout.sizes, layout.statistics
     for record in records:
