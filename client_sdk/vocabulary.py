@@ -292,6 +292,11 @@ STATISTICS: Final[Mapping[str, Statistic]] = {
             meaning="cosine between g and m; −1 means the step overshoots and comes back",
         ),
         Statistic(
+            name="swallowed", label="updates lost to rounding", unit="", kind="share", precision="rounded",
+            formula="share of coordinates with u ≠ 0 and Δw = 0",
+            meaning="share of non-zero updates that rounding of the weights swallowed; only for 16-bit weights",
+        ),
+        Statistic(
             name="nonfinite", label="NaN or Inf", unit="coordinates", kind="count", precision="exact",
             formula="count of NaN and ±∞ in g",
             meaning="how many numbers in the layer were not finite",

@@ -112,16 +112,16 @@ def _add_block(
     gg += g * g
     nonfinite += ((g - g) != 0).to(tl.float32)
     ww += w * w
+    root_v = v
+    if (code & _SECOND) != 0 and (code & _SQUARED) != 0:
+        root_v = tl.sqrt_rn(v)
+    e = g
+    if code & _NEGATED:
+        e = -g
     if code & _UPDATES:
-        root_v = v
         denominator = tl.full([block], 1.0, tl.float32)
         if code & _SECOND:
-            if code & _SQUARED:
-                root_v = tl.sqrt_rn(v)
             denominator = root_v * root + floor
-        e = g
-        if code & _NEGATED:
-            e = -g
         if code & _COUPLED:
             carried = w
             if code & _FIRST:
@@ -148,18 +148,18 @@ def _add_block(
             uw += u * w
             if code & _SLOPE:
                 gw += g * w
-        if (code & _SECOND) != 0 and (code & _SQUARED) != 0:
-            vv += v
-            is_below = root_v < threshold
-            if masked:
-                is_below = is_below & mask
-            below += is_below.to(tl.float32)
-            ratio = e / tl.maximum(root_v, threshold, propagate_nan=tl.PropagateNan.ALL)
-            rr += ratio * ratio
-        if (code & _FIRST) != 0 and (code & _DIVIDED) == 0:
-            previous = m - e * intake
-            ep += e * previous
-            pp += previous * previous
+    if (code & _SECOND) != 0 and (code & _SQUARED) != 0:
+        vv += v
+        is_below = root_v < threshold
+        if masked:
+            is_below = is_below & mask
+        below += is_below.to(tl.float32)
+        ratio = e / tl.maximum(root_v, threshold, propagate_nan=tl.PropagateNan.ALL)
+        rr += ratio * ratio
+    if (code & _FIRST) != 0 and (code & _DIVIDED) == 0:
+        previous = m - e * intake
+        ep += e * previous
+        pp += previous * previous
     return gg, nonfinite, ww, ee, uu, gu, uw, gw, vv, below, rr, ep, pp
 
 

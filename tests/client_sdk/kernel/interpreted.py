@@ -77,6 +77,8 @@ def cases() -> Iterator[Case]:
         yield Case(name, combined)
     unknown = replace(ADAM, updates=False, first=False, second=False)
     yield Case("unknown optimizer", [entry(unknown, 900)])
+    without_formula = [replace(ADAM, updates=False, coupled=coupled, negated=coupled) for coupled in (False, True)]
+    yield Case("moments without a formula", [entry(flags, 777) for flags in without_formula])
     yield Case("odd sizes", [entry(ADAM, size, seed=size) for size in (1, 2, 511, 512, 513, 1024, 1025)])
     yield Case("many chunks", [entry(unknown, 33_001), entry(unknown, 5, seed=1)])
     low = {"bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -25,7 +25,8 @@ from client_sdk.stats.sums import SUMS, Flags
 
 CASES = (
     "adam", "nadam", "adamax", "rmsprop", "rmsprop-momentum", "sgd", "sgd-momentum", "sgd-nesterov",
-    "sgd-nesterov-folded", "unknown optimizer", "odd sizes", "many chunks", "gradient bfloat16", "everything bfloat16",
+    "sgd-nesterov-folded", "unknown optimizer", "moments without a formula",
+    "odd sizes", "many chunks", "gradient bfloat16", "everything bfloat16",
     "gradient float16", "everything float16", "state bfloat16", "matrix", "unaligned", "non-finite gradient",
     "overflow", "non-finite state", "zeros", "tiny numbers",
 )  # fmt: skip
