@@ -68,7 +68,7 @@ class Outcome:
     """Counts of the first histograms, [layers, bins], by their name."""
     warnings: list[str] = field(default_factory=list)
     weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """This rank's part of the weights at the end."""
+    """Part of the weights at the end that this rank holds."""
 
     def column(self, layer: str, statistic: str) -> list[float]:
         """Return one statistic of one layer at all of ``steps``."""
@@ -176,7 +176,7 @@ def alone(steps: int = 4, optimizer: Optimizers = adamw, **options: Any) -> Outc
 
 
 Share = tuple[int, int]
-"""This rank's position among those that have different rows of a batch, and their number."""
+"""Position of a rank among those that have different rows of a batch, and their number."""
 Wrapped = tuple[nn.Module, torch.optim.Optimizer, Share | None]
 
 
