@@ -58,6 +58,7 @@ class Participation:
         self.is_settled = False
         """Whether `settle` was called."""
         self._is_refused = False
+        self._has_reported = False
         self._agreement: Agreement | None = None
         self._rank = 0
         distributed = torch.distributed
@@ -104,14 +105,15 @@ class Participation:
         if self.team is None:
             return None
         interval = self.team.decide()
-        if self.team.end:
+        if self.team.end and not self._has_reported:
+            self._has_reported = True
             self._report(self.team)
         return interval
 
     def _report(self, team: Team) -> None:
         if team.is_expected_end:
             self._warner.note("team", f"layer statistics end: {team.end}")
-        elif "team" not in self._warner.counts:
+        else:
             self._warner.warn(
                 "team",
                 f"layer statistics of the distributed training end, as {team.end}; training goes on. They begin again "
