@@ -87,10 +87,10 @@ class StageReason(StrEnum):
 
 STAGE_REASONS: Final[Mapping[str, str]] = {
     StageReason.NO_LOSS: "no scalar is named loss, so no spike can be found",
-    StageReason.TOO_FEW_RECORDS: "too few records: a spike can be found after 10 losses",
-    StageReason.LOSS_ONLY: "loss only: spikes are found when they come, none can be predicted",
+    StageReason.TOO_FEW_RECORDS: "there are too few records, a spike can be found after 10 losses",
+    StageReason.LOSS_ONLY: "only the loss is logged, so spikes are found when they come and none can be predicted",
     StageReason.NO_SECOND_MOMENT: (
-        "no second moment and no curvature: spikes are found when they come, none can be predicted"
+        "neither second moment nor curvature is logged, so spikes are found when they come and none can be predicted"
     ),
 }
 """Sentences for people, keyed by reason."""
