@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
 from client_sdk.stats import Meter
 from client_sdk.watch import watch
@@ -117,6 +118,27 @@ def unused_parameters(rank: int, size: int) -> Outcome:
             nn.functional.mse_loss(model_parallel(x), y).backward()
             if step == 1:
                 model.norm.weight.grad = None
+            optimizer.step()
+            if rank == 0:
+                run.log({}, step=step)
+        handle.remove()
+    return outcome
+
+
+def partial_gradients(rank: int, size: int) -> Outcome:
+    """Give the optimizer a gradient that is still a partial sum over the ranks, and one that is not."""
+    mesh = init_device_mesh("cpu", (size,))
+    outcome = Outcome()
+    with recorded(rank, outcome) as run:
+        torch.manual_seed(0)
+        model = nn.ParameterDict(
+            {name: nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Replicate()])) for name in ("partial", "whole")}
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        handle = watch(run, model, optimizer, precision="exact")
+        for step in range(2):
+            for name, placement in (("partial", Partial()), ("whole", Replicate())):
+                model[name].grad = DTensor.from_local(torch.full((4,), 0.5), mesh, [placement])
             optimizer.step()
             if rank == 0:
                 run.log({}, step=step)

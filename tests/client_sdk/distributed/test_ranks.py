@@ -17,6 +17,7 @@ from tests.client_sdk.distributed.disturbances import (
     die,
     flip_a_bit,
     forget_to_reduce,
+    partial_gradients,
     partly_sharded,
     pipeline,
     unused_parameters,
@@ -191,6 +192,14 @@ def test_parameters_without_gradient_are_absent(pair: RankPool) -> None:
     assert found.steps == [0, 1, 2]
     assert np.isnan(found.column("norm.weight", "grad_norm")).tolist() == [False, True, False]
     assert np.isfinite(found.column("wide.weight", "grad_norm")).all()
+
+
+def test_partial_gradients_are_left_out_with_a_word(pair: RankPool) -> None:
+    found = pair.run(partial_gradients)[0]
+
+    assert np.isnan(found.column("partial", "grad_norm")).all()
+    assert found.column("whole", "grad_norm") == [1.0, 1.0]
+    assert "partial sums over the ranks of tensor parallelism" in found.warnings[0]
 
 
 def test_a_training_may_be_watched_again(pair: RankPool) -> None:

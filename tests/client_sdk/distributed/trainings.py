@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -228,11 +229,11 @@ def _tp_and_fsdp2(size: int, optimizer: Optimizers) -> Wrapped:
     return model, optimizer(model.parameters()), (mesh.get_local_rank("data"), 2)
 
 
-def _fsdp1(size: int, optimizer: Optimizers) -> Wrapped:
+def _fsdp1(size: int, optimizer: Optimizers, *, keeps_parameters: bool = True) -> Wrapped:
     model = Net()
     cpu = torch.device("cpu")
-    model.wide = FullyShardedDataParallel(model.wide, use_orig_params=True, device_id=cpu)  # type: ignore[assignment]
-    model = FullyShardedDataParallel(model, use_orig_params=True, device_id=cpu)  # type: ignore[assignment]
+    model.wide = FullyShardedDataParallel(model.wide, use_orig_params=keeps_parameters, device_id=cpu)  # type: ignore[assignment]
+    model = FullyShardedDataParallel(model, use_orig_params=keeps_parameters, device_id=cpu)  # type: ignore[assignment]
     return model, optimizer(model.parameters()), (dist.get_rank(), size)
 
 
@@ -253,6 +254,7 @@ WRAPS: Final[dict[str, Callable[[int, Optimizers], Wrapped]]] = {
     "tp": _tp,
     "tp-fsdp2": _tp_and_fsdp2,
     "fsdp1": _fsdp1,
+    "fsdp1-flat": partial(_fsdp1, keeps_parameters=False),
     "zero1": _zero1,
 }
 
