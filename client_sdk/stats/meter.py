@@ -35,10 +35,12 @@ from client_sdk.optimizers import (
     term_table,
 )
 from client_sdk.protocol import Histograms
-from client_sdk.stats.chunk_table import KernelError
+from client_sdk.stats import host_table
 from client_sdk.stats.entry import Entry, flat
 from client_sdk.stats.gradients import GradientReader
 from client_sdk.stats.histograms import MAX_HISTOGRAM_LAYERS, HistogramCopy, layer_histograms
+from client_sdk.stats.host_table import HOST_KINDS
+from client_sdk.stats.kernel_error import KernelError
 from client_sdk.stats.layer_statistics import Sums, layer_amounts, statistics_block, statistics_of, totals
 from client_sdk.stats.measurement_plan import MeasurementPlan
 from client_sdk.stats.moment_sums import COLUMNS as MOMENT_COLUMNS
@@ -100,6 +102,7 @@ class Meter:
             rules, is_moved=sees_movement, has_rounding=any(map(is_rounded, layers.parameters))
         )
         """Names of the block's columns."""
+        self._prepare_kernel()
 
     @property
     def is_refuted(self) -> bool:
@@ -205,14 +208,25 @@ class Meter:
                 self._plan, self._plan_key = MeasurementPlan(entries, self._tries_kernel), key
             return self._plan.measure(entries, terms.elementwise)
         except KernelError as error:
-            self._tries_kernel = False
-            self._warner.warn(
-                "kernel",
-                f"the fused kernel for layer statistics cannot be used ({error}); statistics are measured by separate "
-                "torch operations, which takes longer. Install a triton that fits this torch and GPU",
-            )
+            self._give_up_kernel(error)
             self._plan, self._plan_key = MeasurementPlan(entries, tries_kernel=False), key
             return self._plan.measure(entries, terms.elementwise)
+
+    def _prepare_kernel(self) -> None:
+        """Compile the kernel of the CPU now rather than at the first step, if it is there and needed."""
+        if host_table.is_available() and any(
+            parameter.device.type == "cpu" and parameter.dtype in HOST_KINDS for parameter in self.layers.parameters
+        ):
+            try:
+                host_table.prepare()
+            except KernelError as error:
+                self._give_up_kernel(error)
+
+    def _give_up_kernel(self, error: KernelError) -> None:
+        self._tries_kernel = False
+        self._warner.warn(
+            "kernel", f"layer statistics are measured by separate torch operations, which takes longer, because {error}"
+        )
 
     def _entry(
         self,

@@ -12,29 +12,25 @@ from typing import Final
 import triton
 import triton.language as tl
 
+from client_sdk.stats.kernel_code import BIT
+
 KERNEL_SUMS: Final = ("gg", "nonfinite", "ww", "ee", "uu", "gu", "uw", "gw", "vv", "below", "rr", "ep", "pp")
 """Names of the sums in the order in which `sum_chunks` stores them; a test compares them with `sums.SUMS`."""
 
 BLOCK: Final = 512
 """Coordinates that a program processes at a time; four for each of its 128 threads."""
 
-FLAGS: Final = {
-    "updates": 1, "first": 2, "second": 4, "squared": 8, "uses_gradient": 16, "divided": 32, "coupled": 64,
-    "decoupled": 128, "negated": 256, "slope": 512, "folded": 1024,
-}  # fmt: skip
-"""Bit of each attribute of `sums.Flags` that decides a branch; "folded" is set where it is not 0."""
-
-_UPDATES: Final = tl.constexpr(FLAGS["updates"])
-_FIRST: Final = tl.constexpr(FLAGS["first"])
-_SECOND: Final = tl.constexpr(FLAGS["second"])
-_SQUARED: Final = tl.constexpr(FLAGS["squared"])
-_USES_GRADIENT: Final = tl.constexpr(FLAGS["uses_gradient"])
-_DIVIDED: Final = tl.constexpr(FLAGS["divided"])
-_COUPLED: Final = tl.constexpr(FLAGS["coupled"])
-_DECOUPLED: Final = tl.constexpr(FLAGS["decoupled"])
-_NEGATED: Final = tl.constexpr(FLAGS["negated"])
-_SLOPE: Final = tl.constexpr(FLAGS["slope"])
-_FOLDED: Final = tl.constexpr(FLAGS["folded"])
+_UPDATES: Final = tl.constexpr(BIT["updates"])
+_FIRST: Final = tl.constexpr(BIT["first"])
+_SECOND: Final = tl.constexpr(BIT["second"])
+_SQUARED: Final = tl.constexpr(BIT["squared"])
+_USES_GRADIENT: Final = tl.constexpr(BIT["uses_gradient"])
+_DIVIDED: Final = tl.constexpr(BIT["divided"])
+_COUPLED: Final = tl.constexpr(BIT["coupled"])
+_DECOUPLED: Final = tl.constexpr(BIT["decoupled"])
+_NEGATED: Final = tl.constexpr(BIT["negated"])
+_SLOPE: Final = tl.constexpr(BIT["slope"])
+_FOLDED: Final = tl.constexpr(BIT["folded"])
 _G_KIND: Final = tl.constexpr(16)
 _W_KIND: Final = tl.constexpr(18)
 _M_KIND: Final = tl.constexpr(20)

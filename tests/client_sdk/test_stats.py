@@ -18,7 +18,7 @@ from client_sdk.layers import map_layers
 from client_sdk.measurement import Measurement
 from client_sdk.optimizers import kind_of
 from client_sdk.protocol import HISTOGRAM_BINS
-from client_sdk.stats import Meter, histograms, measurement_plan
+from client_sdk.stats import Meter, histograms, host_table, measurement_plan
 from client_sdk.stats.histograms import count_bins
 
 torch.set_num_threads(1)  # more threads would spend minutes waiting for each other on tiny networks
@@ -154,8 +154,12 @@ def test_statistics_equal_the_obvious_formulas(name: str, steps: int) -> None:
                 assert value == pytest.approx(wanted[statistic], rel=1e-6, abs=1e-12), statistic
 
 
+@pytest.mark.parametrize("has_kernel", [True, False])
 @pytest.mark.parametrize("name", ADAMS)
-def test_float32_and_small_chunks_agree_with_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_and_small_chunks_agree_with_float64(
+    name: str, has_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_table, "is_available", lambda: has_kernel)
     monkeypatch.setattr(measurement_plan, "PACK_CPU", 100)
     monkeypatch.setattr(measurement_plan, "CHUNK_CPU", 64)
     model, optimizer, meter, measurement, before = trained(ADAMS[name], 5, torch.float32)
