@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from client_sdk.distributed import Participation
 from client_sdk.layers import map_layers
@@ -27,7 +28,6 @@ from client_sdk.warner import Warner
 
 RANKS = 2
 WIDTH = 32  # of the square matrix of a layer
-ANSWER_TIMEOUT = 60.0  # seconds
 PARTS = ("optimizer step", "measure", "share", "share and compare weights", "until the sum is there")
 
 
@@ -38,9 +38,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-            _train, (str(Path(directory) / "store"), arguments.layers, arguments.steps), nprocs=RANKS
-        )
+        options = (str(Path(directory) / "store"), arguments.layers, arguments.steps)
+        spawn(_train, options, nprocs=RANKS)  # type: ignore[no-untyped-call]
 
 
 def _train(rank: int, store: str, layer_count: int, steps: int) -> None:
