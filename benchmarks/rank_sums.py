@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         options = (str(Path(directory) / "store"), arguments.layers, arguments.steps)
-        spawn(_train, options, nprocs=RANKS)  # type: ignore[no-untyped-call]
+        spawn(_train, options, nprocs=RANKS)
 
 
 def _train(rank: int, store: str, layer_count: int, steps: int) -> None:
