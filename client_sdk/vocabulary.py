@@ -222,6 +222,10 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The preconditioned curvature 2/η above which a direction is unstable.",
         ),
         Scalar(
+            name="replicas_differ", label="layers that differ between ranks", unit="layers", is_filled_in=True,
+            meaning="Layers whose copies on the ranks of a distributed training differ; 0 in a sound training.",
+        ),
+        Scalar(
             name="step_time", label="step time", unit="seconds", is_filled_in=True,
             meaning="Wall-clock time from one call of `log` to the next, divided by the steps between them.",
         ),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from client_sdk.distributed import Participation, local_optimizer
+from client_sdk.distributed import Participation, local_optimizer, refuse_deepspeed
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, map_layers
 from client_sdk.optimizers import watched_optimizer
@@ -69,6 +69,7 @@ def watch(
     """
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"watch() needs a torch.nn.Module as its model, not {type(model).__name__}")
+    refuse_deepspeed(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigurationError(f"watch() needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
     watched = watched_optimizer(optimizer)
