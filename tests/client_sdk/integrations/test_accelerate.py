@@ -63,7 +63,7 @@ def test_losses_layers_and_configuration_are_stored(stored: Read, project: str) 
 
 def test_tracker_is_found_by_name(stored: Read, project: str) -> None:
     training = Training("spikewatch")
-    training.accelerator.init_trackers(project, init_kwargs={"spikewatch": {"name": "by name"}})
+    training.accelerator.init_trackers(project, init_kwargs={"spikewatch": {"name": "by name", "watch": {"every": 1}}})
     training.accelerator.get_tracker("spikewatch").watch(training.model, training.optimizer)
     training.run(range(3))
     training.accelerator.end_training()
