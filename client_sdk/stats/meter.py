@@ -162,6 +162,11 @@ class Meter:
                     self.has_partial_gradients = True
                     continue
                 if parameter.grad.is_sparse:
+                    self._warner.warn(
+                        "sparse_gradients",
+                        f"{self.layers.names[row]} and perhaps others have sparse gradients: of these layers only the "
+                        "gradient is measured. Pass sparse=False to the embedding to measure its weights too",
+                    )
                     if parameter.device.type == "cpu" or parameter.grad.is_coalesced():
                         index = self._index_of[id(parameter)]
                         sparse.append(SparseEntry(parameter.grad.coalesce().values(), row, index))

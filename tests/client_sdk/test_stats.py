@@ -20,6 +20,7 @@ from client_sdk.optimizers import kind_of
 from client_sdk.protocol import HISTOGRAM_BINS
 from client_sdk.stats import Meter, histograms, host_table, measurement_plan
 from client_sdk.stats.histograms import count_bins
+from client_sdk.warner import Warner
 
 torch.set_num_threads(1)  # more threads would spend minutes waiting for each other on tiny networks
 
@@ -287,10 +288,11 @@ def test_nonfinite_gradients_are_counted_and_stay_in_their_layer() -> None:
     assert np.isfinite(measurement.block[1:, 0]).all()
 
 
-def test_sparse_gradients_are_tolerated() -> None:
+def test_sparse_gradients_are_tolerated_with_a_word() -> None:
     embedding = nn.Embedding(10, 4, sparse=True)
     optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
-    meter = Meter(optimizer, kind_of(optimizer), map_layers(embedding, optimizer))
+    warner = Warner()
+    meter = Meter(optimizer, kind_of(optimizer), map_layers(embedding, optimizer), warner=warner)
     embedding(torch.tensor([1, 1, 3])).sum().backward()
     optimizer.step()
     copied = meter.measure(optimizer, histograms=True)
@@ -300,6 +302,7 @@ def test_sparse_gradients_are_tolerated() -> None:
     assert block[0, 0] == pytest.approx(math.sqrt(4 * 4 + 4))
     assert block[0, meter.statistics.index("nonfinite")] == 0
     assert math.isnan(block[0, meter.statistics.index("update_norm")])
+    assert warner.counts == {"sparse_gradients": 1}
 
 
 def test_complex_half_and_strided_parameters_are_measured() -> None:
