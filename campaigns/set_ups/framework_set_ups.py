@@ -132,7 +132,8 @@ def _fit(trial: Trial, module: Any) -> None:
 
     class Observer(pl.Callback):  # type: ignore[misc]  # the library is not type-checked
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            trial.observe(pl_module, trainer.optimizers[-1])
+            within = pl_module.automatic_optimization
+            trial.observe(pl_module, trainer.optimizers[-1], computes_within=within)
 
     watched = [SpikewatchCallback(project=trial.project, watch=WATCH)] if trial.is_watched else []
     pl.Trainer(

@@ -156,7 +156,16 @@ def _group_added(trial: Trial) -> None:
     first, last = model[0], model[2]  # type: ignore[index]
     optimizer = optim.AdamW(first.parameters(), 0.01)
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer, at=3, change=lambda: optimizer.add_param_group({"params": list(last.parameters())}))
+    for step, batch in enumerate(trial.batches()):
+        if step == 3:
+            optimizer.add_param_group({"params": list(last.parameters())})
+        model.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        if step < 3:  # the optimizer does not have the last layer yet, so it receives no gradient of it
+            last.zero_grad()
+        trial.step(optimizer)
+        trial.log(loss)
 
 
 def _frozen(trial: Trial) -> None:

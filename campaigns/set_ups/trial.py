@@ -99,8 +99,11 @@ class Trial:
         (optimizer.step if by is None else by)()
         self._take_after()
 
-    def observe(self, model: nn.Module, optimizer: Any) -> None:
-        """Keep the truth of every step of an optimizer whose training loop belongs to a framework."""
+    def observe(self, model: nn.Module, optimizer: Any, *, computes_within: bool = False) -> None:
+        """Keep the truth of every step of an optimizer whose training loop belongs to a framework.
+
+        ``computes_within``: the step computes its gradient itself, by a closure, so it is there only afterwards.
+        """
         if model not in self._models:
             self._models.append(model)
         inner = _innermost(optimizer)
@@ -109,6 +112,8 @@ class Trial:
             self._take_before(inner)
 
         def after(*_: object) -> None:
+            if computes_within:
+                self._receive(inner)
             self._take_after()
             self.truths[self.first_step + self._observed] = self.latest
             self._observed += 1
