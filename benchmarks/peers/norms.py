@@ -1,4 +1,4 @@
-"""What other tools compute of every tensor at a step, in a few lines of our own that do what those do.
+"""The quantities that other tools compute of every tensor at a step, in a few lines of our own that do the same.
 
 Their libraries are built around their own trainers, so the arithmetic is repeated here: `wandb.watch` (histograms of
 gradients), Levanter's `WatchConfig` (norms of gradients and weights) and Composer's `OptimizerMonitor` (norms of
