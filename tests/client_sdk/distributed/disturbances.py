@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
+from client_sdk.distributed import participation
 from client_sdk.stats import Meter
 from client_sdk.watch import watch
 from tests.client_sdk.distributed.trainings import Net, Outcome, adamw, batch, part_of, recorded, train
@@ -61,6 +62,20 @@ def break_measuring(rank: int, size: int) -> Outcome:
         return train(rank, size, "ddp")
     finally:
         Meter.measure = measure  # type: ignore[method-assign]
+
+
+def cannot_connect(rank: int, size: int) -> Outcome:
+    """Train shards while the ranks cannot connect to each other for the sums."""
+    connect = participation.Reduction
+
+    def refused(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("no route to host")
+
+    participation.Reduction = refused  # type: ignore[misc, assignment]
+    try:
+        return train(rank, size, "fsdp2")
+    finally:
+        participation.Reduction = connect  # type: ignore[misc]
 
 
 def accumulate(rank: int, size: int) -> Outcome:

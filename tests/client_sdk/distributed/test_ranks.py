@@ -14,6 +14,7 @@ from client_sdk.watch import watch
 from tests.client_sdk.distributed.disturbances import (
     accumulate,
     break_measuring,
+    cannot_connect,
     die,
     flip_a_bit,
     forget_to_reduce,
@@ -148,6 +149,14 @@ def test_a_rank_that_dies_does_not_hang_the_others(mortal: RankPool) -> None:
     (warning,) = found[0].warnings
     assert "layer statistics of the distributed training end" in warning
     assert len(found[2].warnings) == 1
+
+
+def test_shards_that_cannot_be_summed_are_not_measured(pair: RankPool) -> None:
+    found = pair.run(cannot_connect)[0]
+
+    assert found.blocks == []
+    assert len(found.scalars) == 4
+    assert "no route to host" in found.warnings[0]
 
 
 def test_a_step_that_one_rank_cannot_measure_is_lost_and_no_other(pair: RankPool) -> None:
