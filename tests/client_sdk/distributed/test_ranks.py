@@ -101,6 +101,15 @@ def test_the_rank_that_logs_decides_what_is_measured(pair: RankPool) -> None:
     assert_same_blocks(found[0], expected)
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_sparse_records_have_layers(pair: RankPool, every: int) -> None:
+    found = pair.run(train, "fsdp2", steps=30, log_every=10, every=every)[0]
+
+    expected = alone(steps=30, log_every=10)
+    assert found.steps == expected.steps == [9, 19, 29]
+    assert_same_blocks(found, expected)
+
+
 def test_histograms_of_copies_are_complete(pair: RankPool) -> None:
     expected = alone().histograms
     found = pair.run(train, "ddp")[0].histograms
