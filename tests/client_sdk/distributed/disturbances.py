@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
-from client_sdk.distributed import participation
 from client_sdk.stats import Meter
 from client_sdk.watch import watch
 from tests.client_sdk.distributed.trainings import Net, Outcome, adamw, batch, part_of, recorded, train
@@ -57,25 +57,18 @@ def break_measuring(rank: int, size: int) -> Outcome:
             raise RuntimeError("no meter")
         return measure(*arguments, **options)
 
-    Meter.measure = broken  # type: ignore[method-assign]
-    try:
+    with patch.object(Meter, "measure", broken):
         return train(rank, size, "ddp")
-    finally:
-        Meter.measure = measure  # type: ignore[method-assign]
 
 
 def cannot_connect(rank: int, size: int) -> Outcome:
     """Train shards while the ranks cannot connect to each other for the sums."""
-    connect = participation.Reduction
 
     def refused(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("no route to host")
 
-    participation.Reduction = refused  # type: ignore[misc, assignment]
-    try:
+    with patch("client_sdk.distributed.participation.Reduction", refused):
         return train(rank, size, "fsdp2")
-    finally:
-        participation.Reduction = connect  # type: ignore[misc]
 
 
 def accumulate(rank: int, size: int) -> Outcome:

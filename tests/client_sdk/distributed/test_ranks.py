@@ -105,9 +105,21 @@ def test_the_rank_that_logs_decides_what_is_measured(pair: RankPool) -> None:
 def test_sparse_records_have_layers(pair: RankPool, every: int) -> None:
     found = pair.run(train, "fsdp2", steps=30, log_every=10, every=every)[0]
 
-    expected = alone(steps=30, log_every=10)
+    expected = alone(steps=30, log_every=10, every=every)
     assert found.steps == expected.steps == [9, 19, 29]
     assert_same_blocks(found, expected)
+
+
+def test_an_adapting_rhythm_is_that_of_all_ranks(pair: RankPool) -> None:
+    found = pair.run(train, "fsdp2", steps=50, every="auto")
+
+    assert [outcome.warnings for outcome in found] == [[], []]
+    assert found[0].steps[:16] == list(range(16))
+    assert found[0].steps[-1] >= 50 - 16  # at least every 16th step is measured
+    expected = alone(steps=50)
+    norms = found[0].column("thin.weight", "grad_norm")
+    every_step = expected.column("thin.weight", "grad_norm")
+    assert norms == pytest.approx([every_step[step] for step in found[0].steps], rel=1e-5)
 
 
 def test_histograms_of_copies_are_complete(pair: RankPool) -> None:
