@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from client_sdk.curvature import CurvatureCopy
+from client_sdk.curvature import CurvatureCopy, ModeCopy
 from client_sdk.host import ScalarCopy
 from client_sdk.measurement import Measurement
 from client_sdk.optimizers import stability_limit
@@ -19,6 +19,7 @@ class PendingMeasurement:
         self,
         statistics: StepCopy | SharedCopy | None,
         curvature: CurvatureCopy | None,
+        mode: ModeCopy | None,
         lr: float | Tensor | None,
         compact_columns: tuple[str, ...] | None,
     ) -> None:
@@ -26,12 +27,13 @@ class PendingMeasurement:
         self._statistics = statistics
         self._compact_columns = compact_columns
         self._curvature = curvature
+        self._mode = mode
         self._lr: float | None = lr if isinstance(lr, float) else None
         self._lr_copy = ScalarCopy([lr]) if isinstance(lr, Tensor) else None
 
     def ready(self) -> bool:
         """Return whether all parts have reached the host."""
-        parts = (self._statistics, self._curvature, self._lr_copy)
+        parts = (self._statistics, self._curvature, self._mode, self._lr_copy)
         return all(part is None or part.ready() for part in parts)
 
     def result(self) -> Measurement:
@@ -45,6 +47,8 @@ class PendingMeasurement:
                 scalars["stability_limit"] = stability_limit(lr)
         if self._curvature is not None:
             scalars |= self._curvature.scalars()
+        if self._mode is not None:
+            scalars |= self._mode.scalars()
         block = measured.block
         if block is not None and self._compact_columns is not None:
             block = compact_block(block, self._compact_columns)

@@ -81,8 +81,9 @@ class Watcher:
         try:
             if self._run.active and self._probe.is_used and not _is_capturing():
                 self._probe.before_step(largest_rate(optimizer))
+                self._probe.directions.follow()
         except Exception as error:
-            self._warner.caught("curvature", "keeping the weights before a step", error)
+            self._warner.caught("curvature", "following the unstable directions before a step", error)
 
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Measure the step, whose gradients and new state are available now.
@@ -168,7 +169,7 @@ class Watcher:
             return None
 
     def _measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> PendingMeasurement:
-        self._rhythm.note_logged()
+        advance = self._rhythm.note_logged()
         self._has_logged = True
         fresh, self._fresh = self._fresh, None
         if isinstance(fresh, SharedCopy):
@@ -182,7 +183,8 @@ class Watcher:
             curvature = self._probe.measure(step, closure, lr=lr if isinstance(lr, float) else None)
         elif closure is not None:
             self._warner.warn("closure", f"closure is {type(closure).__name__}; it must be a function of no arguments")
-        return PendingMeasurement(fresh, curvature, lr, self.layout.statistics if self._is_compact else None)
+        mode = self._probe.directions.copy() if advance and self._probe.is_used else None
+        return PendingMeasurement(fresh, curvature, mode, lr, self.layout.statistics if self._is_compact else None)
 
     def _collect(self) -> None:
         """Give the schedule the statistics that have reached the host."""
