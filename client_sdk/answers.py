@@ -90,6 +90,22 @@ class LastAlert(msgspec.Struct, frozen=True, kw_only=True):
     step: int
 
 
+class LossChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A scalar that was chosen as the loss."""
+
+    scalar: str
+    by: Annotated[str, Meta(extra_json_schema={"enum": ["run", "code", "project"]})]
+    """Origin of the choice: "run" by a person for this run, "code" by `init`, or "project" as the project's default."""
+
+
+class ProjectLoss(msgspec.Struct, frozen=True, kw_only=True):
+    """The default loss of the runs of a project."""
+
+    project: str
+    scalar: str | None = None
+    """Name of the scalar; null where the project has no default."""
+
+
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A run in a list of runs."""
 
@@ -112,6 +128,10 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Reason for the stage "not-judged", a `StageReason`; null in every other stage."""
     loss_name: str | None = None
     """Name of the scalar that is read as the loss; null until it has arrived."""
+    loss_since: int | None = None
+    """First step that was judged with this loss; null where the run was judged with no other one."""
+    loss_choice: LossChoice | None = None
+    """Choice that decides the loss; null where the names of the scalars decide."""
     stability_ratio: float | None = None
     """λ_max·η/2, with a limit of 1."""
     open_alerts: int = 0
@@ -139,6 +159,22 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     def stage_words(self) -> str:
         """The stage for people, "" where there is none yet."""
         return "Not judged" if self.stage == Stage.NOT_JUDGED else (self.stage or "").capitalize()
+
+    @property
+    def loss_words(self) -> str:
+        """The name under which the loss was logged, "" until it has arrived."""
+        return self.original_loss or self.loss_name or ""
+
+    @property
+    def loss_note(self) -> str:
+        """The steps that were judged with this loss in words, "" where all were."""
+        if self.loss_since is None:
+            return ""
+        if self.last_step is not None and self.loss_since <= self.last_step:
+            return f"judged since step {self.loss_since:,}"
+        if self.state in (RunState.FINISHED, RunState.CRASHED):
+            return "the stage and the alerts are about the loss before"
+        return "judged from the next record on"
 
     @property
     def ended_words(self) -> str:

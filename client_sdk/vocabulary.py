@@ -87,10 +87,10 @@ class StageReason(StrEnum):
 
 STAGE_REASONS: Final[Mapping[str, str]] = {
     StageReason.NO_LOSS: "no scalar is named loss, so no spike can be found",
-    StageReason.TOO_FEW_RECORDS: "too few records: a spike can be found after 10 losses",
-    StageReason.LOSS_ONLY: "loss only: spikes are found when they come, none can be predicted",
+    StageReason.TOO_FEW_RECORDS: "there are too few records, a spike can be found after 10 losses",
+    StageReason.LOSS_ONLY: "only the loss is logged, so spikes are found when they come and none can be predicted",
     StageReason.NO_SECOND_MOMENT: (
-        "no second moment and no curvature: spikes are found when they come, none can be predicted"
+        "neither second moment nor curvature is logged, so spikes are found when they come and none can be predicted"
     ),
 }
 """Sentences for people, keyed by reason."""
@@ -302,6 +302,11 @@ STATISTICS: Final[Mapping[str, Statistic]] = {
             name="grad_momentum_cosine", label="gradient · momentum", unit="", kind="cosine", precision="rounded",
             formula="cos(g_t, m_{t−1})",
             meaning="cosine between g and m; −1 means the step overshoots and comes back",
+        ),
+        Statistic(
+            name="swallowed", label="updates lost to rounding", unit="", kind="share", precision="rounded",
+            formula="share of coordinates with u ≠ 0 and Δw = 0",
+            meaning="share of non-zero updates that rounding of the weights swallowed; only for 16-bit weights",
         ),
         Statistic(
             name="nonfinite", label="NaN or Inf", unit="coordinates", kind="count", precision="exact",

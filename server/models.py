@@ -215,6 +215,8 @@ class Progress:
     """Reason for which the run is not judged, a `StageReason`."""
     loss_name: str | None = None
     """Name of the scalar that is read as the loss."""
+    loss_since: int | None = None
+    """First step that was judged with this loss, None if no other one was."""
     stability_ratio: float | None = None
     sparkline: Mapping[str, Any] | None = None
     """Largest loss of each bucket: {"first_step", "bucket_steps", "max": [loss or null]}."""

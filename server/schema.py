@@ -66,13 +66,25 @@ runs = Table(
     Column("stage", String(16)),
     Column("stage_reason", String(32)),
     Column("loss_name", String(256)),
-    # Name of the scalar that the user chose as the loss, null where its usual names decide.
+    # First step that the detectors judged with this loss, null where they have read no other one.
+    Column("loss_since", BigInteger),
+    # Name of the scalar that the training's code chose as the loss, null where its usual names decide.
     Column("chosen_loss", String(256)),
+    # Name of the scalar that a person chose as the loss of this run. It precedes the choice of the code.
+    Column("loss_choice", String(256)),
     Column("stability_ratio", Float(53)),
     Column("sparkline", JSON),
     Index(None, "created_at", "id"),
     Index(None, "project", "created_at", "id"),
     Index(None, "state", "last_seen_at"),
+)
+
+# The scalar that is the loss of the runs of a project, where a run logs it and nothing else was chosen for the run.
+project_losses = Table(
+    "project_losses",
+    metadata,
+    Column("project", String(256), primary_key=True),
+    Column("loss", String(256), nullable=False),
 )
 
 writers = Table(

@@ -175,6 +175,12 @@ class Probe:
         finally:
             self._ended = step, self._clock()
 
+    def distrust(self, reason: str) -> None:
+        """Measure no λ_grad and λ_max from now on, because the preconditioner is not what the weights move by."""
+        if self._has_limit:
+            self._has_limit = False
+            self._warner.note("curvature_unsupported", f"{reason}. Only λ_step is measured")
+
     def _time_step(self, step: int) -> None:
         """Give the schedule the time that training took for each step since the last call."""
         if self._ended is not None and step > self._ended[0]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -19,35 +19,16 @@ import torch
 from torch import Tensor
 
 from client_sdk.stats.entry import Entry
-from client_sdk.stats.sums import SUM, SUMS, Flags, names_of
+from client_sdk.stats.kernel_code import addresses_of, code_of, existing_bits, layout_of
+from client_sdk.stats.kernel_error import KernelError
+from client_sdk.stats.sums import SUMS
 
-KINDS: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Numbers of the dtypes that the kernel reads."""
 chunk_lengths = (2**12, 2**16)
 """Least and greatest number of coordinates of a chunk; a test makes them small."""
 CHUNKS_WANTED: Final = 8192
 """Number of chunks at which they get longer; enough to keep the largest devices busy to the end."""
 _ALIGNMENT: Final = 16  # bytes, for the widest loads
-_KIND_BITS: Final = 16  # the lowest bit of the four dtypes in a tensor's code
 _OPTIONS: Final = {"num_warps": 4, "enable_fp_fusion": True}  # the default of the latter depends on the version
-
-
-def covers(entry: Entry) -> bool:
-    """Return whether the kernel can read the tensors of ``entry``.
-
-    It reads float32, bfloat16 and float16 in the order of memory, which must be the same for all of the tensors.
-    """
-    tensors = [tensor for tensor in (entry.grad, entry.parameter, entry.first, entry.second) if tensor is not None]
-    if not entry.parameter.numel() or any(tensor.dtype not in KINDS for tensor in tensors):
-        return False
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return True
-    strides = entry.parameter.stride()
-    return _is_dense(entry.parameter) and all(tensor.stride() == strides for tensor in tensors)
-
-
-class KernelError(Exception):
-    """The kernel cannot be compiled or started on this device; torch operations have to measure instead."""
 
 
 class ChunkTable:
@@ -63,7 +44,7 @@ class ChunkTable:
         try:
             self._kernel = importlib.import_module("client_sdk.stats.triton_kernel")
         except Exception as error:
-            raise KernelError(f"importing triton raised {type(error).__name__}: {error}") from error
+            raise _refused(error) from error
         members = [entries[position] for position in positions]
         sizes = np.array([member.parameter.numel() for member in members], np.int64)
         self._length = _chunk_length(int(sizes.sum()))
@@ -75,7 +56,7 @@ class ChunkTable:
             return torch.as_tensor(np.asarray(values)).to(dtype).to(device)
 
         self._positions = list(positions)
-        self._layouts = [_layout(member) for member in members]
+        self._layouts = [layout_of(member) for member in members]
         self._device = device
         self._sizes = sent(sizes, torch.int64)
         self._first_chunk = sent(first, torch.int32)
@@ -83,14 +64,14 @@ class ChunkTable:
         self._chunk_start = sent(starts, torch.int64)
         self._rows = sent(rows, torch.int32)
         self._members = sent(positions, torch.int64)
-        self._codes = sent([_code(member, self._kernel.FLAGS) for member in members], torch.int32)
-        self._existing = sent([_existing(member.flags) for member in members], torch.int32)
+        self._codes = sent([code_of(member) for member in members], torch.int32)
+        self._existing = sent([existing_bits(member.flags) for member in members], torch.int32)
         self._constants = sent([(member.flags.intake, member.flags.folded) for member in members], torch.float32)
 
     def fits(self, entries: Sequence[Entry]) -> bool:
         """Return whether the tensors have the sizes, dtypes and orders in memory for which the table was made."""
         return all(
-            _layout(entries[position]) == layout
+            layout_of(entries[position]) == layout
             for position, layout in zip(self._positions, self._layouts, strict=True)
         )
 
@@ -100,18 +81,7 @@ class ChunkTable:
         ``terms`` are the `ELEMENTWISE_TERMS` of all entries, [P, 7]. The entries must fit (see `fits`). Raises
         `KernelError` if a kernel cannot be compiled or started.
         """
-        addresses: list[tuple[int, int, int, int]] = []
-        for position in self._positions:
-            entry = entries[position]
-            addresses.append(
-                (
-                    entry.grad.data_ptr(),
-                    entry.parameter.data_ptr(),
-                    0 if entry.first is None else entry.first.data_ptr(),
-                    0 if entry.second is None else entry.second.data_ptr(),
-                )
-            )
-        on_host = np.array(addresses, np.int64)
+        on_host = np.array([addresses_of(entries[position]) for position in self._positions], np.int64)
         is_aligned = not bool((on_host % _ALIGNMENT).any())
         sent = torch.from_numpy(on_host)
         if self._device.type == "cuda":
@@ -128,7 +98,9 @@ class ChunkTable:
                     table, partials, self._first_chunk, self._rows, self._existing, **_OPTIONS
                 )
         except Exception as error:
-            raise KernelError(f"compiling it raised {type(error).__name__}: {error}") from error
+            raise KernelError(
+                f"triton raised {type(error).__name__}: {error}; install the triton that belongs to this torch"
+            ) from error
 
 
 def is_available(device: torch.device) -> bool:
@@ -148,34 +120,5 @@ def _chunk_length(total: int) -> int:
     return length
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    """Return whether the elements of ``tensor`` fill one piece of memory without gaps, in whatever order."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _existing(flags: Flags) -> int:
-    return sum(1 << SUM[name] for name in names_of(flags))
-
-
-def _code(entry: Entry, flags: Mapping[str, int]) -> int:
-    """Return the flags of ``entry`` and the dtypes of its tensors as the kernel reads them."""
-    code = sum(bit for name, bit in flags.items() if getattr(entry.flags, name))
-    for at, tensor in enumerate((entry.grad, entry.parameter, entry.first, entry.second)):
-        code |= (0 if tensor is None else KINDS[tensor.dtype]) << (_KIND_BITS + 2 * at)
-    return code
-
-
-def _layout(entry: Entry) -> tuple[object, ...]:
-    """Return everything about the memory of ``entry`` that must not change while the table is used."""
-    first, second = entry.first, entry.second
-    return (
-        entry.parameter.shape, entry.parameter.stride(), entry.parameter.dtype, entry.grad.stride(), entry.grad.dtype,
-        None if first is None else (first.stride(), first.dtype),
-        None if second is None else (second.stride(), second.dtype),
-    )  # fmt: skip
+def _refused(error: Exception) -> KernelError:
+    return KernelError(f"triton raised {type(error).__name__}: {error}; install the triton that belongs to this torch")

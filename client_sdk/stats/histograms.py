@@ -19,15 +19,7 @@ from client_sdk.optimizers import ELEMENTWISE_TERMS
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
 from client_sdk.stats.entry import Entry, compute_dtype, flat
 from client_sdk.stats.measurement_plan import ROW_WIDTH
-from client_sdk.stats.sums import (
-    Coordinates,
-    Flags,
-    Terms,
-    effective_gradient,
-    unfolded,
-    unscaled_update,
-    update_denominator,
-)
+from client_sdk.stats.sums import Coordinates, Flags, Terms, scaled_update, update_denominator
 
 MAX_HISTOGRAM_LAYERS: Final = 12_000  # two histograms of this many layers fit one frame of the wire
 SAMPLES_PER_LAYER: Final = 65_536  # numbers counted at most in a layer
@@ -199,14 +191,12 @@ def _packed(chosen: Sequence[Entry], strides: Sequence[int], dtype: torch.dtype)
 
 def _updates(flags: Flags, terms: Terms, x: Coordinates) -> tuple[Tensor, Tensor | None]:
     """Return u and, with a second moment, r, which is u with ε = 0; both in the shape of ``x``."""
-    x = unfolded(flags, x)
-    root_v = None if x.v is None else x.v.sqrt() if flags.squared else x.v
-    denominator = update_denominator(terms, root_v)
-    e = effective_gradient(flags, terms, x, denominator)
-    scale = terms.direct if x.m is None else terms.momentum
-    update = scale * unscaled_update(flags, terms, e, x.m, denominator)
-    if root_v is None or denominator is None or not _has_ratio(flags):
+    update = scaled_update(flags, terms, x)
+    if x.v is None or not _has_ratio(flags):
         return update, None
+    root_v = x.v.sqrt()
+    denominator = update_denominator(terms, root_v)
+    assert denominator is not None
     return update, update * denominator / (terms.root * root_v)
 
 

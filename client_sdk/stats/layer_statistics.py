@@ -13,31 +13,48 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client_sdk.optimizers import TERM, Kind, UpdateRule
+from client_sdk.optimizers import TERM, UpdateRule
+from client_sdk.stats.movement import MOVE
 from client_sdk.stats.sums import SUM
 
 Array = NDArray[np.float64]
 
-ALWAYS: Final = ("grad_norm", "weight_norm")
-"""Statistics that exist for every optimizer."""
-WITH_UPDATE: Final = ("update_norm", "update_ratio")
-"""Statistics that exist if the update rule of the optimizer is known."""
-WITH_SECOND_MOMENT: Final = ("v_rms", "rms_ratio", "decoupling", "u_rms", "eps_fraction")
-"""Statistics that exist if the optimizer keeps a mean of squared gradients."""
+
+MEASURED: Final = (
+    "grad_norm", "weight_norm", "update_norm", "update_ratio", "v_rms", "rms_ratio", "decoupling", "u_rms",
+    "eps_fraction", "grad_momentum_cosine", "swallowed", "nonfinite",
+)  # fmt: skip
+"""Statistics that the SDK measures, in the order of the block's columns; an optimizer has some of them."""
 
 
-def statistics_of(kind: Kind, rules: Sequence[UpdateRule]) -> tuple[str, ...]:
-    """Return the names of the statistics that exist for an optimizer, in the order of the block's columns."""
-    names = list(ALWAYS)
-    if kind != "other":
-        names += WITH_UPDATE
-        if any(rule.second is not None and rule.squared for rule in rules):
-            names += WITH_SECOND_MOMENT
-        elif any(rule.second is not None for rule in rules):
-            names.append("u_rms")
-        if any(rule.first is not None and not rule.divided and rule.decay > 0 for rule in rules):
-            names.append("grad_momentum_cosine")
-    return (*names, "nonfinite")
+def statistics_of(rules: Sequence[UpdateRule], *, is_moved: bool = True, has_rounding: bool = False) -> tuple[str, ...]:
+    """Return the names of the statistics that exist for an optimizer, in the order of the block's columns.
+
+    ``is_moved`` is False if the movement of the weights cannot be seen, and ``has_rounding`` is True if some weights
+    are of low precision.
+    """
+    squared = [rule for rule in rules if rule.second is not None and rule.squared]
+    knows_u = [rule for rule in rules if rule.is_exact or rule.is_scaled_by_rate]
+    has_momentum = any(rule.first is not None and not rule.divided and rule.decay > 0 for rule in rules)
+    exists = {
+        "grad_norm": True,
+        "weight_norm": True,
+        "update_norm": is_moved,
+        "update_ratio": is_moved,
+        "v_rms": bool(squared),
+        "rms_ratio": any(_knows_effective(rule) and not rule.is_rotated for rule in squared),
+        "decoupling": bool(squared),
+        "u_rms": is_moved and any(rule.second is not None or not rule.is_exact for rule in knows_u),
+        "eps_fraction": bool(squared),
+        "grad_momentum_cosine": has_momentum and any(map(_knows_effective, rules)),
+        "swallowed": is_moved and has_rounding and any(rule.kind != "other" for rule in rules),
+        "nonfinite": True,
+    }
+    return tuple(name for name in MEASURED if exists[name])
+
+
+def _knows_effective(rule: UpdateRule) -> bool:
+    return rule.is_exact or rule.coupled == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +71,12 @@ class Sums:
     """Number of real numbers in each tensor, [P]."""
     rows: NDArray[np.intp]
     """Layer of each tensor, [P]."""
+    moved: Array
+    """Values of `MOVED`, [P, len(MOVED)]; NaN for a tensor whose weights were not compared."""
+    is_measured: NDArray[np.bool_]
+    """Whether Δw is taken from the weights instead of the formula, [P]."""
+    follows_formula: bool
+    """Whether the weights moved as the formula says, as far as they were compared."""
 
 
 AMOUNTS: Final = (
@@ -71,6 +94,8 @@ AMOUNTS: Final = (
     "past",        # Σ p²
     "nonfinite",   # count of NaN and infinities in g
     "slope",       # Σ g·Δw
+    "pushed",      # count of coordinates whose update is not zero; 0 for tensors that were not compared
+    "stuck",       # count of those whose weight did not change
 )  # fmt: skip
 """Amounts of a layer, from which every statistic follows. They are sums over its coordinates: amounts of parts of a
 layer, such as those that the ranks of a sharded training hold, may be added."""
@@ -91,6 +116,10 @@ def layer_amounts(sums: Sums, layer_count: int, counts: NDArray[np.bool_] | None
     def term(name: str) -> Array:
         return sums.terms[:, TERM[name]]
 
+    def move(name: str) -> Array:
+        return sums.moved[:, MOVE[name]]
+
+    measured = sums.is_measured
     with np.errstate(all="ignore"):
         has_no_coupling = np.isnan(term("coupled")) | (term("coupled") == 0)
         by_tensor = {
@@ -99,15 +128,17 @@ def layer_amounts(sums: Sums, layer_count: int, counts: NDArray[np.bool_] | None
             "gg": column("gg"),
             "ee": np.where(has_no_coupling, column("gg"), column("ee")),
             "ww": column("ww"),
-            "update": _update_square(sums),
-            "uu": sums.scale**2 * column("uu"),
+            "update": np.where(measured, move("moved"), _update_square(sums)),
+            "uu": np.where(np.isnan(column("uu")), _unscaled(sums), sums.scale**2 * column("uu")),
             "vv": column("vv") / term("correction"),
             "rr": column("rr") * term("correction"),
             "below": column("below"),
             "along": np.where(term("first_step") == 0, column("ep"), np.nan),
             "past": column("pp"),
             "nonfinite": column("nonfinite"),
-            "slope": _slope(sums),
+            "slope": np.where(measured, move("along"), _slope(sums)),
+            "pushed": np.nan_to_num(np.where(measured, move("pushed"), 0.0)),
+            "stuck": np.nan_to_num(np.where(measured, move("stuck"), 0.0)),
         }
         amounts = np.zeros((layer_count, len(AMOUNTS)))
         table = np.stack([by_tensor[name] for name in AMOUNTS], axis=1)
@@ -172,6 +203,7 @@ def _statistics(amounts: Array) -> dict[str, Array]:
         "u_rms": np.sqrt(total["uu"] / size),
         "eps_fraction": total["below"] / size,
         "grad_momentum_cosine": np.clip(cosine, -1.0, 1.0),
+        "swallowed": total["stuck"] / total["pushed"],
         "nonfinite": total["nonfinite"],
     }
 
@@ -183,6 +215,13 @@ def _update_square(sums: Sums) -> Array:
     cross = _where_decoupled(decay, 2.0 * decay * sums.scale * sums.values[:, SUM["uw"]])
     weights = _where_decoupled(decay, decay**2 * sums.values[:, SUM["ww"]])
     square: Array = lr**2 * np.maximum(u_square + cross + weights, 0.0) / (1.0 - lr * decay) ** 2
+    return square
+
+
+def _unscaled(sums: Sums) -> Array:
+    """Return Σ u² of tensors without a formula, [P]; 0 if no weight moved, as then no decay was applied either."""
+    moved = sums.moved[:, MOVE["moved"]]
+    square: Array = np.where(moved == 0, 0.0, sums.moved[:, MOVE["unscaled"]])
     return square
 
 

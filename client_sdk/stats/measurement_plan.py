@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_sdk.optimizers import ELEMENTWISE_TERMS
-from client_sdk.stats import chunk_table
+from client_sdk.stats import chunk_table, host_table
 from client_sdk.stats.chunk_table import ChunkTable
 from client_sdk.stats.entry import Entry, compute_dtype, flat
+from client_sdk.stats.host_table import HOST_KINDS, HostTable
+from client_sdk.stats.kernel_code import KINDS, covers
 from client_sdk.stats.sum_table import SumTable, wide_dtype
 from client_sdk.stats.sums import FLAT, ROWS, SUM, SUMS, Coordinates, Flags, Terms, coordinate_sums, names_of
 
@@ -68,19 +70,19 @@ class MeasurementPlan:
         With ``tries_kernel`` the tensors that the fused kernel covers go to it where there is one; `KernelError` if it
         cannot be used after all.
         """
-        self._kernels: dict[torch.device, ChunkTable] = {}
+        self._kernels: dict[torch.device, ChunkTable | HostTable] = {}
         self._single: dict[torch.device, list[int]] = {}
         self._packs: dict[torch.device, list[_Pack]] = {}
         groups: dict[tuple[torch.device, torch.dtype, Flags], list[int]] = {}
         members: dict[torch.device, list[int]] = {}
-        has_kernel: dict[torch.device, bool] = {}
+        kinds: dict[torch.device, Mapping[torch.dtype, int]] = {}
         fused: dict[torch.device, list[int]] = {}
         for position, entry in enumerate(entries):
             device = entry.parameter.device
             if device not in members:
-                has_kernel[device] = tries_kernel and chunk_table.is_available(device)
+                kinds[device] = _kernel_kinds(device) if tries_kernel else {}
             members.setdefault(device, []).append(position)
-            if has_kernel[device] and chunk_table.covers(entry):
+            if covers(entry, kinds[device]):
                 fused.setdefault(device, []).append(position)
                 continue
             limit = PACK_CPU if device.type == "cpu" else PACK_DEVICE
@@ -96,7 +98,11 @@ class MeasurementPlan:
         }
         for device, positions in fused.items():
             row_of = {position: row for row, position in enumerate(members[device])}
-            self._kernels[device] = ChunkTable(entries, positions, [row_of[position] for position in positions], device)
+            rows = [row_of[position] for position in positions]
+            is_host = device.type == "cpu" and not chunk_table.is_available(device)
+            self._kernels[device] = (
+                HostTable(entries, positions, rows) if is_host else ChunkTable(entries, positions, rows, device)
+            )
 
     def fits(self, entries: Sequence[Entry]) -> bool:
         """Return whether the tensors still lie in memory as they did when the plan was made."""
@@ -195,6 +201,13 @@ def _measure_single(entry: Entry, terms: Tensor) -> Tensor:
         values = chunk if values is None else values + chunk
     assert values is not None
     return values
+
+
+def _kernel_kinds(device: torch.device) -> Mapping[torch.dtype, int]:
+    """Return the dtypes that a fused kernel reads on ``device``; none if there is no kernel."""
+    if chunk_table.is_available(device):
+        return KINDS
+    return HOST_KINDS if device.type == "cpu" and host_table.is_available() else {}
 
 
 def chunk_size(device: torch.device) -> int:

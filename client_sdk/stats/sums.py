@@ -63,6 +63,11 @@ class Flags:
     folded: float = 0.0
     """Momentum μ if the optimizer has added μ·m to the gradient in place (SGD's Nesterov with foreach), else 0."""
 
+    @property
+    def knows_effective(self) -> bool:
+        """Whether e is known: coupled weight decay needs the weights before the step, and these need u."""
+        return self.updates or not self.coupled
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -116,18 +121,18 @@ ROWS: Final = Reduce(
 
 def names_of(flags: Flags) -> tuple[str, ...]:
     """Return the names of the sums that exist for these flags, in the order of `coordinate_sums`."""
-    if not flags.updates:
-        return ("gg", "nonfinite", "ww")
-    names = ["gg", "nonfinite", "ww", "uu"]
-    if flags.slope:
-        names.append("gu")
-    if flags.coupled:
-        names.append("ee")
-    if flags.decoupled:
-        names += ("uw", "gw") if flags.slope else ("uw",)
+    names = ["gg", "nonfinite", "ww"]
+    if flags.updates:
+        names.append("uu")
+        if flags.slope:
+            names.append("gu")
+        if flags.coupled:
+            names.append("ee")
+        if flags.decoupled:
+            names += ("uw", "gw") if flags.slope else ("uw",)
     if flags.second and flags.squared:
-        names += ("vv", "below", "rr")
-    if flags.first and not flags.divided:
+        names += ("vv", "below", "rr") if flags.knows_effective else ("vv", "below")
+    if flags.first and not flags.divided and flags.knows_effective:
         names += ("ep", "pp")
     return tuple(names)
 
@@ -138,27 +143,28 @@ def coordinate_sums(flags: Flags, terms: Terms, reduce: Reduce, x: Coordinates) 
     g, w = x.g, x.w
     gg = reduce.dot(g, g)
     sums = {"gg": gg, "nonfinite": _count_nonfinite(reduce, g, gg), "ww": reduce.dot(w, w)}
-    if not flags.updates:
-        return sums
     root_v = None if x.v is None else x.v.sqrt() if flags.squared else x.v
-    denominator = update_denominator(terms, root_v)
-    e = effective_gradient(flags, terms, x, denominator)
-    u = unscaled_update(flags, terms, e, x.m, denominator)
-    sums["uu"] = reduce.dot(u, u)
-    if flags.slope:
-        sums["gu"] = reduce.dot(g, u)
-    if flags.coupled:
-        sums["ee"] = reduce.dot(e, e)
-    if flags.decoupled:
-        sums["uw"] = reduce.dot(u, w)
+    e = -g if flags.negated else g
+    if flags.updates:
+        denominator = update_denominator(terms, root_v)
+        e = effective_gradient(flags, terms, x, denominator)
+        u = unscaled_update(flags, terms, e, x.m, denominator)
+        sums["uu"] = reduce.dot(u, u)
         if flags.slope:
-            sums["gw"] = reduce.dot(g, w)
+            sums["gu"] = reduce.dot(g, u)
+        if flags.coupled:
+            sums["ee"] = reduce.dot(e, e)
+        if flags.decoupled:
+            sums["uw"] = reduce.dot(u, w)
+            if flags.slope:
+                sums["gw"] = reduce.dot(g, w)
     if x.v is not None and root_v is not None and flags.squared:
         sums["vv"] = reduce.total(x.v)
         sums["below"] = _count_below(reduce, root_v, terms.threshold)
-        ratio = e / torch.maximum(root_v, terms.threshold)
-        sums["rr"] = reduce.dot(ratio, ratio)
-    if x.m is not None and not flags.divided:
+        if flags.knows_effective:
+            ratio = e / torch.maximum(root_v, terms.threshold)
+            sums["rr"] = reduce.dot(ratio, ratio)
+    if x.m is not None and not flags.divided and flags.knows_effective:
         previous = torch.sub(x.m, e, alpha=flags.intake)
         sums["ep"] = reduce.dot(e, previous)
         sums["pp"] = reduce.dot(previous, previous)
@@ -211,6 +217,14 @@ def unscaled_update(flags: Flags, terms: Terms, e: Tensor, m: Tensor | None, den
     else:
         numerator = m
     return numerator if denominator is None else numerator / denominator
+
+
+def scaled_update(flags: Flags, terms: Terms, x: Coordinates) -> Tensor:
+    """Return the update u of each coordinate, in the shape of ``x``."""
+    x = unfolded(flags, x)
+    denominator = update_denominator(terms, None if x.v is None else x.v.sqrt() if flags.squared else x.v)
+    e = effective_gradient(flags, terms, x, denominator)
+    return (terms.direct if x.m is None else terms.momentum) * unscaled_update(flags, terms, e, x.m, denominator)
 
 
 def _count_nonfinite(reduce: Reduce, g: Tensor, gg: Tensor) -> Tensor:

@@ -12,29 +12,25 @@ from typing import Final
 import triton
 import triton.language as tl
 
+from client_sdk.stats.kernel_code import BIT
+
 KERNEL_SUMS: Final = ("gg", "nonfinite", "ww", "ee", "uu", "gu", "uw", "gw", "vv", "below", "rr", "ep", "pp")
 """Names of the sums in the order in which `sum_chunks` stores them; a test compares them with `sums.SUMS`."""
 
 BLOCK: Final = 512
 """Coordinates that a program processes at a time; four for each of its 128 threads."""
 
-FLAGS: Final = {
-    "updates": 1, "first": 2, "second": 4, "squared": 8, "uses_gradient": 16, "divided": 32, "coupled": 64,
-    "decoupled": 128, "negated": 256, "slope": 512, "folded": 1024,
-}  # fmt: skip
-"""Bit of each attribute of `sums.Flags` that decides a branch; "folded" is set where it is not 0."""
-
-_UPDATES: Final = tl.constexpr(FLAGS["updates"])
-_FIRST: Final = tl.constexpr(FLAGS["first"])
-_SECOND: Final = tl.constexpr(FLAGS["second"])
-_SQUARED: Final = tl.constexpr(FLAGS["squared"])
-_USES_GRADIENT: Final = tl.constexpr(FLAGS["uses_gradient"])
-_DIVIDED: Final = tl.constexpr(FLAGS["divided"])
-_COUPLED: Final = tl.constexpr(FLAGS["coupled"])
-_DECOUPLED: Final = tl.constexpr(FLAGS["decoupled"])
-_NEGATED: Final = tl.constexpr(FLAGS["negated"])
-_SLOPE: Final = tl.constexpr(FLAGS["slope"])
-_FOLDED: Final = tl.constexpr(FLAGS["folded"])
+_UPDATES: Final = tl.constexpr(BIT["updates"])
+_FIRST: Final = tl.constexpr(BIT["first"])
+_SECOND: Final = tl.constexpr(BIT["second"])
+_SQUARED: Final = tl.constexpr(BIT["squared"])
+_USES_GRADIENT: Final = tl.constexpr(BIT["uses_gradient"])
+_DIVIDED: Final = tl.constexpr(BIT["divided"])
+_COUPLED: Final = tl.constexpr(BIT["coupled"])
+_DECOUPLED: Final = tl.constexpr(BIT["decoupled"])
+_NEGATED: Final = tl.constexpr(BIT["negated"])
+_SLOPE: Final = tl.constexpr(BIT["slope"])
+_FOLDED: Final = tl.constexpr(BIT["folded"])
 _G_KIND: Final = tl.constexpr(16)
 _W_KIND: Final = tl.constexpr(18)
 _M_KIND: Final = tl.constexpr(20)
@@ -112,16 +108,16 @@ def _add_block(
     gg += g * g
     nonfinite += ((g - g) != 0).to(tl.float32)
     ww += w * w
+    root_v = v
+    if (code & _SECOND) != 0 and (code & _SQUARED) != 0:
+        root_v = tl.sqrt_rn(v)
+    e = g
+    if code & _NEGATED:
+        e = -g
     if code & _UPDATES:
-        root_v = v
         denominator = tl.full([block], 1.0, tl.float32)
         if code & _SECOND:
-            if code & _SQUARED:
-                root_v = tl.sqrt_rn(v)
             denominator = root_v * root + floor
-        e = g
-        if code & _NEGATED:
-            e = -g
         if code & _COUPLED:
             carried = w
             if code & _FIRST:
@@ -148,18 +144,18 @@ def _add_block(
             uw += u * w
             if code & _SLOPE:
                 gw += g * w
-        if (code & _SECOND) != 0 and (code & _SQUARED) != 0:
-            vv += v
-            is_below = root_v < threshold
-            if masked:
-                is_below = is_below & mask
-            below += is_below.to(tl.float32)
-            ratio = e / tl.maximum(root_v, threshold, propagate_nan=tl.PropagateNan.ALL)
-            rr += ratio * ratio
-        if (code & _FIRST) != 0 and (code & _DIVIDED) == 0:
-            previous = m - e * intake
-            ep += e * previous
-            pp += previous * previous
+    if (code & _SECOND) != 0 and (code & _SQUARED) != 0:
+        vv += v
+        is_below = root_v < threshold
+        if masked:
+            is_below = is_below & mask
+        below += is_below.to(tl.float32)
+        ratio = e / tl.maximum(root_v, threshold, propagate_nan=tl.PropagateNan.ALL)
+        rr += ratio * ratio
+    if (code & _FIRST) != 0 and (code & _DIVIDED) == 0:
+        previous = m - e * intake
+        ep += e * previous
+        pp += previous * previous
     return gg, nonfinite, ww, ee, uu, gu, uw, gw, vv, below, rr, ep, pp
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from client_sdk.distributed import Participation, local_optimizer
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, map_layers
+from client_sdk.optimizers import watched_optimizer
 from client_sdk.precision import PRECISIONS
 from client_sdk.run import Attachment, Run
 from client_sdk.stats import AMOUNTS
@@ -66,8 +69,8 @@ def watch(
         raise ConfigurationError(f"watch() needs a torch.nn.Module as its model, not {type(model).__name__}")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigurationError(f"watch() needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = inner  # wrappers such as accelerate's
+    watched = watched_optimizer(optimizer)
+    optimizer = watched.optimizer
     for name, value in (("every", every), ("histogram_every", histogram_every), ("curvature_every", curvature_every)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of steps, at least 1")
@@ -87,7 +90,7 @@ def watch(
     watcher = Watcher(
         run,
         model,
-        measured,
+        replace(watched, optimizer=measured),
         layers,
         participation,
         every=every,

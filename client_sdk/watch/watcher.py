@@ -11,7 +11,7 @@ import torch
 from client_sdk.curvature import CurvatureCopy, Probe
 from client_sdk.distributed import Participation
 from client_sdk.layers import Layers
-from client_sdk.optimizers import describe, kind_of
+from client_sdk.optimizers import Watched, describe, kind_of, what_is_missing
 from client_sdk.protocol import Layout
 from client_sdk.run import Run
 from client_sdk.stats import Meter, SharedCopy, StepCopy, share
@@ -28,7 +28,7 @@ class Watcher:
         self,
         run: Run,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        watched: Watched,
         layers: Layers,
         participation: Participation,
         *,
@@ -37,13 +37,16 @@ class Watcher:
         curvature_every: int,
         is_compact: bool,
     ) -> None:
-        kind = kind_of(optimizer)
+        optimizer = watched.optimizer
+        kind = kind_of(optimizer) if watched.wrapper is None else "other"
+        if (missing := what_is_missing(kind, watched)) is not None:
+            run.warner.warn("optimizer", missing)
         self._is_compact = is_compact
         self._run = run
         self._warner: Warner = run.warner
         self._model, self._optimizer = model, optimizer
         self._rhythm = Rhythm(every=every, histogram_every=histogram_every)
-        self._meter = Meter(optimizer, kind, layers, warner=run.warner)
+        self._meter = Meter(optimizer, kind, layers, warner=run.warner, sees_movement=watched.wrapper is None)
         self._probe = Probe(
             model,
             optimizer,
@@ -59,6 +62,7 @@ class Watcher:
             sizes=layers.sizes,
             optimizer=describe(optimizer),
         )
+        self._is_refuted = False
         self._participation = participation
         self._has_logged = False
         self._fresh: StepCopy | SharedCopy | None = None
@@ -74,7 +78,8 @@ class Watcher:
                 self._participation.leave()
                 return
             self._follow_the_ranks()
-            if self._rhythm.begin_step() and self._meter.watches_versions and self._participation.measures:
+            is_due = self._rhythm.begin_step() and self._participation.measures
+            if is_due and not _is_capturing():
                 self._meter.before_step(optimizer)
         except Exception as error:
             self._warner.caught("statistics", "reading the optimizer before its step", error)
@@ -117,6 +122,8 @@ class Watcher:
                 next_in=self._rhythm.next_in,
                 has_logged=self._has_logged,
             )
+        if self._meter.is_refuted:
+            self._note_refuted(optimizer)
         if self._meter.has_partial_gradients:
             self._warner.warn(
                 "partial_gradients",
@@ -129,6 +136,20 @@ class Watcher:
                 "the optimizer moves parameters that were missing or frozen when watch() was called; they are not "
                 "measured. Call handle.remove() and watch() again after changing the model",
             )
+
+    def _note_refuted(self, optimizer: torch.optim.Optimizer) -> None:
+        """Say once that the weights do not move by the optimizer's rule, and probe no curvature that needs it."""
+        if self._is_refuted:
+            return
+        self._is_refuted = True
+        name = type(optimizer).__name__
+        self._probe.distrust(f"the weights do not move by the update rule that is known for {name}")
+        self._warner.warn(
+            "update_rule",
+            f"the weights move otherwise than the update rule of {name} says, as with a wrapper, a hook or a subclass "
+            "that changes them within step(). update_norm is measured at the weights from now on; u_rms, histograms, "
+            "λ_grad and λ_max are left out. Watch the optimizer that changes the weights last, if there is another",
+        )
 
     def _follow_the_ranks(self) -> None:
         """Form the team before the first step, and measure when the team has decided to."""

@@ -172,6 +172,9 @@ def _advice(alert: Alert) -> list[Component]:
 
 
 def _buttons(alert: Alert, now: float) -> Component:
+    """Return the buttons of an open alert; none for an alert that the run ended with."""
+    if not alert.is_open:
+        return html.Div(className="buttons")
     acknowledge: Component = (
         html.Span("Acknowledged", className="done")
         if alert.state == AlertState.ACKNOWLEDGED
@@ -313,6 +316,4 @@ def alert_row(alert: Alert, run_name: str, now: float) -> Component:
         html.Span("" if opened is None else f"{duration(now - opened)} ago", className="muted"),
     ]
     link = dcc.Link(cells, href=f"/runs/{alert.run_id}", className="alert-link")
-    return html.Div(
-        [link, _buttons(alert, now) if alert.is_open else html.Div(className="buttons")], className="alert-row"
-    )
+    return html.Div([link, _buttons(alert, now)], className="alert-row")

@@ -147,6 +147,15 @@ class AlertLifecycle:
             closed.append(incident.alert)
         return closed
 
+    def begin_anew(self, time: float, note: str) -> list[Alert]:
+        """Resolve the alerts of the detectors, which begin anew, and add a note. Alerts of rules stay."""
+        state, resolved = self._state, []
+        for slot, incident in list(state.incidents.items()):
+            if incident.alert.kind != AlertKind.CUSTOM_RULE:
+                resolved.append(self._resolve(incident, incident.alert.updated_step, time, None, note))
+                del state.incidents[slot]
+        return resolved
+
     def _step_back(self, time: float) -> list[Alert]:
         """Resolve every open alert, because training went back. Ended ones stay so: a new attempt makes up for them."""
         resolved = [

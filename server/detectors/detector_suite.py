@@ -66,6 +66,8 @@ class _Shared(msgspec.Struct):
     findings: tuple[Finding, ...] = ()
     """Findings after the last sample that was not skipped."""
     loss_name: LossName = msgspec.field(default_factory=LossName)
+    judged_loss: str | None = None
+    """Name of the loss that the detectors have read; None before the first one."""
     signals: Signals = msgspec.field(default_factory=Signals)
     record: TrackRecord = msgspec.field(default_factory=TrackRecord)
     causes: CauseTracker = msgspec.field(default_factory=CauseTracker)
@@ -131,22 +133,43 @@ class DetectorSuite:
     def update(self, sample: Sample) -> Verdict:
         """Return what holds true after one more sample. Samples must arrive in the order of their sequence.
 
-        A new attempt resets everything but the track record of the run's predictions. A sample without any value that
+        A new attempt resets everything but the track record of the run's predictions, and so does another loss, whose
+        values cannot be compared to those before. A sample without any value that
         the detectors read changes nothing, and neither does a step that was seen before (training and evaluation
         metrics may be logged separately).
         """
         if sample.attempt != self._state.attempt:
-            self._state = _State(attempt=sample.attempt, record=self._state.record, loss_name=self._state.loss_name)
-            self._state.record.renew()
+            self._restart(sample.attempt)
+        sample = self._state.loss_name.read(sample)
+        is_other_loss = self._follow_loss(sample)
         state = self._state
-        sample = state.loss_name.read(sample)
         if state.last_step is not None and sample.step <= state.last_step:
             return self._verdict(state.last_step, ())
         if not (sample.has_layers or any(key in sample.scalars for key in READ_SCALARS)):
             return self._verdict(sample.step, ())
-        is_first = state.last_step is None
+        is_first = state.last_step is None or is_other_loss
         state.last_step = sample.step
         return self._judge(sample, is_first)
+
+    def _restart(self, attempt: int) -> None:
+        """Begin with fresh detectors. The track record of the run's predictions and the name of the loss are kept."""
+        before = self._state
+        self._state = _State(
+            attempt=attempt, record=before.record, loss_name=before.loss_name, judged_loss=before.judged_loss
+        )
+        self._state.record.renew()
+
+    def _follow_loss(self, sample: Sample) -> bool:
+        """Begin with fresh detectors if another scalar than before is the loss, and return whether that was so."""
+        name, before = self._state.loss_name.found, self._state.judged_loss
+        if name is None or name == before:
+            return False
+        if before is not None:
+            last_step = self._state.last_step
+            self._restart(sample.attempt)
+            self._state.last_step = last_step
+        self._state.judged_loss = name
+        return before is not None
 
     def _judge(self, sample: Sample, is_first: bool) -> Verdict:
         state = self._state
@@ -208,9 +231,17 @@ class DetectorSuite:
             interval=max(state.signals.pauses, default=1),
         )
 
-    def choose_loss(self, name: str | None) -> None:
-        """Read this scalar as the loss from the next sample on; None leaves it to the names of the scalars."""
-        self._state.loss_name.choose(name)
+    @property
+    def judged_loss(self) -> str | None:
+        """Name of the loss that the detectors have read; None before the first one."""
+        return self._state.judged_loss
+
+    def choose_loss(self, name: str | None, preferred: str | None = None) -> None:
+        """Read this scalar as the loss from the next sample on; None leaves it to the names of the scalars.
+
+        ``preferred`` is the loss wherever it is logged, if ``name`` is None.
+        """
+        self._state.loss_name.choose(name, preferred)
 
     def snapshot(self) -> bytes:
         """Return the whole state. A suite that is restored from it continues exactly where this one is."""

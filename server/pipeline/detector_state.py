@@ -86,7 +86,11 @@ class DetectorState:
 
     def update(self, sample: Sample, committed_at: float) -> None:
         """Let the detectors, the alert rules and the progress read one sample."""
+        before = self.suite.judged_loss
         verdict = self.suite.update(sample)
+        if before not in (None, self.suite.judged_loss):
+            note = f" The loss is {self.suite.judged_loss} now, and the detectors began anew."
+            self.record_alerts(*self.alerts.begin_anew(sample.time, note))
         sample = renamed(sample, verdict.loss_name)
         self.progress.update(sample, verdict)
         held = self._apply_rules(sample, committed_at)

@@ -98,6 +98,10 @@ class RunFollower:
         self._received_since = since
         self.wake()
 
+    def reload_labels(self) -> None:
+        """Read the choice of the loss again before the next record, because it may have changed."""
+        self._labels = None
+
     def offer(self, segment: FreshSegment) -> None:
         """Accept a segment that this server has committed."""
         if self._state is not None and segment.rank > self._state.rank:
@@ -227,7 +231,7 @@ class RunFollower:
         if self._labels is None:
             self._labels = await self._runs.labels(self.run_id)
         if self._labels is not None:
-            state.suite.choose_loss(self._labels.chosen_loss)
+            state.suite.choose_loss(self._labels.chosen_loss, self._labels.preferred_loss)
         if size is not None and size <= INLINE_BYTES:
             self._advance(state, found)
         else:

@@ -26,6 +26,7 @@ from server.storage.detector_states import (
     StoredDetectorState,
 )
 from server.storage.layouts import LayoutStore
+from server.storage.loss_choices import LossChoiceStore
 from server.storage.measurements.segments import SegmentStore
 from server.storage.runs import RunStore
 
@@ -51,6 +52,7 @@ class FollowerStores:
     layouts: LayoutStore
     segments: SegmentStore
     states: DetectorStateStore
+    losses: LossChoiceStore
 
 
 class _GroupedStates:
@@ -106,6 +108,8 @@ class Followers:
         self._elsewhere: dict[str, float] = {}
         """Runs that another server follows, with the Unix time until which its lease is not requested again."""
         self._lease_keeper: asyncio.Task[None] | None = None
+        self._loss_version: str | None = None
+        """Version of the choices of the loss that the followers know."""
 
     def __len__(self) -> int:
         """Return the number of runs whose detectors are in memory."""
@@ -174,6 +178,17 @@ class Followers:
         for follower, task in self._held.values():
             if not task.done():
                 follower.look(since)
+
+    async def refresh_losses(self) -> None:
+        """Let all followers read the choice of the loss again if any was changed, on any server.
+
+        Raises `DatabaseError`.
+        """
+        version = await self._stores.losses.version()
+        if version != self._loss_version:
+            self._loss_version = version
+            for follower, _ in self._held.values():
+                follower.reload_labels()
 
     async def settle(self, run_id: str) -> None:
         """Wait until the detectors have read everything that is committed of a run and have left memory.

@@ -77,7 +77,9 @@ _REPLACE = (
     .where(monitors.c.run_id == bindparam("of_run"))
     .values({name: bindparam(f"to_{name}") for name in _STATE})
 )
-_PROGRESS = ("step_rate", "loss", "lr", "stage", "stage_reason", "loss_name", "stability_ratio", "sparkline")
+_PROGRESS = (
+    *("step_rate", "loss", "lr", "stage", "stage_reason", "loss_name", "loss_since", "stability_ratio", "sparkline"),
+)
 _SHOW = (
     update(runs)
     .where(runs.c.id == bindparam("of_run"))

@@ -18,6 +18,7 @@ from server.storage.alerts import shown_state
 from server.storage.database import Database
 from server.storage.id_list import padded
 from server.storage.layouts import LayoutStore, layer_rows
+from server.storage.loss_choices import losses_of_projects
 from server.storage.runs import RunStore
 
 _IS_SHOWN = runs.c.state != DELETING
@@ -128,6 +129,7 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[a
         row.run_id: _in_short(row)
         for row in await connection.execute(select(alerts).join(newest, same).order_by(alerts.c.step))
     }
+    defaults = await losses_of_projects(connection, sorted({row.project for row in rows}))
     ended = await _ended_with(connection, [row for row in rows if row.state in (RunState.FINISHED, RunState.CRASHED)])
     return [
         answers.RunSummary(
@@ -144,6 +146,8 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[a
             stage=row.stage,
             stage_reason=row.stage_reason,
             loss_name=row.loss_name,
+            loss_since=row.loss_since,
+            loss_choice=_loss_choice(row, defaults.get(row.project)),
             stability_ratio=row.stability_ratio,
             open_alerts=open_count.get(row.id, 0),
             predicted_step=predicted.get(row.id),
@@ -160,6 +164,15 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[a
         )
         for row in rows
     ]
+
+
+def _loss_choice(row: Any, default: str | None) -> answers.LossChoice | None:
+    """Return the choice that decides the loss of a run. The default of its project does so only where it was found."""
+    if row.loss_choice is not None:
+        return answers.LossChoice(scalar=row.loss_choice, by="run")
+    if row.chosen_loss is not None:
+        return answers.LossChoice(scalar=row.chosen_loss, by="code")
+    return answers.LossChoice(scalar=default, by="project") if default and default == row.loss_name else None
 
 
 async def _ended_with(connection: AsyncConnection, ended: Sequence[Any]) -> dict[str, answers.LastAlert]:
