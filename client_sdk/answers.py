@@ -292,6 +292,32 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     """Hartigan's dip, of the ratio alone."""
 
 
+class SameStep(msgspec.Struct, frozen=True, kw_only=True):
+    """Another run that spiked at the same step, or at the same position in the data."""
+
+    run_id: str
+    name: str
+    step: int
+    """Step of that run."""
+
+
+class Coincidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Evidence of the other runs of the project about an outlier of the loss."""
+
+    step: int
+    """Step of the outlier."""
+    runs: tuple[SameStep, ...] = ()
+    """Runs that spiked at the same step beyond chance, at most eight."""
+    same: int = 0
+    """Number of these runs."""
+    passed: int = 0
+    """Number of other runs that passed the step without an outlier, counted up to eight."""
+    other_data: int = 0
+    """Number of those whose losses before show that they read other data, so that they prove nothing."""
+    sentence: str = ""
+    """The same in words, as the message of the alert has it."""
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened at a step. The keys of other kinds of events are absent."""
 
@@ -300,7 +326,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     loss: Value | UnsetType = UNSET
     """Loss at the peak of a spike or at a bad batch; of non-finite values 1 where the loss was one of them, else 0."""
     baseline: Value | UnsetType = UNSET
-    """Usual loss before a spike or a bad batch."""
+    """Usual loss before a spike, a bad batch or an outlier of the loss."""
+    deviations: Value | UnsetType = UNSET
+    """Height of an outlier of the loss in robust standard deviations."""
+    outlier_step: int | UnsetType = UNSET
+    """Step of the outlier with which a spike or a bad batch began."""
+    coincidence: Coincidence | UnsetType = UNSET
+    """Evidence of other runs about the step of an outlier, a spike or a bad batch; absent if none has passed it."""
     peak_step: int | UnsetType = UNSET
     """Step of a spike's peak."""
     recovered: int | UnsetType = UNSET
@@ -349,6 +381,8 @@ class Alert(protocol.Alert, frozen=True, kw_only=True):
     """Unix time of the first acknowledgement."""
     silenced_until: float | None = None
     """Unix time until which nobody is notified of this alert."""
+    coincidence: Coincidence | None = None
+    """Evidence of other runs about the step of the outlier; None if none has passed it."""
 
     @property
     def is_open(self) -> bool:

@@ -114,6 +114,7 @@ class EventKind(StrEnum):
     LR_JUMP = "lr-jump"
     BAD_BATCH = "bad-batch"
     NONFINITE = "nonfinite"
+    LOSS_OUTLIER = "loss-outlier"
     ROLLBACK = "rollback"
     STATISTICS_THINNED = "statistics-thinned"
     STATISTICS_COMPLETE = "statistics-complete"
@@ -361,6 +362,9 @@ EVIDENCE: Final[Mapping[str, Evidence]] = {
         Evidence(key="loss_peak", label="loss at its peak"),
         Evidence(key="loss_deviations", label="loss above usual, deviations", form="ratio"),
         Evidence(key="peak_step", label="peak", form="step"),
+        Evidence(key="outlier_step", label="loss jumped", form="step"),
+        Evidence(key="same_step_runs", label="spiked at the same step", form="text"),
+        Evidence(key="passed_without", label="other runs that passed it without"),
         Evidence(key="update_ratio", label="update / weight"),
         Evidence(key="learning_rate_before", label="learning rate before"),
         Evidence(key="learning_rate_after", label="learning rate after"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 from dash import dcc, html
 from dash.development.base_component import Component
@@ -122,7 +123,23 @@ def _state_words(alert: Alert) -> str:
 
 def _why(alert: Alert) -> list[Any]:
     cause = "" if alert.cause in ("", Cause.UNKNOWN) else alert.cause.replace("-", " ").capitalize() + ". "
-    return symbols(cause + alert.message)
+    return [*symbols(cause), *_message(alert)] if cause else _message(alert)
+
+
+def _message(alert: Alert) -> list[Any]:
+    """Return the message, in which the names of other runs lead to them at the step in question."""
+    said = alert.coincidence
+    if said is None or not said.runs or said.sentence not in alert.message:
+        return symbols(alert.message)
+    before, after = alert.message.split(said.sentence, 1)
+    parts, rest = symbols(before), said.sentence
+    for run in said.runs:
+        name = " ".join(run.name.split()) or run.run_id
+        between, found, rest_after = rest.partition(name)
+        if found:
+            parts += [between, dcc.Link(name, href=f"/runs/{quote(run.run_id, safe='')}?step={run.step}")]
+            rest = rest_after
+    return [*parts, rest, *symbols(after)] if after else [*parts, rest]
 
 
 def _forecasts(alert: Alert) -> Component | None:
@@ -226,7 +243,7 @@ def _small_card(alert: Alert, now: float) -> Component:
                 className="pills",
             ),
             html.H3(f"{title} {band}".strip()),
-            html.P(symbols(alert.message), className="why"),
+            html.P(_message(alert), className="why"),
             _buttons(alert, now),
         ],
         className="card small",

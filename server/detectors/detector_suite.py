@@ -28,12 +28,13 @@ from server.detectors.layer_sums import sums_of
 from server.detectors.loss_name import LossName
 from server.detectors.lr_jump import LearningRateJumpDetector
 from server.detectors.nonfinite import NonfiniteDetector
+from server.detectors.outliers import OutlierDetector
 from server.detectors.signals import Reading, Signals
 from server.detectors.spike import MIN_LOSSES, SpikeDetector
 from server.detectors.spike_predictor import SpikePredictor
 from server.detectors.stages import STAGES, StageTracker
 from server.detectors.track_record import TrackRecord
-from server.models import AlertKind, Event, Finding, Sample, Stage, StageReason, Verdict
+from server.models import AlertKind, Event, EventKind, Finding, Outlier, Sample, Stage, StageReason, Verdict
 
 SNAPSHOT_VERSION: Final = 1
 READ_SCALARS: Final = ("loss", "lr", "grad_norm", "lambda_max", "lambda_grad", "lambda_step")
@@ -88,6 +89,7 @@ class _State(_Shared):
     divergence: DivergenceDetector = _detector(DivergenceDetector)
     eps_floor: EpsFloorDetector = _detector(EpsFloorDetector)
     gradient_explosion: GradientExplosionDetector = _detector(GradientExplosionDetector)
+    outliers: OutlierDetector = _detector(OutlierDetector)
     stages: StageTracker = _detector(StageTracker)
 
 
@@ -177,6 +179,7 @@ class DetectorSuite:
         if reading.stability is not None:
             state.stability = reading.stability
         context = self._context(reading, is_first)
+        context.scalars = sample.scalars
         detectors: tuple[Detector, ...] = _in_order(state)
         events = [event for one in detectors if (event := one.update(reading, context)) is not None]
         state.record.update(
@@ -185,8 +188,8 @@ class DetectorSuite:
         findings = [finding for one in detectors if (finding := one.finding(reading, context)) is not None]
         if len(findings) > 1:
             findings.sort(key=lambda finding: REPORTED_FIRST.get(finding.kind, len(REPORTED_FIRST)))
-        state.findings = tuple(findings)
-        return self._verdict(reading.step, tuple(events))
+        state.findings = tuple(map(state.outliers.name_outlier, findings))
+        return self._verdict(reading.step, tuple(map(self._with_outlier, events)), context.outlier)
 
     def _context(self, reading: Reading, is_first: bool) -> Context:
         """Return the context of a step as the detectors left it at the step before."""
@@ -215,7 +218,16 @@ class DetectorSuite:
             return None
         return StageReason.LOSS_ONLY if signals.layout is None else StageReason.NO_SECOND_MOMENT
 
-    def _verdict(self, step: int, events: tuple[Event, ...]) -> Verdict:
+    def _with_outlier(self, event: Event) -> Event:
+        """Return the event of a spike or a bad batch with the step of the outlier with which it began."""
+        if event.kind not in (EventKind.SPIKE, EventKind.BAD_BATCH):
+            return event
+        step = self._state.outliers.outlier_within(event.step, event.detail.get("peak_step"))
+        if step is None:
+            return event
+        return msgspec.structs.replace(event, detail={**event.detail, "outlier_step": step})
+
+    def _verdict(self, step: int, events: tuple[Event, ...], outlier: Outlier | None = None) -> Verdict:
         state = self._state
         is_reported = any(finding.kind is AlertKind.SPIKE_PREDICTED for finding in state.findings)
         reason = self._missing(state.spike.seen) if state.stages.stage == Stage.NOT_JUDGED else None
@@ -228,6 +240,7 @@ class DetectorSuite:
             forecast=state.predictor.forecast(step) if is_reported else None,
             findings=state.findings,
             events=events,
+            outlier=outlier,
             interval=max(state.signals.pauses, default=1),
         )
 

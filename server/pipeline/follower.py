@@ -290,12 +290,19 @@ class RunFollower:
                 run_id=self.run_id,
                 before=state.revision,
                 after=StoredDetectorState(
-                    rank=state.rank, position=state.position, state=state.snapshot(), revision=revision, due_at=due_at
+                    rank=state.rank,
+                    position=state.position,
+                    state=state.snapshot(),
+                    revision=revision,
+                    due_at=due_at,
+                    passage=state.passage.passage,
                 ),
                 progress=state.progress.progress(),
                 changed=list(state.changed.values()),
                 happened=state.happened,
                 now=self._clock(),
+                project=None if self._labels is None else self._labels.project,
+                outliers=state.outliers,
             )
         )
         if saved.alerts is None:
@@ -304,7 +311,7 @@ class RunFollower:
             self._must_query = True
             self._awake.set()
             return
-        happened, state.happened, state.changed = state.happened, [], {}
+        happened, state.happened, state.changed, state.outliers = state.happened, [], {}, []
         state.saved_position, state.revision, state.due_at = state.position, revision, due_at
         self._saved_at = self._clock()
         await self._publish(saved.alerts, happened)

@@ -213,12 +213,19 @@ class Followers:
             runs=self._stores.runs,
             states=self._states,
             executor=self._executor,
-            publish=lambda alerts, events: self._publish(run_id, alerts, events),
+            publish=lambda alerts, events: self._publish_all(run_id, alerts, events),
             rules=self._rules,
             clock=self._clock,
         )
         self._held[run_id] = (follower, asyncio.create_task(self._run(follower, inbox, is_leading)))
         return follower
+
+    async def _publish_all(self, run_id: str, alerts: Sequence[answers.Alert], events: Sequence[Event]) -> None:
+        """Publish the conclusions of a run, and alerts of other runs about which it has changed what is said."""
+        await self._publish(run_id, [alert for alert in alerts if alert.run_id == run_id], events)
+        for alert in alerts:
+            if alert.run_id != run_id:
+                await self._publish(alert.run_id, [alert], ())
 
     async def _run(self, follower: RunFollower, inbox: Inbox, is_leading: bool) -> None:
         """Run a follower while this server holds the lease of its run, so that no other server does the same."""

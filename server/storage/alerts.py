@@ -10,6 +10,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, Row, and_, func, or_, select, update
 
 from client_sdk import answers
+from server.coincidence import informed
 from server.models import AlertKind, AlertLevel, AlertState
 from server.schema import alerts, runs
 from server.storage.database import Database
@@ -146,8 +147,13 @@ class AlertStore:
 def alert_answer(row: Row[Any]) -> answers.Alert:
     """Return the alert of a row of the table `alerts`."""
     state = shown_state(row.state, row.acknowledged_at)
-    others = {"acknowledged_at": row.acknowledged_at, "silenced_until": row.silenced_until}
-    return msgspec.convert({**row.body, **_redefined(row.body), "state": state, **others}, answers.Alert)
+    others = {
+        "acknowledged_at": row.acknowledged_at,
+        "silenced_until": row.silenced_until,
+        "coincidence": row.coincidence,
+    }
+    alert = msgspec.convert({**row.body, **_redefined(row.body), "state": state, **others}, answers.Alert)
+    return informed(alert, alert.coincidence)
 
 
 def _redefined(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from server.detectors.detector_suite import DetectorSuite
 from server.detectors.rule_evaluator import RuleEvaluator
 from server.detectors.spike import MIN_LOSSES
 from server.evaluation.recordings import read_recordings
-from server.models import Sample, Verdict
+from server.models import EventKind, Sample, Verdict
 from tests.server.detectors.test_rule_evaluator import ALL_KINDS
 from tests.support import streams
 
@@ -40,12 +41,27 @@ def each(program: str) -> pytest.MarkDecorator:
 
 
 def judged(verdicts: list[Verdict]) -> list[Verdict]:
-    """Return the verdicts without the news that a run is not judged, which a run that was called stable gets later."""
+    """Return the verdicts without what the stored snapshots could not know.
+
+    A run that was called stable gets the news that it is not judged later, and the detector of outliers begins fresh.
+    """
     kept = []
     for verdict in verdicts:
-        events = tuple(event for event in verdict.events if event.detail.get("stage") != "not-judged")
-        kept.append(msgspec.structs.replace(verdict, events=events))
+        events = tuple(
+            msgspec.structs.replace(event, detail=_without_outlier(event.detail))
+            for event in verdict.events
+            if event.detail.get("stage") != "not-judged" and event.kind != EventKind.LOSS_OUTLIER
+        )
+        findings = tuple(
+            msgspec.structs.replace(finding, evidence=_without_outlier(finding.evidence))
+            for finding in verdict.findings
+        )
+        kept.append(msgspec.structs.replace(verdict, events=events, findings=findings, outlier=None))
     return kept
+
+
+def _without_outlier(values: Mapping[str, float | int | str | None]) -> dict[str, float | int | str | None]:
+    return {key: value for key, value in values.items() if key != "outlier_step"}
 
 
 def samples_of(stream: str) -> list[Sample]:
