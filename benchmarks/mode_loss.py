@@ -190,8 +190,8 @@ def _false_alarms(judged: list[Judged], measure: str, threshold: float) -> int:
     for one in judged:
         last = -QUIET
         for at in np.flatnonzero(one.counted & (one.scores[measure] > threshold)):
-            total += at - last >= QUIET
-            last = at
+            total += int(at) - last >= QUIET
+            last = int(at)
     return total
 
 

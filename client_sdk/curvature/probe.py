@@ -306,17 +306,16 @@ class Probe:
         known: tuple[Tensor, Tensor],
     ) -> RitzPair:
         products = self._products_for(preconditioner)
+        others: list[Tensor] = []
         if self._vectors and _same(self._parameters, preconditioner.parameters):
             # The last eigenvectors in the coordinates of this preconditioner.
-            starts = [vector * inverse_root for vector in self._vectors]
+            start, *others = (vector * inverse_root for vector in self._vectors)
         else:
             generator = torch.Generator(inverse_root.device).manual_seed(0)
-            starts = [
-                torch.randn(
-                    inverse_root.shape, generator=generator, device=inverse_root.device, dtype=inverse_root.dtype
-                )
-            ]
-        pairs = largest_eigenpairs(product, starts, products, [known], count=DIRECTIONS)
+            start = torch.randn(
+                inverse_root.shape, generator=generator, device=inverse_root.device, dtype=inverse_root.dtype
+            )
+        pairs = largest_eigenpairs(product, start, products, [known], others=others, count=DIRECTIONS)
         root = preconditioner.diagonal.sqrt()
         self._vectors, self._parameters = [root * pair.vector for pair in pairs], preconditioner.parameters
         self.directions.replace(pairs, root, preconditioner.parameters)

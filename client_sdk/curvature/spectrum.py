@@ -32,27 +32,29 @@ class RitzPair:
 
 def largest_eigenpairs(
     product: Callable[[Tensor], Tensor],
-    starts: Sequence[Tensor],
+    start: Tensor,
     products: int,
     known: Sequence[tuple[Tensor, Tensor]] = (),
     *,
+    others: Sequence[Tensor] = (),
     count: int = 1,
 ) -> list[RitzPair]:
     """Return approximations of the ``count`` largest eigenpairs of a symmetric operator A, the largest first.
 
-    Uses ``products`` calls of ``product`` (x [N] → A·x), beginning with each of ``starts``, [N], and the pairs (y, A·y)
-    in ``known``, which cost nothing. There are fewer pairs if the space has fewer dimensions.
+    Uses ``products`` calls of ``product`` (x [N] → A·x) for the Krylov space of ``start`` [N], one more for each vector
+    of ``others``, and the pairs (y, A·y) in ``known``, which cost nothing. There are fewer pairs if the space has fewer
+    dimensions.
     """
-    size = products + len(known)
-    basis = starts[0].new_zeros(size, len(starts[0]))
+    size = products + len(others) + len(known)
+    basis = start.new_zeros(size, len(start))
     images = torch.zeros_like(basis)
     kept: list[Tensor] = []
-    for at in range(products):
-        candidate = starts[at] if at < len(starts) else images[at - len(starts)]
+    for at in range(products + len(others)):
+        candidate = start if at == 0 else images[at - 1] if at < products else others[at - products]
         basis[at], keep = _orthonormal(candidate, basis[:at])
         images[at] = product(basis[at])
         kept.append(keep)
-    for at, (direction, image) in enumerate(known, start=products):
+    for at, (direction, image) in enumerate(known, start=products + len(others)):
         basis[at], images[at], keep = _add_known(direction, image, basis[:at], images[:at])
         kept.append(keep)
     pairs = []

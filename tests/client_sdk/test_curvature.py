@@ -181,7 +181,7 @@ def test_largest_is_not_the_largest_in_magnitude() -> None:
 def test_ritz_pair_of_known_spectra(spectrum: tuple[float, ...]) -> None:
     diagonal = torch.tensor(spectrum, dtype=torch.float64)
     start = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
-    (pair,) = largest_eigenpairs(lambda x: diagonal * x, [start], 3)
+    (pair,) = largest_eigenpairs(lambda x: diagonal * x, start, 3)
     assert float(pair.value) == pytest.approx(max(spectrum), abs=1e-9)
     assert pair.residual.isnan() or float(pair.residual) < 1e-6
 
@@ -193,7 +193,7 @@ def test_an_eigenvalue_lies_within_the_residual() -> None:
     exact = torch.linalg.eigvalsh(matrix)
     start = torch.randn(40, generator=generator, dtype=torch.float64)
     for products in (2, 4, 8, 16):
-        (pair,) = largest_eigenpairs(lambda x: matrix @ x, [start], products)
+        (pair,) = largest_eigenpairs(lambda x: matrix @ x, start, products)
         distance = float((exact - pair.value).abs().min())
         assert distance <= float(pair.residual * pair.value.abs()) * (1 + 1e-9)
         assert float(pair.value) <= float(exact[-1]) + 1e-9
