@@ -179,6 +179,7 @@ class Probe:
         """Measure no λ_grad and λ_max from now on, because the preconditioner is not what the weights move by."""
         if self._has_limit:
             self._has_limit = False
+            self._forget()
             self._warner.note("curvature_unsupported", f"{reason}. Only λ_step is measured")
 
     def _time_step(self, step: int) -> None:
