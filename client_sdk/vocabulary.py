@@ -188,7 +188,18 @@ SCALARS: Final[Mapping[str, Scalar]] = {
         ),
         Scalar(
             name="grad_norm", label="gradient norm", unit="", is_filled_in=True,
-            meaning="‖g‖ over all watched layers, as the optimizer received the gradient.",
+            meaning=(
+                "‖g‖ over all watched layers, as the optimizer received the gradient; a run that logs `grad_norm` "
+                "itself keeps its own."
+            ),
+        ),
+        Scalar(
+            name="grad_norm_before_clip", label="gradient norm before clipping", unit="", is_filled_in=False,
+            meaning="‖g‖ before clipping, where a framework or the user logs it under this name.",
+        ),
+        Scalar(
+            name="grad_norm_after_clip", label="gradient norm after clipping", unit="", is_filled_in=True,
+            meaning="‖g‖ as the optimizer received the gradient, in a run that logs a `grad_norm` of its own.",
         ),
         Scalar(
             name="lambda_max", label="λ_max", unit="", is_filled_in=True,
@@ -211,8 +222,20 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The preconditioned curvature 2/η above which a direction is unstable.",
         ),
         Scalar(
+            name="replicas_differ", label="layers that differ between ranks", unit="layers", is_filled_in=True,
+            meaning="Layers whose copies on the ranks of a distributed training differ; 0 in a sound training.",
+        ),
+        Scalar(
             name="step_time", label="step time", unit="seconds", is_filled_in=True,
             meaning="Wall-clock time from one call of `log` to the next, divided by the steps between them.",
+        ),
+        Scalar(
+            name="watch_every", label="layers every", unit="steps", is_filled_in=True,
+            meaning='Optimizer steps from one measured step to the next; logged when `every="auto"` changes it.',
+        ),
+        Scalar(
+            name="watch_share", label="share of measuring", unit="", is_filled_in=True,
+            meaning="Share of the training's time that layer statistics take at this interval; logged with it.",
         ),
     )
 }  # fmt: skip

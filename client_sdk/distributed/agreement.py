@@ -20,6 +20,7 @@ GATHER_TIMEOUT: Final = 60.0  # seconds for ranks that have announced themselves
 VERDICT_MARGIN: Final = 10.0  # seconds that the others give the leader beyond its own limit
 POLL_INTERVAL: Final = 0.005  # seconds between two looks at the store; a wait would block its other users
 AGREED: Final = "agreed"
+PREFIX: Final = "spikewatch/watch"
 
 
 class Store(Protocol):
@@ -31,6 +32,10 @@ class Store(Protocol):
 
     def get(self, key: str, /) -> bytes:
         """Return the value of ``key``, which must exist."""
+        ...
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add ``amount`` to the number of ``key``, which is 0 if it does not exist, and return it."""
         ...
 
     def check(self, keys: list[str], /) -> bool:
@@ -83,37 +88,55 @@ class Answer:
 
 
 class Agreement:
-    """The agreement about one call of `watch`, which every rank must have made in the same order."""
+    """The agreement about one call of `watch`.
 
-    def __init__(self, store: Store, rank: int, world: Sequence[int], number: int) -> None:
-        """Announce that ``rank`` watches. ``number`` counts the calls of `watch` in this process."""
+    Agreements are made in rounds. A round is led by the first rank that reaches it, takes in all ranks that have
+    announced a `watch` without an agreement yet, and is closed by its verdict. Ranks that watch several models reach
+    the first steps of their optimizers in the same order.
+    """
+
+    def __init__(self, store: Store, rank: int, world: Sequence[int]) -> None:
+        """Announce that ``rank`` watches a model."""
         self._store = store
         self._rank = rank
         self._world = world
-        self._prefix = f"spikewatch/watch/{number}"
-        store.set(self._key("present", rank), b"1")
+        self._prefix = ""
+        self._is_pending = True
+        store.add(_announced(rank), 1)
+
+    def withdraw(self) -> None:
+        """Take the announcement back. May be called more than once."""
+        if self._is_pending:
+            self._is_pending = False
+            self._store.add(_announced(self._rank), -1)
 
     def conclude(self, roster: Roster) -> Answer:
         """Return the rosters of all ranks that take part, or the reason for which there is no agreement.
 
         Waits until every rank that has announced itself calls this method, at most `GATHER_TIMEOUT`.
         """
+        try:
+            return self._conclude(roster)
+        finally:
+            self.withdraw()
+
+    def _conclude(self, roster: Roster) -> Answer:
         deadline = time.monotonic() + GATHER_TIMEOUT
         store, rank = self._store, self._rank
+        self._prefix = self._open_round()
         content = msgspec.msgpack.encode(roster)
-        digest = _digest(content)
+        digest = hashlib.blake2s(content, digest_size=16).hexdigest()
         store.set(self._key("roster", digest), content)
         store.set(self._key("card", rank), digest)
         leader = int(store.compare_set(self._key("leader"), "", str(rank)))
         if leader == rank:
-            members = self._present()
+            members = [other for other in self._world if other == rank or self._is_announced(other)]
             store.set(self._key("members"), ",".join(map(str, members)))
             missing = self._gather(members, deadline)
             verdict = f"ranks {_listed(missing)} did not reach their first step in time" if missing else AGREED
         else:
-            deadline += VERDICT_MARGIN
             verdict = f"rank {leader} did not answer in time"
-            if self._await(self._key("verdict"), deadline):
+            if self._await(self._key("verdict"), deadline + VERDICT_MARGIN):
                 verdict = store.get(self._key("verdict")).decode()
         verdict = store.compare_set(self._key("verdict"), "", verdict).decode()
         if verdict != AGREED:
@@ -132,13 +155,19 @@ class Agreement:
 
     @property
     def prefix(self) -> str:
-        """Prefix of the keys of this agreement in the store."""
+        """Prefix of the keys of this agreement's round in the store."""
         return self._prefix
 
-    def _present(self) -> list[int]:
-        if self._store.check([self._key("present", rank) for rank in self._world]):
-            return list(self._world)
-        return [rank for rank in self._world if self._store.check([self._key("present", rank)])]
+    def _open_round(self) -> str:
+        """Return the prefix of the first round without a verdict."""
+        number = 0
+        while self._store.check([f"{PREFIX}/{number}/verdict/"]):
+            number += 1
+        return f"{PREFIX}/{number}"
+
+    def _is_announced(self, rank: int) -> bool:
+        key = _announced(rank)
+        return self._store.check([key]) and int(self._store.get(key)) > 0
 
     def _gather(self, members: Sequence[int], deadline: float) -> list[int]:
         """Wait for the cards of ``members`` until ``deadline``, and return those whose card is missing."""
@@ -159,8 +188,9 @@ class Agreement:
         return f"{self._prefix}/{name}/{detail}"
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.blake2s(content, digest_size=16).hexdigest()
+def _announced(rank: int) -> str:
+    """Return the key that counts the announcements of a rank without an agreement yet."""
+    return f"{PREFIX}/announced/{rank}"
 
 
 def _listed(ranks: Sequence[int]) -> str:

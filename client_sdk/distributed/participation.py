@@ -8,7 +8,6 @@ alone, and any other measures nothing: the number of a shard must never stand un
 from __future__ import annotations
 
 import atexit
-import itertools
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -26,8 +25,6 @@ from client_sdk.host import ScalarCopy
 from client_sdk.layers import Layers, named_parameters, size_of
 from client_sdk.warner import Warner
 
-_watch_numbers: Final = itertools.count()
-"""Numbers of the calls of `watch` in this process, which identify an agreement: ranks watch in the same order."""
 _teams: Final[weakref.WeakSet[Team]] = weakref.WeakSet()
 """Teams that say farewell when the process ends."""
 SHOWN: Final = 3  # names of parameters in a warning
@@ -61,6 +58,7 @@ class Participation:
         self.is_settled = False
         """Whether `settle` was called."""
         self._is_refused = False
+        self._has_reported = False
         self._agreement: Agreement | None = None
         self._rank = 0
         distributed = torch.distributed
@@ -71,7 +69,7 @@ class Participation:
         self._rank = distributed.get_rank()
         if is_together:
             world = list(range(distributed.get_world_size()))
-            self._agreement = Agreement(_store(), self._rank, world, next(_watch_numbers))
+            self._agreement = Agreement(_store(), self._rank, world)
 
     def settle(self) -> None:
         """Form the team, or find that this rank measures alone or not at all. Called once, before the first step."""
@@ -86,7 +84,6 @@ class Participation:
             refusal = answer.refusal
             if len(answer.rosters) > 1:
                 self._form(self._agreement.prefix, answer.rosters)
-                self._is_refused = False
                 return
             refusal = refusal or "the other ranks did not call watch()"
         if is_alone(roster):
@@ -108,14 +105,15 @@ class Participation:
         if self.team is None:
             return None
         interval = self.team.decide()
-        if self.team.end:
+        if self.team.end and not self._has_reported:
+            self._has_reported = True
             self._report(self.team)
         return interval
 
     def _report(self, team: Team) -> None:
         if team.is_expected_end:
             self._warner.note("team", f"layer statistics end: {team.end}")
-        elif "team" not in self._warner.counts:
+        else:
             self._warner.warn(
                 "team",
                 f"layer statistics of the distributed training end, as {team.end}; training goes on. They begin again "
@@ -129,6 +127,9 @@ class Participation:
 
     def leave(self) -> None:
         """Take no further part."""
+        if not self.is_settled and self._agreement is not None:
+            self._agreement.withdraw()
+            self.is_settled = self._is_refused = True
         if self.team is not None:
             self.team.leave()
 
@@ -150,6 +151,9 @@ class Participation:
                 f"{shown}: {division.obstacles[names[0]]}; not measured. If every process trains a model of its own, "
                 "pass watch(distributed=False)",
             )
+        if len(division.obstacles) == len({name for roster in rosters.values() for name in roster.names}):
+            return
+        self._is_refused = False
         ranks = sorted(rosters)
         reduction = Reduction(_store(), ranks, self._rank, prefix=prefix)
         self.team = Team(

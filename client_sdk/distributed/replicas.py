@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MODULUS: Final = 2**24  # checksums stay exact in float64 when they are multiplied by the number of copies and added
+CHECKSUM_BITS: Final = 24  # checksums stay exact in float64 when multiplied by the number of copies and added
+_MIXER: Final = 0x9E3779B97F4A7C15 - 2**64  # an odd number, which carries every bit into the highest ones
 GRADIENT_TOLERANCE: Final = 1e-4  # relative difference of Σ g² between copies that rounding can explain
 _INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Array = NDArray[np.float64]
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor's bit patterns modulo `MODULUS`, a 0-d int64 tensor on its device.
+    """Return a hash of the sum of a tensor's bit patterns, of `CHECKSUM_BITS` bits, a 0-d int64 tensor on its device.
 
     Sums of integers do not depend on their order, so that equal tensors have equal checksums on every rank.
     """
@@ -31,7 +32,8 @@ def checksum(tensor: Tensor) -> Tensor:
     if held.is_complex():
         held = torch.view_as_real(held)
     bits = held.contiguous().view(_INTEGERS[held.element_size()])
-    return bits.sum(dtype=torch.int64).remainder_(MODULUS)
+    mixed = bits.sum(dtype=torch.int64) * _MIXER
+    return mixed.bitwise_right_shift(64 - CHECKSUM_BITS).bitwise_and_(2**CHECKSUM_BITS - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,9 +110,10 @@ class Meter:
         return self._verdict.is_refuted
 
     @torch.no_grad()
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, *, has_closure: bool = False) -> None:
         """Take what only exists before a step: versions of the gradients, and samples of the weights.
 
+        With ``has_closure`` the step computes its gradients itself, so that those from before it say nothing.
         Call it before every step that `measure` is called after. Without it, what needs these is absent.
         """
         present: list[Tensor] = []
@@ -132,7 +133,7 @@ class Meter:
                     others.append(parameter)
                 else:
                     measured.append(parameter)
-        self._gradients.before_step(present)
+        self._gradients.before_step([] if has_closure else present)
         self._samples = self._sampler.take(measured, others) if self._sees_movement else {}
 
     def _has_formula(self, rule: UpdateRule) -> bool:

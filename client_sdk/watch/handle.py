@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from client_sdk.distributed import Participation, local_optimizer
+from client_sdk.distributed import Participation, local_optimizer, refuse_deepspeed
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, map_layers
 from client_sdk.optimizers import watched_optimizer
@@ -14,6 +14,7 @@ from client_sdk.precision import PRECISIONS
 from client_sdk.run import Attachment, Run
 from client_sdk.stats import AMOUNTS
 from client_sdk.watch.hooks import StepHooks
+from client_sdk.watch.rhythm import Every
 from client_sdk.watch.watcher import Watcher
 
 
@@ -44,7 +45,7 @@ def watch(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    every: int = 1,
+    every: Every = "auto",
     histogram_every: int = 50,
     curvature_every: int = 25,
     group: Group = "parameter",
@@ -53,9 +54,10 @@ def watch(
 ) -> Handle:
     """Measure ``model`` as ``optimizer`` moves it, at every `log` of ``run``.
 
-    ``every`` is the number of optimizer steps between layer statistics, ``histogram_every`` between histograms, and
-    ``curvature_every`` between full curvature probes while the run is calm (`log` needs a closure for these). Probes
-    are more frequent when a spike may be near, and less frequent if they would take too much of the training's time.
+    ``every`` is the number of optimizer steps between layer statistics, or "auto" (see `client_sdk.watch.rhythm`).
+    ``histogram_every`` is that between histograms, and ``curvature_every`` between full curvature probes while the run
+    is calm (`log` needs a closure for these). Probes are more frequent when a spike may be near, and less frequent if
+    they would take too much of the training's time.
     ``group`` is "parameter", "module", or a function from the name of a parameter to the name of its layer, or None to
     leave it out. ``precision`` is "compact" or "exact" (see `client_sdk.precision`).
 
@@ -67,12 +69,15 @@ def watch(
     """
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"watch() needs a torch.nn.Module as its model, not {type(model).__name__}")
+    refuse_deepspeed(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigurationError(f"watch() needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
     watched = watched_optimizer(optimizer)
     optimizer = watched.optimizer
-    for name, value in (("every", every), ("histogram_every", histogram_every), ("curvature_every", curvature_every)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if every != "auto" and not _is_interval(every):
+        raise ConfigurationError(f'every is {every!r}; it must be "auto" or a whole number of steps, at least 1')
+    for name, value in (("histogram_every", histogram_every), ("curvature_every", curvature_every)):
+        if not _is_interval(value):
             raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of steps, at least 1")
     if not callable(group) and group not in ("parameter", "module"):
         raise ConfigurationError(
@@ -96,7 +101,12 @@ def watch(
         every=every,
         histogram_every=histogram_every,
         curvature_every=curvature_every,
+        group=group,
         is_compact=precision == "compact",
     )
     attachment = run.attach(watcher)
     return Handle(StepHooks(measured, watcher), attachment, watcher)
+
+
+def _is_interval(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -88,7 +88,7 @@ class RunStore:
         # Hellos of one project queue behind each other, and commits do not wait for all of them.
         async with self._database.write(f"hello to {hello.project}", HELLO_COST) as connection:
             run_id = hello.run_id or await _run_of_writer(connection, hello) or uuid.uuid4().hex[:16]
-            await connection.execute(
+            made = await connection.execute(
                 insert_ignore(connection, runs).values(
                     id=run_id,
                     project=hello.project,
@@ -124,7 +124,8 @@ class RunStore:
                 )
                 if shown.rowcount != 1:
                     raise RunDeletedError(run_id)
-                if hello.loss is not msgspec.UNSET and hello.loss != row.chosen_loss:
+                is_known = made.rowcount != 1  # no server can have read the choices of a new run
+                if is_known and hello.loss is not msgspec.UNSET and hello.loss != row.chosen_loss:
                     await renew_version(connection)
         return Registration(
             run_id=run_id,

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from client_sdk.config import Settings
+from client_sdk.distributed import local
 from client_sdk.protocol import HISTOGRAM_BINS
 from client_sdk.run import Run
 from client_sdk.watch import watch
@@ -27,6 +29,8 @@ from tests.support.logged import kept, last_layout
 
 ROWS: Final = 8  # of a batch, which all ranks share
 Optimizers = Callable[[Any], torch.optim.Optimizer]
+Disturbance = Callable[[int, int, nn.Module], None]
+"""Function of rank, step and model."""
 
 
 class Net(nn.Module):
@@ -64,6 +68,8 @@ class Outcome:
     histograms: dict[str, NDArray[np.uint32]] = field(default_factory=dict)
     """Counts of the first histograms, [layers, bins], by their name."""
     warnings: list[str] = field(default_factory=list)
+    weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Part of the weights at the end that this rank holds."""
 
     def column(self, layer: str, statistic: str) -> list[float]:
         """Return one statistic of one layer at all of ``steps``."""
@@ -121,25 +127,34 @@ def train(
     optimizer: Optimizers = adamw,
     loggers: Sequence[int] = (0,),
     watchers: Sequence[int] | None = None,
+    disturb: Disturbance | None = None,
     **options: Any,
 ) -> Outcome:
-    """Train `Net` under ``wrap`` on its share of each batch, and return what this rank recorded."""
+    """Train `Net` under ``wrap`` on its share of each batch, and return what this rank recorded.
+
+    The ranks in ``watchers`` watch, by default all, and those in ``loggers`` log. ``disturb`` is called before each
+    step of the optimizer and after the backward pass.
+    """
     outcome = Outcome()
     with recorded(rank, outcome) as run:
-        model, made, gives_share = WRAPS[wrap](size, optimizer)
-        if watchers is None or rank in watchers:
-            handle = watch(run, model, made, precision="exact", **options)
+        model, made, share = WRAPS[wrap](size, optimizer)
+        is_watched = watchers is None or rank in watchers
+        handle = watch(run, model, made, precision="exact", **options) if is_watched else None
+        dist.barrier()  # a training that reduces nothing would not wait for ranks that have not called watch
         for step in range(steps):
             x, y = batch(step)
-            if gives_share:
-                x, y = (part_of(each, *gives_share) for each in (x, y))
+            if share:
+                x, y = (part_of(each, *share) for each in (x, y))
             made.zero_grad()
             loss = nn.functional.mse_loss(model(x), y)
             loss.backward()
+            if disturb is not None:
+                disturb(rank, step, model)
             made.step()
             if rank in loggers:
                 run.log({"loss": float(loss.detach())}, step=step)
-        if watchers is None or rank in watchers:
+        outcome.weights = {name: local(value).numpy().copy() for name, value in model.state_dict().items()}
+        if handle is not None:
             handle.remove()
     return outcome
 
@@ -162,13 +177,18 @@ def alone(steps: int = 4, optimizer: Optimizers = adamw, **options: Any) -> Outc
 
 
 Share = tuple[int, int]
-"""This rank's position among those that have different rows of a batch, and their number."""
+"""Position of a rank among those that have different rows of a batch, and their number."""
 Wrapped = tuple[nn.Module, torch.optim.Optimizer, Share | None]
 
 
 def _ddp(size: int, optimizer: Optimizers) -> Wrapped:
     model = nn.parallel.DistributedDataParallel(Net())
     return model, optimizer(model.parameters()), (dist.get_rank(), size)
+
+
+def _plain(size: int, optimizer: Optimizers) -> Wrapped:
+    model = Net()
+    return model, optimizer(model.parameters()), None
 
 
 def _ddp_compiled(size: int, optimizer: Optimizers) -> Wrapped:
@@ -209,11 +229,11 @@ def _tp_and_fsdp2(size: int, optimizer: Optimizers) -> Wrapped:
     return model, optimizer(model.parameters()), (mesh.get_local_rank("data"), 2)
 
 
-def _fsdp1(size: int, optimizer: Optimizers) -> Wrapped:
+def _fsdp1(size: int, optimizer: Optimizers, *, keeps_parameters: bool = True) -> Wrapped:
     model = Net()
     cpu = torch.device("cpu")
-    model.wide = FullyShardedDataParallel(model.wide, use_orig_params=True, device_id=cpu)  # type: ignore[assignment]
-    model = FullyShardedDataParallel(model, use_orig_params=True, device_id=cpu)  # type: ignore[assignment]
+    model.wide = FullyShardedDataParallel(model.wide, use_orig_params=keeps_parameters, device_id=cpu)  # type: ignore[assignment]
+    model = FullyShardedDataParallel(model, use_orig_params=keeps_parameters, device_id=cpu)  # type: ignore[assignment]
     return model, optimizer(model.parameters()), (dist.get_rank(), size)
 
 
@@ -226,6 +246,7 @@ def _zero1(size: int, optimizer: Optimizers) -> Wrapped:
 
 
 WRAPS: Final[dict[str, Callable[[int, Optimizers], Wrapped]]] = {
+    "plain": _plain,
     "ddp": _ddp,
     "ddp-compiled": _ddp_compiled,
     "fsdp2": _fsdp2,
@@ -233,6 +254,7 @@ WRAPS: Final[dict[str, Callable[[int, Optimizers], Wrapped]]] = {
     "tp": _tp,
     "tp-fsdp2": _tp_and_fsdp2,
     "fsdp1": _fsdp1,
+    "fsdp1-flat": partial(_fsdp1, keeps_parameters=False),
     "zero1": _zero1,
 }
 
@@ -251,6 +273,9 @@ class _Messages(logging.Handler):
 
 def _read(run: Run, outcome: Outcome) -> None:
     records = kept(run)
+    if not any(record.block is not None for record in records):
+        outcome.scalars += [dict(record.scalars) for record in records]
+        return
     layout = last_layout(run)
     outcome.layers, outcome.sizes, outcome.statistics = layout.layers, layout.sizes, layout.statistics
     for record in records:
