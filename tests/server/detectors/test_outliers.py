@@ -23,7 +23,8 @@ def outliers(losses: list[float], *, interval: int = 1, **scalars: float) -> lis
 def noisy(seed: int, own: int = 0, records: int = 400) -> list[float]:
     """Return losses with the noise of a data order, and little of their own."""
     noise = 0.05 * np.random.default_rng(seed).standard_normal(records)
-    return (2 + noise + 0.005 * np.random.default_rng(1_000 + own).standard_normal(records)).tolist()
+    noise += 0.005 * np.random.default_rng(1_000 + own).standard_normal(records)
+    return [float(value) for value in 2 + noise]
 
 
 def test_one_record_that_jumps_is_an_outlier_and_a_fall_is_none() -> None:
