@@ -123,7 +123,7 @@ def _scalars(directory: Path, steps: int) -> dict[str, Array]:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What one recording says about its spikes."""
+    """Spikes of one recording, and the scores that are held against them."""
 
     explained: list[float]
     """Share of each spike's rise that `mode_loss` explains."""
