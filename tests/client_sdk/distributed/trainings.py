@@ -139,7 +139,7 @@ def train(
     with recorded(rank, outcome) as run:
         model, made, share = WRAPS[wrap](size, optimizer)
         is_watched = watchers is None or rank in watchers
-        handle = watch(run, model, made, precision="exact", **options) if is_watched else None
+        handle = watch(run, model, made, **{"every": 1, "precision": "exact", **options}) if is_watched else None
         dist.barrier()  # a training that reduces nothing would not wait for ranks that have not called watch
         for step in range(steps):
             x, y = batch(step)
@@ -165,7 +165,7 @@ def alone(steps: int = 4, optimizer: Optimizers = adamw, **options: Any) -> Outc
     with recorded(0, outcome) as run:
         model = Net()
         made = optimizer(model.parameters())
-        watch(run, model, made, precision="exact", **options)
+        watch(run, model, made, **{"every": 1, "precision": "exact", **options})
         for step in range(steps):
             x, y = batch(step)
             made.zero_grad()
