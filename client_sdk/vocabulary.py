@@ -214,6 +214,22 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The curvature that the last step met; above 2/η the step raised the loss of its own batch.",
         ),
         Scalar(
+            name="mode_loss", label="loss in the unstable direction", unit="", is_filled_in=True,
+            meaning="The part of the loss that the directions of largest curvature hold, Σ c²/(2λ).",
+        ),
+        Scalar(
+            name="mode_growth", label="growth of the unstable direction", unit="1/step", is_filled_in=True,
+            meaning="The growth per step of the gradient in the unstable direction; 0.05 is 5 % a step.",
+        ),
+        Scalar(
+            name="mode_alternation", label="alternation", unit="", is_filled_in=True,
+            meaning="The share of the last steps at which the gradient along the leading direction changed its sign.",
+        ),
+        Scalar(
+            name="mode_share", label="share of the unstable direction", unit="", is_filled_in=True,
+            meaning="The share of the preconditioned gradient that the directions of largest curvature hold.",
+        ),
+        Scalar(
             name="critical_sharpness", label="critical sharpness", unit="", is_filled_in=False,
             meaning="A curvature limit that the user has measured.",
         ),

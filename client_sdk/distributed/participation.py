@@ -153,7 +153,6 @@ class Participation:
             )
         if len(division.obstacles) == len({name for roster in rosters.values() for name in roster.names}):
             return
-        self._is_refused = False
         ranks = sorted(rosters)
         reduction = Reduction(_store(), ranks, self._rank, prefix=prefix)
         self.team = Team(
@@ -165,6 +164,7 @@ class Participation:
             square=self._amounts.index("gg"),
         )
         _teams.add(self.team)
+        self._is_refused = False
 
     def _roster(self) -> Roster:
         holdings = holdings_of(self._model, self._rank)

@@ -125,9 +125,16 @@ class Rhythm:
     def next_in(self) -> int:
         """Number of steps from this measured step to the next one that this process would choose."""
         if self.every != "auto":
-            return self.every
+            return self._next_of_number(self.every)
         logs = math.ceil((self.steps + self.interval - self._log_step) / self._steps_a_log)
         return max(1, self._log_step + logs * self._steps_a_log - self.steps)
+
+    def _next_of_number(self, every: int) -> int:
+        """Return ``every``, or less if a record that has waited that long for layers is expected before."""
+        since = self.steps - self._log_step
+        read_at = self.steps if since > 0 and since % self._steps_a_log == 0 else self._read_at
+        log_in = self._steps_a_log - since % self._steps_a_log
+        return min(every, log_in) if self.steps + log_in - read_at >= every else every
 
     def lead(self, interval: int) -> None:
         """Measure ``interval`` steps after the last measured one, whatever this process would choose by itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -56,11 +57,18 @@ def break_measuring(rank: int, size: int) -> Outcome:
             raise RuntimeError("no meter")
         return measure(*arguments, **options)
 
-    Meter.measure = broken  # type: ignore[method-assign]
-    try:
+    with patch.object(Meter, "measure", broken):
         return train(rank, size, "ddp")
-    finally:
-        Meter.measure = measure  # type: ignore[method-assign]
+
+
+def cannot_connect(rank: int, size: int) -> Outcome:
+    """Train shards while the ranks cannot connect to each other for the sums."""
+
+    def refused(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("no route to host")
+
+    with patch("client_sdk.distributed.participation.Reduction", refused):
+        return train(rank, size, "fsdp2")
 
 
 def accumulate(rank: int, size: int) -> Outcome:
