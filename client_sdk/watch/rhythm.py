@@ -19,7 +19,6 @@ SHARE: Final = 0.02  # of the training's time, which measuring may take in calm 
 MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear beside its step is measured this often
 FIRST: Final = 16  # steps that are all measured at the beginning, which shows what measuring costs
 HOLD: Final = 40  # steps that are measured after the last sign
-SHORT_HOLD: Final = 10  # the same while earlier dense times are not paid back: a build-up goes on to give signs
 COSTS: Final = 5  # measurements whose median is the cost
 STEP_TIMES: Final = 15  # steps whose median is the time of a step
 DEBT: Final = 64  # step times at SHARE; beyond them the calm interval is doubled until the dense times are paid back
@@ -111,13 +110,9 @@ class Rhythm:
         if not self._costs or step_time <= 0:
             return 1
         affordable = self.cost / (SHARE * step_time)
-        if self._is_in_debt:
+        if self._debt > DEBT * SHARE * step_time:
             affordable *= 2.0
         return min(MAX_INTERVAL, 1 << math.ceil(math.log2(max(affordable, 1.0))))
-
-    @property
-    def _is_in_debt(self) -> bool:
-        return self._debt > DEBT * SHARE * self.step_time
 
     # -- distributed training --
 
@@ -164,8 +159,7 @@ class Rhythm:
 
     def stir(self) -> None:
         """Note a sign: every step is measured for a while."""
-        hold = SHORT_HOLD if self._is_in_debt else HOLD
-        self._dense_until = max(self._dense_until, self.steps + hold)
+        self._dense_until = max(self._dense_until, self.steps + HOLD)
 
     def observe_cost(self, seconds: float) -> None:
         """Take in the seconds that measuring one step took."""
