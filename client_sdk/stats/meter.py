@@ -18,7 +18,7 @@ from torch import Tensor
 
 from client_sdk.distributed import Contribution, is_divided_alike, local
 from client_sdk.host import TensorCopy
-from client_sdk.layers import Layers
+from client_sdk.layers import Layers, size_of
 from client_sdk.measurement import HostCopy, Measurement
 from client_sdk.optimizers import (
     ELEMENTWISE_TERMS,
@@ -334,7 +334,7 @@ class StepCopy:
         self._parameters = np.array(
             [entry.parameter_index for entry in entries] + [entry.parameter_index for entry in sparse], np.intp
         )
-        self._sizes = np.array([flat(entry.parameter).numel() for entry in entries] + [np.nan] * len(sparse))
+        self._sizes = np.array([size_of(entry.parameter) for entry in entries] + [np.nan] * len(sparse))
         self._found_inf = None if found_inf is None else TensorCopy(found_inf.detach().clone())
 
     def ready(self) -> bool:
