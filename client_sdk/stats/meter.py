@@ -134,7 +134,7 @@ class Meter:
                 else:
                     measured.append(parameter)
         self._gradients.before_step([] if has_closure else present)
-        self._samples = self._sampler.take(measured, others) if self._sees_movement else {}
+        self._samples = self._sampler.take(measured, others, self._verdict.judged) if self._sees_movement else {}
 
     def _has_formula(self, rule: UpdateRule) -> bool:
         return rule.is_exact and not self.is_refuted
@@ -264,8 +264,8 @@ class Meter:
         elif not is_readable:
             self._gradients.is_overwritten = True
         tensors.add(
-            rule, formula=updates, readable=is_readable, tolerance=_tolerance(dense_first, dense_second),
-            rounded=is_rounded(held),
+            rule, state, formula=updates, readable=is_readable, tolerance=_tolerance(dense_first, dense_second),
+            rounded=is_rounded(held), trusted=not self.is_refuted,
         )  # fmt: skip
         arguments = (
             dense_first is not None, dense_second is not None, rule.squared, rule.uses_gradient, rule.divided,
@@ -388,7 +388,7 @@ class StepCopy:
     def measurement(self) -> Measurement:
         """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
         return Measurement(
-            scalars={"grad_norm": self.totals["grad_norm"]} if self._extras.reads_gradients else {},
+            scalars={"grad_norm": self.totals["grad_norm"]} if self._extras.knows_norms else {},
             block=statistics_block(self.amounts, self._statistics),
             histograms=self.histograms(),
         )
