@@ -22,7 +22,7 @@ from client_sdk.stats.sum_table import wide_dtype
 from client_sdk.stats.sums import Coordinates, Flags, Terms, scaled_update, unfolded
 
 SAMPLES_AT_ONCE_CPU: Final = 2**16  # coordinates at a time, with about ten temporaries of 256 KiB
-SAMPLES_AT_ONCE_DEVICE: Final = 2**20  # coordinates at a time, with about ten temporaries of 4 MiB
+SAMPLES_AT_ONCE_DEVICE: Final = 2**18  # coordinates at a time, with about ten temporaries of 1 MiB
 
 MOVED: Final = (
     "moved",     # Σ Δw², from the weights
