@@ -214,6 +214,22 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The curvature that the last step met; above 2/η the step raised the loss of its own batch.",
         ),
         Scalar(
+            name="mode_loss", label="loss in the unstable direction", unit="", is_filled_in=True,
+            meaning="The part of the loss that the directions of largest curvature hold, Σ c²/(2λ).",
+        ),
+        Scalar(
+            name="mode_growth", label="growth of the unstable direction", unit="1/step", is_filled_in=True,
+            meaning="The growth per step of the gradient in the unstable direction; 0.05 is 5 % a step.",
+        ),
+        Scalar(
+            name="mode_alternation", label="alternation", unit="", is_filled_in=True,
+            meaning="The share of the last steps at which the gradient along the leading direction changed its sign.",
+        ),
+        Scalar(
+            name="mode_share", label="share of the unstable direction", unit="", is_filled_in=True,
+            meaning="The share of the preconditioned gradient that the directions of largest curvature hold.",
+        ),
+        Scalar(
             name="critical_sharpness", label="critical sharpness", unit="", is_filled_in=False,
             meaning="A curvature limit that the user has measured.",
         ),
@@ -446,6 +462,18 @@ def loss_among(names: Collection[str]) -> str | None:
     if LOSS in names:
         return LOSS
     return next((name for name, known in guess_names(names).items() if known == LOSS), None)
+
+
+def interval_in_words(every: int) -> str:
+    """Return "every step", "every 2nd step", and so on.
+
+    >>> interval_in_words(1), interval_in_words(3), interval_in_words(12), interval_in_words(22)
+    ('every step', 'every 3rd step', 'every 12th step', 'every 22nd step')
+    """
+    if every == 1:
+        return "every step"
+    ending = "th" if every % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(every % 10, "th")
+    return f"every {every}{ending} step"
 
 
 def _words(name: str) -> frozenset[str]:

@@ -9,7 +9,6 @@ import torch
 from torch import nn, optim
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,6 +39,8 @@ def _adamw(model: nn.Module) -> optim.Optimizer:
 
 
 def _zero(model: nn.Module) -> Any:
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # its module warns that it uses torch.jit
+
     return ZeroRedundancyOptimizer(model.parameters(), optim.AdamW, lr=0.01)
 
 

@@ -20,8 +20,9 @@ from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessia
 from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
 from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 from client_sdk.curvature.schedule import Choice, Schedule
-from client_sdk.curvature.spectrum import RitzPair, largest_eigenpair
+from client_sdk.curvature.spectrum import RitzPair, largest_eigenpairs
 from client_sdk.curvature.step_probe import StepSnapshot, step_curvature
+from client_sdk.curvature.unstable_directions import UnstableDirections
 from client_sdk.host import ScalarCopy
 from client_sdk.optimizers import Kind
 from client_sdk.warner import Warner
@@ -29,6 +30,7 @@ from client_sdk.warner import Warner
 WARM_PRODUCTS: Final = 3  # Hessian-vector products for λ_max from the last probe's vector; λ_grad needs one more
 REFINING_PRODUCTS: Final = 5  # the same while the last residual was above GOOD_RESIDUAL
 COLD_PRODUCTS: Final = 10  # the same from a random vector
+DIRECTIONS: Final = 2  # eigenvectors that are followed between probes
 GOOD_RESIDUAL: Final = 0.1  # relative residual of λ_max
 WORST_RESIDUAL: Final = 0.5  # above this λ_max is not reported, but its vector is kept and refined
 ROUNDING: Final = 64  # units of rounding of the loss below which a slope is meaningless
@@ -121,9 +123,11 @@ class Probe:
         # Processor time: the load of other processes on a shared CPU is not a reason to probe less.
         self._clock = time.process_time if on_cpu else time.perf_counter
         self.schedule = Schedule(every)
+        self.directions = UnstableDirections()
+        """Directions of the last full probe, whose amplitudes the caller follows at every step."""
         self._flying: list[tuple[int, CurvatureCopy]] = []
         self._timers: list[tuple[Choice, float, _Timer]] = []
-        self._direction: Tensor | None = None  # eigenvector in the space of the parameters, D^½·x, [N]
+        self._vectors: list[Tensor] = []  # eigenvectors in the space of the parameters, D^½·x, [N] each
         self._parameters: tuple[Tensor, ...] = ()
         self._products = COLD_PRODUCTS
         self._has_limit = True  # whether λ_grad and λ_max can be measured
@@ -175,6 +179,7 @@ class Probe:
         """Measure no λ_grad and λ_max from now on, because the preconditioner is not what the weights move by."""
         if self._has_limit:
             self._has_limit = False
+            self._forget()
             self._warner.note("curvature_unsupported", f"{reason}. Only λ_step is measured")
 
     def _time_step(self, step: int) -> None:
@@ -302,19 +307,23 @@ class Probe:
         known: tuple[Tensor, Tensor],
     ) -> RitzPair:
         products = self._products_for(preconditioner)
-        if self._direction is not None and _same(self._parameters, preconditioner.parameters):
-            start = self._direction * inverse_root  # the last eigenvector in the coordinates of this preconditioner
+        others: list[Tensor] = []
+        if self._vectors and _same(self._parameters, preconditioner.parameters):
+            # The last eigenvectors in the coordinates of this preconditioner.
+            start, *others = (vector * inverse_root for vector in self._vectors)
         else:
             generator = torch.Generator(inverse_root.device).manual_seed(0)
             start = torch.randn(
                 inverse_root.shape, generator=generator, device=inverse_root.device, dtype=inverse_root.dtype
             )
-        pair = largest_eigenpair(product, start, products, [known])
-        self._direction, self._parameters = preconditioner.diagonal.sqrt() * pair.vector, preconditioner.parameters
-        return pair
+        pairs = largest_eigenpairs(product, start, products, [known], others=others, count=DIRECTIONS)
+        root = preconditioner.diagonal.sqrt()
+        self._vectors, self._parameters = [root * pair.vector for pair in pairs], preconditioner.parameters
+        self.directions.replace(pairs, root, preconditioner.parameters)
+        return pairs[0]
 
     def _products_for(self, preconditioner: Preconditioner) -> int:
-        is_warm = self._direction is not None and _same(self._parameters, preconditioner.parameters)
+        is_warm = bool(self._vectors) and _same(self._parameters, preconditioner.parameters)
         return self._products if is_warm else COLD_PRODUCTS
 
     def _share_of_usual(self, choice: Choice, preconditioner: Preconditioner) -> float:
@@ -335,12 +344,12 @@ class Probe:
             step, copy = self._flying.pop(0)
             values = copy.values()
             if is_flat(values):
-                self._direction, self._products = None, COLD_PRODUCTS
+                self._forget()
                 self._warner.note("flat_loss", "the closure's loss has no gradient in a watched model")
                 self.schedule.failed(step)
                 continue
             if not math.isfinite(values["loss"]) or not math.isfinite(values.get("lambda_grad", 0.0)):
-                self._direction, self._products = None, COLD_PRODUCTS
+                self._forget()
                 self._warner.warn(
                     "closure_nonfinite",
                     "the closure's loss or its curvature is NaN or infinite, so nothing is reported. If the training "
@@ -353,11 +362,18 @@ class Probe:
                 residual = values["residual"]
                 self._products = WARM_PRODUCTS if residual <= GOOD_RESIDUAL else REFINING_PRODUCTS
                 if not math.isfinite(residual):
-                    self._direction = None
+                    self._vectors = []
+                if not residual <= WORST_RESIDUAL:
+                    self.directions.forget()
             known = lambda_max if is_reportable(values) else None
             self.schedule.observe_curvature(
                 step, values.get("lr", math.nan), known, values.get("lambda_grad", math.nan)
             )
+
+    def _forget(self) -> None:
+        """Start from a random vector at the next full probe."""
+        self._vectors, self._products = [], COLD_PRODUCTS
+        self.directions.forget()
 
 
 class _Timer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,16 +58,16 @@ def divide(rosters: Mapping[int, Roster], rank: int) -> Division:
     own = rosters[rank]
     counts = np.zeros(len(own.names), np.bool_)
     signs, others = np.zeros(len(own.names)), np.ones(len(own.names))
+    is_whole = np.zeros(len(own.names), np.bool_)
+    known: dict[int, _Part] = {}  # keyed by the list of copies, which many parameters share
     for at, name in enumerate(own.names):
-        found = copies.get(name, [])
-        if not found or not own.is_held[at]:
+        found = copies.get(name)
+        if found is None or not own.is_held[at]:
             continue
-        counts[at] = rank in found[0]
-        if len(found) > 1 and len({len(copy) for copy in found}) == 1:
-            others[at] = len(found) - 1
-            signs[at] = others[at] if counts[at] else -1.0 if any(rank in copy for copy in found) else 0.0
+        if id(found) not in known:
+            known[id(found)] = _part_in(found, rank)
+        counts[at], signs[at], others[at], is_whole[at] = known[id(found)]
     rows = np.array([layers[name] for name in own.layers], np.intp)
-    is_whole = [(rank,) in copies.get(name, []) and own.is_held[at] for at, name in enumerate(own.names)]
     broken = {row for row, whole in zip(own.rows, is_whole, strict=True) if not whole}
     return Division(
         layers=tuple(layers),
@@ -80,6 +81,25 @@ def divide(rosters: Mapping[int, Roster], rank: int) -> Division:
         alike=_alike(rosters, copies),
         obstacles=obstacles,
     )
+
+
+class _Part(NamedTuple):
+    """Part of a rank in the parameters that have certain copies."""
+
+    counts: bool
+    sign: float
+    others: float
+    is_whole: bool
+
+
+def _part_in(found: Sequence[Copy], rank: int) -> _Part:
+    counts = rank in found[0]
+    others = float(max(1, len(found) - 1))
+    is_comparable = len(found) > 1 and len({len(copy) for copy in found}) == 1
+    sign = 0.0
+    if is_comparable:
+        sign = others if counts else -1.0 if any(rank in copy for copy in found) else 0.0
+    return _Part(counts, sign, others, (rank,) in found)
 
 
 def is_alone(roster: Roster) -> bool:
@@ -167,12 +187,9 @@ def _sizes(
 def _alike(rosters: Mapping[int, Roster], copies: Mapping[str, Sequence[Copy]]) -> dict[int, tuple[int, ...]]:
     """Return the ranks that hold the same parts of the same parameters as each rank."""
     groups: dict[tuple[object, ...], list[int]] = {}
-    for rank, roster in rosters.items():
-        parts: dict[tuple[int, int], tuple[str, int]] = {}
-        for at, name in enumerate(roster.names):
-            key = (roster.holding_of[at], id(copies.get(name)))
-            if key not in parts:
-                position = next((copy.index(rank) for copy in copies.get(name, ()) if rank in copy), -1)
-                parts[key] = (name, position)
-        groups.setdefault((roster.names, tuple(parts.values())), []).append(rank)
+    for roster, ranks in _groups(rosters):
+        kinds = {id(found): found for found in (copies.get(name, ()) for name in roster.names)}
+        place = {key: {rank: at for copy in found for at, rank in enumerate(copy)} for key, found in kinds.items()}
+        for rank in ranks:
+            groups.setdefault((roster.names, *(at.get(rank, -1) for at in place.values())), []).append(rank)
     return {rank: tuple(group) for group in groups.values() for rank in group}

@@ -188,15 +188,17 @@ def _measure_single(entry: Entry, terms: Tensor) -> Tensor:
     wide = wide_dtype(device)
     values: Tensor | None = None
     step = chunk_size(device)
+    space = torch.empty(2, min(step, whole.g.numel()), device=device, dtype=dtype)
     for start in range(0, whole.g.numel(), step):
         window = slice(start, start + step)
+        own, other = space[:, : whole.g.numel() - start]
         x = Coordinates(
             g=whole.g[window].to(dtype),
             w=whole.w[window].to(dtype),
             m=None if whole.m is None else whole.m[window].to(dtype),
             v=None if whole.v is None else whole.v[window].to(dtype),
         )
-        sums = coordinate_sums(entry.flags, scalars, FLAT, x)
+        sums = coordinate_sums(entry.flags, scalars, FLAT, x, (own, other))
         chunk = torch.stack([value.to(wide) for value in sums.values()])
         values = chunk if values is None else values + chunk
     assert values is not None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client_sdk.curvature import CurvatureCopy
+from client_sdk.curvature import CurvatureCopy, ModeCopy
 from client_sdk.host import ScalarCopy
 from client_sdk.measurement import Measurement
 from client_sdk.optimizers import stability_limit
@@ -29,6 +29,8 @@ class TakenStep:
     """Largest learning rate of the step, perhaps on a device."""
     statistics: StepCopy | SharedCopy | None
     """Layer statistics; None if the step was not measured."""
+    mode: ModeCopy | None
+    """Amplitudes of the unstable directions up to the step; None if none are known."""
     scalars: Mapping[str, float]
     """Scalars about the measuring."""
 
@@ -100,8 +102,8 @@ class PendingMeasurement:
         """Return whether the step is known and all parts have reached the host."""
         if not self._is_given:
             return False
-        statistics = None if self._step is None else self._step.statistics
-        parts = (statistics, self._curvature, self._lr_copy)
+        of_step = () if self._step is None else (self._step.statistics, self._step.mode)
+        parts = (*of_step, self._curvature, self._lr_copy)
         return all(part is None or part.ready() for part in parts)
 
     def result(self) -> Measurement:
@@ -114,6 +116,8 @@ class PendingMeasurement:
                 measured = self._sink.measurement(self._step.statistics)
                 scalars |= measured.scalars
                 block, histograms = measured.block, measured.histograms
+            if self._step.mode is not None:
+                scalars |= self._step.mode.scalars()
             scalars |= self._step.scalars
             lr = self._step.lr if self._lr_copy is None else float(self._lr_copy.array()[0])
             if lr is not None:

@@ -116,8 +116,9 @@ class Watcher:
         try:
             if self._run.active and self._probe.is_used and not _is_capturing():
                 self._probe.before_step(largest_rate(optimizer))
+                self._probe.directions.follow()
         except Exception as error:
-            self._warner.caught("curvature", "keeping the weights before a step", error)
+            self._warner.caught("curvature", "following the unstable directions before a step", error)
 
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Measure the step, whose gradients and new state are available now.
@@ -139,6 +140,7 @@ class Watcher:
         step = TakenStep(
             lr=largest_rate(optimizer),
             statistics=statistics,
+            mode=self._probe.directions.copy() if self._probe.is_used else None,
             scalars={} if statistics is None else self._rhythm_scalars(),
         )
         self._take(step, is_awaited=is_awaited)

@@ -137,12 +137,15 @@ class OutlierDetector(msgspec.Struct):
             return None
         level, spread = median_and_spread(self.losses.values)
         rise = loss - level
-        if rise <= max(QUIET * spread, QUIET_RISE * abs(level)) or rise <= 0:
+        threshold = max(QUIET * spread, QUIET_RISE * abs(level), 0.0)
+        if rise <= threshold:
             self.is_high = False
             return None
-        if self.is_high:
-            return None
+        # Before enough losses were seen, an outlier may have begun unnoticed.
+        has_begun = self.is_high or self.losses.values[-1] - level > threshold
         self.is_high = True
+        if has_begun:
+            return None
         # Losses without any noise have no deviation; the rise is then compared to the smallest one that counts.
         deviations = min(rise / max(spread, QUIET_RISE * abs(level) / QUIET, TINY), 1e6)
         is_heavy = len(self.counts) == KNOWN and self.count - self.counts[0] < KNOWN_RECORDS

@@ -55,9 +55,10 @@ def wait_for(server: RunningServer, run_id: str, accept: Callable[[Any, list[Any
     """Return the run and its alerts once they are accepted."""
     with server.connect(f"/live?run={run_id}") as live, server.api() as api:
         while True:
-            found = api.get(f"/runs/{run_id}").json(), api.get("/alerts", params={"run": run_id}).json()
-            if accept(*found):
-                return found
+            alerts = api.get("/alerts", params={"run": run_id}).json()
+            run = api.get(f"/runs/{run_id}").json()  # read last, because it sums up the alerts
+            if accept(run, alerts):
+                return run, alerts
             live.recv(timeout=20)
 
 
@@ -85,13 +86,16 @@ def test_a_run_that_ends_in_nan_stays_marked(server: RunningServer, slack: Slack
 
 
 def test_a_run_that_ends_diverged_stays_marked(server: RunningServer, slack: SlackServer) -> None:
-    train(server, "diverged", DIVERGED, lambda writer: writer.finish())
+    def end(writer: Writer) -> None:
+        slack.wait_for_message("run diverged")
+        writer.finish()
+
+    train(server, "diverged", DIVERGED, end)
     run, alerts = wait_for(server, "diverged", closed)
     divergence = next(one for one in alerts if one["kind"] == "divergence")
     assert (divergence["state"], divergence["level"]) == ("ended", "critical")
     assert run["ended_with"]["id"] == divergence["id"]
-    message = slack.wait_for_message("run diverged")
-    assert "the run ended so" in message.text, "the run was over before the message was sent"
+    slack.wait_for_message(f"The run ended so, at step {len(DIVERGED) - 1}")
     assert said_to_be_over(slack, "diverged") == []
 
 

@@ -14,6 +14,7 @@ from client_sdk.watch import watch
 from tests.client_sdk.distributed.disturbances import (
     accumulate,
     break_measuring,
+    cannot_connect,
     die,
     flip_a_bit,
     forget_to_reduce,
@@ -100,6 +101,27 @@ def test_the_rank_that_logs_decides_what_is_measured(pair: RankPool) -> None:
     assert_same_blocks(found[0], expected)
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_sparse_records_have_layers(pair: RankPool, every: int) -> None:
+    found = pair.run(train, "fsdp2", steps=30, log_every=10, every=every)[0]
+
+    expected = alone(steps=30, log_every=10, every=every)
+    assert found.steps == expected.steps == [9, 19, 29]
+    assert_same_blocks(found, expected)
+
+
+def test_an_adapting_rhythm_is_that_of_all_ranks(pair: RankPool) -> None:
+    found = pair.run(train, "fsdp2", steps=50, every="auto")
+
+    assert [outcome.warnings for outcome in found] == [[], []]
+    assert found[0].steps[:16] == list(range(16))
+    assert found[0].steps[-1] >= 50 - 16  # at least every 16th step is measured
+    expected = alone(steps=50)
+    norms = found[0].column("thin.weight", "grad_norm")
+    every_step = expected.column("thin.weight", "grad_norm")
+    assert norms == pytest.approx([every_step[step] for step in found[0].steps], rel=1e-5)
+
+
 def test_histograms_of_copies_are_complete(pair: RankPool) -> None:
     expected = alone().histograms
     found = pair.run(train, "ddp")[0].histograms
@@ -148,6 +170,14 @@ def test_a_rank_that_dies_does_not_hang_the_others(mortal: RankPool) -> None:
     (warning,) = found[0].warnings
     assert "layer statistics of the distributed training end" in warning
     assert len(found[2].warnings) == 1
+
+
+def test_shards_that_cannot_be_summed_are_not_measured(pair: RankPool) -> None:
+    found = pair.run(cannot_connect)[0]
+
+    assert found.blocks == []
+    assert len(found.scalars) == 4
+    assert "no route to host" in found.warnings[0]
 
 
 def test_a_step_that_one_rank_cannot_measure_is_lost_and_no_other(pair: RankPool) -> None:

@@ -126,6 +126,7 @@ def train(
     steps: int = 4,
     optimizer: Optimizers = adamw,
     loggers: Sequence[int] = (0,),
+    log_every: int = 1,
     watchers: Sequence[int] | None = None,
     disturb: Disturbance | None = None,
     **options: Any,
@@ -139,6 +140,7 @@ def train(
     with recorded(rank, outcome) as run:
         model, made, share = WRAPS[wrap](size, optimizer)
         is_watched = watchers is None or rank in watchers
+        options = {"every": 1, **options}
         handle = watch(run, model, made, precision="exact", **options) if is_watched else None
         dist.barrier()  # a training that reduces nothing would not wait for ranks that have not called watch
         for step in range(steps):
@@ -151,7 +153,7 @@ def train(
             if disturb is not None:
                 disturb(rank, step, model)
             made.step()
-            if rank in loggers:
+            if rank in loggers and (step + 1) % log_every == 0:
                 run.log({"loss": float(loss.detach())}, step=step)
         outcome.weights = {name: local(value).numpy().copy() for name, value in model.state_dict().items()}
         if handle is not None:
@@ -159,20 +161,21 @@ def train(
     return outcome
 
 
-def alone(steps: int = 4, optimizer: Optimizers = adamw, **options: Any) -> Outcome:
+def alone(steps: int = 4, optimizer: Optimizers = adamw, log_every: int = 1, **options: Any) -> Outcome:
     """Return what the same training records on one process."""
     outcome = Outcome()
     with recorded(0, outcome) as run:
         model = Net()
         made = optimizer(model.parameters())
-        watch(run, model, made, precision="exact", **options)
+        watch(run, model, made, precision="exact", **{"every": 1, **options})
         for step in range(steps):
             x, y = batch(step)
             made.zero_grad()
             loss = nn.functional.mse_loss(model(x), y)
             loss.backward()
             made.step()
-            run.log({"loss": float(loss.detach())}, step=step)
+            if (step + 1) % log_every == 0:
+                run.log({"loss": float(loss.detach())}, step=step)
     return outcome
 
 
