@@ -15,7 +15,8 @@ bare and watched. A *pass* means that the weights at the end are bit for bit the
 layer and the learning rate agree at every step with values that were taken in float64 around the optimizer's step
 (relative error at most 0.002, the rounding of the weights included; a statistic may be absent at two steps);
 that every loss is stored once; and that there was no warning but the words shown. A *gap* is what is absent, with the
-words of the SDK, or a fault that is known. What an integration records is in [training frameworks](../how-to/frameworks.md).
+words of the SDK, or a fault that is known. What an integration records is in
+[training frameworks](../how-to/frameworks.md).
 """
 
 
