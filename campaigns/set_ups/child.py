@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 import numpy as np
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from campaigns.set_ups.catalogue import catalogue
 from campaigns.set_ups.set_up import SetUp
@@ -76,7 +76,7 @@ def _stored(trial: Trial, project: str) -> Stored:
     (summary,) = reader.runs(project=project)
     run = reader.run(summary.id)
     layers: dict[str, dict[str, dict[int, float]]] = {}
-    known = set(run.summary.statistics)
+    known = set(run.info["statistics"])
     for statistic in trial.needs:
         if statistic not in known:
             continue
@@ -89,7 +89,7 @@ def _stored(trial: Trial, project: str) -> Stored:
             }
             for column, name in enumerate(found.layers)
         }
-    lr = run.series("lr") if "lr" in run.summary.scalars else None
+    lr = run.series("lr") if "lr" in run.info["scalars"] else None
     steps, counts = np.unique(run.series("loss").step, return_counts=True)
     return Stored(
         layers=layers,
@@ -140,7 +140,7 @@ def main(name: str) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Nothing has run yet, so a fork is safe, and spares each rank the import of torch.
-    mp.start_processes(_rank, (name, project, port), nprocs=set_up.processes, start_method="fork")
+    start_processes(_rank, (name, project, port), nprocs=set_up.processes, start_method="fork")
 
 
 def main_into(name: str, path: str) -> None:

@@ -135,11 +135,12 @@ def _fit(trial: Trial, module: Any) -> None:
             within = pl_module.automatic_optimization
             trial.observe(pl_module, trainer.optimizers[-1], computes_within=within)
 
+    batches: Any = trial.batches()  # a list is as good as a data set
     watched = [SpikewatchCallback(project=trial.project, watch=WATCH)] if trial.is_watched else []
     pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, log_every_n_steps=5, callbacks=[Observer(), *watched],
-    ).fit(module, DataLoader(trial.batches(), batch_size=None))  # fmt: skip
+    ).fit(module, DataLoader(batches, batch_size=None))  # fmt: skip
 
 
 def _lightning(trial: Trial) -> None:

@@ -145,7 +145,11 @@ def _logged_before(trial: Trial) -> None:
 
 def _groups(trial: Trial) -> None:
     model = network()
-    groups = [{"params": list(model[0].parameters()), "lr": 0.02}, {"params": list(model[2].parameters())}]  # type: ignore[index]
+    first, _, last = model.children()
+    groups: list[dict[str, Any]] = [
+        {"params": list(first.parameters()), "lr": 0.02},
+        {"params": list(last.parameters())},
+    ]
     optimizer = optim.AdamW(groups, lr=0.001)
     trial.begin(model, optimizer)
     _steps(trial, model, optimizer)
@@ -170,7 +174,7 @@ def _group_added(trial: Trial) -> None:
 
 def _frozen(trial: Trial) -> None:
     model = network()
-    model[0].requires_grad_(False)  # type: ignore[index,operator]
+    model[0].requires_grad_(False)  # type: ignore[index]
     optimizer = adamw(model)
     trial.absent = ("0.weight", "0.bias")
     trial.begin(model, optimizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 
 from campaigns.set_ups.set_up import SetUp
@@ -39,7 +39,7 @@ def _lines(results: Mapping[str, tuple[SetUp, Verdict]], versions: str, day: dat
         yield f"| {set_up.name} | {verdict.result} | {_cell(verdict.words)} |"
 
 
-def _gaps(counts: list[str]) -> str:
+def _gaps(counts: Sequence[str]) -> str:
     gaps, failures = counts.count("gap"), counts.count("fail")
     text = "1 has a gap" if gaps == 1 else f"{gaps} have a gap"
     return f"{text}, {failures} fail" if failures else text
