@@ -50,6 +50,8 @@ class NonfiniteDetector(msgspec.Struct):
     """Whether the loss was not finite."""
     is_loss_last: bool = False
     """Whether the latest loss was not finite."""
+    is_norm_known: bool = False
+    """Whether a gradient norm was finite once."""
     gradients: int = 0
     """Largest number of non-finite gradient coordinates at one step."""
     layers: tuple[str, ...] = ()
@@ -60,6 +62,7 @@ class NonfiniteDetector(msgspec.Struct):
         bad_loss = reading.loss is not None and not math.isfinite(reading.loss)
         # A norm that is not finite proves one such coordinate at least.
         gradients = reading.nonfinite or int(reading.is_grad_norm_nonfinite)
+        self.is_norm_known = self.is_norm_known or reading.grad_norm is not None
         event = None
         if bad_loss or gradients:
             event = self._add(reading, bad_loss, gradients)
@@ -96,7 +99,7 @@ class NonfiniteDetector(msgspec.Struct):
         del context
         if self.last_step is None:
             return None
-        often = len(self.steps) >= OFTEN and self.steps[-1] - self.steps[0] <= SPAN * reading.interval
+        often = self.is_norm_known and len(self.steps) >= OFTEN and self.steps[-1] - self.steps[0] <= SPAN * reading.interval
         level = AlertLevel.CRITICAL if self.loss else AlertLevel.WARNING if often else AlertLevel.WATCH
         what = "loss" if self.loss else "gradient"
         where = f" First affected layers: {', '.join(self.layers)}." if self.layers else ""
