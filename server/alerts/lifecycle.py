@@ -281,7 +281,9 @@ class AlertLifecycle:
     def _succeed(self, findings: dict[str, Finding], step: int, time: float) -> list[Alert]:
         """Resolve the alert of a spike that was over before another one began."""
         finding, incident = findings.get(AlertKind.SPIKE), self._state.incidents.get(AlertKind.SPIKE)
-        if finding is None or incident is None or incident.onset is None or finding.step <= incident.held_step:
+        if finding is None or incident is None or incident.onset is None:
+            return []
+        if finding.step == incident.onset or finding.step <= incident.held_step:
             return []
         del self._state.incidents[AlertKind.SPIKE]
         return [self._resolve(incident, step, time, None, "")]

@@ -42,6 +42,8 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     """Whether the loss rose and stays up."""
     is_level_new: bool = False
     """Whether a spike ended at this step because the loss did not come back."""
+    loss_noise: str = ""
+    """Shape of the loss's noise in words if it looks like spikes; "" otherwise."""
     is_loss_nonfinite: bool = False
     """Whether the loss became NaN or infinite at one of the last steps."""
     is_last_loss_nonfinite: bool = False

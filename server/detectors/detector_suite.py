@@ -27,6 +27,7 @@ from server.detectors.gradient_explosion import GradientExplosionDetector
 from server.detectors.jump import JumpDetector
 from server.detectors.layer_sums import sums_of
 from server.detectors.loss_name import LossName
+from server.detectors.loss_noise import LossNoiseDetector
 from server.detectors.lr_jump import LearningRateJumpDetector
 from server.detectors.nonfinite import NonfiniteDetector
 from server.detectors.signals import Reading, Signals
@@ -88,6 +89,7 @@ class _State(_Shared):
     divergence: DivergenceDetector = _detector(DivergenceDetector)
     eps_floor: EpsFloorDetector = _detector(EpsFloorDetector)
     gradient_explosion: GradientExplosionDetector = _detector(GradientExplosionDetector)
+    loss_noise: LossNoiseDetector = _detector(LossNoiseDetector)
     stages: StageTracker = _detector(StageTracker)
 
 

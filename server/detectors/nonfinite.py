@@ -99,7 +99,11 @@ class NonfiniteDetector(msgspec.Struct):
         del context
         if self.last_step is None:
             return None
-        often = self.is_norm_known and len(self.steps) >= OFTEN and self.steps[-1] - self.steps[0] <= SPAN * reading.interval
+        often = (
+            self.is_norm_known
+            and len(self.steps) >= OFTEN
+            and self.steps[-1] - self.steps[0] <= SPAN * reading.interval
+        )
         level = AlertLevel.CRITICAL if self.loss else AlertLevel.WARNING if often else AlertLevel.WATCH
         what = "loss" if self.loss else "gradient"
         where = f" First affected layers: {', '.join(self.layers)}." if self.layers else ""

@@ -1,21 +1,22 @@
 """A sequential test for a rise of the loss, and the record at which it began.
 
-With z the distance of a loss to its expected value in deviations, at most 8, the sum S ← max(0, S + z − 1.5) of the
-losses since S was last zero is compared to 9 (Page's CUSUM test for a shift by three deviations). Two losses at 6
-deviations reach it, three at 4.5, five at 3.3, nine at 2.5; a single loss does not, however high. Level and deviation
-are those before the sum began to grow, and its losses count towards a new level only if the sum returns to zero.
+With z the distance of a loss to its expected value in deviations and r the correlation of neighbouring errors, the news
+of a record is z − r·z of the record before, at most 8. The sum S ← max(0, S + news − 1.5) of the losses since S was
+last zero is compared to 8 (Page's CUSUM test for a shift by three deviations). Two losses at 5.5 deviations reach it,
+three at 4.2, five at 3.1, nine at 2.4; a single loss does not, however high. Level and deviation are those before the
+sum began to grow, and its losses count towards a new level only if the sum returns to zero.
 
-The rise began at the record from which on the sum of z − 2.5 is largest: a single restless record before it does not
-belong to it.
+The limit is higher in a run whose sums often grow without a rise. The excess over 3 of the last such sums is taken for
+exponential, and the limit is what one of a thousand of them reaches.
 
-False alarms of the test, for noise whose deviation is known: normal noise 10⁻¹² per record; see benchmarks/results for
-heavier tails with a deviation from 32 records.
+The rise began at the record from which on the sum of z − 3 is largest (less for a small rise): a single restless
+record before it does not belong to it.
 
 >>> test = RiseTest()
->>> [test.add(step, 1.0, z) for step, z in enumerate([0.0, 2.0, 0.0, 0.0, 6.5, 6.5])]
-[False, False, False, False, False, True]
+>>> [test.add(step, 1.0, z, z, step) for step, z in enumerate([2.0, 6.5, 6.5])]
+[False, False, True]
 >>> test.onset
-4
+1
 
 Reference: Page 1954, Biometrika 41, 100–115.
 """
@@ -41,7 +42,7 @@ SECOND: Final = 4.5
 """Deviations of a second loss from which a rise does not hang on a single one."""
 LASTING, MOST = 3, 2.5
 """Number of losses of a rise from which their median counts, and its deviations then."""
-LONGEST: Final = 60
+LONGEST: Final = 12
 """Number of losses after which a sum that neither grows nor falls is given up."""
 NOTED: Final = 3.0
 """Peak of a sum from which it is remembered."""
@@ -69,10 +70,13 @@ class RiseTest(msgspec.Struct):
     scores: list[float] = []
     """Their capped distances in deviations."""
 
-    def add(self, step: int, loss: float, score: float, count: int) -> bool:
-        """Add a loss, the `count`-th of the run, and return whether it makes a rise."""
+    def add(self, step: int, loss: float, score: float, news: float, count: int) -> bool:
+        """Add a loss, the `count`-th of the run, and return whether it makes a rise.
+
+        `score` is its distance in deviations, and `news` the part of it that the loss before does not explain.
+        """
         score = min(score, CAP)
-        self.total += score - ALLOWANCE
+        self.total += min(news, CAP) - ALLOWANCE
         self.steps.append(step)
         self.losses.append(loss)
         self.scores.append(score)

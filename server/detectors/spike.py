@@ -1,18 +1,20 @@
-"""A spike of the loss as it happens, found with the median and the MAD of recent losses; independent of scale.
+"""A spike of the loss as it happens, found with a robust level and a sequential test; independent of scale.
 
-Rule: with m and s the median and 1.4826·MAD of the last 40 losses outside spikes, a loss is *high* above
-m + max(6 s, 1 % of m, 10⁻⁴ of the run's first loss). A spike begins when two of three losses are high, or at once when
-one loss is above m + max(12 s, 50 % of m, the same floor). It ends when three losses in a row are back within a quarter
-of the peak, or after 150 records, when the new level is learnt.
+Rule: with m the expected loss and s its deviation (`server.detectors.loss_level`), s at least a sixth of 1 % of m
+and of 10⁻⁴ of the run's first loss, a spike begins when the sequential test of `server.detectors.rise_test` finds a
+rise, or at once when one loss is above m + max(12 s, 50 % of m, the same floor). Its onset is the first loss of the
+rise. It ends when three losses in a row are back within a quarter of the peak, or after 150 records (40 for a watch),
+when the new level is learnt. A rise far above a small one that has lasted for ten records is another spike.
 
-Level: watch for a small rise (below 20 % of m and 25 s), critical for a rise above the run's first losses, otherwise
-warning. A single high loss is a watch however tall it is, until a second loss of the spike is high, because a loss that
-returns at once does no harm. It has its full level at once when something explains it (a predicted spike, a changed
-learning rate, a lost state, non-finite gradients), and when it is the third single one within 100 losses.
+Level: critical for a rise above the run's first losses; warning for one by 20 % of m or 25 s, and for a smaller one
+that does harm: the median of five or more losses since its onset is above m by 5 % and 3 s. Otherwise watch. A single
+high loss is a watch however tall it is, because one that returns at once does no harm: the losses after it are compared
+to m until they are back or there are ten. It has its full level at once when something explains it (a predicted spike,
+a changed learning rate, a lost state, non-finite gradients), and when it is the third single one within 100 losses.
 
-Trade-off: the absolute floor hides changes without meaning (1e-14 → 3e-14 when training began at 1), and the factor 6
-hides the noise of small batches; a rise by 3 % on a quiet curve (Marin 32B: 1.96 → 2.02) passes both. A heavy-tailed
-loss exceeds six deviations now and then, so small spikes are reported at level watch.
+Trade-off: the absolute floor hides changes without meaning (1e-14 → 3e-14 when training began at 1), and the test hides
+the noise of small batches; a rise by 3 % on a quiet curve (Marin 32B: 1.96 → 2.02) passes both. A loss that swings for
+many records looks like a rise now and then, so small rises that do not last are reported at level watch.
 
 >>> detector = SpikeDetector()
 >>> for step in range(50):
@@ -44,7 +46,7 @@ from server.detectors.signals import Reading
 from server.models import AlertKind, AlertLevel, Cause, Event, EventKind, Finding
 
 WINDOW: Final = 40
-"""Number of losses in the median."""
+"""Number of losses since the onset from which a new level is learnt."""
 MIN_LOSSES: Final = 10
 """Number of losses before which a run is not called stable."""
 MIN_JUDGED: Final = 8
@@ -59,6 +61,10 @@ LONGEST: Final = 150
 """Number of records after which a spike ends and its level becomes the new one."""
 SMALL_LONGEST: Final = 40
 """The same for a spike of level watch."""
+BRIEF: Final = 12
+"""Number of losses of a spike, three of them back, up to which it was over soon."""
+BRIEF_SPIKES, BRIEF_LOSSES = 4, 60
+"""Number of such spikes, and the losses within which they end, that make a two-peaked loss."""
 SEPARATE, FAR = 10, 4.0
 """Number of records after which a rise by so many times the height of a small spike is another spike."""
 BACK: Final = 0.25
@@ -66,7 +72,7 @@ BACK: Final = 0.25
 NOISE: Final = 3.0
 """Deviations from the level before under which the loss is back there."""
 AFTERSHOCK: Final = 20
-"""Number of records after a spike that left the loss higher in which another one belongs to it: same onset and cause."""
+"""Number of records after a spike that left the loss higher in which another one has the same onset and cause."""
 STEEP_ONLY: Final = 2.0
 """Weight of the spread of the last losses where the deviation is not known yet; only steep rises count then."""
 LASTING_LOSSES, LASTING_DEVIATIONS, LASTING_SHARE = 5, 3.0, 0.05
@@ -124,6 +130,10 @@ class SpikeDetector(msgspec.Struct):
     """Number of high losses of the spike."""
     lone: list[int] = []
     """Counts of losses at which the latest spikes of a single high loss began."""
+    brief: list[int] = []
+    """Counts of losses at which the latest spikes that were over soon ended."""
+    brief_rises: list[float] = []
+    """Heights of these spikes."""
     first_loss: float | None = None
     """First loss of the attempt."""
     first_gradient: float | None = None
@@ -158,6 +168,7 @@ class SpikeDetector(msgspec.Struct):
             elif self.cause is None or self.cause.cause is Cause.UNKNOWN:
                 # A bad batch is known only once the loss is back.
                 self.cause = context.causes.judge(reading, self.onset)
+        context.loss_noise = self._noise
         context.is_spiking, context.spike_peak_step = self.active, self.peak_step
         context.spike_onset, context.spike_trigger = self.onset, self.trigger
         if self.active or event is not None:
@@ -204,14 +215,17 @@ class SpikeDetector(msgspec.Struct):
             self.deviation = STEEP_ONLY * median_and_spread(level.recent)[1] if deviation is None else deviation
         is_known = level.deviation is not None
         is_very_high = rise > max(VERY_HIGH * self.deviation, STEEP_RISE * size, FLOOR * self.scale)
-        score = rise / max(self.deviation, floor / HIGH) if self.deviation or floor else 0.0
+        unit = max(self.deviation, floor / HIGH)
+        score = rise / unit if unit > 0 else 0.0
         if not is_known and not is_very_high:
             score = 0.0
-        if score <= ALLOWANCE and not is_rising:
+        last = test.losses[-1] if is_rising else level.recent[-1]
+        news = score - level.memory * (last - self.baseline) / unit if score else 0.0
+        if news <= ALLOWANCE and not is_rising:
             level.push(loss)
             return
         is_restless = test.limit(self.seen) > RESTLESS
-        if test.add(step, loss, score, self.seen) or (is_very_high and not is_restless):
+        if test.add(step, loss, score, news, self.seen) or (is_very_high and not is_restless):
             self._begin(step, reading.loss_interval)
         elif test.is_over:
             test.note(self.seen, test.peak)
@@ -262,12 +276,21 @@ class SpikeDetector(msgspec.Struct):
         if self.shifted:
             self.level.restart(self.settling)
         elif not self.is_back:
-            self.level.restart(self.settling[-3:])
+            self.level.restart(self.settling[-3:], floor=self.deviation)
         if self.high_count < 2:
             self.lone = [*self.lone[-(REPEATED - 2) :], self.seen]
             self.test.note(self.seen, CAP - ALLOWANCE)
+        if not self.shifted and len(self.settling) <= BRIEF:
+            self._note_brief()
         self.active, self.ended = False, step
         return True
+
+    def _note_brief(self) -> None:
+        """Remember a spike that was over soon; several in a short time are the upper peak of the noise."""
+        self.brief = [*self.brief[-(BRIEF_SPIKES - 1) :], self.seen]
+        self.brief_rises = [*self.brief_rises[-(BRIEF_SPIKES - 1) :], self.peak - self.baseline]
+        if len(self.brief) == BRIEF_SPIKES and self.seen - self.brief[0] <= BRIEF_LOSSES:
+            self.level.remember_tail(median(self.brief_rises))
 
     def _is_new_rise(self, step: int, loss: float, interval: int) -> bool:
         """Return whether a loss jumps far above a small rise that has lasted for a while."""
@@ -289,6 +312,13 @@ class SpikeDetector(msgspec.Struct):
             return False
         rise = median(self.settling[-2 * LASTING_LOSSES :]) - self.baseline
         return rise > max(LASTING_DEVIATIONS * self.deviation, LASTING_SHARE * abs(self.baseline), 1e-3 * self.scale)
+
+    @property
+    def _noise(self) -> str:
+        """Shape of the noise in words if it looks like spikes; "" otherwise."""
+        if self.level.is_two_peaked:
+            return "two-peaked"
+        return "heavy-tailed" if self.test.peaks and self.test.limit(self.seen) > RESTLESS else ""
 
     @property
     def _deviations(self) -> float | None:
