@@ -8,8 +8,8 @@ some 50 losses. When 32 errors are known, it is at least
 their 90th percentile over that of a normal distribution (1.2816).
 
 If that percentile is three times wider than the changes suggest and the errors are in no order (correlation below
-0.3), the loss is two-peaked and its upper peak is remembered for 400 losses. When the logging interval changes by a factor of two
-or more, everything is learnt anew from the third record on; after a spike the deviation stays at least what it was.
+0.3), the loss is two-peaked and its upper peak is remembered for 400 losses. When the logging interval changes by a
+factor of two or more, everything is learnt anew from the third record on; after a spike the deviation stays at least what it was.
 
 >>> level = LossLevel()
 >>> for loss in (4.0, 3.9, 3.8, 3.7, 3.6, 3.5, 3.4, 3.3, 3.2, 3.1):
@@ -169,5 +169,6 @@ def _memory(values: list[float]) -> float:
     if spread <= 0:
         return 0.0
     scores = [min(max((value - centre) / spread, -WINSOR), WINSOR) for value in values]
-    total = sum(map(mul, scores, scores))
-    return min(max(sum(map(mul, scores, scores[1:])) / total - MEMORY_ERROR, 0.0), MAX_MEMORY)
+    total: float = sum(map(mul, scores, scores))
+    common: float = sum(map(mul, scores, scores[1:]))
+    return min(max(common / total - MEMORY_ERROR, 0.0), MAX_MEMORY)

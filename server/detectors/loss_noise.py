@@ -34,7 +34,7 @@ class LossNoiseDetector(msgspec.Struct):
     step: int | None = None
     """Step at which the noise was recognised; None before that."""
     noise: str = ""
-    """What the noise is."""
+    """Shape of the noise in words."""
     is_over: bool = False
     """Whether the note has been given."""
 

@@ -56,19 +56,19 @@ class RiseTest(msgspec.Struct):
     """Page's test on standardised losses."""
 
     total: float = 0.0
-    """The sum S."""
+    """The sum S since it was last zero."""
     steps: list[int] = []
     """Steps of the losses since S was last zero."""
     losses: list[float] = []
-    """These losses."""
+    """Losses since S was last zero."""
     peak: float = 0.0
     """Largest S since it was last zero."""
     counts: list[int] = []
     """Counts of losses at which the latest sums that showed no rise ended."""
     peaks: list[float] = []
-    """The peaks of these sums."""
+    """Peaks of the sums that showed no rise."""
     scores: list[float] = []
-    """Their capped distances in deviations."""
+    """Distances of these losses in deviations, at most 8."""
 
     def add(self, step: int, loss: float, score: float, news: float, count: int) -> bool:
         """Add a loss, the `count`-th of the run, and return whether it makes a rise.
@@ -104,7 +104,7 @@ class RiseTest(msgspec.Struct):
             self.peaks = [*self.peaks[-(KNOWN - 1) :], peak]
 
     def clear(self) -> None:
-        """Begin again."""
+        """Begin again with a sum of zero."""
         self.total, self.steps, self.losses, self.scores, self.peak = 0.0, [], [], [], 0.0
 
     @property
