@@ -9,7 +9,8 @@ their 90th percentile over that of a normal distribution (1.2816).
 
 If that percentile is three times wider than the changes suggest and the errors are in no order (correlation below
 0.3), the loss is two-peaked and its upper peak is remembered for 400 losses. When the logging interval changes by a
-factor of two or more, everything is learnt anew from the third record on; after a spike the deviation stays at least what it was.
+factor of two or more, everything is learnt anew from the third record on; after a spike the deviation stays at least
+what it was.
 
 >>> level = LossLevel()
 >>> for loss in (4.0, 3.9, 3.8, 3.7, 3.6, 3.5, 3.4, 3.3, 3.2, 3.1):
