@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml client_sdk/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Spikewatch needs Python 3.11 or newer; say which with: make PYTHON=python3.12 …"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) -e ./client_sdk -e '.[demo,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) -e ./client_sdk -e '.[demo,test,frameworks,check]'
 	@touch $@
 
 install: $(STAMP) ## make .venv with everything in it

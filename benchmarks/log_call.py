@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.config import Settings
-from client_sdk.measurement import Measurement
+from client_sdk.measurement import Instrument, Measurement
 from client_sdk.protocol import Layout
 from client_sdk.run import Run
 from client_sdk.vocabulary import STATISTICS
@@ -78,8 +78,10 @@ class _Values:
         return self._measurement
 
 
-class _Measured:
+class _Measured(Instrument):
     """An instrument whose measurements cost nothing."""
+
+    has_stepped = True
 
     def __init__(self, layers: int, arrival: float = 0.0) -> None:
         names = tuple(f"layers.{i // 6}.part{i % 6}.weight" for i in range(layers))
@@ -87,7 +89,6 @@ class _Measured:
         block = np.random.default_rng(0).random((layers, len(STATISTICS)), np.float32)
         self._measurement = Measurement(block=block)
         self._arrival = arrival
-        self.has_stepped = True
 
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> _Values:
         return _Values(self._measurement, self._arrival)

@@ -45,6 +45,7 @@ __all__ = [
     "Status",
     "TrainingAlert",
     "TransportError",
+    "active_run",
     "finish",
     "flush",
     "init",
@@ -112,7 +113,7 @@ def init(  # noqa: PLR0917 - the contract's signature
 def watch(  # noqa: PLR0917 - the contract's signature
     model: Any,
     optimizer: Any,
-    every: int = 1,
+    every: int | Literal["auto"] = "auto",
     histogram_every: int = 50,
     curvature_every: int = 25,
     group: str | Callable[[str], str | None] = "parameter",
@@ -120,8 +121,10 @@ def watch(  # noqa: PLR0917 - the contract's signature
     precision: str = "compact",
     run: Run | None = None,
 ) -> Handle:
-    """Measure every layer of ``model`` at every ``every``-th call of `log`, from the next call on.
+    """Measure every layer of ``model`` as ``optimizer`` moves it, from its next step on.
 
+    ``every`` "auto" measures every step while something stirs, and in calm times as many as take at most 2 % of the
+    training's time; a number measures every ``every``-th step, however long that takes. `status().watch` says which.
     ``group`` is "parameter", "module", or a callable from parameter name to layer name; a parameter for which it
     returns None is left out. ``precision`` "compact" keeps layer statistics within a relative 2⁻¹² and halves the
     bytes that are sent and stored; "exact" keeps every bit. Several models may be watched on one run. Returns a handle
@@ -187,6 +190,11 @@ def finish(timeout: float = 30.0, state: Literal["finished", "crashed"] | None =
     """
     if _default is not None:
         _default.finish(timeout, state)
+
+
+def active_run() -> Run | None:
+    """Return the run on which these functions act, or None before `init` and after `finish`."""
+    return _default if _default is not None and _default.active else None
 
 
 def status() -> Status:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -22,6 +22,7 @@ from client_sdk.protocol import Outcome, PredictedStep
 from client_sdk.vocabulary import (
     LOSS,
     STAGE_REASONS,
+    AlertKind,
     AlertLevel,
     AlertState,
     ChangeBy,
@@ -36,6 +37,12 @@ from client_sdk.vocabulary import (
 
 __all__ = ["Outcome", "PredictedStep"]
 
+ENDED_WITH: Final = {
+    AlertKind.NONFINITE.value: "NaN",
+    AlertKind.DIVERGENCE.value: "diverged",
+    AlertKind.SPIKE.value: "spiking",
+}
+"""Marks of runs that ended during an alert of these kinds, keyed by kind, the worst first."""
 Numbers = tuple[float | None, ...]
 Value = float | int | str | None
 
@@ -83,6 +90,22 @@ class LastAlert(msgspec.Struct, frozen=True, kw_only=True):
     step: int
 
 
+class LossChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A scalar that was chosen as the loss."""
+
+    scalar: str
+    by: Annotated[str, Meta(extra_json_schema={"enum": ["run", "code", "project"]})]
+    """Origin of the choice: "run" by a person for this run, "code" by `init`, or "project" as the project's default."""
+
+
+class ProjectLoss(msgspec.Struct, frozen=True, kw_only=True):
+    """The default loss of the runs of a project."""
+
+    project: str
+    scalar: str | None = None
+    """Name of the scalar; null where the project has no default."""
+
+
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A run in a list of runs."""
 
@@ -105,11 +128,17 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Reason for the stage "not-judged", a `StageReason`; null in every other stage."""
     loss_name: str | None = None
     """Name of the scalar that is read as the loss; null until it has arrived."""
+    loss_since: int | None = None
+    """First step that was judged with this loss; null where the run was judged with no other one."""
+    loss_choice: LossChoice | None = None
+    """Choice that decides the loss; null where the names of the scalars decide."""
     stability_ratio: float | None = None
     """λ_max·η/2, with a limit of 1."""
     open_alerts: int = 0
     predicted_step: PredictedStep | None = None
     last_alert: LastAlert | None = None
+    ended_with: LastAlert | None = None
+    """Most severe alert that lasted until the run ended; null while the run goes on, and after a healthy end."""
     sparkline: Numbers = ()
     """Largest loss of each bucket, oldest first."""
     layer_count: int = 0
@@ -130,6 +159,27 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     def stage_words(self) -> str:
         """The stage for people, "" where there is none yet."""
         return "Not judged" if self.stage == Stage.NOT_JUDGED else (self.stage or "").capitalize()
+
+    @property
+    def loss_words(self) -> str:
+        """The name under which the loss was logged, "" until it has arrived."""
+        return self.original_loss or self.loss_name or ""
+
+    @property
+    def loss_note(self) -> str:
+        """The steps that were judged with this loss in words, "" where all were."""
+        if self.loss_since is None:
+            return ""
+        if self.last_step is not None and self.loss_since <= self.last_step:
+            return f"judged since step {self.loss_since:,}"
+        if self.state in (RunState.FINISHED, RunState.CRASHED):
+            return "the stage and the alerts are about the loss before"
+        return "judged from the next record on"
+
+    @property
+    def ended_words(self) -> str:
+        """The trouble that the run ended with in a word, "" where it ended without any or goes on."""
+        return "" if self.ended_with is None else ENDED_WITH.get(self.ended_with.kind, "")
 
     @property
     def reason_words(self) -> str:
@@ -242,6 +292,32 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     """Hartigan's dip, of the ratio alone."""
 
 
+class SameStep(msgspec.Struct, frozen=True, kw_only=True):
+    """Another run that spiked at the same step, or at the same position in the data."""
+
+    run_id: str
+    name: str
+    step: int
+    """Step of that run."""
+
+
+class Coincidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Evidence of the other runs of the project about an outlier of the loss."""
+
+    step: int
+    """Step of the outlier."""
+    runs: tuple[SameStep, ...] = ()
+    """Runs that spiked at the same step beyond chance, at most eight."""
+    same: int = 0
+    """Number of these runs."""
+    passed: int = 0
+    """Number of other runs that passed the step without an outlier, counted up to eight."""
+    other_data: int = 0
+    """Number of those whose losses before show that they read other data, so that they prove nothing."""
+    sentence: str = ""
+    """The same in words, as the message of the alert has it."""
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened at a step. The keys of other kinds of events are absent."""
 
@@ -250,7 +326,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     loss: Value | UnsetType = UNSET
     """Loss at the peak of a spike or at a bad batch; of non-finite values 1 where the loss was one of them, else 0."""
     baseline: Value | UnsetType = UNSET
-    """Usual loss before a spike or a bad batch."""
+    """Usual loss before a spike, a bad batch or an outlier of the loss."""
+    deviations: Value | UnsetType = UNSET
+    """Height of an outlier of the loss in robust standard deviations."""
+    outlier_step: int | UnsetType = UNSET
+    """Step of the outlier with which a spike or a bad batch began."""
+    coincidence: Coincidence | UnsetType = UNSET
+    """Evidence of other runs about the step of an outlier, a spike or a bad batch; absent if none has passed it."""
     peak_step: int | UnsetType = UNSET
     """Step of a spike's peak."""
     recovered: int | UnsetType = UNSET
@@ -299,11 +381,13 @@ class Alert(protocol.Alert, frozen=True, kw_only=True):
     """Unix time of the first acknowledgement."""
     silenced_until: float | None = None
     """Unix time until which nobody is notified of this alert."""
+    coincidence: Coincidence | None = None
+    """Evidence of other runs about the step of the outlier; None if none has passed it."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the alert is unresolved; an acknowledged alert is still open."""
-        return self.state != AlertState.RESOLVED
+        """Whether the alert lasts in a run that goes on; an acknowledged alert is still open."""
+        return self.state in (AlertState.OPEN, AlertState.ACKNOWLEDGED)
 
 
 class Notification(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,8 @@ class AlertInbox:
         """``began_at`` is the Unix time at which this process began its part of the run."""
         self.waiting: deque[TrainingAlert] = deque(maxlen=MAX_WAITING)
         """Alerts that the next `log` passes to callbacks."""
+        self.received = 0
+        """Number of messages so far that opened an alert or changed an open one."""
         self.callback_seconds = 0.0
         """Seconds that training has waited for callbacks."""
         self._warner = warner
@@ -75,10 +77,13 @@ class AlertInbox:
         if alert.id in self._resolved:
             return
         before = self._open.pop(alert.id, None)
+        if alert.state == AlertState.ENDED:
+            return  # It lasts if the run goes on, and is open again then.
         if alert.state == AlertState.RESOLVED:
             _remember(self._resolved, alert.id, None)
         else:
             _remember(self._open, alert.id, alert)
+            self.received += 1
         change = self._change(before, alert)
         if change is not None:
             if len(self.waiting) == MAX_WAITING:

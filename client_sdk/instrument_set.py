@@ -63,6 +63,16 @@ class InstrumentSet:
         """Whether the optimizer of any instrument has made a step since its last measurement."""
         return any(instrument.has_stepped for instrument in self.instruments)
 
+    def settle(self) -> None:
+        """Complete the measurements that wait for an optimizer's next step."""
+        for instrument in self.instruments:
+            instrument.settle()
+
+    def observe(self, scalars: Mapping[str, float]) -> None:
+        """Show all scalars of a record to the instruments."""
+        for instrument in self.instruments:
+            instrument.observe(scalars)
+
     def read(
         self, pending: Sequence[tuple[int, Pending]]
     ) -> tuple[dict[str, float], memoryview | None, tuple[Histograms, ...]]:

@@ -15,6 +15,9 @@ from torch import Tensor
 from client_sdk.errors import ConfigurationError
 from client_sdk.protocol import MAX_LAYERS, MAX_NAME_CHARS
 
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_DATA_PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+
 Group = str | Callable[[str], str | None]
 """Grouping of parameters into layers: "parameter", "module", or a function from a parameter's name to a layer's."""
 
@@ -76,14 +79,17 @@ def map_layers(model: torch.nn.Module, optimizer: torch.optim.Optimizer, group: 
 def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the model's parameters with their original names, each shared parameter once.
 
-    Prefixes that `torch.compile` and (distributed) data parallelism add are removed.
+    Parts of names that `torch.compile`, activation checkpointing and data parallelism (DDP, FSDP) add are removed.
     """
-    is_wrapped = isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel)
+    is_wrapped = {name for name, module in model.named_modules() if isinstance(module, _DATA_PARALLEL)}
     for name, parameter in model.named_parameters():
-        parts = [part for part in name.split(".") if part != "_orig_mod"]
-        if is_wrapped and parts[0] == "module":
-            parts = parts[1:]
-        yield ".".join(parts), parameter
+        parts = name.split(".")
+        kept = [
+            part
+            for at, part in enumerate(parts)
+            if part not in _WRAPPERS and not (part == "module" and ".".join(parts[:at]) in is_wrapped)
+        ]
+        yield ".".join(kept), parameter
 
 
 def size_of(parameter: Tensor) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.protocol import Histograms, Layout
+from client_sdk.run_status import WatchStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +73,21 @@ class Instrument(Protocol):
         block, or synchronise a device.
         """
         ...
+
+    # An instrument that subclasses this protocol inherits the following, which do nothing.
+
+    @property
+    def status(self) -> WatchStatus | None:
+        """The rhythm of the measuring and what it takes; None if there is nothing to say."""
+        return None
+
+    def settle(self) -> None:
+        """Complete the measurement of the last record now if it waits for the optimizer's next step.
+
+        Called before the run waits for its records.
+        """
+        return
+
+    def observe(self, scalars: Mapping[str, float]) -> None:
+        """Take in all scalars of a record once they have reached the host. Called from any thread; must be quick."""
+        return

@@ -192,7 +192,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     level: str
     """Severity: "watch", "warning" or "critical"."""
     state: str
-    """State: "open", "acknowledged" or "resolved"."""
+    """State: "open", "acknowledged", "resolved", or "ended" if the run ended while the alert lasted."""
     step: int
     """Step at which the alert opened."""
     title: str

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from client_sdk import answers
 from client_sdk.config import Endpoint
 from client_sdk.errors import ConfigurationError, TransportError
+from client_sdk.vocabulary import LOSS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,6 +195,10 @@ class Run:
         steps, values, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.lexsort((steps, np.concatenate(numbers)))  # late records belong to their steps
         return Series(steps[order], values[order], times[order])
+
+    def loss(self, *, attempt: int | None = None) -> Series:
+        """Return every value of the loss, under whatever name it was logged or chosen; see `series`."""
+        return self.series(self.summary.loss_name or LOSS, attempt=attempt)
 
     def layers(self, statistic: str, *, rank: int | None = None, attempt: int | None = None) -> LayerSeries:
         """Return every value of a layer statistic. ``rank``: by default the lowest rank with layers.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 import msgspec
@@ -78,6 +78,7 @@ class Recorder:
         self._drain_lock = threading.Lock()  # held by the thread that drains the queue
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._logs_norm = False  # whether the user has logged a gradient norm
         self.dropped = 0
         """Number of records that were lost in whole or in part."""
 
@@ -134,6 +135,11 @@ class Recorder:
                     self._queue.popleft()
                 if pause and len(self._queue) < MAX_STAGED // 4:
                     time.sleep(pause)
+
+    def drain_if_free(self) -> None:
+        """Write records from the head of the queue that are ready, unless another thread is doing so."""
+        if self._queue and self._queue[0].ready() and not self._drain_lock.locked():
+            self.drain()
 
     def flush(self, deadline: float) -> bool:
         """Write all records of the queue, waiting for device copies until ``deadline`` (monotonic).
@@ -230,6 +236,8 @@ class Recorder:
             try:
                 measured, block, histograms = staged.instrument_set.read(staged.parts)
                 if measured:
+                    if "grad_norm" in measured:
+                        self._name_norm(measured, scalars)
                     scalars = {**measured, **scalars}
             except Exception as error:
                 self._warner.caught("measure", "reading a measurement", error)
@@ -238,6 +246,8 @@ class Recorder:
                 "too_many_scalars", f"{len(scalars)} scalars were logged at one step; only {MAX_SCALARS} are kept"
             )
             scalars = dict(list(scalars.items())[:MAX_SCALARS])
+        if staged.instrument_set is not None:
+            staged.instrument_set.observe(scalars)
         has_layout = block is not None or bool(histograms)
         return Record(
             step=staged.step,
@@ -247,6 +257,16 @@ class Recorder:
             block=cast("bytes | None", block),  # has the same encoding, and the record is not kept
             histograms=histograms,
         )
+
+    def _name_norm(self, measured: dict[str, float], scalars: Mapping[str, float]) -> None:
+        """Give the measured gradient norm a name of its own in a run that logs a `grad_norm` itself.
+
+        The user's norm is usually that before clipping. Once there was one, the names stay apart for the rest of the
+        run, so that no series alternates between the two.
+        """
+        self._logs_norm = self._logs_norm or "grad_norm" in scalars
+        if self._logs_norm:
+            measured["grad_norm_after_clip"] = measured.pop("grad_norm")
 
     def _split(self, record: Record) -> list[bytes]:
         """Return a record that is too large for a frame as several of the same step, without pieces that still are."""

@@ -25,7 +25,7 @@ from client_sdk.instrument_set import InstrumentSet
 from client_sdk.late_metrics import LateMetrics
 from client_sdk.measurement import HostCopy, Instrument, Pending
 from client_sdk.metrics import BadValueError, MetricReader, as_step
-from client_sdk.protocol import MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Hello, Layout
+from client_sdk.protocol import MAX_FRAME_BYTES, MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Hello, Layout, encode
 from client_sdk.recorder import Recorder, Staged
 from client_sdk.run_status import State, Status
 from client_sdk.warner import Warner
@@ -167,6 +167,7 @@ class Run:
         if self._is_forked:
             return False
         try:
+            self._settle()
             return self._delivery.flush(timeout)
         except Exception as error:
             self.warner.caught("flush", "flush()", error)
@@ -191,6 +192,7 @@ class Run:
         if self._delivery is None:
             return
         try:
+            self._settle()
             self._delivery.finish(timeout, state)
         except Exception as error:
             self.warner.caught("finish", "finish()", error)
@@ -211,6 +213,7 @@ class Run:
             last_error=self.warner.last_error,
             callback_seconds=self.inbox.callback_seconds,
             warnings=dict(self.warner.counts),
+            watch=tuple(status for one in self.instruments if (status := one.status) is not None),
         )
 
     # -- called by instruments --
@@ -226,6 +229,11 @@ class Run:
         return self.settings.mode == "disabled"
 
     @property
+    def instruments(self) -> tuple[Instrument, ...]:
+        """Attached instruments, in the order in which they were attached."""
+        return () if self._instrument_set is None else self._instrument_set.instruments
+
+    @property
     def instrument_count(self) -> int:
         """Number of attached instruments."""
         return 0 if self._instrument_set is None else len(self._instrument_set.instruments)
@@ -235,9 +243,7 @@ class Run:
 
         Raises `ConfigurationError` if the combined layout cannot be sent.
         """
-        # Each attachment may need another layout when it is removed.
-        if 2 * (len(self._hello.layouts) + 1) > MAX_LAYOUTS:
-            raise ConfigurationError(f"watch() was called more than {MAX_LAYOUTS // 2} times on one run")
+        self._check_room()
         others = () if self._instrument_set is None else self._instrument_set.instruments
         instrument_set = self._install((*others, instrument))
         return Attachment(self, instrument, instrument_set.layout)
@@ -246,13 +252,44 @@ class Run:
         """Stop measuring with ``instrument``; does nothing if it is not attached."""
         if self._instrument_set is None:
             return
+        instrument.settle()
         others = tuple(other for other in self._instrument_set.instruments if other is not instrument)
         if not others:
             self._instrument_set = None
         elif len(others) < len(self._instrument_set.instruments):
-            self._install(others)
+            try:
+                self._install(others)
+            except ConfigurationError as error:
+                self._instrument_set = None
+                self.warner.warn("layouts", f"nothing is measured any more after the removal of a watch: {error}")
+
+    def renew_layout(self) -> None:
+        """Give the attached instruments a new common layout, as that of one of them has changed.
+
+        Records that were logged before keep theirs. Raises `ConfigurationError` if there are too many layouts, or if
+        the new one cannot be sent.
+        """
+        if self._instrument_set is not None:
+            self._check_room()
+            self._install(self._instrument_set.instruments)
+
+    def write_ready(self) -> None:
+        """Write the records that waited for a step and have everything now, unless another thread is about to."""
+        if self._recorder is not None:
+            self._recorder.drain_if_free()
 
     # -- internal --
+
+    def _check_room(self) -> None:
+        # Each attachment may need another layout when it is removed.
+        if 2 * (len(self._hello.layouts) + 1) > MAX_LAYOUTS:
+            raise ConfigurationError(
+                f"watch() was called more than {MAX_LAYOUTS // 2} times on one run, or its parameters changed as often"
+            )
+
+    def _settle(self) -> None:
+        if self._instrument_set is not None:
+            self._instrument_set.settle()
 
     def _open(self) -> None:
         self._delivery = Delivery(self.settings, self._hello, self._reader, self.warner, on_alert=self.inbox.receive)
@@ -275,9 +312,18 @@ class Run:
         return True
 
     def _install(self, instruments: tuple[Instrument, ...]) -> InstrumentSet:
-        """Measure with these instruments under a new layout, which the server receives before its first record."""
+        """Measure with these instruments under a new layout, which the server receives before its first record.
+
+        Raises `ConfigurationError` if the layouts of the run no longer fit into a frame.
+        """
         instrument_set = InstrumentSet(instruments, len(self._hello.layouts))
-        self._hello = msgspec.structs.replace(self._hello, layouts=(*self._hello.layouts, instrument_set.layout))
+        hello = msgspec.structs.replace(self._hello, layouts=(*self._hello.layouts, instrument_set.layout))
+        if len(encode(hello)) > MAX_FRAME_BYTES:
+            raise ConfigurationError(
+                f"the {len(hello.layouts)} layouts of the run take more than a frame of {MAX_FRAME_BYTES} bytes: use "
+                "coarser groups of layers"
+            )
+        self._hello = hello
         if self._delivery is not None:
             self._delivery.update_hello(self._hello)
         self._instrument_set = instrument_set

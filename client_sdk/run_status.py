@@ -10,6 +10,40 @@ State = Literal["running", "finished", "crashed"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchStatus:
+    """The rhythm in which a watched model is measured.
+
+    >>> print(WatchStatus(every=4, share=0.016, is_dense=False, is_automatic=True))
+    layers: every 4th step, 1.6 % of the training's time
+    """
+
+    every: int
+    """Present number of optimizer steps from one measured step to the next."""
+    share: float
+    """Share of the training's time that measuring takes at this interval; 0 while it is not known."""
+    is_dense: bool
+    """Whether every step is measured for a while because something stirs, or because the training has just begun."""
+    is_automatic: bool
+    """Whether the interval adapts, as `watch(…, every="auto")` lets it."""
+
+    def __str__(self) -> str:
+        """Return the sentence for people."""
+        return f"layers: {interval_in_words(self.every)}, {100 * self.share:.1f} % of the training's time"
+
+
+def interval_in_words(every: int) -> str:
+    """Return "every step", "every 2nd step", and so on.
+
+    >>> interval_in_words(1), interval_in_words(3), interval_in_words(12), interval_in_words(22)
+    ('every step', 'every 3rd step', 'every 12th step', 'every 22nd step')
+    """
+    if every == 1:
+        return "every step"
+    ending = "th" if every % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(every % 10, "th")
+    return f"every {every}{ending} step"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """Counts, connection state and warnings of a run. Counts are numbers of records, that is of calls of `log`."""
 
@@ -34,3 +68,5 @@ class Status:
     """Seconds that training has waited for callbacks of `on_alert`."""
     warnings: Mapping[str, int]
     """Number of occurrences of each cause of a warning; the first of each was logged."""
+    watch: tuple[WatchStatus, ...] = ()
+    """The rhythm of each `watch`; ``print(status.watch[0])`` prints it as a sentence."""

@@ -45,6 +45,9 @@ class AlertState(StrEnum):
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
     RESOLVED = "resolved"
+    """State of an alert whose condition has passed."""
+    ENDED = "ended"
+    """State of an alert that lasted until the run ended; it is open again if the run goes on."""
 
 
 class Cause(StrEnum):
@@ -85,10 +88,10 @@ class StageReason(StrEnum):
 
 STAGE_REASONS: Final[Mapping[str, str]] = {
     StageReason.NO_LOSS: "no scalar is named loss, so no spike can be found",
-    StageReason.TOO_FEW_RECORDS: "too few records: a spike can be found after 10 losses",
-    StageReason.LOSS_ONLY: "loss only: spikes are found when they come, none can be predicted",
+    StageReason.TOO_FEW_RECORDS: "there are too few records, a spike can be found after 10 losses",
+    StageReason.LOSS_ONLY: "only the loss is logged, so spikes are found when they come and none can be predicted",
     StageReason.NO_SECOND_MOMENT: (
-        "no second moment and no curvature: spikes are found when they come, none can be predicted"
+        "neither second moment nor curvature is logged, so spikes are found when they come and none can be predicted"
     ),
 }
 """Sentences for people, keyed by reason."""
@@ -112,6 +115,7 @@ class EventKind(StrEnum):
     LR_JUMP = "lr-jump"
     BAD_BATCH = "bad-batch"
     NONFINITE = "nonfinite"
+    LOSS_OUTLIER = "loss-outlier"
     ROLLBACK = "rollback"
     STATISTICS_THINNED = "statistics-thinned"
     STATISTICS_COMPLETE = "statistics-complete"
@@ -185,7 +189,18 @@ SCALARS: Final[Mapping[str, Scalar]] = {
         ),
         Scalar(
             name="grad_norm", label="gradient norm", unit="", is_filled_in=True,
-            meaning="‖g‖ over all watched layers, as the optimizer received the gradient.",
+            meaning=(
+                "‖g‖ over all watched layers, as the optimizer received the gradient; a run that logs `grad_norm` "
+                "itself keeps its own."
+            ),
+        ),
+        Scalar(
+            name="grad_norm_before_clip", label="gradient norm before clipping", unit="", is_filled_in=False,
+            meaning="‖g‖ before clipping, where a framework or the user logs it under this name.",
+        ),
+        Scalar(
+            name="grad_norm_after_clip", label="gradient norm after clipping", unit="", is_filled_in=True,
+            meaning="‖g‖ as the optimizer received the gradient, in a run that logs a `grad_norm` of its own.",
         ),
         Scalar(
             name="lambda_max", label="λ_max", unit="", is_filled_in=True,
@@ -200,6 +215,22 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The curvature that the last step met; above 2/η the step raised the loss of its own batch.",
         ),
         Scalar(
+            name="mode_loss", label="loss in the unstable direction", unit="", is_filled_in=True,
+            meaning="The part of the loss that the directions of largest curvature hold, Σ c²/(2λ).",
+        ),
+        Scalar(
+            name="mode_growth", label="growth of the unstable direction", unit="1/step", is_filled_in=True,
+            meaning="The growth per step of the gradient in the unstable direction; 0.05 is 5 % a step.",
+        ),
+        Scalar(
+            name="mode_alternation", label="alternation", unit="", is_filled_in=True,
+            meaning="The share of the last steps at which the gradient along the leading direction changed its sign.",
+        ),
+        Scalar(
+            name="mode_share", label="share of the unstable direction", unit="", is_filled_in=True,
+            meaning="The share of the preconditioned gradient that the directions of largest curvature hold.",
+        ),
+        Scalar(
             name="critical_sharpness", label="critical sharpness", unit="", is_filled_in=False,
             meaning="A curvature limit that the user has measured.",
         ),
@@ -208,8 +239,20 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The preconditioned curvature 2/η above which a direction is unstable.",
         ),
         Scalar(
+            name="replicas_differ", label="layers that differ between ranks", unit="layers", is_filled_in=True,
+            meaning="Layers whose copies on the ranks of a distributed training differ; 0 in a sound training.",
+        ),
+        Scalar(
             name="step_time", label="step time", unit="seconds", is_filled_in=True,
             meaning="Wall-clock time from one call of `log` to the next, divided by the steps between them.",
+        ),
+        Scalar(
+            name="watch_every", label="layers every", unit="steps", is_filled_in=True,
+            meaning='Optimizer steps from one measured step to the next; logged when `every="auto"` changes it.',
+        ),
+        Scalar(
+            name="watch_share", label="share of measuring", unit="", is_filled_in=True,
+            meaning="Share of the training's time that layer statistics take at this interval; logged with it.",
         ),
     )
 }  # fmt: skip
@@ -286,6 +329,11 @@ STATISTICS: Final[Mapping[str, Statistic]] = {
             meaning="cosine between g and m; −1 means the step overshoots and comes back",
         ),
         Statistic(
+            name="swallowed", label="updates lost to rounding", unit="", kind="share", precision="rounded",
+            formula="share of coordinates with u ≠ 0 and Δw = 0",
+            meaning="share of non-zero updates that rounding of the weights swallowed; only for 16-bit weights",
+        ),
+        Statistic(
             name="nonfinite", label="NaN or Inf", unit="coordinates", kind="count", precision="exact",
             formula="count of NaN and ±∞ in g",
             meaning="how many numbers in the layer were not finite",
@@ -338,6 +386,9 @@ EVIDENCE: Final[Mapping[str, Evidence]] = {
         Evidence(key="loss_peak", label="loss at its peak"),
         Evidence(key="loss_deviations", label="loss above usual, deviations", form="ratio"),
         Evidence(key="peak_step", label="peak", form="step"),
+        Evidence(key="outlier_step", label="loss jumped", form="step"),
+        Evidence(key="same_step_runs", label="spiked at the same step", form="text"),
+        Evidence(key="passed_without", label="other runs that passed it without"),
         Evidence(key="update_ratio", label="update / weight"),
         Evidence(key="learning_rate_before", label="learning rate before"),
         Evidence(key="learning_rate_after", label="learning rate after"),

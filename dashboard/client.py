@@ -26,6 +26,7 @@ from client_sdk.answers import (
     Notifications,
     PackedHeatmap,
     Precision,
+    ProjectLoss,
     Rule,
     Rules,
     RunDetail,
@@ -187,6 +188,14 @@ class ApiClient:
     async def precision(self) -> Precision:
         """Return how the predictions turned out."""
         return await self._get("/alerts/precision", Precision)
+
+    async def choose_loss(self, run_id: str, scalar: str | None) -> RunDetail:
+        """Choose the loss of a run, None for the automatic choice, and return the run."""
+        return await self._send("PUT", f"/runs/{_segment(run_id)}/loss", RunDetail, {"scalar": scalar})
+
+    async def choose_project_loss(self, project: str, scalar: str | None) -> ProjectLoss:
+        """Choose the default loss of a project, None for none, and return it."""
+        return await self._send("PUT", f"/projects/{_segment(project)}/loss", ProjectLoss, {"scalar": scalar})
 
     async def acknowledge(self, alert_id: str) -> Alert:
         """Acknowledge an alert and return it."""

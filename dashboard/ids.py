@@ -25,6 +25,9 @@ FLEET_COUNTS: Final = "fleet-counts"
 
 # The page of one run.
 RUN_HEAD: Final = "run-head"
+RUN_LOSS: Final = "run-loss"  # the line and the form of the loss; hidden before the first record
+LOSS_LINE: Final = "loss-line"
+LOSS_FORM: Final = "loss-form"
 RUN_KPIS: Final = "run-kpis"
 RUN_EMPTY: Final = "run-empty"
 RUN_PANELS: Final = "run-panels"

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from fastapi import FastAPI, WebSocket
 
 from client_sdk import answers
-from server.api import alerts, channels, errors, exports, health, rules, runs, sessions, tokens
+from server.api import alerts, channels, errors, exports, health, losses, rules, runs, sessions, tokens
 from server.api.access import MetricsAccess, Services
 from server.api.document import add_document
 from server.api.limits import RequestLimits
@@ -40,6 +40,7 @@ from server.storage.deletion import DeletionStore
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
+from server.storage.loss_choices import LossChoiceStore
 from server.storage.measurements.compaction import Compactor
 from server.storage.measurements.heatmap import HeatmapQuery
 from server.storage.measurements.histogram import HistogramQuery
@@ -135,12 +136,13 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         histograms=HistogramQuery(database),
         events=EventStore(database),
         alerts=AlertStore(database),
+        losses=LossChoiceStore(database),
         channels=notifications.channels,
         outbox=notifications.outbox,
         secrets=notifications.secrets,
         messenger=notifications.messenger,
         rules=RuleStore(database),
-        backtest=RuleBacktest(StepReader(database, layouts)),
+        backtest=RuleBacktest(StepReader(database, layouts), run_store),
         backtest_slots=asyncio.Semaphore(MAX_BACKTESTS),
         exporter=exporter,
         archiver=Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database)),
@@ -167,7 +169,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint) -> None:
     errors.install(app)
     add_document(app, f"{API}/openapi.json")
-    for room in (runs, exports, alerts, channels, rules, sessions, tokens):
+    for room in (runs, losses, exports, alerts, channels, rules, sessions, tokens):
         app.include_router(room.router, prefix=API)
     app.include_router(health.router)
 

@@ -38,6 +38,7 @@ __all__ = [
     "Layout",
     "Optimizer",
     "Outcome",
+    "Outlier",
     "PredictedStep",
     "Principal",
     "Progress",
@@ -138,6 +139,43 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Further values of the event; `client_sdk.answers.Event` lists the keys of each kind."""
 
 
+class Outlier(msgspec.Struct, frozen=True, kw_only=True):
+    """A loss far above its neighbours, or a mark; `detectors.outliers` finds both, other runs are compared to them."""
+
+    step: int
+    attempt: int = 0
+    loss: float = 0.0
+    baseline: float = 0.0
+    """Median of the losses before it."""
+    deviations: float = 0.0
+    """Height above the median in robust standard deviations; 0 for a mark, which only has a pattern."""
+    interval: int = 1
+    """Number of steps since the loss before."""
+    is_quiet: bool = True
+    """Whether the outlier is too small to be an event."""
+    pattern: bytes = b""
+    """Differences of the losses before it as signed bytes, 25 for each robust deviation; empty if not known."""
+    axis: str | None = None
+    """Name of the scalar that gives the position in the data, None where the run logs none."""
+    position: float | None = None
+    """Position in the data on that axis."""
+    spacing: float = 0.0
+    """Difference of the position to that of the loss before."""
+
+
+class Passage(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the steps that the detectors of a run have read."""
+
+    first_step: int
+    last_step: int
+    interval: int
+    """Number of steps between two records."""
+    axis: str | None = None
+    """Name of the scalar that gives the position in the data, None where the run logs none."""
+    first_position: float | None = None
+    last_position: float | None = None
+
+
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """A conclusion that a detector holds at a step. `alerts.lifecycle` turns findings into alerts."""
 
@@ -176,6 +214,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     """Findings that hold now; a finding of an earlier verdict that is absent no longer holds."""
     events: tuple[Event, ...] = ()
+    outlier: Outlier | None = None
+    """Outlier of the loss at this step, or mark; None for most steps."""
     interval: int = 1
     """Number of steps between two records of the writer; a duration of n records is n·interval steps."""
 
@@ -215,6 +255,8 @@ class Progress:
     """Reason for which the run is not judged, a `StageReason`."""
     loss_name: str | None = None
     """Name of the scalar that is read as the loss."""
+    loss_since: int | None = None
+    """First step that was judged with this loss, None if no other one was."""
     stability_ratio: float | None = None
     sparkline: Mapping[str, Any] | None = None
     """Largest loss of each bucket: {"first_step", "bucket_steps", "max": [loss or null]}."""

@@ -25,9 +25,11 @@ class Change(StrEnum):
     """The prediction came true, at the predicted time, earlier or later."""
     FALSE_ALARM = "false-alarm"
     RESOLVED = "resolved"
+    ENDED = "ended"
+    """The run ended while the alert lasted."""
 
 
-CLOSING = (Change.CONFIRMED, Change.FALSE_ALARM, Change.RESOLVED)
+CLOSING = (Change.CONFIRMED, Change.FALSE_ALARM, Change.RESOLVED, Change.ENDED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +200,10 @@ def change_of(alert: Alert, level_before: str | None, state_before: str | None) 
     ``level_before`` and ``state_before`` describe the alert as it was stored before; both are None for a new alert.
     A moved prediction or new evidence is visible on the run's page and causes no notification.
     """
+    if alert.state == AlertState.ENDED:
+        if state_before == AlertState.ENDED:
+            return None
+        return Change.OPENED if state_before is None else Change.ENDED
     if alert.state == AlertState.RESOLVED:
         if state_before == AlertState.RESOLVED:
             return None

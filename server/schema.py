@@ -66,13 +66,25 @@ runs = Table(
     Column("stage", String(16)),
     Column("stage_reason", String(32)),
     Column("loss_name", String(256)),
-    # Name of the scalar that the user chose as the loss, null where its usual names decide.
+    # First step that the detectors judged with this loss, null where they have read no other one.
+    Column("loss_since", BigInteger),
+    # Name of the scalar that the training's code chose as the loss, null where its usual names decide.
     Column("chosen_loss", String(256)),
+    # Name of the scalar that a person chose as the loss of this run. It precedes the choice of the code.
+    Column("loss_choice", String(256)),
     Column("stability_ratio", Float(53)),
     Column("sparkline", JSON),
     Index(None, "created_at", "id"),
     Index(None, "project", "created_at", "id"),
     Index(None, "state", "last_seen_at"),
+)
+
+# The scalar that is the loss of the runs of a project, where a run logs it and nothing else was chosen for the run.
+project_losses = Table(
+    "project_losses",
+    metadata,
+    Column("project", String(256), primary_key=True),
+    Column("loss", String(256), nullable=False),
 )
 
 writers = Table(
@@ -248,6 +260,9 @@ alerts = Table(
     Column("acknowledged_at", Float(53)),
     Column("silenced_until", Float(53)),
     Column("body", JSON, nullable=False),
+    # Step of the outlier that the alert is about, and what other runs say about it (`outliers.coincidence`).
+    Column("outlier_step", BigInteger),
+    Column("coincidence", JSON(none_as_null=True)),
     Index(None, "run_id", "opened_at"),
     Index(None, "opened_at", "id"),
     Index(None, "state", "opened_at"),
@@ -266,7 +281,66 @@ monitors = Table(
     Column("revision", BigInteger, nullable=False, default=0),
     # Time at which an alert rule about missing data may fire if nothing arrives; null for never.
     Column("due_at", Float(53)),
+    # The part of the steps that the detectors have read (`models.Passage`); null before their first record.
+    Column("first_step", BigInteger),
+    Column("last_step", BigInteger),
+    Column("interval", BigInteger),
+    Column("axis", String(16)),
+    Column("first_position", Float(53)),
+    Column("last_position", Float(53)),
     Index(None, "due_at"),
+)
+
+# Outliers of the losses and marks (`models.Outlier`), by which the runs of a project are compared.
+outliers = Table(
+    "outliers",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    _run_reference(),
+    Column("project", String(256), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("interval", BigInteger, nullable=False),
+    Column("deviations", Float(53), nullable=False),  # 0: a mark
+    Column("loss", Float(53), nullable=False),
+    Column("baseline", Float(53), nullable=False),
+    Column("is_quiet", Boolean, nullable=False),
+    Column("is_large", Boolean, nullable=False),
+    Column("axis", String(16)),
+    Column("position", Float(53)),
+    Column("spacing", Float(53), nullable=False),
+    Column("pattern", LargeBinary, nullable=False),
+    # What other runs say about the outlier (`answers.Coincidence`); null if none has passed its step.
+    Column("coincidence", JSON(none_as_null=True)),
+    # Whether runs that pass the step still change what is said about the outlier.
+    Column("is_watched", Boolean, nullable=False),
+    UniqueConstraint("run_id", "attempt", "step"),
+    Index(None, "project", "step"),
+)
+Index(
+    "ix_outliers_position",
+    *(outliers.c.project, outliers.c.axis, outliers.c.position),
+    sqlite_where=outliers.c.axis.is_not(None),
+    postgresql_where=outliers.c.axis.is_not(None),
+)
+Index(
+    "ix_outliers_sparse",
+    *(outliers.c.project, outliers.c.step),
+    sqlite_where=outliers.c.interval > 1,
+    postgresql_where=outliers.c.interval > 1,
+)
+# Partial indexes of the few outliers that every save of a run searches, and of the few very large ones.
+Index(
+    "ix_outliers_watched",
+    *(outliers.c.project, outliers.c.step),
+    sqlite_where=outliers.c.is_watched,
+    postgresql_where=outliers.c.is_watched,
+)
+Index(
+    "ix_outliers_large",
+    *(outliers.c.project, outliers.c.step),
+    sqlite_where=outliers.c.is_large,
+    postgresql_where=outliers.c.is_large,
 )
 
 rules = Table(

@@ -39,7 +39,19 @@ def _nothing_happened(score: KindScore) -> list[Goal]:
     return [
         _at_most("messages per 1,000 steps", _per_1000(score.messages, score.steps), MAX_MESSAGES_PER_1000),
         _at_most("forecasts", score.forecasts, 0),
+        *_named_runs(score),
     ]
+
+
+def _named_runs(score: KindScore) -> list[Goal]:
+    """Return the goals for outliers that several runs of the same data show."""
+    found = score.coincidences
+    named = Goal(
+        text=f"at least {MIN_FOUND:.0%} of the recurring outliers named",
+        measured=f"{found.named} of {found.recurring} ({found.share:.1%})",
+        is_met=found.share >= MIN_FOUND,
+    )
+    return [named, _at_most("runs of other data named", len(found.false), 0)]
 
 
 def _sustained_rises(score: KindScore) -> list[Goal]:

@@ -14,8 +14,10 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
+from campaigns.real_logs.coincidences import CoincidenceScore, LossLog, measure
 from campaigns.real_logs.labels import RISES, LabelledEvent
 from campaigns.real_logs.replay import Replayed, Told
 from server.models import AlertKind, Cause
@@ -111,6 +113,8 @@ class KindScore:
     events: list[EventScore] = field(default_factory=list)
     false: list[tuple[str, Told]] = field(default_factory=list)
     false_gradient: list[tuple[str, Told]] = field(default_factory=list)
+    loss_logs: list[LossLog] = field(default_factory=list)
+    """Losses and outliers of the logs of every step."""
 
     def add(self, score: LogScore) -> None:
         """Add the scores of a log."""
@@ -119,6 +123,8 @@ class KindScore:
         self.labelled += score.is_labelled
         self.records += len(replayed.records)
         self.steps += replayed.steps
+        if replayed.loss_log is not None:
+            self.loss_logs.append(replayed.loss_log)
         if replayed.has_gradients:
             self.gradient_records += len(replayed.records)
             self.gradient_steps += replayed.steps
@@ -132,6 +138,11 @@ class KindScore:
         self.events += score.events
         self.false += [(replayed.name, alert) for alert in score.false]
         self.false_gradient += [(replayed.name, alert) for alert in score.false_gradient]
+
+    @cached_property
+    def coincidences(self) -> CoincidenceScore:
+        """Score of the outliers that the logs show together, as if they were runs of one project."""
+        return measure(self.loss_logs)
 
     @property
     def rises(self) -> list[EventScore]:

@@ -6,12 +6,14 @@ of level warning or above, which is what a person is notified of.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from campaigns.real_logs.coincidences import LossLog
 from campaigns.real_logs.logs import Log
 from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
-from server.models import AlertLevel, Verdict
+from server.models import AlertLevel, Outlier, Verdict
 
 
 @dataclass(kw_only=True)
@@ -52,14 +54,19 @@ class Replayed:
     """Whether the log has gradient norms."""
     alerts: tuple[Told, ...]
     """Alerts in the order of their opening."""
+    loss_log: LossLog | None = None
+    """Losses and outliers, for a log that has a loss at every step; None for any other log."""
 
 
 def replay(log: Log) -> Replayed:
     """Return what the product says about a log."""
     suite, lifecycle = DetectorSuite(), AlertLifecycle(log.name)
     alerts: dict[str, Told] = {}
+    outliers = []
     for number, sample in enumerate(log.samples):
         verdict = suite.update(sample)
+        if verdict.outlier is not None:
+            outliers.append(verdict.outlier)
         for alert in lifecycle.apply(verdict, sample.time, sample.attempt):
             told = alerts.get(alert.id)
             if told is None:
@@ -82,7 +89,16 @@ def replay(log: Log) -> Replayed:
         records=tuple(sample.step for sample in log.samples),
         has_gradients=any("grad_norm" in sample.scalars for sample in log.samples),
         alerts=tuple(alerts.values()),
+        loss_log=_loss_log(log, tuple(outliers)),
     )
+
+
+def _loss_log(log: Log, outliers: tuple[Outlier, ...]) -> LossLog | None:
+    steps = tuple(sample.step for sample in log.samples)
+    losses = tuple(sample.scalars.get("loss", math.nan) for sample in log.samples)
+    if log.steps != len(steps) or not all(map(math.isfinite, losses)):
+        return None
+    return LossLog(name=log.name, steps=steps, losses=losses, outliers=outliers)
 
 
 def _named(verdict: Verdict, kind: str, otherwise: int) -> int:

@@ -39,6 +39,17 @@ def tables(kinds: Iterable[KindScore]) -> Iterator[str]:
             yield _row(score.name, name, events)
         if score.labelled:
             yield f"{score.name:16} {'false messages':22} {len(score.false):8}   (of {score.labelled} labelled logs)"
+    compared = [score for score in scores if score.coincidences.pairs or score.coincidences.recurring]
+    if compared:
+        yield ""
+        yield "outliers at the same step in other runs, as if the logs of every step were runs of one project"
+        for score in compared:
+            found = score.coincidences
+            yield (
+                f"{score.name:16} {found.recurring} outliers recur in 3 logs of the same data or more, "
+                f"{found.named} of them named ({found.share:.1%}); "
+                f"{found.pairs:,} other runs named with {found.events:,} events, {len(found.false)} of other data"
+            )
     graded = [score for score in scores if score.gradient_records]
     if graded:
         yield ""
@@ -71,6 +82,8 @@ def details(kinds: Iterable[KindScore]) -> Iterator[str]:
                     for alert in event.alerts
                 )
                 yield f"{label.kind:10} {label.first_step:>7} {event.log}: {said or 'nothing said'} [{label.note}]"
+        for pair in score.coincidences.false:
+            yield f"other data {pair}"
         for what, false in (("false", score.false), ("gradient", score.false_gradient)):
             for log, alert in false:
                 yield f"{what:10} {alert.named_step:>7} {log}: {alert.kind} {alert.level}, {alert.cause}"

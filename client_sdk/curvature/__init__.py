@@ -1,5 +1,6 @@
 """Distance of a run from its stability limit: λ_grad, λ_max and λ_step, measured with the closure of `log`."""
 
 from client_sdk.curvature.probe import CurvatureCopy, Probe
+from client_sdk.curvature.unstable_directions import ModeCopy
 
-__all__ = ["CurvatureCopy", "Probe"]
+__all__ = ["CurvatureCopy", "ModeCopy", "Probe"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.preconditioner import Preconditioner, from_vector, to_vector
-from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
+from client_sdk.curvature.sandbox import Sandbox, gradients
 
 RELATIVE_STEP: Final = 1e-3
 """Length of a finite-difference step relative to the length of the weights.
@@ -54,7 +54,7 @@ class ExactHessian:
         """
         self._preconditioner = preconditioner
         loss = sandbox.evaluate(closure)
-        grads = _gradients(loss, preconditioner, create_graph=True)
+        grads = gradients(loss, preconditioner.parameters, create_graph=True)
         self.loss = loss.detach()
         self.gradient = to_vector([None if grad is None else grad.detach() for grad in grads], preconditioner)
         self._curved = [(at, grad) for at, grad in enumerate(grads) if grad is not None and grad.requires_grad]
@@ -119,25 +119,8 @@ class DifferenceHessian:
 
     def _evaluate(self) -> tuple[Tensor, Tensor]:
         loss = self._sandbox.evaluate(self._closure)
-        grads = _gradients(loss, self._preconditioner, create_graph=False)
+        grads = gradients(loss, self._preconditioner.parameters)
         return loss.detach(), to_vector(grads, self._preconditioner)
-
-
-def _gradients(loss: Tensor, preconditioner: Preconditioner, *, create_graph: bool) -> Sequence[Tensor | None]:
-    try:
-        with torch.enable_grad():
-            grads = torch.autograd.grad(loss, preconditioner.parameters, create_graph=create_graph, allow_unused=True)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise ClosureError(
-            f"the closure's loss cannot be differentiated ({reason:.120}). The closure must compute the loss anew and "
-            "must not call backward()"
-        ) from error
-    if all(grad is None for grad in grads):
-        raise IndependentError("the closure's loss does not depend on the watched parameters")
-    return grads
 
 
 def _has_dead_end(tensors: Sequence[Tensor]) -> bool:

@@ -14,7 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client_sdk.optimizers import TERM, Kind, read_steps, read_update_rule, term_table
+from client_sdk.optimizers import (
+    TERM,
+    Kind,
+    Moment,
+    dense,
+    has_limit,
+    read_steps,
+    read_update_rule,
+    second_moment,
+    term_table,
+)
 
 
 class UnsupportedError(Exception):
@@ -41,23 +51,23 @@ class Preconditioner:
         Never synchronises a device. Raises `UnsupportedError` if the stability limit of the optimizer is not known,
         or if the parameters do not fit one vector (complex, sharded, or on several devices).
         """
-        if kind == "other":
+        if not has_limit(kind, optimizer):
             raise UnsupportedError(
-                f"the stability limit of {type(optimizer).__name__} is not known, so curvature is not measured; "
-                "use Adam, AdamW, NAdam, RAdam, Adamax, RMSprop or SGD to have it measured"
+                f"the stability limit of {type(optimizer).__name__} is not known, so λ_grad and λ_max are not "
+                "measured; docs/explanation/science.md lists the optimizers that have one"
             )
         parameters: list[Tensor] = []
-        seconds: list[Tensor | None] = []
+        seconds: list[Tensor | Moment | None] = []
         tables: list[Tensor] = []
         squared = True
         for group in optimizer.param_groups:
-            rule = read_update_rule(kind, group)
+            rule = read_update_rule(kind, optimizer, group)
             squared = rule.squared
             members: list[Tensor] = []
             states: list[Mapping[str, Any]] = []
             for parameter in group["params"]:
                 state = optimizer.state.get(parameter, {})
-                second = None if rule.second is None else state.get(rule.second)
+                second = second_moment(rule, state, parameter)
                 if not parameter.requires_grad or (rule.second is not None and second is None):
                     continue
                 _check(parameter)
@@ -66,7 +76,7 @@ class Preconditioner:
                 seconds.append(second)
             if members:
                 parameters += members
-                tables.append(torch.as_tensor(term_table(rule, read_steps(states), states)))
+                tables.append(torch.as_tensor(term_table(rule, read_steps(rule, states), states)))
         if not parameters:
             return None
         device = parameters[0].device
@@ -76,7 +86,7 @@ class Preconditioner:
 
     @classmethod
     def _assemble(
-        cls, parameters: list[Tensor], seconds: list[Tensor | None], tables: list[Tensor], squared: bool
+        cls, parameters: list[Tensor], seconds: list[Tensor | Moment | None], tables: list[Tensor], squared: bool
     ) -> Preconditioner:
         device, dtype = parameters[0].device, vector_dtype(parameters)
         home = next((table.device for table in tables if table.device.type != "cpu"), torch.device("cpu"))
@@ -90,7 +100,7 @@ class Preconditioner:
             if second is None:
                 pieces.append(factor[position].expand(parameter.numel()))
             else:
-                v = second.reshape(-1).to(dtype)
+                v = dense(second).to(dtype)
                 pieces.append(factor[position] / ((v.sqrt() if squared else v) * root[position]).add_(floor[position]))
         penalty = None
         coupled = table[:, TERM["coupled"]]

@@ -3,8 +3,7 @@
 Owns one probe from the closure to values on their way to the host, the warm start between probes, and the handling of
 closures that fail. Called on the training thread; results may be read on any thread.
 
-Sources: λ_max and λ_grad of the preconditioned Hessian, Bai et al. (ICML 2026); λ_step is the curvature that the finite
-step met, from the loss of the same batch before and after it.
+Sources: λ_max and λ_grad of the preconditioned Hessian, Bai et al. (ICML 2026); `step_probe` measures λ_step.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,7 +20,9 @@ from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessia
 from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
 from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 from client_sdk.curvature.schedule import Choice, Schedule
-from client_sdk.curvature.spectrum import RitzPair, largest_eigenpair
+from client_sdk.curvature.spectrum import RitzPair, largest_eigenpairs
+from client_sdk.curvature.step_probe import StepSnapshot, step_curvature
+from client_sdk.curvature.unstable_directions import UnstableDirections
 from client_sdk.host import ScalarCopy
 from client_sdk.optimizers import Kind
 from client_sdk.warner import Warner
@@ -29,50 +30,34 @@ from client_sdk.warner import Warner
 WARM_PRODUCTS: Final = 3  # Hessian-vector products for λ_max from the last probe's vector; λ_grad needs one more
 REFINING_PRODUCTS: Final = 5  # the same while the last residual was above GOOD_RESIDUAL
 COLD_PRODUCTS: Final = 10  # the same from a random vector
+DIRECTIONS: Final = 2  # eigenvectors that are followed between probes
 GOOD_RESIDUAL: Final = 0.1  # relative residual of λ_max
 WORST_RESIDUAL: Final = 0.5  # above this λ_max is not reported, but its vector is kept and refined
 ROUNDING: Final = 64  # units of rounding of the loss below which a slope is meaningless
 
 
-class StepSignals(Protocol):
-    """Totals of the last optimizer step; implemented by `stats.StepCopy`."""
-
-    def ready(self) -> bool:
-        """Return whether `totals` returns without waiting."""
-        ...
-
-    @property
-    def totals(self) -> dict[str, float]:
-        """Values of `grad_norm`, `decoupling` and `slope` over all layers."""
-        ...
-
-
 class CurvatureCopy:
     """Values of one probe on their way to the host."""
 
-    def __init__(
-        self, tensors: dict[str, Tensor], logged_loss: float | None, signals: StepSignals | None, rounding: float
-    ) -> None:
+    def __init__(self, tensors: dict[str, Tensor], rounding: float) -> None:
         """Start copying the 0-d ``tensors``, keyed by name, to the host.
 
-        ``signals`` belong to the step whose Δw led from ``logged_loss`` to the closure's loss; without both of them
-        there is no λ_step. ``rounding`` is the relative slope below which λ_step is not reported.
+        ``rounding`` is the size of the slope, relative to the loss, below which λ_step is not reported.
         """
         self._names = tuple(tensors)
         self._copy = ScalarCopy(list(tensors.values()))
-        self._logged_loss = logged_loss
-        self._signals = signals
         self._rounding = rounding
 
     def ready(self) -> bool:
         """Return whether all values have reached the host. Never synchronises a device."""
-        return self._copy.ready() and (self._signals is None or self._signals.ready())
+        return self._copy.ready()
 
     def values(self) -> dict[str, float]:
         """Return everything that was measured, by name, with NaN where a measurement failed.
 
         The names are loss, lr, gradient_square and lambda_grad, for a full probe also lambda_max and residual, and
-        logged_loss if it was on a device.
+        those of `StepSnapshot.measure` if the weights before the step were kept. An optimizer whose stability limit is
+        not known has only loss and the latter.
         """
         return dict(zip(self._names, self._copy.array().tolist(), strict=True))
 
@@ -81,27 +66,22 @@ class CurvatureCopy:
         values = self.values()
         if is_flat(values):
             return {}  # the loss may have changed, but not because of this model's step
-        reported = {name: values[name] for name in ("lambda_grad",) if math.isfinite(values[name])}
+        reported = {}
+        if math.isfinite(values.get("lambda_grad", math.nan)):
+            reported["lambda_grad"] = values["lambda_grad"]
         if is_reportable(values):
             reported["lambda_max"] = values["lambda_max"]
-        step = self._lambda_step(values)
-        if step is not None:
-            reported["lambda_step"] = step
+        if "slope" in values:
+            step = step_curvature(
+                loss=values["loss"],
+                loss_before=values["loss_before"],
+                slope=values["slope"],
+                lr=values["step_lr"],
+                rounding=self._rounding,
+            )
+            if step is not None:
+                reported["lambda_step"] = step
         return reported
-
-    def _lambda_step(self, values: dict[str, float]) -> float | None:
-        """Return 2·(ΔL − gᵀΔw) / (−η·gᵀΔw), the curvature that the step met, or None if it is unknown.
-
-        It is above 2/η exactly if the step raised the loss of its own batch, ΔL > 0.
-        """
-        logged = values.get("logged_loss", self._logged_loss)
-        if logged is None or self._signals is None:
-            return None
-        slope, loss, lr = self._signals.totals["slope"], values["loss"], values["lr"]
-        if not slope < -self._rounding * abs(loss) or not lr > 0:
-            return None
-        curvature = 2.0 * (loss - logged - slope) / (-lr * slope)
-        return curvature if math.isfinite(curvature) else None
 
 
 def is_reportable(values: dict[str, float]) -> bool:
@@ -115,7 +95,7 @@ def is_flat(values: dict[str, float]) -> bool:
     The loss then does not depend on these parameters at the moment. There is no direction to measure along, and the
     closure is not at fault.
     """
-    return math.isfinite(values["loss"]) and values["gradient_square"] == 0
+    return math.isfinite(values["loss"]) and values.get("gradient_square") == 0
 
 
 class Probe:
@@ -143,35 +123,64 @@ class Probe:
         # Processor time: the load of other processes on a shared CPU is not a reason to probe less.
         self._clock = time.process_time if on_cpu else time.perf_counter
         self.schedule = Schedule(every)
+        self.directions = UnstableDirections()
+        """Directions of the last full probe, whose amplitudes the caller follows at every step."""
         self._flying: list[tuple[int, CurvatureCopy]] = []
         self._timers: list[tuple[Choice, float, _Timer]] = []
-        self._direction: Tensor | None = None  # eigenvector in the space of the parameters, D^½·x, [N]
+        self._vectors: list[Tensor] = []  # eigenvectors in the space of the parameters, D^½·x, [N] each
         self._parameters: tuple[Tensor, ...] = ()
         self._products = COLD_PRODUCTS
-        self._is_supported = True
+        self._has_limit = True  # whether λ_grad and λ_max can be measured
+        self._is_refused = False
+        self._snapshot: StepSnapshot | None = None
+        self._steps = 0  # optimizer steps since the last call of `measure`
+        self._steps_a_call: int | None = None  # those between the last two calls; None before the first
         self._ended: tuple[int, float] | None = None  # step and time at which the last call ended
         self._is_verified = False
         self._uses_differences = False
 
-    def measure(
-        self,
-        step: int,
-        closure: Callable[[], Any],
-        *,
-        lr: float | None,
-        loss: Any = None,
-        signals: StepSignals | None = None,
-    ) -> CurvatureCopy | None:
+    @property
+    def is_used(self) -> bool:
+        """Whether `measure` has been called, so that `before_step` must be called before every optimizer step."""
+        return self._steps_a_call is not None and not self._is_refused
+
+    def before_step(self, lr: float | Tensor | None) -> None:
+        """Keep the weights before an optimizer step if a probe is expected at the `log` that follows it.
+
+        ``lr`` is the largest learning rate of the step. Without these weights a probe has no λ_step.
+        """
+        self._steps += 1
+        if self._steps_a_call is None or self._steps < self._steps_a_call or lr is None:
+            return  # of the steps between two calls only the last is measured
+        self._snapshot = None  # frees the memory of an earlier step first
+        if self.schedule.expects_probe(lr if isinstance(lr, float) else None):
+            parameters = [
+                parameter
+                for group in self._optimizer.param_groups
+                for parameter in group["params"]
+                if parameter.requires_grad and not parameter.is_complex()
+            ]
+            self._snapshot = StepSnapshot(parameters, lr)
+
+    def measure(self, step: int, closure: Callable[[], Any], *, lr: float | None) -> CurvatureCopy | None:
         """Probe the curvature at ``step`` if a probe is due, and return its values on their way to the host.
 
-        ``loss`` is the value that was logged for this batch before the optimizer's step, and ``signals`` belong to that
-        step. Never raises: a failure is reported once, counted, and delays the next probe.
+        Never raises: a failure is reported once, counted, and delays the next probe.
         """
         self._time_step(step)
+        snapshot, self._snapshot = self._snapshot, None
+        self._steps_a_call, self._steps = max(1, self._steps), 0
         try:
-            return self._attempt(step, closure, lr, loss, signals)
+            return self._attempt(step, closure, lr, snapshot)
         finally:
             self._ended = step, self._clock()
+
+    def distrust(self, reason: str) -> None:
+        """Measure no λ_grad and λ_max from now on, because the preconditioner is not what the weights move by."""
+        if self._has_limit:
+            self._has_limit = False
+            self._forget()
+            self._warner.note("curvature_unsupported", f"{reason}. Only λ_step is measured")
 
     def _time_step(self, step: int) -> None:
         """Give the schedule the time that training took for each step since the last call."""
@@ -179,18 +188,18 @@ class Probe:
             self.schedule.observe_step_time((self._clock() - self._ended[1]) / (step - self._ended[0]))
 
     def _attempt(
-        self, step: int, closure: Callable[[], Any], lr: float | None, loss: Any, signals: StepSignals | None
+        self, step: int, closure: Callable[[], Any], lr: float | None, snapshot: StepSnapshot | None
     ) -> CurvatureCopy | None:
         self._collect()
-        if not self._is_supported:
+        if self._is_refused:
             return None
         choice = self.schedule.decide(step, lr)
         if choice == "none" or lr == 0:
             return None
         try:
-            return self._measure(step, choice, closure, loss, signals)
+            return self._measure(step, choice, closure, snapshot)
         except UnsupportedError as error:
-            self._is_supported = False
+            self._is_refused = True
             self._warner.warn("curvature_unsupported", str(error))
         except IndependentError as error:
             report = self._warner.warn if self._is_alone() else self._warner.note
@@ -210,29 +219,39 @@ class Probe:
         return None
 
     def _measure(
-        self, step: int, choice: Choice, closure: Callable[[], Any], loss: Any, signals: StepSignals | None
+        self, step: int, choice: Choice, closure: Callable[[], Any], snapshot: StepSnapshot | None
     ) -> CurvatureCopy | None:
         _refuse_distributed()
-        preconditioner = Preconditioner.read(self._optimizer, self._kind)
-        if preconditioner is None:
+        preconditioner = self._read_preconditioner()
+        if preconditioner is None and (self._has_limit or snapshot is None):
             return None
         self.schedule.started(choice, step)
-        timer = _Timer(preconditioner.diagonal.device, self._clock)
-        usual = self._share_of_usual(choice, preconditioner)
-        with Sandbox(self._model, preconditioner.parameters) as sandbox:
-            tensors = self._probe(choice, sandbox, closure, preconditioner)
-            is_comparable = sandbox.is_deterministic and signals is not None
+        timer = _Timer(next(self._model.parameters()).device, self._clock)
+        usual = 1.0 if preconditioner is None else self._share_of_usual(choice, preconditioner)
+        protected = () if preconditioner is None else preconditioner.parameters
+        with Sandbox(self._model, protected) as sandbox:
+            if preconditioner is None:
+                tensors = {"loss": sandbox.evaluate(closure).detach()}
+            else:
+                tensors = self._probe(choice, sandbox, closure, preconditioner)
+            if snapshot is not None:
+                tensors |= snapshot.measure(sandbox, closure)
         timer.stop()
         self._timers.append((choice, usual, timer))
-        logged = loss if isinstance(loss, int | float) and not isinstance(loss, bool) else None
-        if isinstance(loss, Tensor) and loss.numel() == 1 and is_comparable:
-            tensors["logged_loss"] = loss
-        rounding = ROUNDING * torch.finfo(tensors["loss"].dtype).eps
-        copy = CurvatureCopy(
-            tensors, None if logged is None else float(logged), signals if is_comparable else None, rounding
-        )
+        copy = CurvatureCopy(tensors, ROUNDING * torch.finfo(tensors["loss"].dtype).eps)
         self._flying.append((step, copy))
         return copy
+
+    def _read_preconditioner(self) -> Preconditioner | None:
+        """Return the preconditioner, or None before the first step and where the stability limit is not known."""
+        if not self._has_limit:
+            return None
+        try:
+            return Preconditioner.read(self._optimizer, self._kind)
+        except UnsupportedError as error:
+            self._has_limit = False
+            self._warner.warn("curvature_unsupported", f"{error}. Only λ_step is measured")
+            return None
 
     def _probe(
         self, choice: Choice, sandbox: Sandbox, closure: Callable[[], Any], preconditioner: Preconditioner
@@ -288,19 +307,23 @@ class Probe:
         known: tuple[Tensor, Tensor],
     ) -> RitzPair:
         products = self._products_for(preconditioner)
-        if self._direction is not None and _same(self._parameters, preconditioner.parameters):
-            start = self._direction * inverse_root  # the last eigenvector in the coordinates of this preconditioner
+        others: list[Tensor] = []
+        if self._vectors and _same(self._parameters, preconditioner.parameters):
+            # The last eigenvectors in the coordinates of this preconditioner.
+            start, *others = (vector * inverse_root for vector in self._vectors)
         else:
             generator = torch.Generator(inverse_root.device).manual_seed(0)
             start = torch.randn(
                 inverse_root.shape, generator=generator, device=inverse_root.device, dtype=inverse_root.dtype
             )
-        pair = largest_eigenpair(product, start, products, [known])
-        self._direction, self._parameters = preconditioner.diagonal.sqrt() * pair.vector, preconditioner.parameters
-        return pair
+        pairs = largest_eigenpairs(product, start, products, [known], others=others, count=DIRECTIONS)
+        root = preconditioner.diagonal.sqrt()
+        self._vectors, self._parameters = [root * pair.vector for pair in pairs], preconditioner.parameters
+        self.directions.replace(pairs, root, preconditioner.parameters)
+        return pairs[0]
 
     def _products_for(self, preconditioner: Preconditioner) -> int:
-        is_warm = self._direction is not None and _same(self._parameters, preconditioner.parameters)
+        is_warm = bool(self._vectors) and _same(self._parameters, preconditioner.parameters)
         return self._products if is_warm else COLD_PRODUCTS
 
     def _share_of_usual(self, choice: Choice, preconditioner: Preconditioner) -> float:
@@ -321,12 +344,12 @@ class Probe:
             step, copy = self._flying.pop(0)
             values = copy.values()
             if is_flat(values):
-                self._direction, self._products = None, COLD_PRODUCTS
+                self._forget()
                 self._warner.note("flat_loss", "the closure's loss has no gradient in a watched model")
                 self.schedule.failed(step)
                 continue
-            if not math.isfinite(values["loss"]) or not math.isfinite(values["lambda_grad"]):
-                self._direction, self._products = None, COLD_PRODUCTS
+            if not math.isfinite(values["loss"]) or not math.isfinite(values.get("lambda_grad", 0.0)):
+                self._forget()
                 self._warner.warn(
                     "closure_nonfinite",
                     "the closure's loss or its curvature is NaN or infinite, so nothing is reported. If the training "
@@ -339,9 +362,18 @@ class Probe:
                 residual = values["residual"]
                 self._products = WARM_PRODUCTS if residual <= GOOD_RESIDUAL else REFINING_PRODUCTS
                 if not math.isfinite(residual):
-                    self._direction = None
+                    self._vectors = []
+                if not residual <= WORST_RESIDUAL:
+                    self.directions.forget()
             known = lambda_max if is_reportable(values) else None
-            self.schedule.observe_curvature(step, values["lr"], known, values["lambda_grad"])
+            self.schedule.observe_curvature(
+                step, values.get("lr", math.nan), known, values.get("lambda_grad", math.nan)
+            )
+
+    def _forget(self) -> None:
+        """Start from a random vector at the next full probe."""
+        self._vectors, self._products = [], COLD_PRODUCTS
+        self.directions.forget()
 
 
 class _Timer:

@@ -38,8 +38,6 @@ class Sandbox:
         self._parameters: list[Tensor] = [*own, *(p for p in parameters if id(p) not in seen)]
         self._devices = {p.device for p in self._parameters if p.device.type not in ("cpu", "meta")}
         self._contexts = ExitStack()
-        self.is_deterministic = True
-        """Whether no evaluation has drawn random numbers yet; losses with dropout are not comparable with others."""
 
     def __enter__(self) -> Self:
         self._random = random.getstate()
@@ -68,13 +66,20 @@ class Sandbox:
         # The autocast cache may hold weights from before the optimizer's step, and must not keep the sandbox's.
         self._cache_enabled = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
+        # `log` may be called inside an autocast region. It applies to the closure, not to the curvature's own algebra.
+        kinds = {"cpu", *(parameter.device.type for parameter in self._parameters)} - {"meta"}
+        self._autocasts = {
+            kind: torch.get_autocast_dtype(kind) for kind in sorted(kinds) if torch.is_autocast_enabled(kind)
+        }
+        for kind in self._autocasts:
+            self._contexts.enter_context(torch.autocast(kind, enabled=False))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        torch.set_autocast_cache_enabled(self._cache_enabled)
         self._contexts.close()
+        torch.set_autocast_cache_enabled(self._cache_enabled)
         for parameter, grad in self._grads:
             parameter.grad = grad
         for parameter, flag in self._flags:
@@ -95,7 +100,10 @@ class Sandbox:
         """
         self._restore_randomness()
         try:
-            with torch.enable_grad():
+            with ExitStack() as contexts:
+                contexts.enter_context(torch.enable_grad())
+                for kind, dtype in self._autocasts.items():
+                    contexts.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
                 loss = closure()
                 loss = loss.reshape(()) if isinstance(loss, Tensor) and loss.numel() == 1 else loss
         except Exception as error:
@@ -114,7 +122,6 @@ class Sandbox:
             raise ClosureError(
                 "the closure's loss has no graph; it must compute the loss anew, without no_grad(), detach() or item()"
             )
-        self.is_deterministic = self.is_deterministic and self._randomness_is_untouched()
         return loss
 
     def _restore_randomness(self) -> None:
@@ -125,10 +132,26 @@ class Sandbox:
             module = torch.get_device_module(device)
             module.set_rng_state(state, *([] if device.type == "mps" else [device]))
 
-    def _randomness_is_untouched(self) -> bool:
-        return torch.equal(torch.get_rng_state(), self._cpu) and all(
-            torch.equal(_device_state(device), state) for device, state in self._device_states
-        )
+
+def gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False) -> Sequence[Tensor | None]:
+    """Return the gradient of a closure's ``loss`` for each parameter, None where the loss does not depend on it.
+
+    Raises `ClosureError` if the loss cannot be differentiated, and `IndependentError` if it depends on no parameter.
+    """
+    try:
+        with torch.enable_grad():
+            grads = torch.autograd.grad(loss, list(parameters), create_graph=create_graph, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ClosureError(
+            f"the closure's loss cannot be differentiated ({reason:.120}). The closure must compute the loss anew and "
+            "must not call backward()"
+        ) from error
+    if all(grad is None for grad in grads):
+        raise IndependentError("the closure's loss does not depend on the watched parameters")
+    return grads
 
 
 def _device_state(device: torch.device) -> Tensor:

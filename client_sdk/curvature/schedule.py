@@ -56,6 +56,7 @@ class Schedule:
         """Start with ``every`` steps between full probes while the run is calm."""
         self._every = every
         self._step: int | None = None
+        self._gap = 1  # steps between the last two decisions
         self._last_full = self._last_gradient = 0
         self._near_until = self._armed_until = -1
         self._lambda_max: float | None = None
@@ -76,7 +77,16 @@ class Schedule:
         """Return the probe that is due at ``step``; ``lr`` is the learning rate, or None if it is kept on a device."""
         if self._step is None or step < self._step:
             self._begin(step)
+        elif step > self._step:
+            self._gap = step - self._step
         self._step = step
+        return self._due(step, lr)
+
+    def expects_probe(self, lr: float | None) -> bool:
+        """Return whether a probe will be due at the next `log`, if the steps of the calls go on as they did."""
+        return self._step is not None and self._due(self._step + self._gap, lr) != "none"
+
+    def _due(self, step: int, lr: float | None) -> Choice:
         if step < self._resume_at:
             return "none"
         if step - self._last_full >= self.full_every or self._rate_rose(lr):

@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a symmetric operator from a few products, without waiting for the device.
+"""The largest eigenvalues of a symmetric operator from a few products, without waiting for the device.
 
 Owns the iteration: a Krylov space from a warm start, followed by Rayleigh–Ritz, so that the result is the largest
 algebraic eigenvalue and not the largest in magnitude (power iteration alone would find a large negative one).
@@ -30,34 +30,40 @@ class RitzPair:
     """Relative residual ‖Ax − λx‖ / |λ|, 0-d; some eigenvalue lies within this relative distance of λ."""
 
 
-def largest_eigenpair(
+def largest_eigenpairs(
     product: Callable[[Tensor], Tensor],
     start: Tensor,
     products: int,
     known: Sequence[tuple[Tensor, Tensor]] = (),
-) -> RitzPair:
-    """Return an approximation of the largest eigenpair of a symmetric operator A.
+    *,
+    others: Sequence[Tensor] = (),
+    count: int = 1,
+) -> list[RitzPair]:
+    """Return approximations of the ``count`` largest eigenpairs of a symmetric operator A, the largest first.
 
-    Uses ``products`` calls of ``product`` (x [N] → A·x), beginning with ``start`` [N], and the pairs (y, A·y) in
-    ``known``, which cost nothing.
+    Uses ``products`` calls of ``product`` (x [N] → A·x) for the Krylov space of ``start`` [N], one more for each vector
+    of ``others``, and the pairs (y, A·y) in ``known``, which cost nothing. There are fewer pairs if the space has fewer
+    dimensions.
     """
-    size = products + len(known)
+    size = products + len(others) + len(known)
     basis = start.new_zeros(size, len(start))
     images = torch.zeros_like(basis)
     kept: list[Tensor] = []
-    candidate = start
-    for at in range(products):
+    for at in range(products + len(others)):
+        candidate = start if at == 0 else images[at - 1] if at < products else others[at - products]
         basis[at], keep = _orthonormal(candidate, basis[:at])
-        images[at] = candidate = product(basis[at])
+        images[at] = product(basis[at])
         kept.append(keep)
-    for at, (direction, image) in enumerate(known, start=products):
+    for at, (direction, image) in enumerate(known, start=products + len(others)):
         basis[at], images[at], keep = _add_known(direction, image, basis[:at], images[:at])
         kept.append(keep)
-    weights, value = _top_of_small(basis, images, torch.stack(kept))
-    weights = weights.to(basis.dtype)
-    vector = basis.T @ weights
-    error = torch.linalg.vector_norm(images.T @ weights - value.to(basis.dtype) * vector).to(value.dtype)
-    return RitzPair(value=value, vector=vector, residual=error / value.abs())
+    pairs = []
+    for exact_weights, value in _top_of_small(basis, images, torch.stack(kept), min(count, size)):
+        weights = exact_weights.to(basis.dtype)
+        vector = basis.T @ weights
+        error = torch.linalg.vector_norm(images.T @ weights - value.to(basis.dtype) * vector).to(value.dtype)
+        pairs.append(RitzPair(value=value, vector=vector, residual=error / value.abs()))
+    return pairs
 
 
 def _orthonormal(candidate: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,10 +92,11 @@ def _add_known(direction: Tensor, image: Tensor, basis: Tensor, images: Tensor) 
     return torch.where(keep, direction / length, 0.0), torch.where(keep, image / length, 0.0), keep
 
 
-def _top_of_small(basis: Tensor, images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights [m] and the value of the largest eigenpair of the projected matrix.
+def _top_of_small(basis: Tensor, images: Tensor, kept: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the weights [m] and the value of the ``count`` largest eigenpairs of the projected matrix.
 
-    Repeated squaring takes the place of `eigh`, which would wait for the device.
+    Repeated squaring takes the place of `eigh`, which would wait for the device. A pair that has been found is
+    projected out before the next.
     """
     wide = torch.float32 if basis.device.type == "mps" else torch.float64
     small = (basis @ images.T).to(wide)  # [m, m]
@@ -98,10 +105,16 @@ def _top_of_small(basis: Tensor, images: Tensor, kept: Tensor) -> tuple[Tensor, 
     size = torch.linalg.vector_norm(small) + torch.finfo(wide).tiny
     # The shift makes the matrix positive semi-definite. A dropped direction keeps a zero diagonal and cannot win.
     shifted = small + size * torch.where(kept, identity, 0.0)
-    for _ in range(SQUARINGS):
-        shifted = shifted / shifted.diagonal().sum()
-        shifted = shifted @ shifted
-    best = shifted.diagonal().argmax()
-    weights = shifted.index_select(1, best.reshape(1)).squeeze(1)
-    weights = weights / torch.linalg.vector_norm(weights)
-    return weights, weights @ small @ weights
+    pairs = []
+    for _ in range(count):
+        power = shifted
+        for _ in range(SQUARINGS):
+            power = power / power.diagonal().sum()
+            power = power @ power
+        best = power.diagonal().argmax()
+        weights = power.index_select(1, best.reshape(1)).squeeze(1)
+        weights = weights / torch.linalg.vector_norm(weights)
+        pairs.append((weights, weights @ small @ weights))
+        rest = identity - torch.outer(weights, weights)
+        shifted = rest @ shifted @ rest
+    return pairs

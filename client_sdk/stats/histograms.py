@@ -7,7 +7,7 @@ so that the cost of a histogram is bounded. Several layers at a time are packed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -17,16 +17,9 @@ from torch import Tensor
 from client_sdk.host import TensorCopy
 from client_sdk.optimizers import ELEMENTWISE_TERMS
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
-from client_sdk.stats.measurement_plan import ROW_WIDTH, Entry, compute_dtype, flat
-from client_sdk.stats.sums import (
-    Coordinates,
-    Flags,
-    Terms,
-    effective_gradient,
-    unfolded,
-    unscaled_update,
-    update_denominator,
-)
+from client_sdk.stats.entry import Entry, compute_dtype, flat
+from client_sdk.stats.measurement_plan import ROW_WIDTH
+from client_sdk.stats.sums import Coordinates, Flags, Terms, scaled_update, update_denominator
 
 MAX_HISTOGRAM_LAYERS: Final = 12_000  # two histograms of this many layers fit one frame of the wire
 SAMPLES_PER_LAYER: Final = 65_536  # numbers counted at most in a layer
@@ -60,16 +53,20 @@ class HistogramCopy:
 
 
 def layer_histograms(
-    entries: Sequence[Entry], terms: Mapping[torch.device, Tensor], layer_sizes: Sequence[int]
+    entries: Sequence[Entry],
+    terms: Mapping[torch.device, Tensor],
+    layer_sizes: Sequence[int],
+    only: Container[int] | None = None,
 ) -> list[HistogramCopy]:
     """Return histograms of "update" for layers whose u is known, and of "ratio" for those with a second moment.
 
-    ``terms`` holds the `ELEMENTWISE_TERMS` of all P entries, [P, 7], on each device. A layer that is spread over
-    several devices is left out. Never synchronises a device.
+    ``only`` are the layers that have histograms, by default all. ``terms`` holds the `ELEMENTWISE_TERMS` of all P
+    entries, [P, 7], on each device. A layer that is spread over several devices is left out. Never synchronises a
+    device.
     """
     by_layer: dict[int, list[int]] = {}
     for position, entry in enumerate(entries):
-        if entry.flags.updates and entry.parameter.numel():
+        if entry.flags.updates and entry.parameter.numel() and (only is None or entry.row in only):
             by_layer.setdefault(entry.row, []).append(position)
     updates: list[tuple[Sequence[int], Tensor]] = []
     ratios: list[tuple[Sequence[int], Tensor]] = []
@@ -194,14 +191,12 @@ def _packed(chosen: Sequence[Entry], strides: Sequence[int], dtype: torch.dtype)
 
 def _updates(flags: Flags, terms: Terms, x: Coordinates) -> tuple[Tensor, Tensor | None]:
     """Return u and, with a second moment, r, which is u with ε = 0; both in the shape of ``x``."""
-    x = unfolded(flags, x)
-    root_v = None if x.v is None else x.v.sqrt() if flags.squared else x.v
-    denominator = update_denominator(terms, root_v)
-    e = effective_gradient(flags, terms, x, denominator)
-    scale = terms.direct if x.m is None else terms.momentum
-    update = scale * unscaled_update(flags, terms, e, x.m, denominator)
-    if root_v is None or denominator is None or not _has_ratio(flags):
+    update = scaled_update(flags, terms, x)
+    if x.v is None or not _has_ratio(flags):
         return update, None
+    root_v = x.v.sqrt()
+    denominator = update_denominator(terms, root_v)
+    assert denominator is not None
     return update, update * denominator / (terms.root * root_v)
 
 

@@ -13,31 +13,48 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client_sdk.optimizers import TERM, Kind, UpdateRule
+from client_sdk.optimizers import TERM, UpdateRule
+from client_sdk.stats.movement import MOVE
 from client_sdk.stats.sums import SUM
 
 Array = NDArray[np.float64]
 
-ALWAYS: Final = ("grad_norm", "weight_norm")
-"""Statistics that exist for every optimizer."""
-WITH_UPDATE: Final = ("update_norm", "update_ratio")
-"""Statistics that exist if the update rule of the optimizer is known."""
-WITH_SECOND_MOMENT: Final = ("v_rms", "rms_ratio", "decoupling", "u_rms", "eps_fraction")
-"""Statistics that exist if the optimizer keeps a mean of squared gradients."""
+
+MEASURED: Final = (
+    "grad_norm", "weight_norm", "update_norm", "update_ratio", "v_rms", "rms_ratio", "decoupling", "u_rms",
+    "eps_fraction", "grad_momentum_cosine", "swallowed", "nonfinite",
+)  # fmt: skip
+"""Statistics that the SDK measures, in the order of the block's columns; an optimizer has some of them."""
 
 
-def statistics_of(kind: Kind, rules: Sequence[UpdateRule]) -> tuple[str, ...]:
-    """Return the names of the statistics that exist for an optimizer, in the order of the block's columns."""
-    names = list(ALWAYS)
-    if kind != "other":
-        names += WITH_UPDATE
-        if any(rule.second is not None and rule.squared for rule in rules):
-            names += WITH_SECOND_MOMENT
-        elif any(rule.second is not None for rule in rules):
-            names.append("u_rms")
-        if any(rule.first is not None and not rule.divided and rule.decay > 0 for rule in rules):
-            names.append("grad_momentum_cosine")
-    return (*names, "nonfinite")
+def statistics_of(rules: Sequence[UpdateRule], *, is_moved: bool = True, has_rounding: bool = False) -> tuple[str, ...]:
+    """Return the names of the statistics that exist for an optimizer, in the order of the block's columns.
+
+    ``is_moved`` is False if the movement of the weights cannot be seen, and ``has_rounding`` is True if some weights
+    are of low precision.
+    """
+    squared = [rule for rule in rules if rule.second is not None and rule.squared]
+    knows_u = [rule for rule in rules if rule.is_exact or rule.is_scaled_by_rate]
+    has_momentum = any(rule.first is not None and not rule.divided and rule.decay > 0 for rule in rules)
+    exists = {
+        "grad_norm": True,
+        "weight_norm": True,
+        "update_norm": is_moved,
+        "update_ratio": is_moved,
+        "v_rms": bool(squared),
+        "rms_ratio": any(_knows_effective(rule) and not rule.is_rotated for rule in squared),
+        "decoupling": bool(squared),
+        "u_rms": is_moved and any(rule.second is not None or not rule.is_exact for rule in knows_u),
+        "eps_fraction": bool(squared),
+        "grad_momentum_cosine": has_momentum and any(map(_knows_effective, rules)),
+        "swallowed": is_moved and has_rounding and any(rule.kind != "other" for rule in rules),
+        "nonfinite": True,
+    }
+    return tuple(name for name in MEASURED if exists[name])
+
+
+def _knows_effective(rule: UpdateRule) -> bool:
+    return rule.is_exact or rule.coupled == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,60 +71,140 @@ class Sums:
     """Number of real numbers in each tensor, [P]."""
     rows: NDArray[np.intp]
     """Layer of each tensor, [P]."""
+    moved: Array
+    """Values of `MOVED`, [P, len(MOVED)]; NaN for a tensor whose weights were not compared."""
+    is_measured: NDArray[np.bool_]
+    """Whether Δw is taken from the weights instead of the formula, [P]."""
+    follows_formula: bool
+    """Whether the weights moved as the formula says, as far as they were compared."""
 
 
-def layer_statistics(sums: Sums, layer_count: int) -> Mapping[str, Array]:
-    """Return every statistic of every layer by name, [layers] each; NaN where it was not measured. Never raises."""
-    with np.errstate(all="ignore"):
-        return _statistics(sums, layer_count)
+AMOUNTS: Final = (
+    "tensors",     # number of tensors
+    "size",        # number of coordinates
+    "gg",          # Σ g²
+    "ee",          # Σ e², e = the gradient with coupled weight decay
+    "ww",          # Σ w²
+    "update",      # Σ Δw²
+    "uu",          # Σ u²
+    "vv",          # Σ v̂
+    "rr",          # Σ e² / max(v̂, ε²)
+    "below",       # count of √v̂ < ε
+    "along",       # Σ e·p, p = the momentum before the step; NaN at a tensor's first step
+    "past",        # Σ p²
+    "nonfinite",   # count of NaN and infinities in g
+    "slope",       # Σ g·Δw
+    "pushed",      # count of coordinates whose update is not zero; 0 for tensors that were not compared
+    "stuck",       # count of those whose weight did not change
+)  # fmt: skip
+"""Amounts of a layer, from which every statistic follows. They are sums over its coordinates: amounts of parts of a
+layer, such as those that the ranks of a sharded training hold, may be added."""
+AMOUNT: Final = {name: position for position, name in enumerate(AMOUNTS)}
+"""Column of each amount."""
 
 
-def slope(sums: Sums) -> float:
-    """Return gᵀΔw of the whole step, the change of the loss to first order; negative if the step descends."""
-    with np.errstate(all="ignore"):
-        lr, decay = sums.terms[:, TERM["lr"]], sums.terms[:, TERM["decoupled"]]
-        along = lr * sums.scale * sums.values[:, SUM["gu"]]
-        shrink = _where_decoupled(decay, lr * decay * sums.values[:, SUM["gw"]])
-        return float(np.sum(-(along + shrink) / (1.0 - lr * decay)))
+def layer_amounts(sums: Sums, layer_count: int, counts: NDArray[np.bool_] | None = None) -> Array:
+    """Return the `AMOUNTS` of every layer, [layers, len(AMOUNTS)]; zeros for a layer that was not measured.
 
+    An amount is NaN if it does not exist for one of the layer's tensors. ``counts`` [P] are the tensors that count, by
+    default all. Never raises.
+    """
 
-def _statistics(sums: Sums, layer_count: int) -> dict[str, Array]:
     def column(name: str) -> Array:
         return sums.values[:, SUM[name]]
 
     def term(name: str) -> Array:
         return sums.terms[:, TERM[name]]
 
-    def by_layer(per_tensor: Array) -> Array:
-        total = np.full(layer_count, np.nan)
-        total[sums.rows] = 0.0
-        np.add.at(total, sums.rows, per_tensor)
-        return total
+    def move(name: str) -> Array:
+        return sums.moved[:, MOVE[name]]
 
-    gg, ww, size = by_layer(column("gg")), by_layer(column("ww")), by_layer(sums.sizes)
-    effective = np.where(np.isnan(term("coupled")) | (term("coupled") == 0), column("gg"), column("ee"))
-    update_square = _update_square(sums)
-    v_hat = by_layer(column("vv") / term("correction"))
-    u_square = by_layer(sums.scale**2 * column("uu"))
-    update_norm, weight_norm = np.sqrt(by_layer(update_square)), np.sqrt(ww)
-    has_past = term("first_step") == 0
-    along = by_layer(np.where(has_past, column("ep"), np.nan))
-    past = by_layer(column("pp"))
-    e_square = by_layer(effective)
+    measured = sums.is_measured
+    with np.errstate(all="ignore"):
+        has_no_coupling = np.isnan(term("coupled")) | (term("coupled") == 0)
+        by_tensor = {
+            "tensors": np.ones(len(sums.rows)),
+            "size": sums.sizes,
+            "gg": column("gg"),
+            "ee": np.where(has_no_coupling, column("gg"), column("ee")),
+            "ww": column("ww"),
+            "update": np.where(measured, move("moved"), _update_square(sums)),
+            "uu": np.where(np.isnan(column("uu")), _unscaled(sums), sums.scale**2 * column("uu")),
+            "vv": column("vv") / term("correction"),
+            "rr": column("rr") * term("correction"),
+            "below": column("below"),
+            "along": np.where(term("first_step") == 0, column("ep"), np.nan),
+            "past": column("pp"),
+            "nonfinite": column("nonfinite"),
+            "slope": np.where(measured, move("along"), _slope(sums)),
+            "pushed": np.nan_to_num(np.where(measured, move("pushed"), 0.0)),
+            "stuck": np.nan_to_num(np.where(measured, move("stuck"), 0.0)),
+        }
+        amounts = np.zeros((layer_count, len(AMOUNTS)))
+        table = np.stack([by_tensor[name] for name in AMOUNTS], axis=1)
+        rows = sums.rows
+        if counts is not None:
+            table, rows = table[counts], rows[counts]
+        np.add.at(amounts, rows, table)
+    return amounts
+
+
+def layer_statistics(amounts: Array) -> Mapping[str, Array]:
+    """Return every statistic of every layer by name, [layers] each; NaN where it was not measured. Never raises."""
+    with np.errstate(all="ignore"):
+        return _statistics(np.where(amounts[:, :1] > 0, amounts, np.nan))
+
+
+def statistics_block(amounts: Array, names: Sequence[str]) -> NDArray[np.float32]:
+    """Return the block of the statistics ``names``, [layers, statistics]. Never raises."""
+    statistics = layer_statistics(amounts)
+    with np.errstate(all="ignore"):
+        return np.stack([statistics[name] for name in names], axis=1).astype(np.float32)
+
+
+def totals(amounts: Array) -> dict[str, float]:
+    """Return totals over all layers: `grad_norm`, `decoupling` and `slope`.
+
+    `slope` is gᵀΔw of the whole step, the change of the loss to first order. `decoupling` is NaN without a second
+    moment, and `slope` is NaN unless it was measured.
+    """
+    with np.errstate(all="ignore"):
+        total = dict(zip(AMOUNTS, amounts.sum(0), strict=True))
+        return {
+            "grad_norm": float(np.sqrt(total["gg"])),
+            "decoupling": float(total["gg"] / total["vv"]),
+            "slope": float(total["slope"]),
+        }
+
+
+def _slope(sums: Sums) -> Array:
+    lr, decay = sums.terms[:, TERM["lr"]], sums.terms[:, TERM["decoupled"]]
+    along = lr * sums.scale * sums.values[:, SUM["gu"]]
+    shrink = _where_decoupled(decay, lr * decay * sums.values[:, SUM["gw"]])
+    slope: Array = -(along + shrink) / (1.0 - lr * decay)
+    return slope
+
+
+def _statistics(amounts: Array) -> dict[str, Array]:
+    total = dict(zip(AMOUNTS, amounts.T, strict=True))
+    size = total["size"]
+    update_norm, weight_norm = np.sqrt(total["update"]), np.sqrt(total["ww"])
     # Rounding of m − intake·g leaves about 1e-7 of g where the earlier momentum was exactly zero.
-    cosine = np.where(past > 1e-12 * e_square, along / np.sqrt(e_square * past), np.nan)
+    has_past = total["past"] > 1e-12 * total["ee"]
+    cosine = np.where(has_past, total["along"] / np.sqrt(total["ee"] * total["past"]), np.nan)
     return {
-        "grad_norm": np.sqrt(gg),
+        "grad_norm": np.sqrt(total["gg"]),
         "weight_norm": weight_norm,
         "update_norm": update_norm,
         "update_ratio": update_norm / weight_norm,
-        "v_rms": np.sqrt(v_hat / size),
-        "rms_ratio": np.sqrt(by_layer(column("rr") * term("correction")) / size),
-        "decoupling": e_square / v_hat,
-        "u_rms": np.sqrt(u_square / size),
-        "eps_fraction": by_layer(column("below")) / size,
+        "v_rms": np.sqrt(total["vv"] / size),
+        "rms_ratio": np.sqrt(total["rr"] / size),
+        "decoupling": total["ee"] / total["vv"],
+        "u_rms": np.sqrt(total["uu"] / size),
+        "eps_fraction": total["below"] / size,
         "grad_momentum_cosine": np.clip(cosine, -1.0, 1.0),
-        "nonfinite": by_layer(column("nonfinite")),
+        "swallowed": total["stuck"] / total["pushed"],
+        "nonfinite": total["nonfinite"],
     }
 
 
@@ -118,6 +215,13 @@ def _update_square(sums: Sums) -> Array:
     cross = _where_decoupled(decay, 2.0 * decay * sums.scale * sums.values[:, SUM["uw"]])
     weights = _where_decoupled(decay, decay**2 * sums.values[:, SUM["ww"]])
     square: Array = lr**2 * np.maximum(u_square + cross + weights, 0.0) / (1.0 - lr * decay) ** 2
+    return square
+
+
+def _unscaled(sums: Sums) -> Array:
+    """Return Σ u² of tensors without a formula, [P]; 0 if no weight moved, as then no decay was applied either."""
+    moved = sums.moved[:, MOVE["moved"]]
+    square: Array = np.where(moved == 0, 0.0, sums.moved[:, MOVE["unscaled"]])
     return square
 
 

@@ -63,6 +63,11 @@ class Flags:
     folded: float = 0.0
     """Momentum μ if the optimizer has added μ·m to the gradient in place (SGD's Nesterov with foreach), else 0."""
 
+    @property
+    def knows_effective(self) -> bool:
+        """Whether e is known: coupled weight decay needs the weights before the step, and these need u."""
+        return self.updates or not self.coupled
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -114,34 +119,64 @@ ROWS: Final = Reduce(
 )
 
 
-def coordinate_sums(flags: Flags, terms: Terms, reduce: Reduce, x: Coordinates) -> dict[str, Tensor]:
-    """Return the sums of `SUMS` that exist for these flags, by name; u is unscaled (see `unscaled_update`)."""
+def names_of(flags: Flags) -> tuple[str, ...]:
+    """Return the names of the sums that exist for these flags, in the order of `coordinate_sums`."""
+    names = ["gg", "nonfinite", "ww"]
+    if flags.updates:
+        names.append("uu")
+        if flags.slope:
+            names.append("gu")
+        if flags.coupled:
+            names.append("ee")
+        if flags.decoupled:
+            names += ("uw", "gw") if flags.slope else ("uw",)
+    if flags.second and flags.squared:
+        names += ("vv", "below", "rr") if flags.knows_effective else ("vv", "below")
+    if flags.first and not flags.divided and flags.knows_effective:
+        names += ("ep", "pp")
+    return tuple(names)
+
+
+def coordinate_sums(
+    flags: Flags, terms: Terms, reduce: Reduce, x: Coordinates, space: tuple[Tensor, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the sums of `SUMS` that exist for these flags, by name; u is unscaled (see `unscaled_update`).
+
+    ``space`` are two tensors in the shape and dtype of the gradient, which are overwritten. With it a tensor that is
+    measured in slices allocates nothing for each slice, which on a CPU costs more than the arithmetic.
+    """
     x = unfolded(flags, x)
     g, w = x.g, x.w
     gg = reduce.dot(g, g)
     sums = {"gg": gg, "nonfinite": _count_nonfinite(reduce, g, gg), "ww": reduce.dot(w, w)}
-    if not flags.updates:
-        return sums
-    root_v = None if x.v is None else x.v.sqrt() if flags.squared else x.v
-    denominator = update_denominator(terms, root_v)
-    e = effective_gradient(flags, terms, x, denominator)
-    u = unscaled_update(flags, terms, e, x.m, denominator)
-    sums["uu"] = reduce.dot(u, u)
-    if flags.slope:
-        sums["gu"] = reduce.dot(g, u)
-    if flags.coupled:
-        sums["ee"] = reduce.dot(e, e)
-    if flags.decoupled:
-        sums["uw"] = reduce.dot(u, w)
+    own, other = space or (None, None)
+    root_v = None if x.v is None else torch.sqrt(x.v, out=own) if flags.squared else x.v
+    e = -g if flags.negated else g
+    denominator: Tensor | None = None
+    if flags.updates:
+        denominator = update_denominator(terms, root_v, out=other)
+        e = effective_gradient(flags, terms, x, denominator)
+        u = unscaled_update(flags, terms, e, x.m, denominator, out=denominator)
+        sums["uu"] = reduce.dot(u, u)
         if flags.slope:
-            sums["gw"] = reduce.dot(g, w)
+            sums["gu"] = reduce.dot(g, u)
+        if flags.coupled:
+            sums["ee"] = reduce.dot(e, e)
+        if flags.decoupled:
+            sums["uw"] = reduce.dot(u, w)
+            if flags.slope:
+                sums["gw"] = reduce.dot(g, w)
     if x.v is not None and root_v is not None and flags.squared:
         sums["vv"] = reduce.total(x.v)
-        sums["below"] = _count_below(reduce, root_v, terms.threshold)
-        ratio = e / torch.maximum(root_v, terms.threshold)
-        sums["rr"] = reduce.dot(ratio, ratio)
-    if x.m is not None and not flags.divided:
-        previous = torch.sub(x.m, e, alpha=flags.intake)
+        is_above = _is_above(root_v, terms.threshold)
+        sums["below"] = reduce.nothing(root_v) if is_above else reduce.count(root_v < terms.threshold)
+        if flags.knows_effective:
+            if not is_above:
+                torch.maximum(root_v, terms.threshold, out=root_v)
+            ratio = torch.div(e, root_v, out=root_v)
+            sums["rr"] = reduce.dot(ratio, ratio)
+    if x.m is not None and not flags.divided and flags.knows_effective:
+        previous = torch.sub(x.m, e, alpha=flags.intake, out=denominator)
         sums["ep"] = reduce.dot(e, previous)
         sums["pp"] = reduce.dot(previous, previous)
     return sums
@@ -154,9 +189,9 @@ def unfolded(flags: Flags, x: Coordinates) -> Coordinates:
     return replace(x, g=torch.sub(x.g, x.m, alpha=flags.folded))
 
 
-def update_denominator(terms: Terms, root_v: Tensor | None) -> Tensor | None:
-    """Return root·√v + floor, or None, which stands for 1, without a second moment."""
-    return None if root_v is None else (root_v * terms.root).add_(terms.floor)
+def update_denominator(terms: Terms, root_v: Tensor | None, out: Tensor | None = None) -> Tensor | None:
+    """Return root·√v + floor, in ``out`` if it is given, or None, which stands for 1, without a second moment."""
+    return None if root_v is None else torch.mul(root_v, terms.root, out=out).add_(terms.floor)
 
 
 def effective_gradient(flags: Flags, terms: Terms, x: Coordinates, denominator: Tensor | None) -> Tensor:
@@ -179,10 +214,19 @@ def effective_gradient(flags: Flags, terms: Terms, x: Coordinates, denominator: 
     return e / (1.0 - (feedback if denominator is None else feedback / denominator))
 
 
-def unscaled_update(flags: Flags, terms: Terms, e: Tensor, m: Tensor | None, denominator: Tensor | None) -> Tensor:
+def unscaled_update(
+    flags: Flags,
+    terms: Terms,
+    e: Tensor,
+    m: Tensor | None,
+    denominator: Tensor | None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """Return u / scale, where the scale of a tensor is `momentum` if it has an m and `direct` otherwise.
 
-    The scale is applied on the host, which saves one multiplication for each coordinate.
+    The scale is applied on the host, which saves one multiplication for each coordinate. A quotient is stored in
+    ``out`` if it is given.
     """
     if m is None:
         numerator = e
@@ -192,7 +236,15 @@ def unscaled_update(flags: Flags, terms: Terms, e: Tensor, m: Tensor | None, den
         numerator = torch.addcmul(m, e, terms.direct / terms.momentum)
     else:
         numerator = m
-    return numerator if denominator is None else numerator / denominator
+    return numerator if denominator is None else torch.div(numerator, denominator, out=out)
+
+
+def scaled_update(flags: Flags, terms: Terms, x: Coordinates) -> Tensor:
+    """Return the update u of each coordinate, in the shape of ``x``."""
+    x = unfolded(flags, x)
+    denominator = update_denominator(terms, None if x.v is None else x.v.sqrt() if flags.squared else x.v)
+    e = effective_gradient(flags, terms, x, denominator)
+    return (terms.direct if x.m is None else terms.momentum) * unscaled_update(flags, terms, e, x.m, denominator)
 
 
 def _count_nonfinite(reduce: Reduce, g: Tensor, gg: Tensor) -> Tensor:
@@ -205,8 +257,6 @@ def _count_nonfinite(reduce: Reduce, g: Tensor, gg: Tensor) -> Tensor:
     return reduce.count(g - g)
 
 
-def _count_below(reduce: Reduce, root_v: Tensor, threshold: Tensor) -> Tensor:
-    """Count the coordinates with √v below the threshold, on a CPU only if the minimum is below it."""
-    if root_v.device.type == "cpu" and bool((threshold <= root_v.min()).all()):
-        return reduce.nothing(root_v)
-    return reduce.count(root_v < threshold)
+def _is_above(root_v: Tensor, threshold: Tensor) -> bool:
+    """Return whether every √v is known to be at least the threshold, which can be read at no cost on a CPU alone."""
+    return root_v.device.type == "cpu" and bool((threshold <= root_v.min()).all())

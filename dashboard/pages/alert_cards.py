@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 from dash import dcc, html
 from dash.development.base_component import Component
@@ -20,15 +21,25 @@ SILENCE_MINUTES: Final = 60
 FORECASTS_SHOWN: Final = 6
 """Number of forecasts up to which a card shows all of them."""
 OUTCOMES: Final = {"hit": "hit", "early": "came early", "late": "came late", "false": "did not come"}
+ENDED_SO: Final = "run ended so"
+"""Result of an alert that lasted until its run ended."""
 
 
-def column(alerts: Sequence[Alert], run_state: str, now: float, *, not_judged: str = "") -> list[Component]:
+def column(
+    alerts: Sequence[Alert], run_state: str, now: float, *, not_judged: str = "", attempt: int = 0
+) -> list[Component]:
     """Return the column of a run: the most urgent open alert in full, layers, other open alerts and the history.
 
-    ``not_judged`` is the sentence that says why the run is not judged, "" if it is.
+    The alerts that a run ended with in its last ``attempt`` stand in the place of open ones. ``not_judged`` is the
+    sentence that says why the run is not judged, "" if it is.
     """
-    still_open = sorted((alert for alert in alerts if alert.is_open), key=urgency, reverse=True)
-    settled = sorted((alert for alert in alerts if not alert.is_open), key=lambda alert: alert.step, reverse=True)
+    has_ended = run_state in (RunState.FINISHED, RunState.CRASHED)
+
+    def lasts(alert: Alert) -> bool:
+        return alert.is_open or (has_ended and alert.state == AlertState.ENDED and alert.attempt == attempt)
+
+    still_open = sorted((alert for alert in alerts if lasts(alert)), key=urgency, reverse=True)
+    settled = sorted((alert for alert in alerts if not lasts(alert)), key=lambda alert: alert.step, reverse=True)
     parts: list[Component] = []
     if still_open:
         first = still_open[0]
@@ -90,7 +101,7 @@ def _open_card(alert: Alert, buttons: Component | None = None) -> Component:
             html.Div(
                 [
                     html.Span(kind_words(alert), className=f"pill {tone(alert)}"),
-                    html.Span(f"{alert.state} since step {count(alert.step)}", className="pill"),
+                    html.Span(_state_words(alert), className="pill"),
                 ],
                 className="pills",
             ),
@@ -105,9 +116,30 @@ def _open_card(alert: Alert, buttons: Component | None = None) -> Component:
     )
 
 
+def _state_words(alert: Alert) -> str:
+    since = f"since step {count(alert.step)}"
+    return f"{ENDED_SO}, {since}" if alert.state == AlertState.ENDED else f"{alert.state} {since}"
+
+
 def _why(alert: Alert) -> list[Any]:
     cause = "" if alert.cause in ("", Cause.UNKNOWN) else alert.cause.replace("-", " ").capitalize() + ". "
-    return symbols(cause + alert.message)
+    return [*symbols(cause), *_message(alert)] if cause else _message(alert)
+
+
+def _message(alert: Alert) -> list[Any]:
+    """Return the message, in which the names of other runs lead to them at the step in question."""
+    said = alert.coincidence
+    if said is None or not said.runs or said.sentence not in alert.message:
+        return symbols(alert.message)
+    before, after = alert.message.split(said.sentence, 1)
+    parts, rest = symbols(before), said.sentence
+    for run in said.runs:
+        name = " ".join(run.name.split()) or run.run_id
+        between, found, rest_after = rest.partition(name)
+        if found:
+            parts += [between, dcc.Link(name, href=f"/runs/{quote(run.run_id, safe='')}?step={run.step}")]
+            rest = rest_after
+    return [*parts, rest, *symbols(after)] if after else [*parts, rest]
 
 
 def _forecasts(alert: Alert) -> Component | None:
@@ -157,6 +189,9 @@ def _advice(alert: Alert) -> list[Component]:
 
 
 def _buttons(alert: Alert, now: float) -> Component:
+    """Return the buttons of an open alert; none for an alert that the run ended with."""
+    if not alert.is_open:
+        return html.Div(className="buttons")
     acknowledge: Component = (
         html.Span("Acknowledged", className="done")
         if alert.state == AlertState.ACKNOWLEDGED
@@ -203,12 +238,12 @@ def _small_card(alert: Alert, now: float) -> Component:
             html.Div(
                 [
                     html.Span(kind_words(alert), className=f"pill {tone(alert)}"),
-                    html.Span(f"{alert.state} since step {count(alert.step)}", className="pill"),
+                    html.Span(_state_words(alert), className="pill"),
                 ],
                 className="pills",
             ),
             html.H3(f"{title} {band}".strip()),
-            html.P(symbols(alert.message), className="why"),
+            html.P(_message(alert), className="why"),
             _buttons(alert, now),
         ],
         className="card small",
@@ -257,6 +292,8 @@ def _history_card(settled: Sequence[Alert]) -> Component:
 
 def result(alert: Alert) -> str:
     """Return the result of a settled alert: the outcome of a prediction and its leads, otherwise the level."""
+    if alert.state == AlertState.ENDED:
+        return ENDED_SO
     if alert.outcome is None:
         return alert.level
     word = OUTCOMES.get(alert.outcome.result, alert.outcome.result)
@@ -266,6 +303,10 @@ def result(alert: Alert) -> str:
     if lead is None or lead <= 0:
         return f"{word}, without a warning"
     return f"{word}, lead {count(lead)}" + ("" if seen in (None, lead) else f", first seen {count(seen)} before")
+
+
+def _result_or_state(alert: Alert) -> str:
+    return result(alert) if alert.outcome is not None or alert.state == AlertState.ENDED else alert.state
 
 
 def level_tone(level: str) -> str:
@@ -288,10 +329,8 @@ def alert_row(alert: Alert, run_name: str, now: float) -> Component:
             className="alert-what",
         ),
         html.Span(run_name, className="alert-run", title=run_name),
-        html.Span(result(alert) if alert.outcome is not None else alert.state, className="alert-result"),
+        html.Span(_result_or_state(alert), className="alert-result"),
         html.Span("" if opened is None else f"{duration(now - opened)} ago", className="muted"),
     ]
     link = dcc.Link(cells, href=f"/runs/{alert.run_id}", className="alert-link")
-    return html.Div(
-        [link, _buttons(alert, now) if alert.is_open else html.Div(className="buttons")], className="alert-row"
-    )
+    return html.Div([link, _buttons(alert, now)], className="alert-row")

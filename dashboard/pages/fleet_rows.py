@@ -21,6 +21,7 @@ def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyT
     """
     word, tone = state_words(run, now)
     spike, spike_tone = spike_in(run)
+    loss, loss_tone = loss_words(run)
     pace = rate(run.step_rate) if run.state == RunState.RUNNING else ""
     last = alerts.get(run.last_alert.id) if run.last_alert is not None else None
     shown, alert_tone = alert_words(run.last_alert, is_over=run.state in (RunState.FINISHED, RunState.CRASHED))
@@ -41,8 +42,8 @@ def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyT
         "spikeIn": spike,
         "spikeTone": spike_tone,
         "spark": sparkline(run.sparkline),
-        "loss": compact(run.loss),
-        "lossTone": "danger" if run.loss is not None and not math.isfinite(run.loss) else "",
+        "loss": loss,
+        "lossTone": loss_tone,
         "alert": shown,
         "alertTone": alert_tone,
         "state": word,
@@ -60,7 +61,15 @@ def state_words(run: RunSummary, now: float) -> tuple[str, str]:
     if run.state == RunState.STALE:
         seen = unix_time(run.last_seen_at)
         return ("stale" if seen is None else f"stale {duration(max(now - seen, 0.0))}"), "warn"
-    return run.state, "danger" if run.state == RunState.CRASHED else "muted"
+    words = ": ".join(part for part in (run.state, run.ended_words) if part)
+    return words, "danger" if run.state == RunState.CRASHED or run.ended_words else "muted"
+
+
+def loss_words(run: RunSummary) -> tuple[str, str]:
+    """Return the loss in words and its tone. A loss that is NaN or infinite has no number in the summary."""
+    if run.stage == Stage.NONFINITE and run.loss is None:
+        return "NaN", "danger"
+    return compact(run.loss), "danger" if run.loss is not None and not math.isfinite(run.loss) else ""
 
 
 def spike_in(run: RunSummary) -> tuple[str, str]:
@@ -85,11 +94,13 @@ def spike_in(run: RunSummary) -> tuple[str, str]:
 def alert_words(alert: LastAlert | None, *, is_over: bool = False) -> tuple[str, str]:
     """Return the last alert in a few words, and its tone.
 
-    The tone is urgent while the alert is open, its level is above watch and the run continues.
+    The tone is urgent if the level is above watch, while the alert is open and the run continues, and for an alert that
+    the run ended with.
     """
     if alert is None:
         return "–", "muted"
-    urgent = alert.state != AlertState.RESOLVED and alert.level != AlertLevel.WATCH and not is_over
+    lasts = alert.state == AlertState.ENDED or (alert.state != AlertState.RESOLVED and not is_over)
+    urgent = lasts and alert.level != AlertLevel.WATCH
     return alert.title or alert.kind.replace("-", " "), "danger" if urgent else "muted"
 
 
@@ -110,7 +121,7 @@ def risk(run: RunSummary) -> float:
     closeness = run.stability_ratio or 0.0
     closeness = min(max(closeness, 0.0), 9.0) if math.isfinite(closeness) else 9.0
     if run.state in (RunState.FINISHED, RunState.CRASHED):
-        return closeness / 100 + (0.5 if run.state == RunState.CRASHED else 0.0)
+        return closeness / 100 + (0.5 if run.state == RunState.CRASHED else 0.25 if run.ended_words else 0.0)
     weight = 10.0 if run.state == RunState.RUNNING else 5.0
     if run.stage in (Stage.SPIKING, Stage.NONFINITE):
         return weight + 50.0 + closeness

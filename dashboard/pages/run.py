@@ -25,6 +25,7 @@ from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
 from dashboard.models import Heatmap
 from dashboard.numbers import compact, rate
+from dashboard.pages import loss_choice
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import column, is_silenced
@@ -79,6 +80,8 @@ class RunLive:
         self._cards: str | None = None
         self._pickers: tuple[Any, ...] | None = None
         self._attempts: list[int] = []
+        self._loss_line: tuple[Any, ...] | None = None
+        self._loss_scalars: tuple[str, ...] = ()
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Apply the news, fetch the visible steps and draw the page."""
@@ -128,6 +131,7 @@ class RunLive:
                 known.fetched_at = self._monotonic()
             known.alerts.update(news.alerts)
             known.summary = news.runs.get(self.run_id, known.summary)
+            known.detail = _newest(known)
         self._known = known
         return known
 
@@ -184,18 +188,37 @@ class RunLive:
             Update(component=ids.RUN_EMPTY, props={"className": "hidden" if curves is not None else ""}),
             Update(component=ids.RUN_PANELS, props={"className": f"run-body{'' if curves is not None else ' hidden'}"}),
         ]
-        cards = repr((known.alerts, summary.state, summary.stage_reason, [is_silenced(alert, now) for alert in alerts]))
+        states = (summary.state, summary.stage_reason, summary.attempt)
+        updates += self._loss_updates(known.detail)
+        cards = repr((known.alerts, states, [is_silenced(alert, now) for alert in alerts]))
         if cards != self._cards:
             self._cards = cards
             updates.append(
                 Update(
                     component=ids.ALERT_COLUMN,
-                    props={"children": column(alerts, summary.state, now, not_judged=summary.reason_words)},
+                    props={
+                        "children": column(
+                            alerts, summary.state, now, not_judged=summary.reason_words, attempt=summary.attempt
+                        )
+                    },
                 )
             )
         if curves is not None:
             updates += self._panels(known, view, curves, alerts)
         return _refresh(summary, updates, now)
+
+    def _loss_updates(self, run: RunDetail) -> list[Update]:
+        """Return the updates of the line with the loss, and of its form if there are new scalars."""
+        line = (run.loss_words, run.loss_note, run.loss_choice)
+        updates = []
+        if run.scalars and line != self._loss_line:
+            self._loss_line = line
+            updates.append(Update(component=ids.LOSS_LINE, props={"children": loss_choice.line(run)}))
+        if run.scalars != self._loss_scalars:
+            self._loss_scalars = run.scalars
+            updates.append(Update(component=ids.LOSS_FORM, props={"children": loss_choice.editor(run)}))
+            updates.append(Update(component=ids.RUN_LOSS, props={"className": "loss-choice"}))
+        return updates
 
     def _panels(self, known: Known, view: View, curves: Curves, alerts: list[Alert]) -> list[Update]:
         attempt = components.chosen_attempt(known.detail, view.attempt)
@@ -295,11 +318,13 @@ def make_frame(series: Series, marks: Marks, view: View, last_step: int) -> Fram
 
 
 def _head(known: Known, now: float) -> list[Any]:
-    summary = known.summary
-    shown = msgspec.structs.replace(
-        known.detail, stage=summary.stage, stage_reason=summary.stage_reason, loss_name=summary.loss_name
-    )
-    return components.head(shown, now)
+    return components.head(known.detail, now)
+
+
+def _newest(known: Known) -> RunDetail:
+    """Return the run with the stage, the loss and the state of its newest summary."""
+    names = ("stage", "stage_reason", "loss_name", "loss_since", "loss_choice", "last_step", "state")
+    return msgspec.structs.replace(known.detail, **{name: getattr(known.summary, name) for name in names})
 
 
 def _loss_note(run: RunDetail, series: Series, metric: str, marks: Marks) -> str:
@@ -344,8 +369,9 @@ def _refresh(summary: RunSummary, updates: list[Update], now: float) -> Refresh:
         return Refresh(updates=updates, detail=detail)
     if summary.state == RunState.STALE:
         return Refresh(updates=updates, tone="warn", word="stale", detail=components.stale_words(summary, now))
-    tone = "danger" if summary.state == RunState.CRASHED else "muted"
-    return Refresh(updates=updates, tone=tone, word=summary.state, detail=components.step_words(summary, ""))
+    tone = "danger" if summary.state == RunState.CRASHED or summary.ended_words else "muted"
+    word = ": ".join(part for part in (summary.state, summary.ended_words) if part)
+    return Refresh(updates=updates, tone=tone, word=word, detail=components.step_words(summary, ""))
 
 
 def _no_such_run(run_id: str) -> Refresh:
@@ -371,6 +397,6 @@ PAGE: Final = Page(
     navigation=NavigationEntry(label="Run", order=2),
     layout=components.layout,
     live=lambda client, request: RunLive(client, request.subject),
-    actions=ALERT_ACTIONS,
+    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS},
     callbacks=_register_callbacks,
 )

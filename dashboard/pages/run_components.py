@@ -15,8 +15,9 @@ from client_sdk.vocabulary import LOSS, Stage
 from dashboard import ids
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
-from dashboard.numbers import compact, count, duration, ratio, steps, unix_time
-from dashboard.pages.fleet_rows import spike_in
+from dashboard.numbers import count, duration, ratio, steps, unix_time
+from dashboard.pages import loss_choice
+from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
 from dashboard.pages.symbols import symbols
 from dashboard.shell.page import PageRequest
@@ -33,6 +34,8 @@ GRAPH_CONFIG: Final[Any] = {
 WINDOWS: Final = (("", "all steps"), ("10000", "last 10,000"), ("1000", "last 1,000"), ("200", "last 200"))
 DEFAULT_STAT: Final = "rms_ratio"
 CURVATURE: Final = "λ_max / limit"
+PLAIN_LOSS: Final = "scalar:loss"
+"""Value of the option for the scalar named loss in a run whose loss is another one."""
 STAT_ORDER: Final = (DEFAULT_STAT, "grad_norm", "update_ratio")
 
 
@@ -42,7 +45,13 @@ def layout(request: PageRequest) -> Component:
         [
             html.Div(
                 [
-                    html.Div(head(None), id=ids.RUN_HEAD, className="title"),
+                    html.Div(
+                        [
+                            html.Div(head(None), id=ids.RUN_HEAD, className="title"),
+                            loss_choice.control(),
+                        ],
+                        className="title",
+                    ),
                     html.Dl(kpis(None), id=ids.RUN_KPIS, className="kpis"),
                 ],
                 className="run-top",
@@ -114,8 +123,6 @@ def about(run: RunDetail, now: float | None = None) -> str:
         parts.append(f"{count(run.parameter_count)} parameters in {count(layers)} layers")
     elif layers:
         parts.append(f"{count(layers)} layers")
-    if run.original_loss is not None:
-        parts.append(f"loss: {run.original_loss}")
     created = unix_time(run.created_at)
     if created is not None and now is not None:
         parts.append(f"started {duration(now - created)} ago")
@@ -140,7 +147,7 @@ def kpis(run: RunSummary | None) -> list[Component]:
     }
     stage_tone = tones.get(run.stage or "", "")
     return [
-        _kpi("Loss", compact(run.loss), "" if run.loss is None or math.isfinite(run.loss) else "danger"),
+        _kpi("Loss", *loss_words(run)),
         _kpi(symbols(CURVATURE), ratio(measured), "danger" if over else ""),
         _kpi(
             "Stage",
@@ -174,7 +181,12 @@ def chosen_stat(run: RunDetail, wanted: str | None) -> str:
 
 
 def chosen_metric(run: RunDetail, wanted: str) -> str:
-    """Return the wanted scalar if the run has it, otherwise the loss under the name that it has."""
+    """Return the wanted scalar if the run has it, otherwise the loss under the name that it has.
+
+    The value "loss" wants the loss, `PLAIN_LOSS` the scalar of that name.
+    """
+    if wanted == PLAIN_LOSS and LOSS in run.scalars:
+        return LOSS
     return wanted if wanted in run.scalars and (wanted != LOSS or run.loss_name is None) else run.loss_name or LOSS
 
 
@@ -186,7 +198,10 @@ def metric_options(run: RunDetail) -> list[Component]:
     first = run.loss_name or LOSS
     names = [first, *sorted(name for name in run.scalars if name != first and "," not in name)]
     return [
-        html.Option(name if len(name) <= 40 else name[:39] + "…", value=LOSS if name == first else name)
+        html.Option(
+            name if len(name) <= 40 else name[:39] + "…",
+            value=LOSS if name == first else PLAIN_LOSS if name == LOSS else name,
+        )
         for name in names
     ]
 

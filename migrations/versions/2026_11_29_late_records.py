@@ -17,8 +17,25 @@ depends_on: str | None = None
 
 def upgrade() -> None:
     op.add_column("attempts", sa.Column("merged_into", sa.Integer(), nullable=True))
+    # A downgrade leaves series of late records behind. Each belongs to the attempt that was the latest when it began.
+    attempts = sa.table(
+        "attempts", *(sa.column(name) for name in ("run_id", "rank", "attempt", "started_at", "merged_into"))
+    )
+    earlier = attempts.alias("earlier")
+    latest = (
+        sa.select(sa.func.max(earlier.c.attempt))
+        .where(
+            earlier.c.run_id == attempts.c.run_id,
+            earlier.c.rank == attempts.c.rank,
+            earlier.c.attempt >= 0,
+            earlier.c.started_at <= attempts.c.started_at,
+        )
+        .scalar_subquery()
+    )
+    op.execute(attempts.update().where(attempts.c.attempt < 0).values(merged_into=sa.func.coalesce(latest, 0)))
 
 
 def downgrade() -> None:
-    # Series of late records keep their negative numbers: the version before reads them as attempts before all others.
+    # Series of late records keep their negative numbers: the version before reads them as attempts before all others,
+    # whose steps later attempts replace, so that it hides them.
     op.drop_column("attempts", "merged_into")

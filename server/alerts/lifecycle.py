@@ -1,4 +1,4 @@
-"""The lifecycle of alerts: opened, changed, settled, resolved. One incident is one alert.
+"""The lifecycle of alerts: opened, changed, settled, resolved or ended. One incident is one alert.
 
 Owns the alerts of one writer: turns verdicts into `Alert`s, decides which changes are worth reporting, and compares
 each prediction to what happened. Does not decide who is notified, does no I/O, reads no clock; callers pass the times.
@@ -14,6 +14,8 @@ After `restore(snapshot())` the same verdicts give the same alerts with the same
   because nobody was sent an earlier one: a spike within that range is a hit, otherwise early or late. The lead counts
   from that warning. Without a spike by the end of the latest range and a margin, and without any further sign, the
   prediction is false. A mere watch that passes is resolved without a result, because it claimed nothing.
+* An alert whose finding holds when the run ends is ended, not resolved, because nothing recovered. If the run goes on,
+  it is open again and resolved like any other.
 * Findings of one kind may hold at the same time if each has a key, as those of alert rules do: one alert for each.
 
 >>> from server.models import Stage
@@ -54,6 +56,8 @@ SAME_STEP: Final = 2
 """Number of steps within which findings of `ONE_EVENT` are about the same event."""
 ONE_EVENT: Final = (AlertKind.SPIKE, AlertKind.BAD_BATCH, AlertKind.NONFINITE)
 """Kinds that describe one event in different words if they are about the same step."""
+ENDED_SO: Final = " The run ended before it was over."
+"""Sentence that the message of an ended alert has at its end."""
 MAX_FORECASTS: Final = 200
 """Maximum number of forecasts that an alert keeps: the first, those that raised the level, the latest, and others."""
 
@@ -74,8 +78,10 @@ class _State(msgspec.Struct):
     version: int
     run_id: str
     attempt: int = 0
+    step: int | None = None
+    """Step of the last verdict; None in snapshots of versions that did not keep it."""
     incidents: dict[str, Incident] = {}
-    """Open alerts by slot, which is the kind with the key of the finding."""
+    """Open and ended alerts by slot, which is the kind with the key of the finding."""
 
 
 class AlertLifecycle:
@@ -86,8 +92,9 @@ class AlertLifecycle:
 
     @property
     def open(self) -> tuple[Alert, ...]:
-        """Alerts that are not resolved, oldest first."""
-        return tuple(sorted((i.alert for i in self._state.incidents.values()), key=lambda a: (a.step, a.kind)))
+        """Alerts that are neither resolved nor ended, oldest first."""
+        known = (incident.alert for incident in self._state.incidents.values())
+        return tuple(sorted((a for a in known if a.state == AlertState.OPEN), key=lambda a: (a.step, a.kind)))
 
     def apply(self, verdict: Verdict, time: float, attempt: int = 0) -> list[Alert]:
         """Return the alerts that this verdict opened, changed or closed, in the order in which they are reported.
@@ -97,10 +104,12 @@ class AlertLifecycle:
         state = self._state
         changed: list[Alert] = []
         if attempt != state.attempt:
-            changed += self.close_all(time)
+            changed += self._step_back(time)
             state.attempt = attempt
+        state.step = verdict.step
         if not verdict.findings and not state.incidents:
             return changed
+        changed += self._go_on()
         findings = {finding.slot: finding for finding in verdict.findings}
         settled = self._settle(findings, verdict.step, time)
         changed += [] if settled is None else [settled]
@@ -121,14 +130,57 @@ class AlertLifecycle:
         incident = self._state.incidents.pop(slot, None)
         return None if incident is None else self._resolve(incident, step, time, None, note)
 
-    def close_all(self, time: float) -> list[Alert]:
-        """Resolve every open alert, because the run ended or stepped back. Predictions not yet due get no result."""
+    def end_run(self, time: float) -> list[Alert]:
+        """Close every open alert, because the run ended: as ended where the finding holds, else as resolved.
+
+        Predictions that are not yet due get no result. Ended alerts are kept in case the run goes on.
+        """
+        state, closed = self._state, []
+        for slot, incident in list(state.incidents.items()):
+            if incident.alert.state == AlertState.ENDED:
+                continue
+            if state.step is None or incident.held_step < state.step:
+                closed.append(self._resolve(incident, incident.alert.updated_step, time, None, ""))
+                del state.incidents[slot]
+                continue
+            over = self._resolve(incident, state.step, time, None, ENDED_SO)
+            incident.alert = msgspec.structs.replace(over, state=AlertState.ENDED.value)
+            incident.unreported = None
+            closed.append(incident.alert)
+        return closed
+
+    def begin_anew(self, time: float, note: str) -> list[Alert]:
+        """Resolve the alerts of the detectors, which begin anew, and add a note. Alerts of rules stay."""
+        state, resolved = self._state, []
+        for slot, incident in list(state.incidents.items()):
+            if incident.alert.kind != AlertKind.CUSTOM_RULE:
+                resolved.append(self._resolve(incident, incident.alert.updated_step, time, None, note))
+                del state.incidents[slot]
+        return resolved
+
+    def _step_back(self, time: float) -> list[Alert]:
+        """Resolve every open alert, because training went back. Ended ones stay so: a new attempt makes up for them."""
         resolved = [
             self._resolve(incident, incident.alert.updated_step, time, None, "")
             for incident in self._state.incidents.values()
+            if incident.alert.state == AlertState.OPEN
         ]
         self._state.incidents.clear()
         return resolved
+
+    def _go_on(self) -> list[Alert]:
+        """Open the ended alerts again, because the run goes on."""
+        reopened = []
+        for incident in self._state.incidents.values():
+            if incident.alert.state == AlertState.ENDED:
+                incident.alert = msgspec.structs.replace(
+                    incident.alert,
+                    state=AlertState.OPEN.value,
+                    message=incident.alert.message.removesuffix(ENDED_SO),
+                    closed_at=None,
+                )
+                reopened.append(incident.alert)
+        return reopened
 
     def snapshot(self) -> bytes:
         """Return the whole state. A lifecycle that is restored from it continues exactly where this one is."""

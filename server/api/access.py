@@ -31,6 +31,7 @@ from server.storage.database import Database
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
+from server.storage.loss_choices import LossChoiceStore
 from server.storage.measurements.heatmap import HeatmapQuery
 from server.storage.measurements.histogram import HistogramQuery
 from server.storage.measurements.series import SeriesQuery
@@ -67,6 +68,7 @@ class Services:
     histograms: HistogramQuery
     events: EventStore
     alerts: AlertStore
+    losses: LossChoiceStore
     channels: ChannelStore
     outbox: OutboxStore
     secrets: SecretBox

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from client_sdk import answers
 from client_sdk.protocol import MAX_NAME_CHARS, MAX_STEP
-from client_sdk.vocabulary import LOSS, SCALARS, STATISTICS, RunState
+from client_sdk.vocabulary import LOSS, SCALARS, STATISTICS, RunState, loss_among
 from server.api.access import Reader, ServicesOf, visible_run
 from server.api.encoding import JSON, MSGPACK, Rendered, Tag, accepts_msgpack, compressed, float32_bytes, numbers
 from server.api.errors import REFUSALS
@@ -93,7 +93,7 @@ async def get_series(
     logged = await services.runs.scalar_ranks(run_id)
     stored = {name: name for name in names}
     if LOSS in stored and LOSS not in logged:
-        stored[LOSS] = await services.runs.loss_name(run_id) or LOSS
+        stored[LOSS] = await services.runs.loss_name(run_id) or loss_among(logged) or LOSS
     for name in names:
         if name not in logged and name not in SCALARS:
             message = f"the run never logged {name!r}; GET /runs/{run_id} lists its scalars"

@@ -17,6 +17,7 @@ from server.storage.channels import ChannelStore
 from server.storage.database import Database
 from server.storage.measurements.series import SeriesQuery
 from server.storage.outbox import OutboxStore
+from server.storage.runs import RunStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def make_notifications(config: Config, database: Database, series: SeriesQuery, 
         clock=time.time,
     )
     outbox = OutboxStore(database)
-    dispatcher = Dispatcher(outbox, messenger, PictureRenderer(series).render, time.time)
+    dispatcher = Dispatcher(outbox, messenger, PictureRenderer(series, RunStore(database)).render, time.time)
     metrics.pull(
         "notifications",
         "Attempts to send a notification.",

@@ -24,6 +24,7 @@ from server.storage.database import Database
 from server.storage.detector_states import DetectorStateStore
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
+from server.storage.loss_choices import LossChoiceStore
 from server.storage.measurements.commits import CommitStore
 from server.storage.measurements.logged_steps import LoggedStepsQuery
 from server.storage.measurements.reader import BucketReader
@@ -67,7 +68,13 @@ def make_pipeline(
     rules = RuleKeeper(RuleStore(database), states, clock=time.time, look_every=config.heartbeat_every)
     write_lock = asyncio.Lock()
     followers = Followers(
-        stores=FollowerStores(runs=runs, layouts=layouts, segments=SegmentStore(database), states=states),
+        stores=FollowerStores(
+            runs=runs,
+            layouts=layouts,
+            segments=SegmentStore(database),
+            states=states,
+            losses=LossChoiceStore(database),
+        ),
         leases=leases if leases is not None else LocalLeases(),
         publish=publisher.concluded,
         rules=lambda: rules.current,

@@ -14,6 +14,7 @@ CHANGES = {
     "confirmed": "message sent: it came, {led}",
     "false-alarm": "message sent: it did not come",
     "resolved": "message sent: resolved",
+    "ended": "message sent: the run ended so",
 }
 
 

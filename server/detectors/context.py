@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from server.detectors.causes import CauseTracker
 from server.detectors.signals import Reading
 from server.detectors.track_record import LOUD, TrackRecord
-from server.models import AlertLevel, StageReason
+from server.models import AlertLevel, Outlier, StageReason
 
 
 class Context(msgspec.Struct, kw_only=True, eq=False):
@@ -22,6 +24,10 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     """Success of the run's earlier predictions."""
     missing: StageReason | None = None
     """Evidence that the detectors lack to judge whether the run is stable; None if they lack nothing."""
+    scalars: Mapping[str, float] = {}
+    """Scalars of the sample, the ones without a meaning included."""
+    outlier: Outlier | None = None
+    """Outlier of the loss at this step, or mark, once the outlier detector was updated."""
     is_first: bool = False
     """Whether this is the first reading of the attempt."""
     is_spiking: bool = False

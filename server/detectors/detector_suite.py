@@ -30,12 +30,13 @@ from server.detectors.loss_name import LossName
 from server.detectors.loss_noise import LossNoiseDetector
 from server.detectors.lr_jump import LearningRateJumpDetector
 from server.detectors.nonfinite import NonfiniteDetector
+from server.detectors.outliers import OutlierDetector
 from server.detectors.signals import Reading, Signals
 from server.detectors.spike import MIN_LOSSES, SpikeDetector
 from server.detectors.spike_predictor import SpikePredictor
 from server.detectors.stages import STAGES, StageTracker
 from server.detectors.track_record import TrackRecord
-from server.models import AlertKind, Event, Finding, Sample, Stage, StageReason, Verdict
+from server.models import AlertKind, Event, EventKind, Finding, Outlier, Sample, Stage, StageReason, Verdict
 
 SNAPSHOT_VERSION: Final = 1
 READ_SCALARS: Final = ("loss", "lr", "grad_norm", "lambda_max", "lambda_grad", "lambda_step")
@@ -68,6 +69,8 @@ class _Shared(msgspec.Struct):
     findings: tuple[Finding, ...] = ()
     """Findings after the last sample that was not skipped."""
     loss_name: LossName = msgspec.field(default_factory=LossName)
+    judged_loss: str | None = None
+    """Name of the loss that the detectors have read; None before the first one."""
     signals: Signals = msgspec.field(default_factory=Signals)
     record: TrackRecord = msgspec.field(default_factory=TrackRecord)
     causes: CauseTracker = msgspec.field(default_factory=CauseTracker)
@@ -90,6 +93,7 @@ class _State(_Shared):
     eps_floor: EpsFloorDetector = _detector(EpsFloorDetector)
     gradient_explosion: GradientExplosionDetector = _detector(GradientExplosionDetector)
     loss_noise: LossNoiseDetector = _detector(LossNoiseDetector)
+    outliers: OutlierDetector = _detector(OutlierDetector)
     stages: StageTracker = _detector(StageTracker)
 
 
@@ -135,22 +139,43 @@ class DetectorSuite:
     def update(self, sample: Sample) -> Verdict:
         """Return what holds true after one more sample. Samples must arrive in the order of their sequence.
 
-        A new attempt resets everything but the track record of the run's predictions. A sample without any value that
+        A new attempt resets everything but the track record of the run's predictions, and so does another loss, whose
+        values cannot be compared to those before. A sample without any value that
         the detectors read changes nothing, and neither does a step that was seen before (training and evaluation
         metrics may be logged separately).
         """
         if sample.attempt != self._state.attempt:
-            self._state = _State(attempt=sample.attempt, record=self._state.record, loss_name=self._state.loss_name)
-            self._state.record.renew()
+            self._restart(sample.attempt)
+        sample = self._state.loss_name.read(sample)
+        is_other_loss = self._follow_loss(sample)
         state = self._state
-        sample = state.loss_name.read(sample)
         if state.last_step is not None and sample.step <= state.last_step:
             return self._verdict(state.last_step, ())
         if not (sample.has_layers or any(key in sample.scalars for key in READ_SCALARS)):
             return self._verdict(sample.step, ())
-        is_first = state.last_step is None
+        is_first = state.last_step is None or is_other_loss
         state.last_step = sample.step
         return self._judge(sample, is_first)
+
+    def _restart(self, attempt: int) -> None:
+        """Begin with fresh detectors. The track record of the run's predictions and the name of the loss are kept."""
+        before = self._state
+        self._state = _State(
+            attempt=attempt, record=before.record, loss_name=before.loss_name, judged_loss=before.judged_loss
+        )
+        self._state.record.renew()
+
+    def _follow_loss(self, sample: Sample) -> bool:
+        """Begin with fresh detectors if another scalar than before is the loss, and return whether that was so."""
+        name, before = self._state.loss_name.found, self._state.judged_loss
+        if name is None or name == before:
+            return False
+        if before is not None:
+            last_step = self._state.last_step
+            self._restart(sample.attempt)
+            self._state.last_step = last_step
+        self._state.judged_loss = name
+        return before is not None
 
     def _judge(self, sample: Sample, is_first: bool) -> Verdict:
         state = self._state
@@ -158,6 +183,7 @@ class DetectorSuite:
         if reading.stability is not None:
             state.stability = reading.stability
         context = self._context(reading, is_first)
+        context.scalars = sample.scalars
         detectors: tuple[Detector, ...] = _in_order(state)
         events = [event for one in detectors if (event := one.update(reading, context)) is not None]
         state.record.update(
@@ -166,8 +192,8 @@ class DetectorSuite:
         findings = [finding for one in detectors if (finding := one.finding(reading, context)) is not None]
         if len(findings) > 1:
             findings.sort(key=lambda finding: REPORTED_FIRST.get(finding.kind, len(REPORTED_FIRST)))
-        state.findings = tuple(findings)
-        return self._verdict(reading.step, tuple(events))
+        state.findings = tuple(map(state.outliers.name_outlier, findings))
+        return self._verdict(reading.step, tuple(map(self._with_outlier, events)), context.outlier)
 
     def _context(self, reading: Reading, is_first: bool) -> Context:
         """Return the context of a step as the detectors left it at the step before."""
@@ -197,7 +223,16 @@ class DetectorSuite:
             return None
         return StageReason.LOSS_ONLY if signals.layout is None else StageReason.NO_SECOND_MOMENT
 
-    def _verdict(self, step: int, events: tuple[Event, ...]) -> Verdict:
+    def _with_outlier(self, event: Event) -> Event:
+        """Return the event of a spike or a bad batch with the step of the outlier with which it began."""
+        if event.kind not in (EventKind.SPIKE, EventKind.BAD_BATCH):
+            return event
+        step = self._state.outliers.outlier_within(event.step, event.detail.get("peak_step"))
+        if step is None:
+            return event
+        return msgspec.structs.replace(event, detail={**event.detail, "outlier_step": step})
+
+    def _verdict(self, step: int, events: tuple[Event, ...], outlier: Outlier | None = None) -> Verdict:
         state = self._state
         is_reported = any(finding.kind is AlertKind.SPIKE_PREDICTED for finding in state.findings)
         reason = self._missing(state.spike.seen) if state.stages.stage == Stage.NOT_JUDGED else None
@@ -210,12 +245,21 @@ class DetectorSuite:
             forecast=state.predictor.forecast(step) if is_reported else None,
             findings=state.findings,
             events=events,
+            outlier=outlier,
             interval=max(state.signals.pauses, default=1),
         )
 
-    def choose_loss(self, name: str | None) -> None:
-        """Read this scalar as the loss from the next sample on; None leaves it to the names of the scalars."""
-        self._state.loss_name.choose(name)
+    @property
+    def judged_loss(self) -> str | None:
+        """Name of the loss that the detectors have read; None before the first one."""
+        return self._state.judged_loss
+
+    def choose_loss(self, name: str | None, preferred: str | None = None) -> None:
+        """Read this scalar as the loss from the next sample on; None leaves it to the names of the scalars.
+
+        ``preferred`` is the loss wherever it is logged, if ``name`` is None.
+        """
+        self._state.loss_name.choose(name, preferred)
 
     def snapshot(self) -> bytes:
         """Return the whole state. A suite that is restored from it continues exactly where this one is."""

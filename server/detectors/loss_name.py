@@ -1,7 +1,11 @@
-"""The scalar that is read as the loss: the chosen one, else the one named loss, else one with a usual name."""
+"""The scalar that is read as the loss.
+
+It is the chosen one, else the preferred one if it is logged, else the one named loss, else one with a usual name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import msgspec
@@ -23,25 +27,31 @@ class LossName(msgspec.Struct):
     found: str | None = None
     """Name under which the loss arrives; None until it has arrived."""
     chosen: str | None = None
-    """Name that the user chose; None leaves it to the names of the scalars."""
+    """Name that was chosen for the run; None leaves it to the names of the scalars."""
+    preferred: str | None = None
+    """Name that is the loss wherever it is logged, unless another one was chosen."""
 
-    def choose(self, chosen: str | None) -> None:
+    def choose(self, chosen: str | None, preferred: str | None = None) -> None:
         """Read this scalar as the loss from the next sample on; None chooses by name."""
-        if chosen != self.chosen:
-            self.chosen, self.found = chosen, None
+        if (chosen, preferred) != (self.chosen, self.preferred):
+            self.chosen, self.preferred, self.found = chosen, preferred, None
 
     def read(self, sample: Sample) -> Sample:
         """Return the sample with its loss under the name loss."""
-        scalars = sample.scalars
-        if self.chosen is None:
-            if LOSS in scalars:
-                self.found = LOSS
-                return sample
-            if self.found is None and scalars:
-                self.found = _guessed(tuple(scalars))
-        elif self.chosen in scalars:
-            self.found = self.chosen
+        if self.found is None or not sample.is_late:  # a late record does not change what the loss is
+            self._find(sample.scalars)
         return renamed(sample, self.found if self.chosen is None else self.chosen)
+
+    def _find(self, scalars: Mapping[str, float]) -> None:
+        if self.chosen is not None:
+            if self.chosen in scalars:
+                self.found = self.chosen
+        elif self.preferred is not None and (self.found == self.preferred or self.preferred in scalars):
+            self.found = self.preferred
+        elif LOSS in scalars:
+            self.found = LOSS
+        elif self.found is None and scalars:
+            self.found = _guessed(tuple(scalars))
 
 
 def renamed(sample: Sample, name: str | None) -> Sample:

@@ -3,7 +3,8 @@
 Rule: the loss or the gradient norm is not finite, or a layer counts non-finite coordinates. The level is critical for
 the loss. A finite loss with non-finite gradients is normal now and then under loss scaling, so it is a watch until it
 happens three times within 100 records, which is a warning. The finding holds for 20 records after the last occurrence,
-and to the end of a run whose loss stays NaN or is no longer logged.
+and to the end of a run whose loss stays NaN or is no longer logged. A scalar gradient norm counts after a finite one,
+or together with a loss or layers that are not finite: a column that is NaN from the start was never measured.
 
 Trade-off: a loss scaler that skips a step every 60 steps stays at watch, although something may be wrong with it.
 
@@ -50,8 +51,6 @@ class NonfiniteDetector(msgspec.Struct):
     """Whether the loss was not finite."""
     is_loss_last: bool = False
     """Whether the latest loss was not finite."""
-    is_norm_known: bool = False
-    """Whether a gradient norm was finite once."""
     gradients: int = 0
     """Largest number of non-finite gradient coordinates at one step."""
     layers: tuple[str, ...] = ()
@@ -62,7 +61,6 @@ class NonfiniteDetector(msgspec.Struct):
         bad_loss = reading.loss is not None and not math.isfinite(reading.loss)
         # A norm that is not finite proves one such coordinate at least.
         gradients = reading.nonfinite or int(reading.is_grad_norm_nonfinite)
-        self.is_norm_known = self.is_norm_known or reading.grad_norm is not None
         event = None
         if bad_loss or gradients:
             event = self._add(reading, bad_loss, gradients)
@@ -99,11 +97,7 @@ class NonfiniteDetector(msgspec.Struct):
         del context
         if self.last_step is None:
             return None
-        often = (
-            self.is_norm_known
-            and len(self.steps) >= OFTEN
-            and self.steps[-1] - self.steps[0] <= SPAN * reading.interval
-        )
+        often = len(self.steps) >= OFTEN and self.steps[-1] - self.steps[0] <= SPAN * reading.interval
         level = AlertLevel.CRITICAL if self.loss else AlertLevel.WARNING if often else AlertLevel.WATCH
         what = "loss" if self.loss else "gradient"
         where = f" First affected layers: {', '.join(self.layers)}." if self.layers else ""

@@ -76,7 +76,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     grad_norm: float | None = None
     """Global ‖g‖ from the scalar or from the layers, if positive and finite."""
     is_grad_norm_nonfinite: bool = False
-    """Whether the logged ‖g‖ is NaN or infinite."""
+    """Whether the logged ‖g‖ is NaN or infinite, in a log whose norm can be finite.
+
+    A norm that never was is not measured, as in logs that write NaN for a missing value. It counts once a finite one
+    was logged, and together with a loss or with coordinates that are not finite.
+    """
     nonfinite: int = 0
     """Number of gradient coordinates that are NaN or infinite."""
     nonfinite_layers: tuple[str, ...] = ()
@@ -165,6 +169,8 @@ class Signals(msgspec.Struct):
     grads: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(64))
     """The values of log‖g‖ that its z-score is computed against."""
     decouplings: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(RECENT))
+    is_norm_measured: bool = False
+    """Whether a finite ‖g‖ was logged as a scalar."""
     grad_mean: MovingAverage = msgspec.field(default_factory=lambda: MovingAverage(0.98))
     growth_mean: MovingAverage = msgspec.field(default_factory=lambda: MovingAverage(0.995))
     stabilities: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(TREND_POINTS))
@@ -223,7 +229,7 @@ class Signals(msgspec.Struct):
             loss=scalars.get("loss"),
             lr=lr,
             grad_norm=grad_norm,
-            is_grad_norm_nonfinite=logged_norm is not None and not math.isfinite(logged_norm),
+            is_grad_norm_nonfinite=self._is_norm_broken(logged_norm, scalars.get("loss"), sums.nonfinite),
             nonfinite=sums.nonfinite,
             nonfinite_layers=sums.guilty,
             growth=0.0 if line is None else line.slope,
@@ -250,6 +256,15 @@ class Signals(msgspec.Struct):
             optimizer=None if sample.layout is None else sample.layout.optimizer,
             leaders=Leaders(() if sample.layout is None else sample.layout.layers, self.fast, self.slow),
         )
+
+    def _is_norm_broken(self, norm: float | None, loss: float | None, nonfinite: int) -> bool:
+        """Return whether a logged ‖g‖ is NaN or infinite, and not merely never measured."""
+        if norm is None:
+            return False
+        if math.isfinite(norm):
+            self.is_norm_measured = True
+            return False
+        return self.is_norm_measured or nonfinite > 0 or (loss is not None and not math.isfinite(loss))
 
     def _follow_layers(self, layout: Layout | None, sums: LayerSums) -> None:
         """Update the averages of g². Arrays are replaced, never changed, because readings keep those of their step."""

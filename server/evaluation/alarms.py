@@ -25,16 +25,33 @@ class Alarm:
     predicted: PredictedStep | None
 
 
-def replay(recording: Recording) -> tuple[list[Alarm], tuple[str, ...]]:
-    """Return the alarms on a recording and the sorted kinds of its findings: bad batches, the rest from warning."""
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """Reports of the detectors on one recording."""
+
+    alarms: tuple[Alarm, ...]
+    kinds: tuple[str, ...]
+    """Sorted kinds of all findings at level warning or above."""
+    bad_batches: tuple[int, ...]
+    """Steps of the batches that were named bad, at whatever level.
+
+    A bad batch whose loss is back at once does no harm, so that its finding is a watch and no alarm. A loss that stays
+    up for several steps is a spike, also where bad data cause it, and is not among these.
+    """
+
+
+def replay(recording: Recording) -> Replayed:
+    """Return what the detectors report on a recording."""
     suite = DetectorSuite()
     alarms: list[Alarm] = []
     kinds: set[str] = set()
+    bad_batches: set[int] = set()
     last_held: int | None = None
     for position, sample in enumerate(recording.samples):
         verdict = suite.update(sample)
         loud = [finding for finding in verdict.findings if finding.level is not AlertLevel.WATCH]
-        kinds |= {f.kind.value for f in verdict.findings if f in loud or f.kind is AlertKind.BAD_BATCH}
+        kinds |= {finding.kind.value for finding in loud}
+        bad_batches |= {finding.step for finding in verdict.findings if finding.kind is AlertKind.BAD_BATCH}
         predicted = next((f for f in loud if f.kind is AlertKind.SPIKE_PREDICTED), None)
         if predicted is None or position < SKIP:
             continue
@@ -42,4 +59,4 @@ def replay(recording: Recording) -> tuple[list[Alarm], tuple[str, ...]]:
         if is_new or sample.step - alarms[-1].step >= REPEAT:
             alarms.append(Alarm(step=sample.step, predicted=predicted.predicted_step))
         last_held = sample.step
-    return alarms, tuple(sorted(kinds))
+    return Replayed(alarms=tuple(alarms), kinds=tuple(sorted(kinds)), bad_batches=tuple(sorted(bad_batches)))

@@ -1,7 +1,8 @@
 """Scores of the detectors: recall, precision, false alarms, lead, and the calibration of the forecasts. Pure.
 
-Only what users see at level warning or above counts. An *alarm* is a spike-predicted finding that reaches warning after
-20 steps without one, and again every 100 steps while it holds. Rules:
+Only what users see at level warning or above counts; the bad batches that were named are listed besides. An *alarm* is
+a spike-predicted finding that reaches warning after 20 steps without one, and again every 100 steps while it holds.
+Rules:
 
 * An event is recalled by an alarm in the 100 steps before its onset. If a fault was injected into the run, only alarms
   from that step on count.
@@ -23,7 +24,6 @@ import numpy as np
 from server.evaluation.alarms import SKIP, Alarm, replay
 from server.evaluation.labels import LabelledEvent, label
 from server.evaluation.recording import CONTROL, Recording
-from server.models import AlertKind
 
 EARLY: Final = 100
 """Number of steps before an onset in which an alarm is early."""
@@ -65,6 +65,8 @@ class RunScore:
     """Number of steps at which an alarm would be false."""
     kinds: tuple[str, ...]
     """Sorted kinds of all findings at level warning or above."""
+    bad_batches: tuple[int, ...]
+    """Steps of the batches that were named bad, at whatever level; see `Replayed`."""
 
     @property
     def is_intrinsic(self) -> bool:
@@ -105,7 +107,8 @@ class Summary:
 
 def score(recording: Recording) -> RunScore:
     """Replay one recording and compare its alarms to its labels."""
-    alarms, kinds = replay(recording)
+    replayed = replay(recording)
+    alarms = replayed.alarms
     steps = [sample.step for sample in recording.samples]
     labelled, minor = label(recording.losses)
     events = [_scored(event, steps, recording) for event in labelled]
@@ -128,12 +131,13 @@ def score(recording: Recording) -> RunScore:
         cause=recording.cause,
         steps=len(steps),
         events=tuple(judged),
-        alarms=tuple(alarms),
+        alarms=alarms,
         recalled=tuple(recalled),
         useful=sum(any(e.first <= a.step < max(e.peak, e.onset + 1) for e in events) for a in alarms),
         false=tuple(a.step for a in alarms if a.step in clean),
         clean_steps=len(clean),
-        kinds=kinds,
+        kinds=replayed.kinds,
+        bad_batches=replayed.bad_batches,
     )
 
 
@@ -166,7 +170,7 @@ def summarise(runs: Iterable[RunScore]) -> Summary:
         median_lead_to_peak=_median([event.peak - alarm.step for event, alarm in pairs]),
         in_band=_share([forecast.low <= event.onset <= forecast.high for event, _, forecast in dated]),
         within_factor_two=_share([0.5 <= ratio <= 2.0 for ratio in ratios]),
-        bad_batches_named=tuple(run.name for run in scores if AlertKind.BAD_BATCH.value in run.kinds),
+        bad_batches_named=tuple(run.name for run in scores if run.bad_batches),
     )
 
 

@@ -75,9 +75,12 @@ class ExportColumns:
     def metadata(self) -> dict[str, Any]:
         """Return the description of the run that readers see and that an import restores the run from."""
         kept = ("id", "project", "name", "state", "created_at", "last_step", "tags", "config", "optimizer")
+        run = {key: msgspec.to_builtins(getattr(self.run, key)) for key in kept}
+        if self.run.loss_choice is not None and self.run.loss_choice.by != "project":
+            run["loss"] = self.run.loss_choice.scalar
         return {
             "format": FORMAT_VERSION,
-            "run": {key: msgspec.to_builtins(getattr(self.run, key)) for key in kept},
+            "run": run,
             "layers": {str(rank): list(names) for rank, names in self.layers.items()},
             "sizes": {str(rank): dict(found) for rank, found in self.sizes.items()},
         }

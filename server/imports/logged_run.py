@@ -30,6 +30,8 @@ class LoggedRun:
     project: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
+    loss: str | None = None
+    """Name of the scalar that was chosen as the loss; None where the names of the scalars decide."""
     layouts: Mapping[int, Layout] = field(default_factory=dict)
     """Layouts of the ranks that have layers, keyed by rank; their layout number is 0."""
     state: Literal["finished", "crashed"] = "finished"

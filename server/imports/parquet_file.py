@@ -126,6 +126,7 @@ def read_export(path: Path, identity: str, steps: Opened, histograms: Opened | N
         project=about.run["project"],
         config=about.run["config"],
         tags=tuple(about.run["tags"]),
+        loss=about.run.get("loss"),
         layouts=layouts,
         state="crashed" if about.run["state"] == "crashed" else "finished",
         renames=False,

@@ -93,7 +93,7 @@ def alert_notification(row: OutboxRow, incident: NotifiedIncident | None, public
 
 def _is_past(row: OutboxRow, change: Change) -> bool:
     """Return whether an event came and went before its first notification."""
-    return change is Change.OPENED and not row.still_open
+    return change is Change.OPENED and not row.still_open and row.alert.state != AlertState.ENDED
 
 
 def digest_notification(rows: Sequence[OutboxRow], window: float, public_url: str) -> Notification:
@@ -174,10 +174,14 @@ def _headline(row: OutboxRow, change: Change) -> str:
         return f"{came}: it came at step {outcome.step or alert.updated_step:,}{lead}{where}"
     if change is Change.FALSE_ALARM:
         return f"False alarm: it did not come by step {alert.updated_step:,}{where}"
+    if change is Change.ENDED:
+        return f"The run ended so, at step {alert.updated_step:,}: {alert.title}{where}"
     if change is Change.RESOLVED:
         return f"Resolved at step {alert.updated_step:,}: {alert.title}{where}"
     if _is_past(row, change):
         return f"Came and went: {alert.title}, over by step {alert.updated_step:,}{where}"
+    if change is Change.OPENED and alert.state == AlertState.ENDED:
+        return f"{_what(alert)}, and the run ended so{where}"
     what = _what(alert)
     if change is Change.ESCALATED:
         return f"Now {alert.level}: {what[:1].lower()}{what[1:]}{where}"
@@ -186,6 +190,8 @@ def _headline(row: OutboxRow, change: Change) -> str:
 
 def _listed(row: OutboxRow) -> str:
     """Return the line of an alert in a digest."""
+    if row.alert.state == AlertState.ENDED:
+        return f"{row.alert.title} (the run ended so)"
     return row.alert.title if row.still_open else f"{row.alert.title} (over)"
 
 
@@ -203,7 +209,7 @@ def _what(alert: Alert) -> str:
 def _facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
     alert = row.alert
     facts = [("Run", row.run_name), ("Project", row.project)]
-    if row.stage and alert.state != AlertState.RESOLVED:
+    if row.stage and alert.state in (AlertState.OPEN, AlertState.ENDED):
         facts.append(("Stage", row.stage.replace("-", " ")))
     ratio = _number(alert.evidence, "stability_ratio")
     if ratio is not None:

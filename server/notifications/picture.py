@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from client_sdk.vocabulary import LOSS
 from server.errors import CorruptDataError, DatabaseError
 from server.pyramid.buckets import Buckets
 from server.storage.measurements.series import SeriesQuery
+from server.storage.runs import RunStore
 
 WIDTH: Final = 760  # pixels
 HEIGHT: Final = 380
@@ -26,6 +28,8 @@ SCALE: Final = 2
 """Factor by which the picture is drawn larger and then reduced, because Pillow draws lines without antialiasing."""
 BEHIND: Final = 300
 """Number of steps that are shown before the current one."""
+TITLE_CHARS: Final = 60
+"""Maximum length of a panel's title."""
 LEFT: Final = 64
 RIGHT: Final = 16
 INK, MUTED, GRID, ACCENT, DANGER = "#1b1d21", "#666a71", "#e4e4e0", "#2f6fde", "#c8371b"
@@ -81,27 +85,39 @@ def draw(panels: Sequence[Panel], now: int, predicted: tuple[int, int, int] | No
 class PictureRenderer:
     """Renderer of pictures of stored runs."""
 
-    def __init__(self, series: SeriesQuery) -> None:
+    def __init__(self, series: SeriesQuery, runs: RunStore) -> None:
+        """``runs`` knows the scalar that is the loss of a run."""
         self._series = series
+        self._runs = runs
 
     async def render(self, run_id: str, step: int, predicted: tuple[int, int, int] | None) -> bytes | None:
         """Return a PNG of the last steps up to ``step``, or None if there is no loss or it cannot be read."""
-        names = ("loss", "lambda_max", "stability_limit")
         try:
+            name = await self._runs.loss_name(run_id) or LOSS
+            names = (name, "lambda_max", "stability_limit")
             found = await self._series.read(
                 run_id, names, step_from=max(0, step - BEHIND), step_to=step, points=BEHIND + 1
             )
         except (DatabaseError, CorruptDataError):
             return None  # the run's page shows the error
         width = found.bucket_steps
-        loss = points(found.series.get("loss"), width)
+        loss = points(found.series.get(name), width)
         if not loss:
             return None
-        panels = [Panel(title="loss", points=loss, logarithmic=True)]
+        panels = [Panel(title=ellipsis(name), points=loss, logarithmic=True)]
         ratio = _ratio(found.series.get("lambda_max"), found.series.get("stability_limit"), width)
         if ratio:
             panels.append(Panel(title="lambda_max / limit", points=ratio, logarithmic=False, limit=1.0))
         return await asyncio.to_thread(draw, panels, step, predicted)
+
+
+def ellipsis(name: str) -> str:
+    """Return the name of a scalar, cut to the width of a title.
+
+    >>> len(ellipsis("x" * 300))
+    60
+    """
+    return name if len(name) <= TITLE_CHARS else name[: TITLE_CHARS - 1] + "…"
 
 
 def points(buckets: Buckets | None, width: int) -> list[tuple[float, float]]:

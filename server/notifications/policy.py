@@ -2,6 +2,7 @@
 
 * A channel is notified of an incident when it opens, and afterwards of its changes: escalated, confirmed, false alarm,
   resolved.
+* An alert that lasted until its run ended is told so, never as resolved.
 * An event that came and went before it could be sent is sent nevertheless, as such. A prediction that ended before it
   could be sent is sent only if the spike occurred, because otherwise nothing happened.
 * An incident that becomes more severe within `ESCALATION_GAP` of its last notification waits for the end of that gap,
@@ -260,6 +261,10 @@ def _has_happened(alert: Alert) -> bool:
 def _follow_up(rows: list[OutboxRow], before: NotifiedIncident, now: float, result: DeliveryPlan) -> None:
     """Send the changes that end an incident, or else send or hold its latest escalation, and skip the other rows."""
     closing = [row for row in rows if row.change in CLOSING and _ends(row, before)]
+    ended = [row for row in closing if row.change is Change.ENDED]
+    if len(ended) > 1:  # The end of a run ends all alerts of an incident at once, which is one notification.
+        worst = max(ended, key=_severity)
+        closing = [row for row in closing if row.change is not Change.ENDED or row is worst]
     escalated = [
         row
         for row in rows
@@ -281,7 +286,7 @@ def _ends(row: OutboxRow, before: NotifiedIncident) -> bool:
     The end of a predicted spike is sent after that of its prediction. Otherwise one end is sent, and only that of an
     alert as severe as what was sent, because a less severe one may end while the incident continues.
     """
-    if row.change is not Change.RESOLVED or "prediction_id" in row.alert.evidence:
+    if row.change not in (Change.RESOLVED, Change.ENDED) or "prediction_id" in row.alert.evidence:
         return True
     return not before.closed and LEVEL_RANK[row.alert.level] >= LEVEL_RANK[before.level]
 

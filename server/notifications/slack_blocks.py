@@ -28,7 +28,7 @@ METADATA_EVENT: Final = "spikewatch_alert"
 
 NAMES: Final = frozenset({"Run", "Project", "Projects", "Leading layers", "Series", "Channel"})
 MARKS: Final[Mapping[str, str]] = {AlertLevel.WATCH: "🟡", AlertLevel.WARNING: "🟠", AlertLevel.CRITICAL: "🔴"}
-CLOSING_MARKS: Final = {Change.CONFIRMED: "🎯", Change.FALSE_ALARM: "⚪", Change.RESOLVED: "🟢"}
+CLOSING_MARKS: Final = {Change.CONFIRMED: "🎯", Change.FALSE_ALARM: "⚪", Change.RESOLVED: "🟢", Change.ENDED: "🏁"}
 
 
 def payload(notification: Notification) -> dict[str, Any]:

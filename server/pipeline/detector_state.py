@@ -9,12 +9,14 @@ import msgspec
 from msgspec.structs import replace
 
 from client_sdk.protocol import Alert
+from client_sdk.vocabulary import LOSS
 from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
 from server.detectors.loss_name import renamed
 from server.detectors.rule_evaluator import RuleEvaluator
 from server.log_actions import LogAction
-from server.models import AlertKind, Event, Finding, Sample
+from server.models import AlertKind, Event, Finding, Outlier, Sample
+from server.pipeline.passage import PassageTracker
 from server.pipeline.progress import RunProgress
 from server.pipeline.thinned_span import ThinnedSpan
 from server.storage.detector_states import StoredDetectorState
@@ -58,11 +60,14 @@ class DetectorState:
     """Latest form of each alert that has changed since the last save, keyed by alert id."""
     happened: list[Event] = field(default_factory=list)
     """Events since the last save."""
+    outliers: list[Outlier] = field(default_factory=list)
+    """Outliers of the loss and marks since the last save."""
+    passage: PassageTracker = field(default_factory=PassageTracker)
 
     @property
     def has_conclusions(self) -> bool:
-        """Whether an alert or an event waits to be saved."""
-        return bool(self.changed or self.happened)
+        """Whether an alert, an event or an outlier waits to be saved."""
+        return bool(self.changed or self.happened or self.outliers)
 
     @property
     def is_saved(self) -> bool:
@@ -86,9 +91,17 @@ class DetectorState:
 
     def update(self, sample: Sample, committed_at: float) -> None:
         """Let the detectors, the alert rules and the progress read one sample."""
+        before = self.suite.judged_loss
         verdict = self.suite.update(sample)
+        if before not in (None, self.suite.judged_loss):
+            note = f" The loss is {self.suite.judged_loss} now, and the detectors began anew."
+            self.record_alerts(*self.alerts.begin_anew(sample.time, note))
         sample = renamed(sample, verdict.loss_name)
         self.progress.update(sample, verdict)
+        if LOSS in sample.scalars and not sample.is_late:
+            self.passage.update(sample)
+        if verdict.outlier is not None:
+            self.outliers.append(replace(verdict.outlier, attempt=sample.attempt))
         held = self._apply_rules(sample, committed_at)
         if held:
             verdict = replace(verdict, findings=(*verdict.findings, *held))
@@ -127,6 +140,7 @@ class DetectorState:
             revision=stored.revision,
             due_at=stored.due_at,
             alerts=AlertLifecycle(run_id),
+            passage=PassageTracker(stored.passage),
         )
         try:
             saved = msgspec.msgpack.decode(stored.state, type=_Saved)

@@ -98,6 +98,10 @@ class RunFollower:
         self._received_since = since
         self.wake()
 
+    def reload_labels(self) -> None:
+        """Read the choice of the loss again before the next record, because it may have changed."""
+        self._labels = None
+
     def offer(self, segment: FreshSegment) -> None:
         """Accept a segment that this server has committed."""
         if self._state is not None and segment.rank > self._state.rank:
@@ -227,7 +231,7 @@ class RunFollower:
         if self._labels is None:
             self._labels = await self._runs.labels(self.run_id)
         if self._labels is not None:
-            state.suite.choose_loss(self._labels.chosen_loss)
+            state.suite.choose_loss(self._labels.chosen_loss, self._labels.preferred_loss)
         if size is not None and size <= INLINE_BYTES:
             self._advance(state, found)
         else:
@@ -286,12 +290,19 @@ class RunFollower:
                 run_id=self.run_id,
                 before=state.revision,
                 after=StoredDetectorState(
-                    rank=state.rank, position=state.position, state=state.snapshot(), revision=revision, due_at=due_at
+                    rank=state.rank,
+                    position=state.position,
+                    state=state.snapshot(),
+                    revision=revision,
+                    due_at=due_at,
+                    passage=state.passage.passage,
                 ),
                 progress=state.progress.progress(),
                 changed=list(state.changed.values()),
                 happened=state.happened,
                 now=self._clock(),
+                project=None if self._labels is None else self._labels.project,
+                outliers=state.outliers,
             )
         )
         if saved.alerts is None:
@@ -300,7 +311,7 @@ class RunFollower:
             self._must_query = True
             self._awake.set()
             return
-        happened, state.happened, state.changed = state.happened, [], {}
+        happened, state.happened, state.changed, state.outliers = state.happened, [], {}, []
         state.saved_position, state.revision, state.due_at = state.position, revision, due_at
         self._saved_at = self._clock()
         await self._publish(saved.alerts, happened)
@@ -313,7 +324,7 @@ class RunFollower:
         state = self._state
         if run_state not in {RunState.FINISHED, RunState.CRASHED} or state is None:
             return True
-        state.record_alerts(*state.alerts.close_all(self._clock()))
+        state.record_alerts(*state.alerts.end_run(self._clock()))
         state.happened += state.thinned.end()
         if state.has_conclusions or not state.is_saved:
             await self._save(state)

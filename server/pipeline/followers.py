@@ -26,6 +26,7 @@ from server.storage.detector_states import (
     StoredDetectorState,
 )
 from server.storage.layouts import LayoutStore
+from server.storage.loss_choices import LossChoiceStore
 from server.storage.measurements.segments import SegmentStore
 from server.storage.runs import RunStore
 
@@ -51,6 +52,7 @@ class FollowerStores:
     layouts: LayoutStore
     segments: SegmentStore
     states: DetectorStateStore
+    losses: LossChoiceStore
 
 
 class _GroupedStates:
@@ -106,6 +108,8 @@ class Followers:
         self._elsewhere: dict[str, float] = {}
         """Runs that another server follows, with the Unix time until which its lease is not requested again."""
         self._lease_keeper: asyncio.Task[None] | None = None
+        self._loss_version: str | None = None
+        """Version of the choices of the loss that the followers know."""
 
     def __len__(self) -> int:
         """Return the number of runs whose detectors are in memory."""
@@ -175,6 +179,17 @@ class Followers:
             if not task.done():
                 follower.look(since)
 
+    async def refresh_losses(self) -> None:
+        """Let all followers read the choice of the loss again if any was changed, on any server.
+
+        Raises `DatabaseError`.
+        """
+        version = await self._stores.losses.version()
+        if version != self._loss_version:
+            self._loss_version = version
+            for follower, _ in self._held.values():
+                follower.reload_labels()
+
     async def settle(self, run_id: str) -> None:
         """Wait until the detectors have read everything that is committed of a run and have left memory.
 
@@ -198,12 +213,19 @@ class Followers:
             runs=self._stores.runs,
             states=self._states,
             executor=self._executor,
-            publish=lambda alerts, events: self._publish(run_id, alerts, events),
+            publish=lambda alerts, events: self._publish_all(run_id, alerts, events),
             rules=self._rules,
             clock=self._clock,
         )
         self._held[run_id] = (follower, asyncio.create_task(self._run(follower, inbox, is_leading)))
         return follower
+
+    async def _publish_all(self, run_id: str, alerts: Sequence[answers.Alert], events: Sequence[Event]) -> None:
+        """Publish the conclusions of a run, and alerts of other runs about which it has changed what is said."""
+        await self._publish(run_id, [alert for alert in alerts if alert.run_id == run_id], events)
+        for alert in alerts:
+            if alert.run_id != run_id:
+                await self._publish(alert.run_id, [alert], ())
 
     async def _run(self, follower: RunFollower, inbox: Inbox, is_leading: bool) -> None:
         """Run a follower while this server holds the lease of its run, so that no other server does the same."""

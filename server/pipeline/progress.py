@@ -31,6 +31,8 @@ class _State(msgspec.Struct):
     stage: str | None = None
     stage_reason: str | None = None
     loss_name: str | None = None
+    loss_since: int | None = None
+    """First step that was judged with this loss, None if no other one was."""
     stability_ratio: float | None = None
 
 
@@ -48,7 +50,9 @@ class RunProgress:
             state.marks = []
             state.loss_step = -1
             state.buckets = {k: value for k, value in state.buckets.items() if (k + 1) * state.width <= sample.step}
-        state.stage, state.stage_reason, state.loss_name = verdict.stage, verdict.stage_reason, verdict.loss_name
+        state.stage, state.stage_reason = verdict.stage, verdict.stage_reason
+        if verdict.loss_name is not None:
+            self._follow_loss(verdict.loss_name, sample.step)
         state.stability_ratio = _finite(verdict.stability_ratio)
         if "lr" in sample.scalars and not sample.is_late:
             state.lr = _finite(sample.scalars["lr"])
@@ -73,6 +77,13 @@ class RunProgress:
                 other = merged.get(number // 2, -math.inf)
                 merged[number // 2] = None if value is None or other is None else max(value, other)
             state.buckets = merged
+
+    def _follow_loss(self, name: str, step: int) -> None:
+        """Begin anew with the values of another loss."""
+        state = self._state
+        if state.loss_name not in (None, name):
+            state.loss_since, state.loss, state.loss_step, state.buckets = step, None, -1, {}
+        state.loss_name = name
 
     def _mark(self, time: float, step: int) -> None:
         marks = self._state.marks
@@ -101,6 +112,7 @@ class RunProgress:
             stage=state.stage,
             stage_reason=state.stage_reason,
             loss_name=state.loss_name,
+            loss_since=state.loss_since,
             stability_ratio=state.stability_ratio,
             sparkline={
                 "first_step": numbers[0] * state.width if numbers else 0,

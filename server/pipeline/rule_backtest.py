@@ -17,13 +17,16 @@ from typing import Final
 import msgspec
 
 from client_sdk.protocol import Alert
+from client_sdk.vocabulary import LOSS
 from server.alerts.lifecycle import AlertLifecycle
+from server.detectors.loss_name import renamed
 from server.detectors.rule_evaluator import RuleEvaluator
 from server.detectors.rule_values import RuleValues
 from server.models import AlertKind, AlertState, Finding, Sample, Stage, Verdict
 from server.pipeline.samples import samples
 from server.rule import Rule
 from server.storage.measurements.steps import Selection, StepChunk, StepReader
+from server.storage.runs import RunStore
 
 MAX_FIRINGS: Final = 200
 """Number of firings that are returned one by one; further ones are only counted."""
@@ -95,8 +98,10 @@ class BacktestResult:
 class RuleBacktest:
     """Runs alert rules over stored runs."""
 
-    def __init__(self, reader: StepReader) -> None:
+    def __init__(self, reader: StepReader, runs: RunStore) -> None:
+        """``runs`` knows the scalar that is the loss of a run, which a rule about the loss watches."""
         self._reader = reader
+        self._runs = runs
 
     async def of_run(
         self, rule: Rule, run_id: str, *, goes_on: bool, now: float, is_over: Callable[[], bool]
@@ -106,11 +111,12 @@ class RuleBacktest:
         If the run ``goes_on``, silence up to the Unix time ``now`` counts. ``is_over`` is called between two pieces of
         the history; True ends the backtest early. Raises `CorruptDataError` and `DatabaseError`.
         """
+        loss_name = await self._runs.loss_name(run_id)
         steps = await self._reader.begin(run_id)
         rank = min((writer.rank for writer in steps.writers if writer.last_seq), default=None)
-        replay = _Replay(rule, run_id)
+        replay = _Replay(rule, run_id, loss_name)
         complete = True
-        async with contextlib.aclosing(self._reader.walk(steps, _selection(rule))) as chunks:
+        async with contextlib.aclosing(self._reader.walk(steps, _selection(rule, loss_name))) as chunks:
             async for chunk in chunks:
                 if chunk.rank != rank:
                     break
@@ -123,9 +129,10 @@ class RuleBacktest:
         return replay.result(complete=complete)
 
 
-def _selection(rule: Rule) -> Selection:
+def _selection(rule: Rule, loss_name: str | None) -> Selection:
+    scalar = loss_name if rule.scalar == LOSS and loss_name is not None else rule.scalar
     return Selection(
-        scalars=() if rule.scalar is None else (rule.scalar,),
+        scalars=() if scalar is None else (scalar,),
         statistics=() if rule.statistic is None else (rule.statistic,),
     )
 
@@ -133,8 +140,9 @@ def _selection(rule: Rule) -> Selection:
 class _Replay:
     """One rule over one run. Used by one thread at a time."""
 
-    def __init__(self, rule: Rule, run_id: str) -> None:
+    def __init__(self, rule: Rule, run_id: str, loss_name: str | None) -> None:
         self._rule = rule
+        self._loss_name = loss_name
         self._evaluator = RuleEvaluator()
         self._evaluator.replace_rules((rule,), VERSION)
         self._lifecycle = AlertLifecycle(run_id)
@@ -148,7 +156,8 @@ class _Replay:
 
     def add(self, chunk: StepChunk) -> None:
         """Let the rule read the next piece of the history."""
-        for sample in samples(chunk.columns, chunk.attempt, chunk.layouts, is_late=chunk.is_late):
+        for stored in samples(chunk.columns, chunk.attempt, chunk.layouts, is_late=chunk.is_late):
+            sample = renamed(stored, self._loss_name)
             self._records += 1
             if not sample.is_late:
                 self._last_step = sample.step

@@ -108,6 +108,7 @@ class RunStateKeeper:
         for run_id in await self._runs.mark_stale(now - self._stale_after):
             self._publisher.summary_changed(run_id)
         await self.refresh_rules()
+        await self._followers.refresh_losses()
         for run_id in await self._rules.look():
             follower = self._followers.follow(run_id)
             if follower is not None:

@@ -10,12 +10,13 @@ import numpy as np
 from sqlalchemy import ColumnElement, Row, and_, func, or_, select, update
 
 from client_sdk import answers
+from server.coincidence import informed
 from server.models import AlertKind, AlertLevel, AlertState
 from server.schema import alerts, runs
 from server.storage.database import Database
 
 MAX_RECENT = 64
-"""Maximum number of open and of resolved alerts that `AlertStore.recent` returns; more at once would help nobody."""
+"""Maximum number of open and of closed alerts that `AlertStore.recent` returns; more at once would help nobody."""
 CAME = ("hit", "early", "late")
 """Outcomes of predictions whose spike came, within the predicted range or not."""
 LEADS = 10_000
@@ -71,12 +72,12 @@ class AlertStore:
             reached = (rows[-1].opened_at, rows[-1].id)
 
     async def recent(self, run_id: str) -> list[answers.Alert]:
-        """Return the open alerts of a run and those resolved last, in the order in which they opened.
+        """Return the open alerts of a run and those closed last, in the order in which they opened.
 
         A training process that was disconnected may have missed these.
         """
         of_run = select(alerts).where(alerts.c.run_id == run_id)
-        is_open = alerts.c.state != AlertState.RESOLVED
+        is_open = alerts.c.state == AlertState.OPEN
         queries = (
             of_run.where(is_open).order_by(alerts.c.opened_at.desc()).limit(MAX_RECENT),
             of_run.where(~is_open).order_by(alerts.c.closed_at.desc()).limit(MAX_RECENT),
@@ -146,8 +147,13 @@ class AlertStore:
 def alert_answer(row: Row[Any]) -> answers.Alert:
     """Return the alert of a row of the table `alerts`."""
     state = shown_state(row.state, row.acknowledged_at)
-    others = {"acknowledged_at": row.acknowledged_at, "silenced_until": row.silenced_until}
-    return msgspec.convert({**row.body, **_redefined(row.body), "state": state, **others}, answers.Alert)
+    others = {
+        "acknowledged_at": row.acknowledged_at,
+        "silenced_until": row.silenced_until,
+        "coincidence": row.coincidence,
+    }
+    alert = msgspec.convert({**row.body, **_redefined(row.body), "state": state, **others}, answers.Alert)
+    return informed(alert, alert.coincidence)
 
 
 def _redefined(body: Mapping[str, Any]) -> dict[str, Any]:

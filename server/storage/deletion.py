@@ -12,11 +12,18 @@ from sqlalchemy import Table, delete, select, text, update
 
 from client_sdk.vocabulary import RunState
 from server.models import DELETING
-from server.schema import alerts, events, histograms, runs, segments, spans, tiles, writers
+from server.schema import alerts, events, histograms, outliers, runs, segments, spans, tiles, writers
 from server.storage.database import Database
 
 VACUUM_PAGES = 2_000  # pages returned in one transaction
-_LARGE: Sequence[tuple[Table, int]] = ((segments, 64), (spans, 16), (histograms, 64), (events, 256), (alerts, 256))
+_LARGE: Sequence[tuple[Table, int]] = (
+    (segments, 64),
+    (spans, 16),
+    (histograms, 64),
+    (events, 256),
+    (alerts, 256),
+    (outliers, 256),
+)
 """Tables in which a long run has many rows, and the number of rows removed in one transaction.
 
 The tiles of a span are removed with it, and all other rows with the run itself.

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk import answers
+from client_sdk.answers import Coincidence
 from client_sdk.protocol import Alert
 from client_sdk.vocabulary import RunState
-from server.models import Event, Progress
+from server.coincidence import informed
+from server.models import Event, Outlier, Passage, Progress
 from server.notification import AlertChange, Recipients
 from server.schema import alerts, events, monitors, runs
 from server.storage.alerts import alert_answer
+from server.storage.coincidences import Comparison, compare, tell_alerts
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
 from server.storage.id_list import padded
 from server.storage.outbox import enqueue
+from server.storage.outliers import Observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,8 @@ class StoredDetectorState:
     """Number of saves, so that only one of two followers of the same run can save."""
     due_at: float | None = None
     """Unix time at which silence of the run may cause an alert, or None for never."""
+    passage: Passage | None = None
+    """Steps that the detectors have read, over all attempts; None before the first loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,10 @@ class DetectorStateSave:
     """Events that are new."""
     now: float
     """Time of the save, Unix seconds."""
+    project: str | None = None
+    """Project whose runs are compared with this one; None compares with none."""
+    outliers: Sequence[Outlier] = ()
+    """Outliers of the loss and marks that are new."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +71,26 @@ class DetectorStateSaveResult:
 
     alerts: Sequence[answers.Alert] | None
     """Changed alerts as the API shows them. None means that nothing was stored, because a follower on another server
-    has saved meanwhile.
+    has saved meanwhile. Alerts of other runs follow if something else is said about their step now.
     """
 
 
+_PASSAGE = tuple(Passage.__struct_fields__)
 LOCK_MONITORS = (
-    select(monitors.c.run_id, monitors.c.revision)
+    select(monitors.c.run_id, monitors.c.revision, *(monitors.c[name] for name in _PASSAGE))
     .where(monitors.c.run_id.in_(bindparam("ids", expanding=True)))
     .order_by(monitors.c.run_id)
     .with_for_update(key_share=True)
 )
-_STATE = ("rank", "position", "state", "saved_at", "revision", "due_at")
+_STATE = ("rank", "position", "state", "saved_at", "revision", "due_at", *_PASSAGE)
 _REPLACE = (
     update(monitors)
     .where(monitors.c.run_id == bindparam("of_run"))
     .values({name: bindparam(f"to_{name}") for name in _STATE})
 )
-_PROGRESS = ("step_rate", "loss", "lr", "stage", "stage_reason", "loss_name", "stability_ratio", "sparkline")
+_PROGRESS = (
+    *("step_rate", "loss", "lr", "stage", "stage_reason", "loss_name", "loss_since", "stability_ratio", "sparkline"),
+)
 _SHOW = (
     update(runs)
     .where(runs.c.id == bindparam("of_run"))
@@ -100,7 +113,12 @@ class DetectorStateStore:
             if row is None:
                 return None
             return StoredDetectorState(
-                rank=row.rank, position=row.position, state=row.state, revision=row.revision, due_at=row.due_at
+                rank=row.rank,
+                position=row.position,
+                state=row.state,
+                revision=row.revision,
+                due_at=row.due_at,
+                passage=_passage(row),
             )
 
     async def due(self, now: float, limit: int) -> list[str]:
@@ -123,7 +141,7 @@ class DetectorStateStore:
         patience = LOCK_TIMEOUT if len(saves) > 1 else None
         async with self._database.write(patience=patience) as connection:
             ids = sorted(save.run_id for save in saves)
-            found = {row.run_id: row.revision for row in await connection.execute(LOCK_MONITORS, {"ids": padded(ids)})}
+            found = {row.run_id: row for row in await connection.execute(LOCK_MONITORS, {"ids": padded(ids)})}
             stored: dict[str, DetectorStateSave] = {}
             for save in sorted(saves, key=lambda save: save.run_id):
                 if save.before is None and save.run_id not in found:
@@ -131,7 +149,7 @@ class DetectorStateStore:
                     made = await connection.execute(insert_ignore(connection, monitors).values(**row))
                     if made.rowcount == 1:
                         stored[save.run_id] = save
-                elif save.before is not None and found.get(save.run_id) == save.before:
+                elif save.run_id in found and found[save.run_id].revision == save.before:
                     stored[save.run_id] = save
             moved = [save for save in stored.values() if save.before is not None]
             if moved:
@@ -139,15 +157,51 @@ class DetectorStateStore:
             if stored:
                 rows = [_parameters(save.run_id, _shown(save.progress)) for save in stored.values()]
                 await connection.execute(_SHOW, rows)
+            observations = [_observation(save, found.get(save.run_id)) for save in stored.values()]
+            compared = await compare(connection, observations)
             alerts_of = {
-                save.run_id: await _store_findings(connection, save, self._recipients) for save in stored.values()
+                save.run_id: await _store_findings(connection, save, compared, self._recipients)
+                for save in stored.values()
             }
+            if compared.changed:
+                shown = {alert.id for own in alerts_of.values() for alert in own}
+                told = await tell_alerts(connection, compared, shown)
+                alerts_of[min(stored)] += told
         return [DetectorStateSaveResult(alerts=alerts_of.get(save.run_id)) for save in saves]
 
 
+def _observation(save: DetectorStateSave, before: Row[Any] | None) -> Observation:
+    """Return what a save adds to the comparison of the project's runs."""
+    if save.project is None:
+        return Observation(run_id=save.run_id, project="", before=None, after=None, outliers=(), now=save.now)
+    return Observation(
+        run_id=save.run_id,
+        project=save.project,
+        before=None if before is None else _passage(before),
+        after=save.after.passage,
+        outliers=save.outliers,
+        named=[key for alert in save.changed if (key := _outlier_of(alert)) is not None],
+        now=save.now,
+    )
+
+
+def _outlier_of(alert: Alert) -> tuple[int, int] | None:
+    """Return attempt and step of the outlier that an alert is about, or None."""
+    step = alert.evidence.get("outlier_step")
+    return (alert.attempt, step) if isinstance(step, int) else None
+
+
+def _passage(row: Row[Any]) -> Passage | None:
+    if row.first_step is None:
+        return None
+    return Passage(**{name: getattr(row, name) for name in _PASSAGE})
+
+
 def _state(save: DetectorStateSave) -> dict[str, Any]:
-    values = {name: getattr(save.after, name) for name in _STATE if name != "saved_at"}
-    return {**values, "saved_at": save.now}
+    passage = save.after.passage
+    passed = {name: None if passage is None else getattr(passage, name) for name in _PASSAGE}
+    values = {name: getattr(save.after, name) for name in _STATE if name not in ("saved_at", *_PASSAGE)}
+    return {**values, **passed, "saved_at": save.now}
 
 
 def _shown(progress: Progress) -> dict[str, Any]:
@@ -159,7 +213,7 @@ def _parameters(run_id: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _store_findings(
-    connection: AsyncConnection, save: DetectorStateSave, recipients: Recipients
+    connection: AsyncConnection, save: DetectorStateSave, compared: Comparison, recipients: Recipients
 ) -> list[answers.Alert]:
     """Store new events and changed alerts, and queue the notifications about them. Most saves have none of these."""
     if save.happened:
@@ -185,12 +239,17 @@ async def _store_findings(
     before = {row.id: (row.level, row.state) for row in stored_before}
     shown = []
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    evidence: dict[str, Coincidence | None] = {}
     for alert in save.changed:
+        key = _outlier_of(alert)
+        said = evidence[alert.id] = None if key is None else compared.known.get((save.run_id, *key))
         held = {
             "level": alert.level,
             "state": alert.state,
             "closed_at": alert.closed_at,
             "body": msgspec.to_builtins(alert),
+            "outlier_step": None if key is None else key[1],
+            "coincidence": None if said is None else msgspec.to_builtins(said),
         }
         insert = dialect.insert(alerts).values(
             id=alert.id,
@@ -208,6 +267,7 @@ async def _store_findings(
     changes = []
     for alert in save.changed:
         level, state = before.get(alert.id, (None, None))
-        changes.append(AlertChange(alert=alert, level_before=level, state_before=state))
+        informed_alert = informed(alert, evidence[alert.id])
+        changes.append(AlertChange(alert=informed_alert, level_before=level, state_before=state))
     await enqueue(connection, save.run_id, changes, recipients, save.now)
     return shown

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk import answers
-from server.schema import events
+from server.models import EventKind
+from server.schema import events, outliers
 from server.storage.database import Database
 
 PAGE = 256
+_WITH_OUTLIER = (EventKind.LOSS_OUTLIER, EventKind.SPIKE, EventKind.BAD_BATCH)
+"""Kinds of events about which other runs may say something."""
 
 
 class EventStore:
@@ -30,7 +35,8 @@ class EventStore:
             query = query.where(events.c.step <= step_to)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [answers.Event.of(row.step, row.kind, row.attempt, row.detail) for row in reversed(rows)]
+            details = await _details(connection, run_id, rows)
+        return [answers.Event.of(row.step, row.kind, row.attempt, details[row.id]) for row in reversed(rows)]
 
     async def walk(self, run_id: str) -> AsyncGenerator[answers.ArchivedEvent, None]:
         """Yield every event of a run, in the order in which they happened."""
@@ -39,10 +45,31 @@ class EventStore:
             query = select(events).where(events.c.run_id == run_id, events.c.id > last_id)
             async with self._database.read() as connection:
                 rows = (await connection.execute(query.order_by(events.c.id).limit(PAGE))).all()
+                details = await _details(connection, run_id, rows)
             for row in rows:
                 yield answers.ArchivedEvent.of(
-                    row.step, row.kind, row.attempt, row.detail, rank=row.rank, created_at=row.created_at
+                    row.step, row.kind, row.attempt, details[row.id], rank=row.rank, created_at=row.created_at
                 )
             if len(rows) < PAGE:
                 return
             last_id = rows[-1].id
+
+
+async def _details(
+    connection: AsyncConnection, run_id: str, rows: Sequence[Row[Any]]
+) -> Mapping[int, Mapping[str, Any]]:
+    """Return the details of events by id, with what other runs say about their outliers now."""
+    steps = {row.id: row.detail.get("outlier_step", row.step) for row in rows if row.kind in _WITH_OUTLIER}
+    if not steps:
+        return {row.id: row.detail for row in rows}
+    query = select(outliers.c.attempt, outliers.c.step, outliers.c.coincidence).where(
+        outliers.c.run_id == run_id,
+        outliers.c.step.between(min(steps.values()), max(steps.values())),
+        outliers.c.coincidence.is_not(None),
+    )
+    known = {(row.attempt, row.step): row.coincidence for row in await connection.execute(query)}
+    details = {}
+    for row in rows:
+        evidence = known.get((row.attempt, steps[row.id])) if row.id in steps else None
+        details[row.id] = row.detail if evidence is None else {**row.detail, "coincidence": evidence}
+    return details

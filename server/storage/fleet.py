@@ -11,12 +11,14 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk import answers
-from server.models import DELETING, AlertKind, AlertState, RunState
+from client_sdk.vocabulary import LEVEL_RANK
+from server.models import DELETING, AlertKind, AlertLevel, AlertState, RunState
 from server.schema import alerts, attempts, runs
 from server.storage.alerts import shown_state
 from server.storage.database import Database
 from server.storage.id_list import padded
 from server.storage.layouts import LayoutStore, layer_rows
+from server.storage.loss_choices import losses_of_projects
 from server.storage.runs import RunStore
 
 _IS_SHOWN = runs.c.state != DELETING
@@ -108,7 +110,7 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[a
     ids = padded([row.id for row in rows])
     query = select(alerts.c.run_id, alerts.c.kind, alerts.c.body, alerts.c.acknowledged_at)
     unresolved = await connection.execute(
-        query.where(alerts.c.run_id.in_(ids), alerts.c.state != AlertState.RESOLVED).order_by(alerts.c.opened_at)
+        query.where(alerts.c.run_id.in_(ids), alerts.c.state == AlertState.OPEN).order_by(alerts.c.opened_at)
     )
     open_count: dict[str, int] = {}
     predicted: dict[str, answers.PredictedStep | None] = {}
@@ -124,16 +126,11 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[a
     )
     same = and_(alerts.c.run_id == newest.c.run_id, alerts.c.opened_at == newest.c.opened_at)
     last = {
-        row.run_id: answers.LastAlert(
-            id=row.id,
-            kind=row.kind,
-            level=row.level,
-            state=shown_state(row.state, row.acknowledged_at),
-            title=row.body["title"],
-            step=row.step,
-        )
+        row.run_id: _in_short(row)
         for row in await connection.execute(select(alerts).join(newest, same).order_by(alerts.c.step))
     }
+    defaults = await losses_of_projects(connection, sorted({row.project for row in rows}))
+    ended = await _ended_with(connection, [row for row in rows if row.state in (RunState.FINISHED, RunState.CRASHED)])
     return [
         answers.RunSummary(
             id=row.id,
@@ -149,10 +146,13 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[a
             stage=row.stage,
             stage_reason=row.stage_reason,
             loss_name=row.loss_name,
+            loss_since=row.loss_since,
+            loss_choice=_loss_choice(row, defaults.get(row.project)),
             stability_ratio=row.stability_ratio,
             open_alerts=open_count.get(row.id, 0),
             predicted_step=predicted.get(row.id),
             last_alert=last.get(row.id),
+            ended_with=ended.get(row.id),
             sparkline=() if row.sparkline is None else tuple(row.sparkline["max"]),
             layer_count=row.layer_count,
             parameter_count=row.parameter_count,
@@ -164,3 +164,45 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[a
         )
         for row in rows
     ]
+
+
+def _loss_choice(row: Any, default: str | None) -> answers.LossChoice | None:
+    """Return the choice that decides the loss of a run. The default of its project does so only where it was found."""
+    if row.loss_choice is not None:
+        return answers.LossChoice(scalar=row.loss_choice, by="run")
+    if row.chosen_loss is not None:
+        return answers.LossChoice(scalar=row.chosen_loss, by="code")
+    return answers.LossChoice(scalar=default, by="project") if default and default == row.loss_name else None
+
+
+async def _ended_with(connection: AsyncConnection, ended: Sequence[Any]) -> dict[str, answers.LastAlert]:
+    """Return the worst alert that lasted until the end of each of these runs, keyed by run id.
+
+    Alerts of earlier attempts do not count, because the run went on from before them.
+    """
+    if not ended:
+        return {}
+    query = select(alerts).where(alerts.c.run_id.in_(padded([row.id for row in ended])))
+    found = await connection.execute(query.where(alerts.c.state == AlertState.ENDED).order_by(alerts.c.step))
+    attempt_of = {row.id: row.attempt for row in ended}
+    lasting = [row for row in found if row.attempt == attempt_of[row.run_id] and row.level != AlertLevel.WATCH]
+    lasting.sort(key=_severity)
+    return {row.run_id: _in_short(row) for row in lasting}
+
+
+def _severity(row: Any) -> tuple[int, int]:
+    """Return the sort key of an alert's row, highest for the worst."""
+    kinds = list(reversed(answers.ENDED_WITH))
+    return LEVEL_RANK[row.level], kinds.index(row.kind) if row.kind in kinds else -1
+
+
+def _in_short(row: Any) -> answers.LastAlert:
+    """Return the alert of a row of the table `alerts` in short."""
+    return answers.LastAlert(
+        id=row.id,
+        kind=row.kind,
+        level=row.level,
+        state=shown_state(row.state, row.acknowledged_at),
+        title=row.body["title"],
+        step=row.step,
+    )

@@ -56,7 +56,7 @@ class RuleStore:
             # Wake the followers of running runs, and of runs with an alert that may end with its rule, even if no data
             # arrives.
             alerted = select(alerts.c.run_id).where(
-                alerts.c.kind == AlertKind.CUSTOM_RULE, alerts.c.state != AlertState.RESOLVED
+                alerts.c.kind == AlertKind.CUSTOM_RULE, alerts.c.state == AlertState.OPEN
             )
             running = select(runs.c.id).where(runs.c.state == RunState.RUNNING)
             await connection.execute(

@@ -24,10 +24,11 @@ from client_sdk.protocol import Hello, Layout
 from client_sdk.vocabulary import AlertState, RunState
 from server.errors import ProjectMismatchError, RunDeletedError, WriterTakenError
 from server.models import DELETING
-from server.schema import alerts, layouts, monitors, runs, scalars, segments, writers
+from server.schema import alerts, layouts, monitors, project_losses, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
 from server.storage.id_list import padded
 from server.storage.layouts import register_layouts
+from server.storage.loss_choices import renew_version
 
 HELLO_COST = 16_384.0
 """Cost of a hello in bytes of a commit, for the order in which runs get the write lock."""
@@ -48,13 +49,15 @@ class Registration:
 
 @dataclass(frozen=True, kw_only=True)
 class RunLabels:
-    """Properties by which alert rules select runs. They are set by the first hello and never change."""
+    """Properties by which alert rules select runs, and the choices of the loss. Only the choices ever change."""
 
     project: str
     name: str
     tags: tuple[str, ...]
     chosen_loss: str | None = None
-    """Name of the scalar that the user chose as the loss."""
+    """Name of the scalar that a person, or else the training's code, chose as the loss."""
+    preferred_loss: str | None = None
+    """Name of the scalar that is the loss of the project's runs where they log it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class RunStore:
         # Hellos of one project queue behind each other, and commits do not wait for all of them.
         async with self._database.write(f"hello to {hello.project}", HELLO_COST) as connection:
             run_id = hello.run_id or await _run_of_writer(connection, hello) or uuid.uuid4().hex[:16]
-            await connection.execute(
+            made = await connection.execute(
                 insert_ignore(connection, runs).values(
                     id=run_id,
                     project=hello.project,
@@ -103,13 +106,14 @@ class RunStore:
             )
             # Not locked: commits lock the writer first and the run after it, and the statements below follow that
             # order.
-            row = (await connection.execute(select(runs.c.project, runs.c.state).where(runs.c.id == run_id))).one()
+            known = select(runs.c.project, runs.c.state, runs.c.chosen_loss).where(runs.c.id == run_id)
+            row = (await connection.execute(known)).one()
             if row.project != hello.project:
                 raise ProjectMismatchError(run_id)
             if row.state == DELETING:
                 raise RunDeletedError(run_id)
             writer = await _register_writer(connection, run_id, hello, now)
-            known, has_new_layouts = await register_layouts(connection, writer.writer_id, hello.layouts)
+            layouts_of, has_new_layouts = await register_layouts(connection, writer.writer_id, hello.layouts)
             if writer.is_new or has_new_layouts:
                 await _refresh_run(connection, run_id)
             if not writer.is_delayed:
@@ -120,6 +124,9 @@ class RunStore:
                 )
                 if shown.rowcount != 1:
                     raise RunDeletedError(run_id)
+                is_known = made.rowcount != 1  # no server can have read the choices of a new run
+                if is_known and hello.loss is not msgspec.UNSET and hello.loss != row.chosen_loss:
+                    await renew_version(connection)
         return Registration(
             run_id=run_id,
             project=hello.project,
@@ -127,7 +134,7 @@ class RunStore:
             rank=hello.rank,
             last_seq=writer.last_seq,
             epoch=writer.epoch,
-            layouts=known,
+            layouts=layouts_of,
         )
 
     async def finish_writer(
@@ -214,11 +221,22 @@ class RunStore:
     async def labels(self, run_id: str) -> RunLabels | None:
         """Return the properties for alert rules, or None if there is no such run."""
         async with self._database.read() as connection:
-            query = select(runs.c.project, runs.c.name, runs.c.tags, runs.c.chosen_loss).where(runs.c.id == run_id)
+            chosen = func.coalesce(runs.c.loss_choice, runs.c.chosen_loss).label("chosen")
+            query = (
+                select(runs.c.project, runs.c.name, runs.c.tags, chosen, project_losses.c.loss)
+                .outerjoin(project_losses, project_losses.c.project == runs.c.project)
+                .where(runs.c.id == run_id)
+            )
             row = (await connection.execute(query)).one_or_none()
             if row is None:
                 return None
-            return RunLabels(project=row.project, name=row.name, tags=tuple(row.tags), chosen_loss=row.chosen_loss)
+            return RunLabels(
+                project=row.project,
+                name=row.name,
+                tags=tuple(row.tags),
+                chosen_loss=row.chosen,
+                preferred_loss=row.loss,
+            )
 
     async def loss_name(self, run_id: str) -> str | None:
         """Return the name of the scalar that the detectors read as the loss of a run, or None if none has arrived."""
@@ -269,7 +287,7 @@ class RunStore:
         ended = (
             select(alerts.c.run_id)
             .join(runs, runs.c.id == alerts.c.run_id)
-            .where(alerts.c.state != AlertState.RESOLVED, runs.c.state.in_([RunState.FINISHED, RunState.CRASHED]))
+            .where(alerts.c.state == AlertState.OPEN, runs.c.state.in_([RunState.FINISHED, RunState.CRASHED]))
         )
         async with self._database.read() as connection:
             found = [*(await connection.execute(unread)), *(await connection.execute(ended))]

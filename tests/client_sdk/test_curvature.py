@@ -16,7 +16,7 @@ from client_sdk.curvature import Probe, probe
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian
 from client_sdk.curvature.preconditioner import Preconditioner
 from client_sdk.curvature.sandbox import Sandbox
-from client_sdk.curvature.spectrum import largest_eigenpair
+from client_sdk.curvature.spectrum import largest_eigenpairs
 from client_sdk.optimizers import kind_of, oscillation_gain, stability_limit
 from client_sdk.warner import Warner
 from tests.support.dense_hessian import dense_hessian, dense_preconditioner, largest_eigenvalue
@@ -41,6 +41,22 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
+class SignDescent(torch.optim.Optimizer):
+    """An optimizer whose stability limit is not known."""
+
+    def __init__(self, parameters: Iterable[Any], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(group["lr"] * parameter.grad.sign())
+
+
+OPTIMIZERS_OF_UNKNOWN_LIMIT: dict[str, Make] = {"sign": lambda p: SignDescent(p, lr=0.01)}
+
+
 class Problem:
     """A small network, its data, and an optimizer that has taken some steps."""
 
@@ -63,11 +79,18 @@ class Problem:
     def closure(self) -> Tensor:
         return self.loss_of(self.model)
 
-    def step(self) -> float:
-        """Take one optimizer step and return the loss before it."""
+    def step(self, *, clip: float | None = None, micro_batches: int = 1) -> float:
+        """Take one optimizer step and return the loss before it.
+
+        With ``clip``, the gradient norm is clipped. With several ``micro_batches``, all but the first have other data.
+        """
         self.optimizer.zero_grad()
         loss = self.closure()
         loss.backward()
+        for _ in range(micro_batches - 1):
+            F.mse_loss(self.model(torch.randn_like(self.x)), self.y).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
         return float(loss.detach())
 
@@ -158,7 +181,7 @@ def test_largest_is_not_the_largest_in_magnitude() -> None:
 def test_ritz_pair_of_known_spectra(spectrum: tuple[float, ...]) -> None:
     diagonal = torch.tensor(spectrum, dtype=torch.float64)
     start = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
-    pair = largest_eigenpair(lambda x: diagonal * x, start, 3)
+    (pair,) = largest_eigenpairs(lambda x: diagonal * x, start, 3)
     assert float(pair.value) == pytest.approx(max(spectrum), abs=1e-9)
     assert pair.residual.isnan() or float(pair.residual) < 1e-6
 
@@ -170,7 +193,7 @@ def test_an_eigenvalue_lies_within_the_residual() -> None:
     exact = torch.linalg.eigvalsh(matrix)
     start = torch.randn(40, generator=generator, dtype=torch.float64)
     for products in (2, 4, 8, 16):
-        pair = largest_eigenpair(lambda x: matrix @ x, start, products)
+        (pair,) = largest_eigenpairs(lambda x: matrix @ x, start, products)
         distance = float((exact - pair.value).abs().min())
         assert distance <= float(pair.residual * pair.value.abs()) * (1 + 1e-9)
         assert float(pair.value) <= float(exact[-1]) + 1e-9
@@ -278,48 +301,92 @@ def test_linear_losses_have_no_curvature() -> None:
     assert copied.values()["lambda_max"] == 0.0
 
 
-class _Signals:
-    """Totals of a step that have already reached the host."""
-
-    def __init__(self, slope: float) -> None:
-        self.totals = {"grad_norm": 1.0, "decoupling": 1.0, "slope": slope}
-
-    def ready(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("name", ["adam", "sgd", "adamw"])
+@pytest.mark.parametrize("clip", [None, 0.01], ids=["plain", "clipped"])
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamw", "sign"])
 @pytest.mark.parametrize("lr", [0.003, 0.3])
-def test_lambda_step_exceeds_the_limit_exactly_if_the_step_raised_the_loss(name: str, lr: float) -> None:
-    problem = Problem(OPTIMIZERS[name], steps=5)
+def test_lambda_step_belongs_to_the_batch_of_the_closure(
+    name: str, lr: float, micro_batches: int, clip: float | None
+) -> None:
+    problem = Problem((OPTIMIZERS | OPTIMIZERS_OF_UNKNOWN_LIMIT)[name], steps=5)
     for group in problem.optimizer.param_groups:
         group["lr"] = lr
+    for step in (100, 200):
+        problem.probe.measure(step, problem.closure, lr=lr)
     before = [p.detach().clone() for p in problem.model.parameters()]
-    loss = problem.step()
+    gradient = torch.autograd.grad(loss := problem.closure(), list(problem.model.parameters()))
+    problem.probe.before_step(lr)
+    problem.step(clip=clip, micro_batches=micro_batches)
+    for group in problem.optimizer.param_groups:
+        group["lr"] = 7.0  # a scheduler that was called before `log`
     slope = sum(
-        float((p.grad * (p.detach() - old)).sum())
-        for p, old in zip(problem.model.parameters(), before, strict=True)
-        if p.grad is not None
+        float((g * (p.detach() - old)).sum())
+        for p, g, old in zip(problem.model.parameters(), gradient, before, strict=True)
     )
-    assert slope < 0
-    copied = problem.probe.measure(1, problem.closure, lr=lr, loss=loss, signals=_Signals(slope))
+    after = [p.detach().clone() for p in problem.model.parameters()]
+    copied = problem.probe.measure(300, problem.closure, lr=7.0)
     assert copied is not None
-    after = float(problem.closure().detach())
-    assert copied.scalars()["lambda_step"] == pytest.approx(2 * (after - loss - slope) / (-lr * slope), rel=1e-6)
-    assert (copied.scalars()["lambda_step"] > stability_limit(lr)) == (after > loss)
+    assert all(torch.equal(p, old) for p, old in zip(problem.model.parameters(), after, strict=True))
+    change = float((problem.closure() - loss).detach())
+    if slope >= 0:
+        assert "lambda_step" not in copied.scalars(), "the step did not descend on this batch"
+        return
+    assert copied.scalars()["lambda_step"] == pytest.approx(2 * (change - slope) / (-lr * slope), rel=1e-4)
+    assert (copied.scalars()["lambda_step"] > stability_limit(lr)) == (change > 0)
 
 
-def test_lambda_step_is_absent_if_losses_cannot_be_compared() -> None:
+def test_lambda_step_compares_both_ends_with_the_same_random_numbers() -> None:
     problem = Problem(OPTIMIZERS["adam"], steps=3)
-    loss = problem.step()
-    uphill = problem.probe.measure(10, problem.closure, lr=0.01, loss=loss, signals=_Signals(0.1))
-    assert uphill is not None
-    assert "lambda_step" not in uphill.scalars()
-    noisy = problem.probe.measure(
-        20, lambda: problem.closure() * (1 + 0.1 * torch.rand(())), lr=0.01, loss=loss, signals=_Signals(-0.1)
-    )
-    assert noisy is not None
-    assert "lambda_step" not in noisy.scalars()
+    noisy = lambda: problem.closure() * (1 + 0.5 * torch.rand((), dtype=torch.float64))  # noqa: E731
+    problem.measure(times=2)
+    problem.probe.before_step(0.01)
+    before = problem.step()
+    copied = problem.probe.measure(300, noisy, lr=0.01)
+    assert copied is not None
+    values = copied.values()
+    after = float(problem.closure().detach())
+    assert values["loss"] / values["loss_before"] == pytest.approx(after / before, rel=1e-9)
+
+
+def test_a_step_that_changed_nothing_has_no_lambda_step() -> None:
+    problem = Problem(OPTIMIZERS["adam"], steps=3)
+    problem.measure(times=2)
+    problem.probe.before_step(0.01)  # GradScaler skipped the step, or the hook of another optimizer failed
+    copied = problem.probe.measure(300, problem.closure, lr=0.01)
+    assert copied is not None
+    assert copied.values()["slope"] == 0
+    assert "lambda_step" not in copied.scalars()
+
+
+def test_weights_are_kept_only_for_the_step_before_a_probe() -> None:
+    problem = Problem(OPTIMIZERS["adam"], steps=3)
+    problem.probe = Probe(problem.model, problem.optimizer, "adam", every=50, warner=problem.warner)
+    reported = []
+    for step in range(200):
+        for _ in range(3):  # three optimizer steps for each `log`
+            problem.probe.before_step(0.01)
+            problem.step()
+        copied = problem.probe.measure(step, problem.closure, lr=0.01)
+        if copied is not None:
+            reported.append("slope" in copied.values())
+    assert len(reported) > 5
+    assert all(reported[1:]), "every probe but one at the very start knew that it was coming"
+
+
+def test_curvature_inside_an_autocast_region_is_that_of_the_region() -> None:
+    inside, outside = (Problem(OPTIMIZERS["adam"], steps=5, dtype=torch.float32) for _ in range(2))
+
+    def autocast_closure() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return outside.closure()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        copied = inside.probe.measure(100, inside.closure, lr=0.01)
+        assert torch.is_autocast_enabled("cpu")
+    expected = outside.probe.measure(100, autocast_closure, lr=0.01)
+    assert copied is not None, inside.warner.last_error
+    assert expected is not None
+    assert copied.values() == pytest.approx(expected.values(), rel=1e-5)
 
 
 def test_unconverged_values_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,11 +405,17 @@ def test_no_curvature_before_the_first_step() -> None:
 
 
 def test_unknown_optimizers_are_named_once() -> None:
-    problem = Problem(lambda p: torch.optim.Adagrad(p, lr=0.01))
-    for step in range(3):
-        assert problem.probe.measure(step, problem.closure, lr=0.01) is None
+    problem = Problem(OPTIMIZERS_OF_UNKNOWN_LIMIT["sign"])
+    found = []
+    for step in range(30):
+        if problem.probe.is_used:
+            problem.probe.before_step(0.01)
+        problem.step()
+        copied = problem.probe.measure(step, problem.closure, lr=0.01)
+        found.append({} if copied is None else copied.scalars())
     assert problem.warner.counts == {"curvature_unsupported": 1}
-    assert "Adagrad" in (problem.warner.last_error or "")
+    assert {name for scalars in found for name in scalars} == {"lambda_step"}
+    assert "SignDescent" in (problem.warner.last_error or "")
 
 
 def _went_backward(problem: Problem) -> Tensor:

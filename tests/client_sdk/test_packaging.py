@@ -55,5 +55,11 @@ def test_wheel_requires_three_libraries(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
     headers = Parser().parsestr(archive.read(metadata).decode())
-    required = {Requirement(text).name for text in headers.get_all("Requires-Dist", [])}
-    assert required == {"websockets", "msgspec", "numpy"}
+    required = [Requirement(text) for text in headers.get_all("Requires-Dist", [])]
+    optional = {requirement.name: str(requirement.marker) for requirement in required if requirement.marker}
+    assert optional == {"numba": 'extra == "cpu"'}
+    assert {requirement.name for requirement in required if not requirement.marker} == {
+        "websockets",
+        "msgspec",
+        "numpy",
+    }

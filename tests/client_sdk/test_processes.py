@@ -132,7 +132,7 @@ for step in range(10):
 WAITING_FOR_THE_DEVICE = """
 import client_sdk, sys, threading
 import numpy as np
-from client_sdk.measurement import Measurement
+from client_sdk.measurement import Instrument, Measurement
 from client_sdk.protocol import Layout
 from client_sdk.spool.spool import Spool
 
@@ -154,14 +154,15 @@ def append_and_notify(spool, payload, **options):
 
 Spool.append = append_and_notify
 
-class Instrument:
+class StepInstrument(Instrument):
+    has_stepped = True
     layout = Layout(id=0, layers=("a",), statistics=("x",))
 
     def measure(self, step, metrics, closure):
         return Pending()
 
 run = client_sdk.init(project="p", run_id="waits", directory=sys.argv[1], mode="offline")
-run.attach(Instrument())
+run.attach(StepInstrument())
 client_sdk.log({"loss": 1.0}, step=7)
 print("logged", flush=True)
 has_returned.set()

@@ -41,6 +41,7 @@ def test_exports_are_those_of_the_contract() -> None:
         "Status",
         "TrainingAlert",
         "TransportError",
+        "active_run",
         "finish",
         "flush",
         "init",

@@ -60,6 +60,18 @@ def test_a_series_has_every_step_that_no_later_attempt_replaced(reader: Server) 
     assert len(reader.run("full").series("lambda_max").step) == 0
 
 
+def test_the_loss_is_read_under_the_name_that_was_chosen(running: RunningServer, reader: Server) -> None:
+    assert len(reader.run("full").loss().step) == len(reader.run("full").series("loss").step)
+    with running.api() as api:
+        assert api.put("/runs/full/loss", json={"scalar": "extra"}).status_code == 200
+    chosen = reader.run("full")
+    assert (chosen.summary.loss_name, chosen.info["loss_choice"]) == ("extra", {"scalar": "extra", "by": "run"})
+    assert chosen.loss().value.tolist() == [1.0]
+    with running.api() as api:
+        assert api.put("/runs/full/loss", json={"scalar": None}).status_code == 200
+    assert reader.run("full").summary.loss_name == "loss"
+
+
 def test_layers_are_steps_by_layers(reader: Server) -> None:
     layers = reader.run("full").layers("grad_norm")
     assert layers.layers == ("first", "second")

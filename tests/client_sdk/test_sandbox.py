@@ -45,7 +45,6 @@ def test_random_numbers_are_drawn_as_if_nothing_happened() -> None:
     with Sandbox(model, list(model.parameters())) as sandbox:
         first, second = sandbox.evaluate(closure), sandbox.evaluate(closure)
     assert torch.equal(first, second), "every evaluation draws the same dropout mask"
-    assert not sandbox.is_deterministic
     assert draw() == expected
 
 
@@ -130,7 +129,17 @@ def test_autocast_stays_as_it_was() -> None:
     model = net()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with Sandbox(model, list(model.parameters())) as sandbox:
-            assert sandbox.evaluate(lambda: model(torch.ones(6, 4)).float().sum()).requires_grad
+            assert not torch.is_autocast_enabled("cpu"), "the region applies to the closure alone"
+            seen: list[bool] = []
+
+            def closure() -> torch.Tensor:
+                seen.append(torch.is_autocast_enabled("cpu"))
+                assert model(torch.ones(6, 4)).dtype == torch.bfloat16
+                loss: torch.Tensor = model(torch.ones(6, 4)).float().sum()
+                return loss
+
+            assert sandbox.evaluate(closure).requires_grad
+            assert seen == [True]
             assert not torch.is_autocast_cache_enabled()
         assert torch.is_autocast_cache_enabled()
         assert torch.is_autocast_enabled("cpu")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dash import dcc
 from dash.development.base_component import Component
 
-from client_sdk.answers import Alert, Outcome, PredictedStep
+from client_sdk.answers import Alert, Coincidence, Outcome, PredictedStep, SameStep
 from client_sdk.protocol import Forecast
 from dashboard.pages.alert_cards import column, headline, result, single, urgency
 from dashboard.pages.evidence import growth_per_step, lines
@@ -35,6 +36,14 @@ def words(part: Any) -> str:
     if isinstance(part, list | tuple):
         return "".join(words(child) for child in part)
     return "" if part is None else str(part)
+
+
+def all_links(part: Any) -> list[dcc.Link]:
+    """All links in a tree of components."""
+    if isinstance(part, dcc.Link):
+        return [part]
+    inner = getattr(part, "children", None) if isinstance(part, Component) else part
+    return [link for child in inner for link in all_links(child)] if isinstance(inner, list | tuple) else []
 
 
 def test_the_headline_of_a_prediction_is_its_date() -> None:
@@ -71,6 +80,18 @@ def test_the_most_urgent_open_alert_comes_first() -> None:
     assert sorted([seen, watch, grave], key=urgency, reverse=True) == [grave, watch, seen]
 
 
+def test_an_alert_that_the_run_ended_with_is_shown_in_full_and_never_as_resolved() -> None:
+    ended = alert(kind="nonfinite", title="NaN loss", state="ended", attempt=1, predicted_step=None)
+    text = words(column([ended], "finished", NOW, attempt=1))
+    assert "run ended so, since step 497" in text
+    assert "No open alert" not in text
+    assert "esolved" not in text
+    later = words(column([ended], "finished", NOW, attempt=2))
+    assert "No open alert" in later
+    assert "run ended so" in later
+    assert result(ended) == "run ended so"
+
+
 def test_no_alert_is_said_and_history_tells_how_predictions_ended() -> None:
     hit = alert(state="resolved", outcome=Outcome(result="hit", step=640, lead=143))
     missed = alert(id="b", state="resolved", outcome=Outcome(result="false", step=None, lead=None))
@@ -90,6 +111,18 @@ def test_a_card_says_what_was_forecast_when() -> None:
     assert "said at step 563: 786 (776 to 806), watch" in text
     assert "said at step 688: 751 (741 to 771), warning" in text
     assert "between them" not in text
+
+
+def test_the_names_of_runs_that_spiked_at_the_same_step_lead_to_them() -> None:
+    runs = (SameStep(run_id="b/1", name="gpt-b", step=2_263), SameStep(run_id="c", name="gpt-b2", step=2_263))
+    sentence = "gpt-b and gpt-b2 spiked at the same step (2,263)."
+    said = Coincidence(step=2_263, runs=runs, same=2, sentence=sentence)
+    spike = alert(kind="spike", message=f"The loss rose from 2.4 to 7.2. {sentence}", coincidence=said)
+    for card in (single(spike, "gpt-a", NOW), column([alert(id="first", level="critical"), spike], "running", NOW)):
+        links = {words(link): vars(link)["href"] for link in all_links(card)}
+        assert links["gpt-b"] == "/runs/b%2F1?step=2263"
+        assert links["gpt-b2"] == "/runs/c?step=2263"
+        assert "7.2. gpt-b and gpt-b2 spiked at the same step (2,263)." in words(card)
 
 
 def test_a_long_path_shows_its_turning_points() -> None:

@@ -65,6 +65,18 @@ def test_states_are_truthful() -> None:
     assert (finished["spikeIn"], finished["sub"]) == ("–", "demo · 622 steps")
 
 
+@pytest.mark.parametrize(
+    ("kind", "stage", "word"), [("nonfinite", "non-finite", "NaN"), ("divergence", "spiking", "diverged")]
+)
+@pytest.mark.parametrize("state", ["finished", "crashed"])
+def test_a_run_that_ended_in_trouble_is_marked(kind: str, stage: str, word: str, state: str) -> None:
+    ended = LastAlert(id="a", kind=kind, level="critical", state="ended", title="It stayed.", step=5)
+    drawn = row(summary(state=state, stage=stage, loss=None, ended_with=ended, last_alert=ended), NOW)
+    assert (drawn["state"], drawn["stateTone"]) == (f"{state}: {word}", "danger")
+    assert (drawn["alert"], drawn["alertTone"]) == ("It stayed.", "danger")
+    assert (drawn["loss"] == "NaN") is (kind == "nonfinite")
+
+
 def test_now_is_said_while_spiking_and_when_the_date_has_come() -> None:
     assert row(summary(stage="spiking"), NOW)["spikeIn"] == "now"
     assert row(summary(predicted_step=PredictedStep(low=600, best=610, high=640)), NOW)["spikeIn"] == "now"

@@ -15,9 +15,9 @@ import client_sdk
 from tests.support.embedded import Embedded, embedded
 
 ROOT = Path(client_sdk.__file__).parents[1]
-PROGRAM, CALLBACK = re.findall(
-    r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.S
-)
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.S)
+(PROGRAM,) = (block for block in BLOCKS if "client_sdk.init(" in block)
+(CALLBACK,) = (block for block in BLOCKS if block.startswith("@client_sdk.on_alert"))
 PACE = "    time.sleep(0.05)  # a step of a real model takes longer\n"
 IN_STEP = "    step % 10 == 9 and client_sdk.flush()\n"
 """Keeps the training in step with the server without taking a minute."""

@@ -14,11 +14,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 
+from client_sdk.protocol import Record
 from server.errors import DatabaseAheadError, DatabaseCorruptError, DatabaseError, DatabaseUnavailableError
 from server.models import RunState
+from server.pipeline.packing import pack
 from server.schema import metadata
 from server.storage import migrate
 from server.storage.database import Database
+from server.storage.loss_choices import LossChoices, LossChoiceStore
+from server.storage.measurements.commits import Commit, CommitRequest
 from tests.server.storage.conftest import Stores
 from tests.support.writer import histogram, record
 
@@ -118,6 +122,48 @@ async def test_every_migration_goes_down_and_up_again_with_data_in_it(database: 
     assert found.series["loss"].last[0].tolist() == [float(step) for step in range(20)]
     writer = await stores.register()
     assert (writer.last_seq, writer.epoch) == (20, 1), "hellos from before the migration are not counted"
+
+
+async def _attempts(database: Database) -> list[tuple[int, int | None]]:
+    query = "SELECT attempt, merged_into FROM attempts ORDER BY attempt"
+    async with database.read() as connection:
+        return [(row.attempt, row.merged_into) for row in await connection.execute(text(query))]
+
+
+async def test_the_latest_migrations_go_down_and_up_again_with_their_own_data(database: Database) -> None:
+    """Late records stay with their attempts, and chosen losses give way to the automatic ones."""
+    stores = Stores.over(database)
+    writer = await stores.register()
+    batches: list[tuple[range, dict[str, float], bool]] = [
+        (range(20), {"train/loss": 1.0}, False),
+        (range(5, 7), {"val_loss": 5.0}, True),
+        (range(10, 30), {"train/loss": 2.0}, False),
+        (range(12, 14), {"val_loss": 6.0}, True),
+    ]
+    after = 0
+    for now, (steps, scalars, is_late) in enumerate(batches):
+        records = [Record(step=step, time=0.0, scalars=scalars) for step in steps]
+        drafts = pack(after + 1, records, writer.layouts, {}, late=[is_late] * len(records))
+        request = CommitRequest(writer=writer, expected_seq=after, drafts=drafts, now=1_000.0 + now)
+        (outcome,) = await stores.commits.commit([request])
+        assert isinstance(outcome, Commit), outcome
+        after += len(records)
+    choices = LossChoiceStore(database)
+    await choices.choose_for_run("run", "val_loss")
+    await choices.choose_for_project("project", "train/loss")
+    await choices.show("run", "val_loss", since=30, loss=6.0, sparkline=None)
+    attempts, before = await _attempts(database), await _rows(database)
+    assert sorted(merged for _, merged in attempts if merged is not None) == [0, 1]
+    found = await stores.series.read("run", ["val_loss"], step_from=None, step_to=None, points=100)
+    for _ in range(2):
+        await migrate.downgrade(database, "0008")
+        assert await _rows(database) == before
+        await migrate.upgrade(database)
+        assert (await _attempts(database), await _rows(database)) == (attempts, before)
+    again = await Stores.over(database).series.read("run", ["val_loss"], step_from=None, step_to=None, points=100)
+    assert again.series["val_loss"].last[0].tolist() == found.series["val_loss"].last[0].tolist() == [5, 5, 6, 6]
+    assert await choices.of_run("run") == LossChoices(of_run=None, of_code=None, of_project=None)
+    assert await choices.of_project("project") is None
 
 
 async def test_a_schema_that_cannot_hold_what_is_stored_is_refused_and_nothing_changes(database: Database) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from client_sdk.measurement import Measurement
+from client_sdk.measurement import Instrument, Measurement
 from client_sdk.protocol import Histograms, Layout
 
 
@@ -25,8 +25,10 @@ class Landed:
         return self.measurement
 
 
-class StepInstrument:
+class StepInstrument(Instrument):
     """An instrument whose every statistic of every layer is the step, with fixed scalars and histograms."""
+
+    has_stepped = True
 
     def __init__(
         self,
@@ -42,7 +44,6 @@ class StepInstrument:
         self.histograms = histograms
         self.landed = landed
         self.pending: list[Landed] = []
-        self.has_stepped = True
 
     def measure(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> Landed:
         if closure is not None:
@@ -53,7 +54,7 @@ class StepInstrument:
         return pending
 
 
-class BrokenInstrument:
+class BrokenInstrument(Instrument):
     """An instrument whose every measurement raises an error."""
 
     layout = Layout(id=0, layers=("a",), statistics=("grad_norm",))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client_sdk.measurement import Measurement
+from client_sdk.measurement import Instrument, Measurement
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms, Layout
 from tests.support.instruments import Landed
 
@@ -18,7 +18,7 @@ def generator(key: int, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=(key << 64) | step))
 
 
-class RandomInstrument:
+class RandomInstrument(Instrument):
     """An instrument with random blocks and histograms, which keeps none of its measurements."""
 
     def __init__(

@@ -263,9 +263,36 @@ def test_a_new_attempt_closes_what_was_open(steps: Steps) -> None:
 
 def test_end_of_the_run_closes_everything_without_a_result(steps: Steps) -> None:
     steps.until(20, predicted(100))
-    (closed,) = steps.lifecycle.close_all(time=3000.0)
-    assert (closed.state, closed.closed_at, closed.outcome) == ("resolved", 3000.0, None)
+    (closed,) = steps.lifecycle.end_run(time=3000.0)
+    assert (closed.state, closed.closed_at, closed.outcome) == ("ended", 3000.0, None)
+    assert closed.updated_step == 20
+    assert closed.message == "Because. The run ended before it was over."
     assert steps.lifecycle.open == ()
+    assert steps.lifecycle.end_run(time=4000.0) == []
+
+
+def test_an_alert_whose_finding_has_passed_is_resolved_at_the_end(steps: Steps) -> None:
+    steps.until(20, spike(5))
+    steps.until(25)
+    (closed,) = steps.lifecycle.end_run(time=3000.0)
+    assert (closed.state, closed.message) == ("resolved", "Up.")
+
+
+def test_an_ended_alert_is_open_again_when_the_run_goes_on(steps: Steps) -> None:
+    (opened,) = steps.until(20, spike(5))
+    (ended,) = steps.lifecycle.end_run(time=3000.0)
+    steps.lifecycle = AlertLifecycle.restore(steps.lifecycle.snapshot())
+    (again,) = steps.until(21, spike(5))
+    assert (again.id, again.state, again.closed_at, again.message) == (opened.id, "open", None, "Up.")
+    (resolved,) = steps.until(60)
+    assert (resolved.id, resolved.state) == (ended.id, "resolved")
+
+
+def test_an_ended_alert_stays_ended_when_training_goes_back(steps: Steps) -> None:
+    steps.until(20, spike(5))
+    steps.lifecycle.end_run(time=3000.0)
+    assert steps.lifecycle.apply(_verdict(3, []), time=4000.0, attempt=1) == []
+    assert steps.lifecycle.end_run(time=5000.0) == []
 
 
 def test_replay_after_restore_gives_identical_alerts() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from server.detectors.context import Context
+from server.detectors.detector_suite import DetectorSuite
 from server.detectors.lr_jump import LearningRateJumpDetector
 from server.detectors.signals import Reading
 from server.models import Cause, Sample, Stage
@@ -134,6 +135,34 @@ def test_warm_restart_is_only_watched() -> None:
     restart = streams.first(found, "lr-jump")
     assert restart is not None
     assert restart[1].level == "watch"
+
+
+def norms_only(norms: Iterable[float], loss: float = 1.0) -> list[Sample]:
+    """Return a log with a loss and the scalar gradient norm alone."""
+    return [Sample(step=step, time=0.0, scalars={"loss": loss, "grad_norm": norm}) for step, norm in enumerate(norms)]
+
+
+def test_a_gradient_norm_that_was_never_finite_was_not_measured() -> None:
+    """Ten schedule-free trainings of a public benchmark log `grad_norm` as NaN from the first record to the last."""
+    found = streams.verdicts(norms_only([math.nan] * 300))
+    assert [event for verdict in found for event in verdict.events if event.kind == "nonfinite"] == []
+    assert streams.first(found, "nonfinite") is None
+
+
+def test_a_gradient_norm_counts_after_a_finite_one() -> None:
+    samples = norms_only([math.nan] * 5 + [1.0] * 5 + [math.inf])
+    suite = DetectorSuite()
+    assert streams.first(streams.verdicts(samples[:10], suite), "nonfinite") is None
+    first = streams.first(streams.verdicts(samples[10:], DetectorSuite.restore(suite.snapshot())), "nonfinite", "watch")
+    assert first is not None
+    assert first[1].step == 10
+
+
+def test_a_gradient_norm_counts_together_with_the_loss_and_the_layers() -> None:
+    alone = streams.verdicts(norms_only([math.nan], loss=math.nan))[0]
+    assert [(one.level, one.evidence["nonfinite_gradients"]) for one in alone.findings] == [("critical", 1)]
+    layers = streams.verdicts([streams.sample(1, nonfinite=(2, 0, 0), grad_norm=math.nan)])[0]
+    assert [(one.level, one.evidence["nonfinite_gradients"]) for one in layers.findings] == [("watch", 2)]
 
 
 def test_nonfinite_loss_is_critical_and_names_the_layer() -> None:

@@ -239,6 +239,32 @@ def test_a_chosen_loss_replaces_the_one_named_loss() -> None:
     assert (last.stage, last.stage_reason, last.findings) == ("not-judged", "no-loss", ())
 
 
+def test_another_loss_is_judged_anew() -> None:
+    samples = [Sample(step=i, time=0.0, scalars={"loss": 1.0, "elbo": 50.0 if i < 90 else 200.0}) for i in range(100)]
+    suite = DetectorSuite()
+    found = streams.verdicts(samples[:60], suite)
+    suite.choose_loss("elbo")
+    suite = DetectorSuite.restore(suite.snapshot())
+    found += streams.verdicts(samples[60:], suite)
+    assert (found[59].stage_reason, found[60].stage_reason) == ("loss-only", "too-few-records")
+    assert [event.detail for event in found[60].events] == [{"stage": "not-judged"}]
+    assert found[60].loss_name == suite.judged_loss == "elbo"
+    assert streams.first(found[:90], "spike") is None, "the values of two scalars are not one curve"
+    assert streams.first(found, "spike", "warning", "critical") is not None
+    suite.choose_loss("elbo")
+    assert streams.verdicts([Sample(step=100, time=0.0, scalars={"elbo": 200.0})], suite)[0].events == ()
+
+
+def test_a_preferred_loss_is_taken_where_it_is_logged() -> None:
+    suite = DetectorSuite()
+    suite.choose_loss(None, "val/loss")
+    assert suite.update(Sample(step=0, time=0.0, scalars={"loss": 1.0})).loss_name == "loss"
+    assert suite.update(Sample(step=1, time=0.0, scalars={"loss": 1.0, "val/loss": 2.0})).loss_name == "val/loss"
+    assert suite.update(Sample(step=2, time=0.0, scalars={"loss": 1.0})).loss_name == "val/loss"
+    suite.choose_loss(None)
+    assert suite.update(Sample(step=3, time=0.0, scalars={"loss": 1.0})).loss_name == "loss"
+
+
 def test_samples_without_layers_are_judged_by_their_scalars() -> None:
     noise = np.random.default_rng(0)
     losses = [1.0 + 0.01 * noise.standard_normal() for _ in range(100)]

@@ -14,7 +14,7 @@ from server.detectors.detector_suite import DetectorSuite
 from server.detectors.rule_evaluator import RuleEvaluator
 from server.detectors.spike import MIN_LOSSES
 from server.evaluation.recordings import read_recordings
-from server.models import Sample, Verdict
+from server.models import EventKind, Sample, Verdict
 from tests.server.detectors.test_rule_evaluator import ALL_KINDS
 from tests.support import streams
 
@@ -49,8 +49,15 @@ def forecasts(verdict: Verdict) -> str:
 
 
 def told(verdict: Verdict) -> tuple[object, ...]:
-    """Return what a verdict says, without the news that a run is not judged, which a run called stable gets later."""
-    events = [(event.step, event.kind) for event in verdict.events if event.detail.get("stage") != "not-judged"]
+    """Return what a verdict says, without what the stored snapshots could not know.
+
+    A run that was called stable gets the news that it is not judged later, and the detector of outliers begins fresh.
+    """
+    events = [
+        (event.step, event.kind)
+        for event in verdict.events
+        if event.detail.get("stage") != "not-judged" and event.kind != EventKind.LOSS_OUTLIER
+    ]
     return verdict.stage, events, [(one.kind, one.level, one.step, one.title, one.cause) for one in verdict.findings]
 
 

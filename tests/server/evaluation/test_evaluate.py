@@ -43,7 +43,26 @@ def test_recorded_healthy_transformer_raises_nothing_above_watch(summary: Summar
 def test_recorded_bad_batch_is_named_and_not_predicted(summary: Summary) -> None:
     run = next(run for run in summary.runs if run.name == "bad-batch")
     assert summary.bad_batches_named == ("bad-batch",)
+    assert run.bad_batches == (400,)
+    assert "bad-batch" not in run.kinds, "a batch that does no harm is a watch"
     assert "spike-predicted" not in run.kinds
+
+
+@pytest.mark.parametrize(("bad_steps", "named"), [(1, (150,)), (6, ())])
+def test_a_loss_that_stays_up_for_steps_is_a_spike_and_no_bad_batch(bad_steps: int, named: tuple[int, ...]) -> None:
+    """Bad labels in six batches in a row, as in a public recording, leave the loss up for six steps."""
+    noise = np.random.default_rng(0)
+    samples = tuple(
+        streams.sample(
+            step,
+            (8.0 if 150 <= step < 150 + bad_steps else 1.0) * math.exp(0.05 * noise.standard_normal()),
+            gradient=(20.0 if 150 <= step < 150 + bad_steps else 1.0) * math.exp(0.1 * noise.standard_normal()),
+        )
+        for step in range(1, 220)
+    )
+    run = score(Recording(name="labels", samples=samples, cause="data", fault_steps=(150,)))
+    assert run.bad_batches == named
+    assert ("spike" in run.kinds) is (bad_steps > 1)
 
 
 def test_table_has_a_row_for_each_run(summary: Summary) -> None:

@@ -23,6 +23,7 @@ from server.notification import (
     cooldown_group_of,
     incident_of,
 )
+from server.notifications.notification_text import alert_notification
 from server.notifications.policy import (
     ESCALATION_GAP,
     MAX_NEWS_AGE,
@@ -97,6 +98,10 @@ def sent(result: DeliveryPlan) -> list[tuple[int, ...]]:
         (("warning", "open"), settled(prediction(), "false", 760), Change.FALSE_ALARM),
         (("warning", "open"), prediction(state="resolved"), Change.RESOLVED),
         (("warning", "resolved"), prediction(state="resolved"), None),
+        (("warning", "open"), spike(state="ended"), Change.ENDED),
+        (("warning", "ended"), spike(state="ended"), None),
+        (("warning", "ended"), spike(), None),
+        ((None, None), spike(state="ended"), Change.OPENED),
         ((None, None), spike(state="resolved"), Change.OPENED),
         ((None, None), settled(prediction(), "hit", 712), Change.CONFIRMED),
     ],
@@ -193,6 +198,22 @@ def test_alerts_about_one_step_are_one_notification_and_one_end() -> None:
     assert sent(end) == [(3,)]
     [known] = incidents_after(end.send[0], "1.0", NOW)
     assert sent(make([row(4, spike(state="resolved"), Change.RESOLVED)], [known])) == []
+
+
+def test_the_end_of_a_run_is_one_notification_for_each_incident() -> None:
+    jump = spike(state="ended")
+    worse = prediction(id="d", kind="divergence", level="critical", state="ended", evidence={"incident_id": jump.id})
+    rows = [row(1, jump, Change.ENDED, still_open=False), row(2, worse, Change.ENDED, still_open=False)]
+    result = make(rows, [notified(spike())])
+    assert sent(result) == [(2,)]
+    assert result.skip[0][1] == "the incident was sent already"
+
+
+def test_an_event_that_lasted_to_the_end_of_its_run_did_not_come_and_go() -> None:
+    result = make([row(1, spike(state="ended"), still_open=False)])
+    text = alert_notification(result.send[0].reports[0], None, "")
+    assert text.headline == "Loss spike at step 712, and the run ended so, run run"
+    assert text.advice
 
 
 def test_the_end_of_a_less_severe_alert_does_not_end_its_incident() -> None:

@@ -1,0 +1,220 @@
+"""Part that this process takes in measuring a model that several ranks train.
+
+Owns the life of a `Team`: announced in `watch`, settled before the first step of the optimizer, ended by a failure or
+when a rank stops watching. Where no team can be formed, a rank that holds all of its parameters completely measures
+alone, and any other measures nothing: the number of a shard must never stand under the run's name.
+"""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from client_sdk.distributed.agreement import Agreement, Roster, RosterHolding
+from client_sdk.distributed.division import divide, is_alone
+from client_sdk.distributed.placements import Holding, holdings_of, local
+from client_sdk.distributed.reduction import Reduction
+from client_sdk.distributed.replicas import checksum
+from client_sdk.distributed.team import Team
+from client_sdk.host import ScalarCopy
+from client_sdk.layers import Layers, named_parameters, size_of
+from client_sdk.warner import Warner
+
+_teams: Final[weakref.WeakSet[Team]] = weakref.WeakSet()
+"""Teams that say farewell when the process ends."""
+SHOWN: Final = 3  # names of parameters in a warning
+
+
+class Participation:
+    """Part of this process in the measurement of one model."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        layers: Layers,
+        warner: Warner,
+        *,
+        amounts: Sequence[str],
+        is_together: bool = True,
+    ) -> None:
+        """Announce to the other ranks that this one watches ``model``, unless ``is_together`` is False.
+
+        ``optimizer`` is the one that is measured; it need not have all parameters of ``layers``. ``amounts`` are the
+        names of the amounts of a layer, which include "gg".
+        """
+        self._model = model
+        self._optimizer = optimizer
+        self._layers = layers
+        self._warner = warner
+        self._amounts = amounts
+        self.team: Team | None = None
+        """The team, once it was formed."""
+        self.is_settled = False
+        """Whether `settle` was called."""
+        self._is_refused = False
+        self._has_reported = False
+        self._agreement: Agreement | None = None
+        self._rank = 0
+        distributed = torch.distributed
+        if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() < 2:
+            self._is_single = True
+            return
+        self._is_single = False
+        self._rank = distributed.get_rank()
+        if is_together:
+            world = list(range(distributed.get_world_size()))
+            self._agreement = Agreement(_store(), self._rank, world)
+
+    def settle(self) -> None:
+        """Form the team, or find that this rank measures alone or not at all. Called once, before the first step."""
+        self.is_settled = True
+        if self._is_single and not _is_distributed_now():
+            return
+        self._is_refused = True  # until the opposite is certain
+        roster = self._roster()
+        refusal = "watch() was called before torch.distributed.init_process_group" if self._is_single else ""
+        if self._agreement is not None:
+            answer = self._agreement.conclude(roster)
+            refusal = answer.refusal
+            if len(answer.rosters) > 1:
+                self._form(self._agreement.prefix, answer.rosters)
+                return
+            refusal = refusal or "the other ranks did not call watch()"
+        if is_alone(roster):
+            self._is_refused = False
+            return
+        self._warner.warn(
+            "sharded",
+            f"this rank holds only a part of the model, and {refusal or 'distributed=False was passed'}: its layers "
+            "are not measured. Call watch() on every rank, before the first step, in the same order",
+        )
+
+    @property
+    def measures(self) -> bool:
+        """Whether this rank measures: in the team, or alone."""
+        return not self._is_refused and (self.team is None or self.team.is_active)
+
+    def decide(self) -> int | None:
+        """Return the number of steps until the next measured one that the team agreed on; None if nothing binds it."""
+        if self.team is None:
+            return None
+        interval = self.team.decide()
+        if self.team.end and not self._has_reported:
+            self._has_reported = True
+            self._report(self.team)
+        return interval
+
+    def _report(self, team: Team) -> None:
+        if team.is_expected_end:
+            self._warner.note("team", f"layer statistics end: {team.end}")
+        else:
+            self._warner.warn(
+                "team",
+                f"layer statistics of the distributed training end, as {team.end}; training goes on. They begin again "
+                "with the next start of the training",
+            )
+
+    def miss(self, step: int) -> None:
+        """Tell the team that this rank could not measure ``step``, at which the others expect its part."""
+        if self.team is not None:
+            self.team.share(step, None, None, next_in=1, has_logged=False)
+
+    def leave(self) -> None:
+        """Take no further part."""
+        if not self.is_settled and self._agreement is not None:
+            self._agreement.withdraw()
+            self.is_settled = self._is_refused = True
+        if self.team is not None:
+            self.team.leave()
+
+    def checksums(self) -> ScalarCopy | None:
+        """Start copying the checksums of this rank's parameters that have copies, if the next step compares them."""
+        if self.team is None or not self.team.compares_next:
+            return None
+        signs = self.team.division.signs
+        compared = [parameter for parameter, sign in zip(self._layers.parameters, signs, strict=True) if sign]
+        return ScalarCopy([checksum(local(parameter)) for parameter in compared])
+
+    def _form(self, prefix: str, rosters: Mapping[int, Roster]) -> None:
+        division = divide(rosters, self._rank)
+        if division.obstacles:
+            names = sorted(division.obstacles)
+            shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+            self._warner.warn(
+                "not_together",
+                f"{shown}: {division.obstacles[names[0]]}; not measured. If every process trains a model of its own, "
+                "pass watch(distributed=False)",
+            )
+        if len(division.obstacles) == len({name for roster in rosters.values() for name in roster.names}):
+            return
+        ranks = sorted(rosters)
+        reduction = Reduction(_store(), ranks, self._rank, prefix=prefix)
+        self.team = Team(
+            rank=self._rank,
+            ranks=ranks,
+            division=division,
+            reduction=reduction,
+            width=len(self._amounts),
+            square=self._amounts.index("gg"),
+        )
+        _teams.add(self.team)
+        self._is_refused = False
+
+    def _roster(self) -> Roster:
+        holdings = holdings_of(self._model, self._rank)
+        held = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
+        name_of = {id(parameter): name for name, parameter in named_parameters(self._model)}
+        kinds: dict[Holding, int] = {}
+        parameters = self._layers.parameters
+        holding_of = []
+        compared = []
+        for at, parameter in enumerate(parameters):
+            holding = holdings.get(id(parameter), Holding())
+            holding_of.append(kinds.setdefault(holding, len(kinds)))
+            if holding.is_own and not holding.is_declared:
+                compared.append(at)
+        checksums = np.zeros(len(parameters))
+        checksums[compared] = ScalarCopy([checksum(parameters[at]) for at in compared]).array()
+        return Roster(
+            layers=self._layers.names,
+            names=tuple(name_of[id(parameter)] for parameter in parameters),
+            rows=tuple(self._layers.row_of[id(parameter)] for parameter in parameters),
+            sizes=tuple(size_of(parameter) for parameter in parameters),
+            holdings=tuple(
+                RosterHolding(
+                    copies=kind.copies, is_flat=kind.is_flat, is_declared=kind.is_declared, obstacle=kind.obstacle
+                )
+                for kind in kinds
+            ),
+            holding_of=tuple(holding_of),
+            is_held=tuple(id(parameter) in held for parameter in parameters),
+            checksums=tuple(int(value) for value in checksums),
+        )
+
+
+def _store() -> Any:
+    """Return the store of the default process group, for which torch has no public function."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def _is_distributed_now() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _say_farewell() -> None:
+    for team in tuple(_teams):
+        team.leave()
+    for team in tuple(_teams):
+        team.close()
+
+
+atexit.register(_say_farewell)

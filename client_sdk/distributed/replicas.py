@@ -1,0 +1,86 @@
+"""The comparison of copies: parameters that several ranks hold must have the same values and gradients on all of them.
+
+Owns the checksum of a parameter and the verdict on what the ranks sent. The weights of copies must agree bit by bit,
+because every rank applies the same update to the same values. Gradients are compared by Σ g², whose rounding may depend
+on the processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHECKSUM_BITS: Final = 24  # checksums stay exact in float64 when multiplied by the number of copies and added
+_MIXER: Final = 0x9E3779B97F4A7C15 - 2**64  # an odd number, which carries every bit into the highest ones
+GRADIENT_TOLERANCE: Final = 1e-4  # relative difference of Σ g² between copies that rounding can explain
+_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+Array = NDArray[np.float64]
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """Return a hash of the sum of a tensor's bit patterns, of `CHECKSUM_BITS` bits, a 0-d int64 tensor on its device.
+
+    Sums of integers do not depend on their order, so that equal tensors have equal checksums on every rank.
+    """
+    held = tensor.detach()
+    if held.is_complex():
+        held = torch.view_as_real(held)
+    bits = held.contiguous().view(_INTEGERS[held.element_size()])
+    mixed = bits.sum(dtype=torch.int64) * _MIXER
+    return mixed.bitwise_right_shift(64 - CHECKSUM_BITS).bitwise_and_(2**CHECKSUM_BITS - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A finding that copies on several ranks differ."""
+
+    layers: tuple[int, ...]
+    """Rows of the layers whose copies differ."""
+    ranks: tuple[int, ...]
+    """Ranks whose copies differ from those of the majority; empty if there is no majority."""
+    what: str
+    """"weights" or "gradients"."""
+
+
+def compare(
+    gaps: Array, scale: Array, by_rank: Mapping[int, tuple[float, float]], alike: Mapping[int, Sequence[int]]
+) -> list[Difference]:
+    """Return what differs among the copies.
+
+    ``gaps`` [layers, 2] are the signed sums of checksums and of Σ g², which are 0 for equal copies, and ``scale``
+    [layers] is the Σ g² that belongs to them. ``by_rank`` are the same two numbers for all tensors of a rank, and
+    ``alike`` are the ranks that hold the same parts (see `division.Division`).
+    """
+    found = []
+    weights = np.flatnonzero(gaps[:, 0])
+    if len(weights):
+        found.append(Difference(layers=tuple(weights.tolist()), ranks=_odd(by_rank, alike, 0), what="weights"))
+    with np.errstate(all="ignore"):
+        gradients = np.flatnonzero(np.abs(gaps[:, 1]) > GRADIENT_TOLERANCE * scale)
+    if len(gradients):
+        found.append(
+            Difference(
+                layers=tuple(gradients.tolist()), ranks=_odd(by_rank, alike, 1, GRADIENT_TOLERANCE), what="gradients"
+            )
+        )
+    return found
+
+
+def _odd(
+    by_rank: Mapping[int, tuple[float, float]], alike: Mapping[int, Sequence[int]], column: int, tolerance: float = 0.0
+) -> tuple[int, ...]:
+    """Return the ranks that differ from a strict majority of those that hold the same parts."""
+    odd: list[int] = []
+    for group in {tuple(ranks) for ranks in alike.values()}:
+        values = [by_rank[rank][column] for rank in group]
+        near = [[abs(value - other) <= tolerance * abs(other) for value in values] for other in {*values}]
+        largest = max(near, key=sum)
+        if 2 * sum(largest) > len(group):
+            odd += [rank for rank, is_near in zip(group, largest, strict=True) if not is_near]
+    return tuple(sorted(odd))

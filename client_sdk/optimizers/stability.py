@@ -1,0 +1,38 @@
+"""The stability limit of gradient descent with momentum and a preconditioner."""
+
+from __future__ import annotations
+
+from client_sdk.optimizers.update_rule import Numbers
+
+
+def oscillation_gain(direct: Numbers, momentum: Numbers, intake: float, decay: float) -> Numbers:
+    """Return the response of the update to a gradient that changes sign every step, which is the factor of Ĥ.
+
+    The first instability of gradient descent has period two. The transfer function of m = decay·m + intake·g at z = −1
+    is intake/(1 + decay), so "λ(D·H) · gain < 2/η" is the limit of every family here, with D = 1/(root·√v + floor). It
+    gives the published limits: SGD 1; heavy ball 1/(1+μ); Nesterov (1+2μ)/(1+μ) (Cohen et al. 2021, arXiv 2103.00065);
+    EMA momentum (1−β1)/(1+β1) (Cohen et al. 2022, arXiv 2207.14484); Adam with bias correction
+    (1/(1−β1ᵗ))·(1−β1)/(1+β1) (Bai et al. 2026).
+    """
+    return direct + momentum * (intake / (1.0 + decay))
+
+
+def averaging_gain(momentum: float, averaging: float) -> float:
+    """Return the gain of schedule-free methods, 1 − β + β·c/(2 − c), for a share c of the newest iterate.
+
+    The gradient is taken at y = (1 − β)·z + β·x, it moves z, and x ← (1 − c)·x + c·z (Defazio et al. 2024, arXiv
+    2405.15682). At period two, x = c/(2 − c)·z, which gives the factor. With c → 0 it is the limit 2/((1 − β)·η) of
+    Song et al. 2025, arXiv 2507.09846.
+    """
+    return 1.0 - momentum + momentum * averaging / (2.0 - averaging)
+
+
+def stability_limit(lr: float, decoupled_weight_decay: float = 0.0) -> float:
+    """Return the limit of a stable λ_max(Ĥ): 2/η, minus γ for decoupled weight decay; infinite at η = 0.
+
+    >>> stability_limit(0.01)
+    200.0
+    >>> stability_limit(0.001, decoupled_weight_decay=0.1)
+    1999.9
+    """
+    return 2.0 / lr - decoupled_weight_decay if lr > 0 else float("inf")

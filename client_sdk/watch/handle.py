@@ -1,0 +1,112 @@
+"""The call `watch`, which checks its arguments and attaches a `Watcher` to run and optimizer, and its handle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from client_sdk.distributed import Participation, local_optimizer, refuse_deepspeed
+from client_sdk.errors import ConfigurationError
+from client_sdk.layers import Group, map_layers
+from client_sdk.optimizers import watched_optimizer
+from client_sdk.precision import PRECISIONS
+from client_sdk.run import Attachment, Run
+from client_sdk.stats import AMOUNTS
+from client_sdk.watch.hooks import StepHooks
+from client_sdk.watch.rhythm import Every
+from client_sdk.watch.watcher import Watcher
+
+
+class Handle:
+    """Handle of a `watch`, which can be removed."""
+
+    def __init__(self, hooks: StepHooks | None, attachment: Attachment | None, watcher: Watcher | None) -> None:
+        """Take over the hooks of an optimizer, its instrument, and the attachment of the instrument to a run."""
+        self._hooks = hooks
+        self._attachment = attachment
+        self._watcher = watcher
+
+    def remove(self) -> None:
+        """Stop watching: remove the hooks and the instrument. May be called more than once."""
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
+        if self._watcher is not None:
+            self._watcher.leave()
+            self._watcher = None
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
+
+def watch(
+    run: Run,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    every: Every = "auto",
+    histogram_every: int = 50,
+    curvature_every: int = 25,
+    group: Group = "parameter",
+    precision: str = "compact",
+    distributed: bool = True,
+) -> Handle:
+    """Measure ``model`` as ``optimizer`` moves it, at every `log` of ``run``.
+
+    ``every`` is the number of optimizer steps between layer statistics, or "auto" (see `client_sdk.watch.rhythm`).
+    ``histogram_every`` is that between histograms, and ``curvature_every`` between full curvature probes while the run
+    is calm (`log` needs a closure for these). Probes are more frequent when a spike may be near, and less frequent if
+    they would take too much of the training's time.
+    ``group`` is "parameter", "module", or a function from the name of a parameter to the name of its layer, or None to
+    leave it out. ``precision`` is "compact" or "exact" (see `client_sdk.precision`).
+
+    In a distributed training every rank calls `watch`, in the same order; the layers are then those of the whole model,
+    and one rank records them (docs/how-to/distributed-training.md). Pass ``distributed=False`` if every process trains
+    a model of its own.
+
+    Raises `ConfigurationError` if an argument is invalid.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigurationError(f"watch() needs a torch.nn.Module as its model, not {type(model).__name__}")
+    refuse_deepspeed(optimizer)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigurationError(f"watch() needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    watched = watched_optimizer(optimizer)
+    optimizer = watched.optimizer
+    if every != "auto" and not _is_interval(every):
+        raise ConfigurationError(f'every is {every!r}; it must be "auto" or a whole number of steps, at least 1')
+    for name, value in (("histogram_every", histogram_every), ("curvature_every", curvature_every)):
+        if not _is_interval(value):
+            raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of steps, at least 1")
+    if not callable(group) and group not in ("parameter", "module"):
+        raise ConfigurationError(
+            f"group is {group!r}; use 'parameter', 'module' or a function from a parameter's name to a layer's or None"
+        )
+    if precision not in PRECISIONS:
+        raise ConfigurationError(f"precision is {precision!r}; use {' or '.join(map(repr, PRECISIONS))}")
+    layers = map_layers(model, optimizer, group)
+    if run.disabled:
+        return Handle(None, None, None)
+    if layers.grouped != group and not callable(group):
+        run.warner.warn("layers", "the model has more than 20,000 parameters; they are grouped by module")
+    measured = local_optimizer(optimizer)
+    participation = Participation(model, measured, layers, run.warner, amounts=AMOUNTS, is_together=distributed)
+    watcher = Watcher(
+        run,
+        model,
+        replace(watched, optimizer=measured),
+        layers,
+        participation,
+        every=every,
+        histogram_every=histogram_every,
+        curvature_every=curvature_every,
+        group=group,
+        is_compact=precision == "compact",
+    )
+    attachment = run.attach(watcher)
+    return Handle(StepHooks(measured, watcher), attachment, watcher)
+
+
+def _is_interval(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,132 @@
+"""Measurements of one `log` that may still be on their way to the host, or wait for the optimizer's step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client_sdk.curvature import CurvatureCopy, ModeCopy
+from client_sdk.host import ScalarCopy
+from client_sdk.measurement import Measurement
+from client_sdk.optimizers import stability_limit
+from client_sdk.precision import compact_block
+from client_sdk.protocol import Histograms
+from client_sdk.stats import SharedCopy, StepCopy
+from client_sdk.warner import Warner
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class TakenStep:
+    """One step of the optimizer as its hooks saw it."""
+
+    lr: float | Tensor | None
+    """Largest learning rate of the step, perhaps on a device."""
+    statistics: StepCopy | SharedCopy | None
+    """Layer statistics; None if the step was not measured."""
+    mode: ModeCopy | None
+    """Amplitudes of the unstable directions up to the step; None if none are known."""
+    scalars: Mapping[str, float]
+    """Scalars about the measuring."""
+
+
+class Sink:
+    """The functions that learn what a measurement contained and cost."""
+
+    def __init__(
+        self, observe: Callable[[Mapping[str, float]], None], spent: Callable[[float], None], warner: Warner
+    ) -> None:
+        """``observe`` receives the totals of a step's statistics, ``spent`` the seconds that their block took.
+
+        Only seconds of the thread of this call count, because those of the others delay nobody.
+        """
+        self._observe = observe
+        self._spent = spent
+        self.warner = warner
+        """Warner of the run."""
+        self._thread = threading.get_ident()
+
+    def measurement(self, statistics: StepCopy | SharedCopy) -> Measurement:
+        """Return the measurement of a step whose copies have arrived."""
+        began = time.perf_counter()
+        measured = statistics.measurement()
+        if measured.block is not None:
+            self._observe(statistics.totals)
+        if threading.get_ident() == self._thread:
+            self._spent(time.perf_counter() - began)
+        return measured
+
+
+class PendingMeasurement:
+    """Measurements of one `log`; implements `measurement.Pending`.
+
+    `give` must be called once, with the step that the record belongs to. Until then the measurement is not ready.
+    """
+
+    def __init__(self, step: int, *, sink: Sink, compact_columns: tuple[str, ...] | None) -> None:
+        """Begin without any measurement for the record of ``step``.
+
+        ``compact_columns`` names the block's columns if it is to be compact.
+        """
+        self._run_step = step
+        self._sink = sink
+        self._compact_columns = compact_columns
+        self._curvature: CurvatureCopy | None = None
+        self._step: TakenStep | None = None
+        self._lr_copy: ScalarCopy | None = None
+        self._is_given = False
+        self.fallback: TakenStep | None = None
+        """The step before the record, which is given if the next one turns out to belong to a later record."""
+        self.candidate: TakenStep | None = None
+        """The step after the record, whose part in it is not certain yet."""
+
+    def add_curvature(self, curvature: CurvatureCopy | None) -> None:
+        """Add the values of a probe. Called before `give`."""
+        self._curvature = curvature
+
+    def give(self, step: TakenStep | None) -> None:
+        """Complete the measurement with its step; None if it has none."""
+        if step is not None and isinstance(step.lr, Tensor):
+            self._lr_copy = ScalarCopy([step.lr])
+        if step is not None and isinstance(step.statistics, SharedCopy):
+            step.statistics.note_record(self._run_step, self._sink.warner)
+        self._step = step
+        self._is_given = True
+
+    def ready(self) -> bool:
+        """Return whether the step is known and all parts have reached the host."""
+        if not self._is_given:
+            return False
+        of_step = () if self._step is None else (self._step.statistics, self._step.mode)
+        parts = (*of_step, self._curvature, self._lr_copy)
+        return all(part is None or part.ready() for part in parts)
+
+    def result(self) -> Measurement:
+        """Return the measurement, after waiting for its copies if necessary."""
+        scalars: dict[str, float] = {}
+        block: NDArray[np.float32] | None = None
+        histograms: tuple[Histograms, ...] = ()
+        if self._step is not None:
+            if self._step.statistics is not None:
+                measured = self._sink.measurement(self._step.statistics)
+                scalars |= measured.scalars
+                block, histograms = measured.block, measured.histograms
+            if self._step.mode is not None:
+                scalars |= self._step.mode.scalars()
+            scalars |= self._step.scalars
+            lr = self._step.lr if self._lr_copy is None else float(self._lr_copy.array()[0])
+            if lr is not None:
+                rate = float(lr)
+                scalars["lr"] = rate
+                if rate > 0:
+                    scalars["stability_limit"] = stability_limit(rate)
+        if self._curvature is not None:
+            scalars |= self._curvature.scalars()
+        if block is not None and self._compact_columns is not None:
+            block = compact_block(block, self._compact_columns)
+        return Measurement(scalars=scalars, block=block, histograms=histograms)

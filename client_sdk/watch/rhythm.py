@@ -1,0 +1,188 @@
+"""The rhythm of the layer statistics: which optimizer steps are measured.
+
+Owns the decision only; pure. Steps are the optimizer's own, counted from 1. A whole number `every` is kept to the
+letter. "auto" measures every step at the beginning and while a `Trigger` stirs, and thins otherwise: it measures every
+2nd, 4th, 8th … step, so that the measuring takes at most `SHARE` of the training's time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+from typing import Final, Literal
+
+Every = int | Literal["auto"]
+"""Number of optimizer steps between two measured ones, or "auto"."""
+
+SHARE: Final = 0.02  # of the training's time, which measuring may take in calm times
+MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear beside its step is measured this often
+FIRST: Final = 16  # steps that are all measured at the beginning, which shows what measuring costs
+HOLD: Final = 40  # steps that are measured after the last sign
+COSTS: Final = 5  # measurements whose median is the cost
+STEP_TIMES: Final = 15  # steps whose median is the time of a step
+DEBT: Final = 64  # step times at SHARE; beyond them the calm interval is doubled until the dense times are paid back
+
+
+class Rhythm:
+    """Decision before each optimizer step whether to measure its layers, and whether with histograms.
+
+    In a distributed training all ranks must decide alike. There the rhythm of each rank is led: it follows numbers that
+    the ranks have agreed on (`lead`), and rank 0 proposes them (`next_in`).
+    """
+
+    def __init__(self, *, every: Every, histogram_every: int) -> None:
+        """Measure every ``every``-th step, with histograms at every ``histogram_every``-th."""
+        self.every = every
+        """The interval that the user asked for."""
+        self._histogram_every = histogram_every
+        self.steps = 0
+        """Optimizer steps so far."""
+        self.logged_at = 0
+        """Number of steps at the last measured `log`."""
+        self.measured_at: int | None = None
+        """The last step that was measured; None before the first."""
+        self.is_due = False
+        """Whether the step under way is to be measured."""
+        self._histogram_at: int | None = None
+        self._log_step = 0  # the step that the last record belongs to
+        self._steps_a_log = 1
+        self._read_at = 0  # the last measured step whose statistics a record has
+        self._dense_until = FIRST
+        self._led: int | None = None
+        self._costs: deque[float] = deque(maxlen=COSTS)
+        self._step_times: deque[float] = deque(maxlen=STEP_TIMES)
+        self._debt = 0.0  # seconds that measuring took beyond its share
+
+    # -- decisions --
+
+    def begin_step(self, *, is_read: bool | None = None) -> bool:
+        """Decide before an optimizer step whether it is to be measured, and return the decision.
+
+        ``is_read`` tells whether a record will have the statistics of this step; None if that is not known.
+        """
+        step = self.steps + 1
+        rest = math.inf if self.measured_at is None else step - self.measured_at
+        if self._led is not None:
+            self.is_due = rest >= self._led
+        elif self.every == "auto":
+            # A training that logs every tenth step does not pay for the nine that are never read.
+            if is_read is None:
+                is_read = step - self._log_step >= self._steps_a_log
+            self.is_due = is_read and rest >= self.interval
+        else:
+            is_missed = bool(is_read) or step - self._log_step >= self._steps_a_log
+            self.is_due = rest >= self.every or (is_missed and step - self._read_at >= self.every)
+        return self.is_due
+
+    def end_step(self) -> bool:
+        """Count the step that has ended, and return whether it is to be measured."""
+        self.steps += 1
+        is_due, self.is_due = self.is_due, False
+        return is_due
+
+    @property
+    def wants_histogram(self) -> bool:
+        """Whether a measurement of this step is to include histograms."""
+        return self._histogram_at is None or self.steps - self._histogram_at >= self._histogram_every
+
+    @property
+    def has_histogram(self) -> bool:
+        """Whether the histograms of this step were measured."""
+        return self._histogram_at == self.steps
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every step is measured for now because of a sign or at the beginning; always False for a number."""
+        return self.every == "auto" and self.steps < self._dense_until
+
+    @property
+    def interval(self) -> int:
+        """Present number of steps from one measured step to the next."""
+        if self.every != "auto":
+            return self.every
+        return 1 if self.steps < self._dense_until else self.calm_interval
+
+    @property
+    def calm_interval(self) -> int:
+        """Number of steps between measured ones in calm times: a power of two at which measuring takes its share."""
+        step_time = self.step_time
+        if not self._costs or step_time <= 0:
+            return 1
+        affordable = self.cost / (SHARE * step_time)
+        if self._debt > DEBT * SHARE * step_time:
+            affordable *= 2.0
+        return min(MAX_INTERVAL, 1 << math.ceil(math.log2(max(affordable, 1.0))))
+
+    # -- distributed training --
+
+    @property
+    def next_in(self) -> int:
+        """Number of steps from this measured step to the next one that this process would choose."""
+        if self.every != "auto":
+            return self._next_of_number(self.every)
+        logs = math.ceil((self.steps + self.interval - self._log_step) / self._steps_a_log)
+        return max(1, self._log_step + logs * self._steps_a_log - self.steps)
+
+    def _next_of_number(self, every: int) -> int:
+        """Return ``every``, or less if a record that has waited that long for layers is expected before."""
+        since = self.steps - self._log_step
+        read_at = self.steps if since > 0 and since % self._steps_a_log == 0 else self._read_at
+        log_in = self._steps_a_log - since % self._steps_a_log
+        return min(every, log_in) if self.steps + log_in - read_at >= every else every
+
+    def lead(self, interval: int) -> None:
+        """Measure ``interval`` steps after the last measured one, whatever this process would choose by itself."""
+        self._led = max(1, interval)
+
+    # -- observations --
+
+    def note_measured(self, *, histograms: bool) -> None:
+        """Note that this step was measured, and whether its histograms were."""
+        self.measured_at = self.steps
+        if histograms:
+            self._histogram_at = self.steps
+
+    def note_logged(self, *, is_of_next_step: bool = False) -> int:
+        """Note a measured `log`, and return the number of optimizer steps since the last one.
+
+        ``is_of_next_step`` tells that the record belongs to the step to come instead of the last one.
+        """
+        advance = self.steps - self.logged_at
+        self.logged_at = self.steps
+        log_step = self.steps + is_of_next_step
+        if log_step > self._log_step:
+            self._steps_a_log, self._log_step = log_step - self._log_step, log_step
+        if self.measured_at == self.steps:
+            self._read_at = self.steps
+        return advance
+
+    def stir(self) -> None:
+        """Note a sign: every step is measured for a while."""
+        self._dense_until = max(self._dense_until, self.steps + HOLD)
+
+    def observe_cost(self, seconds: float) -> None:
+        """Take in the seconds that measuring one step took."""
+        self._costs.append(seconds)
+        self._debt += seconds
+
+    def observe_step_time(self, seconds: float) -> None:
+        """Take in the seconds that a step of training took without the measuring."""
+        self._step_times.append(seconds)
+        self._debt = max(0.0, self._debt - SHARE * seconds)
+
+    @property
+    def cost(self) -> float:
+        """Seconds that measuring one step takes; 0 if unknown."""
+        return median(self._costs) if self._costs else 0.0
+
+    @property
+    def step_time(self) -> float:
+        """Seconds of a training step without the measuring; 0 if unknown."""
+        return median(self._step_times) if self._step_times else 0.0
+
+    @property
+    def share(self) -> float:
+        """Share of the training's time that measuring takes at the present interval; 0 if unknown."""
+        interval = max(self.interval, self._steps_a_log) if self.every == "auto" else self.interval
+        return self.cost / (interval * self.step_time) if self.step_time > 0 else 0.0
