@@ -112,14 +112,16 @@ class LossLevel(msgspec.Struct):
         count = len(self.errors.values)
         if count < MIN_ERRORS:
             return
-        spread = CHANGE * (1 + SMALL_SAMPLE / count) * median_and_spread(self.changes.values)[1]
+        # A loss with few values, such as 1, 2, 3, 1, 2, 3, changes by the same number more often than not.
+        change = median_and_spread(self.changes.values)[1] or median_and_spread(self.recent)[1]
+        spread = CHANGE * (1 + SMALL_SAMPLE / count) * change
         self.floor = 0.0 if count == ERRORS else self.floor
         self.middle = max(spread, self.floor, STEADY * self.usual)
         if count == ERRORS:
             self.usual += (spread - self.usual) * (RENEWED if self.usual else 1.0)
             self.memory = _memory(self.errors.values)
             self.upper = sorted(self.errors.values)[math.ceil(UPPER * count) - 1] / GAUSSIAN_UPPER
-            if self.upper > TWO_PEAKED * self.middle and self.memory < MIXED:
+            if self.upper > TWO_PEAKED * self.middle > 0 and self.memory < MIXED:
                 self.remember_tail(self.upper)
 
     def remember_tail(self, deviation: float) -> None:

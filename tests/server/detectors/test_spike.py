@@ -179,6 +179,10 @@ def test_a_spike_after_one_that_was_over_has_its_own_onset() -> None:
     assert sorted(set(titles)) == ["spike since record 100", "spike since record 112"]
 
 
+def test_a_loss_of_few_values_is_no_spike() -> None:
+    assert judged([1.0 + k % 3 for k in range(200)]) == []
+
+
 @pytest.mark.parametrize("seed", [9, 1, 2])
 def test_a_two_peaked_loss_gets_one_note_and_no_stream(seed: int) -> None:
     random = np.random.default_rng(seed)
