@@ -83,7 +83,7 @@ def _train(rank: int, store: str, layer_count: int, steps: int) -> None:
         print(f"{layer_count} layers of {WIDTH * WIDTH} weights, {RANKS} ranks, {steps} steps, medians\n")
         print("| part | × a fused AdamW step |\n|---|---|")
         for part, values in seconds.items():
-            print(f"| {part} | {statistics.median(values) / base:.3f} |")
+            print(f"| {part} | {statistics.median(values) / base:.4f} |")
     torch.distributed.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """Cost of the layer statistics: over a fused AdamW step, over a whole step, beside other tools' norms, and in memory.
 
     python -m benchmarks.watch_overhead [--size 10M] [--rounds 30] [--device cuda] [--threads 1]
-        [--parts statistics,training,layers]
+        [--tokens 256] [--parts statistics,training,layers]
 
 Everything in a table is measured in one process, alternately and in the same steps of one training, so that a busy
 machine slows all of it alike; the figures are medians. `statistics` measures the reading of one step, `training` whole
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -40,14 +41,23 @@ MANY_LAYERS: Final = 8_000
 
 
 def timed(device: torch.device, action: Callable[[], Any]) -> float:
-    """Return the seconds that ``action`` takes on ``device``, with an idle device before and after."""
+    """Return the seconds that ``action`` takes on ``device``, with an idle device before and after.
+
+    On a CPU with one thread it is the processor time of the process, which a busy machine changes little, and which
+    includes what threads of the SDK do.
+    """
+    clock = time.process_time if _is_alone(device) else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    started = time.perf_counter()
+    started = clock()
     action()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return clock() - started
+
+
+def _is_alone(device: torch.device) -> bool:
+    return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def peak_extra(device: torch.device, action: Callable[[], Any]) -> float | None:
@@ -247,7 +257,7 @@ def measure_layers(rounds: int, device: torch.device) -> None:
 def _where(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"threads: {torch.get_num_threads()}"
+    return "one thread, processor time" if _is_alone(device) else f"threads: {torch.get_num_threads()}"
 
 
 def main() -> None:
@@ -257,10 +267,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--tokens", type=int, help="tokens of a step, if not those of the size")
     parser.add_argument("--parts", default="statistics,training,layers")
     arguments = parser.parse_args()
     device, size = torch.device(arguments.device), SIZES[arguments.size]
     torch.set_num_threads(arguments.threads)
+    if arguments.tokens is not None:
+        size = replace(size, tokens=arguments.tokens, tokens_cuda=arguments.tokens)
     parts = arguments.parts.split(",")
     if "statistics" in parts:
         measure_statistics(size, arguments.rounds, device)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from client_sdk.vocabulary import interval_in_words
+
 State = Literal["running", "finished", "crashed"]
 
 
@@ -29,18 +31,6 @@ class WatchStatus:
     def __str__(self) -> str:
         """Return the sentence for people."""
         return f"layers: {interval_in_words(self.every)}, {100 * self.share:.1f} % of the training's time"
-
-
-def interval_in_words(every: int) -> str:
-    """Return "every step", "every 2nd step", and so on.
-
-    >>> interval_in_words(1), interval_in_words(3), interval_in_words(12), interval_in_words(22)
-    ('every step', 'every 3rd step', 'every 12th step', 'every 22nd step')
-    """
-    if every == 1:
-        return "every step"
-    ending = "th" if every % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(every % 10, "th")
-    return f"every {every}{ending} step"
 
 
 @dataclass(frozen=True, kw_only=True)

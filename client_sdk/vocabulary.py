@@ -465,6 +465,18 @@ def loss_among(names: Collection[str]) -> str | None:
     return next((name for name, known in guess_names(names).items() if known == LOSS), None)
 
 
+def interval_in_words(every: int) -> str:
+    """Return "every step", "every 2nd step", and so on.
+
+    >>> interval_in_words(1), interval_in_words(3), interval_in_words(12), interval_in_words(22)
+    ('every step', 'every 3rd step', 'every 12th step', 'every 22nd step')
+    """
+    if every == 1:
+        return "every step"
+    ending = "th" if every % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(every % 10, "th")
+    return f"every {every}{ending} step"
+
+
 def _words(name: str) -> frozenset[str]:
     apart = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", name)
     return frozenset(word for word in re.split(r"[^a-z]+", apart.lower()) if word)

@@ -19,9 +19,9 @@ from client_sdk.distributed.agreement import Agreement, Roster, RosterHolding
 from client_sdk.distributed.division import divide, is_alone
 from client_sdk.distributed.placements import Holding, holdings_of, local
 from client_sdk.distributed.reduction import Reduction
-from client_sdk.distributed.replicas import checksum
+from client_sdk.distributed.replicas import checksums
 from client_sdk.distributed.team import Team
-from client_sdk.host import ScalarCopy
+from client_sdk.host import TensorCopy
 from client_sdk.layers import Layers, named_parameters, size_of
 from client_sdk.warner import Warner
 
@@ -133,13 +133,13 @@ class Participation:
         if self.team is not None:
             self.team.leave()
 
-    def checksums(self) -> ScalarCopy | None:
+    def checksums(self) -> TensorCopy | None:
         """Start copying the checksums of this rank's parameters that have copies, if the next step compares them."""
         if self.team is None or not self.team.compares_next:
             return None
         signs = self.team.division.signs
         compared = [parameter for parameter, sign in zip(self._layers.parameters, signs, strict=True) if sign]
-        return ScalarCopy([checksum(local(parameter)) for parameter in compared])
+        return TensorCopy(checksums([local(parameter) for parameter in compared]))
 
     def _form(self, prefix: str, rosters: Mapping[int, Roster]) -> None:
         division = divide(rosters, self._rank)
@@ -179,8 +179,8 @@ class Participation:
             holding_of.append(kinds.setdefault(holding, len(kinds)))
             if holding.is_own and not holding.is_declared:
                 compared.append(at)
-        checksums = np.zeros(len(parameters))
-        checksums[compared] = ScalarCopy([checksum(parameters[at]) for at in compared]).array()
+        sums = np.zeros(len(parameters))
+        sums[compared] = TensorCopy(checksums([parameters[at] for at in compared])).array()
         return Roster(
             layers=self._layers.names,
             names=tuple(name_of[id(parameter)] for parameter in parameters),
@@ -194,7 +194,7 @@ class Participation:
             ),
             holding_of=tuple(holding_of),
             is_held=tuple(id(parameter) in held for parameter in parameters),
-            checksums=tuple(int(value) for value in checksums),
+            checksums=tuple(int(value) for value in sums),
         )
 
 

@@ -23,17 +23,24 @@ _INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 Array = NDArray[np.float64]
 
 
-def checksum(tensor: Tensor) -> Tensor:
-    """Return a hash of the sum of a tensor's bit patterns, of `CHECKSUM_BITS` bits, a 0-d int64 tensor on its device.
+def checksums(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a hash of the sum of the bit patterns of each of n tensors, [n] int64, on the device of the first one.
 
-    Sums of integers do not depend on their order, so that equal tensors have equal checksums on every rank.
+    A hash has `CHECKSUM_BITS` bits. Sums of integers do not depend on their order, so that equal tensors have equal
+    checksums on every rank.
     """
+    sums = [_bits(tensor).sum(dtype=torch.int64) for tensor in tensors]
+    if not sums:
+        return torch.zeros(0, dtype=torch.int64)
+    mixed = torch.stack([each.to(sums[0].device, non_blocking=True) for each in sums]) * _MIXER
+    return mixed.bitwise_right_shift(64 - CHECKSUM_BITS).bitwise_and_(2**CHECKSUM_BITS - 1)
+
+
+def _bits(tensor: Tensor) -> Tensor:
     held = tensor.detach()
     if held.is_complex():
         held = torch.view_as_real(held)
-    bits = held.contiguous().view(_INTEGERS[held.element_size()])
-    mixed = bits.sum(dtype=torch.int64) * _MIXER
-    return mixed.bitwise_right_shift(64 - CHECKSUM_BITS).bitwise_and_(2**CHECKSUM_BITS - 1)
+    return held.contiguous().view(_INTEGERS[held.element_size()])
 
 
 @dataclass(frozen=True, kw_only=True)

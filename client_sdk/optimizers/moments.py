@@ -37,11 +37,17 @@ class FactoredMoment:
 
     def values(self, window: slice) -> Tensor:
         """Return v of the coordinates in ``window`` (start, stop and step), [n], in the order of the parameter."""
-        size = self.rows.numel() * self.width
-        at = torch.arange(*window.indices(size), device=self.rows.device)
-        row = at // self.width
-        matrix = row // self.height
-        return self.rows[row] * self.columns[matrix * self.width + at % self.width] / self.norm[matrix]
+        start, stop, step = window.indices(self.rows.numel() * self.width)
+        device, columns = self.rows.device, self.columns.view(-1, self.width)
+        if step > 1:
+            at = torch.arange(start, stop, step, device=device)
+            row = at // self.width
+            matrix = row // self.height
+            return self.rows[row] * columns[matrix, at % self.width] / self.norm[matrix]
+        first, last = start // self.width, -(-stop // self.width)  # whole rows, which need no index for each coordinate
+        matrix = torch.arange(first, last, device=device) // self.height
+        block = (self.rows[first:last] / self.norm[matrix]).unsqueeze(1) * columns[matrix]
+        return block.view(-1)[start - first * self.width : stop - first * self.width]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +63,14 @@ class QuantisedMoment:
 
     def values(self, window: slice) -> Tensor:
         """Return the values of the coordinates in ``window`` (start, stop and step), [n]."""
-        at = torch.arange(*window.indices(self.codes.numel()), device=self.codes.device)
-        return self.map[self.codes[at].to(torch.int64)] * self.scales[at // QUANTISED_BLOCK]
+        start, stop, step = window.indices(self.codes.numel())
+        levels = self.map[self.codes[start:stop:step].to(torch.int64)]
+        if step > 1:
+            at = torch.arange(start, stop, step, device=self.codes.device)
+            return levels * self.scales[at // QUANTISED_BLOCK]
+        first, last = start // QUANTISED_BLOCK, -(-stop // QUANTISED_BLOCK)
+        scales = self.scales[first:last].repeat_interleave(QUANTISED_BLOCK)
+        return levels * scales[start - first * QUANTISED_BLOCK : stop - first * QUANTISED_BLOCK]
 
 
 Moment = FactoredMoment | QuantisedMoment

@@ -45,8 +45,9 @@ class GradientReader:
             self._versions[id(parameter)] = id(grad), grad._version
             if self.is_overwritten and not grad.is_sparse:
                 held = local(grad)
-                left -= held.numel() * held.element_size()
-                if left >= 0:
+                size = held.numel() * held.element_size()
+                if size <= left:
+                    left -= size
                     self._copies[id(parameter)] = held.clone()
                 else:
                     self._sums[id(parameter)] = gradient_sums(held)

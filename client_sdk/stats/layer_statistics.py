@@ -221,7 +221,8 @@ def _update_square(sums: Sums) -> Array:
 def _unscaled(sums: Sums) -> Array:
     """Return Σ u² of tensors without a formula, [P]; 0 if no weight moved, as then no decay was applied either."""
     moved = sums.moved[:, MOVE["moved"]]
-    square: Array = np.where(moved == 0, 0.0, sums.moved[:, MOVE["unscaled"]])
+    unscaled = sums.moved[:, MOVE["unscaled"]]
+    square: Array = np.where((moved == 0) & np.isfinite(unscaled), 0.0, unscaled)
     return square
 
 

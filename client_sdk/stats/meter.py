@@ -18,7 +18,7 @@ from torch import Tensor
 
 from client_sdk.distributed import Contribution, is_divided_alike, local
 from client_sdk.host import TensorCopy
-from client_sdk.layers import Layers
+from client_sdk.layers import Layers, size_of
 from client_sdk.measurement import HostCopy, Measurement
 from client_sdk.optimizers import (
     ELEMENTWISE_TERMS,
@@ -134,7 +134,7 @@ class Meter:
                 else:
                     measured.append(parameter)
         self._gradients.before_step([] if has_closure else present)
-        self._samples = self._sampler.take(measured, others) if self._sees_movement else {}
+        self._samples = self._sampler.take(measured, others, self._verdict.judged) if self._sees_movement else {}
 
     def _has_formula(self, rule: UpdateRule) -> bool:
         return rule.is_exact and not self.is_refuted
@@ -264,8 +264,8 @@ class Meter:
         elif not is_readable:
             self._gradients.is_overwritten = True
         tensors.add(
-            rule, formula=updates, readable=is_readable, tolerance=_tolerance(dense_first, dense_second),
-            rounded=is_rounded(held),
+            rule, state, formula=updates, readable=is_readable, tolerance=_tolerance(dense_first, dense_second),
+            rounded=is_rounded(held), trusted=not self.is_refuted,
         )  # fmt: skip
         arguments = (
             dense_first is not None, dense_second is not None, rule.squared, rule.uses_gradient, rule.divided,
@@ -334,7 +334,7 @@ class StepCopy:
         self._parameters = np.array(
             [entry.parameter_index for entry in entries] + [entry.parameter_index for entry in sparse], np.intp
         )
-        self._sizes = np.array([flat(entry.parameter).numel() for entry in entries] + [np.nan] * len(sparse))
+        self._sizes = np.array([size_of(entry.parameter) for entry in entries] + [np.nan] * len(sparse))
         self._found_inf = None if found_inf is None else TensorCopy(found_inf.detach().clone())
 
     def ready(self) -> bool:
@@ -388,7 +388,7 @@ class StepCopy:
     def measurement(self) -> Measurement:
         """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
         return Measurement(
-            scalars={"grad_norm": self.totals["grad_norm"]} if self._extras.reads_gradients else {},
+            scalars={"grad_norm": self.totals["grad_norm"]} if self._extras.knows_norms else {},
             block=statistics_block(self.amounts, self._statistics),
             histograms=self.histograms(),
         )

@@ -16,7 +16,7 @@ from client_sdk.optimizers import ELEMENTWISE_TERMS, Moment
 from client_sdk.stats.entry import Entry, compute_dtype, flat
 from client_sdk.stats.measurement_plan import chunk_size
 from client_sdk.stats.sum_table import wide_dtype
-from client_sdk.stats.sums import SUM
+from client_sdk.stats.sums import SUM, is_above_threshold
 
 NAMES: Final = ("vv", "below", "rr", "ep", "pp")
 """Names of the sums that are computed here, in the order of the columns of `measure_moments`."""
@@ -57,8 +57,11 @@ def _measure(entry: Entry, found: MomentEntry, terms: Tensor) -> Tensor:
         if found.second is not None:
             v = found.second.values(window).to(dtype)
             root = v.sqrt()
-            ratio = missing if entry.flags.coupled else (g / torch.maximum(root, threshold)).square().sum()
-            sums[:3] = v.sum(), torch.count_nonzero(root < threshold), ratio
+            ratio = g / torch.maximum(root, threshold)
+            is_above = is_above_threshold(root, threshold)
+            sums[:2] = v.sum(), torch.zeros_like(missing) if is_above else torch.count_nonzero(root < threshold)
+            if not entry.flags.coupled:
+                sums[2] = torch.dot(ratio, ratio)
         if found.first is not None and not entry.flags.coupled:
             past = torch.sub(found.first.values(window).to(dtype), g, alpha=found.intake)
             sums[3:] = torch.dot(g, past), torch.dot(past, past)

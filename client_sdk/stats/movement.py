@@ -22,7 +22,7 @@ from client_sdk.stats.sum_table import wide_dtype
 from client_sdk.stats.sums import Coordinates, Flags, Terms, scaled_update, unfolded
 
 SAMPLES_AT_ONCE_CPU: Final = 2**16  # coordinates at a time, with about ten temporaries of 256 KiB
-SAMPLES_AT_ONCE_DEVICE: Final = 2**20  # coordinates at a time, with about ten temporaries of 4 MiB
+SAMPLES_AT_ONCE_DEVICE: Final = 2**18  # coordinates at a time, with about ten temporaries of 1 MiB
 
 MOVED: Final = (
     "moved",     # Σ Δw², from the weights
@@ -62,6 +62,9 @@ class _Piece(NamedTuple):
     """Number of the sample after the last one."""
 
 
+_Key = tuple[torch.device, torch.dtype, Flags]
+
+
 def measure_movement(
     entries: Sequence[Entry], samples: Mapping[int, Sample], terms: Mapping[torch.device, Tensor]
 ) -> list[Movement]:
@@ -70,20 +73,24 @@ def measure_movement(
     ``samples`` has the snapshot by the position of the entry, and ``terms`` the `TERMS` of all P entries,
     [P, len(TERMS)], on each device.
     """
-    batches: dict[torch.device, dict[tuple[torch.dtype, Flags], list[list[_Piece]]]] = {}
+    batches: dict[torch.device, dict[_Key, list[list[_Piece]]]] = {}
+    filled: dict[_Key, int] = {}
     members: dict[torch.device, list[int]] = {}
     for position, sample in samples.items():
         entry = entries[position]
         device = entry.parameter.device
         at = len(members.setdefault(device, []))
         members[device].append(position)
-        chunks = batches.setdefault(device, {}).setdefault((entry.parameter.dtype, entry.flags), [[]])
+        key = device, entry.parameter.dtype, entry.flags
+        chunks = batches.setdefault(device, {}).setdefault(key, [[]])
         limit = SAMPLES_AT_ONCE_CPU if device.type == "cpu" else SAMPLES_AT_ONCE_DEVICE
         size = sample.before.numel()
         for start in range(0, size, limit):
             piece = _Piece(position, at, start, min(start + limit, size))
-            if sum(other.stop - other.start + ROW_WIDTH for other in chunks[-1]) + piece.stop - start > limit:
+            filled[key] = filled.get(key, 0) + piece.stop - start + ROW_WIDTH
+            if filled[key] > limit and chunks[-1]:
                 chunks.append([])
+                filled[key] = piece.stop - start + ROW_WIDTH
             chunks[-1].append(piece)
     found = []
     for device, groups in batches.items():
@@ -101,21 +108,29 @@ def _measure_chunk(
     """Add the sums of some pieces of equal dtype and flags to ``values``, [n, len(MOVED)]."""
     device, leading = values.device, entries[chunk[0].position]
     dtype, flags = compute_dtype(leading.parameter), leading.flags
-    fill = torch.zeros(ROW_WIDTH, device=device, dtype=dtype)
+    gaps = [-(piece.stop - piece.start) % ROW_WIDTH for piece in chunk]
+    fillers: dict[torch.dtype, list[Tensor]] = {}
 
     def rows_of(tensors: Sequence[Tensor]) -> Tensor:
-        pieces: list[Tensor] = []
-        for tensor in tensors:
-            pieces += (tensor.to(dtype), fill[: -tensor.numel() % ROW_WIDTH])
-        return torch.cat(pieces).view(-1, ROW_WIDTH)
+        kind = tensors[0].dtype if all(tensor.dtype == tensors[0].dtype for tensor in tensors) else dtype
+        if kind not in fillers:
+            zeros = torch.zeros(ROW_WIDTH, device=device, dtype=kind)
+            fillers[kind] = [zeros[:gap] for gap in gaps]
+        pieces = [tensor if tensor.dtype == kind else tensor.to(kind) for tensor in tensors]
+        return (
+            torch.cat([part for pair in zip(pieces, fillers[kind], strict=True) for part in pair])
+            .to(dtype)
+            .view(-1, ROW_WIDTH)
+        )
 
     def sampled(tensor: Tensor | None, piece: _Piece) -> Tensor:
         assert tensor is not None
-        sample = samples[piece.position]
+        sample, values = samples[piece.position], flat(tensor)
         if sample.stride == 1:
-            return flat(tensor)[piece.start : piece.stop]
+            is_whole = piece.stop - piece.start == values.numel()
+            return values if is_whole else values[piece.start : piece.stop]
         first = sample.start + piece.start * sample.stride
-        return flat(tensor)[first : first + (piece.stop - piece.start - 1) * sample.stride + 1 : sample.stride]
+        return values[first : first + (piece.stop - piece.start - 1) * sample.stride + 1 : sample.stride]
 
     counts = [-(-(piece.stop - piece.start) // ROW_WIDTH) for piece in chunk]
     owner = torch.from_numpy(np.repeat([piece.at for piece in chunk], counts)).to(device, non_blocking=True)

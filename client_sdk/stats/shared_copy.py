@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from client_sdk.distributed import Contribution, Participation, SharedStep, Team, Verdict
 from client_sdk.measurement import Measurement
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
-from client_sdk.stats.layer_statistics import AMOUNTS, statistics_block, totals
+from client_sdk.stats.layer_statistics import AMOUNT, AMOUNTS, statistics_block, totals
 from client_sdk.stats.meter import Meter, StepCopy
 from client_sdk.warner import Warner
 
@@ -56,7 +56,9 @@ class SharedCopy:
         verdict = self._shared.verdict
         if verdict is None or verdict.speaker != self._team.rank:
             return Measurement()
-        scalars = {"grad_norm": self.totals["grad_norm"]}
+        # A count that is missing means that some gradient could not be read, unlike one that holds NaN.
+        is_read = bool(np.isfinite(verdict.amounts[:, AMOUNT["nonfinite"]]).all())
+        scalars = {"grad_norm": self.totals["grad_norm"]} if is_read else {}
         if verdict.is_compared:
             scalars["replicas_differ"] = float(len({row for found in verdict.differences for row in found.layers}))
             self._warn(verdict)

@@ -30,7 +30,7 @@ CHECKED_TENSORS: Final = 32
 CHECKED_COORDINATES: Final = 1024
 """Coordinates of a tensor that a check of the formula takes at most."""
 CHECKS_AT_START: Final = 8
-"""Measured steps that are all checked after the start."""
+"""Checks whose results must have been read before checks become rarer."""
 CHECK_EVERY: Final = 13
 """Measured steps between later checks; prime, so that wrappers that act every 5th or 10th step are met."""
 CHECK_EVERY_IF_SUSPECT: Final = 3
@@ -103,14 +103,14 @@ class Sampler:
         self._checked = 0
         self._strides: dict[tuple[int, ...], list[int]] = {}
 
-    def take(self, measured: Sequence[Tensor], others: Sequence[Tensor]) -> dict[int, Sample]:
+    def take(self, measured: Sequence[Tensor], others: Sequence[Tensor], judged: int) -> dict[int, Sample]:
         """Return samples of all of ``measured`` and, if a check is due, of some of ``others``, by id of the parameter.
 
-        Called once before each measured step.
+        Called once before each measured step; ``judged`` is the number of checks whose results have been read.
         """
         chosen = list(measured)
         strides = self._strides_of(chosen)
-        if others and (self._turn < CHECKS_AT_START or self._turn % self._every == 0):
+        if others and (judged < CHECKS_AT_START or self._turn % self._every == 0):
             first = self._checked % len(others)
             checked = [*others[first:], *others[:first]][:CHECKED_TENSORS]
             self._checked += len(checked)

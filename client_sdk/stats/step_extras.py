@@ -6,9 +6,9 @@ the judgement of the formula. Used by `meter.StepCopy` on any thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from client_sdk.optimizers import UpdateRule
 from client_sdk.stats.movement import MOVE, MOVED, Movement, judge
 from client_sdk.stats.sums import SUM
 
+REMAINDERS: Final = frozenset({"master_param", "master_params", "kahan_comp", "compensation", "shift"})
+"""Keys of a state that keeps more digits of the weights than the weights themselves: float32 copies, Kahan sums."""
 _OF_GRADIENT: Final = np.array([SUM[name] for name in ("gg", "nonfinite", "ee", "gu", "gw", "rr", "ep", "pp")])
 _OF_UPDATE: Final = np.array([SUM[name] for name in ("uu", "gu", "uw", "gw", "ee")])
 _OF_EFFECTIVE: Final = np.array([SUM[name] for name in ("rr", "ep", "pp")])
@@ -33,6 +35,8 @@ class Verdict:
 
     is_refuted: bool = False
     """Whether the weights have moved otherwise than the formula says."""
+    judged: int = 0
+    """Number of steps whose movement has been compared."""
 
 
 class Patch:
@@ -40,6 +44,8 @@ class Patch:
 
     def __init__(self, positions: Sequence[int], columns: Sequence[int], values: Tensor) -> None:
         """Start copying ``values``, [len(positions), len(columns)]; ``columns`` are positions in `SUMS`."""
+        self.norms = tuple(positions) if SUM["gg"] in columns else ()
+        """Positions of the tensors whose Σ g² is among the sums."""
         self._cells = np.ix_(np.array(positions, np.intp), np.array(columns, np.intp))
         self._copy = TensorCopy(values)
 
@@ -68,20 +74,36 @@ class Tensors:
     """Whether there is coupled weight decay."""
     is_solvable: list[bool] = field(default_factory=list)
     """Whether the gradient with coupled weight decay can be told from weights of this precision."""
-    is_idle: list[bool] = field(default_factory=list)
-    """Whether the optimizer moves no weights at this step."""
+    defines_u: list[bool] = field(default_factory=list)
+    """Whether Δw = −lr·u gives u where there is no formula."""
+    keeps_updates: list[bool] = field(default_factory=list)
+    """Whether a weight that stays has lost no update: this step moves none, or the state keeps what rounding took."""
     tolerance: list[float] = field(default_factory=list)
     """Relative error of the formula that is accepted, by the precision of the optimizer's state."""
 
-    def add(self, rule: UpdateRule, *, formula: bool, rounded: bool, readable: bool, tolerance: float) -> None:
-        """Append one tensor, whose weights are ``rounded`` if they are of low precision."""
+    def add(
+        self,
+        rule: UpdateRule,
+        state: Mapping[str, Any],
+        *,
+        formula: bool,
+        rounded: bool,
+        readable: bool,
+        trusted: bool,
+        tolerance: float,
+    ) -> None:
+        """Append one tensor with its optimizer state; its weights are ``rounded`` if they are of low precision.
+
+        ``trusted`` is False if the weights are known to move otherwise than the rule says.
+        """
         self.has_formula.append(formula)
         self.is_measured.append(not formula or rounded)
         self.is_readable.append(readable)
         self.uses_gradient.append(rule.uses_gradient)
         self.is_coupled.append(rule.coupled != 0)
         self.is_solvable.append(not (rounded and rule.coupled and rule.uses_gradient))
-        self.is_idle.append(rule.is_idle)
+        self.defines_u.append(trusted and rule.is_scaled_by_rate)
+        self.keeps_updates.append(rule.is_idle or not REMAINDERS.isdisjoint(state))
         self.tolerance.append(tolerance)
 
 
@@ -96,8 +118,9 @@ class StepExtras:
         self._movements = [(movement.positions, TensorCopy(movement.values)) for movement in movements]
         self._patches = patches
         self._verdict = verdict
-        self.reads_gradients = all(tensors.is_readable)
-        """Whether the gradients of all tensors are known."""
+        summed = {position for patch in patches for position in patch.norms}
+        self.knows_norms = all(known or at in summed for at, known in enumerate(tensors.is_readable))
+        """Whether the gradient norms of all tensors are known."""
 
     def ready(self) -> bool:
         """Return whether `apply` does not wait."""
@@ -129,7 +152,8 @@ class StepExtras:
         moved[np.ix_(broken, _MOVED_BY_FORMULA)] = np.nan
         unsolved = np.flatnonzero(~np.array(tensors.is_solvable, np.bool_))
         sums[np.ix_(unsolved, np.union1d(_OF_UPDATE, _OF_EFFECTIVE))] = np.nan
-        moved[np.ix_(np.flatnonzero(tensors.is_idle), _MOVED_COUNTS)] = np.nan
+        moved[np.ix_(np.flatnonzero(tensors.keeps_updates), _MOVED_COUNTS)] = np.nan
+        moved[np.flatnonzero(~np.array(tensors.defines_u, np.bool_)), MOVE["unscaled"]] = np.nan
         for patch in self._patches:
             patch.apply(sums)
         if is_skipped:
@@ -138,6 +162,7 @@ class StepExtras:
             return moved, measured, False
         formulas = np.flatnonzero(has_formula)
         finding = judge(moved[formulas], np.array(tensors.tolerance)[formulas])
+        self._verdict.judged += bool(self._movements)
         holds = not finding.is_refuted and not finding.is_skipped
         if finding.is_refuted:
             self._verdict.is_refuted = True

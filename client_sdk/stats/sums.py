@@ -168,7 +168,7 @@ def coordinate_sums(
                 sums["gw"] = reduce.dot(g, w)
     if x.v is not None and root_v is not None and flags.squared:
         sums["vv"] = reduce.total(x.v)
-        is_above = _is_above(root_v, terms.threshold)
+        is_above = is_above_threshold(root_v, terms.threshold)
         sums["below"] = reduce.nothing(root_v) if is_above else reduce.count(root_v < terms.threshold)
         if flags.knows_effective:
             if not is_above:
@@ -257,6 +257,6 @@ def _count_nonfinite(reduce: Reduce, g: Tensor, gg: Tensor) -> Tensor:
     return reduce.count(g - g)
 
 
-def _is_above(root_v: Tensor, threshold: Tensor) -> bool:
+def is_above_threshold(root_v: Tensor, threshold: Tensor) -> bool:
     """Return whether every √v is known to be at least the threshold, which can be read at no cost on a CPU alone."""
     return root_v.device.type == "cpu" and bool((threshold <= root_v.min()).all())

@@ -53,6 +53,8 @@ class Rhythm:
         self._costs: deque[float] = deque(maxlen=COSTS)
         self._step_times: deque[float] = deque(maxlen=STEP_TIMES)
         self._debt = 0.0  # seconds that measuring took beyond its share
+        self.calm_interval = 1
+        """Number of steps between measured ones in calm times: a power of two at which measuring takes its share."""
 
     # -- decisions --
 
@@ -102,17 +104,6 @@ class Rhythm:
         if self.every != "auto":
             return self.every
         return 1 if self.steps < self._dense_until else self.calm_interval
-
-    @property
-    def calm_interval(self) -> int:
-        """Number of steps between measured ones in calm times: a power of two at which measuring takes its share."""
-        step_time = self.step_time
-        if not self._costs or step_time <= 0:
-            return 1
-        affordable = self.cost / (SHARE * step_time)
-        if self._debt > DEBT * SHARE * step_time:
-            affordable *= 2.0
-        return min(MAX_INTERVAL, 1 << math.ceil(math.log2(max(affordable, 1.0))))
 
     # -- distributed training --
 
@@ -165,11 +156,21 @@ class Rhythm:
         """Take in the seconds that measuring one step took."""
         self._costs.append(seconds)
         self._debt += seconds
+        self.calm_interval = self._affordable_interval()  # here, as medians at every step would cost it microseconds
 
     def observe_step_time(self, seconds: float) -> None:
         """Take in the seconds that a step of training took without the measuring."""
         self._step_times.append(seconds)
         self._debt = max(0.0, self._debt - SHARE * seconds)
+
+    def _affordable_interval(self) -> int:
+        step_time = self.step_time
+        if step_time <= 0:
+            return 1
+        affordable = self.cost / (SHARE * step_time)
+        if self._debt > DEBT * SHARE * step_time:
+            affordable *= 2.0
+        return min(MAX_INTERVAL, 1 << math.ceil(math.log2(max(affordable, 1.0))))
 
     @property
     def cost(self) -> float:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ AXIS_PIXELS = 34  # margins above and below the cells
 LABEL_PIXELS = 13  # height of a layer name
 LABEL_CHARS, NARROW_LABEL_CHARS = 24, 9
 HOVER_CHARS = 64
+LONG_PAUSE = 4  # usual pauses between measured columns
+MAX_USUAL_PAUSE = 64  # steps between measured ones that are no loss, above the longest interval that the SDK chooses
 
 
 def heatmap_height(layers: int) -> int:
@@ -36,6 +39,7 @@ def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: st
     ``logarithmic``: whether the colours are spread over decades.
     """
     kind = statistic(stat)
+    data = None if data is None else without_pauses(data)
     scale = None
     if data is not None and data.z.size:
         scale = colour_scale(data.z, kind.kind, logarithmic=logarithmic, theme=frame.palette.name)
@@ -61,6 +65,31 @@ def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: st
             shapes=draw(Marks(expected=marks.expected), frame, labelled=False)[0],
             annotations=notes,
         ),
+    )
+
+
+def without_pauses(data: Heatmap) -> Heatmap:
+    """Return the heatmap without the empty columns between measured ones, whose cells then reach half-way to the next.
+
+    A run that measures every 8th step would look striped otherwise. Hover still names the step that was measured. A
+    pause of more than `LONG_PAUSE` times the usual one stays blank, because something was lost there.
+    """
+    if not data.z.size:
+        return data
+    measured = np.flatnonzero(~np.isnan(data.z).all(axis=0))
+    at = np.union1d(measured, np.array([column for _, column, _ in data.nonfinite], np.intp))
+    if len(at) < 2 or len(at) == len(data.step):
+        return data
+    pauses = np.diff(at)
+    is_long = pauses > max(LONG_PAUSE * float(np.median(pauses)), MAX_USUAL_PAUSE / data.bucket_steps + 1)
+    edges = np.concatenate([at[:-1][is_long] + 1, at[1:][is_long] - 1])
+    kept = np.union1d(at, np.concatenate([edges, np.arange(at[0]), np.arange(at[-1] + 1, len(data.step))]))
+    place = {column: position for position, column in enumerate(kept.tolist())}
+    return msgspec.structs.replace(
+        data,
+        step=tuple(data.step[column] for column in kept.tolist()),
+        z=data.z[:, kept],
+        nonfinite=tuple((row, place[column], count) for row, column, count in data.nonfinite),
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 import msgspec
 from dash import ALL, Dash, Input
 
-from client_sdk.answers import Alert, Event, Histogram, RunDetail, RunSummary, Series
-from client_sdk.vocabulary import LOSS, AlertKind, EventKind, RunState
+from client_sdk.answers import Alert, Buckets, Event, Histogram, RunDetail, RunSummary, Series
+from client_sdk.vocabulary import LOSS, AlertKind, EventKind, RunState, interval_in_words
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.figures.curvature import CURVES, curvature_figure
@@ -38,6 +38,7 @@ from dashboard.stream.view import View
 
 POINTS, NARROW_POINTS = 800, 360
 COLUMNS, NARROW_COLUMNS = 600, 300
+RHYTHM: Final = ("watch_every", "watch_share")  # scalars that say how often layers are measured, and what that takes
 MIN_WIDTH: Final = 40  # steps; keeps the axis still at the beginning of a run
 DETAIL_EVERY: Final = 15.0  # seconds between requests for the names of layers and scalars
 
@@ -139,7 +140,8 @@ class RunLive:
         """Fetch the curves, the heatmap and, if a cell is chosen, its histograms."""
         step_from, step_to = visible_steps(last_step_of(known.detail, known.summary, view), view)
         attempt = components.chosen_attempt(known.detail, view.attempt)
-        keys = tuple(dict.fromkeys((components.chosen_metric(known.detail, view.metric), *CURVES)))
+        rhythm = [name for name in RHYTHM if name in known.detail.scalars]
+        keys = tuple(dict.fromkeys((components.chosen_metric(known.detail, view.metric), *CURVES, *rhythm)))
         points, columns = (NARROW_POINTS, NARROW_COLUMNS) if view.narrow else (POINTS, COLUMNS)
         series, heatmap, histograms = await asyncio.gather(
             self._client.series(
@@ -257,7 +259,7 @@ class RunLive:
                 component=ids.LOSS_TITLE,
                 props={"children": "Loss" if metric == (known.detail.loss_name or LOSS) else metric},
             ),
-            Update(component=ids.LAYERS_NOTE, props={"children": statistic(stat).meaning}),
+            Update(component=ids.LAYERS_NOTE, props={"children": _layers_note(stat, curves.series)}),
         ]
         self._mounted = True
         pickers = (known.detail.statistics, known.detail.scalars, known.detail.loss_name)
@@ -325,6 +327,22 @@ def _newest(known: Known) -> RunDetail:
     """Return the run with the stage, the loss and the state of its newest summary."""
     names = ("stage", "stage_reason", "loss_name", "loss_since", "loss_choice", "last_step", "state")
     return msgspec.structs.replace(known.detail, **{name: getattr(known.summary, name) for name in names})
+
+
+def _layers_note(stat: str, series: Series) -> str:
+    """Return how often layers are measured and what that takes, if the run says it, and the meaning of the statistic.
+
+    The meaning comes last, because a narrow panel cuts the end off.
+    """
+    every, share = (_last(series.series.get(name)) for name in RHYTHM)
+    meaning = statistic(stat).meaning
+    if every is None or share is None:
+        return meaning
+    return f"{interval_in_words(round(every))}, {100 * share:.1f} % of the training's time · {meaning}"
+
+
+def _last(found: Buckets | None) -> float | None:
+    return None if found is None else next((value for value in reversed(found.last) if value is not None), None)
 
 
 def _loss_note(run: RunDetail, series: Series, metric: str, marks: Marks) -> str:

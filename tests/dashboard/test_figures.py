@@ -322,6 +322,30 @@ def test_cells_that_are_not_finite_are_crossed() -> None:
     assert (list(cross["x"]), cross["y"], cross["customdata"]) == ([14], ["a"], [7])
 
 
+def test_thinned_columns_join_and_a_lost_range_stays_blank() -> None:
+    z = np.full((2, 600), np.nan, np.float32)
+    measured = [*range(0, 200, 8), *range(200, 240), *range(240, 320, 8), *range(480, 600, 8)]
+    z[:, measured] = 1.0
+    data = Heatmap(
+        layers=("a", "b"), step=tuple(range(1000, 1600)), bucket_steps=1, z=z, nonfinite=((1, 208, 3), (0, 487, 2))
+    )
+    figure = plain(heatmap_figure(data, Marks(), FRAME, stat="grad_norm", logarithmic=True))["data"]
+    cells, crosses = figure[0], figure[-1]
+    steps = np.asarray(cells["x"]) - 1000
+    blank = np.isnan(np.asarray(cells["z"], np.float32)).all(axis=0)
+    assert set(steps[~blank].tolist()) == set(measured)
+    # 487 has values that are not finite; 593 to 599 have not been measured yet.
+    assert steps[blank].tolist() == [313, 479, 487, *range(593, 600)]
+    assert (np.asarray(crosses["x"]) - 1000).tolist() == [208, 487]
+
+
+def test_a_heatmap_of_sparse_logs_has_no_stripes() -> None:
+    z = np.full((1, 600), np.nan, np.float32)
+    z[:, 99::100] = 1.0
+    cells = plain(heatmap_figure(heatmap(("a",), z), Marks(), FRAME, stat="grad_norm", logarithmic=True))["data"][0]
+    assert np.asarray(cells["x"]).tolist() == [*range(99), *range(99, 600, 100)]
+
+
 def test_sparkline_keeps_the_spike_and_breaks_at_what_is_not_finite() -> None:
     path = sparkline([1.0, 1.0, 9.0, 1.0])
     heights = [float(part.split(" ")[1]) for part in path.replace("M", "L").split("L")[1:]]

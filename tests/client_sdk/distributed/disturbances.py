@@ -77,7 +77,7 @@ def accumulate(rank: int, size: int) -> Outcome:
     with recorded(rank, outcome) as run:
         model = nn.parallel.DistributedDataParallel(Net())
         optimizer = adamw(model.parameters())
-        handle = watch(run, model, optimizer, precision="exact")
+        handle = watch(run, model, optimizer, every=1, precision="exact")
         for step in range(3):
             x, y = (part_of(each, rank, size).chunk(2) for each in batch(step))
             optimizer.zero_grad()
@@ -98,7 +98,7 @@ def pipeline(rank: int, size: int, share_names: bool = False) -> Outcome:
         torch.manual_seed(rank)
         stage = nn.ModuleDict({"same" if share_names else f"stage{rank}": nn.Linear(3 + rank, 2).double()})
         optimizer = adamw(stage.parameters())
-        handle = watch(run, stage, optimizer, precision="exact")
+        handle = watch(run, stage, optimizer, every=1, precision="exact")
         dist.barrier()
         for step in range(3):
             for parameter in stage.parameters():
@@ -118,7 +118,7 @@ def unused_parameters(rank: int, size: int) -> Outcome:
         model = Net()
         model_parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
         optimizer = adamw(model.parameters())
-        handle = watch(run, model_parallel, optimizer, precision="exact")
+        handle = watch(run, model_parallel, optimizer, every=1, precision="exact")
         for step in range(3):
             model.out.requires_grad_(step != 1)
             x, y = (part_of(each, rank, size) for each in batch(step))
@@ -143,7 +143,7 @@ def partial_gradients(rank: int, size: int) -> Outcome:
             {name: nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Replicate()])) for name in ("partial", "whole")}
         )
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        handle = watch(run, model, optimizer, precision="exact")
+        handle = watch(run, model, optimizer, every=1, precision="exact")
         for step in range(2):
             for name, placement in (("partial", Partial()), ("whole", Replicate())):
                 model[name].grad = DTensor.from_local(torch.full((4,), 0.5), mesh, [placement])
@@ -166,7 +166,7 @@ def partly_sharded(rank: int, size: int) -> Outcome:
         model = Net()
         fully_shard(model.wide, mesh=init_device_mesh("cpu", (size,)))
         optimizer = adamw(model.parameters())
-        handle = watch(run, model, optimizer, precision="exact")
+        handle = watch(run, model, optimizer, every=1, precision="exact")
         for step in range(4):
             x, y = (part_of(each, rank, size) for each in batch(step))
             optimizer.zero_grad()
