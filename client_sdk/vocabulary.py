@@ -35,6 +35,7 @@ class AlertKind(StrEnum):
     BAD_BATCH = "bad-batch"
     EPS_FLOOR = "eps-floor"
     GRADIENT_EXPLOSION = "gradient-explosion"
+    LOSS_NOISE = "loss-noise"
     CUSTOM_RULE = "custom-rule"
 
 

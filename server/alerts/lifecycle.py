@@ -8,7 +8,8 @@ After `restore(snapshot())` the same verdicts give the same alerts with the same
 * A change is reported only if the level or the cause changed, if the forecast moved by more than two steps and a tenth
   of the remaining ones, or if the loss of a spike rose by another tenth of its height, or if 50 records passed.
 * An alert is resolved when its finding has been absent for 20 records. Its last report has the final text and numbers
-  of the finding. A finding that returns before that belongs to the same alert.
+  of the finding. A finding that returns before that belongs to the same alert, but for a spike that began after the
+  last one was over: that is another alert.
 * A prediction keeps its forecasts as they were reported, and is compared to the first one at level warning or above,
   because nobody was sent an earlier one: a spike within that range is a hit, otherwise early or late. The lead counts
   from that warning. Without a spike by the end of the latest range and a margin, and without any further sign, the
@@ -112,6 +113,7 @@ class AlertLifecycle:
         findings = {finding.slot: finding for finding in verdict.findings}
         settled = self._settle(findings, verdict.step, time)
         changed += [] if settled is None else [settled]
+        changed += self._succeed(findings, verdict.step, time)
         for finding in findings.values():
             alert = self._hold(finding, findings, settled, verdict.step, time, interval=verdict.interval)
             if alert is not None:
@@ -328,6 +330,16 @@ class AlertLifecycle:
         del self._state.incidents[AlertKind.SPIKE_PREDICTED]
         return self._resolve(incident, step, time, outcome, f" It came at step {came.step}: {_led(alert, outcome)}.")
 
+    def _succeed(self, findings: dict[str, Finding], step: int, time: float) -> list[Alert]:
+        """Resolve the alert of a spike that was over before another one began."""
+        finding, incident = findings.get(AlertKind.SPIKE), self._state.incidents.get(AlertKind.SPIKE)
+        if finding is None or incident is None or incident.onset is None:
+            return []
+        if finding.step == incident.onset or finding.step <= incident.held_step:
+            return []
+        del self._state.incidents[AlertKind.SPIKE]
+        return [self._resolve(incident, step, time, None, "")]
+
     def _expire(self, findings: dict[str, Finding], verdict: Verdict, time: float) -> list[Alert]:
         """Resolve the alerts whose findings have been absent for long enough."""
         resolved = []
@@ -366,9 +378,12 @@ class AlertLifecycle:
 
 
 def _came(findings: dict[str, Finding]) -> Finding | None:
-    """Return the finding that settles a prediction: a spike, or a loss that is no longer finite."""
+    """Return the finding that settles a prediction: a spike, or a loss that is no longer finite.
+
+    A spike of level watch settles it only if the predictor takes it for what it predicted, and predicts no more.
+    """
     spike = findings.get(AlertKind.SPIKE)
-    if spike is not None:
+    if spike is not None and (spike.level is not AlertLevel.WATCH or AlertKind.SPIKE_PREDICTED not in findings):
         return spike
     nonfinite = findings.get(AlertKind.NONFINITE)
     return nonfinite if nonfinite is not None and nonfinite.level is AlertLevel.CRITICAL else None

@@ -32,8 +32,10 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     """Whether this is the first reading of the attempt."""
     is_spiking: bool = False
     """Whether a spike of the loss is in progress: before this step, and at it once the spike detector was updated."""
-    spike_level: AlertLevel | None = None
-    """Level of the spike in progress by its height alone, which settles predictions."""
+    is_jumping: bool = False
+    """Whether a jump of the loss is in progress: before this step, and at it once the jump detector was updated."""
+    jump_level: AlertLevel | None = None
+    """Level of the jump in progress by its height, which settles predictions."""
     spike_peak_step: int = 0
     """Step of the largest loss of the last spike."""
     spike_onset: int = 0
@@ -46,6 +48,8 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     """Whether the loss rose and stays up."""
     is_level_new: bool = False
     """Whether a spike ended at this step because the loss did not come back."""
+    loss_noise: str = ""
+    """Shape of the loss's noise in words if it looks like spikes; "" otherwise."""
     is_loss_nonfinite: bool = False
     """Whether the loss became NaN or infinite at one of the last steps."""
     is_last_loss_nonfinite: bool = False
@@ -62,18 +66,18 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
 
     @property
     def outcome_level(self) -> AlertLevel | None:
-        """Level of the event that settles a prediction: a spike, or a loss that is no longer finite."""
-        return AlertLevel.CRITICAL if self.is_loss_nonfinite else self.spike_level
+        """Level of the event that settles a prediction: a jump of the loss, or a loss that is no longer finite."""
+        return AlertLevel.CRITICAL if self.is_loss_nonfinite else self.jump_level
 
     def explains_jump(self, reading: Reading) -> bool:
         """Whether something other than the batch explains a jump of loss and gradient at this step.
 
-        Explanations are a predicted spike, a spike in progress, a recent jump of the learning rate, and a lost
+        Explanations are a predicted spike, a jump in progress, a recent jump of the learning rate, and a lost
         optimizer state at this or the previous step.
         """
         return (
             self.is_spike_predicted
-            or self.is_spiking
+            or self.is_jumping
             or self.causes.is_lr_jump_recent(reading)
             or reading.state_reset
             or self.causes.reset_step == reading.step - 1

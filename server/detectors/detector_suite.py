@@ -24,8 +24,10 @@ from server.detectors.detector import Detector
 from server.detectors.divergence import DivergenceDetector
 from server.detectors.eps_floor import EpsFloorDetector
 from server.detectors.gradient_explosion import GradientExplosionDetector
+from server.detectors.jump import JumpDetector
 from server.detectors.layer_sums import sums_of
 from server.detectors.loss_name import LossName
+from server.detectors.loss_noise import LossNoiseDetector
 from server.detectors.lr_jump import LearningRateJumpDetector
 from server.detectors.nonfinite import NonfiniteDetector
 from server.detectors.outliers import OutlierDetector
@@ -84,11 +86,13 @@ class _State(_Shared):
     nonfinite: NonfiniteDetector = _detector(NonfiniteDetector)
     lr_jump: LearningRateJumpDetector = _detector(LearningRateJumpDetector)
     bad_batch: BadBatchDetector = _detector(BadBatchDetector)
+    jump: JumpDetector = _detector(JumpDetector)
     spike: SpikeDetector = _detector(SpikeDetector)
     predictor: SpikePredictor = _detector(SpikePredictor)
     divergence: DivergenceDetector = _detector(DivergenceDetector)
     eps_floor: EpsFloorDetector = _detector(EpsFloorDetector)
     gradient_explosion: GradientExplosionDetector = _detector(GradientExplosionDetector)
+    loss_noise: LossNoiseDetector = _detector(LossNoiseDetector)
     outliers: OutlierDetector = _detector(OutlierDetector)
     stages: StageTracker = _detector(StageTracker)
 
@@ -201,6 +205,7 @@ class DetectorSuite:
             missing=self._missing(state.spike.seen + is_finite),
             is_first=is_first,
             is_spiking=state.spike.active,
+            is_jumping=state.jump.active,
             prediction_level=state.predictor.level,
         )
         state.causes.update(reading, context.is_spike_predicted)
@@ -270,5 +275,8 @@ class DetectorSuite:
         state = _decoder.decode(data)
         if state.version != SNAPSHOT_VERSION:
             raise ValueError(f"the snapshot has version {state.version}, but this server reads {SNAPSHOT_VERSION}")
+        if "jump" not in (stored := msgspec.msgpack.decode(data)):
+            # Older versions had one detector for what the jump and the spike detector do now.
+            state.jump = msgspec.convert(stored["spike"], JumpDetector)
         suite._state = state
         return suite

@@ -67,6 +67,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """
     loss_interval: int = 1
     """Number of steps between two losses, measured like `interval`."""
+    loss_pause: int = 1
+    """Usual number of steps between two losses: the median of the last five pauses."""
     loss: float | None = None
     """Logged loss, NaN and infinities included; None if the sample has none."""
     lr: float | None = None
@@ -223,6 +225,7 @@ class Signals(msgspec.Struct):
             step=step,
             interval=max(self.pauses, default=1),
             loss_interval=max(self.loss_pauses, default=1),
+            loss_pause=_usual(self.loss_pauses),
             loss=scalars.get("loss"),
             lr=lr,
             grad_norm=grad_norm,
@@ -322,6 +325,10 @@ class Signals(msgspec.Struct):
 
 def _with_pause(pauses: list[int], last_step: int | None, step: int) -> list[int]:
     return pauses if last_step is None else [*pauses[-(PAUSES - 1) :], step - last_step]
+
+
+def _usual(pauses: list[int]) -> int:
+    return sorted(pauses)[len(pauses) // 2] if pauses else 1
 
 
 def _finite(value: float | None) -> float | None:

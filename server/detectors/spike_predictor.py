@@ -120,7 +120,7 @@ class SpikePredictor(msgspec.Struct):
 
     def _follow(self, reading: Reading, context: Context) -> None:
         self.seen += 1
-        if context.is_spiking:  # the spike has come, so there is nothing to predict
+        if context.is_jumping:  # the spike has come, so there is nothing to predict
             self._forget()
             self.quiet_until = reading.step + AFTERMATH * reading.interval
         if self.seen <= SETTLING or reading.step < self.quiet_until:

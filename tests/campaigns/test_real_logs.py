@@ -64,10 +64,7 @@ def test_the_goals_hold_on_our_own_logs(capsys: pytest.CaptureFixture[str]) -> N
     assert "MISS" not in shown
 
 
-EARLY = pytest.mark.xfail(strict=False, reason="noise two records before the rise is taken for its beginning")
-
-
-@pytest.mark.parametrize("seed", [pytest.param(11, marks=EARLY), 12, 13])
+@pytest.mark.parametrize("seed", range(11, 17))
 def test_the_goals_hold_with_other_noise(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "own", seed)
     code = main([str(tmp_path), "--labels", str(OWN / LABELS), "--jobs", "1", "--details"])
@@ -208,7 +205,9 @@ def test_a_restart_that_is_called_a_bad_batch_misses_the_goal() -> None:
 
 def test_messages_on_logs_in_which_nothing_happened_miss_the_goal() -> None:
     (kind,) = add_up([judge(_replayed(_alert(5_000), kind="modded-nanogpt"), ())]).values()
-    assert [goal.is_met for goal in goals(kind)] == [False, True]
+    outcome = {goal.text: goal.is_met for goal in goals(kind)}
+    assert outcome["messages per 1,000 steps: at most 0.05"] is False
+    assert outcome["forecasts: at most 0"] is True
 
 
 def test_an_exact_path_wins_over_a_pattern(tmp_path: Path) -> None:

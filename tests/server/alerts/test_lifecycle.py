@@ -188,12 +188,29 @@ def test_an_overdue_forecast_is_reported_once(steps: Steps) -> None:
 def test_a_finding_that_comes_back_soon_belongs_to_the_same_incident(steps: Steps) -> None:
     steps.until(10, spike(5))
     steps.until(25)
-    steps.until(30, spike(26))
+    steps.until(30, spike(5))
     (closed,) = steps.until(80)
     assert closed.updated_step == 50
     assert len({alert.id for alert in steps.reported}) == 1
     (second,) = steps.until(81, spike(81))
     assert second.id != closed.id
+
+
+def test_a_spike_that_began_after_the_last_one_was_over_is_another_alert(steps: Steps) -> None:
+    steps.until(10, spike(5))
+    steps.until(15)
+    closed, second = steps.until(16, spike(16))
+    assert (closed.state, closed.title) == ("resolved", "Loss spike at step 5")
+    assert (second.state, second.title) == ("open", "Loss spike at step 16")
+    assert second.id != closed.id
+
+
+def test_a_spike_of_level_watch_settles_a_prediction_only_if_that_is_over(steps: Steps) -> None:
+    watch = msgspec.structs.replace(spike(90), level=AlertLevel.WATCH)
+    steps.until(90, predicted(100))
+    assert [alert.kind for alert in steps.until(95, predicted(100), watch)] == ["spike"]
+    (settled, *_) = steps.until(96, watch)
+    assert (settled.kind, settled.state) == ("spike-predicted", "resolved")
 
 
 def other(kind: AlertKind, onset: int) -> Finding:

@@ -32,7 +32,7 @@ def test_a_jump_that_stays_did_not_recover(pause: int) -> None:
     lasting = divergence(found)
     assert lasting is not None
     assert lasting.level is AlertLevel.CRITICAL
-    assert lasting.title == "Loss did not recover: stays at 5.01, was 1.8"
+    assert lasting.title == "Loss did not recover: stays at 5.01, was 1.76"
     assert lasting.step == 300 * pause
     assert all(streams.first([verdict], "spike") is not None for verdict in found[301:])
     assert Stage.STABLE not in {verdict.stage for verdict in found[300:]}

@@ -126,13 +126,73 @@ def test_the_third_single_high_loss_within_a_hundred_is_a_warning() -> None:
     losses = noisy(1.0, 0.01, 300)
     for record in (100, 130, 160, 290):
         losses[record] = 1.8
-    levels = [(record, level) for _, record, level in judged(losses)]
+    levels = [(record, level) for title, record, level in judged(losses) if title.startswith("spike")]
     assert levels == [
         (100, AlertLevel.WATCH),
         (130, AlertLevel.WATCH),
         (160, AlertLevel.WARNING),
         (290, AlertLevel.WATCH),
     ]
+
+
+def test_a_rise_on_a_falling_curve_is_seen_at_its_first_record() -> None:
+    """The rise stays below losses of a few records earlier, which a median of 40 losses misses."""
+    losses = [wobble * (1 + 4 * math.exp(-k / 40)) for k, wobble in enumerate(noisy(1.0, 0.005, 120))]
+    losses[60:90] = [loss + 0.9 * math.exp(-k / 15) for k, loss in enumerate(losses[60:90])]
+    assert losses[61] < max(losses[20:60])
+    assert ("spike since record 60", AlertLevel.WARNING) in [(title, level) for title, _, level in judged(losses)]
+
+
+def test_a_log_that_changes_its_interval_is_judged_by_the_records_of_the_new_one() -> None:
+    steps = [*range(100), *range(500, 15_000, 500)]
+    losses = [*noisy(30.0, 0.01, 100), *(5 * 0.97**k for k in range(29))]
+    for record in range(115, 123):
+        losses[record] += 2.5
+    suite = DetectorSuite()
+    found = [
+        (finding.step, finding.level)
+        for step, loss in zip(steps, losses, strict=True)
+        for finding in suite.update(Sample(step=step, time=0.0, scalars={"loss": loss})).findings
+    ]
+    assert (steps[115], AlertLevel.WARNING) in found
+    assert {step for step, _ in found} == {steps[115]}
+
+
+def test_a_small_rise_that_lasts_is_a_warning() -> None:
+    losses = [*noisy(1.0, 0.03, 100, seed=3), *noisy(1.15, 0.03, 40, seed=1)]
+    (*_, last) = judged(losses)
+    assert (last[0], last[2]) == ("spike since record 100", AlertLevel.WARNING)
+
+
+def test_a_single_high_loss_after_which_the_level_is_higher_has_its_full_level() -> None:
+    losses = [*noisy(1.0, 0.02, 100), 9.0, *noisy(1.1, 0.02, 40, seed=1)]
+    changes = judged(losses)
+    assert ("spike since record 100", 100, AlertLevel.WATCH) in changes
+    assert changes[-1][2] is AlertLevel.CRITICAL
+    assert changes[-1][1] <= 110
+
+
+def test_a_spike_after_one_that_was_over_has_its_own_onset() -> None:
+    losses = noisy(1.0, 0.01, 130)
+    losses[100:103] = losses[112:115] = [2.0, 2.2, 1.8]
+    titles = [title for title, _, _ in judged(losses)]
+    assert sorted(set(titles)) == ["spike since record 100", "spike since record 112"]
+
+
+def test_a_loss_of_few_values_is_no_spike() -> None:
+    assert judged([1.0 + k % 3 for k in range(200)]) == []
+
+
+@pytest.mark.parametrize("seed", [9, 1, 2])
+def test_a_two_peaked_loss_gets_one_note_and_no_stream(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    losses = [
+        float(1.2 + 0.15 * random.random() if random.random() < 0.65 else 1.5 + 1.7 * random.random())
+        for _ in range(3_000)
+    ]
+    changes = judged(losses)
+    assert sum(title.startswith("loss-noise") for title, _, _ in changes) == 1
+    assert max(record for _, record, _ in changes) < 150
 
 
 def test_a_restart_is_no_bad_batch() -> None:

@@ -1,0 +1,177 @@
+"""The level of a loss outside of spikes, and how far the next loss usually is from it.
+
+The next loss is expected at the median of the last 9 losses, or one deviation above the median of the last three if
+that is lower: the level follows a falling curve, and not a rise. The deviation is that of independent noise whose
+changes from one loss to the next have the observed spread (0.75 × 1.4826·MAD of the last 32 changes), because
+changes hold little of the trend. It is multiplied by 1 + 4/n for n changes, and is at least 0.8 of its average over
+some 50 losses. When 32 errors are known, it is at least
+their 90th percentile over that of a normal distribution (1.2816).
+
+If that percentile is three times wider than the changes suggest and the errors are in no order (correlation below
+0.3), the loss is two-peaked and its upper peak is remembered for 400 losses. When the logging interval changes by a
+factor of two or more, everything is learnt anew from the third record on; after a spike the deviation stays at least
+what it was.
+
+>>> level = LossLevel()
+>>> for loss in (4.0, 3.9, 3.8, 3.7, 3.6, 3.5, 3.4, 3.3, 3.2, 3.1):
+...     level.push(loss)
+>>> round(level.expected, 2)
+3.2
+"""
+
+from __future__ import annotations
+
+import math
+from operator import mul
+from typing import Final
+
+import msgspec
+
+from server.detectors.robust import RecentValues, median, median_and_spread
+
+RECENT_LOSSES: Final = 9
+"""Number of losses in the median."""
+LAST_LOSSES: Final = 3
+"""Number of losses below whose median the level is never expected, and that are kept when the level is learnt anew."""
+ERRORS: Final = 32
+"""Number of differences from which bias and deviation are taken."""
+MIN_ERRORS: Final = 5
+"""Number of differences below which the deviation is unknown."""
+SMALL_SAMPLE: Final = 4.0
+"""Weight of the correction for few differences."""
+REFRESH: Final = 4
+"""Number of losses after which bias and deviation are computed again."""
+UPPER, GAUSSIAN_UPPER = 0.9, 1.2816
+"""Quantile of the errors that bounds the deviation from below, and its place in a normal distribution."""
+CHANGE: Final = 0.75
+"""Error of a forecast in units of the change from one loss to the next, for independent noise."""
+STEADY, RENEWED = 0.8, 0.2
+"""Share of the average deviation that the present one reaches at least, and the weight of the present one in it."""
+MIXED: Final = 0.3
+"""Correlation below which a wide upper tail is another kind of loss, and not the losses of one event."""
+TAIL_LOSSES: Final = 400
+"""Number of losses for which the upper peak of a two-peaked loss is remembered."""
+WINSOR: Final = 3.0
+"""Deviations to which a difference is limited in the correlation."""
+MEMORY_ERROR, MAX_MEMORY = 0.3, 0.9
+"""Correlation that 32 independent differences may show, and the largest one that is used."""
+TREND: Final = 1.0
+"""Deviations above the last losses at which a falling loss is expected."""
+TWO_PEAKED: Final = 3.0
+"""Ratio of the deviation of the upper tail to that of the middle, above which the differences are not normal."""
+
+
+class LossLevel(msgspec.Struct):
+    """Level and deviation of the losses outside of spikes."""
+
+    recent: list[float] = []
+    """Latest losses, oldest first."""
+    errors: RecentValues = msgspec.field(default_factory=lambda: RecentValues(ERRORS))
+    """Latest differences of a loss to the median of those before it."""
+    changes: RecentValues = msgspec.field(default_factory=lambda: RecentValues(ERRORS))
+    """Latest differences of a loss to the one before it."""
+    pause: int = 0
+    """Usual number of steps between two losses."""
+    middle: float = math.nan
+    """Robust standard deviation of the differences; NaN if unknown."""
+    upper: float = 0.0
+    """Deviation of a normal distribution with the 90th percentile of the errors; 0 before there are 32."""
+    memory: float = 0.0
+    """Correlation of a difference with the one before it; 0 if unknown."""
+    tail: float = 0.0
+    """Deviation of the upper peak of a two-peaked loss; 0 for other losses."""
+    tail_losses: int = 0
+    """Number of losses for which the upper peak is still remembered."""
+    usual: float = 0.0
+    """Average deviation over some 50 losses; 0 if unknown."""
+    floor: float = 0.0
+    """Smallest deviation while few losses are known since the last spike: the one before it."""
+    pending: int = 0
+    """Number of losses since bias and deviation were computed."""
+
+    def push(self, loss: float) -> None:
+        """Add a loss."""
+        if self.tail_losses:
+            self.tail_losses -= 1
+            self.tail = self.tail if self.tail_losses else 0.0
+        expected = self.expected
+        if self.recent:
+            self.changes.push(loss - self.recent[-1])
+        if expected is not None:
+            self.errors.push(loss - expected)
+            self.pending += 1
+            count = len(self.errors.values)
+            if self.pending >= REFRESH or MIN_ERRORS <= count < MIN_ERRORS + REFRESH:
+                self._refresh()
+        self.recent.append(loss)
+        if len(self.recent) > RECENT_LOSSES:
+            del self.recent[0]
+
+    def _refresh(self) -> None:
+        self.pending = 0
+        count = len(self.errors.values)
+        if count < MIN_ERRORS:
+            return
+        # A loss with few values, such as 1, 2, 3, 1, 2, 3, changes by the same number more often than not.
+        change = median_and_spread(self.changes.values)[1] or median_and_spread(self.recent)[1]
+        spread = CHANGE * (1 + SMALL_SAMPLE / count) * change
+        self.floor = 0.0 if count == ERRORS else self.floor
+        self.middle = max(spread, self.floor, STEADY * self.usual)
+        if count == ERRORS:
+            self.usual += (spread - self.usual) * (RENEWED if self.usual else 1.0)
+            self.memory = _memory(self.errors.values)
+            self.upper = sorted(self.errors.values)[math.ceil(UPPER * count) - 1] / GAUSSIAN_UPPER
+            if self.upper > TWO_PEAKED * self.middle > 0 and self.memory < MIXED:
+                self.remember_tail(self.upper)
+
+    def remember_tail(self, deviation: float) -> None:
+        """Take the loss for two-peaked, with this deviation of its upper peak."""
+        self.tail, self.tail_losses = max(self.tail, deviation), TAIL_LOSSES
+
+    def follow(self, pause: int) -> None:
+        """Learn the level anew if the usual number of steps between two losses has changed by a factor of two."""
+        if self.pause == 0:
+            self.pause = pause
+        elif pause >= 2 * self.pause or 2 * pause <= self.pause:
+            self.pause, self.usual = pause, 0.0
+            self.restart(self.recent[-LAST_LOSSES:])
+
+    def restart(self, losses: list[float], floor: float = 0.0) -> None:
+        """Learn level and deviation anew from these losses on; until it is known the deviation is at least `floor`."""
+        self.recent, self.errors.values, self.changes.values = [], [], []
+        self.middle, self.upper, self.memory, self.floor, self.pending = math.nan, 0.0, 0.0, floor, 0
+        for loss in losses:
+            self.push(loss)
+
+    @property
+    def expected(self) -> float | None:
+        """Expected next loss; None with fewer than three losses."""
+        if len(self.recent) < LAST_LOSSES:
+            return None
+        level = median(self.recent)
+        last = median(self.recent[-LAST_LOSSES:])
+        if last >= level:
+            return level
+        deviation = self.deviation
+        return min(level, last if deviation is None else last + TREND * deviation)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the next loss around the expected one; None with too few losses."""
+        return None if math.isnan(self.middle) else max(self.middle, self.upper, self.tail)
+
+    @property
+    def is_two_peaked(self) -> bool:
+        """Whether the upper tail of the differences is much wider than their middle, at places without order."""
+        return self.tail > 0
+
+
+def _memory(values: list[float]) -> float:
+    """Return the correlation of values with those before them, less its error; values far out count less."""
+    centre, spread = median_and_spread(values)
+    if spread <= 0:
+        return 0.0
+    scores = [min(max((value - centre) / spread, -WINSOR), WINSOR) for value in values]
+    total: float = sum(map(mul, scores, scores))
+    common: float = sum(map(mul, scores, scores[1:]))
+    return min(max(common / total - MEMORY_ERROR, 0.0), MAX_MEMORY)
