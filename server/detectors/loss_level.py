@@ -7,22 +7,27 @@ changes hold little of the trend. It is multiplied by 1 + 4/n for n changes, and
 some 50 losses. When 32 errors are known, it is at least
 their 90th percentile over that of a normal distribution (1.2816).
 
-If that percentile is three times wider than the changes suggest and the errors are in no order (correlation below
-0.3), the loss is two-peaked and its upper peak is remembered for 400 losses. When the logging interval changes by a
-factor of two or more, everything is learnt anew from the third record on; after a spike the deviation stays at least
-what it was.
+Noise whose neighbouring losses are alike, as running means have it, swings further than its changes tell. The swing is
+0.9 of the 90th percentile of the differences between losses 16 records apart, over 1.2816·√2, among the last 144 losses
+(40 or more); a falling curve has none. The deviation is at least the swing. Where the swing is more than 1.2 times the
+deviation by the changes, neighbouring losses are alike, and the swing counts times that excess.
+
+If the percentile of the errors is three times wider than the changes suggest and the errors are in no order
+(correlation below 0.3), the loss is two-peaked and its upper peak is remembered for 400 losses. When the logging
+interval changes by a factor of two or more, everything is learnt anew from the third record on; after a spike the
+deviation stays at least what it was.
 
 >>> level = LossLevel()
 >>> for loss in (4.0, 3.9, 3.8, 3.7, 3.6, 3.5, 3.4, 3.3, 3.2, 3.1):
 ...     level.push(loss)
 >>> round(level.expected, 2)
-3.2
+3.5
 """
 
 from __future__ import annotations
 
 import math
-from operator import mul
+from operator import mul, sub
 from typing import Final
 
 import msgspec
@@ -59,6 +64,16 @@ TREND: Final = 1.0
 """Deviations above the last losses at which a falling loss is expected."""
 TWO_PEAKED: Final = 3.0
 """Ratio of the deviation of the upper tail to that of the middle, above which the differences are not normal."""
+LAG: Final = 16
+"""Number of records between two losses whose difference is a swing."""
+SWING: Final = 0.9
+"""Weight of the swing: for independent noise it stays below the deviation by the changes."""
+MIN_SWINGS, SWING_LOSSES = 40, 144
+"""Smallest and largest number of losses from which the swing is taken."""
+SWING_REFRESH: Final = 8
+"""Number of losses after which the swing is computed again."""
+CORRELATED: Final = 1.2
+"""Ratio of the swing to the deviation by the changes from which neighbouring losses are alike."""
 
 
 class LossLevel(msgspec.Struct):
@@ -86,15 +101,26 @@ class LossLevel(msgspec.Struct):
     """Average deviation over some 50 losses; 0 if unknown."""
     floor: float = 0.0
     """Smallest deviation while few losses are known since the last spike: the one before it."""
+    sequence: list[float] = []
+    """Latest losses from which the swing is taken, oldest first."""
+    swing: float = 0.0
+    """Deviation of the noise over 16 records; 0 if unknown, and below 0 on a falling curve."""
+    unswung: int = 0
+    """Number of losses since the swing was computed."""
     pending: int = 0
     """Number of losses since bias and deviation were computed."""
 
-    def push(self, loss: float) -> None:
-        """Add a loss."""
+    def push(self, loss: float, expected: float | None = None) -> None:
+        """Add a loss; `expected` is what the level expected, if the caller has asked already."""
         if self.tail_losses:
             self.tail_losses -= 1
             self.tail = self.tail if self.tail_losses else 0.0
-        expected = self.expected
+        if expected is None:
+            expected = self.expected
+        self.sequence.append(loss)
+        self.unswung += 1
+        if self.unswung >= SWING_REFRESH and len(self.sequence) >= MIN_SWINGS:
+            self._refresh_swing()
         if self.recent:
             self.changes.push(loss - self.recent[-1])
         if expected is not None:
@@ -124,6 +150,19 @@ class LossLevel(msgspec.Struct):
             if self.upper > TWO_PEAKED * self.middle > 0 and self.memory < MIXED:
                 self.remember_tail(self.upper)
 
+    def _refresh_swing(self) -> None:
+        self.unswung = 0
+        sequence = self.sequence
+        del sequence[:-SWING_LOSSES]
+        swings = sorted(map(sub, sequence[LAG:], sequence))
+        upper = swings[math.ceil(UPPER * len(swings)) - 1]
+        self.swing = SWING * upper / (GAUSSIAN_UPPER * math.sqrt(2))
+
+    def add_noise(self, losses: list[float]) -> None:
+        """Take these losses, which do not belong to the level, for a part of its noise."""
+        self.sequence.extend(losses)
+        self.unswung += len(losses)
+
     def remember_tail(self, deviation: float) -> None:
         """Take the loss for two-peaked, with this deviation of its upper peak."""
         self.tail, self.tail_losses = max(self.tail, deviation), TAIL_LOSSES
@@ -133,11 +172,16 @@ class LossLevel(msgspec.Struct):
         if self.pause == 0:
             self.pause = pause
         elif pause >= 2 * self.pause or 2 * pause <= self.pause:
-            self.pause, self.usual = pause, 0.0
+            self.pause, self.usual, self.swing = pause, 0.0, 0.0
             self.restart(self.recent[-LAST_LOSSES:])
 
-    def restart(self, losses: list[float], floor: float = 0.0) -> None:
-        """Learn level and deviation anew from these losses on; until it is known the deviation is at least `floor`."""
+    def restart(self, losses: list[float], floor: float = 0.0, *, is_same_noise: bool = False) -> None:
+        """Learn level and deviation anew from these losses on; until it is known the deviation is at least `floor`.
+
+        The swing stays what it is until 40 losses are known, to which those before count if `is_same_noise`.
+        """
+        if not is_same_noise:
+            self.sequence = []
         self.recent, self.errors.values, self.changes.values = [], [], []
         self.middle, self.upper, self.memory, self.floor, self.pending = math.nan, 0.0, 0.0, floor, 0
         for loss in losses:
@@ -158,7 +202,12 @@ class LossLevel(msgspec.Struct):
     @property
     def deviation(self) -> float | None:
         """Standard deviation of the next loss around the expected one; None with too few losses."""
-        return None if math.isnan(self.middle) else max(self.middle, self.upper, self.tail)
+        if math.isnan(self.middle):
+            return None
+        swing = self.swing
+        if swing > CORRELATED * self.middle > 0:
+            swing *= swing / (CORRELATED * self.middle)
+        return max(self.middle, self.upper, self.tail, swing)
 
     @property
     def is_two_peaked(self) -> bool:

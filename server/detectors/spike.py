@@ -69,6 +69,8 @@ SEPARATE, FAR = 10, 4.0
 """Number of records after which a rise by so many times the height of a small spike is another spike."""
 BACK: Final = 0.25
 """Share of the peak's height under which the loss is back."""
+SMALL: Final = 8.0
+"""Deviations up to which a spike that was over counts as noise while the swing of the loss is unknown."""
 NOISE: Final = 3.0
 """Deviations from the level before under which the loss is back there."""
 AFTERSHOCK: Final = 20
@@ -209,7 +211,7 @@ class SpikeDetector(msgspec.Struct):
         floor = max(RISE * size, FLOOR * self.scale)
         if not is_rising:
             if rise <= ALLOWANCE / HIGH * floor:  # most losses need no deviation of the others
-                level.push(loss)
+                level.push(loss, expected)
                 return
             deviation = level.deviation
             self.deviation = STEEP_ONLY * median_and_spread(level.recent)[1] if deviation is None else deviation
@@ -273,10 +275,13 @@ class SpikeDetector(msgspec.Struct):
         if not is_long and (self.back < 3 or (is_single and not is_back)):
             return False
         self.shifted, self.is_back = self.back < 3, is_back
+        is_noise = not self.shifted and self.level.swing == 0 and self.peak - self.baseline <= SMALL * unit
+        if is_noise:
+            self.level.add_noise(self.settling if self.is_back else self.settling[:-3])
         if self.shifted:
             self.level.restart(self.settling)
         elif not self.is_back:
-            self.level.restart(self.settling[-3:], floor=self.deviation)
+            self.level.restart(self.settling[-3:], floor=self.deviation, is_same_noise=is_noise)
         if self.high_count < 2:
             self.lone = [*self.lone[-(REPEATED - 2) :], self.seen]
             self.test.note(self.seen, CAP - ALLOWANCE)
