@@ -10,7 +10,7 @@ their 90th percentile over that of a normal distribution (1.2816).
 Noise whose neighbouring losses are alike, as running means have it, swings further than its changes tell. The swing is
 0.9 of the 90th percentile of the differences between losses 16 records apart, over 1.2816·√2, among the last 144 losses
 (40 or more); a falling curve has none. The deviation is at least the swing. Where the swing is more than 1.2 times the
-deviation by the changes, neighbouring losses are alike, and the swing counts times that excess.
+deviation by the changes, neighbouring losses are alike, and the swing counts times that excess, at most 2.5.
 
 If the percentile of the errors is three times wider than the changes suggest and the errors are in no order
 (correlation below 0.3), the loss is two-peaked and its upper peak is remembered for 400 losses. When the logging
@@ -64,6 +64,8 @@ TREND: Final = 1.0
 """Deviations above the last losses at which a falling loss is expected."""
 TWO_PEAKED: Final = 3.0
 """Ratio of the deviation of the upper tail to that of the middle, above which the differences are not normal."""
+MAX_EXCESS: Final = 2.5
+"""Largest excess by which a swing is multiplied."""
 LAG: Final = 16
 """Number of records between two losses whose difference is a swing."""
 SWING: Final = 0.9
@@ -206,7 +208,7 @@ class LossLevel(msgspec.Struct):
             return None
         swing = self.swing
         if swing > CORRELATED * self.middle > 0:
-            swing *= swing / (CORRELATED * self.middle)
+            swing *= min(swing / (CORRELATED * self.middle), MAX_EXCESS)
         return max(self.middle, self.upper, self.tail, swing)
 
     @property

@@ -159,6 +159,7 @@ class SpikeDetector(msgspec.Struct):
                 self.scale = max(self.scale, abs(loss))
             if self.losses.values:
                 self.level.restart(self.losses.values)
+                self.level.sequence, self.level.swing = [], 0.0  # these losses are not consecutive ones
                 self.losses.values = []
             if not self.active:
                 self._outside(step, loss, reading)
