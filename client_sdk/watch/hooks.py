@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import sys
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import torch
 from torch.utils.hooks import RemovableHandle
+
+StepHook = Callable[[torch.optim.Optimizer, object, object], None]
+_TORCH_FILE: Final = sys.modules[torch.optim.Optimizer.__module__].__file__
 
 
 class StepObserver(Protocol):
@@ -25,13 +30,50 @@ class StepHooks:
 
     def __init__(self, optimizer: torch.optim.Optimizer, observer: StepObserver) -> None:
         """Register the hooks."""
+        before: StepHook = observer.before_step
+        after: StepHook = observer.after_step
+        if _may_nest(optimizer):
+            before, after = _outermost(before), _outermost(after)
         # Without `disable`, a compiled optimizer.step would try to compile the measuring too.
         self._handles: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(torch.compiler.disable(observer.before_step)),
-            optimizer.register_step_post_hook(torch.compiler.disable(observer.after_step)),
+            optimizer.register_step_pre_hook(torch.compiler.disable(before)),
+            optimizer.register_step_post_hook(torch.compiler.disable(after)),
         ]
 
     def remove(self) -> None:
         """Remove the hooks."""
         while self._handles:
             self._handles.pop().remove()
+
+
+def _may_nest(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of the class may call the step of a parent class.
+
+    Torch then calls all hooks of the optimizer twice, once an optimizer of the parent class itself has been created.
+    """
+    return sum("step" in vars(kind) for kind in type(optimizer).__mro__ if kind is not torch.optim.Optimizer) > 1
+
+
+def _outermost(hook: StepHook) -> StepHook:
+    """Return ``hook`` for the outermost of the nested steps of an optimizer, which ends with the final weights."""
+
+    def only_outermost(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        if _depth(optimizer) < 2:
+            hook(optimizer, args, kwargs)
+
+    return only_outermost
+
+
+def _depth(optimizer: torch.optim.Optimizer) -> int:
+    """Return the number of steps of ``optimizer`` that are under way in this thread.
+
+    It is read from the stack, as a counter would stay wrong after a step that raised an exception.
+    """
+    depth = 0
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "wrapper" and code.co_filename == _TORCH_FILE and frame.f_locals.get("self") is optimizer:
+            depth += 1
+        frame = frame.f_back  # type: ignore[assignment]  # None at the end
+    return depth

@@ -65,11 +65,12 @@ def column(run: Run, record: Record, name: str) -> list[float]:
 def test_a_scaled_update_is_said_once_and_has_no_limit(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     unlimited = schedule.Budget(share=1.0, min_seconds=1e3)
     monkeypatch.setattr(schedule, "BUDGETS", dict.fromkeys(schedule.BUDGETS, unlimited))
+    torch.optim.Adam(net().parameters())  # from now on torch calls the hooks in Adam's step too, inside that of Scaled
     run, model = make_run(), net()
     optimizer = Scaled(model.parameters(), lr=0.01)
     watch(run, model, optimizer, every=1, curvature_every=1)
     trained = 0
-    while "update_rule" not in run.status().warnings and trained < 500:  # a thread reads the check's result
+    while "update_rule" not in run.status().warnings and trained < 500:  # a thread may read the check's result
         fit(model, optimizer, run, 1, trained)
         trained += 1
     fit(model, optimizer, run, 20, trained)
@@ -79,6 +80,32 @@ def test_a_scaled_update_is_said_once_and_has_no_limit(make_run: MakeRun, monkey
     norms = [column(run, record, "update_norm") for record in records]
     assert all(map(math.isnan, norms[0]))
     assert all(map(math.isfinite, norms[-1]))
+
+
+def test_a_nested_step_is_one_step_also_after_one_that_raised(make_run: MakeRun) -> None:
+    class Faulty(torch.optim.Adam):
+        """An Adam that raises in some steps, and calls the step of its parent in the others."""
+
+        fails = False
+
+        def step(self, closure: Any = None) -> Any:
+            if self.fails:
+                raise RuntimeError
+            return super().step(closure)
+
+    torch.optim.Adam(net().parameters())
+    run, model = make_run(), net()
+    optimizer = Faulty(model.parameters(), lr=0.01)
+    watch(run, model, optimizer, every=1)
+    fit(model, optimizer, run, 3)
+    optimizer.fails = True
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    optimizer.fails = False
+    fit(model, optimizer, run, 10, 3)
+    records = kept(run)
+    assert [record.block is not None for record in records] == [True] * 13
+    assert run.status().warnings == {}
 
 
 def test_schedule_free_has_no_gradient_norm_at_its_first_step(make_run: MakeRun) -> None:
