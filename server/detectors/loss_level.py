@@ -64,6 +64,8 @@ TREND: Final = 1.0
 """Deviations above the last losses at which a falling loss is expected."""
 TWO_PEAKED: Final = 3.0
 """Ratio of the deviation of the upper tail to that of the middle, above which the differences are not normal."""
+ROUNDING: Final = 1e-6
+"""Deviation of the changes, relative to the loss, that may be rounding in single precision."""
 MAX_EXCESS: Final = 2.5
 """Largest excess by which a swing is multiplied."""
 LAG: Final = 16
@@ -141,7 +143,9 @@ class LossLevel(msgspec.Struct):
         if count < MIN_ERRORS:
             return
         # A loss with few values, such as 1, 2, 3, 1, 2, 3, changes by the same number more often than not.
-        change = median_and_spread(self.changes.values)[1] or median_and_spread(self.recent)[1]
+        change = median_and_spread(self.changes.values)[1]
+        if change <= ROUNDING * abs(self.recent[-1]):
+            change = median_and_spread(self.recent)[1]
         spread = CHANGE * (1 + SMALL_SAMPLE / count) * change
         self.floor = 0.0 if count == ERRORS else self.floor
         self.middle = max(spread, self.floor, STEADY * self.usual)
