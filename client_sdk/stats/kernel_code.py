@@ -12,7 +12,7 @@ from client_sdk.stats.sums import SUM, Flags, names_of
 
 BIT: Final = {
     "updates": 1, "first": 2, "second": 4, "squared": 8, "uses_gradient": 16, "divided": 32, "coupled": 64,
-    "decoupled": 128, "negated": 256, "slope": 512, "folded": 1024,
+    "decoupled": 128, "negated": 256, "folded": 512,
 }  # fmt: skip
 """Bit of each attribute of `sums.Flags` that decides a branch; "folded" is set where it is not 0."""
 KIND_BITS: Final = 16

@@ -93,7 +93,6 @@ AMOUNTS: Final = (
     "along",       # Σ e·p, p = the momentum before the step; NaN at a tensor's first step
     "past",        # Σ p²
     "nonfinite",   # count of NaN and infinities in g
-    "slope",       # Σ g·Δw
     "pushed",      # count of coordinates whose update is not zero; 0 for tensors that were not compared
     "stuck",       # count of those whose weight did not change
 )  # fmt: skip
@@ -136,7 +135,6 @@ def layer_amounts(sums: Sums, layer_count: int, counts: NDArray[np.bool_] | None
             "along": np.where(term("first_step") == 0, column("ep"), np.nan),
             "past": column("pp"),
             "nonfinite": column("nonfinite"),
-            "slope": np.where(measured, move("along"), _slope(sums)),
             "pushed": np.nan_to_num(np.where(measured, move("pushed"), 0.0)),
             "stuck": np.nan_to_num(np.where(measured, move("stuck"), 0.0)),
         }
@@ -163,26 +161,13 @@ def statistics_block(amounts: Array, names: Sequence[str]) -> NDArray[np.float32
 
 
 def totals(amounts: Array) -> dict[str, float]:
-    """Return totals over all layers: `grad_norm`, `decoupling` and `slope`.
-
-    `slope` is gᵀΔw of the whole step, the change of the loss to first order. `decoupling` is NaN without a second
-    moment, and `slope` is NaN unless it was measured.
-    """
+    """Return totals over all layers: `grad_norm`, and `decoupling`, which is NaN without a second moment."""
     with np.errstate(all="ignore"):
         total = dict(zip(AMOUNTS, amounts.sum(0), strict=True))
         return {
             "grad_norm": float(np.sqrt(total["gg"])),
             "decoupling": float(total["gg"] / total["vv"]),
-            "slope": float(total["slope"]),
         }
-
-
-def _slope(sums: Sums) -> Array:
-    lr, decay = sums.terms[:, TERM["lr"]], sums.terms[:, TERM["decoupled"]]
-    along = lr * sums.scale * sums.values[:, SUM["gu"]]
-    shrink = _where_decoupled(decay, lr * decay * sums.values[:, SUM["gw"]])
-    slope: Array = -(along + shrink) / (1.0 - lr * decay)
-    return slope
 
 
 def _statistics(amounts: Array) -> dict[str, Array]:

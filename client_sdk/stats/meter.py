@@ -79,8 +79,6 @@ class Meter:
         self._index_of = {id(parameter): index for index, parameter in enumerate(layers.parameters)}
         self.layers = layers
         """Layers that are measured."""
-        self.wants_slope = False
-        """Whether the totals include `slope`, which is NaN otherwise; set by the caller."""
         self.has_newcomers = False
         """Whether a parameter has had a gradient that was missing or frozen when the layers were mapped."""
         self.has_partial_gradients = False
@@ -274,7 +272,7 @@ class Meter:
         )  # fmt: skip
         arguments = (
             dense_first is not None, dense_second is not None, rule.squared, rule.uses_gradient, rule.divided,
-            rule.coupled != 0, rule.decoupled != 0, rule.sign < 0, rule.intake, folded, updates, self.wants_slope,
+            rule.coupled != 0, rule.decoupled != 0, rule.sign < 0, rule.intake, folded, updates,
         )  # fmt: skip
         flags = self._flags.get(arguments)
         if flags is None:
@@ -288,7 +286,6 @@ class Meter:
                 coupled=rule.coupled != 0,
                 decoupled=rule.decoupled != 0,
                 negated=rule.sign < 0,
-                slope=self.wants_slope,
                 intake=rule.intake,
                 folded=folded,
             )

@@ -32,7 +32,6 @@ MOVED: Final = (
     "pushed",    # count of coordinates whose update is not zero
     "stuck",     # count of those whose weight did not change
     "unscaled",  # Σ u² with u = −(Δw + lr·decoupled·w)/lr, w from before the step
-    "along",     # Σ g·Δw, only if every coordinate was taken
 )  # fmt: skip
 """Sums over the sampled coordinates of a tensor, times the stride of the sample."""
 MOVE: Final = {name: position for position, name in enumerate(MOVED)}
@@ -156,10 +155,9 @@ def _measure_chunk(
         pushed = x.g != 0
         if not is_rounded(leading.parameter):  # else Δw is not −lr·u but what rounding has made of it
             unscaled = ((moved + lr * decay * before) / lr).square()
-    along = torch.where(torch.from_numpy(strides > 1).to(device).unsqueeze(1), nothing, x.g * moved)
     by_name = {
         "moved": moved.square(), "expected": expected, "missed": missed, "rounding": (eps * x.w).square(),
-        "pushed": pushed, "stuck": pushed & (moved == 0), "unscaled": unscaled, "along": along,
+        "pushed": pushed, "stuck": pushed & (moved == 0), "unscaled": unscaled,
     }  # fmt: skip
     wide = values.dtype
     by_row = torch.stack([by_name[name].to(wide).sum(1) for name in MOVED], dim=1)

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from client_sdk.stats.kernel_code import BIT, KIND_BITS
 from client_sdk.stats.sums import SUM, SUMS
 
-KERNEL_SUMS: Final = ("gg", "nonfinite", "ww", "ee", "uu", "gu", "uw", "gw", "vv", "below", "rr", "ep", "pp")
+KERNEL_SUMS: Final = ("gg", "nonfinite", "ww", "ee", "uu", "uw", "vv", "below", "rr", "ep", "pp")
 """Names of the sums that are computed; a test compares them with `sums.SUMS`."""
 BLOCK: Final = 1024
 """Coordinates of a block; eight arrays of 4 KiB."""
@@ -25,10 +25,10 @@ LONG_BLOCK: Final = 4096
 """Coordinates of a block of which nothing is stored."""
 
 _COUNT = len(SUMS)
-_GG, _NONFINITE, _WW, _EE, _UU, _GU, _UW, _GW, _VV, _BELOW, _RR, _EP, _PP = (SUM[name] for name in KERNEL_SUMS)
+_GG, _NONFINITE, _WW, _EE, _UU, _UW, _VV, _BELOW, _RR, _EP, _PP = (SUM[name] for name in KERNEL_SUMS)
 _UPDATES, _FIRST, _SECOND, _SQUARED = BIT["updates"], BIT["first"], BIT["second"], BIT["squared"]
 _USES_GRADIENT, _DIVIDED, _COUPLED = BIT["uses_gradient"], BIT["divided"], BIT["coupled"]
-_DECOUPLED, _NEGATED, _SLOPE, _FOLDED = BIT["decoupled"], BIT["negated"], BIT["slope"], BIT["folded"]
+_DECOUPLED, _NEGATED, _FOLDED = BIT["decoupled"], BIT["negated"], BIT["folded"]
 _ADAM = _UPDATES | _FIRST | _SECOND | _SQUARED
 _BRANCHES = _ADAM | _USES_GRADIENT | _DIVIDED | _COUPLED | _FOLDED
 _ONE, _ZERO = np.float32(1), np.float32(0)
@@ -110,7 +110,7 @@ def _add_adam(code, g, w, m, v, terms, intake, out):
     """
     root, floor, threshold = np.float32(terms[2]), np.float32(terms[3]), np.float32(terms[4])
     sign = -_ONE if code & _NEGATED else _ONE
-    gg, ww, uu, gu, uw, gw = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
+    gg, ww, uu, uw = _ZERO, _ZERO, _ZERO, _ZERO
     vv, below, rr, ep, pp = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
     for i in range(len(g)):
         root_v = np.sqrt(v[i])
@@ -121,9 +121,7 @@ def _add_adam(code, g, w, m, v, terms, intake, out):
         gg += g[i] * g[i]
         ww += w[i] * w[i]
         uu += u * u
-        gu += g[i] * u
         uw += u * w[i]
-        gw += g[i] * w[i]
         vv += v[i]
         below += _ONE if root_v < threshold else _ZERO
         rr += ratio * ratio
@@ -132,9 +130,7 @@ def _add_adam(code, g, w, m, v, terms, intake, out):
     out[_GG] += gg
     out[_WW] += ww
     out[_UU] += uu
-    out[_GU] += gu
     out[_UW] += uw
-    out[_GW] += gw
     out[_VV] += vv
     out[_BELOW] += below
     out[_RR] += rr
@@ -202,14 +198,10 @@ def _add_block(code, g, w, m, v, terms, constants, buffers, out):
             for i in range(count):
                 u[i] = m[i] / denominator[i]
         out[_UU] += _dot(u, u)
-        if code & _SLOPE:
-            out[_GU] += _dot(g, u)
         if code & _COUPLED:
             out[_EE] += _dot(e, e)
         if code & _DECOUPLED:
             out[_UW] += _dot(u, w)
-            if code & _SLOPE:
-                out[_GW] += _dot(g, w)
     if code & _SECOND and code & _SQUARED:
         total, below, ratios = _ZERO, _ZERO, _ZERO
         for i in range(count):

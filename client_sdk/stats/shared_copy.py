@@ -44,9 +44,7 @@ class SharedCopy:
     def totals(self) -> dict[str, float]:
         """Totals over all layers; see `layer_statistics.totals`. They are NaN if the step was lost."""
         verdict = self._shared.verdict
-        return (
-            dict.fromkeys(("grad_norm", "decoupling", "slope"), np.nan) if verdict is None else totals(verdict.amounts)
-        )
+        return dict.fromkeys(("grad_norm", "decoupling"), np.nan) if verdict is None else totals(verdict.amounts)
 
     def measurement(self) -> Measurement:
         """Return the block of all layers, this rank's histograms and the scalars; nothing if the step was lost.

@@ -21,10 +21,10 @@ from client_sdk.stats.sums import SUM
 
 REMAINDERS: Final = frozenset({"master_param", "master_params", "kahan_comp", "compensation", "shift"})
 """Keys of a state that keeps more digits of the weights than the weights themselves: float32 copies, Kahan sums."""
-_OF_GRADIENT: Final = np.array([SUM[name] for name in ("gg", "nonfinite", "ee", "gu", "gw", "rr", "ep", "pp")])
-_OF_UPDATE: Final = np.array([SUM[name] for name in ("uu", "gu", "uw", "gw", "ee")])
+_OF_GRADIENT: Final = np.array([SUM[name] for name in ("gg", "nonfinite", "ee", "rr", "ep", "pp")])
+_OF_UPDATE: Final = np.array([SUM[name] for name in ("uu", "uw", "ee")])
 _OF_EFFECTIVE: Final = np.array([SUM[name] for name in ("rr", "ep", "pp")])
-_MOVED_BY_GRADIENT: Final = np.array([MOVE[name] for name in ("pushed", "stuck", "along")])
+_MOVED_BY_GRADIENT: Final = np.array([MOVE[name] for name in ("pushed", "stuck")])
 _MOVED_BY_FORMULA: Final = np.array([MOVE[name] for name in ("expected", "missed", "pushed", "stuck")])
 _MOVED_COUNTS: Final = np.array([MOVE[name] for name in ("pushed", "stuck")])
 

@@ -20,9 +20,7 @@ SUMS: Final = (
     "ww",         # Σ w², w = the weights after the step
     "ee",         # Σ e², e = the gradient with coupled weight decay; only if there is any
     "uu",         # Σ u², u = the update, unscaled
-    "gu",         # Σ g·u
     "uw",         # Σ u·w
-    "gw",         # Σ g·w
     "vv",         # Σ v
     "below",      # count of √v̂ < ε
     "rr",         # Σ e² / max(v, ε²·correction)
@@ -56,8 +54,6 @@ class Flags:
     """Whether there is decoupled weight decay."""
     negated: bool
     """Whether the optimizer maximizes."""
-    slope: bool
-    """Whether gᵀΔw is wanted, for λ_step."""
     intake: float
     """Share of a new gradient in m."""
     folded: float = 0.0
@@ -124,12 +120,10 @@ def names_of(flags: Flags) -> tuple[str, ...]:
     names = ["gg", "nonfinite", "ww"]
     if flags.updates:
         names.append("uu")
-        if flags.slope:
-            names.append("gu")
         if flags.coupled:
             names.append("ee")
         if flags.decoupled:
-            names += ("uw", "gw") if flags.slope else ("uw",)
+            names.append("uw")
     if flags.second and flags.squared:
         names += ("vv", "below", "rr") if flags.knows_effective else ("vv", "below")
     if flags.first and not flags.divided and flags.knows_effective:
@@ -158,14 +152,10 @@ def coordinate_sums(
         e = effective_gradient(flags, terms, x, denominator)
         u = unscaled_update(flags, terms, e, x.m, denominator, out=denominator)
         sums["uu"] = reduce.dot(u, u)
-        if flags.slope:
-            sums["gu"] = reduce.dot(g, u)
         if flags.coupled:
             sums["ee"] = reduce.dot(e, e)
         if flags.decoupled:
             sums["uw"] = reduce.dot(u, w)
-            if flags.slope:
-                sums["gw"] = reduce.dot(g, w)
     if x.v is not None and root_v is not None and flags.squared:
         sums["vv"] = reduce.total(x.v)
         is_above = is_above_threshold(root_v, terms.threshold)

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from client_sdk.stats.kernel_code import BIT
 
-KERNEL_SUMS: Final = ("gg", "nonfinite", "ww", "ee", "uu", "gu", "uw", "gw", "vv", "below", "rr", "ep", "pp")
+KERNEL_SUMS: Final = ("gg", "nonfinite", "ww", "ee", "uu", "uw", "vv", "below", "rr", "ep", "pp")
 """Names of the sums in the order in which `sum_chunks` stores them; a test compares them with `sums.SUMS`."""
 
 BLOCK: Final = 512
@@ -29,7 +29,6 @@ _DIVIDED: Final = tl.constexpr(BIT["divided"])
 _COUPLED: Final = tl.constexpr(BIT["coupled"])
 _DECOUPLED: Final = tl.constexpr(BIT["decoupled"])
 _NEGATED: Final = tl.constexpr(BIT["negated"])
-_SLOPE: Final = tl.constexpr(BIT["slope"])
 _FOLDED: Final = tl.constexpr(BIT["folded"])
 _G_KIND: Final = tl.constexpr(16)
 _W_KIND: Final = tl.constexpr(18)
@@ -90,7 +89,7 @@ def _add_block(
     block: tl.constexpr,
 ):
     """Return ``sums`` with the coordinates start … start + block − 1 added, those from ``stop`` on left out."""
-    gg, nonfinite, ww, ee, uu, gu, uw, gw, vv, below, rr, ep, pp = sums
+    gg, nonfinite, ww, ee, uu, uw, vv, below, rr, ep, pp = sums
     g_address, w_address, m_address, v_address = addresses
     direct, momentum, root, floor, threshold, lr, coupled, intake, folded = terms
     offsets = start + tl.arange(0, block)
@@ -136,14 +135,10 @@ def _add_block(
         if (code & _DIVIDED) == 0:
             u = u / denominator
         uu += u * u
-        if code & _SLOPE:
-            gu += g * u
         if code & _COUPLED:
             ee += e * e
         if code & _DECOUPLED:
             uw += u * w
-            if code & _SLOPE:
-                gw += g * w
     if (code & _SECOND) != 0 and (code & _SQUARED) != 0:
         vv += v
         is_below = root_v < threshold
@@ -156,12 +151,12 @@ def _add_block(
         previous = m - e * intake
         ep += e * previous
         pp += previous * previous
-    return gg, nonfinite, ww, ee, uu, gu, uw, gw, vv, below, rr, ep, pp
+    return gg, nonfinite, ww, ee, uu, uw, vv, below, rr, ep, pp
 
 
 @triton.jit
 def sum_chunks(
-    partials,  # float32 [chunks, 13]
+    partials,  # float32 [chunks, 11]
     chunk_tensor,  # int32 [chunks]
     chunk_start,  # int64 [chunks]
     sizes,  # int64 [tensors]
@@ -173,7 +168,7 @@ def sum_chunks(
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Store the 13 sums of one chunk for each program. With ``aligned`` every address is a multiple of 16 bytes."""
+    """Store the 11 sums of one chunk for each program. With ``aligned`` every address is a multiple of 16 bytes."""
     chunk = tl.program_id(0)
     tensor = tl.load(chunk_tensor + chunk)
     code = tl.load(codes + tensor)
@@ -196,33 +191,31 @@ def sum_chunks(
         tl.load(constants + tensor * 2 + 1),
     )
     zero = tl.zeros([block], tl.float32)
-    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
     whole = ((stop - start) // block).to(tl.int32)
     for at in range(whole):
         sums = _add_block(sums, own_addresses, own_terms, code, start + at * block, stop, False, aligned, block)
     if start + whole * block < stop:
         sums = _add_block(sums, own_addresses, own_terms, code, start + whole * block, stop, True, aligned, block)
     out = partials + chunk.to(tl.int64) * _COLUMNS
-    gg, nonfinite, ww, ee, uu, gu, uw, gw, vv, below, rr, ep, pp = sums
+    gg, nonfinite, ww, ee, uu, uw, vv, below, rr, ep, pp = sums
     tl.store(out, tl.sum(gg))
     tl.store(out + 1, tl.sum(nonfinite))
     tl.store(out + 2, tl.sum(ww))
     tl.store(out + 3, tl.sum(ee))
     tl.store(out + 4, tl.sum(uu))
-    tl.store(out + 5, tl.sum(gu))
-    tl.store(out + 6, tl.sum(uw))
-    tl.store(out + 7, tl.sum(gw))
-    tl.store(out + 8, tl.sum(vv))
-    tl.store(out + 9, tl.sum(below))
-    tl.store(out + 10, tl.sum(rr))
-    tl.store(out + 11, tl.sum(ep))
-    tl.store(out + 12, tl.sum(pp))
+    tl.store(out + 5, tl.sum(uw))
+    tl.store(out + 6, tl.sum(vv))
+    tl.store(out + 7, tl.sum(below))
+    tl.store(out + 8, tl.sum(rr))
+    tl.store(out + 9, tl.sum(ep))
+    tl.store(out + 10, tl.sum(pp))
 
 
 @triton.jit
 def add_chunks(
-    table,  # float64 [rows, 13]
-    partials,  # float32 [chunks, 13]
+    table,  # float64 [rows, 11]
+    partials,  # float32 [chunks, 11]
     first_chunk,  # int32 [tensors + 1]
     rows,  # int32 [tensors]: row of each tensor in the table
     existing,  # int32 [tensors]: bit i is set if sum i exists

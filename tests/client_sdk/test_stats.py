@@ -240,19 +240,6 @@ def test_total_gradient_norm_is_a_scalar() -> None:
     assert measurement.scalars["grad_norm"] == pytest.approx(total, rel=1e-9)
 
 
-def test_slope_is_gradient_times_step() -> None:
-    for make in (ADAMS["adam"], ADAMS["adamw"], ADAMS["adam-maximize"], OTHERS["sgd-nesterov-l2"]):
-        model, optimizer, meter, _, before = trained(make, 3)
-        meter.wants_slope = True
-        copied = meter.measure(optimizer, histograms=False)
-        assert copied is not None
-        along = sum(
-            float((g * (p.detach() - w)).sum())
-            for p, w, g in zip(model.parameters(), before["weights"], before["grads"], strict=True)
-        )
-        assert copied.totals["slope"] == pytest.approx(along, rel=1e-6)
-
-
 def test_a_parameter_without_gradient_is_not_measured() -> None:
     model = net()
     optimizer = torch.optim.Adam(model.parameters())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Page, expect
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support.embedded import Embedded, embedded
@@ -35,19 +35,6 @@ def ingest(server: Embedded) -> ClientConnection:
     """Return a connection on which a writer can log."""
     url = server.url.replace("http", "ws", 1) + "/api/v1/ingest"
     return connect(url, additional_headers={"Authorization": f"Bearer {server.token}"}, compression=None)
-
-
-@pytest.fixture
-def page(server: Embedded, context: BrowserContext) -> Iterator[Page]:
-    """Yield a page that is logged in and fails its test on an error in the console."""
-    page = context.new_page()
-    expect.set_options(timeout=20_000)
-    wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.goto(f"{server.url}/?token={server.token}")
-    yield page
-    assert [text for text in wrong if not text.startswith("SET_PROPS: Component")] == []
 
 
 def expect_no_sideways_scroll(page: Page) -> None:

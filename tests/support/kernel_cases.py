@@ -23,7 +23,7 @@ ABSOLUTE = replace(FLAT, dot=lambda a, b: torch.dot(a.abs(), b.abs()), total=lam
 """Reduction that gives the scale of each sum."""
 ADAM = Flags(
     updates=True, first=True, second=True, squared=True, uses_gradient=False, divided=False, coupled=False,
-    decoupled=False, negated=False, slope=False, intake=0.1,
+    decoupled=False, negated=False, intake=0.1,
 )  # fmt: skip
 FAMILIES = {
     "adam": ADAM,
@@ -36,7 +36,7 @@ FAMILIES = {
     "sgd-nesterov": replace(ADAM, second=False, squared=False, uses_gradient=True),
     "sgd-nesterov-folded": replace(ADAM, second=False, squared=False, uses_gradient=True, folded=0.9),
 }
-"""Flags of every family of optimizers; weight decay, `maximize` and the slope are combined with each."""
+"""Flags of every family of optimizers; weight decay, and `maximize` are combined with each."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,8 @@ def cases() -> Iterator[Case]:
     """Yield every case."""
     for name, flags in FAMILIES.items():
         combined = [
-            entry(
-                replace(flags, coupled=decay == "L2", decoupled=decay == "decoupled", negated=negated, slope=slope), 777
-            )
-            for decay, (negated, slope) in product(("none", "L2", "decoupled"), ((False, True), (True, False)))
+            entry(replace(flags, coupled=decay == "L2", decoupled=decay == "decoupled", negated=negated), 777)
+            for decay, negated in product(("none", "L2", "decoupled"), (False, True))
         ]
         yield Case(name, combined)
     unknown = replace(ADAM, updates=False, first=False, second=False)
