@@ -347,7 +347,7 @@ STATISTICS: Final[Mapping[str, Statistic]] = {
 }  # fmt: skip
 """Layer statistics by name, in the order of the wire format."""
 
-EvidenceForm = Literal["number", "ratio", "times", "share", "growth", "step", "steps", "flag", "text"]
+EvidenceForm = Literal["number", "count", "ratio", "times", "share", "growth", "step", "steps", "flag", "text"]
 """Presentation of an evidence value; ``growth`` is a relative change per step, ``times`` a multiple."""
 
 
@@ -388,14 +388,14 @@ EVIDENCE: Final[Mapping[str, Evidence]] = {
         Evidence(key="peak_step", label="peak", form="step"),
         Evidence(key="outlier_step", label="loss jumped", form="step"),
         Evidence(key="same_step_runs", label="spiked at the same step", form="text"),
-        Evidence(key="passed_without", label="other runs that passed it without"),
+        Evidence(key="passed_without", label="other runs that passed it without", form="count"),
         Evidence(key="update_ratio", label="update / weight"),
         Evidence(key="learning_rate_before", label="learning rate before"),
         Evidence(key="learning_rate_after", label="learning rate after"),
         Evidence(key="lr_jump_step", label="learning rate changed", form="step"),
         Evidence(key="state_reset_step", label="optimizer state was empty", form="step"),
         Evidence(key="nonfinite_step", label="not finite", form="step"),
-        Evidence(key="nonfinite_gradients", label="gradients not finite"),
+        Evidence(key="nonfinite_gradients", label="gradients not finite", form="count"),
         Evidence(key="nonfinite_loss", label="loss not finite", form="flag"),
         Evidence(key="eps_fraction", label="coordinates below ε", form="share"),
         Evidence(key="series", label="series", form="text"),

@@ -57,6 +57,8 @@ def _value(key: str, value: float | int | str) -> str:
         return value
     known = EVIDENCE.get(key)
     match "number" if known is None else known.form:
+        case "count":
+            return count(int(value))
         case "step":
             return f"step {count(int(value))}"
         case "steps":

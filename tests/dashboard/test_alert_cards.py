@@ -65,6 +65,11 @@ def test_evidence_is_a_table_that_people_read() -> None:
     }
 
 
+def test_counts_have_no_decimals() -> None:
+    counted = alert(evidence={"passed_without": 1.0, "nonfinite_gradients": 1200}, layers=())
+    assert [line.value for line in lines(counted)] == ["1", "1,200"]
+
+
 def test_the_column_shows_headline_reason_evidence_advice_and_buttons_in_this_order() -> None:
     text = words(column([alert()], "running", NOW))
     order = ["spike predicted", "Step 646", "Stale second moment", "λmax / limit", "What to try", "Acknowledge",
