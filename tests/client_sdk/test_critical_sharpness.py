@@ -65,7 +65,8 @@ def quadratic(lr: float, dtype: torch.dtype = torch.float64, *, largest: float =
     model = nn.ParameterList([nn.Parameter(torch.randn(5, dtype=torch.float64).to(dtype))])
 
     def closure() -> Tensor:
-        return (0.5 * curvatures * model[0] ** 2).sum()
+        loss: Tensor = (0.5 * curvatures * model[0] ** 2).sum()
+        return loss
 
     return Training(model, closure, torch.optim.SGD(model.parameters(), lr=lr))
 
