@@ -136,11 +136,11 @@ def watch(  # noqa: PLR0917 - the contract's signature
     ``closure`` of `log` switches on and for ``every="auto"``. Steps that take less than a few milliseconds can afford
     more, such as ``budget=1.0``; ``math.inf`` sets no limit. ``curvature`` is the method: "exact" (double backward),
     "finite-difference" (differences of gradients), "auto" (exact where possible) or "off". ``curvature_every`` is the
-    number of steps between readings of λ_max in calm times, if the budget allows them. ``distributed=False`` tells that
-    every process of a distributed training trains a model of its own.
+    number of steps between readings of λ_max in calm times, if the budget allows them.
 
-    Several models may be watched on one run. Returns a handle
-    with ``remove()``. Raises `ConfigurationError` if an argument is invalid, and before `init`.
+    In a training of several processes every rank calls `watch`, and the layers are those of the whole model;
+    ``distributed`` False says that each process trains a model of its own. Several models may be watched on one run.
+    Returns a handle with ``remove()``. Raises `ConfigurationError` if an argument is invalid, and before `init`.
     """
     target = _default if run is None else run
     if target is None:

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Final, Literal
 
 Purpose = Literal["layers", "curvature"]
-"""What time is spent on: layer statistics, or curvature with the directions that it follows."""
+"""The purpose of time that is spent: layer statistics, or curvature with the directions that it follows."""
 
 WINDOW: Final = 200  # steps
 FIRST: Final = 5  # steps whose time must be known before anything is allowed

@@ -34,7 +34,7 @@ from client_sdk.optimizers import Kind
 from client_sdk.warner import Warner
 
 Method = Literal["auto", "exact", "finite-difference", "off"]
-"""How Hessian-vector products are computed."""
+"""The way in which Hessian-vector products are computed."""
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 FOLLOW_PART: Final = 0.5  # of the budget, which following the directions at every step may take

@@ -22,7 +22,7 @@ Choice = Literal["none", "gradient", "track", "both"]
 """
 
 Cost = Literal["gradient", "track", "both", "step"]
-"""What takes time: one of the choices, or λ_step in addition to it."""
+"""A measurement that takes time: one of the choices, or λ_step in addition to it."""
 
 NEAR_LAMBDA_MAX: Final = 0.8  # λ_max·η/2 above which a run is near the limit, as healthy full-batch runs often are
 ARMED_LAMBDA_GRAD: Final = 0.5  # λ_grad·η/2 above which a run is armed
