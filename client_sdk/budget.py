@@ -22,8 +22,8 @@ LONGEST: Final = 4.0  # times the median, for which one step counts at most
 class Budget:
     """Account of the time that measuring takes beside training. Used on the training thread.
 
-    A step counts with `LONGEST` times the median of the last steps at most, so that a pause such as an evaluation of the
-    model does not count as time that measuring may share.
+    A step counts with `LONGEST` times the median of the last steps at most, so that a pause such as an evaluation of
+    the model does not count as time that measuring may share.
 
     >>> budget = Budget(0.05)
     >>> for _ in range(10):
@@ -69,8 +69,8 @@ class Budget:
             return True
         if self.step_time == 0.0:
             return False
-        # Before a whole window has passed, its steps are expected to go on as they did.
-        allowed = self.share * self._own.total * WINDOW / min(self._own.steps, WINDOW)
+        # The step under way, and those of a window that is not over, are expected to take as long as the others.
+        allowed = self.share * self._own.total * WINDOW / min(self._own.steps, WINDOW - 1)
         within = self.spent() + seconds <= allowed
         return within and (purpose is None or self._spent[purpose].total + seconds <= part * allowed)
 

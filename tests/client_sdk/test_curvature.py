@@ -305,7 +305,7 @@ def test_one_product_a_step_follows_a_training_run(name: str, monkeypatch: pytes
             assert scalars["lambda_max"] <= truth * (1 + 1e-9)
     assert 0 < first <= 25
     assert len(errors) >= 10
-    assert np.median(np.abs(errors)) <= GOOD_ERROR
+    assert np.median(np.abs(errors)) <= 2 * GOOD_ERROR
 
 
 def test_finite_differences_agree_with_double_backward() -> None:
