@@ -180,7 +180,8 @@ class SearchSpace:
         if len(self._basis) < MIN_SIZE:
             return torch.full_like(self._values[0], torch.inf)
         value = self._values[1]
-        return value + torch.linalg.vector_norm(self._images[1] - value.to(self._basis.dtype) * self._basis[1])
+        upper: Tensor = value + torch.linalg.vector_norm(self._images[1] - value.to(self._basis.dtype) * self._basis[1])
+        return upper
 
     def _set(self, basis: Tensor, images: Tensor) -> None:
         self._basis, self._images = basis, images
