@@ -25,6 +25,10 @@ class Recording:
     """Cause that the run was built to show, `CONTROL` for a healthy one, "" if unknown."""
     fault_steps: tuple[int, ...] = ()
     """Steps at which a fault was injected."""
+    family: str = ""
+    """Task and architecture of the run, "" if unknown; scores are also added up over a family."""
+    is_swell: bool = False
+    """Whether its spikes are slow swells in a wide band of noise, whose labels are uncertain; they are scored apart."""
 
     @property
     def losses(self) -> NDArray[np.float64]:

@@ -4,14 +4,17 @@ Reads two formats, one npz file for each run, and owns their meaning.
 
 * **Spikewatch** (key `format` = "spikewatch-1"): `step` (n,), `time` (n,), one array (n,) for each scalar under
   `scalar:NAME` (NaN where absent), `block` (n, layers, statistics) float32, `layers`, `statistics`, `sizes`,
-  `optimizer` (msgpack of `protocol.Optimizer`), optionally `cause` and `fault_steps`. `write_recording` writes it.
+  `optimizer` (msgpack of `protocol.Optimizer`), optionally `cause`, `fault_steps`, `family` and `swell`.
+  `write_recording` writes it.
 * **Zoo**: the signals of a study of small runs, step by step: `loss`, `lr`, `gnorm`, per layer `g2` and `vh`, `lam` and
-  `lgrad` every few steps, `thr` = 2/η.
+  `lgrad` every few steps, `thr` = 2/η; optionally `betas` and the same keys as above. Without `cause`, names that end
+  in "-ok" are healthy controls; without `family`, the name up to the first hyphen is the family.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,17 +27,6 @@ from server.models import Layout, Optimizer, Sample
 FORMAT: Final = "spikewatch-1"
 """Value of the key `format` in files of this program."""
 ZOO_STATISTICS: Final = ("grad_norm", "v_rms", "rms_ratio", "decoupling")
-ZOO_FAULTS: Final[dict[str, tuple[str, tuple[int, ...]]]] = {
-    "fnn-lrjump": ("lr-jump", (700,)),
-    "fnn-reset": ("state-loss", (500,)),
-    "mlp-labelburst": ("data", (700,)),
-    "cnn-nan": ("nonfinite", (600,)),
-    "tf-badtokens": ("data", (400, 600)),
-    "tf-lrjump": ("lr-jump", (400,)),
-    "linattn-b95": ("heavy-tail", ()),
-    "linattn-tail-clip": ("heavy-tail", ()),
-}
-"""Cause and fault steps of the study's runs, which its files lack. Names that end in "-ok" are healthy controls."""
 
 
 def read_recordings(directory: Path) -> Iterator[Recording]:
@@ -56,7 +48,9 @@ def read_recordings(directory: Path) -> Iterator[Recording]:
             raise ValueError(f"{path} is not a recording; remove it from the directory")
 
 
-def write_recording(path: Path, samples: Sequence[Sample], cause: str = "", fault_steps: Sequence[int] = ()) -> None:
+def write_recording(
+    path: Path, samples: Sequence[Sample], cause: str = "", fault_steps: Sequence[int] = (), family: str = ""
+) -> None:
     """Write samples of one layout to a file. Samples without a block get one of NaN."""
     layout = next((sample.layout for sample in samples if sample.layout is not None), None)
     names = sorted({name for sample in samples for name in sample.scalars})
@@ -76,6 +70,7 @@ def write_recording(path: Path, samples: Sequence[Sample], cause: str = "", faul
         step=np.array([sample.step for sample in samples], dtype=np.int64),
         time=np.array([sample.time for sample in samples]),
         cause=np.array(cause),
+        family=np.array(family),
         fault_steps=np.array(fault_steps, dtype=np.int64),
         **arrays,
     )
@@ -104,14 +99,14 @@ def _from_spikewatch(name: str, arrays: dict[str, Any]) -> Recording:
         )
         for i, step in enumerate(arrays["step"])
     ]
-    faults = tuple(int(step) for step in arrays.get("fault_steps", ()))
-    return Recording(name=name, samples=samples, cause=str(arrays.get("cause", "")), fault_steps=faults)
+    return _described(Recording(name=name, samples=samples, cause=""), arrays)
 
 
 def _from_zoo(name: str, arrays: dict[str, Any]) -> Recording:
     layers = tuple(str(layer) for layer in arrays["names"])
     sizes = tuple(int(size) for size in arrays["sizes"])
-    optimizer = Optimizer(name="Adam", family="adam", lr=float(arrays["lr"].max()), beta1=0.9)
+    beta1, beta2 = (float(beta) for beta in arrays["betas"]) if "betas" in arrays else (0.9, None)
+    optimizer = Optimizer(name="Adam", family="adam", lr=float(arrays["lr"].max()), beta1=beta1, beta2=beta2)
     layout = Layout(id=0, layers=layers, statistics=ZOO_STATISTICS, sizes=sizes, optimizer=optimizer)
     with np.errstate(all="ignore"):
         columns = (
@@ -127,5 +122,16 @@ def _from_zoo(name: str, arrays: dict[str, Any]) -> Recording:
         scalars = {ours: float(arrays[theirs][i]) for theirs, ours in keys.items() if not np.isnan(arrays[theirs][i])}
         scalars["loss"] = float(loss)
         samples.append(Sample(step=i + 1, time=float(i + 1), scalars=scalars, layout=layout, block=block[i]))
-    cause, fault_steps = ZOO_FAULTS.get(name, (CONTROL if name.endswith("-ok") else "", ()))
-    return Recording(name=name, samples=samples, cause=cause, fault_steps=fault_steps)
+    cause = CONTROL if name.endswith("-ok") else ""
+    return _described(Recording(name=name, samples=samples, cause=cause, family=name.partition("-")[0]), arrays)
+
+
+def _described(recording: Recording, arrays: dict[str, Any]) -> Recording:
+    """Return a recording with what its file says about it."""
+    return replace(
+        recording,
+        cause=str(arrays.get("cause", recording.cause)),
+        fault_steps=tuple(int(step) for step in arrays.get("fault_steps", ())),
+        family=str(arrays.get("family", recording.family)),
+        is_swell=bool(arrays.get("swell", False)),
+    )

@@ -51,6 +51,9 @@ class RunScore:
 
     name: str
     cause: str
+    family: str
+    is_swell: bool
+    """Whether its labels are uncertain; see `Recording`."""
     steps: int
     """Number of recorded steps."""
     events: tuple[ScoredEvent, ...]
@@ -129,6 +132,8 @@ def score(recording: Recording) -> RunScore:
     return RunScore(
         name=recording.name,
         cause=recording.cause,
+        family=recording.family,
+        is_swell=recording.is_swell,
         steps=len(steps),
         events=tuple(judged),
         alarms=alarms,

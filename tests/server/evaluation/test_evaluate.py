@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +73,31 @@ def test_table_has_a_row_for_each_run(summary: Summary) -> None:
     assert "precision" in text
 
 
+def test_families_have_rows_and_slow_swells_totals_of_their_own(summary: Summary) -> None:
+    net = next(run for run in summary.runs if run.name == "tanh-net")
+    runs = (replace(net, family="nets"), replace(net, family="waves", is_swell=True, recalled=()))
+    text = lines(replace(summary, runs=runs))
+    assert any(line.startswith("nets ") for line in text)
+    totals = [line for line in text if line.startswith("early recall")]
+    assert [f" {early}/{len(net.events)} " in line for early, line in zip((1, 0), totals, strict=True)] == [True, True]
+    assert text.index("slow swells, scored apart") > text.index(totals[0])
+
+
+def test_a_training_is_recorded_through_the_sdk_with_its_unstable_direction(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from benchmarks.record_cases import record
+    from benchmarks.spike_trainings import CASES
+
+    case = CASES["factorisation"]
+    samples = record(replace(case, steps=40), seed=0)
+    write_recording(tmp_path / "short.npz", samples, cause=case.cause, family=case.family)
+    recording = next(read_recordings(tmp_path))
+    assert [sample.step for sample in recording.samples] == list(range(1, 41))
+    assert {"mode_loss", "mode_growth", "mode_share", "mode_alternation"} <= recording.samples[-1].scalars.keys()
+    assert recording.samples[-1].statistic("v_rms") is not None
+    assert (recording.family, recording.cause) == ("factorisation", "adam-preconditioner")
+
+
 def test_directory_is_required_and_must_hold_recordings(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give the directory"):
         evaluate(None)
@@ -92,13 +119,23 @@ def test_command_ends_with_2_and_one_line_without_recordings(
 
 def test_recordings_round_trip(tmp_path: Path) -> None:
     samples = list(streams.approaching(40, crossing=30, rate=0.01, decoupling=1e-3))
-    write_recording(tmp_path / "run.npz", samples, cause="data", fault_steps=(7,))
+    write_recording(tmp_path / "run.npz", samples, cause="data", fault_steps=(7,), family="net")
     back = next(read_recordings(tmp_path))
-    assert (back.cause, back.fault_steps) == ("data", (7,))
+    assert (back.cause, back.fault_steps, back.family) == ("data", (7,), "net")
     assert repr(streams.verdicts(back.samples)) == repr(streams.verdicts(samples))
 
 
-def test_study_recordings_are_understood(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "described"),
+    [
+        ({}, ("none", (), "mine", False)),
+        (
+            {"cause": "data", "fault_steps": np.array([3, 5]), "swell": True, "betas": np.array([0.8, 0.99])},
+            ("data", (3, 5), "mine", True),
+        ),
+    ],
+)
+def test_study_recordings_are_understood(tmp_path: Path, more: dict[str, Any], described: tuple[object, ...]) -> None:
     n = 30
     np.savez(
         tmp_path / "mine-ok.npz",
@@ -113,9 +150,10 @@ def test_study_recordings_are_understood(tmp_path: Path) -> None:
         lgrad=np.where(np.arange(n) % 5 == 0, 80.0, np.nan),
         names=np.array(["a", "b"]),
         sizes=np.array([4, 9]),
+        **more,
     )
     recording = next(read_recordings(tmp_path))
-    assert recording.cause == "none"
+    assert (recording.cause, recording.fault_steps, recording.family, recording.is_swell) == described
     assert recording.samples[0].scalars["lambda_max"] == 150.0
     assert "lambda_max" not in recording.samples[1].scalars
     column = recording.samples[0].statistic("decoupling")
