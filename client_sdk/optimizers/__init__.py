@@ -15,7 +15,7 @@ from client_sdk.optimizers.recognition import (
     term_table,
     what_is_missing,
 )
-from client_sdk.optimizers.stability import averaging_gain, oscillation_gain, stability_limit
+from client_sdk.optimizers.stability import GradientResponse, averaging_gain, oscillation_gain, stability_limit
 from client_sdk.optimizers.update_rule import ELEMENTWISE_TERMS, TERM, TERMS, Kind, UpdateRule, rate_of
 from client_sdk.optimizers.wrappers import Watched, inner_optimizer, watched_optimizer
 
@@ -24,6 +24,7 @@ __all__ = [
     "TERM",
     "TERMS",
     "FactoredMoment",
+    "GradientResponse",
     "Kind",
     "Moment",
     "QuantisedMoment",

@@ -17,7 +17,7 @@ from client_sdk.measurement import Measurement
 from client_sdk.optimizers import stability_limit
 from client_sdk.precision import compact_block
 from client_sdk.protocol import Histograms
-from client_sdk.stats import SharedCopy, StepCopy
+from client_sdk.stats import SOURCE_CURVATURE, PeriodTwoCopy, SharedCopy, StepCopy
 from client_sdk.warner import Warner
 
 
@@ -31,6 +31,8 @@ class TakenStep:
     """Layer statistics; None if the step was not measured."""
     mode: ModeCopy | None
     """Amplitudes of the unstable directions up to the step; None if none are known."""
+    period_two: PeriodTwoCopy | None
+    """Period-two component of the gradients up to the step; None if the step was not followed."""
     scalars: Mapping[str, float]
     """Scalars about the measuring."""
 
@@ -102,7 +104,7 @@ class PendingMeasurement:
         """Return whether the step is known and all parts have reached the host."""
         if not self._is_given:
             return False
-        of_step = () if self._step is None else (self._step.statistics, self._step.mode)
+        of_step = () if self._step is None else (self._step.statistics, self._step.mode, self._step.period_two)
         parts = (*of_step, self._curvature, self._lr_copy)
         return all(part is None or part.ready() for part in parts)
 
@@ -118,6 +120,8 @@ class PendingMeasurement:
                 block, histograms = measured.block, measured.histograms
             if self._step.mode is not None:
                 scalars |= self._step.mode.scalars()
+            if self._step.period_two is not None:
+                scalars |= self._step.period_two.scalars()
             scalars |= self._step.scalars
             lr = self._step.lr if self._lr_copy is None else float(self._lr_copy.array()[0])
             if lr is not None:
@@ -126,7 +130,10 @@ class PendingMeasurement:
                 if rate > 0:
                     scalars["stability_limit"] = stability_limit(rate)
         if self._curvature is not None:
-            scalars |= self._curvature.scalars()
+            probed = self._curvature.scalars()
+            if "stability_ratio" in probed:
+                scalars["stability_ratio_source"] = SOURCE_CURVATURE
+            scalars |= probed
         if block is not None and self._compact_columns is not None:
             block = compact_block(block, self._compact_columns)
         return Measurement(scalars=scalars, block=block, histograms=histograms)
