@@ -2,7 +2,8 @@
 
 Owns the vector layout of the parameter space and the norm in which the optimizer moves. Ĥ = D·H is the preconditioned
 Hessian of Bai et al. (ICML 2026), whose largest eigenvalue λ_max is compared with 2/η_max. It is similar to the
-symmetric matrix D^½·H·D^½, which is the one that is iterated on.
+symmetric matrix D^½·H·D^½, which is the one that is iterated on. Optimizers whose update is divided by something else
+than √v say what it is in `Family.diagonal`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from client_sdk.optimizers import (
     Moment,
     dense,
     has_limit,
+    own_diagonal,
     read_steps,
     read_update_rule,
     second_moment,
@@ -58,6 +60,7 @@ class Preconditioner:
             )
         parameters: list[Tensor] = []
         seconds: list[Tensor | Moment | None] = []
+        own: list[Tensor | None] = []
         tables: list[Tensor] = []
         squared = True
         for group in optimizer.param_groups:
@@ -74,6 +77,7 @@ class Preconditioner:
                 members.append(parameter)
                 states.append(state)
                 seconds.append(second)
+                own.append(own_diagonal(rule, group, state, parameter))
             if members:
                 parameters += members
                 tables.append(torch.as_tensor(term_table(rule, read_steps(rule, states), states)))
@@ -82,11 +86,16 @@ class Preconditioner:
         device = parameters[0].device
         if any(parameter.device != device for parameter in parameters):
             raise UnsupportedError("curvature of a model on several devices is not measured")
-        return cls._assemble(parameters, seconds, tables, squared)
+        return cls._assemble(parameters, seconds, own, tables, squared)
 
     @classmethod
     def _assemble(
-        cls, parameters: list[Tensor], seconds: list[Tensor | Moment | None], tables: list[Tensor], squared: bool
+        cls,
+        parameters: list[Tensor],
+        seconds: list[Tensor | Moment | None],
+        own: list[Tensor | None],
+        tables: list[Tensor],
+        squared: bool,
     ) -> Preconditioner:
         device, dtype = parameters[0].device, vector_dtype(parameters)
         home = next((table.device for table in tables if table.device.type != "cpu"), torch.device("cpu"))
@@ -96,8 +105,10 @@ class Preconditioner:
         root = table[:, TERM["root"]].to(dtype).to(device, non_blocking=True)
         floor = table[:, TERM["floor"]].to(dtype).to(device, non_blocking=True)
         pieces = []
-        for position, (parameter, second) in enumerate(zip(parameters, seconds, strict=True)):
-            if second is None:
+        for position, (parameter, second, inverse) in enumerate(zip(parameters, seconds, own, strict=True)):
+            if inverse is not None:
+                pieces.append(factor[position] * inverse.to(dtype))
+            elif second is None:
                 pieces.append(factor[position].expand(parameter.numel()))
             else:
                 v = dense(second).to(dtype)

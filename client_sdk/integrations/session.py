@@ -46,6 +46,7 @@ class WatchOptions(TypedDict, total=False):
     curvature_every: int
     group: str | Callable[[str], str | None]
     precision: str
+    distributed: bool
 
 
 class Session:

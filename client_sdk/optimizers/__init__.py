@@ -10,12 +10,19 @@ from client_sdk.optimizers.recognition import (
     has_limit,
     has_own_step,
     kind_of,
+    own_diagonal,
     read_steps,
     read_update_rule,
     term_table,
     what_is_missing,
 )
-from client_sdk.optimizers.stability import GradientResponse, averaging_gain, oscillation_gain, stability_limit
+from client_sdk.optimizers.stability import (
+    GradientResponse,
+    averaging_gain,
+    oscillation_gain,
+    stability_limit,
+    stability_ratio,
+)
 from client_sdk.optimizers.update_rule import ELEMENTWISE_TERMS, TERM, TERMS, Kind, UpdateRule, rate_of
 from client_sdk.optimizers.wrappers import Watched, inner_optimizer, watched_optimizer
 
@@ -39,11 +46,13 @@ __all__ = [
     "inner_optimizer",
     "kind_of",
     "oscillation_gain",
+    "own_diagonal",
     "rate_of",
     "read_steps",
     "read_update_rule",
     "second_moment",
     "stability_limit",
+    "stability_ratio",
     "term_table",
     "watched_optimizer",
     "what_is_missing",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from client_sdk.optimizers.update_rule import SMALLEST_EPS, Columns, Family, UpdateRule, of, rate_of
 
@@ -50,11 +51,20 @@ def _adadelta(rule: UpdateRule, t: Any, mu_product: Any) -> Columns:
     return {"threshold": one * max(rule.eps, SMALLEST_EPS)}
 
 
+def _adadelta_diagonal(
+    rule: UpdateRule, group: Mapping[str, Any], state: Mapping[str, Any], parameter: Tensor
+) -> Tensor:
+    # The next step multiplies the gradient by the size of the updates so far, √(E[Δ²] + ε), over √(v + ε).
+    eps = float(group["eps"])
+    diagonal: Tensor = ((state["acc_delta"] + eps) / (state["square_avg"] + eps)).sqrt().reshape(-1)
+    return diagonal
+
+
 FAMILIES: Final = (
     Family(kind="adagrad", classes=of("torch", "Adagrad"), wire="other", read=_read_adagrad, terms=_adagrad),
     Family(
         kind="adadelta", classes=of("torch", "Adadelta"), wire="other", read=_read_adadelta, terms=_adadelta,
-        has_limit=False,
+        diagonal=_adadelta_diagonal,
     ),
 )  # fmt: skip
 """Families of this module."""

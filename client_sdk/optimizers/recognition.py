@@ -8,6 +8,7 @@ its parent; whether the weights then move as the parent's rule says is checked a
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -79,9 +80,23 @@ def kind_of(optimizer: torch.optim.Optimizer) -> Kind:
 
 
 def has_limit(kind: Kind, optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the stability limit of ``optimizer``, which is of the given ``kind``, is known."""
-    rules = [read_update_rule(kind, optimizer, group) for group in optimizer.param_groups]
-    return _FAMILIES[kind].has_limit and not any(rule.kind == "rmsprop" and not rule.is_exact for rule in rules)
+    """Return whether the stability limit of ``optimizer``, which is of the given ``kind``, is known.
+
+    It is not where the optimizer has no learning rate, such as Adafactor with relative steps.
+    """
+    rates = [read_update_rule(kind, optimizer, group).lr for group in optimizer.param_groups]
+    return _FAMILIES[kind].has_limit and not any(isinstance(lr, float) and math.isnan(lr) for lr in rates)
+
+
+def own_diagonal(
+    rule: UpdateRule, group: Mapping[str, Any], state: Mapping[str, Any], parameter: Tensor
+) -> Tensor | None:
+    """Return the diagonal of a parameter's preconditioner D without the gain, [n], if it has a form of its own.
+
+    None stands for the form 1/(root·√v + floor), which most families share.
+    """
+    diagonal = _FAMILIES[rule.kind].diagonal
+    return None if diagonal is None else diagonal(rule, group, state, parameter)
 
 
 def has_own_step(kind: Kind, optimizer: torch.optim.Optimizer) -> bool:

@@ -1,4 +1,8 @@
-"""RMSprop, as torch.optim.RMSprop computes it. With `centered` only its v is used, and Δw is measured."""
+"""RMSprop, as torch.optim.RMSprop computes it.
+
+With `centered` the update is divided by the deviation √(v − mean²) of the gradient. The statistics then use its v
+alone, Δw is measured, and the stability limit is that of the deviation.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from client_sdk.optimizers.update_rule import SMALLEST_EPS, Columns, Family, UpdateRule, of, rate_of
 
@@ -28,5 +33,16 @@ def _terms(rule: UpdateRule, t: Any, mu_product: Any) -> Columns:
     return {"direct": direct, "momentum": momentum, "root": one, "floor": one * eps, "threshold": one * eps}
 
 
-FAMILIES: Final = (Family(kind="rmsprop", classes=of("torch", "RMSprop"), wire="rmsprop", read=_read, terms=_terms),)
+def _diagonal(rule: UpdateRule, group: Mapping[str, Any], state: Mapping[str, Any], parameter: Tensor) -> Tensor | None:
+    if not group["centered"]:
+        return None
+    variance = torch.addcmul(state["square_avg"], state["grad_avg"], state["grad_avg"], value=-1.0).clamp(min=0.0)
+    return 1.0 / (variance.sqrt().add_(max(rule.eps, SMALLEST_EPS))).reshape(-1)
+
+
+FAMILIES: Final = (
+    Family(
+        kind="rmsprop", classes=of("torch", "RMSprop"), wire="rmsprop", read=_read, terms=_terms, diagonal=_diagonal
+    ),
+)
 """Families of this module."""

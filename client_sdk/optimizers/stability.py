@@ -16,6 +16,10 @@ def oscillation_gain(direct: Numbers, momentum: Numbers, intake: float, decay: f
     gives the published limits: SGD 1; heavy ball 1/(1+μ); Nesterov (1+2μ)/(1+μ) (Cohen et al. 2021, arXiv 2103.00065);
     EMA momentum (1−β1)/(1+β1) (Cohen et al. 2022, arXiv 2207.14484); Adam with bias correction
     (1/(1−β1ᵗ))·(1−β1)/(1+β1) (Bai et al. 2026).
+
+    No instability comes before the one of period two. With u = a·g + b·m and m = μ·m + c·g, the error on a quadratic
+    follows z² + (x·(a + b·c) − 1 − μ)·z + μ·(1 − a·x), x = η·λ. By the criterion of Jury it is stable while
+    x·(a + b·c/(1+μ)) < 2, the condition at z = −1, and a·μ·x < 1 + μ, which is the weaker one for a, b·c ≥ 0.
     """
     return direct + momentum * (intake / (1.0 + decay))
 
@@ -71,3 +75,18 @@ class GradientResponse:
             self.direct + self.momentum * self.intake * factor / (factor + self.decay) for factor in (1.0, rho)
         )
         return (1.0 + rho) / 2.0 * at_limit / now
+
+
+def stability_ratio(lambda_max: float, lr: float, decoupled_weight_decay: float = 0.0) -> float:
+    """Return how close a run is to its limit, λ_max over `stability_limit`; 1 is the limit, 0 is returned at η = 0.
+
+    ``lr`` is the largest learning rate η_max of all groups, because λ_max belongs to the operator diag(η)·Ĥ/η_max, in
+    which each coordinate has the rate of its own group. The ratio is therefore the largest eigenvalue of diag(η)·Ĥ
+    divided by 2, and does not depend on which rate is called η.
+
+    >>> stability_ratio(150.0, 0.01)
+    0.75
+    >>> stability_ratio(150.0, 0.0)
+    0.0
+    """
+    return lambda_max / stability_limit(lr, decoupled_weight_decay)

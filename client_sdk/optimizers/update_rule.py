@@ -130,6 +130,11 @@ class Family:
     """
     has_limit: bool = True
     """Whether the stability limit is known; see `oscillation_gain`."""
+    diagonal: Callable[[UpdateRule, Mapping[str, Any], Mapping[str, Any], Tensor], Tensor | None] | None = None
+    """Function from a rule, its group, the state and the values of a parameter to the diagonal of D, [n].
+
+    It leaves out the gain, returns None where D is 1/(root·√v + floor), and never synchronises a device.
+    """
 
 
 def of(package: str, *names: str) -> frozenset[tuple[str, str]]:

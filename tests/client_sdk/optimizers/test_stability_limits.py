@@ -8,8 +8,10 @@ from typing import Any
 
 import prodigyopt
 import pytest
+import pytorch_optimizer
 import schedulefree
 import torch
+import transformers
 from torch import Tensor, nn
 
 from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
@@ -113,13 +115,13 @@ Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 @pytest.mark.parametrize(
     "make",
     [
-        torch.optim.Adadelta,
-        torch.optim.Adafactor,
-        lambda p: torch.optim.RMSprop(p, centered=True),
+        lambda p: transformers.Adafactor(p, lr=None),
+        lambda p: pytorch_optimizer.Lion(p, lr=1e-4),
+        lambda p: pytorch_optimizer.SOAP(p, lr=1e-3),
         torch.optim.Muon,
         torch.optim.Rprop,
     ],
-    ids=["adadelta", "adafactor", "rmsprop-centered", "muon", "rprop"],
+    ids=["adafactor-relative-steps", "lion", "soap", "muon", "rprop"],
 )
 def test_where_no_limit_is_known_none_is_claimed(make: Make) -> None:
     optimizer = make([nn.Parameter(torch.ones(2, 2))])
