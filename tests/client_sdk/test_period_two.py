@@ -29,7 +29,8 @@ Denominator = Callable[[dict[str, Any]], Tensor]
 
 def adam_denominator(state: dict[str, Any], beta2: float = 0.999, key: str = "exp_avg_sq") -> Tensor:
     second: Tensor = state[key].double()
-    return (second / (1 - beta2 ** float(state["step"]))).sqrt() + 1e-8
+    corrected: Tensor = second / (1 - beta2 ** float(state["step"]))
+    return corrected.sqrt() + 1e-8
 
 
 OPTIMIZERS: dict[str, tuple[Make, Denominator | None]] = {
