@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ from client_sdk.precision import compact_block
 from client_sdk.protocol import Histograms
 from client_sdk.stats import SOURCE_CURVATURE, PeriodTwoCopy, SharedCopy, StepCopy
 from client_sdk.warner import Warner
+
+CURRENT: Final = 32  # steps since λ_max was read, within which no other estimate of the stability ratio is recorded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -79,6 +83,7 @@ class PendingMeasurement:
         self._sink = sink
         self._compact_columns = compact_columns
         self._curvature: CurvatureCopy | None = None
+        self._curvature_scalars: Mapping[str, float] = {}
         self._step: TakenStep | None = None
         self._lr_copy: ScalarCopy | None = None
         self._is_given = False
@@ -87,9 +92,9 @@ class PendingMeasurement:
         self.candidate: TakenStep | None = None
         """The step after the record, whose part in it is not certain yet."""
 
-    def add_curvature(self, curvature: CurvatureCopy | None) -> None:
-        """Add the values of a probe. Called before `give`."""
-        self._curvature = curvature
+    def add_curvature(self, curvature: CurvatureCopy | None, scalars: Mapping[str, float]) -> None:
+        """Add the values of a curvature measurement and ``scalars`` about the measuring. Called before `give`."""
+        self._curvature, self._curvature_scalars = curvature, scalars
 
     def give(self, step: TakenStep | None) -> None:
         """Complete the measurement with its step; None if it has none."""
@@ -129,11 +134,17 @@ class PendingMeasurement:
                 scalars["lr"] = rate
                 if rate > 0:
                     scalars["stability_limit"] = stability_limit(rate)
+        scalars |= self._curvature_scalars
+        if scalars.get("lambda_max_age", math.inf) <= CURRENT:
+            for name in ("stability_ratio", "stability_ratio_source"):  # λ_max itself says it better
+                scalars.pop(name, None)
         if self._curvature is not None:
             probed = self._curvature.scalars()
             if "stability_ratio" in probed:
                 scalars["stability_ratio_source"] = SOURCE_CURVATURE
             scalars |= probed
+            if "lambda_max" in scalars:
+                scalars["lambda_max_age"] = 0.0
         if block is not None and self._compact_columns is not None:
             block = compact_block(block, self._compact_columns)
         return Measurement(scalars=scalars, block=block, histograms=histograms)

@@ -17,7 +17,15 @@ from client_sdk.layers import map_layers
 from client_sdk.optimizers import GradientResponse, kind_of
 from client_sdk.stats import Meter, gradient_sample
 from client_sdk.stats.period_two import PeriodTwo
-from client_sdk.stats.period_two_reading import DECAY, REACH, SETTLING, SOURCE_PERIOD_TWO, WINDOW, period_two_scalars
+from client_sdk.stats.period_two_reading import (
+    DECAY,
+    REACH,
+    SETTLING,
+    SOURCE_CURVATURE,
+    SOURCE_PERIOD_TWO,
+    WINDOW,
+    period_two_scalars,
+)
 from client_sdk.watch import rhythm, watch
 from tests.support.logged import MakeRun, kept, last_layout
 
@@ -379,6 +387,30 @@ def test_a_watched_run_over_its_limit_says_so(make_run: MakeRun) -> None:
     assert "period_two" not in records[5].scalars
 
 
+def test_a_ratio_from_curvature_wins(make_run: MakeRun) -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.full((3,), 1e-4))
+    model = nn.ParameterList([weight])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.21)
+    run = make_run()
+    watch(run, model, optimizer, every=1, budget=math.inf)
+
+    def closure() -> Tensor:
+        return 5.0 * weight.square().sum()
+
+    for step in range(40):
+        optimizer.zero_grad()
+        closure().backward()
+        optimizer.step()
+        run.log({"loss": 1.0}, step=step, closure=closure)
+    found = [record.scalars for record in kept(run)]
+    assert "period_two_growth" in found[-1]
+    sources = [one["stability_ratio_source"] for one in found if "stability_ratio" in one]
+    assert sources
+    assert set(sources) == {SOURCE_CURVATURE}
+    assert all(("stability_ratio" in one) == ("stability_ratio_source" in one) for one in found)
+
+
 def test_training_computes_the_same_bits(make_run: MakeRun) -> None:
     def train(is_watched: bool) -> tuple[list[Tensor], Tensor]:
         model = net(torch.float32)
@@ -424,15 +456,15 @@ def test_the_rhythm_leaves_following_its_part_of_the_share() -> None:
     found = rhythm.Rhythm(every="auto", histogram_every=50)
     for _ in range(20):
         found.observe_step_time(1.0)
-        found.observe_following(0.009)
+        found.observe_following(0.009, is_measured=True)
         found.observe_cost(0.019)
     assert found.is_followed
     assert found.calm_interval == 2
     for _ in range(5):
-        found.observe_following(0.012)
+        found.observe_following(0.012, is_measured=False)
     assert found.is_followed, "a little above the share it goes on"
     for _ in range(5):
-        found.observe_following(0.014)
+        found.observe_following(0.014, is_measured=False)
         found.observe_cost(0.019)
     assert not found.is_followed
     assert found.calm_interval == 1
