@@ -442,7 +442,7 @@ def test_steps_between_measured_ones_are_followed_if_that_is_cheap(
     model = net(torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     run = make_run()
-    watch(run, model, optimizer, every=7)
+    watch(run, model, optimizer, every=7, budget=math.inf)
     for step in range(100):
         backward(model, step)
         optimizer.step()
