@@ -246,7 +246,7 @@ class Probe:
         return copy
 
     def _account(self, choice: Choice, timer: Timer, step_timer: Timer | None) -> None:
-        """Keep the timers until the time of the device is known. The caller charges the budget with that of the host."""
+        """Keep the timers until the time of the device is known; the caller charges the budget with the host's."""
         if timer.on_host == 0.0:
             timer.stop()  # the measurement failed
         if step_timer is not None and step_timer.on_host == 0.0:
