@@ -207,6 +207,18 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The largest eigenvalue of the preconditioned Hessian; above 2/η some direction is unstable.",
         ),
         Scalar(
+            name="lambda_max_error", label="error of λ_max", unit="", is_filled_in=True,
+            meaning="The relative error of `lambda_max`: by how much it may be below the true value.",
+        ),
+        Scalar(
+            name="lambda_max_age", label="age of λ_max", unit="steps", is_filled_in=True,
+            meaning="The number of steps since λ_max was last read; 0 where the record has a reading of its own.",
+        ),
+        Scalar(
+            name="stability_ratio", label="stability ratio", unit="", is_filled_in=True,
+            meaning="λ_max·η/2, where every parameter group counts with its own learning rate; above 1 is unstable.",
+        ),
+        Scalar(
             name="lambda_grad", label="λ_grad", unit="", is_filled_in=True,
             meaning="The preconditioned curvature along the gradient; above 2/η a spike is under way.",
         ),
@@ -249,6 +261,10 @@ SCALARS: Final[Mapping[str, Scalar]] = {
         Scalar(
             name="watch_every", label="layers every", unit="steps", is_filled_in=True,
             meaning='Optimizer steps from one measured step to the next; logged when `every="auto"` changes it.',
+        ),
+        Scalar(
+            name="curvature_share", label="share of curvature", unit="", is_filled_in=True,
+            meaning="The share of the training's time that measuring curvature took over the last 200 steps.",
         ),
         Scalar(
             name="watch_share", label="share of measuring", unit="", is_filled_in=True,
