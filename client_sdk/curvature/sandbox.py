@@ -107,12 +107,16 @@ class Sandbox:
         self._restore_modules()
         self._restore_randomness()
 
-    def evaluate(self, closure: Callable[[], Any], *, derivatives: Derivatives = 2) -> Tensor:
+    def evaluate(self, closure: Callable[[], Any], *, derivatives: Derivatives | None = None) -> Tensor:
         """Return the closure's loss as a 0-d tensor, with its graph if ``derivatives`` is 1 or 2.
 
-        Every evaluation draws the same random numbers and starts from the same buffers and modes. Raises `ClosureError`
-        if the closure raises or returns anything else, and `torch.OutOfMemoryError` if the memory is too small.
+        Without ``derivatives`` the loss has a graph and comes from the kernels of the evaluation before, so that both
+        losses can be compared, and from those of 2 in a new sandbox. Every evaluation draws the same random numbers and
+        starts from the same buffers and modes. Raises `ClosureError` if the closure raises or returns anything else,
+        and `torch.OutOfMemoryError` if the memory is too small.
         """
+        if derivatives is None:
+            derivatives = 2 if self._derivatives in (None, 2) else 1
         self.prepare(derivatives)
         if self._evaluations:
             self._restore_modules()

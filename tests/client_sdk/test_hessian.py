@@ -165,7 +165,7 @@ def test_products_agree_with_float64(make: Callable[..., Case], steps: int) -> N
     vector = case.direction()
     assert case.error(case.exact(vector), vector) < 1e-4
     difference = case.difference(vector)
-    assert case.error(difference, vector) < 0.05, "rounding of the gradients, in all directions"
+    assert case.error(difference, vector) < 0.1, "rounding of the gradients, in all directions"
     assert float(vector @ difference) == pytest.approx(float(vector.double() @ case.expected(vector)), rel=0.01)
 
 
