@@ -149,13 +149,15 @@ def _wild(training: Training) -> Tensor:
     torch.rand(3)
     training.model.eval()
     training.model.train()
-    training.model[0].weight.requires_grad_(False)
-    training.model[0].weight.requires_grad_(True)
-    training.model[6].weight.data.mul_(1.0)
+    weights = training.model.get_parameter("0.weight")
+    weights.requires_grad_(False)
+    weights.requires_grad_(True)
+    training.model.get_parameter("6.weight").data.mul_(0.5)
     training.model[1].running_mean = torch.ones(16)
     training.optimizer.zero_grad()
     loss = training.loss()
-    loss.backward(retain_graph=torch.is_grad_enabled()) if loss.requires_grad else None
+    if loss.requires_grad:
+        loss.backward(retain_graph=True)
     return loss
 
 
