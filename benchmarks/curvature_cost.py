@@ -42,8 +42,8 @@ from client_sdk.curvature.preconditioner import Preconditioner
 from client_sdk.curvature.sandbox import Sandbox
 from client_sdk.curvature.tracking import Tracking
 from client_sdk.optimizers import kind_of
+from client_sdk.stats import Meter
 from client_sdk.warner import Warner
-from client_sdk.watch import watcher
 
 Vector = NDArray[np.float64]
 EXACT: Final = 0.01  # relative error at which products are counted
@@ -172,7 +172,7 @@ def pyhessian_products(training: Training, truth: float) -> int | None:
     """Return the products of PyHessian's power iteration at its default tolerance, or None if it is not installed."""
     try:
         library = importlib.import_module("pyhessian")
-        utils = importlib.import_module("pyhessian.hessian")
+        utils: Any = importlib.import_module("pyhessian.hessian")
     except ImportError:
         return None
     count = 0
@@ -355,14 +355,14 @@ def measured_from_outside() -> Iterator[list[float]]:
 
         return outer
 
-    meter_methods = {name: getattr(watcher.Meter, name) for name in ("before_step", "measure")}
-    for owner, methods in ((Probe, probe_methods), (watcher.Meter, meter_methods)):
+    meter_methods = {name: getattr(Meter, name) for name in ("before_step", "measure")}
+    for owner, methods in ((Probe, probe_methods), (Meter, meter_methods)):
         for name, inner in methods.items():
             setattr(owner, name, timed(inner))
     try:
         yield spent
     finally:
-        for owner, methods in ((Probe, probe_methods), (watcher.Meter, meter_methods)):
+        for owner, methods in ((Probe, probe_methods), (Meter, meter_methods)):
             for name, inner in methods.items():
                 setattr(owner, name, inner)
 
