@@ -119,7 +119,7 @@ class Operator:
         self.gradient = self._grad.detach()
 
     def product(self, vector: Tensor) -> Tensor:
-        """Return A·vector."""
+        """Return the image A·x of a vector x, shape (N,)."""
         self.count += 1
         grads = torch.autograd.grad(self._grad @ (self.root * vector), self._parameters, retain_graph=True)
         return self.root * torch.cat([grad.reshape(-1) for grad in grads])
