@@ -268,6 +268,7 @@ def _nothing(frame: Frame) -> dict[str, Any]:
 def _missing(frame: Frame) -> dict[str, Any]:
     return {
         "x": 0.5, "xref": "x domain", "y": 0.5, "yref": "y domain", "showarrow": False, "align": "center",
-        "text": "no curvature yet: pass <b>closure=</b> to <b>client_sdk.log</b>",
+        "text": "no curvature yet: pass <b>closure=</b> to <b>client_sdk.log</b>,<br>"
+        "or <b>curvature=True</b> to the integration of your framework",
         "font": {"size": 13, "color": frame.palette.muted},
     }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
 import subprocess
 import sys
@@ -74,6 +76,11 @@ def test_watch_stays_the_function_when_its_module_is_imported(statement: str) ->
         "assert inspect.isfunction(client_sdk.watch), client_sdk.watch\n"
         "assert list(inspect.signature(client_sdk.watch).parameters)[:2] == ['model', 'optimizer']\n"
     )
+
+
+def test_watch_takes_every_option_of_its_implementation() -> None:
+    implementation = importlib.import_module("client_sdk.watch").watch
+    assert set(inspect.signature(client_sdk.watch).parameters) == set(inspect.signature(implementation).parameters)
 
 
 def test_calls_before_init_are_ignored_with_one_warning() -> None:

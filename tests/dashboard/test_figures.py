@@ -108,7 +108,9 @@ def test_values_that_are_not_finite_are_crosses_not_gaps() -> None:
 def test_figures_survive_having_no_data() -> None:
     for series in (None, buckets([]), buckets([None, None])):
         assert plain(loss_figure(series, Marks(), FRAME))["layout"]["yaxis"]["range"] == [0.0, 1.0]
-    assert any("closure=" in text for text in texts(plain(curvature_figure({}, [], Marks(), FRAME))))
+    hints = " ".join(texts(plain(curvature_figure({}, [], Marks(), FRAME))))
+    assert "closure=" in hints
+    assert "curvature=True" in hints
     empty = plain(curvature_figure({}, [], Marks(), FRAME))
     assert any(
         trace.get("yaxis", "y") == "y" for trace in empty["data"]
