@@ -144,7 +144,7 @@ def measure(pool: Executor, seeds: int) -> Finding:
             ),
             Check(
                 claim="λ_max of the SDK's operator is within 1 % of the float64 one",
-                found=f"at the crossings at most {100 * max(errors):.2f} %" if errors else "–",
+                found=f"at the crossings at most {100 * max(errors):.4f} %" if errors else "–",
                 passed=bool(errors) and max(errors) < 0.01,
             ),
         ],
