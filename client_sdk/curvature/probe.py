@@ -132,6 +132,7 @@ class Probe:
         self._products = COLD_PRODUCTS
         self._has_limit = True  # whether λ_grad and λ_max can be measured
         self._is_refused = False
+        self._refusal = ""
         self._snapshot: StepSnapshot | None = None
         self._steps = 0  # optimizer steps since the last call of `measure`
         self._steps_a_call: int | None = None  # those between the last two calls; None before the first
@@ -182,6 +183,10 @@ class Probe:
             self._forget()
             self._warner.note("curvature_unsupported", f"{reason}. Only λ_step is measured")
 
+    def refuse(self, reason: str) -> None:
+        """Measure nothing, and say the ``reason`` once a closure is given."""
+        self._refusal = reason
+
     def _time_step(self, step: int) -> None:
         """Give the schedule the time that training took for each step since the last call."""
         if self._ended is not None and step > self._ended[0]:
@@ -192,6 +197,10 @@ class Probe:
     ) -> CurvatureCopy | None:
         self._collect()
         if self._is_refused:
+            return None
+        if self._refusal:
+            self._is_refused = True
+            self._warner.warn("curvature_unsupported", self._refusal)
             return None
         choice = self.schedule.decide(step, lr)
         if choice == "none" or lr == 0:

@@ -2,6 +2,7 @@
 
 from client_sdk.stats.layer_statistics import AMOUNTS
 from client_sdk.stats.meter import Meter, StepCopy
+from client_sdk.stats.parted_meter import PartedMeter, UnitedCopy
 from client_sdk.stats.shared_copy import SharedCopy, share
 
-__all__ = ["AMOUNTS", "Meter", "SharedCopy", "StepCopy", "share"]
+__all__ = ["AMOUNTS", "Meter", "PartedMeter", "SharedCopy", "StepCopy", "UnitedCopy", "share"]

@@ -17,7 +17,7 @@ from client_sdk.measurement import Measurement
 from client_sdk.optimizers import stability_limit
 from client_sdk.precision import compact_block
 from client_sdk.protocol import Histograms
-from client_sdk.stats import SharedCopy, StepCopy
+from client_sdk.stats import SharedCopy, StepCopy, UnitedCopy
 from client_sdk.warner import Warner
 
 
@@ -27,7 +27,7 @@ class TakenStep:
 
     lr: float | Tensor | None
     """Largest learning rate of the step, perhaps on a device."""
-    statistics: StepCopy | SharedCopy | None
+    statistics: StepCopy | UnitedCopy | SharedCopy | None
     """Layer statistics; None if the step was not measured."""
     mode: ModeCopy | None
     """Amplitudes of the unstable directions up to the step; None if none are known."""
@@ -51,7 +51,7 @@ class Sink:
         """Warner of the run."""
         self._thread = threading.get_ident()
 
-    def measurement(self, statistics: StepCopy | SharedCopy) -> Measurement:
+    def measurement(self, statistics: StepCopy | UnitedCopy | SharedCopy) -> Measurement:
         """Return the measurement of a step whose copies have arrived."""
         began = time.perf_counter()
         measured = statistics.measurement()
