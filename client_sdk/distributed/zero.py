@@ -38,7 +38,7 @@ class _Found:
     start: int
     size: int
     weights: Tensor
-    """Its coordinates in the model, for the check."""
+    """The same coordinates in the model, for the check."""
     holding: Holding
 
 
