@@ -13,6 +13,7 @@ exceed the stated number in 1,000 steps.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +95,9 @@ def record(name: str, seed: int, steps: int, curvature_every: int) -> dict[str, 
     training = CASES[name]()
     with tempfile.TemporaryDirectory() as directory:
         run = client_sdk.init(project="benchmark", name=name, mode="offline", directory=directory)
-        handle = client_sdk.watch(training.model, training.optimizer, curvature_every=curvature_every)
+        handle = client_sdk.watch(
+            training.model, training.optimizer, every=1, curvature_every=curvature_every, budget=math.inf
+        )
         for step in range(steps):
             batch_loss = training.new_batch()
             training.optimizer.zero_grad()

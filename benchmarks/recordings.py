@@ -47,7 +47,7 @@ else:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     def new_batch():
         return lambda: ((model(inputs) - targets) ** 2).mean()
-client_sdk.watch(model, optimizer, every=1, curvature_every=100, precision="exact")
+client_sdk.watch(model, optimizer, every=1, curvature_every=100, precision="exact", budget=float("inf"))
 for step in range(1, steps + 1):
     batch_loss = new_batch()
     optimizer.zero_grad(); loss = batch_loss(); loss.backward(); optimizer.step()

@@ -191,7 +191,12 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def measure_training(size: Size, rounds: int, device: torch.device) -> None:
     """Print the time of whole steps with `watch` and `log`, relative to bare training."""
-    variants: dict[str, dict[str, Any] | None] = {"bare": None, "watch(every=1)": {"every": 1}, "watch()": {}}
+    variants: dict[str, dict[str, Any] | None] = {
+        "bare": None,
+        "watch(every=1)": {"every": 1},
+        "watch()": {},
+        "bare, a second time": None,  # shows what differs by chance
+    }
     trainings: dict[str, tuple[Training, Run | None]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     with tempfile.TemporaryDirectory() as directory:
@@ -202,8 +207,11 @@ def measure_training(size: Size, rounds: int, device: torch.device) -> None:
                 run = Run(Settings.resolve(project="overhead", mode="offline", directory=Path(directory), environ={}))
                 watch(run, training.model, training.optimizer, **options)
             trainings[name] = training, run
+        names = list(trainings)
         for at in range(rounds):
-            for name, (training, run) in trainings.items():
+            turn = at % len(names)  # each variant follows each other one equally often
+            for name in names[turn:] + names[:turn]:
+                training, run = trainings[name]
 
                 def step(training: Training = training, run: Run | None = run, at: int = at) -> None:
                     training.backward()

@@ -119,6 +119,8 @@ def watch(  # noqa: PLR0917 - the contract's signature
     group: str | Callable[[str], str | None] = "parameter",
     *,
     precision: str = "compact",
+    curvature: Literal["auto", "exact", "finite-difference", "forward", "off"] = "auto",
+    budget: float = 0.05,
     distributed: bool = True,
     run: Run | None = None,
 ) -> Handle:
@@ -128,11 +130,19 @@ def watch(  # noqa: PLR0917 - the contract's signature
     training's time; a number measures every ``every``-th step, however long that takes. `status().watch` says which.
     ``group`` is "parameter", "module", or a callable from parameter name to layer name; a parameter for which it
     returns None is left out. ``precision`` "compact" keeps layer statistics within a relative 2⁻¹² and halves the
-    bytes that are sent and stored; "exact" keeps every bit. In a training of several processes every rank calls
-    `watch`, and the layers are those of the whole model; ``distributed`` False says that each process trains a model of
-    its own. With DeepSpeed, pass the engine and the optimizer that `deepspeed.initialize` returned. Several models may
-    be watched on one run. Returns a handle with ``remove()``. Raises `ConfigurationError` if an argument is invalid,
-    and before `init`.
+    bytes that are sent and stored; "exact" keeps every bit.
+
+    ``budget`` is the share of the training's time that measuring may take over any 200 steps, for the curvature that a
+    ``closure`` of `log` switches on and for ``every="auto"``. Steps that take less than a few milliseconds can afford
+    more, such as ``budget=1.0``; ``math.inf`` sets no limit. ``curvature`` is the method: "exact" (double backward),
+    "finite-difference" (differences of gradients), "forward" (critical sharpness, from losses alone), "auto" (the first
+    of these that the model and its optimizer allow) or "off". ``curvature_every`` is the number of steps between
+    readings of λ_max in calm times, if the budget allows them.
+
+    In a training of several processes every rank calls `watch`, and the layers are those of the whole model;
+    ``distributed`` False says that each process trains a model of its own. With DeepSpeed, pass the engine and the
+    optimizer that `deepspeed.initialize` returned. Several models may be watched on one run. Returns a handle with
+    ``remove()``. Raises `ConfigurationError` if an argument is invalid, and before `init`.
     """
     target = _default if run is None else run
     if target is None:
@@ -147,6 +157,8 @@ def watch(  # noqa: PLR0917 - the contract's signature
         curvature_every=curvature_every,
         group=group,
         precision=precision,
+        curvature=curvature,
+        budget=budget,
         distributed=distributed,
     )
     return handle

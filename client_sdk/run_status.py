@@ -17,6 +17,8 @@ class WatchStatus:
 
     >>> print(WatchStatus(every=4, share=0.016, is_dense=False, is_automatic=True))
     layers: every 4th step, 1.6 % of the training's time
+    >>> print(WatchStatus(every=4, share=0.016, is_dense=False, is_automatic=True, curvature_share=0.027))
+    layers: every 4th step, 1.6 % of the training's time; curvature: 2.7 %
     """
 
     every: int
@@ -28,9 +30,13 @@ class WatchStatus:
     is_automatic: bool
     """Whether the interval adapts, as `watch(…, every="auto")` lets it."""
 
+    curvature_share: float | None = None
+    """Share of the training's time that curvature has taken over the last 200 steps; None if it is not measured."""
+
     def __str__(self) -> str:
         """Return the sentence for people."""
-        return f"layers: {interval_in_words(self.every)}, {100 * self.share:.1f} % of the training's time"
+        layers = f"layers: {interval_in_words(self.every)}, {100 * self.share:.1f} % of the training's time"
+        return layers if self.curvature_share is None else f"{layers}; curvature: {100 * self.curvature_share:.1f} %"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,6 +207,18 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The largest eigenvalue of the preconditioned Hessian; above 2/η some direction is unstable.",
         ),
         Scalar(
+            name="lambda_max_error", label="error of λ_max", unit="", is_filled_in=True,
+            meaning="The relative error of `lambda_max`: by how much it may be below the true value.",
+        ),
+        Scalar(
+            name="lambda_max_age", label="age of λ_max", unit="steps", is_filled_in=True,
+            meaning="The number of steps since λ_max was last read; 0 where the record has a reading of its own.",
+        ),
+        Scalar(
+            name="stability_ratio", label="stability ratio", unit="", is_filled_in=True,
+            meaning="λ_max·η/2, where every parameter group counts with its own learning rate; above 1 is unstable.",
+        ),
+        Scalar(
             name="lambda_grad", label="λ_grad", unit="", is_filled_in=True,
             meaning="The preconditioned curvature along the gradient; above 2/η a spike is under way.",
         ),
@@ -231,8 +243,15 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The share of the preconditioned gradient that the directions of largest curvature hold.",
         ),
         Scalar(
-            name="critical_sharpness", label="critical sharpness", unit="", is_filled_in=False,
-            meaning="A curvature limit that the user has measured.",
+            name="critical_sharpness", label="critical sharpness", unit="", is_filled_in=True,
+            meaning=(
+                "2/η_c, where η_c is the shortest step along the last update that raises the loss; above 2/η the step "
+                "was too long for its batch."
+            ),
+        ),
+        Scalar(
+            name="critical_sharpness_error", label="error of the critical sharpness", unit="", is_filled_in=True,
+            meaning="The relative width of the interval that holds `critical_sharpness`.",
         ),
         Scalar(
             name="stability_limit", label="limit 2/η", unit="", is_filled_in=True,
@@ -249,6 +268,10 @@ SCALARS: Final[Mapping[str, Scalar]] = {
         Scalar(
             name="watch_every", label="layers every", unit="steps", is_filled_in=True,
             meaning='Optimizer steps from one measured step to the next; logged when `every="auto"` changes it.',
+        ),
+        Scalar(
+            name="curvature_share", label="share of curvature", unit="", is_filled_in=True,
+            meaning="The share of the training's time that measuring curvature took over the last 200 steps.",
         ),
         Scalar(
             name="watch_share", label="share of measuring", unit="", is_filled_in=True,

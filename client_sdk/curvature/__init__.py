@@ -1,6 +1,7 @@
 """Distance of a run from its stability limit: λ_grad, λ_max and λ_step, measured with the closure of `log`."""
 
-from client_sdk.curvature.probe import CurvatureCopy, Probe
+from client_sdk.curvature.probe import METHODS, Method, Probe
+from client_sdk.curvature.reading import CurvatureCopy
 from client_sdk.curvature.unstable_directions import ModeCopy
 
-__all__ = ["CurvatureCopy", "ModeCopy", "Probe"]
+__all__ = ["METHODS", "CurvatureCopy", "Method", "ModeCopy", "Probe"]

@@ -2,21 +2,30 @@
 
 Owns saving and restoring, and does not depend on curvature. Restored bit for bit: random number generators (Python,
 NumPy, CPU, the devices of the parameters), gradients, `requires_grad`, module modes, buffers (including BatchNorm's)
-and parameter values. Not covered: state that the closure keeps outside the model, such as a data iterator.
+and the values of trainable parameters. Steps of an optimizer are refused before they change anything. Not covered:
+state that the closure keeps outside the model, such as a data iterator.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+Derivatives = Literal[0, 1, 2]
+"""Number of times that a loss will be differentiated.
+
+0 keeps no graph, which saves the memory of the activations. 0 and 1 run the model as training runs it, with fused
+attention and compiled graphs. 2 replaces both, because neither has a second derivative.
+"""
 
 
 class ClosureError(Exception):
@@ -28,7 +37,10 @@ class IndependentError(ClosureError):
 
 
 class Sandbox:
-    """Context in which `evaluate` may be called any number of times. Used on the training thread."""
+    """Context in which `evaluate` may be called any number of times. Used on the training thread.
+
+    It holds a copy of the trainable parameters. Inside it, `place` gives them other values for the next evaluation.
+    """
 
     def __init__(self, model: torch.nn.Module, parameters: Sequence[Tensor]) -> None:
         """Prepare to protect the parameters and buffers of ``model`` and the additional ``parameters``."""
@@ -37,9 +49,17 @@ class Sandbox:
         seen = {id(parameter) for parameter in own}
         self._parameters: list[Tensor] = [*own, *(p for p in parameters if id(p) not in seen)]
         self._devices = {p.device for p in self._parameters if p.device.type not in ("cpu", "meta")}
+        self._sharded: list[Any] = [
+            module for module in model.modules() if hasattr(module, "reshard") and hasattr(module, "unshard")
+        ]
         self._contexts = ExitStack()
+        self._kernels = ExitStack()
+        self._derivatives: Derivatives | None = None
+        self._evaluations = 0
 
     def __enter__(self) -> Self:
+        # The copy comes first: if there is no memory for it, nothing has been changed yet.
+        self._weights = {id(p): (p, local(p).clone()) for p in self._parameters if p.requires_grad}
         self._random = random.getstate()
         self._numpy = np.random.get_state()
         self._cpu = torch.get_rng_state()
@@ -55,14 +75,9 @@ class Sandbox:
         # Gradients are detached from their parameters instead of copied, so that a closure that calls backward() or
         # zero_grad() cannot reach them.
         self._grads = [(parameter, parameter.grad) for parameter in self._parameters]
-        for parameter in self._parameters:
-            parameter.grad = None
+        self._drop_gradients()
+        self._contexts.callback(register_optimizer_step_pre_hook(self._refuse_step).remove)
         self._contexts.enter_context(torch.inference_mode(False))
-        # Fused attention has no second derivative (https://github.com/pytorch/pytorch/issues/116350).
-        self._contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
-        # Compiled graphs have no second derivative either, so a model behind torch.compile runs as it was written.
-        if hasattr(torch.compiler, "set_stance"):  # torch ≥ 2.6
-            self._contexts.enter_context(torch.compiler.set_stance("force_eager"))
         # The autocast cache may hold weights from before the optimizer's step, and must not keep the sandbox's.
         self._cache_enabled = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
@@ -78,34 +93,39 @@ class Sandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._kernels.close()
+        self._derivatives = None
         self._contexts.close()
         torch.set_autocast_cache_enabled(self._cache_enabled)
+        self._reshard()
+        self.restore_weights()
+        self._weights.clear()
         for parameter, grad in self._grads:
             parameter.grad = grad
-        for parameter, flag in self._flags:
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
-        for module, name, buffer, saved in self._buffers:
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
-            buffer.data.copy_(saved)  # always, because BatchNorm updates its running mean without a new version
-        for module, mode in self._modes:
-            module.training = mode
+        self._restore_modules()
         self._restore_randomness()
 
-    def evaluate(self, closure: Callable[[], Any]) -> Tensor:
-        """Return the closure's loss as a 0-d tensor with its graph. Every evaluation draws the same random numbers.
+    def evaluate(self, closure: Callable[[], Any], *, derivatives: Derivatives = 2) -> Tensor:
+        """Return the closure's loss as a 0-d tensor, with its graph if ``derivatives`` is 1 or 2.
 
-        Raises `ClosureError` if the closure raises or returns anything else.
+        Every evaluation draws the same random numbers and starts from the same buffers and modes. Raises `ClosureError`
+        if the closure raises or returns anything else, and `torch.OutOfMemoryError` if the memory is too small.
         """
+        self.prepare(derivatives)
+        if self._evaluations:
+            self._restore_modules()
+        self._evaluations += 1
         self._restore_randomness()
+        self._reshard()
         try:
             with ExitStack() as contexts:
-                contexts.enter_context(torch.enable_grad())
+                contexts.enter_context(torch.set_grad_enabled(derivatives > 0))
                 for kind, dtype in self._autocasts.items():
                     contexts.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
                 loss = closure()
                 loss = loss.reshape(()) if isinstance(loss, Tensor) and loss.numel() == 1 else loss
+        except (ClosureError, torch.OutOfMemoryError):
+            raise
         except Exception as error:
             raise ClosureError(
                 f"the closure raised {type(error).__name__}: {error}. It must compute the loss of the batch again and "
@@ -118,11 +138,77 @@ class Sandbox:
                 f"the closure returned a tensor of shape {tuple(loss.shape)} and type {loss.dtype}; it must return the "
                 "loss, one real number"
             )
-        if not loss.requires_grad:
+        if derivatives and not loss.requires_grad:
             raise ClosureError(
                 "the closure's loss has no graph; it must compute the loss anew, without no_grad(), detach() or item()"
             )
         return loss
+
+    def prepare(self, derivatives: Derivatives) -> None:
+        """Select the kernels for a loss that is differentiated ``derivatives`` times, until the next call.
+
+        They apply to backward passes too, in which activation checkpointing computes parts of the model again.
+        """
+        if derivatives == self._derivatives:
+            return
+        self._kernels.close()
+        self._derivatives = derivatives
+        if derivatives == 2:
+            # Fused attention has no second derivative (https://github.com/pytorch/pytorch/issues/116350).
+            self._kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if hasattr(torch.compiler, "set_stance"):  # torch ≥ 2.6
+            # Compiled graphs have no second derivative either. A probe never compiles, which may take minutes: where
+            # there is no graph for this call yet, the model runs as it was written.
+            stance = "force_eager" if derivatives == 2 else "eager_on_recompile"
+            self._kernels.enter_context(torch.compiler.set_stance(stance))
+
+    def saved(self, parameter: Tensor) -> Tensor:
+        """Return the value of a trainable parameter at the start; the local part where it is sharded."""
+        return self._weights[id(parameter)][1]
+
+    @torch.no_grad()
+    def place(self, parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+        """Give trainable ``parameters`` other ``values``, rounded to their types, until `restore_weights` or the end.
+
+        No version counter changes. A sharded parameter takes the value of its local part.
+        """
+        self._reshard()
+        for parameter, value in zip(parameters, values, strict=True):
+            local(parameter).copy_(value)
+
+    def restore_weights(self) -> None:
+        """Give every trainable parameter the bits that it had at the start."""
+        self.place(
+            [parameter for parameter, _ in self._weights.values()], [saved for _, saved in self._weights.values()]
+        )
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _refuse_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Raise `ClosureError` if ``optimizer`` moves a protected parameter. Other trainings may go on meanwhile."""
+        own = {id(parameter) for parameter in self._parameters}
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise ClosureError(
+                "the closure makes a step of the optimizer; it must only compute the loss of the batch and return it"
+            )
+
+    def _reshard(self) -> None:
+        """Free the gathered weights of FSDP2, which would hide the values that the shards have been given."""
+        for module in self._sharded:
+            module.reshard()
+
+    def _restore_modules(self) -> None:
+        for parameter, flag in self._flags:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+        for module, name, buffer, saved in self._buffers:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+            buffer.data.copy_(saved)  # always, because BatchNorm updates its running mean without a new version
+        for module, mode in self._modes:
+            module.training = mode
 
     def _restore_randomness(self) -> None:
         random.setstate(self._random)
@@ -141,7 +227,7 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool 
     try:
         with torch.enable_grad():
             grads = torch.autograd.grad(loss, list(parameters), create_graph=create_graph, allow_unused=True)
-    except torch.OutOfMemoryError:
+    except (ClosureError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
@@ -152,6 +238,14 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool 
     if all(grad is None for grad in grads):
         raise IndependentError("the closure's loss does not depend on the watched parameters")
     return grads
+
+
+@torch.no_grad()
+def local(parameter: Tensor) -> Tensor:
+    """Return the values of a parameter without a version counter of their own, the local part of a sharded one."""
+    values = parameter.detach()
+    part: Tensor = values.to_local() if hasattr(values, "to_local") else values
+    return part.data
 
 
 def _device_state(device: torch.device) -> Tensor:

@@ -1,20 +1,28 @@
-"""Schedule of the curvature probes: rare while the run is calm, every other step while a spike may be coming.
+"""Schedule of the curvature: which measurement is due at a step, within the budget of the `watch`.
 
-Owns the decision only; pure, and updated only with values that have already reached the host. On recorded runs, probing
-every 10 steps instead of every 2 to 5 lost a third of the spikes, and every 50 steps two thirds, whereas calm runs need
-very few probes. So there are two intervals, and a bound on the cost of each.
+Owns the decision only; pure, and updated only with values that have already reached the host. At each step at most one
+measurement is made, which takes about one Hessian-vector product. On recorded runs, reading λ_max every 10 steps
+instead of every 2 to 5 lost a third of the spikes, and every 50 steps two thirds, whereas calm runs need very few
+readings. So there are two intervals, and a budget that keeps them longer where a product is dear beside a step.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from statistics import median
 from typing import Final, Literal
 
-Choice = Literal["none", "gradient", "full"]
-"""Kind of the next probe: `gradient` measures λ_grad alone with one product, `full` measures λ_grad and λ_max."""
+from client_sdk.budget import WINDOW, Budget
+
+Choice = Literal["none", "gradient", "track", "both"]
+"""The next measurement: `gradient` measures λ_grad, and `track` spends one product on λ_max (see `Tracking`).
+
+`both` measures λ_grad and reads λ_max with as many products as that takes, which only a large budget allows.
+"""
+
+Cost = Literal["gradient", "track", "both", "step"]
+"""A measurement that takes time: one of the choices, or λ_step in addition to it."""
 
 NEAR_LAMBDA_MAX: Final = 0.8  # λ_max·η/2 above which a run is near the limit, as healthy full-batch runs often are
 ARMED_LAMBDA_GRAD: Final = 0.5  # λ_grad·η/2 above which a run is armed
@@ -22,48 +30,45 @@ ARMED_DECOUPLING: Final = 0.3  # Σg²/Σv̂ below which growth of the gradient 
 ARMED_GROWTH: Final = 2.0  # growth of ‖g‖ over its minimum of the last GROWTH_WINDOW measured steps that arms
 GROWTH_WINDOW: Final = 30  # measured steps
 HOLD: Final = 50  # steps for which a reason holds after it was last seen
-DENSE_EVERY: Final = 2  # steps between probes when near or armed
-CALM_GRADIENTS: Final = 5  # probes of λ_grad in `every` steps while calm
-FIRST_FULL: Final = 10  # steps before the first full probe, because v̂ of one gradient makes 1/√v̂ huge somewhere
+DENSE_EVERY: Final = 2  # steps between readings when near or armed
+CALM_GRADIENTS: Final = 5  # measurements of λ_grad in `every` steps while calm
+FIRST_TRACKED: Final = 10  # steps before λ_max is tracked, because v̂ of one gradient makes 1/√v̂ huge somewhere
 MAX_BACKOFF: Final = 64  # multiples of `every`
+STEPS_ALIKE: Final = 4  # measurements of which one is given λ_step while the run is calm and the budget is limited
+UNKNOWN_COST: Final[dict[Cost, float]] = {"gradient": 4.0, "track": 4.0, "both": 8.0, "step": 1.5}
+"""Step times that a measurement is assumed to take before one has been made."""
+
+LARGE_BUDGET: Final = 1.0  # share of the training's time from which on a record may pay for several products
 
 Urgency = Literal["calm", "near", "armed"]
-"""State of a run that decides the interval and the budget of its probes, in increasing order of urgency."""
+"""State of a run that decides the interval and the pace of its measurements, in increasing order of urgency."""
 
+PACE: Final[dict[Urgency, float]] = {"calm": 2.0, "near": 1.5, "armed": 0.5}
+"""Least steps between measurements over those at which they would use the whole budget.
 
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """Time that full probes may take, averaged over the steps between them; probes of λ_grad alone have the same."""
-
-    share: float
-    """Share of a training step's own time."""
-    min_seconds: float
-    """Seconds per step that are always allowed, because small models are cheap to probe and quick to spike."""
-
-
-BUDGETS: Final[dict[Urgency, Budget]] = {
-    "calm": Budget(share=0.1, min_seconds=0.003),
-    "near": Budget(share=0.15, min_seconds=0.008),
-    "armed": Budget(share=0.35, min_seconds=0.02),
-}
-"""Budget of the probes in each state of a run."""
+While a run is not armed a part of the budget is left for when it will be. An armed run may use what was left.
+"""
 
 
 class Schedule:
-    """Decision at each `log` with a closure whether to probe the curvature, and how."""
+    """Decision at each `log` with a closure whether to measure the curvature, and how."""
 
-    def __init__(self, every: int) -> None:
-        """Start with ``every`` steps between full probes while the run is calm."""
+    def __init__(self, every: int, budget: Budget) -> None:
+        """Start with ``every`` steps between readings of λ_max while the run is calm and ``budget`` allows it."""
         self._every = every
+        self._budget = budget
         self._step: int | None = None
         self._gap = 1  # steps between the last two decisions
-        self._last_full = self._last_gradient = 0
+        self._last_reading = self._last_gradient = self._last = 0
+        self._last_choice: Choice = "none"
+        self._is_round_open = False
         self._near_until = self._armed_until = -1
+        self._readings: deque[tuple[int, float]] = deque(maxlen=2)  # steps, and log(λ_max·η/2)
         self._lambda_max: float | None = None
         self._measured_lr = 0.0
         self._gradients: deque[float] = deque(maxlen=GROWTH_WINDOW)
-        self._costs: dict[Choice, deque[float]] = {"gradient": deque(maxlen=5), "full": deque(maxlen=5)}
-        self._step_times: deque[float] = deque(maxlen=9)
+        self._costs: dict[Cost, deque[float]] = {kind: deque(maxlen=5) for kind in UNKNOWN_COST}
+        self._measurements = 0
         self._backoff = 0
         self._resume_at = -1
 
@@ -73,8 +78,10 @@ class Schedule:
         step = -1 if self._step is None else self._step
         return "armed" if step < self._armed_until else "near" if step < self._near_until else "calm"
 
+    # -- decisions --
+
     def decide(self, step: int, lr: float | None) -> Choice:
-        """Return the probe that is due at ``step``; ``lr`` is the learning rate, or None if it is kept on a device."""
+        """Return what is due at ``step``; ``lr`` is the learning rate, or None if it is kept on a device."""
         if self._step is None or step < self._step:
             self._begin(step)
         elif step > self._step:
@@ -82,37 +89,117 @@ class Schedule:
         self._step = step
         return self._due(step, lr)
 
-    def expects_probe(self, lr: float | None) -> bool:
-        """Return whether a probe will be due at the next `log`, if the steps of the calls go on as they did."""
+    def expects(self, lr: float | None) -> bool:
+        """Return whether something will be due at the next `log`, if the steps of the calls go on as they did."""
         return self._step is not None and self._due(self._step + self._gap, lr) != "none"
+
+    @property
+    def wants_step(self) -> bool:
+        """Whether the next measurement is to be given λ_step as well."""
+        is_turn = self.urgency != "calm" or math.isinf(self._budget.share) or self._measurements % STEPS_ALIKE == 0
+        return is_turn and self._budget.allows(self.cost("track") + self.cost("step"))
 
     def _due(self, step: int, lr: float | None) -> Choice:
         if step < self._resume_at:
             return "none"
-        if step - self._last_full >= self.full_every or self._rate_rose(lr):
-            return "full"
-        return "gradient" if step - self._last_gradient >= self.gradient_every else "none"
+        is_crossing = self._rate_rose(lr) or self._is_crossing_expected(step)
+        track = is_crossing or self._is_round_open or step - self._last_reading >= self.reading_every
+        gradient = step - self._last_gradient >= self.gradient_every
+        if track and self._budget.share >= LARGE_BUDGET and self._is_affordable(step, "both", is_crossing):
+            return "both"
+        if track and gradient:
+            # What a small budget allows goes to λ_max until it is known.
+            gradient = self._last_choice == "track" and self._lambda_max is not None
+        choice: Choice = "gradient" if gradient else "track" if track else "none"
+        return choice if choice != "none" and self._is_affordable(step, choice, is_crossing) else "none"
+
+    def _is_affordable(self, step: int, choice: Cost, is_crossing: bool) -> bool:
+        cost = self.cost(choice)
+        if not self._budget.allows(cost):
+            return False
+        is_cold = self._lambda_max is None
+        pace = PACE["armed" if is_cold else self.urgency]
+        return is_crossing or step - self._last >= pace * (self._budget.steps_between(cost) - 1)
+
+    @property
+    def reading_every(self) -> int:
+        """Number of steps between readings of λ_max that the urgency asks for, whatever they cost."""
+        return self._every if self.urgency == "calm" else min(DENSE_EVERY, self._every)
+
+    @property
+    def gradient_every(self) -> int:
+        """Number of steps between measurements of λ_grad that the urgency asks for, whatever they cost."""
+        return max(self._every // CALM_GRADIENTS if self.urgency == "calm" else DENSE_EVERY, DENSE_EVERY)
+
+    @property
+    def product_steps(self) -> float:
+        """Time of one tracked product in times of a training step; 0 while it is not known."""
+        return self.cost("track") / self._budget.step_time if self._costs["track"] and self._budget.step_time else 0.0
+
+    @property
+    def is_beyond_budget(self) -> bool:
+        """Whether a single product takes more than the budget of a whole window."""
+        return self.product_steps > self._budget.share * WINDOW
+
+    def cost(self, kind: Cost) -> float:
+        """Return the seconds that a measurement is expected to take."""
+        costs = self._costs[kind]
+        return median(costs) if costs else UNKNOWN_COST[kind] * self._budget.step_time
+
+    def _rate_rose(self, lr: float | None) -> bool:
+        """Return whether a rise of the learning rate has brought the last, then harmless, λ_max near the limit."""
+        if lr is None or self._lambda_max is None or lr <= self._measured_lr:
+            return False
+        near = 2.0 * NEAR_LAMBDA_MAX / self._lambda_max if self._lambda_max > 0 else math.inf
+        return self._measured_lr <= near < lr
+
+    def _is_crossing_expected(self, step: int) -> bool:
+        """Return whether λ_max, extrapolated from its last two readings, has crossed the limit since the last one."""
+        if len(self._readings) < 2:
+            return False
+        (first, before), (last, now) = self._readings
+        growth = (now - before) / (last - first)
+        return now < 0 <= now + growth * (step - last)
+
+    # -- observations --
 
     def started(self, choice: Choice, step: int) -> None:
-        """Note that a probe has started at ``step``."""
-        self._last_gradient = step
-        if choice == "full":
-            self._last_full = step
+        """Note that a measurement has started at ``step``."""
+        self._last, self._last_choice = step, choice
+        self._measurements += 1
+        if choice != "track":
+            self._last_gradient = step
+        if choice == "track":
+            self._is_round_open = True
+
+    def round_ended(self, step: int) -> None:
+        """Note that the round of products whose last one started at ``step`` has ended."""
+        self._is_round_open = False
+        self._last_reading = step
 
     def failed(self, step: int) -> None:
-        """Note that the probe at ``step`` failed, which doubles the wait before the next one."""
+        """Note that the measurement at ``step`` failed, which doubles the wait before the next one."""
         self._resume_at = max(self._resume_at, step + self._every * 2**self._backoff)
         self._backoff = min(self._backoff + 1, MAX_BACKOFF.bit_length() - 1)
 
-    def observe_curvature(self, step: int, lr: float, lambda_max: float | None, lambda_grad: float) -> None:
-        """Take in the values of the probe at ``step``, where the learning rate was ``lr``."""
+    def succeeded(self) -> None:
+        """Note that a measurement gave finite values."""
         self._backoff, self._resume_at = 0, -1
-        limit = 2.0 / lr if lr > 0 else math.inf
-        if lambda_max is not None:
-            self._lambda_max, self._measured_lr = lambda_max, lr
-            if lambda_max > NEAR_LAMBDA_MAX * limit:
-                self._near_until = step + HOLD
-        if lambda_grad > ARMED_LAMBDA_GRAD * limit:
+
+    def observe_lambda_max(self, step: int, lr: float, lambda_max: float) -> None:
+        """Take in the reading of ``step``, where the learning rate was ``lr``."""
+        self._lambda_max, self._measured_lr = lambda_max, lr
+        if not lr > 0:
+            return
+        ratio = lambda_max * lr / 2.0
+        if ratio > NEAR_LAMBDA_MAX:
+            self._near_until = step + HOLD
+        if ratio > 0 and not (self._readings and self._readings[-1][0] >= step):
+            self._readings.append((step, math.log(ratio)))
+
+    def observe_lambda_grad(self, step: int, lr: float, lambda_grad: float) -> None:
+        """Take in the λ_grad of ``step``, where the learning rate was ``lr``."""
+        if lambda_grad * lr / 2.0 > ARMED_LAMBDA_GRAD:
             self._armed_until = step + HOLD
 
     def observe_gradient(self, grad_norm: float, decoupling: float) -> None:
@@ -124,45 +211,16 @@ class Schedule:
         if decoupling < ARMED_DECOUPLING and is_growing and self._step is not None:
             self._armed_until = self._step + HOLD
 
-    def observe_cost(self, choice: Choice, seconds: float) -> None:
-        """Take in the seconds that a probe took."""
-        self._costs[choice].append(seconds)
-
-    def observe_step_time(self, seconds: float) -> None:
-        """Take in the seconds that a training step took without its probes."""
-        self._step_times.append(seconds)
-
-    @property
-    def full_every(self) -> int:
-        """Current number of steps between full probes."""
-        interval = self._every if self.urgency == "calm" else min(DENSE_EVERY, self._every)
-        return max(interval, self._affordable("full"))
-
-    @property
-    def gradient_every(self) -> int:
-        """Current number of steps between probes of λ_grad."""
-        interval = self._every // CALM_GRADIENTS if self.urgency == "calm" else DENSE_EVERY
-        return max(interval, DENSE_EVERY, self._affordable("gradient"))
-
-    def _affordable(self, choice: Choice) -> int:
-        """Return the number of steps between probes at which their cost stays within the budget."""
-        if not self._costs[choice]:
-            return 1
-        budget = BUDGETS[self.urgency]
-        step_time = median(self._step_times) if self._step_times else 0.0
-        return math.ceil(median(self._costs[choice]) / max(budget.min_seconds, budget.share * step_time))
-
-    def _rate_rose(self, lr: float | None) -> bool:
-        """Return whether a rise of the learning rate has brought the last, then harmless, λ_max near the limit."""
-        if lr is None or self._lambda_max is None or lr <= self._measured_lr:
-            return False
-        near = 2.0 * NEAR_LAMBDA_MAX / self._lambda_max if self._lambda_max > 0 else math.inf
-        return self._measured_lr <= near < lr
+    def observe_cost(self, kind: Cost, seconds: float) -> None:
+        """Take in the seconds that a measurement took."""
+        self._costs[kind].append(seconds)
 
     def _begin(self, step: int) -> None:
         """Start over, at the first step or when the run steps back."""
-        self._last_full = step + FIRST_FULL - self._every if self._every > FIRST_FULL else step - self._every
-        self._last_gradient = step
+        self._last_reading = step + FIRST_TRACKED - self._every if self._every > FIRST_TRACKED else step - self._every
+        self._last_gradient = self._last = step
+        self._last_choice, self._is_round_open = "none", False
         self._near_until = self._armed_until = self._resume_at = -1
         self._lambda_max = None
+        self._readings.clear()
         self._gradients.clear()

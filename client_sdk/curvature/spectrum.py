@@ -1,21 +1,32 @@
-"""The largest eigenvalues of a symmetric operator from a few products, without waiting for the device.
+"""The largest eigenpairs of a symmetric operator that drifts, from one product at a time, without waiting for a device.
 
-Owns the iteration: a Krylov space from a warm start, followed by Rayleigh–Ritz, so that the result is the largest
-algebraic eigenvalue and not the largest in magnitude (power iteration alone would find a large negative one).
-Pure tensor code; the caller supplies the operator. Reference: Parlett, The Symmetric Eigenvalue Problem, ch. 11–13.
+Owns the search space and the choice of the next vector. The operator is A = D^½·H·D^½; both H and D change between two
+products, because the training goes on. Vectors are therefore kept in the coordinates of one D and moved to those of the
+next. An image A·x follows such a change of D exactly and is only as old as its H, so that a reading is taken from a
+fresh product with the leading vector and the rest of the space serves to find that vector.
+
+Pure tensor code; the caller supplies the products. References: Parlett, The Symmetric Eigenvalue Problem, ch. 10–13
+(Rayleigh–Ritz, the bound of Kato and Temple); Wu and Simon 2000 (restart with the leading Ritz vectors).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
+ROOM: Final = 6  # vectors of the search space
+SMALL_ROOM: Final = 4  # the same for a model of more than LARGE parameters, whose vectors take much memory
+LARGE: Final = 50_000_000
+MIN_SIZE: Final = 4  # vectors below which the space says nothing about the second eigenvalue
+CAUTION: Final = 2.0  # factor on the bound, as the second eigenvalue is known from below only
+SHIFT: Final = 0.3  # of the eigenvalue, in a step of the power method, which keeps down negative eigenvalues
+TINY: Final = 1e-6  # squared length below which a vector that had length 1 is a row of zeros
 SQUARINGS: Final = 14  # (1 − gap)^(2^14) separates Ritz values 0.1 % apart; closer ones are equally good
-NEGLIGIBLE: Final = 1e-3  # new share of a direction below which it would only add rounding errors
+NEW_SHARE: Final = 0.1  # new share of a known direction below which it would mostly add the age of other images
+RANDOM_SHARE: Final = 0.1  # length of the random part of the first vector, which keeps any direction from being missed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,90 +34,242 @@ class RitzPair:
     """An approximate eigenpair."""
 
     value: Tensor
-    """Ritz value λ, 0-d float64 (float32 on MPS); never above the true largest eigenvalue."""
+    """Ritz value λ, 0-d float64 (float32 on MPS)."""
     vector: Tensor
     """Ritz vector x, [N], of length 1."""
-    residual: Tensor
-    """Relative residual ‖Ax − λx‖ / |λ|, 0-d; some eigenvalue lies within this relative distance of λ."""
 
 
-def largest_eigenpairs(
-    product: Callable[[Tensor], Tensor],
-    start: Tensor,
-    products: int,
-    known: Sequence[tuple[Tensor, Tensor]] = (),
-    *,
-    others: Sequence[Tensor] = (),
-    count: int = 1,
-) -> list[RitzPair]:
-    """Return approximations of the ``count`` largest eigenpairs of a symmetric operator A, the largest first.
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The largest eigenvalue as far as it is known."""
 
-    Uses ``products`` calls of ``product`` (x [N] → A·x) for the Krylov space of ``start`` [N], one more for each vector
-    of ``others``, and the pairs (y, A·y) in ``known``, which cost nothing. There are fewer pairs if the space has fewer
-    dimensions.
+    value: Tensor
+    """λ, 0-d float64 (float32 on MPS). After a product with the leading vector it is never above the true value."""
+    error: Tensor
+    """Relative error, 0-d: by how much λ may be below the true value, if no direction was missed altogether."""
+
+
+class SearchSpace:
+    """Ritz vectors of an operator that drifts, with their images.
+
+    Each turn of the caller is: `move` to the present D, ask for a vector (`improved`, `residual` or `beginning`),
+    compute its image, and give it back (`renew`, `extend`).
     """
-    size = products + len(others) + len(known)
-    basis = start.new_zeros(size, len(start))
-    images = torch.zeros_like(basis)
-    kept: list[Tensor] = []
-    for at in range(products + len(others)):
-        candidate = start if at == 0 else images[at - 1] if at < products else others[at - products]
-        basis[at], keep = _orthonormal(candidate, basis[:at])
-        images[at] = product(basis[at])
-        kept.append(keep)
-    for at, (direction, image) in enumerate(known, start=products + len(others)):
-        basis[at], images[at], keep = _add_known(direction, image, basis[:at], images[:at])
-        kept.append(keep)
-    pairs = []
-    for exact_weights, value in _top_of_small(basis, images, torch.stack(kept), min(count, size)):
-        weights = exact_weights.to(basis.dtype)
-        vector = basis.T @ weights
-        error = torch.linalg.vector_norm(images.T @ weights - value.to(basis.dtype) * vector).to(value.dtype)
-        pairs.append(RitzPair(value=value, vector=vector, residual=error / value.abs()))
-    return pairs
+
+    def __init__(self) -> None:
+        self._basis: Tensor | None = None  # [m, N], orthonormal rows, the largest Ritz value first
+        self._images: Tensor | None = None  # [m, N]
+        self._values: Tensor | None = None  # [m], Ritz values
+        self._root: Tensor | None = None  # [N], D^½ of the present coordinates
+
+    @property
+    def size(self) -> int:
+        """Number of vectors in the space."""
+        return 0 if self._basis is None else len(self._basis)
+
+    def forget(self) -> None:
+        """Empty the space."""
+        self._basis = self._images = self._values = self._root = None
+
+    def pairs(self, count: int) -> list[RitzPair]:
+        """Return the ``count`` leading pairs, or fewer if the space is smaller."""
+        if self._basis is None or self._values is None:
+            return []
+        return [RitzPair(value=v, vector=x) for v, x in zip(self._values[:count], self._basis[:count], strict=True)]
+
+    # -- the turn of the caller --
+
+    def move(self, root: Tensor) -> None:
+        """Move to the coordinates of the present D, whose square root is ``root`` [N]."""
+        if self._basis is not None and self._images is not None and self._root is not None:
+            ahead = torch.where(self._root > 0, root / self._root, 0.0)  # of images; vectors move by its inverse
+            basis = self._basis * torch.where(ahead > 0, 1.0 / ahead, 0.0)
+            self._set(*_orthonormal(basis, self._images * ahead))
+        self._root = root
+
+    def beginning(self, gradient: Tensor) -> Tensor:
+        """Return a first vector: D^½·g of the ``gradient`` g [N] with a random part."""
+        random = torch.Generator(gradient.device).manual_seed(0)
+        noise = torch.randn(gradient.shape, generator=random, device=gradient.device, dtype=gradient.dtype)
+        length = torch.linalg.vector_norm(gradient)
+        start = torch.where(length > 0, gradient / length, 0.0)
+        return _normalised(start + RANDOM_SHARE * noise / torch.linalg.vector_norm(noise))
+
+    def improved(self, at: int = 0) -> Tensor:
+        """Return Ritz vector number ``at``, 0 being the leading one, after one step of the power method.
+
+        The step costs nothing, as the image is known. It follows an operator that drifts better than the vector itself.
+        """
+        assert self._basis is not None
+        assert self._images is not None
+        at = min(at, len(self._basis) - 1)
+        vector, image = self._basis[at], self._images[at]
+        moved = _normalised(image + SHIFT * torch.dot(vector, image).abs() * vector)
+        return moved if at == 0 else _rest(moved, self._basis[:at])
+
+    def residual(self, at: int = 0) -> Tensor:
+        """Return the direction in which the space lacks the image of a Ritz vector; zero if it lacks nothing."""
+        assert self._basis is not None
+        assert self._images is not None
+        return _rest(self._images[min(at, len(self._basis) - 1)], self._basis)
+
+    def extend(self, vector: Tensor, image: Tensor) -> Estimate:
+        """Add a ``vector`` [N] that is orthogonal to the space, with its ``image`` [N]."""
+        if self._basis is None or self._images is None:
+            self._set(vector[None], image[None])
+            return self._rotate(fresh=0)
+        room = ROOM if len(vector) <= LARGE else SMALL_ROOM
+        kept = min(len(self._basis), room - 1)
+        self._set(torch.cat([self._basis[:kept], vector[None]]), torch.cat([self._images[:kept], image[None]]))
+        return self._rotate(fresh=kept)
+
+    def restart(self, vector: Tensor, image: Tensor) -> None:
+        """Keep nothing but ``vector`` [N], which came from `improved`, with its fresh ``image`` [N]."""
+        self._set(vector[None], image[None])
+        self._rotate(fresh=0)
+
+    def rest(self, vector: Tensor) -> Tensor:
+        """Return ``vector`` [N] orthonormalised against the space; zero if nothing of it is new."""
+        return vector if self._basis is None else _rest(vector, self._basis)
+
+    def extend_by_known(self, direction: Tensor, image: Tensor) -> Estimate | None:
+        """Add a ``direction`` [N] of any length whose ``image`` [N] is known anyway, if enough of it is new.
+
+        Returns None if the space is empty.
+        """
+        if self._basis is None or self._images is None:
+            return None
+        length = torch.linalg.vector_norm(direction)
+        direction, image = direction / length, image / length
+        along = self._basis @ direction
+        rest = torch.addmv(direction, self._basis.T, along, alpha=-1.0)
+        image = torch.addmv(image, self._images.T, along, alpha=-1.0)
+        new = torch.linalg.vector_norm(rest)
+        keep = new > NEW_SHARE
+        return self.extend(torch.where(keep, rest / new, 0.0), torch.where(keep, image / new, 0.0))
+
+    def renew(self, at: int, vector: Tensor, image: Tensor) -> Estimate:
+        """Replace Ritz vector ``at`` by ``vector`` [N], which came from `improved`, with its fresh ``image`` [N].
+
+        For the leading vector the value of the estimate is its Rayleigh quotient, and the error is bounded by the
+        residual: some eigenvalue lies within the residual, and by Kato and Temple within its square over the gap to the
+        second eigenvalue.
+        """
+        assert self._basis is not None
+        assert self._images is not None
+        at = min(at, len(self._basis) - 1)
+        estimate = _estimate(_dot(vector, image), vector, image, self._second())
+        before = [row for row in range(len(self._basis)) if row < at]
+        after = [row for row in range(len(self._basis)) if row > at]
+        basis = torch.cat([self._basis[before], vector[None], self._basis[after]])
+        images = torch.cat([self._images[before], image[None], self._images[after]])
+        self._set(*_orthonormal(basis, images))
+        rotated = self._rotate(fresh=at)
+        return estimate if at == 0 else rotated
+
+    # -- inside --
+
+    def _second(self) -> Tensor:
+        """Return an upper estimate of the second eigenvalue, which is the second Ritz value and its residual.
+
+        It is infinite while the space is too small to show a second eigenvalue.
+        """
+        assert self._basis is not None
+        assert self._images is not None
+        assert self._values is not None
+        if len(self._basis) < MIN_SIZE:
+            return torch.full_like(self._values[0], torch.inf)
+        value = self._values[1]
+        upper: Tensor = value + torch.linalg.vector_norm(self._images[1] - value.to(self._basis.dtype) * self._basis[1])
+        return upper
+
+    def _set(self, basis: Tensor, images: Tensor) -> None:
+        self._basis, self._images = basis, images
+
+    def _rotate(self, *, fresh: int) -> Estimate:
+        """Rotate the space to its Ritz vectors; row ``fresh`` has an image that is newer than those of the others."""
+        assert self._basis is not None
+        assert self._images is not None
+        wide = torch.float32 if self._basis.device.type == "mps" else torch.float64
+        small = (self._basis @ self._images.T).to(wide)  # [m, m]
+        newest = small[:, fresh].clone()  # ⟨x_j, A·x_fresh⟩
+        small = (small + small.T) / 2
+        small[:, fresh] = small[fresh, :] = newest
+        filled = (self._basis * self._basis).sum(1) > TINY
+        values, weights = _eigen(small, filled)
+        turn = weights.to(self._basis.dtype)
+        self._values = values
+        self._set(turn.T @ self._basis, turn.T @ self._images)
+        return _estimate(values[0], self._basis[0], self._images[0], self._second())
 
 
-def _orthonormal(candidate: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``candidate`` [N] orthonormalised against the rows of ``basis`` [k, N], and whether anything was left.
+def _estimate(value: Tensor, vector: Tensor, image: Tensor, second: Tensor) -> Estimate:
+    rest = torch.linalg.vector_norm(image - value.to(vector.dtype) * vector).to(value.dtype)
+    gap = value - second
+    bound = torch.where(gap > rest, torch.minimum(CAUTION * rest * rest / gap, rest), rest)
+    return Estimate(value=value, error=bound / value.abs())
 
-    If nothing was left, the vector is zero.
-    """
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    product = torch.dot(first, second)
+    return product if product.device.type == "mps" else product.double()
+
+
+def _normalised(vector: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(vector)
+    return torch.where(length > 0, vector / length, 0.0)
+
+
+def _rest(candidate: Tensor, basis: Tensor) -> Tensor:
+    """Return ``candidate`` [N] orthonormalised against the rows of ``basis`` [m, N]; zero if nothing is left."""
     vector = candidate
     for _ in range(2):  # one pass is not enough in float32
         vector = torch.addmv(vector, basis.T, basis @ vector, alpha=-1.0)
     length = torch.linalg.vector_norm(vector)
     keep = length > torch.linalg.vector_norm(candidate) * 1e-6
-    return torch.where(keep, vector / length, 0.0), keep
+    return torch.where(keep, vector / length, 0.0)
 
 
-def _add_known(direction: Tensor, image: Tensor, basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a known pair (y, A·y) orthonormalised against ``basis``, both [N], and whether enough of it was new."""
-    before = torch.linalg.vector_norm(direction)
-    direction, image = direction / before, image / before
-    for _ in range(2):
-        along = basis @ direction
-        direction = torch.addmv(direction, basis.T, along, alpha=-1.0)
-        image = torch.addmv(image, images.T, along, alpha=-1.0)
-    length = torch.linalg.vector_norm(direction)
-    keep = length > NEGLIGIBLE
-    return torch.where(keep, direction / length, 0.0), torch.where(keep, image / length, 0.0), keep
+def _orthonormal(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows [m, N] that are no longer quite orthonormal as orthonormal ones, with their images [m, N]."""
+    wide = torch.float32 if basis.device.type == "mps" else torch.float64
+    filled = (basis * basis).sum(1, keepdim=True) > TINY
+    basis, images = torch.where(filled, basis, 0.0), torch.where(filled, images, 0.0)
+    gram = (basis @ basis.T).to(wide)
+    gram = gram + torch.diag((~filled.squeeze(1)).to(wide))  # a row of zeros stays one
+    factor, _ = torch.linalg.cholesky_ex(gram)
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(len(gram), device=gram.device, dtype=wide), upper=False)
+    turn = inverse.to(basis.dtype)
+    return turn @ basis, turn @ images
 
 
-def _top_of_small(basis: Tensor, images: Tensor, kept: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the weights [m] and the value of the ``count`` largest eigenpairs of the projected matrix.
+def _eigen(small: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues [m] and eigenvectors [m, m] in columns of ``small``, the largest first.
 
-    Repeated squaring takes the place of `eigh`, which would wait for the device. A pair that has been found is
+    Rows that are not ``filled`` come last. `eigh` waits for the device, so that repeated squaring takes its place on
+    any device but the CPU.
+    """
+    size = torch.linalg.vector_norm(small) + torch.finfo(small.dtype).tiny
+    lowered = small - torch.diag(torch.where(filled, 0.0, 4.0 * size))
+    if small.device.type == "cpu":
+        if not bool(lowered.isfinite().all()):
+            return torch.full_like(small[0], torch.nan), torch.full_like(small, torch.nan)
+        values, vectors = torch.linalg.eigh(lowered)
+        return values.flip(0), vectors.flip(1)
+    return by_squaring(lowered, size)
+
+
+def by_squaring(small: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `torch.linalg.eigh` does, the largest first, without waiting for the device.
+
+    ``small`` is symmetric, shape (m, m), and no eigenvalue of it is below −5·``size``. A pair that has been found is
     projected out before the next.
     """
-    wide = torch.float32 if basis.device.type == "mps" else torch.float64
-    small = (basis @ images.T).to(wide)  # [m, m]
-    small = (small + small.T) / 2
-    identity = torch.eye(len(small), device=small.device, dtype=wide)
-    size = torch.linalg.vector_norm(small) + torch.finfo(wide).tiny
-    # The shift makes the matrix positive semi-definite. A dropped direction keeps a zero diagonal and cannot win.
-    shifted = small + size * torch.where(kept, identity, 0.0)
-    pairs = []
-    for _ in range(count):
+    identity = torch.eye(len(small), device=small.device, dtype=small.dtype)
+    shifted = small + 5.0 * size * identity
+    values: list[Tensor] = []
+    columns: list[Tensor] = []
+    for _ in range(len(small)):
         power = shifted
         for _ in range(SQUARINGS):
             power = power / power.diagonal().sum()
@@ -114,7 +277,11 @@ def _top_of_small(basis: Tensor, images: Tensor, kept: Tensor, count: int) -> li
         best = power.diagonal().argmax()
         weights = power.index_select(1, best.reshape(1)).squeeze(1)
         weights = weights / torch.linalg.vector_norm(weights)
-        pairs.append((weights, weights @ small @ weights))
+        for found in columns:
+            weights = weights - (found @ weights) * found
+        weights = weights / torch.linalg.vector_norm(weights)
+        columns.append(weights)
+        values.append(weights @ small @ weights)
         rest = identity - torch.outer(weights, weights)
         shifted = rest @ shifted @ rest
-    return pairs
+    return torch.stack(values), torch.stack(columns, 1)

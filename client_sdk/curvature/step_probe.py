@@ -26,6 +26,21 @@ class StepSnapshot:
         self._before = [parameter.detach().clone() for parameter in self._parameters]
         self._lr = lr.detach().clone() if isinstance(lr, Tensor) else lr
 
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The parameters that the step moved."""
+        return self._parameters
+
+    @property
+    def before(self) -> tuple[Tensor, ...]:
+        """The values of the parameters before the step."""
+        return tuple(self._before)
+
+    @property
+    def lr(self) -> float | Tensor:
+        """The largest learning rate η of the step."""
+        return self._lr
+
     def measure(self, sandbox: Sandbox, closure: Callable[[], Any]) -> dict[str, Tensor]:
         """Evaluate the closure at the weights before the step, and restore the present weights bit for bit.
 

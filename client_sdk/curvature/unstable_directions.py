@@ -78,6 +78,10 @@ class UnstableDirections:
         self._parameters = ()
         self._rows.clear()
 
+    def pause(self) -> None:
+        """Leave out a step: growth and alternation are measured over consecutive steps only."""
+        self._rows.clear()
+
     @torch.no_grad()
     def follow(self) -> None:
         """Take in the gradients of the step that is under way, which must not have been overwritten yet."""

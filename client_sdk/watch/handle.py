@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from client_sdk.curvature import METHODS, Method
 from client_sdk.distributed import Participation, local_optimizer, module_of, read_partition, zero_optimizer
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, map_layers
@@ -49,6 +50,8 @@ def watch(
     every: Every = "auto",
     histogram_every: int = 50,
     curvature_every: int = 25,
+    curvature: Method = "auto",
+    budget: float = 0.05,
     group: Group = "parameter",
     precision: str = "compact",
     distributed: bool = True,
@@ -56,9 +59,16 @@ def watch(
     """Measure ``model`` as ``optimizer`` moves it, at every `log` of ``run``.
 
     ``every`` is the number of optimizer steps between layer statistics, or "auto" (see `client_sdk.watch.rhythm`).
-    ``histogram_every`` is that between histograms, and ``curvature_every`` between full curvature probes while the run
-    is calm (`log` needs a closure for these). Probes are more frequent when a spike may be near, and less frequent if
-    they would take too much of the training's time.
+    ``histogram_every`` is that between histograms, and ``curvature_every`` between readings of λ_max while the run is
+    calm (`log` needs a closure for these). Readings are more frequent when a spike may be near.
+
+    ``budget`` is the share of the training's time that measuring may take over any 200 steps: curvature always, and
+    layer statistics with ``every="auto"``. No record pays for more than one Hessian-vector product and one gradient,
+    and where these are dear beside a step, readings are rarer than the intervals ask for. A model whose steps take less
+    than a few milliseconds can afford more, such as ``budget=1.0``; ``math.inf`` sets no limit.
+    ``curvature`` is the method: "exact" (double backward), "finite-difference" (differences of gradients), "forward"
+    (critical sharpness and λ_step, without Hessian-vector products), "auto" (the first of these that works) or "off".
+
     ``group`` is "parameter", "module", or a function from the name of a parameter to the name of its layer, or None to
     leave it out. ``precision`` is "compact" or "exact" (see `client_sdk.precision`).
 
@@ -85,6 +95,10 @@ def watch(
     for name, value in (("histogram_every", histogram_every), ("curvature_every", curvature_every)):
         if not _is_interval(value):
             raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of steps, at least 1")
+    if curvature not in METHODS:
+        raise ConfigurationError(f"curvature is {curvature!r}; use {' or '.join(map(repr, METHODS))}")
+    if not isinstance(budget, int | float) or isinstance(budget, bool) or not budget > 0:
+        raise ConfigurationError(f"budget is {budget!r}; it must be a share of the training's time, such as 0.05")
     if not callable(group) and group not in ("parameter", "module"):
         raise ConfigurationError(
             f"group is {group!r}; use 'parameter', 'module' or a function from a parameter's name to a layer's or None"
@@ -115,6 +129,8 @@ def watch(
         every=every,
         histogram_every=histogram_every,
         curvature_every=curvature_every,
+        curvature=curvature,
+        budget=budget,
         group=group,
         is_compact=precision == "compact",
         partition=partition,

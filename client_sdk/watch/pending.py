@@ -77,6 +77,7 @@ class PendingMeasurement:
         self._sink = sink
         self._compact_columns = compact_columns
         self._curvature: CurvatureCopy | None = None
+        self._curvature_scalars: Mapping[str, float] = {}
         self._step: TakenStep | None = None
         self._lr_copy: ScalarCopy | None = None
         self._is_given = False
@@ -85,9 +86,9 @@ class PendingMeasurement:
         self.candidate: TakenStep | None = None
         """The step after the record, whose part in it is not certain yet."""
 
-    def add_curvature(self, curvature: CurvatureCopy | None) -> None:
-        """Add the values of a probe. Called before `give`."""
-        self._curvature = curvature
+    def add_curvature(self, curvature: CurvatureCopy | None, scalars: Mapping[str, float]) -> None:
+        """Add the values of a curvature measurement and ``scalars`` about the measuring. Called before `give`."""
+        self._curvature, self._curvature_scalars = curvature, scalars
 
     def give(self, step: TakenStep | None) -> None:
         """Complete the measurement with its step; None if it has none."""
@@ -125,8 +126,11 @@ class PendingMeasurement:
                 scalars["lr"] = rate
                 if rate > 0:
                     scalars["stability_limit"] = stability_limit(rate)
+        scalars |= self._curvature_scalars
         if self._curvature is not None:
             scalars |= self._curvature.scalars()
+            if "lambda_max" in scalars:
+                scalars["lambda_max_age"] = 0.0
         if block is not None and self._compact_columns is not None:
             block = compact_block(block, self._compact_columns)
         return Measurement(scalars=scalars, block=block, histograms=histograms)

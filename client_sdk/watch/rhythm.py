@@ -12,10 +12,14 @@ from collections import deque
 from statistics import median
 from typing import Final, Literal
 
+from client_sdk.budget import Budget
+
 Every = int | Literal["auto"]
 """Number of optimizer steps between two measured ones, or "auto"."""
 
 SHARE: Final = 0.02  # of the training's time, which measuring may take in calm times
+CALM_PART: Final = 0.4  # of the budget, the same
+DENSE_PART: Final = 0.6  # of the budget, which measuring every step may use, so that curvature has the rest
 MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear beside its step is measured this often
 FIRST: Final = 16  # steps that are all measured at the beginning, which shows what measuring costs
 HOLD: Final = 40  # steps that are measured after the last sign
@@ -31,8 +35,13 @@ class Rhythm:
     the ranks have agreed on (`lead`), and rank 0 proposes them (`next_in`).
     """
 
-    def __init__(self, *, every: Every, histogram_every: int) -> None:
-        """Measure every ``every``-th step, with histograms at every ``histogram_every``-th."""
+    def __init__(self, *, every: Every, histogram_every: int, budget: Budget | None = None) -> None:
+        """Measure every ``every``-th step, with histograms at every ``histogram_every``-th.
+
+        With "auto", measuring every step lasts only while ``budget`` allows it; None sets no limit.
+        """
+        self._budget = Budget(math.inf) if budget is None else budget
+        self._share = min(SHARE, CALM_PART * self._budget.share)
         self.every = every
         """The interval that the user asked for."""
         self._histogram_every = histogram_every
@@ -96,14 +105,15 @@ class Rhythm:
     @property
     def is_dense(self) -> bool:
         """Whether every step is measured for now because of a sign or at the beginning; always False for a number."""
-        return self.every == "auto" and self.steps < self._dense_until
+        is_affordable = self._budget.step_time == 0.0 or self._budget.allows(self.cost, "layers", DENSE_PART)
+        return self.every == "auto" and self.steps < self._dense_until and is_affordable
 
     @property
     def interval(self) -> int:
         """Present number of steps from one measured step to the next."""
         if self.every != "auto":
             return self.every
-        return 1 if self.steps < self._dense_until else self.calm_interval
+        return 1 if self.is_dense else self.calm_interval
 
     # -- distributed training --
 
@@ -156,19 +166,22 @@ class Rhythm:
         """Take in the seconds that measuring one step took."""
         self._costs.append(seconds)
         self._debt += seconds
+        if self.every == "auto":
+            self._budget.spend(seconds, "layers")
         self.calm_interval = self._affordable_interval()  # here, as medians at every step would cost it microseconds
 
     def observe_step_time(self, seconds: float) -> None:
         """Take in the seconds that a step of training took without the measuring."""
+        self._budget.end_step(seconds)
         self._step_times.append(seconds)
-        self._debt = max(0.0, self._debt - SHARE * seconds)
+        self._debt = max(0.0, self._debt - self._share * seconds)
 
     def _affordable_interval(self) -> int:
         step_time = self.step_time
         if step_time <= 0:
             return 1
-        affordable = self.cost / (SHARE * step_time)
-        if self._debt > DEBT * SHARE * step_time:
+        affordable = self.cost / (self._share * step_time)
+        if self._debt > DEBT * self._share * step_time:
             affordable *= 2.0
         return min(MAX_INTERVAL, 1 << math.ceil(math.log2(max(affordable, 1.0))))
 

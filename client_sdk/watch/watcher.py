@@ -11,7 +11,8 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from client_sdk.curvature import CurvatureCopy, Probe
+from client_sdk.budget import Budget
+from client_sdk.curvature import CurvatureCopy, Method, Probe
 from client_sdk.distributed import Participation, Partition
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, Layers, map_layers
@@ -48,6 +49,8 @@ class Watcher:
         every: Every,
         histogram_every: int,
         curvature_every: int,
+        curvature: Method,
+        budget: float,
         group: Group,
         is_compact: bool,
         partition: Partition | None = None,
@@ -62,7 +65,8 @@ class Watcher:
         self._run = run
         self._warner: Warner = run.warner
         self._model, self._optimizer, self._group = model, optimizer, group
-        self.rhythm = Rhythm(every=every, histogram_every=histogram_every)
+        self._budget = Budget(budget)
+        self.rhythm = Rhythm(every=every, histogram_every=histogram_every, budget=self._budget)
         """Decision which steps are measured."""
         self._trigger = Trigger(run.settings.loss)
         self._cost = CostMeter(layers.parameters[0].device)
@@ -76,7 +80,9 @@ class Watcher:
             optimizer,
             kind,
             every=curvature_every,
+            method=curvature,
             warner=run.warner,
+            budget=self._budget,
             is_alone=lambda: run.instrument_count < 2,
         )
         if partition is not None:
@@ -94,6 +100,7 @@ class Watcher:
         self._has_stepped_since_probe = False
         self._flying: deque[StepCopy | UnitedCopy | SharedCopy] = deque(maxlen=MAX_FLYING)
         self._alerts_seen = run.inbox.received
+        self._curvature_records = 0  # records with a closure
         self._reported = 0, 0  # interval, and measured steps since it was logged
 
     # -- hooks of the optimizer --
@@ -119,10 +126,16 @@ class Watcher:
             self._warner.caught("statistics", "reading the optimizer before its step", error)
         try:
             if self._run.active and self._probe.is_used and not _is_capturing():
+                began = time.perf_counter()
                 self._probe.before_step(largest_rate(optimizer))
-                self._probe.directions.follow()
+                self._probe.follow()
+                self._charge_curvature(time.perf_counter() - began)
         except Exception as error:
             self._warner.caught("curvature", "following the unstable directions before a step", error)
+
+    def _charge_curvature(self, seconds: float) -> None:
+        self._cost.excluded(seconds)
+        self._budget.spend(seconds, "curvature")
 
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Measure the step, whose gradients and new state are available now.
@@ -274,6 +287,7 @@ class Watcher:
             share=rhythm.share,
             is_dense=rhythm.is_dense,
             is_automatic=rhythm.every == "auto",
+            curvature_share=self._budget.used("curvature") if self._probe.is_used else None,
         )
 
     def measure(
@@ -314,7 +328,7 @@ class Watcher:
         if closure is not None:
             began = time.perf_counter()
             last = None if is_of_next_step else fresh
-            pending.add_curvature(self._probe_curvature(step, closure, last))
+            pending.add_curvature(self._probe_curvature(step, closure, last), self._curvature_scalars(step))
             self._cost.excluded(time.perf_counter() - began)
         self.iteration.note_log()
         if is_of_next_step:
@@ -388,6 +402,15 @@ class Watcher:
             return {}
         self._reported = interval, 1
         return {"watch_every": float(interval), "watch_share": self.rhythm.share}
+
+    def _curvature_scalars(self, step: int) -> dict[str, float]:
+        """Return the age of the last λ_max, and at times the share of the time that curvature takes."""
+        age = self._probe.age(step)
+        scalars = {} if age is None else {"lambda_max_age": float(age)}
+        if self._curvature_records % REPORTED_EVERY == 0 and self._budget.step_time > 0:
+            scalars["curvature_share"] = self._budget.used("curvature")
+        self._curvature_records += 1
+        return scalars
 
     # -- parameters that come and go --
 

@@ -1,30 +1,45 @@
-"""Probes are rare while a run is calm, dense when it is armed, and never exceed their share of the time."""
+"""Readings are rare while a run is calm, dense when it is armed, and never exceed the budget."""
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
 
-from client_sdk.curvature.schedule import BUDGETS, DENSE_EVERY, HOLD, Choice, Schedule, Urgency
+from client_sdk.budget import FIRST, WINDOW, Budget
+from client_sdk.curvature.schedule import DENSE_EVERY, HOLD, Choice, Schedule, Urgency
 
 LR = 0.01  # stability limit 200
 
 
+def unlimited(every: int) -> Schedule:
+    return Schedule(every, Budget(math.inf))
+
+
 def drive(schedule: Schedule, first: int, last: int, lr: float = LR) -> dict[Choice, list[int]]:
-    """Log every step in [first, last) and return the steps of each kind of probe."""
-    made: dict[Choice, list[int]] = {"none": [], "gradient": [], "full": []}
+    """Log every step in [first, last) and return the steps of each kind of measurement."""
+    made: dict[Choice, list[int]] = {"none": [], "gradient": [], "track": [], "both": []}
     for step in range(first, last):
         choice = schedule.decide(step, lr)
         if choice != "none":
             schedule.started(choice, step)
+        if choice == "both":
+            schedule.round_ended(step)
         made[choice].append(step)
     return made
 
 
+def with_step_time(share: float, step_time: float = 0.1) -> Budget:
+    budget = Budget(share)
+    for _ in range(FIRST):
+        budget.end_step(step_time)
+    return budget
+
+
 def test_calm_runs_are_probed_at_the_base_interval() -> None:
-    made = drive(Schedule(25), 0, 100)
-    assert made["full"] == [10, 35, 60, 85]
+    made = drive(unlimited(25), 0, 100)
+    assert made["both"] == [10, 35, 60, 85]
     assert made["gradient"][:4] == [5, 15, 20, 25], "λ_grad is measured more often than λ_max"
 
 
@@ -41,20 +56,31 @@ def test_calm_runs_are_probed_at_the_base_interval() -> None:
 def test_curvature_near_the_limit_shortens_the_interval(
     lambda_max: float | None, lambda_grad: float, urgency: Urgency
 ) -> None:
-    schedule = Schedule(25)
+    schedule = unlimited(25)
     drive(schedule, 0, 10)
-    schedule.observe_curvature(9, LR, lambda_max, lambda_grad)
+    if lambda_max is not None:
+        schedule.observe_lambda_max(9, LR, lambda_max)
+    schedule.observe_lambda_grad(9, LR, lambda_grad)
     made = drive(schedule, 10, 40)
     assert schedule.urgency == urgency
-    assert (len(made["full"]) >= 14) == (urgency != "calm")
+    assert (len(made["both"]) >= 14) == (urgency != "calm")
 
 
-def test_a_rising_learning_rate_is_met_with_a_probe_at_once() -> None:
-    schedule = Schedule(1000)
+def test_a_rising_learning_rate_is_met_with_a_reading_at_once() -> None:
+    schedule = unlimited(1000)
     drive(schedule, 0, 30)
-    schedule.observe_curvature(29, LR, 20.0, 1.0)
-    assert drive(schedule, 30, 40)["full"] == []
-    assert drive(schedule, 40, 41, lr=0.09)["full"] == [40], "20 is near the limit of 22"
+    schedule.observe_lambda_max(29, LR, 20.0)
+    assert drive(schedule, 30, 40)["both"] == []
+    assert drive(schedule, 40, 41, lr=0.09)["both"] == [40], "20 is near the limit of 22"
+
+
+def test_a_crossing_that_the_last_readings_announce_is_met_with_a_reading() -> None:
+    schedule = unlimited(1000)
+    drive(schedule, 0, 41)
+    schedule.observe_lambda_max(20, LR, 200.0 * math.exp(-0.4))
+    schedule.observe_lambda_max(40, LR, 200.0 * math.exp(-0.298))  # log λ_max reaches that of the limit at step 98.4
+    assert drive(schedule, 41, 99)["both"] == []
+    assert drive(schedule, 99, 100)["both"] == [99]
 
 
 def test_growing_decoupled_gradients_arm() -> None:
@@ -64,57 +90,70 @@ def test_growing_decoupled_gradients_arm() -> None:
         (0.01, 1.0, "calm"),
         (float("nan"), 1.3, "calm"),
     ):
-        schedule = Schedule(25)
+        schedule = unlimited(25)
         drive(schedule, 0, 4)
         for step in range(8):
             schedule.observe_gradient(growth**step, decoupling)
         assert schedule.urgency == urgency
 
 
-def test_dense_probing_ends_some_time_after_the_last_reason() -> None:
-    schedule = Schedule(25)
+def test_dense_readings_end_some_time_after_the_last_reason() -> None:
+    schedule = unlimited(25)
     drive(schedule, 0, 10)
-    schedule.observe_curvature(10, LR, 190.0, 110.0)
+    schedule.observe_lambda_max(10, LR, 190.0)
+    schedule.observe_lambda_grad(10, LR, 110.0)
     made = drive(schedule, 10, 10 + 4 * HOLD)
-    dense = [step for step in made["full"] if step <= 10 + HOLD]
+    dense = [step for step in made["both"] if step <= 10 + HOLD]
     assert len(dense) == HOLD // DENSE_EVERY
     assert schedule.urgency == "calm"
-    later = [step for step in made["full"] if step > 10 + HOLD]
+    later = [step for step in made["both"] if step > 10 + HOLD]
     assert {b - a for a, b in pairwise(later)} == {25}
 
 
-@pytest.mark.parametrize(("lambda_max", "lambda_grad"), [(1.0, 1.0), (199.0, 1.0), (199.0, 199.0)])
-def test_probes_take_no_more_than_their_share_of_long_steps(lambda_max: float, lambda_grad: float) -> None:
-    schedule = Schedule(25)
-    for _ in range(5):
-        schedule.observe_step_time(0.1)
-        schedule.observe_cost("full", 2.0)
-        schedule.observe_cost("gradient", 0.6)
-    made: dict[Choice, list[int]] = {"none": [], "gradient": [], "full": []}
+@pytest.mark.parametrize("lambda_grad", [1.0, 199.0])
+@pytest.mark.parametrize("lambda_max", [1.0, 199.0])
+@pytest.mark.parametrize("cost", [0.05, 0.4, 0.9])
+def test_measurements_stay_within_the_budget_armed_or_not(cost: float, lambda_max: float, lambda_grad: float) -> None:
+    budget = with_step_time(0.05)
+    schedule = Schedule(25, budget)
+    spent = []
     for step in range(1000):
         choice = schedule.decide(step, LR)
-        made[choice].append(step)
+        assert choice != "both", "no step is lengthened by more than one product"
+        seconds = 0.0
         if choice != "none":
             schedule.started(choice, step)
-            schedule.observe_curvature(step, LR, lambda_max, lambda_grad)
-    budget = BUDGETS[schedule.urgency].share * 1000 * 0.1
-    assert len(made["full"]) * 2.0 <= budget + 2.0
-    assert len(made["gradient"]) * 0.6 <= budget + 0.6
+            schedule.observe_cost(choice, cost)
+            seconds = cost
+            schedule.observe_lambda_grad(step, LR, lambda_grad)
+            if choice == "track":
+                schedule.observe_lambda_max(step, LR, lambda_max)
+                schedule.round_ended(step)
+        budget.spend(seconds, "curvature")
+        budget.end_step(0.1)
+        spent.append(seconds)
+    assert max(sum(spent[at : at + WINDOW]) for at in range(1000 - WINDOW)) <= 0.05 * WINDOW * 0.1 + 1e-9
+    assert sum(spent) > 0.3 * 0.05 * 1000 * 0.1, "a good part of the budget is used"
 
 
-def test_tiny_steps_do_not_starve_the_probe() -> None:
-    schedule = Schedule(25)
-    for _ in range(5):
-        schedule.observe_step_time(0.0005)
-        schedule.observe_cost("full", 0.007)
-        schedule.observe_cost("gradient", 0.002)
-    drive(schedule, 0, 10)
-    schedule.observe_curvature(10, LR, 199.0, 10.0)
-    assert len(drive(schedule, 10, 10 + HOLD)["full"]) == HOLD // DENSE_EVERY
+def test_what_is_too_dear_for_the_budget_is_not_begun() -> None:
+    budget = with_step_time(0.05)
+    schedule = Schedule(25, budget)
+    schedule.observe_cost("track", 1.1)
+    assert schedule.is_beyond_budget
+    assert schedule.product_steps == pytest.approx(11.0)
+    assert drive(schedule, 0, 100)["track"] == []
+
+
+def test_lambda_max_comes_first_while_it_is_unknown() -> None:
+    schedule = Schedule(25, with_step_time(0.5))
+    made = drive(schedule, 0, 60)
+    assert made["track"]
+    assert [step for step in made["gradient"] if step >= made["track"][0]] == []
 
 
 def test_failures_back_off_and_success_ends_it() -> None:
-    schedule = Schedule(10)
+    schedule = unlimited(10)
     tried = []
     for step in range(5, 2005):
         if schedule.decide(step, LR) != "none":
@@ -123,23 +162,24 @@ def test_failures_back_off_and_success_ends_it() -> None:
     gaps = [b - a for a, b in pairwise(tried)]
     assert gaps[:6] == [10, 20, 40, 80, 160, 320]
     assert max(gaps) == 640
-    schedule.observe_curvature(1999, LR, 10.0, 10.0)
-    assert schedule.decide(2000, LR) == "full"
+    schedule.succeeded()
+    assert schedule.decide(2000, LR) == "both"
 
 
 def test_stepping_back_starts_over() -> None:
-    schedule = Schedule(25)
+    schedule = unlimited(25)
     drive(schedule, 0, 60)
-    assert drive(schedule, 20, 31)["full"] == [30]
+    assert drive(schedule, 20, 31)["both"] == [30]
 
 
 def test_sparse_logging_counts_steps_not_calls() -> None:
-    schedule = Schedule(25)
-    full = []
+    schedule = unlimited(25)
+    both = []
     for step in range(0, 400, 10):
         choice = schedule.decide(step, LR)
         if choice != "none":
             schedule.started(choice, step)
-        if choice == "full":
-            full.append(step)
-    assert full[:4] == [10, 40, 70, 100]
+        if choice == "both":
+            schedule.round_ended(step)
+            both.append(step)
+    assert both[:4] == [10, 40, 70, 100]

@@ -87,9 +87,7 @@ def test_a_refreshed_direction_keeps_its_sign() -> None:
     one = torch.ones(())
     directions = UnstableDirections()
     for vector in ([1.0, 0.0, 0.0], [-0.9, 0.1, 0.0]):
-        directions.replace(
-            [RitzPair(value=one, vector=torch.tensor(vector), residual=one * 0)], torch.ones(3), (parameter,)
-        )
+        directions.replace([RitzPair(value=one, vector=torch.tensor(vector))], torch.ones(3), (parameter,))
         for _ in range(MIN_STEPS):
             parameter.grad = torch.tensor([2.0, 0.0, 0.0])
             directions.follow()
@@ -99,7 +97,7 @@ def test_a_refreshed_direction_keeps_its_sign() -> None:
 def test_parameters_without_gradient_count_as_zero() -> None:
     parameters = (nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2)))
     directions = UnstableDirections()
-    pair = RitzPair(value=torch.tensor(2.0), vector=torch.full((4,), 0.5), residual=torch.zeros(()))
+    pair = RitzPair(value=torch.tensor(2.0), vector=torch.full((4,), 0.5))
     directions.replace([pair], torch.ones(4), parameters)
     parameters[1].grad = torch.tensor([3.0, 1.0])
     directions.follow()
@@ -126,7 +124,7 @@ def test_log_reports_the_mode_at_every_step_after_the_first_probes(tmp_path: Pat
         return loss
 
     run = client_sdk.init(project="p", mode="offline", directory=str(tmp_path))
-    client_sdk.watch(model, optimizer, every=1, curvature_every=10)
+    client_sdk.watch(model, optimizer, every=1, curvature_every=10, budget=math.inf)
     for step in range(40):
         optimizer.zero_grad()
         loss = batch_loss()

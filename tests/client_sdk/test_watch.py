@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from client_sdk.curvature import schedule
 from client_sdk.errors import ConfigurationError
 from client_sdk.protocol import Layout, Record
 from client_sdk.run import Run
@@ -73,12 +73,6 @@ def train(make: Make, steps: int, run: Run | None, *, autocast: bool = False, **
     return [*model.state_dict().values(), *state, torch.get_rng_state()]
 
 
-def _allow_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the limit on the cost of probes, so that a busy machine does not delay them."""
-    unlimited = schedule.Budget(share=1.0, min_seconds=1e3)
-    monkeypatch.setattr(schedule, "BUDGETS", dict.fromkeys(schedule.BUDGETS, unlimited))
-
-
 @pytest.fixture
 def hooks(monkeypatch: pytest.MonkeyPatch) -> list[RemovableHandle]:
     """Handles of the step hooks that have been registered with any optimizer."""
@@ -122,10 +116,9 @@ def columns_of(record: Record, layout: Layout) -> dict[str, np.ndarray[Any, Any]
 def test_training_ends_in_the_same_bits(
     make: Make, autocast: bool, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _allow_everything(monkeypatch)
     alone = train(make, 40, None, autocast=autocast)
     run = make_run()
-    watched = train(make, 40, run, autocast=autocast, every=1, histogram_every=3, curvature_every=1)
+    watched = train(make, 40, run, autocast=autocast, every=1, histogram_every=3, curvature_every=1, budget=math.inf)
     assert len(alone) == len(watched)
     assert all(torch.equal(one, other) for one, other in zip(alone, watched, strict=True))
     is_unknown = isinstance(make([nn.Parameter(torch.ones(1))]), torch.optim.Rprop)
@@ -164,9 +157,8 @@ def test_curvature_of_the_tanh_net_warns_before_its_spike(make_run: MakeRun, mon
     y = torch.sin(3 * x @ w) + x @ w
     model = nn.Sequential(nn.Linear(50, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.999))
-    _allow_everything(monkeypatch)
     run = make_run()
-    watch(run, model, optimizer)
+    watch(run, model, optimizer, budget=math.inf)
     losses = []
     for step in range(1500):
         optimizer.zero_grad()
@@ -262,7 +254,7 @@ def test_steps_that_are_not_logged_are_not_measured(make_run: MakeRun, monkeypat
     monkeypatch.setattr(rhythm, "SHARE", 1e9)
     model, optimizer = small()
     run = make_run()
-    watch(run, model, optimizer)
+    watch(run, model, optimizer, budget=math.inf)
     measured = _count_measurements(monkeypatch)
     for step in range(10, 110, 10):
         fit(model, optimizer, None, range(9))
@@ -342,7 +334,6 @@ def test_learning_rate_in_a_tensor_is_followed(make_run: MakeRun) -> None:
 def test_compiled_models_and_optimizers_are_measured_and_not_disturbed(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _allow_everything(monkeypatch)
 
     def run_once(run: Run | None) -> list[Tensor]:
         model, optimizer = small()
@@ -351,7 +342,7 @@ def test_compiled_models_and_optimizers_are_measured_and_not_disturbed(
         step_once = torch.compile(optimizer.step, backend="aot_eager")
         x = torch.randn(8, 4)
         if run is not None:
-            watch(run, compiled, optimizer, curvature_every=1)
+            watch(run, compiled, optimizer, curvature_every=1, budget=math.inf)
         for step in range(6):
             optimizer.zero_grad()
             loss = compiled(x).pow(2).mean()
@@ -392,7 +383,7 @@ def test_closure_of_another_watched_model_causes_no_warning(make_run: MakeRun, s
     model, other = pairs[0][0], pairs[1][0]
     run = make_run()
     for one, its_optimizer in pairs:
-        watch(run, one, its_optimizer, curvature_every=5)
+        watch(run, one, its_optimizer, curvature_every=5, budget=math.inf)
     batch = torch.randn(8, 4)
 
     def closure() -> torch.Tensor:
@@ -412,7 +403,7 @@ def test_closure_of_another_watched_model_causes_no_warning(make_run: MakeRun, s
 def test_bad_closures_never_reach_training(make_run: MakeRun) -> None:
     model, optimizer = small()
     run = make_run()
-    watch(run, model, optimizer, curvature_every=1)
+    watch(run, model, optimizer, curvature_every=1, budget=math.inf)
     closures: list[Any] = [lambda: 1 / 0, lambda: None, 3, lambda: model(torch.randn(2, 4)).sum() * float("nan")]
     step = 0
     for closure in closures:

@@ -15,7 +15,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T
 from trl import SFTConfig, SFTTrainer
 
 import client_sdk
-from client_sdk.curvature import schedule
 from client_sdk.integrations.huggingface import SpikewatchCallback
 from client_sdk.read import Run
 
@@ -183,21 +182,12 @@ def test_a_run_that_is_open_is_used_and_stays_open(stored: Read, project: str) -
     assert run.series("loss").step.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def _unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let probes take as long as they like, so that a busy machine does not delay them."""
-    budget = schedule.Budget(share=1.0, min_seconds=1e3)
-    monkeypatch.setattr(schedule, "BUDGETS", dict.fromkeys(schedule.BUDGETS, budget))
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_curvature_is_that_of_the_steps_batches(
-    accumulate: int, stored: Read, project: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _unlimited(monkeypatch)
+def test_curvature_is_that_of_the_steps_batches(accumulate: int, stored: Read, project: str) -> None:
     given = {"gradient_accumulation_steps": accumulate, "label_smoothing_factor": 0.1}
     bare = trainer_of([], **given)
     bare.train()
-    callback = SpikewatchCallback(project=project, curvature=True, watch={"curvature_every": 1})
+    callback = SpikewatchCallback(project=project, curvature=True, watch={"curvature_every": 1, "budget": math.inf})
     watched = trainer_of([callback], **given)
     watched.train()
     assert all(map(torch.equal, weights_of(bare), weights_of(watched)))
@@ -240,7 +230,6 @@ def sft(callbacks: list[Any], model: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")  # peft and trl call what transformers renames
 def test_trl_and_lora_are_recorded(stored: Read, project: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _unlimited(monkeypatch)
 
     def adapted() -> Any:
         return get_peft_model(small_model(), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))

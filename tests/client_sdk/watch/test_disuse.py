@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_replaced_optimizer_is_named_and_its_curvature_stops(
     model, loss_of = problem()
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     run = make_run()
-    watch(run, model, optimizer, every=1, curvature_every=2)
+    watch(run, model, optimizer, every=1, curvature_every=2, budget=math.inf)
     for step in range(40):
         if step == 10:
             optimizer = torch.optim.AdamW(model.parameters(), 1e-4)

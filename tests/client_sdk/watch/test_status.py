@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -29,7 +31,7 @@ def test_the_status_says_what_is_measured_how_often(make_run: MakeRun, monkeypat
     optimizer = torch.optim.SGD(model.parameters(), 1e-6)
     run = make_run()
     assert run.status().watch == ()
-    watch(run, model, optimizer)
+    watch(run, model, optimizer, budget=math.inf)
     train(run, optimizer, model, range(10))
     (status,) = run.status().watch
     assert status.is_dense

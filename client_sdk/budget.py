@@ -1,0 +1,111 @@
+"""The budget of a `watch`: the share of the training's time that measuring may take over any `WINDOW` steps.
+
+Owns the account only; pure. Whoever measures asks before (`allows`) and says afterwards what it took (`spend`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+from typing import Final, Literal
+
+Purpose = Literal["layers", "curvature"]
+"""The purpose of time that is spent: layer statistics, or curvature with the directions that it follows."""
+
+WINDOW: Final = 200  # steps
+FIRST: Final = 5  # steps whose time must be known before anything is allowed
+TIMES: Final = 31  # steps whose median is the time of a step
+LONGEST: Final = 4.0  # times the median, for which one step counts at most
+
+
+class Budget:
+    """Account of the time that measuring takes beside training. Used on the training thread.
+
+    A step counts with `LONGEST` times the median of the last steps at most, so that a pause such as an evaluation of
+    the model does not count as time that measuring may share.
+
+    >>> budget = Budget(0.05)
+    >>> for _ in range(10):
+    ...     budget.end_step(0.1)
+    >>> budget.allows(0.9), budget.allows(1.1)
+    (True, False)
+    """
+
+    def __init__(self, share: float) -> None:
+        """Allow ``share`` of the training's time, such as 0.05; infinity sets no limit."""
+        self.share = share
+        """Share of the training's time that may be spent."""
+        self._times: deque[float] = deque(maxlen=TIMES)
+        self._step_time = 0.0
+        self._own = _Window()
+        self._spent: dict[Purpose, _Window] = {"layers": _Window(), "curvature": _Window()}
+
+    @property
+    def step_time(self) -> float:
+        """Seconds of a training step without the measuring; 0 while that is not known."""
+        return self._step_time
+
+    def end_step(self, seconds: float) -> None:
+        """End a step of training, which took ``seconds`` without the measuring."""
+        self._times.append(seconds)
+        if len(self._times) >= FIRST:
+            self._step_time = median(self._times)
+            seconds = min(seconds, LONGEST * self._step_time)
+        self._own.add(seconds)
+        for window in (self._own, *self._spent.values()):
+            window.advance()
+
+    def spend(self, seconds: float, purpose: Purpose) -> None:
+        """Take in the time that measuring took since the last step ended."""
+        self._spent[purpose].add(seconds)
+
+    def allows(self, seconds: float, purpose: Purpose | None = None, part: float = 1.0) -> bool:
+        """Return whether measuring may take ``seconds`` now.
+
+        With ``purpose``, the time spent on it must also stay within ``part`` of the budget.
+        """
+        if math.isinf(self.share):
+            return True
+        if self.step_time == 0.0:
+            return False
+        # The step under way, and those of a window that is not over, are expected to take as long as the others.
+        allowed = self.share * self._own.total * WINDOW / min(self._own.steps, WINDOW - 1)
+        within = self.spent() + seconds <= allowed
+        return within and (purpose is None or self._spent[purpose].total + seconds <= part * allowed)
+
+    def spent(self, purpose: Purpose | None = None) -> float:
+        """Return the seconds that were spent over the last `WINDOW` steps, on everything or on ``purpose``."""
+        return sum(window.total for of, window in self._spent.items() if purpose in (None, of))
+
+    def used(self, purpose: Purpose | None = None) -> float:
+        """Return the share of the training's time that was spent over the last `WINDOW` steps; 0 while not known."""
+        return self.spent(purpose) / self._own.total if self.step_time > 0 else 0.0
+
+    def steps_between(self, seconds: float, part: float = 1.0) -> int:
+        """Return the number of steps at which something that takes ``seconds`` uses ``part`` of the budget."""
+        if math.isinf(self.share) or seconds <= 0:
+            return 1
+        rate = part * self.share * self.step_time
+        return max(1, math.ceil(seconds / rate)) if rate > 0 else WINDOW
+
+
+class _Window:
+    """Sum of the times spent at the last steps."""
+
+    def __init__(self) -> None:
+        self._parts: deque[float] = deque([0.0])
+        self.total = 0.0
+        self.steps = 0
+
+    def add(self, seconds: float) -> None:
+        self._parts[-1] += seconds
+        self.total += seconds
+
+    def advance(self) -> None:
+        self.steps += 1
+        self._parts.append(0.0)
+        if len(self._parts) > WINDOW:  # the step under way is one of them
+            self.total = max(0.0, self.total - self._parts.popleft())
+        if self.steps % WINDOW == 0:
+            self.total = math.fsum(self._parts)  # sheds the rounding errors of the differences
