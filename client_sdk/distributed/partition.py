@@ -58,6 +58,8 @@ class Partition:
         """Optimizer whose steps move the flat tensors."""
         self.stepped: tuple[int, ...] = ()
         """Positions of the flat tensors that the step under way moves."""
+        self.steps = 0
+        """Number of steps of the training, each of which moves all flat tensors."""
         self.count = len(flats)
         """Number of flat tensors."""
         self._flats = tuple(flats)

@@ -68,7 +68,9 @@ class PartedMeter:
     def measure_part(self) -> None:
         """Measure the part of the step that has just been made, unless it is the last one, which `measure` takes."""
         try:
-            copy = self._meter().measure(self._partition.part(), histograms=False)
+            meter, part = self._meter(), self._partition.part()
+            meter.period_two.follow(part, self._partition.steps)
+            copy = meter.measure(part, histograms=False)
             if copy is not None:
                 self._copies.append(copy)
         except Exception as error:  # the step as a whole is lost then, which `measure` says

@@ -52,6 +52,7 @@ class PartSteps:
                 self._observer.before_part()
                 return
             self._is_open, self._moved = True, set()
+            self._partition.steps += 1
             self._observer.before_step(self._partition.whole, args, kwargs)
         except Exception as error:
             self._warner.caught("statistics", "reading the optimizer before its step", error)

@@ -20,7 +20,7 @@ from client_sdk.optimizers import Watched, describe, kind_of, what_is_missing
 from client_sdk.protocol import Layout
 from client_sdk.run import Run
 from client_sdk.run_status import WatchStatus
-from client_sdk.stats import Meter, PartedMeter, SharedCopy, StepCopy, UnitedCopy, share
+from client_sdk.stats import Meter, PartedMeter, PeriodTwoCopy, SharedCopy, StepCopy, UnitedCopy, share
 from client_sdk.warner import Warner
 from client_sdk.watch.census import Census
 from client_sdk.watch.cost import CostMeter
@@ -170,11 +170,14 @@ class Watcher:
         self._disuse.note_step()
         self._has_stepped_since_probe = True
         is_awaited = self.iteration.is_step_of_last_log()
-        statistics = self._measure_step(optimizer) if is_due and self._participation.measures else None
+        is_measured = is_due and self._participation.measures
+        period_two = self._follow_period_two(optimizer, is_measured=is_measured)
+        statistics = self._measure_step(optimizer) if is_measured else None
         step = TakenStep(
             lr=largest_rate(optimizer),
             statistics=statistics,
             mode=self._probe.directions.copy() if self._probe.is_used else None,
+            period_two=period_two,
             scalars={} if statistics is None else self._rhythm_scalars(),
         )
         self._take(step, is_awaited=is_awaited)
@@ -188,6 +191,27 @@ class Watcher:
             self.rhythm.observe_step_time(seconds)
         for cost in self._cost.costs():
             self.rhythm.observe_cost(cost)
+
+    def _follow_period_two(self, optimizer: torch.optim.Optimizer, *, is_measured: bool) -> PeriodTwoCopy | None:
+        """Follow the gradients of the step if it is measured or if that is cheap enough to be done at every step."""
+        if isinstance(self._meter, PartedMeter):
+            return None  # its parts are followed where they are measured, as their gradients are gone by now
+        if not is_measured and not self.rhythm.is_followed:
+            return None
+        began = time.perf_counter()
+        try:
+            self._meter.period_two.follow(optimizer, self.rhythm.steps)
+            return self._meter.period_two.copy(is_trusted=not self._meter.is_refuted)
+        except Exception as error:
+            self._warner.caught("period_two", "following the gradients of successive steps", error)
+            return None
+        finally:
+            seconds = time.perf_counter() - began
+            if is_measured:
+                self._cost.spent(seconds)
+            else:
+                self._cost.excluded(seconds)
+            self.rhythm.observe_following(seconds, is_measured=is_measured)
 
     def _measure_step(self, optimizer: torch.optim.Optimizer) -> StepCopy | UnitedCopy | SharedCopy | None:
         wants_histogram = self.rhythm.wants_histogram
