@@ -353,7 +353,7 @@ class Watcher:
             began = time.perf_counter()
             last = None if is_of_next_step else fresh
             pending.add_curvature(self._probe_curvature(step, closure, last), self._curvature_scalars(step))
-            self._cost.excluded(time.perf_counter() - began)
+            self._charge_curvature(time.perf_counter() - began)
         self.iteration.note_log()
         if is_of_next_step:
             pending.fallback = fresh
