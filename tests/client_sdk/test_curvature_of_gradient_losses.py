@@ -27,7 +27,8 @@ def penalised(model: nn.Module) -> Tensor:
     x = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(12, 2).requires_grad_()
     value = model(x)
     (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
-    return (value - 1).square().mean() + (slope.norm(dim=1) - 1).square().mean()
+    loss: Tensor = (value - 1).square().mean() + (slope.norm(dim=1) - 1).square().mean()
+    return loss
 
 
 def differential_equation(model: nn.Module) -> Tensor:
@@ -36,13 +37,14 @@ def differential_equation(model: nn.Module) -> Tensor:
     u = model(torch.cat([x, torch.zeros_like(x)], dim=1))
     (first,) = torch.autograd.grad(u.sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x, create_graph=True)
-    return (second + u).square().mean() + (u[0] - 1).square().sum()
+    loss: Tensor = (second + u).square().mean() + (u[0] - 1).square().sum()
+    return loss
 
 
 def one_step_ahead(model: nn.Module) -> Tensor:
     """Return the loss after a step of gradient descent inside the loss, as meta-learning has."""
     x = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(12, 2)
-    weights = dict(model.named_parameters())
+    weights: dict[str, Tensor] = dict(model.named_parameters())
     inner = F.mse_loss(torch.func.functional_call(model, weights, (x[:6],)), x[:6, :1].sin())
     slopes = torch.autograd.grad(inner, list(weights.values()), create_graph=True)
     moved = {name: weight - 0.1 * slope for (name, weight), slope in zip(weights.items(), slopes, strict=True)}
@@ -81,7 +83,8 @@ class Noisy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         noise = random.random() + float(np.random.rand())
-        return self.layers(x + 0.01 * noise) + 0.01 * torch.randn(len(x), 1)
+        result: Tensor = self.layers(x + 0.01 * noise) + 0.01 * torch.randn(len(x), 1)
+        return result
 
 
 @pytest.mark.parametrize("operator", [None, ExactHessian, DifferenceHessian])
