@@ -93,6 +93,7 @@ class Probe:
         self._has_limit = method != "forward"  # whether λ_grad and λ_max can be measured
         self._forward = ForwardProbe()
         self._is_refused = method == "off"
+        self._refusal = ""
         self._snapshot: StepSnapshot | None = None
         self._steps = 0  # optimizer steps since the last call of `measure`
         self._steps_a_call: int | None = None  # those between the last two calls; None before the first
@@ -160,6 +161,10 @@ class Probe:
         self._collect()
         if self._is_refused:
             return None
+        if self._refusal:
+            self._is_refused = True
+            self._warner.warn("curvature_unsupported", self._refusal)
+            return None
         choice = self.schedule.decide(step, lr)
         if self.schedule.is_beyond_budget:
             self._say_once(
@@ -196,6 +201,10 @@ class Probe:
             self._warner.caught("curvature", "measuring curvature", error)
         self.schedule.failed(step)
         return None
+
+    def refuse(self, reason: str) -> None:
+        """Measure nothing, and say the ``reason`` once a closure is given."""
+        self._refusal = reason
 
     def distrust(self, reason: str) -> None:
         """Measure no λ_grad and λ_max from now on, because the preconditioner is not what the weights move by."""
