@@ -69,7 +69,7 @@ def test_the_first_run_spikes_and_was_predicted(server: Embedded, tmp_path: Path
 
 @pytest.mark.timeout(180)
 def test_the_callback_saves_a_checkpoint_and_prevents_the_spike(server: Embedded, tmp_path: Path) -> None:
-    begin = 'losses = []\n'
+    begin = "losses = []\n"
     assert PROGRAM.count(begin) == 1
     program = PROGRAM.replace('"untouched"', '"rescued"').replace(begin, CALLBACK + begin)
     loss, printed = _run(server, tmp_path, program)
