@@ -95,6 +95,20 @@ class PeriodTwo:
         self._step: int | None = None
         self._steps = 0
         self._response: GradientResponse | None = None
+        self._before: tuple[Tensor, int, int] | None = None  # a parameter, its gradient's id and version
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note a gradient that the step may overwrite: that of Nesterov's method, to which SGD may add its momentum.
+
+        Without this call before a step, `follow` takes the gradients for those that the optimizer was given.
+        """
+        self._before = None
+        for group in optimizer.param_groups:
+            if group.get("nesterov"):
+                parameter = next((one for one in group["params"] if one.grad is not None), None)
+                if parameter is not None:
+                    self._before = parameter, id(parameter.grad), parameter.grad._version
+                    return
 
     @torch.no_grad()
     def follow(self, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -115,8 +129,9 @@ class PeriodTwo:
                 bank.sample.set_rates(ratios)
         self._step, at = step, self._steps % REACH
         self._steps += 1
+        is_folded = self._is_folded()
         for bank in self._banks:
-            bank.follow(bank.sample.read(optimizer, rules), at)
+            bank.follow(bank.sample.read(optimizer, rules, is_folded=is_folded), at)
         self._response = self._response_of(optimizer, rules[self._leading]) if self._has_limit else None
 
     def copy(self, *, is_trusted: bool) -> PeriodTwoCopy | None:
@@ -149,6 +164,14 @@ class PeriodTwo:
         self._has_limit = has_limit(self._kind, optimizer)
         self._ratios = tuple(1.0 for _ in rules)
         self._steps = 0
+
+    def _is_folded(self) -> bool:
+        """Return whether the step has written into the gradients of Nesterov's method."""
+        before, self._before = self._before, None
+        if before is None:
+            return False
+        parameter, grad, version = before
+        return parameter.grad is not None and (id(parameter.grad), parameter.grad._version) != (grad, version)
 
     def _response_of(self, optimizer: torch.optim.Optimizer, rule: UpdateRule) -> GradientResponse | None:
         if rule.kind.startswith("schedule_free"):
