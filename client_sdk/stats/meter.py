@@ -117,6 +117,7 @@ class Meter:
         With ``has_closure`` the step computes its gradients itself, so that those from before it say nothing.
         Call it before every step that `measure` is called after. Without it, what needs these is absent.
         """
+        self.period_two.before_step(optimizer)
         present: list[Tensor] = []
         measured: list[Tensor] = []
         others: list[Tensor] = []
@@ -396,10 +397,15 @@ class StepCopy:
         """Totals over all measured tensors; see `layer_statistics.totals`."""
         return totals(self.amounts)
 
+    @property
+    def knows_norms(self) -> bool:
+        """Whether the gradient norms of all tensors are known."""
+        return self._extras.knows_norms
+
     def measurement(self) -> Measurement:
         """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
         return Measurement(
-            scalars={"grad_norm": self.totals["grad_norm"]} if self._extras.knows_norms else {},
+            scalars={"grad_norm": self.totals["grad_norm"]} if self.knows_norms else {},
             block=statistics_block(self.amounts, self._statistics),
             histograms=self.histograms(),
         )

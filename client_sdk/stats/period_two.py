@@ -95,13 +95,16 @@ class PeriodTwo:
         self._step: int | None = None
         self._steps = 0
         self._response: GradientResponse | None = None
+        self._is_current = False  # whether the last step was followed
         self._before: tuple[Tensor, int, int] | None = None  # a parameter, its gradient's id and version
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note a gradient that the step may overwrite: that of Nesterov's method, to which SGD may add its momentum.
 
-        Without this call before a step, `follow` takes the gradients for those that the optimizer was given.
+        Without this call before a step, `follow` takes the gradients for those that the optimizer was given. After it
+        there are no readings until `follow` is called.
         """
+        self._is_current = False
         self._before = None
         for group in optimizer.param_groups:
             if group.get("nesterov"):
@@ -127,6 +130,7 @@ class PeriodTwo:
             self._ratios = ratios
             for bank in self._banks:
                 bank.sample.set_rates(ratios)
+        self._is_current = True
         self._step, at = step, self._steps % REACH
         self._steps += 1
         is_folded = self._is_folded()
@@ -135,18 +139,18 @@ class PeriodTwo:
         self._response = self._response_of(optimizer, rules[self._leading]) if self._has_limit else None
 
     def copy(self, *, is_trusted: bool) -> PeriodTwoCopy | None:
-        """Return the last steps on their way to the host, or None if there are none.
+        """Return the last steps on their way to the host, or None if the last one was not followed.
 
         Without ``is_trusted`` the weights do not move by the optimizer's rule, and no stability ratio follows.
         """
-        if not self._steps or not self._banks:
+        if not self._is_current or not self._banks:
             return None
         rings = [bank.ring for bank in self._banks]
         return PeriodTwoCopy(rings, (self._steps - 1) % REACH, self._steps, self._response if is_trusted else None)
 
     def layers(self) -> LayerCopy | None:
         """Return the components of the parameters after the last step on their way to the host, or None."""
-        if not self._steps or not self._banks:
+        if not self._is_current or not self._banks:
             return None
         return LayerCopy([bank.by_tensor() for bank in self._banks], self._steps)
 

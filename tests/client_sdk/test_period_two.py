@@ -491,6 +491,25 @@ def test_single_measured_steps_are_not_followed() -> None:
     assert not found.wants_following(is_measured=True), "the step before was not measured"
 
 
+def test_a_step_that_was_not_followed_has_no_reading_of_an_earlier_one() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    meter = Meter(optimizer, kind_of(optimizer), map_layers(model, optimizer))
+    for step in range(12):
+        backward(model, step)
+        meter.before_step(optimizer)
+        optimizer.step()
+        if step < 11:
+            meter.period_two.follow(optimizer, step + 1)
+            assert meter.period_two.copy(is_trusted=True) is not None
+    assert meter.period_two.copy(is_trusted=True) is None
+    found = meter.measure(optimizer, histograms=False)
+    assert found is not None
+    block = found.measurement().block
+    assert block is not None
+    assert np.isnan(block[:, meter.statistics.index("period_two")]).all()
+
+
 def test_a_meter_without_followed_steps_does_not_know_the_shares() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
