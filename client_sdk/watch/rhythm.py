@@ -179,7 +179,19 @@ class Rhythm:
         self._debt += seconds
         if self.every == "auto":
             self._budget.spend(seconds, "layers")
+        self._decide_following()
         self.calm_interval = self._affordable_interval()  # here, as medians at every step would cost it microseconds
+
+    def wants_following(self, *, is_measured: bool) -> bool:
+        """Return whether the gradient of the step that has ended is to be followed.
+
+        A measured step that does not come right after another one is left out, as nothing follows from single steps,
+        until it is known what following costs.
+        """
+        if self.is_followed:
+            return True
+        is_successive = self.measured_at is None or self.measured_at == self.steps - 1
+        return is_measured and (is_successive or len(self._follow_costs) < COSTS)
 
     def observe_following(self, seconds: float, *, is_measured: bool) -> None:
         """Take in the seconds that following one step took.
@@ -189,6 +201,9 @@ class Rhythm:
         self._follow_costs.append(seconds)
         if not is_measured:
             self._budget.spend(seconds, "layers")
+        self._decide_following()
+
+    def _decide_following(self) -> None:
         limit = self._share * (KEEP_FOLLOWING if self.is_followed else FOLLOWING)
         is_known = len(self._follow_costs) == COSTS and len(self._step_times) >= COSTS
         self.is_followed = is_known and median(self._follow_costs) <= limit * self.step_time
