@@ -31,9 +31,8 @@ def _families(runs: tuple[RunScore, ...]) -> list[str]:
     if len(names) < 2:
         return []
     width = max(6, *map(len, names))
-    rows = [
-        f"{'family':{width}} {'runs':>5} {'events':>6} {'early':>5} {'precision':>9} {'false per 1,000':>15} {'lead':>5}"
-    ]
+    heads = (("runs", 5), ("events", 6), ("early", 5), ("precision", 9), ("false per 1,000", 15), ("lead", 5))
+    rows = [" ".join([f"{'family':{width}}", *(f"{head:>{wide}}" for head, wide in heads)])]
     for name in names:
         own = summarise(run for run in runs if run.family == name and not run.is_swell)
         rows.append(
