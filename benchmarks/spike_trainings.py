@@ -127,7 +127,7 @@ def classify(
         )
 
     def loss(rows: Tensor, scale: float) -> Tensor:
-        predicted = model(images[rows] * scale)
+        predicted: Tensor = model(images[rows] * scale)
         if is_squared:
             return (predicted - one_hot[rows]).square().sum(1).mean()
         return F.cross_entropy(predicted, classes[rows])

@@ -77,6 +77,8 @@ class LayerSums(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Sum of the squared gradient norms, Σg²."""
     decoupling: float | None = None
     """Ratio of the squared gradients to the second moments over all layers, Σg²/Σv̂."""
+    descent: float | None = None
+    """Σv̂·Σ(g²/√v̂)/Σg² over all layers: the loss's fall per learning rate if the gradient were as large as √v̂."""
     is_fresh: bool = False
     """Whether v̂ equals g² in every layer."""
     nonfinite: int = 0

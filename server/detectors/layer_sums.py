@@ -50,6 +50,7 @@ def layer_sums(layout: Layout, columns: Columns) -> list[LayerSums]:
                 square_sum=total,
                 decoupling=decouplings[at][0],
                 is_fresh=decouplings[at][1],
+                descent=decouplings[at][2],
                 nonfinite=nonfinite,
                 guilty=tuple(layout.layers[layer] for layer in guilty),
                 update_ratio=updates[at],
@@ -96,8 +97,8 @@ def _gradients(squares: Array | None, known: Mask | None, steps: int) -> list[tu
 
 def _decouplings(
     layout: Layout, columns: Columns, squares: Array | None, known: Mask | None
-) -> list[tuple[float | None, bool]]:
-    """Return for each step Σg²/Σv̂ and whether v̂ equals g² in every layer.
+) -> list[tuple[float | None, bool, float | None]]:
+    """Return for each step Σg²/Σv̂, whether v̂ equals g² in every layer, and Σv̂·Σ(g²/√v̂)/Σg².
 
     They are equal at the first step of a fresh optimizer state. v̂ is taken from its own statistic, or else from g²
     divided by the decoupling.
@@ -105,28 +106,40 @@ def _decouplings(
     steps = len(next(iter(columns.values())))
     rms, ratio = columns.get("v_rms"), columns.get("decoupling")
     if squares is None or known is None:
-        return [(None, False)] * steps
+        return [(None, False, None)] * steps
     if rms is not None and len(layout.sizes) == rms.shape[1]:
         second = np.square(rms, dtype=np.float64) * np.asarray(layout.sizes, dtype=np.float64)
     elif ratio is not None:
         second = squares / np.asarray(ratio, dtype=np.float64)
     else:
-        return [(None, False)] * steps
+        return [(None, False, None)] * steps
     usable = np.isfinite(second) & known & (second > 0)
     second = np.where(usable, second, 0.0)
     whole = usable.all(axis=1)
     relative = squares / np.where(usable, second, 1.0)
     fresh = ((np.abs(relative - 1.0) < FRESH) | ~usable).all(axis=1)
-    gradient, memory = squares.sum(axis=1), second.sum(axis=1)
+    pulled = _pulled(layout, squares, second, usable)
+    gradient, memory, pull = squares.sum(axis=1), second.sum(axis=1), pulled.sum(axis=1)
     for at in np.flatnonzero(~whole).tolist():
         gradient[at], memory[at] = squares[at][usable[at]].sum(), second[at][usable[at]].sum()
+        pull[at] = pulled[at][usable[at]].sum()
     valid = usable.any(axis=1) & (memory > 0) & np.isfinite(memory)
     return [
-        (max(of_g / of_v, 1e-30), is_fresh) if is_valid else (None, False)
-        for of_g, of_v, is_fresh, is_valid in zip(
-            gradient.tolist(), memory.tolist(), fresh.tolist(), valid.tolist(), strict=True
+        (max(of_g / of_v, 1e-30), is_fresh, of_v * along / of_g if along > 0 and of_g > 0 else None)
+        if is_valid
+        else (None, False, None)
+        for of_g, of_v, along, is_fresh, is_valid in zip(
+            gradient.tolist(), memory.tolist(), pull.tolist(), fresh.tolist(), valid.tolist(), strict=True
         )
     ]
+
+
+def _pulled(layout: Layout, squares: Array, second: Array, usable: Mask) -> Array:
+    """Return g²/√v̂ of each layer, with its mean v̂; zeros where the sizes of the layers are unknown."""
+    if len(layout.sizes) != squares.shape[1]:
+        return np.zeros_like(squares)
+    sizes = np.asarray(layout.sizes, dtype=np.float64)
+    return np.where(usable, squares * np.sqrt(sizes / np.where(usable, second, 1.0)), 0.0)
 
 
 def _nonfinite(counts: NDArray[np.float32] | None, steps: int) -> list[tuple[int, tuple[int, ...]]]:

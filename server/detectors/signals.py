@@ -121,6 +121,16 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Stability limit of the optimizer: the logged one, otherwise 2/η."""
     lambda_max: float | None = None
     """Last measured λ_max, with the same age limit as `stability`."""
+    memory_loss: float | None = None
+    """Loss that a direction at its limit would hold if its gradient were as large as √v̂; None if unknown."""
+    mode_loss: float | None = None
+    """Loss that the directions of largest curvature hold at this step; None if not measured or not positive."""
+    mode_growth: float = 0.0
+    """Growth of the gradient in these directions per step over the last 12 steps; 0 if unknown."""
+    mode_alternation: float = 0.0
+    """Share of the last 12 steps at which the gradient along the leading direction changed its sign."""
+    mode_share: float | None = None
+    """Share of the preconditioned gradient that these directions hold; None if not measured or not positive."""
     update_ratio: float | None = None
     """Largest ‖Δw‖/‖w‖ over all layers."""
     eps_fraction: float | None = None
@@ -215,6 +225,7 @@ class Signals(msgspec.Struct):
         peak = max(self.stabilities.since(step - RECENT + 1), default=None)
         trend = self.stabilities.line(4, step - TREND_STEPS)
         step_lambda = _finite(scalars.get("lambda_step"))
+        optimizer = None if sample.layout is None else sample.layout.optimizer
         decouplings = self.decouplings.since(step - RECENT + 1)
         self.pauses = _with_pause(self.pauses, self.last_step, step)
         self.last_step = step
@@ -250,10 +261,15 @@ class Signals(msgspec.Struct):
             step_stability=step_lambda / limit if step_lambda is not None and limit is not None else None,
             limit=limit,
             lambda_max=None if stability is None or limit is None else _exp(stability) * limit,
+            memory_loss=None if lr is None else _memory_loss(sums.descent, lr, optimizer),
+            mode_loss=_positive(scalars.get("mode_loss")),
+            mode_growth=_finite(scalars.get("mode_growth")) or 0.0,
+            mode_alternation=_finite(scalars.get("mode_alternation")) or 0.0,
+            mode_share=_positive(scalars.get("mode_share")),
             update_ratio=sums.update_ratio,
             eps_fraction=sums.eps_fraction,
             state_reset=sums.is_fresh and self.count > RECENT and abs(before - 1.0) > 0.01,
-            optimizer=None if sample.layout is None else sample.layout.optimizer,
+            optimizer=optimizer,
             leaders=Leaders(() if sample.layout is None else sample.layout.layers, self.fast, self.slow),
         )
 
@@ -329,6 +345,18 @@ def _with_pause(pauses: list[int], last_step: int | None, step: int) -> list[int
 
 def _usual(pauses: list[int]) -> int:
     return sorted(pauses)[len(pauses) // 2] if pauses else 1
+
+
+def _memory_loss(descent: float | None, lr: float, optimizer: Optimizer | None) -> float | None:
+    """Return the loss that a direction of curvature 2/η would hold if its gradient were as large as √v̂.
+
+    The gradient c along a direction of D^½·H·D^½ with the eigenvalue λ holds c²/(2λ). For Adam D is
+    (1−β1)/(1+β1)/√v̂, and λ is 2/η at the limit, so that it is η/4·(1−β1)/(1+β1)·Σ(g²/√v̂) with g² scaled to v̂.
+    """
+    if descent is None or optimizer is None or optimizer.family != "adam":
+        return None
+    beta1 = 0.9 if optimizer.beta1 is None else optimizer.beta1
+    return _positive(lr / 4 * (1 - beta1) / (1 + beta1) * descent)
 
 
 def _finite(value: float | None) -> float | None:

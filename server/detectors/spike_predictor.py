@@ -1,12 +1,16 @@
 """A spike that has not come yet: Adam's mechanism at work, with a forecast of the step.
 
-Rule: the predictor looks for four signs (each of them alone raises false alarms on healthy runs):
+Rule: the predictor looks for five signs (each of them alone raises false alarms on healthy runs):
 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
+* *oscillation*: the gradient along the directions of largest curvature grows and changes its sign at every step, v was
+  just decoupled, λ_max is near the limit, and the directions hold a part of the loss that is not negligible;
 * *climb*: v was just decoupled (Σg²/Σv̂ < 0.1), ‖g‖ is above its mean and climbs steadily, with λ_max near the limit
   where curvature is measured;
 * *crossed*: v has been decoupled deeply for a while and λ_max stays above the limit, so nothing stops the growth;
 * *reset*: v was lost and restarts from a single gradient.
+
+A sign whose spike would be a mere ripple by its expected height (`height`) is a watch.
 
 The level is watch while λ_max nears or crosses the limit with v decoupled and a spike in reach; warning when a sign
 holds; critical when λ_grad is above the limit and the gradient grows, or the forecast is less than 20 steps away. A
@@ -36,6 +40,7 @@ from server.detectors.advice import advice_before_spike
 from server.detectors.causes import is_stale
 from server.detectors.context import Context
 from server.detectors.forecast import crossing_step, forecast
+from server.detectors.height import Height, HeightRecord
 from server.detectors.signals import Reading
 from server.detectors.track_record import LOUD
 from server.models import AlertKind, AlertLevel, Cause, Finding, PredictedStep
@@ -56,6 +61,12 @@ IN_REACH: Final = 100
 """Number of steps before the crossing from which it is a watch."""
 SOON: Final = 60
 """Number of steps before the forecast spike from which a crossing alone is a warning."""
+SWINGING: Final = 0.06
+"""Growth of the gradient along the unstable directions per step from which it is an oscillation that builds up."""
+ALTERNATING: Final = 0.8
+"""Smallest share of the last steps at which that gradient must have changed its sign; drift changes it rarely."""
+HELD: Final = 1e-5
+"""Share of the loss that the directions must hold, below which their growth is rounding or noise."""
 IMMINENT: Final = 20
 """Number of steps before the forecast spike from which the level is critical."""
 AFTERMATH: Final = 20
@@ -71,12 +82,13 @@ class Sign(StrEnum):
     APPROACH = "approach"
     CROSSED = "crossed"
     CLIMB = "climb"
+    OSCILLATION = "oscillation"
     DIRECTIONAL = "directional"
     RESET = "reset"
 
 
 NO_SIGN: Final[str] = Sign.NONE.value
-ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.DIRECTIONAL, Sign.RESET)
+ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.OSCILLATION, Sign.DIRECTIONAL, Sign.RESET)
 """Signs that raise the level to warning or above."""
 
 
@@ -110,6 +122,8 @@ class SpikePredictor(msgspec.Struct):
     """Low, best and high end of the last forecast."""
     quiet_until: int = 0
     """Step before which the aftermath of a spike is not mistaken for the next build-up."""
+    height: HeightRecord = msgspec.field(default_factory=HeightRecord)
+    """Forecast of how far the loss would rise."""
 
     def update(self, reading: Reading, context: Context) -> None:
         """Add one reading."""
@@ -120,6 +134,7 @@ class SpikePredictor(msgspec.Struct):
 
     def _follow(self, reading: Reading, context: Context) -> None:
         self.seen += 1
+        self.height.update(reading, is_jumping=context.is_jumping)
         if context.is_jumping:  # the spike has come, so there is nothing to predict
             self._forget()
             self.quiet_until = reading.step + AFTERMATH * reading.interval
@@ -130,12 +145,12 @@ class SpikePredictor(msgspec.Struct):
             expected = evidence.predicted
             self.predicted = (expected.low, expected.best, expected.high)
         step = reading.step
-        if evidence.sign in ALARMS:
+        if evidence.sign is Sign.RESET or (evidence.sign in ALARMS and not self.height.is_ripple):
             self.last_alarm, self.sign = step, evidence.sign.value
             soon = evidence.predicted is not None and evidence.predicted.best - step < IMMINENT
             if evidence.sign is Sign.DIRECTIONAL or soon:
                 self.last_critical = step
-        elif evidence.sign is Sign.APPROACH:
+        elif evidence.sign is not Sign.NONE:
             self.last_watch = step
             if not _is_held(self.last_alarm, reading):
                 self.sign = evidence.sign.value
@@ -146,6 +161,8 @@ class SpikePredictor(msgspec.Struct):
         elif _is_held(self.last_watch, reading):
             self.level = AlertLevel.WATCH.value
         elif self.level or self.predicted is not None:
+            if self.has_warned:
+                self.height.note_miss()
             self._forget()
         if self.level and self.since is None:
             self.since = step
@@ -170,13 +187,14 @@ class SpikePredictor(msgspec.Struct):
     def _finding(self, reading: Reading, context: Context) -> Finding:
         cause = Cause.STATE_LOSS if self.sign == Sign.RESET else context.causes.judge_build_up(reading)
         predicted = self.forecast(reading.step)
+        height = None if self.sign == Sign.RESET else self.height.forecast()
         when = "soon" if predicted is None else f"at step {predicted.best}"
         return Finding(
             kind=AlertKind.SPIKE_PREDICTED,
             level=AlertLevel(self.level),
             step=reading.step if self.since is None else self.since,
             title=f"Spike predicted {when}" if self.has_warned else f"Spike possible {when}",
-            message=_sentence(self.sign, reading),
+            message=_sentence(self.sign, reading) + _height_sentence(height),
             cause=cause,
             predicted_step=predicted,
             layers=reading.layers,
@@ -193,6 +211,10 @@ class SpikePredictor(msgspec.Struct):
                 "decoupled_steps": reading.decoupled_steps,
                 "gradient_growth_per_step": reading.growth,
                 "grad_norm_ratio": reading.grad_ratio,
+                "expected_rise": None if height is None else height.best,
+                "expected_rise_low": None if height is None else height.low,
+                "expected_rise_high": None if height is None else height.high,
+                "mode_growth_per_step": reading.mode_growth if reading.mode_loss is not None else None,
             },
             advice=advice_before_spike(cause, reading),
         )
@@ -210,6 +232,8 @@ def judge(reading: Reading, demand: float = 0.0) -> Evidence:
     stale = is_stale(reading)
     if _is_directional(reading, stale, demand):
         return Evidence(sign=Sign.DIRECTIONAL, predicted=predicted)
+    if stale and _is_oscillation(reading, demand):
+        return Evidence(sign=Sign.OSCILLATION, predicted=predicted)
     if stale and _is_climb(reading, demand):
         return Evidence(sign=Sign.CLIMB, predicted=predicted)
     if predicted is None or not stale:
@@ -231,6 +255,16 @@ def _is_directional(reading: Reading, stale: bool, demand: float) -> bool:
     if reading.decoupling is not None and reading.decoupling >= 1.0:
         return False
     return reading.gradient_stability > 1.0 and (stale or reading.gradient_above_count >= 2)
+
+
+def _is_oscillation(reading: Reading, demand: float) -> bool:
+    """Return whether the first instability, which has period two, grows along the directions of largest curvature."""
+    if reading.mode_loss is None or reading.loss is None or reading.mode_alternation < ALTERNATING:
+        return False
+    if reading.mode_growth <= max(SWINGING, demand * reading.growth_usual):
+        return False
+    is_near = reading.stability_peak is not None and reading.stability_peak > NEAR
+    return is_near and reading.mode_loss > HELD * abs(reading.loss)
 
 
 def _is_climb(reading: Reading, demand: float) -> bool:
@@ -284,3 +318,11 @@ def _sentence(sign: str, reading: Reading) -> str:
         return "There are signs of a build-up."
     text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] + "."
     return "T" + text[1:] if text.startswith("the ") else text  # v and λ keep their case
+
+
+def _height_sentence(height: Height | None) -> str:
+    """Return the expected height in one sentence that follows others; "" if it is unknown."""
+    if height is None:
+        return ""
+    low, best, high = (f"{value:,.3g}" for value in (height.low, height.best, height.high))
+    return f" The loss may rise by {best} × its level (between {low} and {high})."

@@ -249,6 +249,7 @@ def _closing_facts(row: OutboxRow) -> tuple[tuple[str, str], ...]:
 
 
 _EVIDENCE: Final = {
+    "expected_rise": "{:,.2g}",
     "decoupling": "{:.2g}",
     "decoupled_steps": "{:,.0f} steps",
     "gradient_growth_per_step": "{:+.1%} a step",

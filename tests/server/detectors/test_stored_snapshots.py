@@ -44,8 +44,18 @@ LEARNT: Final = 100
 
 
 def forecasts(verdict: Verdict) -> str:
-    """Return the predictions of a verdict, which do not depend on that level."""
-    return repr([finding for finding in verdict.findings if finding.kind == "spike-predicted"])
+    """Return the predictions of a verdict without the expected height, which alone depends on that level."""
+    return repr(
+        [
+            msgspec.structs.replace(
+                finding,
+                message=finding.message.partition(" The loss may rise")[0],
+                evidence={key: value for key, value in finding.evidence.items() if "expected_rise" not in key},
+            )
+            for finding in verdict.findings
+            if finding.kind == "spike-predicted"
+        ]
+    )
 
 
 def told(verdict: Verdict) -> tuple[object, ...]:
