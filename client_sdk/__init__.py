@@ -119,7 +119,7 @@ def watch(  # noqa: PLR0917 - the contract's signature
     group: str | Callable[[str], str | None] = "parameter",
     *,
     precision: str = "compact",
-    curvature: Literal["auto", "exact", "finite-difference", "off"] = "auto",
+    curvature: Literal["auto", "exact", "finite-difference", "forward", "off"] = "auto",
     budget: float = 0.05,
     distributed: bool = True,
     run: Run | None = None,
@@ -135,8 +135,9 @@ def watch(  # noqa: PLR0917 - the contract's signature
     ``budget`` is the share of the training's time that measuring may take over any 200 steps, for the curvature that a
     ``closure`` of `log` switches on and for ``every="auto"``. Steps that take less than a few milliseconds can afford
     more, such as ``budget=1.0``; ``math.inf`` sets no limit. ``curvature`` is the method: "exact" (double backward),
-    "finite-difference" (differences of gradients), "auto" (exact where possible) or "off". ``curvature_every`` is the
-    number of steps between readings of λ_max in calm times, if the budget allows them.
+    "finite-difference" (differences of gradients), "forward" (critical sharpness, from losses alone), "auto" (the first
+    of these that the model and its optimizer allow) or "off". ``curvature_every`` is the number of steps between
+    readings of λ_max in calm times, if the budget allows them.
 
     In a training of several processes every rank calls `watch`, and the layers are those of the whole model;
     ``distributed`` False says that each process trains a model of its own. Several models may be watched on one run.

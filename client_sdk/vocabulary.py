@@ -243,8 +243,15 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The share of the preconditioned gradient that the directions of largest curvature hold.",
         ),
         Scalar(
-            name="critical_sharpness", label="critical sharpness", unit="", is_filled_in=False,
-            meaning="A curvature limit that the user has measured.",
+            name="critical_sharpness", label="critical sharpness", unit="", is_filled_in=True,
+            meaning=(
+                "2/η_c, where η_c is the shortest step along the last update that raises the loss; above 2/η the step "
+                "was too long for its batch."
+            ),
+        ),
+        Scalar(
+            name="critical_sharpness_error", label="error of the critical sharpness", unit="", is_filled_in=True,
+            meaning="The relative width of the interval that holds `critical_sharpness`.",
         ),
         Scalar(
             name="stability_limit", label="limit 2/η", unit="", is_filled_in=True,

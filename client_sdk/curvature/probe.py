@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from client_sdk.budget import WINDOW, Budget
+from client_sdk.curvature.forward_probe import ForwardProbe
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessian, NoSecondDerivativeError
 from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
 from client_sdk.curvature.reading import CurvatureCopy, is_flat, is_reportable
@@ -33,12 +34,14 @@ from client_sdk.curvature.unstable_directions import UnstableDirections
 from client_sdk.optimizers import Kind
 from client_sdk.warner import Warner
 
-Method = Literal["auto", "exact", "finite-difference", "off"]
-"""The way in which Hessian-vector products are computed."""
+Method = Literal["auto", "exact", "finite-difference", "forward", "off"]
+"""The way in which curvature is measured: by Hessian-vector products, or by losses alone (`ForwardProbe`)."""
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 FOLLOW_PART: Final = 0.5  # of the budget, which following the directions at every step may take
 FORGETTING: Final = 0.98  # factor at every step on the cost of following that was too high
+SHORT_FLOATS: Final = (torch.bfloat16, torch.float16)  # weights that differences of gradients cannot resolve
+INSTEAD: Final = "Critical sharpness and λ_step, which need no Hessian-vector product, are measured instead"
 ROUNDING: Final = 64  # units of rounding of the loss below which a slope is meaningless
 
 
@@ -69,9 +72,9 @@ class Probe:
     ) -> None:
         """Prepare to probe ``model`` with ``every`` steps between readings of λ_max while the run is calm.
 
-        The time that it takes stays within ``budget``; None sets no limit. ``method`` is explained at `watch`; with
-        "exact", nothing is measured where the model has no second derivatives. ``is_alone`` returns False if other
-        models are watched on the same run: the closure may then belong to one of them.
+        The time that it takes stays within ``budget``; None sets no limit. ``method`` is explained at `watch`.
+        ``is_alone`` returns False if other models are watched on the same run: the closure may then belong to one of
+        them.
         """
         self._is_alone = is_alone
         self._model, self._optimizer, self._kind = model, optimizer, kind
@@ -85,7 +88,8 @@ class Probe:
         self._flying: list[_Flight] = []
         self._timers: list[tuple[Choice, Timer, Timer | None]] = []
         self._follow_costs: deque[float] = deque(maxlen=5)
-        self._has_limit = True  # whether λ_grad and λ_max can be measured
+        self._has_limit = method != "forward"  # whether λ_grad and λ_max can be measured
+        self._forward = ForwardProbe()
         self._is_refused = method == "off"
         self._snapshot: StepSnapshot | None = None
         self._steps = 0  # optimizer steps since the last call of `measure`
@@ -114,7 +118,10 @@ class Probe:
         if self._steps_a_call is None or self._steps < self._steps_a_call or lr is None:
             return  # of the steps between two calls only the last is measured
         self._snapshot = None  # frees the memory of an earlier step first
-        if self.schedule.expects(lr if isinstance(lr, float) else None):
+        is_wanted = (
+            self.schedule.wants_step if self._has_limit else self._forward.needs_step or self.schedule.wants_step
+        )
+        if is_wanted and self.schedule.expects(lr if isinstance(lr, float) else None):
             parameters = [
                 parameter
                 for group in self._optimizer.param_groups
@@ -162,20 +169,19 @@ class Probe:
         try:
             return self._measure(step, choice, closure, snapshot)
         except UnsupportedError as error:
-            self._is_refused = True
-            self._warner.warn("curvature_unsupported", str(error))
+            self._refuse(error)
+        except NoSecondDerivativeError:
+            pass  # the method that has taken over makes the next measurement
         except IndependentError as error:
             report = self._warner.warn if self._is_alone() else self._warner.note
             report("closure", f"curvature is not measured: {error}")
         except ClosureError as error:
             self._warner.warn("closure", f"curvature is not measured: {error}")
         except torch.OutOfMemoryError:
-            self._warner.warn(
-                "curvature_memory",
-                "not enough memory for an exact Hessian-vector product; finite differences are used from now on. "
-                "To avoid them, compute the closure on a smaller batch",
-            )
-            self._uses_differences = True
+            try:
+                self._take_over("there is not enough memory; compute the closure on a smaller batch to avoid this")
+            except UnsupportedError as error:
+                self._refuse(error)
         except Exception as error:
             self._warner.caught("curvature", "measuring curvature", error)
         self.schedule.failed(step)
@@ -184,9 +190,8 @@ class Probe:
     def distrust(self, reason: str) -> None:
         """Measure no λ_grad and λ_max from now on, because the preconditioner is not what the weights move by."""
         if self._has_limit:
-            self._has_limit = False
-            self._forget()
-            self._warner.note("curvature_unsupported", f"{reason}. Only λ_step is measured")
+            self._use_losses_alone()
+            self._warner.note("curvature_unsupported", f"{reason}. {INSTEAD}")
 
     def _say_once(self, message: str) -> None:
         """Say what the budget does not allow, the first time."""
@@ -199,7 +204,7 @@ class Probe:
     ) -> CurvatureCopy | None:
         _refuse_distributed()
         preconditioner = self._read_preconditioner()
-        if preconditioner is None and (self._has_limit or snapshot is None):
+        if preconditioner is None and self._has_limit:
             return None
         device = next(self._model.parameters()).device
         timer, step_timer = Timer(device), None
@@ -213,10 +218,13 @@ class Probe:
         protected = () if preconditioner is None else preconditioner.parameters
         try:
             with Sandbox(self._model, protected) as sandbox:
-                if preconditioner is None:
-                    tensors = {"loss": sandbox.evaluate(closure).detach()}
-                else:
+                if preconditioner is not None:
                     tensors = self._probe(choice, aim, sandbox, closure, preconditioner)
+                else:
+                    tensors = self._forward.measure(choice, sandbox, closure, snapshot)
+                    snapshot = None
+                    if not tensors:
+                        return None
                 timer.stop()
                 if snapshot is not None:
                     step_timer = Timer(device)
@@ -244,8 +252,8 @@ class Probe:
         try:
             return Preconditioner.read(self._optimizer, self._kind)
         except UnsupportedError as error:
-            self._has_limit = False
-            self._warner.warn("curvature_unsupported", f"{error}. Only λ_step is measured")
+            self._use_losses_alone()
+            self._warner.warn("curvature_unsupported", f"{error}. {INSTEAD}")
             return None
 
     def _probe(
@@ -262,18 +270,37 @@ class Probe:
                 self._is_verified = True
                 return self._evaluate(choice, aim, hessian, preconditioner)
             except NoSecondDerivativeError as error:
-                if self._method == "exact":
-                    raise UnsupportedError(
-                        f"the model cannot be differentiated twice ({error}), so that curvature is not measured; "
-                        'watch(…, curvature="finite-difference") needs no second derivative'
-                    ) from error
-                self._uses_differences = True
-                self._warner.warn(
-                    "finite_differences",
-                    f"the model cannot be differentiated twice ({error}); curvature is measured by finite differences, "
-                    "which is exact to about 1 % in float32 and useless for bfloat16 weights",
-                )
+                self._take_over(f"the model cannot be differentiated twice ({error})")
+                if not self._has_limit:
+                    raise
         return self._evaluate(choice, aim, DifferenceHessian(sandbox, closure, preconditioner), preconditioner)
+
+    def _take_over(self, reason: str) -> None:
+        """Go on with the next method after the present one has failed. Raises `UnsupportedError` if there is none."""
+        if self._method != "auto":
+            raise UnsupportedError(
+                f"{reason}, so that curvature is not measured by {self._method!r}; "
+                'watch(…, curvature="auto") goes on with another method'
+            )
+        has_short_floats = any(parameter.dtype in SHORT_FLOATS for parameter in self._parameters)
+        if self._uses_differences or has_short_floats:
+            self._use_losses_alone()
+            self._warner.warn("curvature_forward", f"{reason}. {INSTEAD}")
+            return
+        self._uses_differences = True
+        self._warner.warn(
+            "finite_differences",
+            f"{reason}. Hessian-vector products are differences of two gradients from now on, with an error of up to "
+            "1 %",
+        )
+
+    def _refuse(self, error: UnsupportedError) -> None:
+        self._is_refused = True
+        self._warner.warn("curvature_unsupported", str(error))
+
+    def _use_losses_alone(self) -> None:
+        self._has_limit = False
+        self._forget()
 
     @torch.no_grad()
     def _evaluate(
@@ -349,7 +376,10 @@ class Probe:
         if is_reportable(values):
             self._read_at = step
             self.schedule.observe_lambda_max(step, lr, values["lambda_max"])
-        if flight.choice != "gradient" and "lr" in values and self._tracking.observe(flight.aim, values):
+        if math.isfinite(values.get("critical_sharpness", math.nan)):
+            self.schedule.observe_lambda_max(step, values["step_lr"], values["critical_sharpness"])
+        is_tracked = flight.choice != "gradient" and "lr" in values and self._tracking.observe(flight.aim, values)
+        if is_tracked or values.get("is_over"):
             self.schedule.round_ended(step)
         if not self._tracking.pairs():
             self.directions.forget()

@@ -31,15 +31,16 @@ class CurvatureCopy:
     def values(self) -> dict[str, float]:
         """Return everything that was measured, by name, with NaN where a measurement failed.
 
-        Always `loss`. With a Hessian-vector product also `lr` and those of `Tracking.take`, or `lambda_grad`; with the
-        weights before the step also those of `StepSnapshot.measure`.
+        Always `loss`. With a Hessian-vector product also `lr` and those of `Tracking.take`, or `lambda_grad`; without
+        one those of `ForwardProbe`; with the weights before the step also those of `StepSnapshot.measure`.
         """
         return dict(zip(self._names, self._copy.array().tolist(), strict=True))
 
     def scalars(self) -> dict[str, float]:
         """Return the scalars to report, each only if it is meaningful.
 
-        They are `lambda_grad`, `lambda_max` with `lambda_max_error` and `stability_ratio`, and `lambda_step`.
+        They are `lambda_grad`, `lambda_max` with `lambda_max_error` and `stability_ratio`, `critical_sharpness` with
+        `critical_sharpness_error`, and `lambda_step`.
         """
         values = self.values()
         if is_flat(values):
@@ -52,6 +53,9 @@ class CurvatureCopy:
             reported["lambda_max_error"] = values["lambda_max_error"]
             if values["lr"] > 0:
                 reported["stability_ratio"] = values["lambda_max"] * values["lr"] / 2.0
+        if math.isfinite(values.get("critical_sharpness", math.nan)):
+            reported["critical_sharpness"] = values["critical_sharpness"]
+            reported["critical_sharpness_error"] = values["critical_sharpness_error"]
         if "slope" in values:
             step = step_curvature(
                 loss=values["loss"],

@@ -90,8 +90,8 @@ class Schedule:
         return self._due(step, lr)
 
     def expects(self, lr: float | None) -> bool:
-        """Return whether λ_step will be wanted at the next `log`, if the steps of the calls go on as they did."""
-        return self._step is not None and self._due(self._step + self._gap, lr) != "none" and self.wants_step
+        """Return whether something will be due at the next `log`, if the steps of the calls go on as they did."""
+        return self._step is not None and self._due(self._step + self._gap, lr) != "none"
 
     @property
     def wants_step(self) -> bool:

@@ -46,7 +46,7 @@ class WatchOptions(TypedDict, total=False):
     curvature_every: int
     group: str | Callable[[str], str | None]
     precision: str
-    curvature: Literal["auto", "exact", "finite-difference", "off"]
+    curvature: Literal["auto", "exact", "finite-difference", "forward", "off"]
     budget: float
     distributed: bool
 

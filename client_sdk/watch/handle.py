@@ -65,8 +65,8 @@ def watch(
     layer statistics with ``every="auto"``. No record pays for more than one Hessian-vector product and one gradient,
     and where these are dear beside a step, readings are rarer than the intervals ask for. A model whose steps take less
     than a few milliseconds can afford more, such as ``budget=1.0``; ``math.inf`` sets no limit.
-    ``curvature`` is the method of the products: "exact" (double backward), "finite-difference" (differences of
-    gradients), "auto" (exact where the model has second derivatives, and otherwise finite differences), or "off".
+    ``curvature`` is the method: "exact" (double backward), "finite-difference" (differences of gradients), "forward"
+    (critical sharpness and λ_step, without Hessian-vector products), "auto" (the first of these that works) or "off".
 
     ``group`` is "parameter", "module", or a function from the name of a parameter to the name of its layer, or None to
     leave it out. ``precision`` is "compact" or "exact" (see `client_sdk.precision`).

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from client_sdk.budget import Budget
-from client_sdk.curvature import Probe, tracking
+from client_sdk.curvature import Method, Probe, tracking
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian
 from client_sdk.curvature.preconditioner import Preconditioner
 from client_sdk.curvature.sandbox import Sandbox
@@ -358,6 +358,75 @@ def test_models_without_second_derivative_fall_back_to_differences() -> None:
     assert problem.warner.counts == {"finite_differences": 1}
 
 
+def _without_second_derivative(problem: Problem) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        hidden = _tanh(problem.model[0](problem.x))
+        hidden = _tanh(problem.model[2](hidden))
+        return F.mse_loss(problem.model[4](hidden), problem.y)
+
+    return closure
+
+
+def _measured(problem: Problem, closure: Callable[[], Tensor], steps: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for step in range(steps):
+        problem.probe.before_step(0.01)
+        problem.step()
+        copied = problem.probe.measure(step, closure, lr=0.01)
+        found |= {} if copied is None else copied.scalars()
+    return found
+
+
+def _probe(problem: Problem, method: Method) -> Probe:
+    kind = kind_of(problem.optimizer)
+    return Probe(problem.model, problem.optimizer, kind, every=1, warner=problem.warner, method=method)
+
+
+def test_short_floats_without_second_derivative_are_measured_by_losses_alone() -> None:
+    problem = Problem(OPTIMIZERS["sgd"], dtype=torch.bfloat16, steps=3)
+    found = _measured(problem, _without_second_derivative(problem), 40)
+    assert problem.warner.counts == {"curvature_forward": 1}
+    assert "cannot be differentiated twice" in (problem.warner.last_error or "")
+    assert not {"lambda_max", "lambda_grad"} & set(found)
+
+
+def test_a_method_that_was_chosen_is_not_replaced() -> None:
+    problem = Problem(OPTIMIZERS["adam"])
+    problem.probe = _probe(problem, "exact")
+    found = _measured(problem, _without_second_derivative(problem), 20)
+    assert found == {}
+    assert problem.warner.counts == {"curvature_unsupported": 1}
+    assert "cannot be differentiated twice" in (problem.warner.last_error or "")
+
+
+def test_no_product_is_made_where_losses_alone_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExactHessian, "product", lambda *_: pytest.fail("a product was made"))
+    problem = Problem(OPTIMIZERS["adam"])
+    problem.probe = _probe(problem, "forward")
+    found = _measured(problem, problem.closure, 40)
+    assert {"critical_sharpness", "lambda_step"} <= set(found)
+    assert problem.warner.counts == {}
+
+
+def test_memory_that_is_too_small_is_named_and_the_next_methods_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def product(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    problem = Problem(OPTIMIZERS["adam"])
+    monkeypatch.setattr(ExactHessian, "product", product)
+    assert "lambda_max" in _measured(problem, problem.closure, 20)
+    assert problem.warner.counts == {"finite_differences": 1}
+    monkeypatch.setattr(DifferenceHessian, "product", product)
+    assert "critical_sharpness" in _measured(problem, problem.closure, 60)
+    assert problem.warner.counts == {"finite_differences": 1, "curvature_forward": 1}
+
+
+def test_nothing_is_measured_where_curvature_is_off() -> None:
+    problem = Problem(OPTIMIZERS["adam"])
+    problem.probe = _probe(problem, "off")
+    assert _measured(problem, lambda: pytest.fail("the closure was called"), 20) == {}
+
+
 def test_fused_attention_is_measured_exactly() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
@@ -504,7 +573,8 @@ def test_unknown_optimizers_are_named_once() -> None:
         copied = problem.probe.measure(step, problem.closure, lr=0.01)
         found.append({} if copied is None else copied.scalars())
     assert problem.warner.counts == {"curvature_unsupported": 1}
-    assert {name for scalars in found for name in scalars} == {"lambda_step"}
+    names = {name for scalars in found for name in scalars}
+    assert names == {"lambda_step", "critical_sharpness", "critical_sharpness_error"}
     assert "SignDescent" in (problem.warner.last_error or "")
 
 
