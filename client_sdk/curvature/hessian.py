@@ -26,10 +26,15 @@ the rounding of gradients.
 class Hessian(Protocol):
     """The Hessian H of the loss at the current parameters, as an operator."""
 
-    loss: Tensor
-    """Loss at the current parameters, 0-d, detached."""
-    gradient: Tensor
-    """Gradient of the loss, [N], detached."""
+    @property
+    def loss(self) -> Tensor:
+        """Loss at the current parameters, 0-d, detached."""
+        ...
+
+    @property
+    def gradient(self) -> Tensor:
+        """Gradient of the loss, [N], detached."""
+        ...
 
     def product(self, vector: Tensor) -> Tensor:
         """Return H·vector for a vector [N]."""

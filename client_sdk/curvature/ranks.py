@@ -19,7 +19,6 @@ from typing import Any, Final, TypeVar, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from client_sdk.curvature.hessian import Hessian
 from client_sdk.curvature.preconditioner import UnsupportedError
@@ -206,28 +205,30 @@ class MeanHessian:
         """
         self._ranks = ranks
         self._make = make
-        self._size = len(like)
-        self._packed = like.new_empty(2 * len(like) + 2)  # loss, 1 for a failure, gradient, product
+        self._packed = like.new_empty(2 * len(like) + 3)
+        self._first = self._packed[: len(like) + 2]  # loss, 1 for a failure, gradient
+        self._second = self._packed[len(like) + 2 :]  # 1 for a failure, product
         self._own: Hessian | None = None
-        self._is_averaged = False  # loss and gradient
+        self._is_averaged = False  # the first part
         self._products = products
+        self._failures = like.new_zeros(())
         self.failure: Exception | None = None
         """The first error of this rank."""
 
     @property
     def loss(self) -> Tensor:
         """Mean loss, 0-d."""
-        return self._gradient_part()[0]
-
-    @property
-    def failures(self) -> Tensor:
-        """Share of the ranks that failed, 0-d, as far as they were counted with loss and gradient."""
-        return self._gradient_part()[1]
+        return self._averaged()[0]
 
     @property
     def gradient(self) -> Tensor:
         """Mean gradient, [N]."""
-        return self._gradient_part()[2:]
+        return self._averaged()[2:]
+
+    @property
+    def failures(self) -> Tensor:
+        """A number above 0 if any rank has failed so far, 0-d."""
+        return self._failures
 
     @property
     def own_loss(self) -> Tensor | None:
@@ -235,23 +236,29 @@ class MeanHessian:
         return None if self._own is None or self.failure is not None else self._own.loss
 
     def product(self, vector: Tensor) -> Tensor:
-        """Return the mean of H·vector, [N]. The first product takes loss and gradient with it."""
+        """Return the mean of H·vector, [N]. The first product takes loss and gradient with it if they are not known."""
         self._products -= 1
         own = self._attempt(lambda: self._local().product(vector))
         if not self._is_averaged:
-            self._fill_gradient_part()
-        part = self._packed[self._size + 2 :]
-        part.fill_(torch.nan) if own is None or self.failure is not None else part.copy_(own)
-        self._ranks.average(part if self._is_averaged else self._packed)
-        self._is_averaged = True
-        return part.clone()
+            self._fill_first()
+        if own is None or self.failure is not None:
+            self._second.fill_(torch.nan)[0] = 1.0
+        else:
+            self._second[0] = 0.0
+            self._second[1:] = own
+        self._ranks.average(self._second if self._is_averaged else self._packed)
+        if not self._is_averaged:
+            self._is_averaged = True
+            self._failures = self._failures + self._first[1]
+        self._failures = self._failures + self._second[0]
+        return self._second[1:].clone()
 
     def finish(self) -> None:
         """Contribute to the products that the other ranks still expect, after an error between two of them."""
         if self._products > 0 and self.failure is None:
             self.failure = RuntimeError("the measurement ended early")
         while self._products > 0:
-            self.product(self._packed[self._size + 2 :])
+            self.product(self._second[1:])
 
     def fail(self, error: Exception) -> None:
         """Keep an error of this rank."""
@@ -262,23 +269,21 @@ class MeanHessian:
             self._own = self._make()
         return self._own
 
-    def _gradient_part(self) -> Tensor:
-        part = self._packed[: self._size + 2]
+    def _averaged(self) -> Tensor:
         if not self._is_averaged:
-            self._fill_gradient_part()
-            self._ranks.average(part)
+            self._fill_first()
+            self._ranks.average(self._first)
             self._is_averaged = True
-        return part
+            self._failures = self._failures + self._first[1]
+        return self._first
 
-    def _fill_gradient_part(self) -> None:
+    def _fill_first(self) -> None:
         own = self._attempt(lambda: (self._local().loss, self._local().gradient))
-        part = self._packed[: self._size + 2]
         if own is None or self.failure is not None:
-            part.fill_(torch.nan)
-            part[1] = 1.0
+            self._first.fill_(torch.nan)[1] = 1.0
             return
-        part[0], part[1] = own[0], 0.0
-        part[2:] = own[1]
+        self._first[0], self._first[1] = own[0], 0.0
+        self._first[2:] = own[1]
 
     def _attempt(self, work: Callable[[], Value]) -> Value | None:
         if self.failure is not None:
@@ -295,22 +300,23 @@ def mean_step(
 ) -> tuple[dict[str, Tensor], Exception | None]:
     """Return the means of ``loss``, and of `loss_before` and `slope` as ``measure`` returns them on each rank.
 
-    A rank without ``loss``, or whose ``measure`` raises, makes them NaN; its error is returned.
+    A rank without ``loss``, or whose ``measure`` raises, makes them NaN and `failures` above 0; its error is returned.
     """
     failure: Exception | None = None
     values: dict[str, Tensor] = {}
     wide = torch.float32 if device.type == "mps" else torch.float64
-    means = torch.full((3,), torch.nan, device=device, dtype=wide)
+    means = torch.full((4,), torch.nan, device=device, dtype=wide)
+    means[3] = 1.0
     kind = torch.float32
     if loss is not None:
         try:
             values = measure()
-            kind = loss.dtype
-            means = torch.stack([each.to(wide) for each in (loss, values["loss_before"], values["slope"])])
+            means[:3] = torch.stack([each.to(wide) for each in (loss, values["loss_before"], values["slope"])])
+            means[3], kind = 0.0, loss.dtype
         except Exception as error:
             failure = error
     ranks.average(means)
-    names = ("loss", "loss_before", "slope")
+    names = ("loss", "loss_before", "slope", "failures")
     found = {name: value.to(kind if name == "loss" else wide) for name, value in zip(names, means, strict=True)}
     return found | {name: value for name, value in values.items() if name not in names}, failure
 
@@ -319,24 +325,26 @@ def mean_step(
 def without_reduction() -> Iterator[None]:
     """Let every DistributedDataParallel that is called inside only compute, without collectives of its own.
 
-    A closure differentiates with `torch.autograd.grad`, which DistributedDataParallel does not see. It would wait for
-    the gradients of the closure's forward pass, and refuse the next one of the training. What it remembers of the
-    training's last forward pass is as before afterwards.
+    Its forward pass otherwise exchanges buffers, and prepares for a backward pass that it does not see, because a
+    closure is differentiated with `torch.autograd.grad`. What it remembers of the training's last forward pass is as
+    before afterwards.
     """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        yield
+        return
+    wrapper: Any = torch.nn.parallel.DistributedDataParallel
+    forward = wrapper.forward
     saved: dict[int, tuple[Any, bool, bool]] = {}
 
-    def prepare(module: torch.nn.Module, inputs: object) -> None:
-        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
-            wrapper: Any = module
-            saved.setdefault(
-                id(wrapper), (wrapper, wrapper.require_backward_grad_sync, wrapper.require_forward_param_sync)
-            )
-            wrapper.require_backward_grad_sync = wrapper.require_forward_param_sync = False
+    def forward_alone(self: Any, *arguments: Any, **options: Any) -> Any:
+        saved.setdefault(id(self), (self, self.require_backward_grad_sync, self.require_forward_param_sync))
+        self.require_backward_grad_sync = self.require_forward_param_sync = False
+        return forward(self, *arguments, **options)
 
-    hook = register_module_forward_pre_hook(prepare)
+    wrapper.forward = forward_alone  # a hook of all modules would make compiled ones warn
     try:
         yield
     finally:
-        hook.remove()
-        for wrapper, backward, forward in saved.values():
-            wrapper.require_backward_grad_sync, wrapper.require_forward_param_sync = backward, forward
+        wrapper.forward = forward
+        for module, backward_sync, forward_sync in saved.values():
+            module.require_backward_grad_sync, module.require_forward_param_sync = backward_sync, forward_sync

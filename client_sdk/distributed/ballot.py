@@ -73,7 +73,8 @@ class Ballot:
     def _forget_last(self) -> None:
         """Delete the keys of the vote before, whose decision every rank that came in time has read."""
         if self._last is not None and hasattr(self._store, "delete_key"):
-            for detail in (*self._ranks, "decision"):
+            details: list[int | str] = [*self._ranks, "decision"]
+            for detail in details:
                 self._store.delete_key(self._key(self._last, detail))
 
     def _key(self, number: int, detail: int | str) -> str:

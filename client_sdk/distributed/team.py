@@ -170,8 +170,13 @@ class Team:
         ``measured`` is called on another thread; None stands for a rank that could not measure. ``checksums`` are those
         of all parameters with a sign, in their order, at a step of comparison.
         """
-        says = {"step": step, "next_in": next_in, "has_logged": has_logged, "is_broken": measured is None}
-        says |= self.on_curvature
+        says = {
+            "step": step,
+            "next_in": next_in,
+            "has_logged": has_logged,
+            "is_broken": measured is None,
+            **self.on_curvature,
+        }
 
         def fill() -> Array:
             try:
