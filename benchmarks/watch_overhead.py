@@ -135,7 +135,11 @@ def measure_statistics(size: Size, rounds: int, device: torch.device) -> None:
     if device.type == "cpu":
         with torch_operations_alone(True):
             meters["Spikewatch, torch alone"] = (training.meter(), True)
-    seconds: dict[str, list[float]] = {name: [] for name in ("bare step", "fused AdamW step", *meters, *PEERS)}
+    follower = training.meter().period_two
+    following = "following a step between them"
+    seconds: dict[str, list[float]] = {
+        name: [] for name in ("bare step", "fused AdamW step", *meters, following, *PEERS)
+    }
     memory: dict[str, float | None] = {}
     for at in range(rounds + 3):
         backward = timed(device, training.backward)
@@ -146,7 +150,8 @@ def measure_statistics(size: Size, rounds: int, device: torch.device) -> None:
         costs["fused AdamW step"], costs["bare step"] = step, backward + step
         for name, (meter, is_alone) in meters.items():
 
-            def read(meter: Meter = meter) -> None:
+            def read(meter: Meter = meter, step: int = at + 1) -> None:
+                meter.period_two.follow(training.optimizer, step)
                 copy = meter.measure(training.optimizer, histograms=False)
                 assert copy is not None
 
@@ -154,6 +159,7 @@ def measure_statistics(size: Size, rounds: int, device: torch.device) -> None:
                 if at == 0:
                     memory[name] = peak_extra(device, read)
                 costs[name] += timed(device, read)
+        costs[following] = timed(device, partial(follower.follow, training.optimizer, at + 1))
         for name, peer in PEERS.items():
 
             def norms(peer: Peer = peer) -> None:

@@ -243,6 +243,18 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="The share of the preconditioned gradient that the directions of largest curvature hold.",
         ),
         Scalar(
+            name="period_two", label="alternating share of the gradient", unit="", is_filled_in=True,
+            meaning="The share of the gradient that changes its sign at every step, from a sample; 1/3 is noise.",
+        ),
+        Scalar(
+            name="period_two_growth", label="growth of the alternating gradient", unit="1/step", is_filled_in=True,
+            meaning="The growth per step of the alternating part of the gradient; 0.05 is 5 % a step.",
+        ),
+        Scalar(
+            name="stability_ratio_source", label="source of the stability ratio", unit="", is_filled_in=True,
+            meaning="What `stability_ratio` was taken from: 1 is a curvature probe, 2 the growth of `period_two`.",
+        ),
+        Scalar(
             name="critical_sharpness", label="critical sharpness", unit="", is_filled_in=True,
             meaning=(
                 "2/η_c, where η_c is the shortest step along the last update that raises the loss; above 2/η the step "
@@ -350,6 +362,11 @@ STATISTICS: Final[Mapping[str, Statistic]] = {
             name="grad_momentum_cosine", label="gradient · momentum", unit="", kind="cosine", precision="rounded",
             formula="cos(g_t, m_{t−1})",
             meaning="cosine between g and m; −1 means the step overshoots and comes back",
+        ),
+        Statistic(
+            name="period_two", label="alternating share of the gradient", unit="", kind="share", precision="rounded",
+            formula="‖e‖ / √level, e = filter of (−1)^t·D^½·g",
+            meaning="share of the gradient that changes its sign at every step; near 1 the layer oscillates",
         ),
         Statistic(
             name="swallowed", label="updates lost to rounding", unit="", kind="share", precision="rounded",

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from client_sdk.curvature.graph import Graph
+
 Derivatives = Literal[0, 1, 2]
 """Number of times that a loss will be differentiated.
 
@@ -105,12 +107,16 @@ class Sandbox:
         self._restore_modules()
         self._restore_randomness()
 
-    def evaluate(self, closure: Callable[[], Any], *, derivatives: Derivatives = 2) -> Tensor:
+    def evaluate(self, closure: Callable[[], Any], *, derivatives: Derivatives | None = None) -> Tensor:
         """Return the closure's loss as a 0-d tensor, with its graph if ``derivatives`` is 1 or 2.
 
-        Every evaluation draws the same random numbers and starts from the same buffers and modes. Raises `ClosureError`
-        if the closure raises or returns anything else, and `torch.OutOfMemoryError` if the memory is too small.
+        Without ``derivatives`` the loss has a graph and comes from the kernels of the evaluation before, so that both
+        losses can be compared, and from those of 2 in a new sandbox. Every evaluation draws the same random numbers and
+        starts from the same buffers and modes. Raises `ClosureError` if the closure raises or returns anything else,
+        and `torch.OutOfMemoryError` if the memory is too small.
         """
+        if derivatives is None:
+            derivatives = 2 if self._derivatives in (None, 2) else 1
         self.prepare(derivatives)
         if self._evaluations:
             self._restore_modules()
@@ -219,14 +225,30 @@ class Sandbox:
             module.set_rng_state(state, *([] if device.type == "mps" else [device]))
 
 
-def gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False) -> Sequence[Tensor | None]:
+def needs_backward(graph: Graph, parameters: Sequence[Tensor]) -> bool:
+    """Return whether only `backward()` reaches the parameters: inside reentrant checkpointing, and shards of FSDP2."""
+    return graph.recomputes_by_backward or any(hasattr(parameter, "to_local") for parameter in parameters)
+
+
+def gradients(
+    loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False, by_backward: bool | None = None
+) -> Sequence[Tensor | None]:
     """Return the gradient of a closure's ``loss`` for each parameter, None where the loss does not depend on it.
 
-    Raises `ClosureError` if the loss cannot be differentiated, and `IndependentError` if it depends on no parameter.
+    Must be called inside the sandbox of the loss. ``by_backward`` is the answer of `needs_backward`, if it is known.
+    The gradient of a sharded parameter is its local part, which the model has summed over the processes. Raises
+    `ClosureError` if the loss cannot be differentiated, and `IndependentError` if it depends on no parameter.
     """
+    graph = None
+    if not create_graph and by_backward is not False:
+        graph = Graph.read(loss)
+        by_backward = needs_backward(graph, parameters)
     try:
         with torch.enable_grad():
-            grads = torch.autograd.grad(loss, list(parameters), create_graph=create_graph, allow_unused=True)
+            if graph is not None and by_backward:
+                grads = _gradients_by_backward(loss, parameters, graph.leaves)
+            else:
+                grads = torch.autograd.grad(loss, list(parameters), create_graph=create_graph, allow_unused=True)
     except (ClosureError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
@@ -238,6 +260,24 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool 
     if all(grad is None for grad in grads):
         raise IndependentError("the closure's loss does not depend on the watched parameters")
     return grads
+
+
+def _gradients_by_backward(
+    loss: Tensor, parameters: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients that `backward()` leaves in the parameters.
+
+    Those that the parameters and other ``leaves``, such as inputs, had before stay as they are.
+    """
+    kept = [(tensor, tensor.grad) for tensor in {id(tensor): tensor for tensor in (*parameters, *leaves)}.values()]
+    for tensor, _ in kept:
+        tensor.grad = None
+    try:
+        loss.backward()
+        return tuple(None if parameter.grad is None else local(parameter.grad) for parameter in parameters)
+    finally:
+        for tensor, grad in kept:
+            tensor.grad = grad
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ made, and the next one is proposed. `Ranks` owns the agreement and the means.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,15 +47,16 @@ class SharedProbe(Probe):
         self._plan: Plan | None = None  # of the measurement under way
         self._sandbox: Sandbox  # of the measurement under way
         self._has_joined = False
-        self._obstacle: UnsupportedError | None = None
 
     def join(self, participation: Participation) -> None:
         """Learn which ranks train the model, before its first step."""
         self._has_joined = True
+        if self._refusal:
+            return
         try:
             self._ranks = Ranks.of(participation, self._model, self._warner)
         except UnsupportedError as error:
-            self._obstacle = error  # to be reported once there is a closure
+            self.refuse(str(error))
 
     def follow_ranks(self) -> None:
         """Take in what the ranks have agreed on. Called before every step of the optimizer, before `before_step`."""
@@ -77,8 +77,6 @@ class SharedProbe(Probe):
         """Make the measurement that is due, as `Probe.measure` does, or the one that the ranks agreed on."""
         if not self._has_joined and _process_count() > 1:
             return None  # before the first step
-        if self._obstacle is not None and not self._is_refused:
-            self._refuse(self._obstacle)
         ranks = self._ranks
         if ranks is None:
             return super().measure(step, closure, lr=lr)
@@ -144,7 +142,7 @@ class SharedProbe(Probe):
             products = None if preconditioner is None else self._mean_hessian(ranks, plan, closure, preconditioner)
             with Sandbox(self._model, self._parameters) as self._sandbox:
                 has_voted = True
-                if not self._is_voted_for(self._describe(plan, snapshot, preconditioner)):
+                if ranks.vote(self._describe(plan, snapshot, preconditioner)) != "agreed":
                     self.schedule.failed(step)
                     return None
                 self.schedule.started(choice, step)
@@ -171,15 +169,6 @@ class SharedProbe(Probe):
         copy = CurvatureCopy(found.tensors, rounding_of(found.tensors["loss"]))
         self._flying.append(Flight(step=step, aim=plan.aim, choice=choice, copy=copy))
         return copy
-
-    def _is_voted_for(self, description: str) -> bool:
-        """Vote on the measurement, and charge the budget for a wait in vain."""
-        assert self._ranks is not None
-        began = time.perf_counter()
-        if self._ranks.vote(description) == "agreed":
-            return True
-        self._budget.spend(time.perf_counter() - began, "curvature")
-        return False
 
     def _describe(self, plan: Plan, snapshot: StepSnapshot | None, preconditioner: Preconditioner | None) -> str:
         """Return everything on which the order of the collectives depends, and which all ranks must have alike."""

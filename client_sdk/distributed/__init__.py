@@ -2,19 +2,25 @@
 
 from client_sdk.distributed.ballot import Ballot, Decision
 from client_sdk.distributed.participation import Participation
-from client_sdk.distributed.placements import is_divided_alike, local, local_optimizer, refuse_deepspeed
+from client_sdk.distributed.partition import FragmentOptimizer, Partition
+from client_sdk.distributed.placements import is_divided_alike, local, local_optimizer
 from client_sdk.distributed.team import Contribution, SharedStep, Team, Verdict
+from client_sdk.distributed.zero import module_of, read_partition, zero_optimizer
 
 __all__ = [
     "Ballot",
     "Contribution",
     "Decision",
+    "FragmentOptimizer",
     "Participation",
+    "Partition",
     "SharedStep",
     "Team",
     "Verdict",
     "is_divided_alike",
     "local",
     "local_optimizer",
-    "refuse_deepspeed",
+    "module_of",
+    "read_partition",
+    "zero_optimizer",
 ]

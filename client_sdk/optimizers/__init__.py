@@ -16,7 +16,13 @@ from client_sdk.optimizers.recognition import (
     term_table,
     what_is_missing,
 )
-from client_sdk.optimizers.stability import averaging_gain, oscillation_gain, stability_limit, stability_ratio
+from client_sdk.optimizers.stability import (
+    GradientResponse,
+    averaging_gain,
+    oscillation_gain,
+    stability_limit,
+    stability_ratio,
+)
 from client_sdk.optimizers.update_rule import ELEMENTWISE_TERMS, TERM, TERMS, Kind, UpdateRule, rate_of
 from client_sdk.optimizers.wrappers import Watched, inner_optimizer, watched_optimizer
 
@@ -25,6 +31,7 @@ __all__ = [
     "TERM",
     "TERMS",
     "FactoredMoment",
+    "GradientResponse",
     "Kind",
     "Moment",
     "QuantisedMoment",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from client_sdk.optimizers.update_rule import Numbers
 
 
@@ -40,6 +43,38 @@ def stability_limit(lr: float, decoupled_weight_decay: float = 0.0) -> float:
     1999.9
     """
     return 2.0 / lr - decoupled_weight_decay if lr > 0 else float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientResponse:
+    """Response of an optimizer's update to a gradient that is multiplied by the same negative number at every step."""
+
+    direct: float
+    """Factor of the gradient itself in the update."""
+    momentum: float
+    """Factor of m in the update."""
+    intake: float
+    """Share of a new gradient in m."""
+    decay: float
+    """Decay of m."""
+
+    def stability_ratio(self, growth: float) -> float:
+        """Return λ over the limit of a direction whose gradient grows by ρ = exp(``growth``) a step and alternates.
+
+        With z = −ρ in the transfer function of m, the step (z − 1)·θ = −η·λ·(direct + momentum·intake·z/(z − decay))·θ
+        gives η·λ. Its ratio to the value at ρ = 1, the limit, is (1+ρ)/2 for SGD and
+        (ρ + 1 + β1 + β1/ρ)/(2·(1+β1)) for EMA momentum. It holds for a quadratic loss and constant D.
+
+        >>> GradientResponse(direct=1.0, momentum=0.0, intake=1.0, decay=0.0).stability_ratio(0.0)
+        1.0
+        >>> round(GradientResponse(direct=0.0, momentum=1.0, intake=0.1, decay=0.9).stability_ratio(0.1), 4)
+        1.0051
+        """
+        rho = math.exp(growth)
+        at_limit, now = (
+            self.direct + self.momentum * self.intake * factor / (factor + self.decay) for factor in (1.0, rho)
+        )
+        return (1.0 + rho) / 2.0 * at_limit / now
 
 
 def stability_ratio(lambda_max: float, lr: float, decoupled_weight_decay: float = 0.0) -> float:

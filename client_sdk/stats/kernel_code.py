@@ -29,7 +29,7 @@ def covers(entry: Entry, kinds: Mapping[torch.dtype, int]) -> bool:
     if all(tensor.is_contiguous() for tensor in tensors):
         return True
     strides = entry.parameter.stride()
-    return _is_dense(entry.parameter) and all(tensor.stride() == strides for tensor in tensors)
+    return is_dense(entry.parameter) and all(tensor.stride() == strides for tensor in tensors)
 
 
 def code_of(entry: Entry) -> int:
@@ -65,7 +65,7 @@ def addresses_of(entry: Entry) -> tuple[int, int, int, int]:
     )
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
+def is_dense(tensor: torch.Tensor) -> bool:
     """Return whether the elements of ``tensor`` fill one piece of memory without gaps, in whatever order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

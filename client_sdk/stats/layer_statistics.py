@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 MEASURED: Final = (
     "grad_norm", "weight_norm", "update_norm", "update_ratio", "v_rms", "rms_ratio", "decoupling", "u_rms",
-    "eps_fraction", "grad_momentum_cosine", "swallowed", "nonfinite",
+    "eps_fraction", "grad_momentum_cosine", "period_two", "swallowed", "nonfinite",
 )  # fmt: skip
 """Statistics that the SDK measures, in the order of the block's columns; an optimizer has some of them."""
 
@@ -47,6 +47,7 @@ def statistics_of(rules: Sequence[UpdateRule], *, is_moved: bool = True, has_rou
         "u_rms": is_moved and any(rule.second is not None or not rule.is_exact for rule in knows_u),
         "eps_fraction": bool(squared),
         "grad_momentum_cosine": has_momentum and any(map(_knows_effective, rules)),
+        "period_two": True,
         "swallowed": is_moved and has_rounding and any(rule.kind != "other" for rule in rules),
         "nonfinite": True,
     }
@@ -77,6 +78,8 @@ class Sums:
     """Whether Δw is taken from the weights instead of the formula, [P]."""
     follows_formula: bool
     """Whether the weights moved as the formula says, as far as they were compared."""
+    period_two: Array
+    """Σ e² of the period-two component and its level, [P, 2]; NaN where it is not known."""
 
 
 AMOUNTS: Final = (
@@ -95,6 +98,8 @@ AMOUNTS: Final = (
     "nonfinite",   # count of NaN and infinities in g
     "pushed",      # count of coordinates whose update is not zero; 0 for tensors that were not compared
     "stuck",       # count of those whose weight did not change
+    "alternating",  # Σ e², e = the period-two component of the preconditioned gradient y
+    "level",       # Σ of the moving average of y²
 )  # fmt: skip
 """Amounts of a layer, from which every statistic follows. They are sums over its coordinates: amounts of parts of a
 layer, such as those that the ranks of a sharded training hold, may be added."""
@@ -137,6 +142,8 @@ def layer_amounts(sums: Sums, layer_count: int, counts: NDArray[np.bool_] | None
             "nonfinite": column("nonfinite"),
             "pushed": np.nan_to_num(np.where(measured, move("pushed"), 0.0)),
             "stuck": np.nan_to_num(np.where(measured, move("stuck"), 0.0)),
+            "alternating": sums.period_two[:, 0],
+            "level": sums.period_two[:, 1],
         }
         amounts = np.zeros((layer_count, len(AMOUNTS)))
         table = np.stack([by_tensor[name] for name in AMOUNTS], axis=1)
@@ -188,6 +195,7 @@ def _statistics(amounts: Array) -> dict[str, Array]:
         "u_rms": np.sqrt(total["uu"] / size),
         "eps_fraction": total["below"] / size,
         "grad_momentum_cosine": np.clip(cosine, -1.0, 1.0),
+        "period_two": np.minimum(np.sqrt(total["alternating"] / total["level"]), 1.0),
         "swallowed": total["stuck"] / total["pushed"],
         "nonfinite": total["nonfinite"],
     }

@@ -46,6 +46,7 @@ from client_sdk.stats.measurement_plan import MeasurementPlan
 from client_sdk.stats.moment_sums import COLUMNS as MOMENT_COLUMNS
 from client_sdk.stats.moment_sums import MomentEntry, measure_moments
 from client_sdk.stats.movement import is_rounded, measure_movement
+from client_sdk.stats.period_two import LayerCopy, PeriodTwo
 from client_sdk.stats.snapshot import Sample, Sampler
 from client_sdk.stats.step_extras import Patch, StepExtras, Tensors, Verdict
 from client_sdk.stats.sum_table import StartCopy, SumTable, TablesCopy, wide_dtype
@@ -85,6 +86,8 @@ class Meter:
         """Whether a gradient was left out because its local part is not that of its parameter (tensor parallelism)."""
         self.histogram_layers: Container[int] | None = None
         """Rows of the layers that have histograms; None stands for all. A part of a layer has none."""
+        self.period_two = PeriodTwo(kind, layers)
+        """Filter of the gradients of successive steps; `measure` reads it."""
         self._plan: MeasurementPlan | None = None
         self._plan_key: tuple[object, ...] = ()
         self._gradients = GradientReader()
@@ -202,7 +205,7 @@ class Meter:
             by_momentum=np.concatenate(scales) if scales else np.zeros(0, np.bool_),
             found_inf=getattr(optimizer, "found_inf", None),
             histograms=copies, layers=self.layers, statistics=self.statistics,
-            extras=StepExtras(tensors, movements, patches, self._verdict),
+            extras=StepExtras(tensors, movements, patches, self._verdict), period_two=self.period_two.layers(),
         )  # fmt: skip
 
     def _tables(self, entries: Sequence[Entry], terms: _Terms) -> list[SumTable]:
@@ -323,8 +326,10 @@ class StepCopy:
         layers: Layers,
         statistics: tuple[str, ...],
         extras: StepExtras,
+        period_two: LayerCopy | None,
     ) -> None:
         self._extras = extras
+        self._period_two = period_two
         self._count = len(entries)
         self._terms = terms
         self._by_momentum = by_momentum
@@ -341,7 +346,8 @@ class StepCopy:
 
     def ready(self) -> bool:
         """Return whether all measurements have reached the host. Never synchronises a device."""
-        copies = [copy for copy in (self._copy, self._found_inf, self._terms.copy, *self._histograms) if copy]
+        found = (self._copy, self._found_inf, self._terms.copy, self._period_two, *self._histograms)
+        copies = [copy for copy in found if copy]
         return self._extras.ready() and all(copy.ready() for copy in copies)
 
     @cached_property
@@ -357,9 +363,12 @@ class StepCopy:
         scale[: self._count] = np.where(
             self._by_momentum, terms[: self._count, TERM["momentum"]], terms[: self._count, TERM["direct"]]
         )
+        period_two = np.full((len(self._rows), 2), np.nan)
+        if self._period_two is not None:
+            period_two = self._period_two.squares(self._parameters)
         return Sums(
             values=values, terms=terms, scale=scale, sizes=self._sizes, rows=self._rows, moved=moved,
-            is_measured=is_measured, follows_formula=follows_formula,
+            is_measured=is_measured, follows_formula=follows_formula, period_two=period_two,
         )  # fmt: skip
 
     @cached_property
@@ -387,10 +396,15 @@ class StepCopy:
         """Totals over all measured tensors; see `layer_statistics.totals`."""
         return totals(self.amounts)
 
+    @property
+    def knows_norms(self) -> bool:
+        """Whether the gradient norms of all tensors are known."""
+        return self._extras.knows_norms
+
     def measurement(self) -> Measurement:
         """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
         return Measurement(
-            scalars={"grad_norm": self.totals["grad_norm"]} if self._extras.knows_norms else {},
+            scalars={"grad_norm": self.totals["grad_norm"]} if self.knows_norms else {},
             block=statistics_block(self.amounts, self._statistics),
             histograms=self.histograms(),
         )

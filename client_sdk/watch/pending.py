@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,10 @@ from client_sdk.measurement import Measurement
 from client_sdk.optimizers import stability_limit
 from client_sdk.precision import compact_block
 from client_sdk.protocol import Histograms
-from client_sdk.stats import SharedCopy, StepCopy
+from client_sdk.stats import SOURCE_CURVATURE, PeriodTwoCopy, SharedCopy, StepCopy, UnitedCopy
 from client_sdk.warner import Warner
+
+CURRENT: Final = 32  # steps since λ_max was read, within which no other estimate of the stability ratio is recorded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -27,10 +31,12 @@ class TakenStep:
 
     lr: float | Tensor | None
     """Largest learning rate of the step, perhaps on a device."""
-    statistics: StepCopy | SharedCopy | None
+    statistics: StepCopy | UnitedCopy | SharedCopy | None
     """Layer statistics; None if the step was not measured."""
     mode: ModeCopy | None
     """Amplitudes of the unstable directions up to the step; None if none are known."""
+    period_two: PeriodTwoCopy | None
+    """Period-two component of the gradients up to the step; None if the step was not followed."""
     scalars: Mapping[str, float]
     """Scalars about the measuring."""
 
@@ -51,7 +57,7 @@ class Sink:
         """Warner of the run."""
         self._thread = threading.get_ident()
 
-    def measurement(self, statistics: StepCopy | SharedCopy) -> Measurement:
+    def measurement(self, statistics: StepCopy | UnitedCopy | SharedCopy) -> Measurement:
         """Return the measurement of a step whose copies have arrived."""
         began = time.perf_counter()
         measured = statistics.measurement()
@@ -103,7 +109,7 @@ class PendingMeasurement:
         """Return whether the step is known and all parts have reached the host."""
         if not self._is_given:
             return False
-        of_step = () if self._step is None else (self._step.statistics, self._step.mode)
+        of_step = () if self._step is None else (self._step.statistics, self._step.mode, self._step.period_two)
         parts = (*of_step, self._curvature, self._lr_copy)
         return all(part is None or part.ready() for part in parts)
 
@@ -119,6 +125,8 @@ class PendingMeasurement:
                 block, histograms = measured.block, measured.histograms
             if self._step.mode is not None:
                 scalars |= self._step.mode.scalars()
+            if self._step.period_two is not None:
+                scalars |= self._step.period_two.scalars()
             scalars |= self._step.scalars
             lr = self._step.lr if self._lr_copy is None else float(self._lr_copy.array()[0])
             if lr is not None:
@@ -127,8 +135,14 @@ class PendingMeasurement:
                 if rate > 0:
                     scalars["stability_limit"] = stability_limit(rate)
         scalars |= self._curvature_scalars
+        if scalars.get("lambda_max_age", math.inf) <= CURRENT:
+            for name in ("stability_ratio", "stability_ratio_source"):  # λ_max itself says it better
+                scalars.pop(name, None)
         if self._curvature is not None:
-            scalars |= self._curvature.scalars()
+            probed = self._curvature.scalars()
+            if "stability_ratio" in probed:
+                scalars["stability_ratio_source"] = SOURCE_CURVATURE
+            scalars |= probed
             if "lambda_max" in scalars:
                 scalars["lambda_max_age"] = 0.0
         if block is not None and self._compact_columns is not None:

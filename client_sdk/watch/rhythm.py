@@ -2,7 +2,8 @@
 
 Owns the decision only; pure. Steps are the optimizer's own, counted from 1. A whole number `every` is kept to the
 letter. "auto" measures every step at the beginning and while a `Trigger` stirs, and thins otherwise: it measures every
-2nd, 4th, 8th … step, so that the measuring takes at most `SHARE` of the training's time.
+2nd, 4th, 8th … step, so that the measuring takes at most `SHARE` of the training's time. The gradients of the steps
+between are followed by a sample of them (`client_sdk.stats.period_two`) where that takes at most half of this share.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Every = int | Literal["auto"]
 SHARE: Final = 0.02  # of the training's time, which measuring may take in calm times
 CALM_PART: Final = 0.4  # of the budget, the same
 DENSE_PART: Final = 0.6  # of the budget, which measuring every step may use, so that curvature has the rest
-MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear beside its step is measured this often
+MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear is measured this often if the budget allows it
+FOLLOWING: Final = 0.5  # of the share for layers, which following every step may take
+KEEP_FOLLOWING: Final = 0.65  # the same while it is under way, so that it does not end and begin over and over
 FIRST: Final = 16  # steps that are all measured at the beginning, which shows what measuring costs
 HOLD: Final = 40  # steps that are measured after the last sign
 COSTS: Final = 5  # measurements whose median is the cost
@@ -61,6 +64,9 @@ class Rhythm:
         self._led: int | None = None
         self._costs: deque[float] = deque(maxlen=COSTS)
         self._step_times: deque[float] = deque(maxlen=STEP_TIMES)
+        self._follow_costs: deque[float] = deque(maxlen=COSTS)
+        self.is_followed = False
+        """Whether the steps between measured ones are followed: that has turned out to be cheap enough."""
         self._debt = 0.0  # seconds that measuring took beyond its share
         self.calm_interval = 1
         """Number of steps between measured ones in calm times: a power of two at which measuring takes its share."""
@@ -80,7 +86,7 @@ class Rhythm:
             # A training that logs every tenth step does not pay for the nine that are never read.
             if is_read is None:
                 is_read = step - self._log_step >= self._steps_a_log
-            self.is_due = is_read and rest >= self.interval
+            self.is_due = is_read and rest >= self.interval and self._is_affordable
         else:
             is_missed = bool(is_read) or step - self._log_step >= self._steps_a_log
             self.is_due = rest >= self.every or (is_missed and step - self._read_at >= self.every)
@@ -105,8 +111,12 @@ class Rhythm:
     @property
     def is_dense(self) -> bool:
         """Whether every step is measured for now because of a sign or at the beginning; always False for a number."""
-        is_affordable = self._budget.step_time == 0.0 or self._budget.allows(self.cost, "layers", DENSE_PART)
-        return self.every == "auto" and self.steps < self._dense_until and is_affordable
+        return self.every == "auto" and self.steps < self._dense_until and self._is_affordable
+
+    @property
+    def _is_affordable(self) -> bool:
+        """Whether the budget allows the next measurement; True while it is not known what one takes."""
+        return self._budget.step_time == 0.0 or self._budget.allows(self.cost, "layers", DENSE_PART)
 
     @property
     def interval(self) -> int:
@@ -170,6 +180,18 @@ class Rhythm:
             self._budget.spend(seconds, "layers")
         self.calm_interval = self._affordable_interval()  # here, as medians at every step would cost it microseconds
 
+    def observe_following(self, seconds: float, *, is_measured: bool) -> None:
+        """Take in the seconds that following one step took.
+
+        With ``is_measured`` they are a part of the cost of a measurement.
+        """
+        self._follow_costs.append(seconds)
+        if not is_measured:
+            self._budget.spend(seconds, "layers")
+        limit = self._share * (KEEP_FOLLOWING if self.is_followed else FOLLOWING)
+        is_known = len(self._follow_costs) == COSTS and len(self._step_times) >= COSTS
+        self.is_followed = is_known and median(self._follow_costs) <= limit * self.step_time
+
     def observe_step_time(self, seconds: float) -> None:
         """Take in the seconds that a step of training took without the measuring."""
         self._budget.end_step(seconds)
@@ -180,7 +202,8 @@ class Rhythm:
         step_time = self.step_time
         if step_time <= 0:
             return 1
-        affordable = self.cost / (self._share * step_time)
+        followed = median(self._follow_costs) / step_time if self.is_followed else 0.0
+        affordable = self.cost / (max(self._share - followed, 0.25 * self._share) * step_time)
         if self._debt > DEBT * self._share * step_time:
             affordable *= 2.0
         return min(MAX_INTERVAL, 1 << math.ceil(math.log2(max(affordable, 1.0))))

@@ -27,6 +27,8 @@ MIN_DEVIATION: Final = 0.005  # of the logarithm, so that the rounding of a cons
 NEAR_LAMBDA_MAX: Final = 0.8  # λ_max over the limit above which a run is near it
 NEAR_LAMBDA_GRAD: Final = 0.5  # λ_grad over the limit, the same
 DECOUPLED: Final = 0.3  # Σg²/Σv̂ below which a growing gradient meets a stale v
+ALTERNATING: Final = 0.04  # growth per step of the period-two component that counts
+MIN_SHARE: Final = 0.5  # share of the gradient that must be period-two for its growth to count
 GROWTH: Final = 1.5  # growth of ‖g‖ over its least recent value that counts while decoupled
 MAX_NAMES_READ: Final = 32  # records whose names are searched for a loss
 GRADIENT_NORMS: Final = ("grad_norm", "grad_norm_before_clip", "grad_norm_after_clip")
@@ -88,6 +90,8 @@ class Trigger:
             value = scalars.get(name)
             if value is not None:
                 stirs = self._rose(name, value) or stirs
+        if scalars.get("period_two", 0.0) > MIN_SHARE and scalars.get("period_two_growth", 0.0) > ALTERNATING:
+            stirs = True
         limit = scalars.get("stability_limit")
         if limit is not None:
             stirs = (

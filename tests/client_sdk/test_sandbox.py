@@ -143,3 +143,107 @@ def test_autocast_stays_as_it_was() -> None:
             assert not torch.is_autocast_cache_enabled()
         assert torch.is_autocast_cache_enabled()
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_an_evaluation_uses_the_kernels_of_the_one_before() -> None:
+    model = net()
+    seen: list[bool] = []
+
+    def closure() -> Tensor:
+        seen.append(torch.backends.cuda.flash_sdp_enabled())
+        loss: Tensor = model(torch.ones(6, 4)).sum()
+        return loss
+
+    with Sandbox(model, []) as sandbox:
+        assert sandbox.evaluate(closure).requires_grad
+        assert not sandbox.evaluate(closure, derivatives=0).requires_grad
+        assert sandbox.evaluate(closure).requires_grad
+        assert sandbox.evaluate(closure, derivatives=2).requires_grad
+        assert sandbox.evaluate(closure).requires_grad
+    assert seen == [False, True, True, False, False]
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_every_evaluation_starts_from_the_same_buffers() -> None:
+    model = net()
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    norm.eval()
+    x = torch.randn(6, 4)
+
+    def closure() -> Tensor:
+        loss: Tensor = model(x).square().mean()
+        norm.running_mean = torch.randn(8)
+        norm.momentum = 0.5
+        return loss
+
+    with Sandbox(model, []) as sandbox:
+        losses = [sandbox.evaluate(closure, derivatives=0) for _ in range(3)]
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
+
+
+def test_steps_of_the_optimizer_are_refused_and_those_of_others_are_not() -> None:
+    model, other = net(), nn.Linear(2, 1)
+    before = state_of(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    theirs = torch.optim.SGD(other.parameters(), lr=0.1)
+
+    def closure() -> Tensor:
+        other(torch.ones(1, 2)).sum().backward()
+        theirs.step()
+        loss: Tensor = model(torch.ones(6, 4)).sum()
+        loss.backward(retain_graph=True)
+        optimizer.step()
+        return loss
+
+    weight = other.weight.detach().clone()
+    with pytest.raises(ClosureError, match="step of the optimizer"), Sandbox(model, []) as sandbox:
+        sandbox.evaluate(closure)
+    assert not torch.equal(other.weight, weight)
+    assert not optimizer.state
+    for name, value in state_of(model).items():
+        assert torch.equal(value, before[name]), name
+    optimizer.zero_grad()
+    model(torch.ones(6, 4)).sum().backward()
+    optimizer.step()
+    assert optimizer.state
+
+
+def test_weights_that_the_closure_changes_are_restored() -> None:
+    model = net()
+    before = state_of(model)
+
+    def closure() -> Tensor:
+        for parameter in model.parameters():
+            parameter.data.clamp_(-0.01, 0.01)
+        loss: Tensor = model(torch.ones(6, 4)).sum()
+        return loss
+
+    with Sandbox(model, []) as sandbox:
+        sandbox.evaluate(closure)
+    for name, value in state_of(model).items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_weights_can_be_placed_and_have_their_bits_again() -> None:
+    model = net()
+    first = model[0]
+    assert isinstance(first, nn.Linear)
+    before, version = first.weight.detach().clone(), first.weight._version
+    with Sandbox(model, []) as sandbox:
+        sandbox.place([first.weight], [torch.zeros(8, 4)])
+        assert not first.weight.any()
+        assert torch.equal(sandbox.saved(first.weight), before)
+    assert torch.equal(first.weight, before)
+    assert first.weight._version == version
+
+
+def test_too_little_memory_is_not_the_closures_fault() -> None:
+    model = net()
+
+    def closure() -> Tensor:
+        raise torch.OutOfMemoryError("64 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError, match="64 GiB"), Sandbox(model, []) as sandbox:
+        sandbox.evaluate(closure)

@@ -151,6 +151,8 @@ def test_statistics_equal_the_obvious_formulas(name: str, steps: int) -> None:
                     assert math.isnan(value), "the first step has no earlier momentum"
                 elif steps > 1 and name != "adam-no-momentum":
                     assert value == pytest.approx(wanted[statistic], abs=1e-5)
+            elif statistic == "period_two":
+                assert math.isnan(value), "no successive steps were followed"
             else:
                 assert value == pytest.approx(wanted[statistic], rel=1e-6, abs=1e-12), statistic
 
@@ -176,7 +178,7 @@ def test_statistics_that_need_a_second_moment_are_absent_for_sgd() -> None:
     model = net()
     plain = torch.optim.SGD(model.parameters(), lr=0.1)
     meter = Meter(plain, kind_of(plain), map_layers(model, plain))
-    assert meter.statistics == ("grad_norm", "weight_norm", "update_norm", "update_ratio", "nonfinite")
+    assert meter.statistics == ("grad_norm", "weight_norm", "update_norm", "update_ratio", "period_two", "nonfinite")
     heavy = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     assert "grad_momentum_cosine" in Meter(heavy, kind_of(heavy), map_layers(model, heavy)).statistics
 
@@ -185,7 +187,7 @@ def test_unknown_optimizers_have_only_what_needs_no_state() -> None:
     model = net()
     optimizer = torch.optim.Rprop(model.parameters())
     meter = Meter(optimizer, kind_of(optimizer), map_layers(model, optimizer))
-    assert meter.statistics == ("grad_norm", "weight_norm", "update_norm", "update_ratio", "nonfinite")
+    assert meter.statistics == ("grad_norm", "weight_norm", "update_norm", "update_ratio", "period_two", "nonfinite")
     backward(model, 0)
     before = [p.detach().clone() for p in model.parameters()]
     meter.before_step(optimizer)
@@ -308,8 +310,8 @@ def test_complex_half_and_strided_parameters_are_measured() -> None:
     assert copied is not None
     measurement = copied.measurement()
     assert measurement.block is not None
-    swallowed = meter.statistics.index("swallowed")
-    assert np.isfinite(np.delete(measurement.block, swallowed, axis=1)).all()
+    swallowed, period_two = meter.statistics.index("swallowed"), meter.statistics.index("period_two")
+    assert np.isfinite(np.delete(measurement.block, [swallowed, period_two], axis=1)).all()
     assert np.isfinite(measurement.block[:, swallowed]).tolist() == [False, True, False], "only for bfloat16"
     assert measurement.block[0, 0] == pytest.approx(math.sqrt(5), rel=1e-5)
     assert meter.layers.sizes == (10, 7, 48)

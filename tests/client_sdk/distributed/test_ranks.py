@@ -6,11 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from client_sdk.errors import ConfigurationError
-from client_sdk.watch import watch
 from tests.client_sdk.distributed.disturbances import (
     accumulate,
     break_measuring,
@@ -26,7 +22,6 @@ from tests.client_sdk.distributed.disturbances import (
 )
 from tests.client_sdk.distributed.test_one_and_many import assert_same
 from tests.client_sdk.distributed.trainings import Outcome, alone, train
-from tests.support.logged import MakeRun
 from tests.support.rank_pool import RankPool
 
 
@@ -241,18 +236,15 @@ def test_a_training_may_be_watched_again(pair: RankPool) -> None:
         assert_same(outcome, expected)
 
 
-def test_deepspeed_is_refused_with_words(make_run: MakeRun) -> None:
-    # DeepSpeed itself is not installed: only the module of the class and the wrapper around it matter.
-    zero = type("DeepSpeedZeroOptimizer", (), {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})()
-    wrapper = torch.optim.SGD([torch.zeros(1)])
-    wrapper.optimizer = zero  # type: ignore[attr-defined]
-
-    for optimizer in (zero, wrapper):
-        with pytest.raises(ConfigurationError, match="cannot measure DeepSpeedZeroOptimizer"):
-            watch(make_run(), nn.Linear(1, 1), optimizer)
-
-
 def assert_same_blocks(found: Outcome, expected: Outcome) -> None:
-    """Compare the blocks of two runs up to rounding to float32."""
+    """Compare the blocks of two runs up to rounding to float32.
+
+    Whether `period_two` is known between measured steps depends on what following a step cost, so it is compared where
+    both runs know it.
+    """
     assert found.layers == expected.layers
-    np.testing.assert_allclose(found.blocks, expected.blocks, rtol=2e-5, atol=1e-9, equal_nan=True)
+    at = expected.statistics.index("period_two")
+    blocks, others = np.array(found.blocks), np.array(expected.blocks)
+    is_unknown = np.isnan(blocks[..., at]) | np.isnan(others[..., at])
+    blocks[..., at][is_unknown] = others[..., at][is_unknown] = np.nan
+    np.testing.assert_allclose(blocks, others, rtol=2e-5, atol=1e-9, equal_nan=True)

@@ -86,7 +86,7 @@ def test_lookahead_is_measured_at_the_weights(train: Train) -> None:
 
 def test_a_wrapper_without_hooks_is_watched_inside_and_claims_no_movement(train: Train) -> None:
     trained = train(lambda p: Unhooked(torch.optim.AdamW(p, lr=0.01)))
-    assert trained.meter.statistics == ("grad_norm", "weight_norm", "nonfinite")
+    assert trained.meter.statistics == ("grad_norm", "weight_norm", "period_two", "nonfinite")
     assert trained.measured is trained.optimizer.optimizer
     said = what_is_missing("other", watched_optimizer(trained.optimizer))
     assert "Unhooked may change the weights" in str(said)
