@@ -30,16 +30,22 @@ def train_with_closure(
     optimizer: Optimizers = adamw,
     batches: int = 1_000,
     is_inner_watched: bool = False,
+    large_budget: float = 1.0,
     **options: Any,
 ) -> Outcome:
     """Train `Net` under ``wrap``; every rank in ``loggers`` logs with the closure of its own part of the batch.
 
     ``has_closure`` tells whether a rank has a closure at a step, ``disturb`` is called within it. Rank 1 stops watching
     before the step ``leaves_at``. Ranks wait ``patience`` seconds for each other in votes. After ``batches`` steps the
-    first batch comes again. ``is_inner_watched`` watches the module within the wrapper.
+    first batch comes again. ``is_inner_watched`` watches the module within the wrapper. Below
+    ``large_budget`` each measurement has one product.
     """
     outcome = Outcome()
-    with recorded(rank, outcome) as run, patch("client_sdk.distributed.ballot.PATIENCE", patience):
+    with (
+        recorded(rank, outcome) as run,
+        patch("client_sdk.distributed.ballot.PATIENCE", patience),
+        patch("client_sdk.curvature.schedule.LARGE_BUDGET", large_budget),
+    ):
         model, made, share = WRAPS[wrap](size, optimizer)
         watched: Any = model.module if is_inner_watched else model
         handle = watch(run, watched, made, **{"every": 1, "curvature_every": 1, "budget": float("inf"), **options})
