@@ -110,8 +110,8 @@ def test_four_ranks_measure_together(four: RankPool, single: Outcome) -> None:
 
 
 def test_training_ends_in_the_same_bits(pair: RankPool) -> None:
-    for options in ({}, {"curvature": "finite-difference"}):
-        measured = pair.run(train_with_closure, **options)
+    for method in ("exact", "finite-difference"):
+        measured = pair.run(train_with_closure, curvature=method)
         bare = pair.run(train_with_closure, has_closure=no_rank_has_one)
         assert len(steps_with(measured[0], "lambda_max")) >= 4
         assert names_of(bare[0]) == set()
@@ -120,8 +120,8 @@ def test_training_ends_in_the_same_bits(pair: RankPool) -> None:
 
 
 def test_without_a_closure_on_every_rank_nothing_is_measured_and_nobody_waits(pair: RankPool) -> None:
-    for options in ({"loggers": (0,)}, {"has_closure": rank_0_has_one}):
-        found = pair.run(train_with_closure, patience=1e9, **options)
+    for loggers in ((0,), (0, 1)):
+        found = pair.run(train_with_closure, patience=1e9, loggers=loggers, has_closure=rank_0_has_one)
 
         assert [names_of(outcome) for outcome in found] == [set(), set()]
         (warning,) = found[0].warnings
