@@ -32,7 +32,7 @@ class Regression(nn.Module):
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Sixty-four rows."""
+    """Sixty-four rows of three numbers and a target."""
 
     def __len__(self) -> int:
         """Return their number."""
