@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from client_sdk.curvature.sandbox import ClosureError, Derivatives, Sandbox, local
+from client_sdk.curvature.sandbox import ClosureError, Derivatives, Sandbox, held
 from client_sdk.curvature.step_probe import StepSnapshot
 
 FAITHFUL: Final = 0.9  # cosine between the wanted and the rounded movement below which the movement is lost
@@ -39,7 +39,7 @@ class MadeStep:
         """
         return cls(
             parameters=snapshot.parameters,
-            before=tuple(local(before) for before in snapshot.before),
+            before=tuple(held(before) for before in snapshot.before),
             after=tuple(sandbox.saved(parameter) for parameter in snapshot.parameters),
             lr=float(snapshot.lr),
         )
@@ -133,7 +133,7 @@ class StepLine:
     def _ends(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the present values of each parameter, and both ends of the step, in at least float32."""
         for parameter, before, after in zip(self._step.parameters, self._step.before, self._step.after, strict=True):
-            yield local(parameter), _wide(before), _wide(after)
+            yield held(parameter), _wide(before), _wide(after)
 
     def _read(self, *scalars: Tensor) -> list[float]:
         """Return 0-d tensors as numbers, averaged over the processes of the training."""
