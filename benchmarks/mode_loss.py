@@ -27,10 +27,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import client_sdk
+from benchmarks.spool_series import series_of
 from client_sdk.curvature.mode_reading import WINDOW
-from client_sdk.protocol import decode_record
-from client_sdk.spool.directory import find_spools
-from client_sdk.spool.spool import Spool
 from server.evaluation.labels import label
 
 Array = NDArray[np.float64]
@@ -107,21 +105,7 @@ def record(name: str, seed: int, steps: int, curvature_every: int) -> dict[str, 
             client_sdk.log({"loss": loss}, step=step, closure=batch_loss)
         handle.remove()
         run.finish()
-        return _scalars(Path(directory), steps)
-
-
-def _scalars(directory: Path, steps: int) -> dict[str, Array]:
-    ((spool_directory, _),) = find_spools(directory)
-    spool = Spool.open(spool_directory)
-    found: dict[str, Array] = {}
-    seq = 0
-    while payloads := spool.read(seq, 8 * 1024 * 1024):
-        seq += len(payloads)
-        for logged in map(decode_record, payloads):
-            for key, value in logged.scalars.items():
-                found.setdefault(key, np.full(steps, np.nan))[logged.step] = value
-    spool.release()
-    return found
+        return series_of(Path(directory), steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,8 +140,9 @@ def watch(  # noqa: PLR0917 - the contract's signature
     readings of λ_max in calm times, if the budget allows them.
 
     In a training of several processes every rank calls `watch`, and the layers are those of the whole model;
-    ``distributed`` False says that each process trains a model of its own. Several models may be watched on one run.
-    Returns a handle with ``remove()``. Raises `ConfigurationError` if an argument is invalid, and before `init`.
+    ``distributed`` False says that each process trains a model of its own. With DeepSpeed, pass the engine and the
+    optimizer that `deepspeed.initialize` returned. Several models may be watched on one run. Returns a handle with
+    ``remove()``. Raises `ConfigurationError` if an argument is invalid, and before `init`.
     """
     target = _default if run is None else run
     if target is None:

@@ -6,7 +6,7 @@ Owns the names, order and sizes of layers and the lookup from a parameter to its
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,8 @@ class Layers:
     """Row of each measured parameter, keyed by the parameter's id."""
     parameters: tuple[Tensor, ...]
     """Measured parameters, held so that an id cannot be reused for another tensor."""
+    parameter_names: tuple[str, ...]
+    """Name of each measured parameter in the model."""
     known: frozenset[int]
     """Ids of all parameters that have a row or need none; the gradient of any other parameter is unexpected."""
     grouped: str
@@ -59,11 +61,19 @@ def map_layers(model: torch.nn.Module, optimizer: torch.optim.Optimizer, group: 
         raise ConfigurationError(
             "every parameter that model and optimizer share is frozen: set requires_grad on those to be trained"
         )
-    grouped = group if isinstance(group, str) else "custom"
     known = frozenset(owned - {id(parameter) for _, parameter in shared if not parameter.requires_grad})
-    layers = _rows(trainable, _layer_of(group), grouped, known)
+    return group_layers(trainable, group, known)
+
+
+def group_layers(named: Sequence[tuple[str, Tensor]], group: Group, known: frozenset[int]) -> Layers:
+    """Return the layers of some parameters, each with its name. More than 20,000 are grouped by module.
+
+    ``known`` is `Layers.known`. Raises `ConfigurationError` if nothing is left, or if there are too many layers.
+    """
+    grouped = group if isinstance(group, str) else "custom"
+    layers = _rows(named, _layer_of(group), grouped, known)
     if len(layers.names) > MAX_LAYERS and group == "parameter":
-        layers = _rows(trainable, _layer_of("module"), "module", known)
+        layers = _rows(named, _layer_of("module"), "module", known)
     if not layers.names:
         raise ConfigurationError(
             "group left out every parameter: it must return a layer name instead of None for at least one of them"
@@ -107,7 +117,7 @@ def _layer_of(group: Group) -> Callable[[str], str | None]:
 
 
 def _rows(
-    named: list[tuple[str, Tensor]], layer_of: Callable[[str], str | None], grouped: str, known: frozenset[int]
+    named: Sequence[tuple[str, Tensor]], layer_of: Callable[[str], str | None], grouped: str, known: frozenset[int]
 ) -> Layers:
     rows: dict[str, int] = {}
     sizes: list[int] = []
@@ -126,9 +136,15 @@ def _rows(
             sizes.append(0)
         sizes[row] += size_of(parameter)
         row_of[id(parameter)] = row
-    measured = tuple(parameter for _, parameter in named if id(parameter) in row_of)
+    measured = [(name, parameter) for name, parameter in named if id(parameter) in row_of]
     return Layers(
-        names=tuple(rows), sizes=tuple(sizes), row_of=row_of, parameters=measured, known=known, grouped=grouped
+        names=tuple(rows),
+        sizes=tuple(sizes),
+        row_of=row_of,
+        parameters=tuple(parameter for _, parameter in measured),
+        parameter_names=tuple(name for name, _ in measured),
+        known=known,
+        grouped=grouped,
     )
 
 

@@ -39,6 +39,7 @@ Method = Literal["auto", "exact", "finite-difference", "forward", "off"]
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 FOLLOW_PART: Final = 0.5  # of the budget, which following the directions at every step may take
+PATIENCE: Final = 2 * WINDOW  # records after which it is said that λ_max has not been read
 FORGETTING: Final = 0.98  # factor at every step on the cost of following that was too high
 SHORT_FLOATS: Final = (torch.bfloat16, torch.float16)  # weights that differences of gradients cannot resolve
 INSTEAD: Final = "Critical sharpness and λ_step, which need no Hessian-vector product, are measured instead"
@@ -91,6 +92,7 @@ class Probe:
         self._has_limit = method != "forward"  # whether λ_grad and λ_max can be measured
         self._forward = ForwardProbe()
         self._is_refused = method == "off"
+        self._refusal = ""
         self._snapshot: StepSnapshot | None = None
         self._steps = 0  # optimizer steps since the last call of `measure`
         self._steps_a_call: int | None = None  # those between the last two calls; None before the first
@@ -98,6 +100,7 @@ class Probe:
         self._method = method
         self._uses_differences = method == "finite-difference"
         self._has_said_budget = False
+        self._calls = 0  # of `measure`
         self._read_at: int | None = None  # step of the last reading of λ_max that was reported
 
     @property
@@ -157,12 +160,23 @@ class Probe:
         self._collect()
         if self._is_refused:
             return None
+        if self._refusal:
+            self._is_refused = True
+            self._warner.warn("curvature_unsupported", self._refusal)
+            return None
         choice = self.schedule.decide(step, lr)
         if self.schedule.is_beyond_budget:
             self._say_once(
                 f"one Hessian-vector product takes the time of {self.schedule.product_steps:.0f} steps, more than the "
                 f"budget of {self._budget.share:.3g} allows over {WINDOW} steps, so that curvature is not measured. "
                 "Pass a larger budget to watch(), or compute the closure on a smaller batch"
+            )
+        self._calls += 1
+        if self._calls > PATIENCE and self._read_at is None and self._has_limit and not math.isinf(self._budget.share):
+            self._say_once(
+                f"λ_max was not read in {PATIENCE} records, because a Hessian-vector product takes the time of "
+                f"{self.schedule.product_steps:.1f} steps and the budget is {self._budget.share:.3g} of the training's "
+                "time. A larger budget, such as watch(…, budget=1.0), reads it sooner"
             )
         if choice == "none" or lr == 0:
             return None
@@ -186,6 +200,10 @@ class Probe:
             self._warner.caught("curvature", "measuring curvature", error)
         self.schedule.failed(step)
         return None
+
+    def refuse(self, reason: str) -> None:
+        """Measure nothing, and say the ``reason`` once a closure is given."""
+        self._refusal = reason
 
     def distrust(self, reason: str) -> None:
         """Measure no λ_grad and λ_max from now on, because the preconditioner is not what the weights move by."""
@@ -237,12 +255,11 @@ class Probe:
         return copy
 
     def _account(self, choice: Choice, timer: Timer, step_timer: Timer | None) -> None:
-        """Charge the budget with the time of the host, and keep the timers until the device's time is known."""
+        """Keep the timers until the time of the device is known; the caller charges the budget with the host's."""
         if timer.on_host == 0.0:
             timer.stop()  # the measurement failed
         if step_timer is not None and step_timer.on_host == 0.0:
             step_timer.stop()
-        self._budget.spend(timer.on_host + (0.0 if step_timer is None else step_timer.on_host), "curvature")
         self._timers.append((choice, timer, step_timer))
 
     def _read_preconditioner(self) -> Preconditioner | None:

@@ -23,7 +23,7 @@ LARGE: Final = 50_000_000
 MIN_SIZE: Final = 4  # vectors below which the space says nothing about the second eigenvalue
 CAUTION: Final = 2.0  # factor on the bound, as the second eigenvalue is known from below only
 SHIFT: Final = 0.3  # of the eigenvalue, in a step of the power method, which keeps down negative eigenvalues
-TINY: Final = 1e-6  # squared length below which a vector that had length 1 is a row of zeros
+TINY: Final = 1e-12  # squared length below which a vector that had length 1 is a row of zeros
 SQUARINGS: Final = 14  # (1 − gap)^(2^14) separates Ritz values 0.1 % apart; closer ones are equally good
 NEW_SHARE: Final = 0.1  # new share of a known direction below which it would mostly add the age of other images
 RANDOM_SHARE: Final = 0.1  # length of the random part of the first vector, which keeps any direction from being missed
@@ -57,7 +57,7 @@ class SearchSpace:
     """
 
     def __init__(self) -> None:
-        self._basis: Tensor | None = None  # [m, N], orthonormal rows, the largest Ritz value first
+        self._basis: Tensor | None = None  # [m, N], the largest Ritz value first; orthonormal before the next move
         self._images: Tensor | None = None  # [m, N]
         self._values: Tensor | None = None  # [m], Ritz values
         self._root: Tensor | None = None  # [N], D^½ of the present coordinates
@@ -83,8 +83,8 @@ class SearchSpace:
         """Move to the coordinates of the present D, whose square root is ``root`` [N]."""
         if self._basis is not None and self._images is not None and self._root is not None:
             ahead = torch.where(self._root > 0, root / self._root, 0.0)  # of images; vectors move by its inverse
-            basis = self._basis * torch.where(ahead > 0, 1.0 / ahead, 0.0)
-            self._set(*_orthonormal(basis, self._images * ahead))
+            self._images.mul_(ahead)
+            self._basis.mul_(torch.where(ahead > 0, 1.0 / ahead, 0.0))
         self._root = root
 
     def beginning(self, gradient: Tensor) -> Tensor:
@@ -104,8 +104,9 @@ class SearchSpace:
         assert self._images is not None
         at = min(at, len(self._basis) - 1)
         vector, image = self._basis[at], self._images[at]
-        moved = _normalised(image + SHIFT * torch.dot(vector, image).abs() * vector)
-        return moved if at == 0 else _rest(moved, self._basis[:at])
+        value = torch.dot(vector, image) / torch.dot(vector, vector).clamp_min(TINY)
+        moved = image + SHIFT * value.abs() * vector
+        return _normalised(moved) if at == 0 else _rest(moved, self._basis[:at])
 
     def residual(self, at: int = 0) -> Tensor:
         """Return the direction in which the space lacks the image of a Ritz vector; zero if it lacks nothing."""
@@ -141,7 +142,7 @@ class SearchSpace:
             return None
         length = torch.linalg.vector_norm(direction)
         direction, image = direction / length, image / length
-        along = self._basis @ direction
+        along = _coefficients(self._basis, direction)
         rest = torch.addmv(direction, self._basis.T, along, alpha=-1.0)
         image = torch.addmv(image, self._images.T, along, alpha=-1.0)
         new = torch.linalg.vector_norm(rest)
@@ -163,7 +164,7 @@ class SearchSpace:
         after = [row for row in range(len(self._basis)) if row > at]
         basis = torch.cat([self._basis[before], vector[None], self._basis[after]])
         images = torch.cat([self._images[before], image[None], self._images[after]])
-        self._set(*_orthonormal(basis, images))
+        self._set(basis, images)
         rotated = self._rotate(fresh=at)
         return estimate if at == 0 else rotated
 
@@ -190,16 +191,18 @@ class SearchSpace:
         """Rotate the space to its Ritz vectors; row ``fresh`` has an image that is newer than those of the others."""
         assert self._basis is not None
         assert self._images is not None
-        wide = torch.float32 if self._basis.device.type == "mps" else torch.float64
-        small = (self._basis @ self._images.T).to(wide)  # [m, m]
+        gram, filled = _gram(self._basis)
+        small = (self._basis @ self._images.T).to(gram.dtype)  # [m, m]
         newest = small[:, fresh].clone()  # ⟨x_j, A·x_fresh⟩
         small = (small + small.T) / 2
         small[:, fresh] = small[fresh, :] = newest
-        filled = (self._basis * self._basis).sum(1) > TINY
-        values, weights = _eigen(small, filled)
-        turn = weights.to(self._basis.dtype)
+        factor, _ = torch.linalg.cholesky_ex(gram)
+        identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+        values, weights = _eigen(inverse @ small @ inverse.T, filled)
+        turn = (weights.T @ inverse).to(self._basis.dtype)  # to orthonormal Ritz vectors
         self._values = values
-        self._set(turn.T @ self._basis, turn.T @ self._images)
+        self._set(turn @ self._basis, turn @ self._images)
         return _estimate(values[0], self._basis[0], self._images[0], self._second())
 
 
@@ -224,23 +227,30 @@ def _rest(candidate: Tensor, basis: Tensor) -> Tensor:
     """Return ``candidate`` [N] orthonormalised against the rows of ``basis`` [m, N]; zero if nothing is left."""
     vector = candidate
     for _ in range(2):  # one pass is not enough in float32
-        vector = torch.addmv(vector, basis.T, basis @ vector, alpha=-1.0)
+        vector = torch.addmv(vector, basis.T, _coefficients(basis, vector), alpha=-1.0)
     length = torch.linalg.vector_norm(vector)
     keep = length > torch.linalg.vector_norm(candidate) * 1e-6
     return torch.where(keep, vector / length, 0.0)
 
 
-def _orthonormal(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows [m, N] that are no longer quite orthonormal as orthonormal ones, with their images [m, N]."""
-    wide = torch.float32 if basis.device.type == "mps" else torch.float64
-    filled = (basis * basis).sum(1, keepdim=True) > TINY
-    basis, images = torch.where(filled, basis, 0.0), torch.where(filled, images, 0.0)
-    gram = (basis @ basis.T).to(wide)
-    gram = gram + torch.diag((~filled.squeeze(1)).to(wide))  # a row of zeros stays one
+def _coefficients(basis: Tensor, vector: Tensor) -> Tensor:
+    """Return the coefficients [m] of the part of ``vector`` [N] that lies in the span of the rows of ``basis``."""
+    gram, _ = _gram(basis)
     factor, _ = torch.linalg.cholesky_ex(gram)
-    inverse = torch.linalg.solve_triangular(factor, torch.eye(len(gram), device=gram.device, dtype=wide), upper=False)
-    turn = inverse.to(basis.dtype)
-    return turn @ basis, turn @ images
+    along = (basis @ vector).to(gram.dtype)
+    return torch.cholesky_solve(along[:, None], factor).squeeze(1).to(vector.dtype)
+
+
+def _gram(basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inner products [m, m] of the rows of ``basis`` [m, N], and which rows are not zero [m].
+
+    The diagonal of a row of zeros is 1, so that the matrix can be factorised.
+    """
+    gram = basis @ basis.T
+    gram = gram if basis.device.type == "mps" else gram.double()
+    filled = gram.diagonal() > TINY
+    both = filled[:, None] & filled[None, :]
+    return torch.where(both, gram, 0.0) + torch.diag((~filled).to(gram.dtype)), filled
 
 
 def _eigen(small: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:

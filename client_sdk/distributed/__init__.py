@@ -1,17 +1,23 @@
 """Measuring a model that several ranks train: who takes part, which part each rank contributes, and their sum."""
 
 from client_sdk.distributed.participation import Participation
-from client_sdk.distributed.placements import is_divided_alike, local, local_optimizer, refuse_deepspeed
+from client_sdk.distributed.partition import FragmentOptimizer, Partition
+from client_sdk.distributed.placements import is_divided_alike, local, local_optimizer
 from client_sdk.distributed.team import Contribution, SharedStep, Team, Verdict
+from client_sdk.distributed.zero import module_of, read_partition, zero_optimizer
 
 __all__ = [
     "Contribution",
+    "FragmentOptimizer",
     "Participation",
+    "Partition",
     "SharedStep",
     "Team",
     "Verdict",
     "is_divided_alike",
     "local",
     "local_optimizer",
-    "refuse_deepspeed",
+    "module_of",
+    "read_partition",
+    "zero_optimizer",
 ]

@@ -17,12 +17,13 @@ import torch
 
 from client_sdk.distributed.agreement import Agreement, Roster, RosterHolding
 from client_sdk.distributed.division import divide, is_alone
+from client_sdk.distributed.partition import Partition
 from client_sdk.distributed.placements import Holding, holdings_of, local
 from client_sdk.distributed.reduction import Reduction
 from client_sdk.distributed.replicas import checksums
 from client_sdk.distributed.team import Team
 from client_sdk.host import TensorCopy
-from client_sdk.layers import Layers, named_parameters, size_of
+from client_sdk.layers import Layers, size_of
 from client_sdk.warner import Warner
 
 _teams: Final[weakref.WeakSet[Team]] = weakref.WeakSet()
@@ -42,13 +43,16 @@ class Participation:
         *,
         amounts: Sequence[str],
         is_together: bool = True,
+        partition: Partition | None = None,
     ) -> None:
         """Announce to the other ranks that this one watches ``model``, unless ``is_together`` is False.
 
         ``optimizer`` is the one that is measured; it need not have all parameters of ``layers``. ``amounts`` are the
-        names of the amounts of a layer, which include "gg".
+        names of the amounts of a layer, which include "gg". ``partition`` has the fragments that stand for the
+        parameters, if the optimizer steps such.
         """
         self._model = model
+        self._partition = partition
         self._optimizer = optimizer
         self._layers = layers
         self._warner = warner
@@ -167,9 +171,9 @@ class Participation:
         self._is_refused = False
 
     def _roster(self) -> Roster:
-        holdings = holdings_of(self._model, self._rank)
+        partition = self._partition
+        holdings = holdings_of(self._model, self._rank) if partition is None else partition.holdings()
         held = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
-        name_of = {id(parameter): name for name, parameter in named_parameters(self._model)}
         kinds: dict[Holding, int] = {}
         parameters = self._layers.parameters
         holding_of = []
@@ -183,7 +187,7 @@ class Participation:
         sums[compared] = TensorCopy(checksums([parameters[at] for at in compared])).array()
         return Roster(
             layers=self._layers.names,
-            names=tuple(name_of[id(parameter)] for parameter in parameters),
+            names=self._layers.parameter_names,
             rows=tuple(self._layers.row_of[id(parameter)] for parameter in parameters),
             sizes=tuple(size_of(parameter) for parameter in parameters),
             holdings=tuple(

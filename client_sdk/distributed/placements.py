@@ -13,8 +13,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from client_sdk.errors import ConfigurationError
-
 Copy = tuple[int, ...]
 """Ranks that together hold every coordinate of a parameter once, in the order of their parts."""
 
@@ -67,22 +65,6 @@ def local_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         return optimizer
     inner: torch.optim.Optimizer = optimizer.optim
     return inner
-
-
-def refuse_deepspeed(optimizer: object) -> None:
-    """Raise `ConfigurationError` for an optimizer of DeepSpeed's ZeRO, also within a wrapper such as accelerate's.
-
-    It moves partitions of flattened copies of the weights, which no public interface maps to parameters without
-    gathering them.
-    """
-    part: object | None = optimizer
-    while part is not None:
-        if type(part).__module__.partition(".")[0] == "deepspeed":
-            raise ConfigurationError(
-                f"watch() cannot measure {type(part).__name__}: DeepSpeed keeps weights and state in partitions that "
-                "do not belong to single layers. log() works without watch(); FSDP2 (fully_shard) is measured"
-            )
-        part = getattr(part, "optimizer", None)
 
 
 def is_divided_alike(parameter: Tensor, grad: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Adam and its variants: torch's, the fused ones of Apex and Transformer Engine, and those of bitsandbytes.
+"""Adam and its variants: torch's, the fused ones of Apex, Transformer Engine and DeepSpeed, and those of bitsandbytes.
 
 Sources: torch.optim's own reference implementations; Kingma & Ba 2015 (Adam), Loshchilov & Hutter 2019 (AdamW), Dozat
 2016 (NAdam), Liu et al. 2020 (RAdam), Reddi et al. 2018 (AMSGrad), Dettmers et al. 2022 (8-bit states). The fused and
@@ -8,6 +8,7 @@ bitsandbytes classes are known by their names and the keys of their state.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -43,7 +44,10 @@ def _read_torch(kind: Kind, group: Mapping[str, Any]) -> UpdateRule:
 
 def _read_fused(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> UpdateRule:
     has_decoupled = bool(getattr(optimizer, "adam_w_mode", True))
-    return _read("fused_adam", group, has_decoupled=has_decoupled, first="exp_avg", second="exp_avg_sq")
+    rule = _read("fused_adam", group, has_decoupled=has_decoupled, first="exp_avg", second="exp_avg_sq")
+    if type(optimizer).__module__.partition(".")[0] == "deepspeed":
+        return replace(rule, steps=None)  # its groups hold a counter too, which stays where it began
+    return rule
 
 
 def _read_bitsandbytes(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> UpdateRule:
@@ -118,8 +122,10 @@ FAMILIES: Final = (
         read=lambda optimizer, group: _read_torch("adamax", group),
     ),
     Family(
-        kind="fused_adam", classes=of("apex", "FusedAdam") | of("transformer_engine", "FusedAdam"), wire="adam",
-        terms=_adam, read=_read_fused,
+        kind="fused_adam", wire="adam", terms=_adam, read=_read_fused,
+        classes=of("apex", "FusedAdam")
+        | of("transformer_engine", "FusedAdam")
+        | of("deepspeed", "FusedAdam", "DeepSpeedCPUAdam"),
     ),
     Family(
         kind="bitsandbytes_adam", wire="adam", terms=_adam, read=_read_bitsandbytes,

@@ -2,8 +2,19 @@
 
 from client_sdk.stats.layer_statistics import AMOUNTS
 from client_sdk.stats.meter import Meter, StepCopy
+from client_sdk.stats.parted_meter import PartedMeter, UnitedCopy
 from client_sdk.stats.period_two import PeriodTwoCopy
 from client_sdk.stats.period_two_reading import SOURCE_CURVATURE
 from client_sdk.stats.shared_copy import SharedCopy, share
 
-__all__ = ["AMOUNTS", "SOURCE_CURVATURE", "Meter", "PeriodTwoCopy", "SharedCopy", "StepCopy", "share"]
+__all__ = [
+    "AMOUNTS",
+    "SOURCE_CURVATURE",
+    "Meter",
+    "PartedMeter",
+    "PeriodTwoCopy",
+    "SharedCopy",
+    "StepCopy",
+    "UnitedCopy",
+    "share",
+]

@@ -396,10 +396,15 @@ class StepCopy:
         """Totals over all measured tensors; see `layer_statistics.totals`."""
         return totals(self.amounts)
 
+    @property
+    def knows_norms(self) -> bool:
+        """Whether the gradient norms of all tensors are known."""
+        return self._extras.knows_norms
+
     def measurement(self) -> Measurement:
         """Return the block [layers, statistics], the histograms and the scalar `grad_norm`."""
         return Measurement(
-            scalars={"grad_norm": self.totals["grad_norm"]} if self._extras.knows_norms else {},
+            scalars={"grad_norm": self.totals["grad_norm"]} if self.knows_norms else {},
             block=statistics_block(self.amounts, self._statistics),
             histograms=self.histograms(),
         )

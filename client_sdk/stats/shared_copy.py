@@ -12,6 +12,7 @@ from client_sdk.measurement import Measurement
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
 from client_sdk.stats.layer_statistics import AMOUNT, AMOUNTS, statistics_block, totals
 from client_sdk.stats.meter import Meter, StepCopy
+from client_sdk.stats.parted_meter import PartedMeter, UnitedCopy
 from client_sdk.warner import Warner
 
 SHOWN = 3  # names of layers in a warning
@@ -23,7 +24,9 @@ class SharedCopy:
     Has the methods of `StepCopy` that `watch` needs.
     """
 
-    def __init__(self, team: Team, shared: SharedStep, own: StepCopy | None, statistics: tuple[str, ...]) -> None:
+    def __init__(
+        self, team: Team, shared: SharedStep, own: StepCopy | UnitedCopy | None, statistics: tuple[str, ...]
+    ) -> None:
         """Combine the sums of all ranks with the histograms of this rank's own measurement."""
         self._team = team
         self._shared = shared
@@ -103,7 +106,13 @@ def _listed(ranks: tuple[int, ...]) -> str:
 
 
 def share(
-    participation: Participation, own: StepCopy | None, meter: Meter, *, step: int, next_in: int, has_logged: bool
+    participation: Participation,
+    own: StepCopy | UnitedCopy | None,
+    meter: Meter | PartedMeter,
+    *,
+    step: int,
+    next_in: int,
+    has_logged: bool,
 ) -> SharedCopy:
     """Share this rank's measurement of ``step``, the optimizer's, with its team. Returns at once.
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 import torch
 
 from client_sdk.curvature import METHODS, Method
-from client_sdk.distributed import Participation, local_optimizer, refuse_deepspeed
+from client_sdk.distributed import Participation, local_optimizer, module_of, read_partition, zero_optimizer
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, map_layers
-from client_sdk.optimizers import watched_optimizer
+from client_sdk.optimizers import Watched, watched_optimizer
 from client_sdk.precision import PRECISIONS
 from client_sdk.run import Attachment, Run
 from client_sdk.stats import AMOUNTS
 from client_sdk.watch.hooks import StepHooks
+from client_sdk.watch.part_steps import PartSteps
 from client_sdk.watch.rhythm import Every
 from client_sdk.watch.watcher import Watcher
 
@@ -44,7 +45,7 @@ class Handle:
 def watch(
     run: Run,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: object,
     *,
     every: Every = "auto",
     histogram_every: int = 50,
@@ -73,17 +74,22 @@ def watch(
 
     In a distributed training every rank calls `watch`, in the same order; the layers are then those of the whole model,
     and one rank records them (docs/how-to/distributed-training.md). Pass ``distributed=False`` if every process trains
-    a model of its own.
+    a model of its own. With DeepSpeed ``model`` is the engine or the model within it, and ``optimizer`` what
+    `deepspeed.initialize` returned, or the engine.
 
     Raises `ConfigurationError` if an argument is invalid.
     """
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"watch() needs a torch.nn.Module as its model, not {type(model).__name__}")
-    refuse_deepspeed(optimizer)
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    zero = zero_optimizer(model, optimizer)
+    model = module_of(model)
+    partition = None if zero is None else read_partition(model, zero)
+    if partition is not None:
+        watched = Watched(optimizer=partition.base)
+    elif isinstance(optimizer, torch.optim.Optimizer):
+        watched = watched_optimizer(optimizer)
+    else:
         raise ConfigurationError(f"watch() needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    watched = watched_optimizer(optimizer)
-    optimizer = watched.optimizer
     if every != "auto" and not _is_interval(every):
         raise ConfigurationError(f'every is {every!r}; it must be "auto" or a whole number of steps, at least 1')
     for name, value in (("histogram_every", histogram_every), ("curvature_every", curvature_every)):
@@ -99,13 +105,21 @@ def watch(
         )
     if precision not in PRECISIONS:
         raise ConfigurationError(f"precision is {precision!r}; use {' or '.join(map(repr, PRECISIONS))}")
-    layers = map_layers(model, optimizer, group)
+    layers = map_layers(model, watched.optimizer, group) if partition is None else partition.layers(group)
     if run.disabled:
         return Handle(None, None, None)
     if layers.grouped != group and not callable(group):
         run.warner.warn("layers", "the model has more than 20,000 parameters; they are grouped by module")
-    measured = local_optimizer(optimizer)
-    participation = Participation(model, measured, layers, run.warner, amounts=AMOUNTS, is_together=distributed)
+    measured = local_optimizer(watched.optimizer)
+    participation = Participation(
+        model,
+        measured if partition is None else partition.whole,
+        layers,
+        run.warner,
+        amounts=AMOUNTS,
+        is_together=distributed,
+        partition=partition,
+    )
     watcher = Watcher(
         run,
         model,
@@ -119,9 +133,11 @@ def watch(
         budget=budget,
         group=group,
         is_compact=precision == "compact",
+        partition=partition,
     )
     attachment = run.attach(watcher)
-    return Handle(StepHooks(measured, watcher), attachment, watcher)
+    observer = watcher if partition is None else PartSteps(partition, watcher, run.warner)
+    return Handle(StepHooks(measured, observer), attachment, watcher)
 
 
 def _is_interval(value: object) -> bool:

@@ -19,7 +19,7 @@ from client_sdk.measurement import Measurement
 from client_sdk.optimizers import stability_limit
 from client_sdk.precision import compact_block
 from client_sdk.protocol import Histograms
-from client_sdk.stats import SOURCE_CURVATURE, PeriodTwoCopy, SharedCopy, StepCopy
+from client_sdk.stats import SOURCE_CURVATURE, PeriodTwoCopy, SharedCopy, StepCopy, UnitedCopy
 from client_sdk.warner import Warner
 
 CURRENT: Final = 32  # steps since λ_max was read, within which no other estimate of the stability ratio is recorded
@@ -31,7 +31,7 @@ class TakenStep:
 
     lr: float | Tensor | None
     """Largest learning rate of the step, perhaps on a device."""
-    statistics: StepCopy | SharedCopy | None
+    statistics: StepCopy | UnitedCopy | SharedCopy | None
     """Layer statistics; None if the step was not measured."""
     mode: ModeCopy | None
     """Amplitudes of the unstable directions up to the step; None if none are known."""
@@ -57,7 +57,7 @@ class Sink:
         """Warner of the run."""
         self._thread = threading.get_ident()
 
-    def measurement(self, statistics: StepCopy | SharedCopy) -> Measurement:
+    def measurement(self, statistics: StepCopy | UnitedCopy | SharedCopy) -> Measurement:
         """Return the measurement of a step whose copies have arrived."""
         began = time.perf_counter()
         measured = statistics.measurement()

@@ -21,9 +21,9 @@ Every = int | Literal["auto"]
 SHARE: Final = 0.02  # of the training's time, which measuring may take in calm times
 CALM_PART: Final = 0.4  # of the budget, the same
 DENSE_PART: Final = 0.6  # of the budget, which measuring every step may use, so that curvature has the rest
+MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear is measured this often if the budget allows it
 FOLLOWING: Final = 0.5  # of the share for layers, which following every step may take
 KEEP_FOLLOWING: Final = 0.65  # the same while it is under way, so that it does not end and begin over and over
-MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear beside its step is measured this often
 FIRST: Final = 16  # steps that are all measured at the beginning, which shows what measuring costs
 HOLD: Final = 40  # steps that are measured after the last sign
 COSTS: Final = 5  # measurements whose median is the cost
@@ -86,7 +86,7 @@ class Rhythm:
             # A training that logs every tenth step does not pay for the nine that are never read.
             if is_read is None:
                 is_read = step - self._log_step >= self._steps_a_log
-            self.is_due = is_read and rest >= self.interval
+            self.is_due = is_read and rest >= self.interval and self._is_affordable
         else:
             is_missed = bool(is_read) or step - self._log_step >= self._steps_a_log
             self.is_due = rest >= self.every or (is_missed and step - self._read_at >= self.every)
@@ -111,8 +111,12 @@ class Rhythm:
     @property
     def is_dense(self) -> bool:
         """Whether every step is measured for now because of a sign or at the beginning; always False for a number."""
-        is_affordable = self._budget.step_time == 0.0 or self._budget.allows(self.cost, "layers", DENSE_PART)
-        return self.every == "auto" and self.steps < self._dense_until and is_affordable
+        return self.every == "auto" and self.steps < self._dense_until and self._is_affordable
+
+    @property
+    def _is_affordable(self) -> bool:
+        """Whether the budget allows the next measurement; True while it is not known what one takes."""
+        return self._budget.step_time == 0.0 or self._budget.allows(self.cost, "layers", DENSE_PART)
 
     @property
     def interval(self) -> int:

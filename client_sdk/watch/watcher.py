@@ -13,14 +13,14 @@ import torch
 
 from client_sdk.budget import Budget
 from client_sdk.curvature import CurvatureCopy, Method, Probe
-from client_sdk.distributed import Participation
+from client_sdk.distributed import Participation, Partition
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, Layers, map_layers
 from client_sdk.optimizers import Watched, describe, kind_of, what_is_missing
 from client_sdk.protocol import Layout
 from client_sdk.run import Run
 from client_sdk.run_status import WatchStatus
-from client_sdk.stats import Meter, PeriodTwoCopy, SharedCopy, StepCopy, share
+from client_sdk.stats import Meter, PartedMeter, PeriodTwoCopy, SharedCopy, StepCopy, UnitedCopy, share
 from client_sdk.warner import Warner
 from client_sdk.watch.census import Census
 from client_sdk.watch.cost import CostMeter
@@ -53,8 +53,10 @@ class Watcher:
         budget: float,
         group: Group,
         is_compact: bool,
+        partition: Partition | None = None,
     ) -> None:
         optimizer = watched.optimizer
+        self._partition = partition
         self._watched = watched
         self._kind = kind = kind_of(optimizer) if watched.wrapper is None else "other"
         if (missing := what_is_missing(kind, watched)) is not None:
@@ -83,18 +85,20 @@ class Watcher:
             budget=self._budget,
             is_alone=lambda: run.instrument_count < 2,
         )
+        if partition is not None:
+            self._probe.refuse("curvature is not measured with DeepSpeed, whose weights and state are divided")
         others = (other for other in run.instruments if isinstance(other, Watcher))
         self.iteration: Iteration = next((other.iteration for other in others), None) or Iteration()
         """Position within the training loop, which all watchers of a run share."""
         self.layout = _layout_of(optimizer, layers, self._meter)
         """Layout of the blocks; implements `measurement.Instrument`."""
-        self._census = Census(optimizer, layers)
+        self._census = Census(optimizer if partition is None else partition.whole, layers)
         self._is_refuted = False
         self._fresh: TakenStep | None = None  # the last step, if no record has it
         self._held: PendingMeasurement | None = None  # that of the last record, if its step is still to come
         self._logs_first = False  # whether records precede their steps
         self._has_stepped_since_probe = False
-        self._flying: deque[StepCopy | SharedCopy] = deque(maxlen=MAX_FLYING)
+        self._flying: deque[StepCopy | UnitedCopy | SharedCopy] = deque(maxlen=MAX_FLYING)
         self._alerts_seen = run.inbox.received
         self._curvature_records = 0  # records with a closure
         self._reported = 0, 0  # interval, and measured steps since it was logged
@@ -144,6 +148,23 @@ class Watcher:
         except Exception as error:
             self._warner.caught("statistics", "measuring layer statistics", error)
 
+    def before_part(self) -> None:
+        """Prepare the meter for the next part of a step; see `part_steps.PartObserver`."""
+        if isinstance(self._meter, PartedMeter) and self._meter.is_measuring:
+            with self._cost.part():
+                self._meter.before_part()
+
+    def after_part(self) -> None:
+        """Measure a part of a step; see `part_steps.PartObserver`."""
+        if isinstance(self._meter, PartedMeter) and self._meter.is_measuring:
+            with self._cost.part():
+                self._meter.measure_part()
+
+    def cancel_step(self) -> None:
+        """Forget a step that was not completed; see `part_steps.PartObserver`."""
+        if isinstance(self._meter, PartedMeter):
+            self._meter.cancel()
+
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         is_due = self.rhythm.end_step()
         self._disuse.note_step()
@@ -173,6 +194,8 @@ class Watcher:
 
     def _follow_period_two(self, optimizer: torch.optim.Optimizer, *, is_measured: bool) -> PeriodTwoCopy | None:
         """Follow the gradients of the step if it is measured or if that is cheap enough to be done at every step."""
+        if isinstance(self._meter, PartedMeter):
+            return None  # its parts are followed where they are measured, as their gradients are gone by now
         if not is_measured and not self.rhythm.is_followed:
             return None
         began = time.perf_counter()
@@ -190,7 +213,7 @@ class Watcher:
                 self._cost.excluded(seconds)
             self.rhythm.observe_following(seconds, is_measured=is_measured)
 
-    def _measure_step(self, optimizer: torch.optim.Optimizer) -> StepCopy | SharedCopy | None:
+    def _measure_step(self, optimizer: torch.optim.Optimizer) -> StepCopy | UnitedCopy | SharedCopy | None:
         wants_histogram = self.rhythm.wants_histogram
         try:
             with self._cost.part():
@@ -330,7 +353,7 @@ class Watcher:
             began = time.perf_counter()
             last = None if is_of_next_step else fresh
             pending.add_curvature(self._probe_curvature(step, closure, last), self._curvature_scalars(step))
-            self._cost.excluded(time.perf_counter() - began)
+            self._charge_curvature(time.perf_counter() - began)
         self.iteration.note_log()
         if is_of_next_step:
             pending.fallback = fresh
@@ -443,15 +466,19 @@ class Watcher:
             self._fresh = dataclasses.replace(self._fresh, statistics=None)  # it has the layout of before
         self._meter, self._census, self._disuse = meter, Census(optimizer, layers), Disuse(layers.parameters)
 
-    def _new_meter(self, layers: Layers) -> Meter:
+    def _new_meter(self, layers: Layers) -> Meter | PartedMeter:
         watched = self._watched
-        return Meter(
-            watched.optimizer,
-            self._kind,
-            layers,
-            warner=self._warner,
-            sees_movement=watched.wrapper is None,
-        )
+
+        def make() -> Meter:
+            return Meter(
+                watched.optimizer,
+                self._kind,
+                layers,
+                warner=self._warner,
+                sees_movement=watched.wrapper is None,
+            )
+
+        return make() if self._partition is None else PartedMeter(self._partition, make)
 
     def _announce(self, layout: Layout) -> None:
         before, self.layout = self.layout, layout
@@ -462,7 +489,7 @@ class Watcher:
             raise
 
 
-def _layout_of(optimizer: torch.optim.Optimizer, layers: Layers, meter: Meter) -> Layout:
+def _layout_of(optimizer: torch.optim.Optimizer, layers: Layers, meter: Meter | PartedMeter) -> Layout:
     return Layout(
         id=0, layers=layers.names, statistics=meter.statistics, sizes=layers.sizes, optimizer=describe(optimizer)
     )

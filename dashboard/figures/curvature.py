@@ -17,8 +17,8 @@ from dashboard.figures.stage_strip import Span, strip_trace, strip_track
 from dashboard.figures.theme import Frame, figure, layout, step_axis, value_axis
 from dashboard.numbers import exact
 
-CURVES = ("lambda_max", "lambda_grad", "stability_limit")
-"""Names of the scalars in the figure."""
+CURVES = ("lambda_max", "lambda_grad", "stability_limit", "critical_sharpness")
+"""Names of the scalars in the figure; the critical sharpness is drawn where a run has no λ_max."""
 MAX_DECADES = 4.0
 """Maximum height of the vertical range in decades."""
 CEILING = 3.0
@@ -47,27 +47,29 @@ def curvature_figure(
     notes: list[dict[str, Any]] = []
     shown: list[NDArray[np.float64]] = []
     limit = _points(series.get("stability_limit"))
-    top_curve = _points(series.get("lambda_max"))
+    top_key = "lambda_max" if _points(series.get("lambda_max")) is not None else "critical_sharpness"
+    top_name = "λ<sub>max</sub>" if top_key == "lambda_max" else "λ<sub>crit</sub>"
+    top_curve = _points(series.get(top_key))
     directional = _points(series.get("lambda_grad"))
     if limit is not None:
         steps, values = limit
         data.append(_line(_stretched(steps, frame), _held(values), frame.palette.danger, "2/η", width=1.6))
     for points, colour, name, key in (
         (directional, frame.palette.lambda_grad, "λ<sub>grad</sub>", "lambda_grad"),
-        (top_curve, frame.palette.lambda_max, "λ<sub>max</sub>", "lambda_max"),
+        (top_curve, frame.palette.lambda_max, top_name, top_key),
     ):
         if points is None:
             continue
         steps, values = points
         data += _extremes(series[key], colour)
-        data.append(_line(steps, values, colour, name, width=2.0 if key == "lambda_max" else 1.2))
+        data.append(_line(steps, values, colour, name, width=2.0 if key == top_key else 1.2))
         shown.append(values)
     if top_curve is not None and growth_per_step is not None and marks.expected is not None:
         data.append(_extrapolation(top_curve, growth_per_step, marks.expected.high, frame))
     extent = _extent(shown, limit)
     if limit is not None:
         notes.append(_limit_label(limit, [points for points in (top_curve, directional) if points], extent, frame))
-    notes += _curve_labels(top_curve, directional, extent, frame)
+    notes += _curve_labels(top_curve, top_name, directional, extent, frame)
     ticks = _ticks(extent)
     if not shown:
         notes.append(_missing(frame))
@@ -229,6 +231,7 @@ def _at(steps: NDArray[np.float64], values: NDArray[np.float64], step: float) ->
 
 def _curve_labels(
     top: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
+    top_name: str,
     directional: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
     extent: tuple[float, float],
     frame: Frame,
@@ -237,7 +240,7 @@ def _curve_labels(
     wanted = [
         (math.log10(float(np.median(points[1][-5:]))), name, colour)
         for points, name, colour in (
-            (top, "λ<sub>max</sub>", frame.palette.lambda_max),
+            (top, top_name, frame.palette.lambda_max),
             (directional, "λ<sub>grad</sub>", frame.palette.lambda_grad),
         )
         if points is not None

@@ -39,6 +39,7 @@ from dashboard.stream.view import View
 POINTS, NARROW_POINTS = 800, 360
 COLUMNS, NARROW_COLUMNS = 600, 300
 RHYTHM: Final = ("watch_every", "watch_share")  # scalars that say how often layers are measured, and what that takes
+FRESHNESS: Final = ("lambda_max_age", "lambda_max_error", "curvature_share")  # the same of curvature
 MIN_WIDTH: Final = 40  # steps; keeps the axis still at the beginning of a run
 DETAIL_EVERY: Final = 15.0  # seconds between requests for the names of layers and scalars
 
@@ -140,7 +141,7 @@ class RunLive:
         """Fetch the curves, the heatmap and, if a cell is chosen, its histograms."""
         step_from, step_to = visible_steps(last_step_of(known.detail, known.summary, view), view)
         attempt = components.chosen_attempt(known.detail, view.attempt)
-        rhythm = [name for name in RHYTHM if name in known.detail.scalars]
+        rhythm = [name for name in (*RHYTHM, *FRESHNESS) if name in known.detail.scalars]
         keys = tuple(dict.fromkeys((components.chosen_metric(known.detail, view.metric), *CURVES, *rhythm)))
         points, columns = (NARROW_POINTS, NARROW_COLUMNS) if view.narrow else (POINTS, COLUMNS)
         series, heatmap, histograms = await asyncio.gather(
@@ -259,6 +260,7 @@ class RunLive:
                 component=ids.LOSS_TITLE,
                 props={"children": "Loss" if metric == (known.detail.loss_name or LOSS) else metric},
             ),
+            Update(component=ids.CURVATURE_NOTE, props={"children": _curvature_note(curves.series)}),
             Update(component=ids.LAYERS_NOTE, props={"children": _layers_note(stat, curves.series)}),
         ]
         self._mounted = True
@@ -339,6 +341,18 @@ def _layers_note(stat: str, series: Series) -> str:
     if every is None or share is None:
         return meaning
     return f"{interval_in_words(round(every))}, {100 * share:.1f} % of the training's time · {meaning}"
+
+
+def _curvature_note(series: Series) -> str:
+    """Return how old and how exact the last λ_max is, and what curvature takes, if the run says it."""
+    age, error, share = (_last(series.series.get(name)) for name in FRESHNESS)
+    said = []
+    if age is not None and error is not None:
+        when = "at the last record" if age < 1 else "one step ago" if age < 2 else f"{age:,.0f} steps ago"
+        said.append(f"λ_max read {when}, within {max(100 * error, 0.1):.1f} %")
+    if share is not None:
+        said.append(f"{100 * share:.1f} % of the training's time")
+    return " · ".join([*said, "stable below the line; the strip shows the stage"])
 
 
 def _last(found: Buckets | None) -> float | None:

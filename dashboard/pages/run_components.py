@@ -272,7 +272,7 @@ def _loss_panel() -> Component:
 def _curvature_panel() -> Component:
     title = [
         html.H2("Curvature against the limit 2/η"),
-        html.Span("stable below the line; the strip shows the stage", className="note"),
+        html.Span("stable below the line; the strip shows the stage", id=ids.CURVATURE_NOTE, className="note"),
     ]
     return _panel("curvature", title, [])
 

@@ -161,15 +161,21 @@ def train(
     return outcome
 
 
-def alone(steps: int = 4, optimizer: Optimizers = adamw, log_every: int = 1, **options: Any) -> Outcome:
+def alone(
+    steps: int = 4,
+    optimizer: Optimizers = adamw,
+    log_every: int = 1,
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> Outcome:
     """Return what the same training records on one process."""
     outcome = Outcome()
     with recorded(0, outcome) as run:
-        model = Net()
+        model = Net().to(dtype)
         made = optimizer(model.parameters())
         watch(run, model, made, precision="exact", **{"every": 1, **options})
         for step in range(steps):
-            x, y = batch(step)
+            x, y = (each.to(dtype) for each in batch(step))
             made.zero_grad()
             loss = nn.functional.mse_loss(model(x), y)
             loss.backward()

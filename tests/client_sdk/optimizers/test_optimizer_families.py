@@ -20,7 +20,7 @@ from client_sdk.layers import map_layers
 from client_sdk.optimizers import describe, kind_of, what_is_missing
 from client_sdk.optimizers.wrappers import Watched
 from client_sdk.stats import Meter
-from tests.support.fused_adam import ApexFusedAdam, TransformerEngineFusedAdam
+from tests.support.fused_adam import ApexFusedAdam, DeepSpeedFusedAdam, TransformerEngineFusedAdam
 
 torch.set_num_threads(1)
 
@@ -74,6 +74,11 @@ def fused(optimizer: torch.optim.Optimizer, state: dict[str, Any], like: Tensor)
     return state["exp_avg_sq"] / (1 - group["betas"][1] ** group["step"]), group["eps"]
 
 
+def fused_by_tensor(optimizer: torch.optim.Optimizer, state: dict[str, Any], like: Tensor) -> tuple[Tensor, float]:
+    group = optimizer.param_groups[0]
+    return state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"]), group["eps"]
+
+
 def eight_bit(optimizer: torch.optim.Optimizer, state: dict[str, Any], like: Tensor) -> tuple[Tensor, float]:
     group = optimizer.param_groups[0]
     v = state["state2"]
@@ -104,6 +109,7 @@ CASES: dict[str, tuple[Make, SecondMoment | None]] = {
     "apex": (lambda p: ApexFusedAdam(p, lr=0.01, weight_decay=0.1), fused),
     "apex-l2": (lambda p: ApexFusedAdam(p, lr=0.01, weight_decay=0.1, adam_w_mode=False), fused),
     "transformer-engine": (lambda p: TransformerEngineFusedAdam(p, lr=0.01), fused),
+    "deepspeed": (lambda p: DeepSpeedFusedAdam(p, lr=0.01, weight_decay=0.1), fused_by_tensor),
     "bitsandbytes-32bit": (lambda p: BITSANDBYTES.AdamW(p, lr=0.01), eight_bit),
     "bitsandbytes-paged": (lambda p: BITSANDBYTES.PagedAdamW32bit(p, lr=0.01), eight_bit),
     "lion": (lambda p: pytorch_optimizer.Lion(p, lr=0.001, weight_decay=0.1), None),
