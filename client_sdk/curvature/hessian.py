@@ -30,6 +30,7 @@ COARSE_STEP: Final = 3e-4
 about 10 %.
 """
 
+SMALL_WEIGHT: Final = 1e-2  # size as which smaller weights count, so that a model that begins with zeros has a step
 DISAGREEMENT: Final = 0.5  # relative difference from a finite difference above which an exact product lacks a part
 
 
@@ -162,7 +163,7 @@ class DifferenceHessian:
         diagonal = preconditioner.diagonal
         self._inverse_root = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)  # [N]; 0 where η is 0
         weights = to_vector([p.detach() for p in preconditioner.parameters], preconditioner)
-        self._length = torch.linalg.vector_norm(self._inverse_root * weights)
+        self._length = torch.linalg.vector_norm(self._inverse_root * weights.abs().clamp_min(SMALL_WEIGHT))
         usual = max(RELATIVE_STEPS[parameter.dtype] for parameter in preconditioner.parameters)
         self._relative_step = relative_step or usual
         self._is_chosen = relative_step is not None

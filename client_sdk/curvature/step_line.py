@@ -75,17 +75,17 @@ class StepLine:
         self.rounding = 0.0
         """Relative rounding of the type of the loss."""
         self.movement = self.weights = 0.0
-        """Length of the step in the space of the weights, and that of the weights before it."""
+        """Length of the step in the space of the weights, and that of the weights, at the larger end of each."""
 
     def evaluate_origin(self) -> None:
-        """Evaluate the loss before the step, and the lengths of the step and of the weights.
+        """Evaluate the loss before the step, and measure the lengths of the step and of the weights.
 
         Raises `ClosureError` if the closure is unusable.
         """
         loss = self._evaluate(0.0)
         self.rounding = torch.finfo(loss.dtype).eps
         movement = _sum((after - before).square().sum() for _, before, after in self._ends())
-        weights = _sum(before.square().sum() for _, before, _ in self._ends())
+        weights = _sum(torch.maximum(before.square().sum(), after.square().sum()) for _, before, after in self._ends())
         self.loss, movement_square, weights_square = self._read(loss, movement, weights)
         self.movement, self.weights = math.sqrt(movement_square), math.sqrt(weights_square)
 
