@@ -116,7 +116,8 @@ def exact_product(training: Training) -> Callable[[Tensor], Tensor]:
 
 
 def _split(vector: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
-    return vector.split([parameter.numel() for parameter in parameters])
+    pieces: tuple[Tensor, ...] = vector.split([parameter.numel() for parameter in parameters])
+    return pieces
 
 
 def difference_errors(training: Training, optimizer: torch.optim.Optimizer) -> dict[float, tuple[float, float]]:
