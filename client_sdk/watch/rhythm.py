@@ -20,8 +20,9 @@ Every = int | Literal["auto"]
 
 SHARE: Final = 0.02  # of the training's time, which measuring may take in calm times
 CALM_PART: Final = 0.4  # of the budget, the same
-DENSE_PART: Final = 0.6  # of the budget, which measuring every step may use, so that calm times have the rest
-FIRST_PART: Final = 0.3  # the same at the beginning, when curvature needs more than later
+LAYERS_PART: Final = 0.6  # of the budget, which layers may use at all, so that curvature has the rest
+DENSE_PART: Final = 0.4  # the same while every step is measured, so that calm times have a part of it
+FIRST_PART: Final = 0.2  # the same at the beginning, when curvature needs more than later
 MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear is measured this often if the budget allows it
 FOLLOWING: Final = 0.5  # of the share for layers, which following every step may take
 KEEP_FOLLOWING: Final = 0.65  # the same while it is under way, so that it does not end and begin over and over
@@ -87,7 +88,7 @@ class Rhythm:
             # A training that logs every tenth step does not pay for the nine that are never read.
             if is_read is None:
                 is_read = step - self._log_step >= self._steps_a_log
-            self.is_due = is_read and rest >= self.interval and self._is_affordable(1.0)
+            self.is_due = is_read and rest >= self.interval and self._is_affordable(LAYERS_PART)
         else:
             is_missed = bool(is_read) or step - self._log_step >= self._steps_a_log
             self.is_due = rest >= self.every or (is_missed and step - self._read_at >= self.every)
