@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench chaos fuzz flood-test kill-test soak real-logs set-ups compose-test load-test lock settings format clean
+.PHONY: help install demo test check bench reproduce chaos fuzz flood-test kill-test soak real-logs set-ups compose-test load-test lock settings format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ check: $(STAMP) ## ruff, mypy --strict, the import contracts, the prose of docst
 bench: $(STAMP) ## run the benchmarks, each prints its table
 	@for file in $$(grep -l __main__ benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+reproduce: $(STAMP) ## what the papers on loss spikes show, reproduced in minutes: a table and a figure each, in benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reproduce --write $(REPRODUCE_FLAGS)
 
 # docs/explanation/reliability.md describes what these five prove. `make test` runs short versions of the first four.
 CHAOS_SEED ?= 1

@@ -118,7 +118,7 @@ def frozen(make: Make, seed: int = 0) -> Frozen:
     return Frozen(weights=weights, target=target, optimizer=optimizer)
 
 
-def response(subject: Frozen, lr: float, steps: int = 600) -> Tensor:
+def response(subject: Frozen, lr: float, steps: int = 300) -> Tensor:
     """Return −Δw/(lr·g) of each coordinate for a gradient g that changes its sign at every step, [n].
 
     This is the diagonal of the preconditioner D with the gain of the momentum, measured.
@@ -142,6 +142,37 @@ def descend(subject: Frozen, hessian: Tensor, steps: int) -> float:
         if not 1e-4 < distance < 1e4:
             break
     return distance
+
+
+def growth(subject: Frozen, hessian: Tensor, steps: int, direction: Tensor | None = None) -> float:
+    """Return the factor by which a late step on the quadratic of ``hessian`` [n, n] changes the distance.
+
+    The weights start near the minimum, in a random ``direction`` [n] if none is given.
+    """
+    generator = torch.Generator().manual_seed(2)
+    if direction is None:
+        direction = torch.randn(len(hessian), generator=generator, dtype=torch.float64)
+    subject.move_to(1e-9 * direction / direction.norm())
+    distances = [float(subject.offset().norm())]
+    while len(distances) <= steps and distances[0] * 1e-5 < distances[-1] < distances[0] * 1e5:
+        subject.give(hessian @ subject.offset())
+        distances.append(float(subject.offset().norm()))
+    late = len(distances) // 2 if len(distances) > steps else min(4, len(distances) - 1)  # fast ones end early
+    return float((distances[-1] / distances[-1 - late]) ** (1 / late))
+
+
+def random_hessian(diagonal: Tensor, largest: float, *, penalty: Tensor | None = None, seed: int = 3) -> Tensor:
+    """Return a random Hessian H, [n, n], for which D·(H + γ) has the eigenvalues 0.3 to 1 times ``largest``.
+
+    ``diagonal`` is that of D, [n], and ``penalty`` γ, [n].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = len(diagonal)
+    basis, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    values = torch.linspace(0.3, 1.0, size, dtype=torch.float64) * largest
+    root = diagonal.sqrt()
+    hessian: Tensor = (basis @ torch.diag(values) @ basis.T) / (root.unsqueeze(0) * root.unsqueeze(1))
+    return hessian if penalty is None else hessian - torch.diag(penalty)
 
 
 def _transformers_adafactor(weights: Weights, **options: Any) -> torch.optim.Optimizer:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from client_sdk.curvature.preconditioner import Preconditioner
 from client_sdk.optimizers import kind_of, stability_limit, stability_ratio
-from tests.support.frozen_optimizers import OPTIMIZERS, Frozen, descend, frozen, response
+from tests.support.frozen_optimizers import OPTIMIZERS, Frozen, descend, frozen, random_hessian, response
 
 torch.set_num_threads(1)
 
@@ -21,14 +21,8 @@ def read(subject: Frozen) -> Preconditioner:
 
 def hessian_at(preconditioner: Preconditioner, ratio: float) -> Tensor:
     """Return a random Hessian, [n, n], whose stability ratio is ``ratio``; the other eigenvalues of Ĥ are smaller."""
-    diagonal = preconditioner.diagonal
-    penalty = torch.zeros_like(diagonal) if preconditioner.penalty is None else preconditioner.penalty
-    generator = torch.Generator().manual_seed(3)
-    basis, _ = torch.linalg.qr(torch.randn(len(diagonal), len(diagonal), generator=generator, dtype=torch.float64))
-    limit = stability_limit(float(preconditioner.lr))
-    symmetric = basis @ torch.diag(torch.linspace(0.3, 1.0, len(diagonal)).double() * ratio * limit) @ basis.T
-    hessian: Tensor = symmetric / (diagonal.sqrt().unsqueeze(0) * diagonal.sqrt().unsqueeze(1)) - torch.diag(penalty)
-    return hessian
+    largest = ratio * stability_limit(float(preconditioner.lr))
+    return random_hessian(preconditioner.diagonal, largest, penalty=preconditioner.penalty)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adam-coupled-decay"])
