@@ -27,6 +27,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import client_sdk
+from benchmarks.gpt import GPT, Size
 from benchmarks.spool_series import series_of
 from client_sdk.curvature.mode_reading import WINDOW
 from server.evaluation.labels import label
@@ -78,12 +79,47 @@ def digits(batch: int | None, *, depth: int, lr: float, beta2: float) -> Trainin
     return Training(model=model, optimizer=optimizer, new_batch=new_batch)
 
 
+def modular_addition(beta2: float, batch: int | None) -> Training:
+    """Return a transformer of one block that learns to add modulo 31 from 40 % of all pairs, with a cross-entropy."""
+    modulus = 31
+    pairs = torch.cartesian_prod(torch.arange(modulus), torch.arange(modulus))
+    pairs = pairs[torch.randperm(len(pairs))[: int(0.4 * len(pairs))]]
+    inputs = torch.cat([pairs, torch.full((len(pairs), 1), modulus)], 1)
+    sums = pairs.sum(1) % modulus
+    model = GPT(Size(blocks=1, width=64, heads=4, vocabulary=modulus + 1, context=3, tokens=0, tokens_cuda=0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, beta2), weight_decay=1.0)
+
+    def new_batch() -> Callable[[], Tensor]:
+        rows = slice(len(inputs)) if batch is None else torch.randint(len(inputs), (batch,))
+        return lambda: F.cross_entropy(model(inputs[rows])[:, -1], sums[rows])
+
+    return Training(model=model, optimizer=optimizer, new_batch=new_batch)
+
+
+def language(lr: float, beta2: float) -> Training:
+    """Return a transformer of two blocks without warm-up on the characters of this file, with a cross-entropy."""
+    codes = torch.tensor([ord(character) % 128 for character in Path(__file__).read_text()])
+    model = GPT(Size(blocks=2, width=64, heads=4, vocabulary=128, context=32, tokens=0, tokens_cuda=0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, beta2))
+
+    def new_batch() -> Callable[[], Tensor]:
+        starts = torch.randint(len(codes) - 33, (8, 1))
+        window = codes[starts + torch.arange(33)]
+        return lambda: F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+
+    return Training(model=model, optimizer=optimizer, new_batch=new_batch)
+
+
 CASES: dict[str, Callable[[], Training]] = {
     "tanh-200": lambda: tanh_net(200, 64, 0.999),
     "tanh-1000": lambda: tanh_net(1000, 32, 0.999),
     "tanh-1000-b99": lambda: tanh_net(1000, 32, 0.99),
     "digits": lambda: digits(None, depth=2, lr=0.01, beta2=0.999),
     "digits-batch-256": lambda: digits(256, depth=4, lr=0.03, beta2=0.99),
+    "modular-addition-b98": lambda: modular_addition(0.98, None),
+    "modular-addition-b999": lambda: modular_addition(0.999, None),
+    "modular-addition-batch-128": lambda: modular_addition(0.98, 128),
+    "language": lambda: language(0.03, 0.999),
 }
 
 

@@ -40,6 +40,7 @@ Method = Literal["auto", "exact", "finite-difference", "forward", "off"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 FOLLOW_PART: Final = 0.5  # of the budget, which following the directions at every step may take
 PATIENCE: Final = 2 * WINDOW  # records after which it is said that λ_max has not been read
+FOLLOW_COSTS: Final = 5  # steps followed after which their cost is judged
 FORGETTING: Final = 0.98  # factor at every step on the cost of following that was too high
 SHORT_FLOATS: Final = (torch.bfloat16, torch.float16)  # weights that differences of gradients cannot resolve
 INSTEAD: Final = "Critical sharpness and λ_step, which need no Hessian-vector product, are measured instead"
@@ -88,7 +89,7 @@ class Probe:
         self._parameters: tuple[Tensor, ...] = ()  # those of the tracked vectors
         self._flying: list[_Flight] = []
         self._timers: list[tuple[Choice, Timer, Timer | None]] = []
-        self._follow_costs: deque[float] = deque(maxlen=5)
+        self._follow_costs: deque[float] = deque(maxlen=FOLLOW_COSTS)
         self._has_limit = method != "forward"  # whether λ_grad and λ_max can be measured
         self._forward = ForwardProbe()
         self._is_refused = method == "off"
@@ -138,7 +139,7 @@ class Probe:
         if not self.directions.is_known:
             return
         costs = self._follow_costs
-        if costs and median(costs) > FOLLOW_PART * self._budget.share * self._budget.step_time:
+        if len(costs) == FOLLOW_COSTS and median(costs) > FOLLOW_PART * self._budget.share * self._budget.step_time:
             costs.append(costs.popleft() * FORGETTING)  # so that it is tried again when its cost was an exception
             self.directions.pause()
             self._say_once(

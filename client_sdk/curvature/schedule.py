@@ -43,11 +43,13 @@ LARGE_BUDGET: Final = 1.0  # share of the training's time from which on a record
 Urgency = Literal["calm", "near", "armed"]
 """State of a run that decides the interval and the pace of its measurements, in increasing order of urgency."""
 
-PACE: Final[dict[Urgency, float]] = {"calm": 2.0, "near": 1.5, "armed": 0.5}
+PACE: Final[dict[Urgency, float]] = {"calm": 1.25, "near": 1.1, "armed": 0.5}
 """Least steps between measurements over those at which they would use the whole budget.
 
 While a run is not armed a part of the budget is left for when it will be. An armed run may use what was left.
 """
+
+TRACKS_A_GRADIENT: Final = 4  # products for λ_max to one for λ_grad, while the run is calm and the budget is limited
 
 
 class Schedule:
@@ -60,7 +62,7 @@ class Schedule:
         self._step: int | None = None
         self._gap = 1  # steps between the last two decisions
         self._last_reading = self._last_gradient = self._last = 0
-        self._last_choice: Choice = "none"
+        self._tracks = 0  # products for λ_max since the last one for λ_grad
         self._is_round_open = False
         self._near_until = self._armed_until = -1
         self._readings: deque[tuple[int, float]] = deque(maxlen=2)  # steps, and log(λ_max·η/2)
@@ -108,8 +110,9 @@ class Schedule:
         if track and self._budget.share >= LARGE_BUDGET and self._is_affordable(step, "both", is_crossing):
             return "both"
         if track and gradient:
-            # What a small budget allows goes to λ_max until it is known.
-            gradient = self._last_choice == "track" and self._lambda_max is not None
+            # What a small budget allows goes to λ_max until it is known, and mostly so while the run is calm.
+            enough = 1 if self.urgency != "calm" or math.isinf(self._budget.share) else TRACKS_A_GRADIENT
+            gradient = self._tracks >= enough and self._lambda_max is not None
         choice: Choice = "gradient" if gradient else "track" if track else "none"
         return choice if choice != "none" and self._is_affordable(step, choice, is_crossing) else "none"
 
@@ -165,7 +168,8 @@ class Schedule:
 
     def started(self, choice: Choice, step: int) -> None:
         """Note that a measurement has started at ``step``."""
-        self._last, self._last_choice = step, choice
+        self._last = step
+        self._tracks = self._tracks + 1 if choice == "track" else 0
         self._measurements += 1
         if choice != "track":
             self._last_gradient = step
@@ -219,7 +223,7 @@ class Schedule:
         """Start over, at the first step or when the run steps back."""
         self._last_reading = step + FIRST_TRACKED - self._every if self._every > FIRST_TRACKED else step - self._every
         self._last_gradient = self._last = step
-        self._last_choice, self._is_round_open = "none", False
+        self._tracks, self._is_round_open = 0, False
         self._near_until = self._armed_until = self._resume_at = -1
         self._lambda_max = None
         self._readings.clear()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from client_sdk.distributed import is_divided_alike, local
 from client_sdk.layers import size_of
-from client_sdk.optimizers import TERM, UpdateRule, read_steps, second_moment, term_table
+from client_sdk.optimizers import TERM, UpdateRule, first_moment, read_steps, second_moment, term_table
 from client_sdk.stats.entry import compute_dtype, flat
 from client_sdk.stats.kernel_code import is_dense
 from client_sdk.stats.snapshot import coprime_stride
@@ -68,6 +68,11 @@ class SampledTensor:
         if grad.stride() == self._layout:
             return torch.as_strided(grad, (self.count,), (self._stride,))
         return flat(grad)[:: self._stride]
+
+    def read_first(self, rule: UpdateRule, state: Mapping[str, Any]) -> Tensor | None:
+        """Return the sampled coordinates of m, [count], or None if there is no such tensor."""
+        found = first_moment(rule, state, self._held)
+        return self.read(found) if isinstance(found, Tensor) else None
 
     def read_both(self, grad: Tensor, rule: UpdateRule, state: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Return the sampled coordinates of ``grad`` and of v, [count] each; None if there is no v."""
@@ -120,18 +125,14 @@ class GradientSample:
             factors = torch.tensor(by_tensor, dtype=torch.float64).sqrt().to(self.device, self.dtype)
             self._scale = self._roots * factors[self.owner]
 
-    def read(self, optimizer: torch.optim.Optimizer, rules: Sequence[UpdateRule]) -> Tensor:
+    def read(self, optimizer: torch.optim.Optimizer, rules: Sequence[UpdateRule], *, is_folded: bool = False) -> Tensor:
         """Return D^½·g at the sampled coordinates, times √weight, [N]; 0 where a tensor has no gradient.
 
-        ``rules`` are those of the groups of ``optimizer``. Never synchronises a device.
+        ``rules`` are those of the groups of ``optimizer``. With ``is_folded`` the step has added μ·m to the gradients
+        of Nesterov's method, which is taken off again. Never synchronises a device.
         """
         if not self._has_second:
-            grads = [tensor.gradient() for tensor in self.tensors]
-            pieces = [
-                self._zeros[: tensor.count] if grad is None else tensor.read(grad)
-                for tensor, grad in zip(self.tensors, grads, strict=True)
-            ]
-            return torch.cat(pieces).to(self.dtype).mul_(self._scale)
+            return self._read_first_order(optimizer, rules, is_folded=is_folded).mul_(self._scale)
         pieces, seconds = [], []
         states = optimizer.state
         leading: tuple[UpdateRule, Mapping[str, Any]] | None = None
@@ -153,6 +154,20 @@ class GradientSample:
         if leading[0].squared:
             denominators.sqrt_()
         return sampled.mul_(self._scale).div_(denominators.mul_(root).add_(floor).sqrt_())
+
+    def _read_first_order(
+        self, optimizer: torch.optim.Optimizer, rules: Sequence[UpdateRule], *, is_folded: bool
+    ) -> Tensor:
+        """Return g at the sampled coordinates, [N]."""
+        pieces = []
+        for tensor in self.tensors:
+            grad, rule = tensor.gradient(), rules[tensor.group]
+            piece = self._zeros[: tensor.count] if grad is None else tensor.read(grad)
+            if is_folded and grad is not None and rule.nesterov:
+                momentum = tensor.read_first(rule, optimizer.state.get(tensor.parameter, {}))
+                piece = piece if momentum is None else piece.to(self.dtype).sub(momentum, alpha=rule.decay)
+            pieces.append(piece)
+        return torch.cat(pieces).to(self.dtype)
 
     def _terms(self, rule: UpdateRule, state: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return `root` and `floor` of the denominator root·√v + floor.

@@ -117,6 +117,7 @@ class Meter:
         With ``has_closure`` the step computes its gradients itself, so that those from before it say nothing.
         Call it before every step that `measure` is called after. Without it, what needs these is absent.
         """
+        self.period_two.before_step(optimizer)
         present: list[Tensor] = []
         measured: list[Tensor] = []
         others: list[Tensor] = []

@@ -95,6 +95,23 @@ class PeriodTwo:
         self._step: int | None = None
         self._steps = 0
         self._response: GradientResponse | None = None
+        self._is_current = False  # whether the last step was followed
+        self._before: tuple[Tensor, int, int] | None = None  # a parameter, its gradient's id and version
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note a gradient that the step may overwrite: that of Nesterov's method, to which SGD may add its momentum.
+
+        Without this call before a step, `follow` takes the gradients for those that the optimizer was given. After it
+        there are no readings until `follow` is called.
+        """
+        self._is_current = False
+        self._before = None
+        for group in optimizer.param_groups:
+            if group.get("nesterov"):
+                parameter = next((one for one in group["params"] if one.grad is not None), None)
+                if parameter is not None:
+                    self._before = parameter, id(parameter.grad), parameter.grad._version
+                    return
 
     @torch.no_grad()
     def follow(self, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -113,25 +130,27 @@ class PeriodTwo:
             self._ratios = ratios
             for bank in self._banks:
                 bank.sample.set_rates(ratios)
+        self._is_current = True
         self._step, at = step, self._steps % REACH
         self._steps += 1
+        is_folded = self._is_folded()
         for bank in self._banks:
-            bank.follow(bank.sample.read(optimizer, rules), at)
+            bank.follow(bank.sample.read(optimizer, rules, is_folded=is_folded), at)
         self._response = self._response_of(optimizer, rules[self._leading]) if self._has_limit else None
 
     def copy(self, *, is_trusted: bool) -> PeriodTwoCopy | None:
-        """Return the last steps on their way to the host, or None if there are none.
+        """Return the last steps on their way to the host, or None if the last one was not followed.
 
         Without ``is_trusted`` the weights do not move by the optimizer's rule, and no stability ratio follows.
         """
-        if not self._steps or not self._banks:
+        if not self._is_current or not self._banks:
             return None
         rings = [bank.ring for bank in self._banks]
         return PeriodTwoCopy(rings, (self._steps - 1) % REACH, self._steps, self._response if is_trusted else None)
 
     def layers(self) -> LayerCopy | None:
         """Return the components of the parameters after the last step on their way to the host, or None."""
-        if not self._steps or not self._banks:
+        if not self._is_current or not self._banks:
             return None
         return LayerCopy([bank.by_tensor() for bank in self._banks], self._steps)
 
@@ -149,6 +168,14 @@ class PeriodTwo:
         self._has_limit = has_limit(self._kind, optimizer)
         self._ratios = tuple(1.0 for _ in rules)
         self._steps = 0
+
+    def _is_folded(self) -> bool:
+        """Return whether the step has written into the gradients of Nesterov's method."""
+        before, self._before = self._before, None
+        if before is None:
+            return False
+        parameter, grad, version = before
+        return parameter.grad is not None and (id(parameter.grad), parameter.grad._version) != (grad, version)
 
     def _response_of(self, optimizer: torch.optim.Optimizer, rule: UpdateRule) -> GradientResponse | None:
         if rule.kind.startswith("schedule_free"):

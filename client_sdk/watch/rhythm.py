@@ -20,7 +20,9 @@ Every = int | Literal["auto"]
 
 SHARE: Final = 0.02  # of the training's time, which measuring may take in calm times
 CALM_PART: Final = 0.4  # of the budget, the same
-DENSE_PART: Final = 0.6  # of the budget, which measuring every step may use, so that curvature has the rest
+LAYERS_PART: Final = 0.6  # of the budget, which layers may use at all, so that curvature has the rest
+DENSE_PART: Final = 0.4  # the same while every step is measured, so that calm times have a part of it
+FIRST_PART: Final = 0.2  # the same at the beginning, when curvature needs more than later
 MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear is measured this often if the budget allows it
 FOLLOWING: Final = 0.5  # of the share for layers, which following every step may take
 KEEP_FOLLOWING: Final = 0.65  # the same while it is under way, so that it does not end and begin over and over
@@ -86,7 +88,7 @@ class Rhythm:
             # A training that logs every tenth step does not pay for the nine that are never read.
             if is_read is None:
                 is_read = step - self._log_step >= self._steps_a_log
-            self.is_due = is_read and rest >= self.interval and self._is_affordable
+            self.is_due = is_read and rest >= self.interval and self._is_affordable(LAYERS_PART)
         else:
             is_missed = bool(is_read) or step - self._log_step >= self._steps_a_log
             self.is_due = rest >= self.every or (is_missed and step - self._read_at >= self.every)
@@ -111,12 +113,12 @@ class Rhythm:
     @property
     def is_dense(self) -> bool:
         """Whether every step is measured for now because of a sign or at the beginning; always False for a number."""
-        return self.every == "auto" and self.steps < self._dense_until and self._is_affordable
+        part = FIRST_PART if self.steps < FIRST else DENSE_PART
+        return self.every == "auto" and self.steps < self._dense_until and self._is_affordable(part)
 
-    @property
-    def _is_affordable(self) -> bool:
-        """Whether the budget allows the next measurement; True while it is not known what one takes."""
-        return self._budget.step_time == 0.0 or self._budget.allows(self.cost, "layers", DENSE_PART)
+    def _is_affordable(self, part: float) -> bool:
+        """Return whether ``part`` of the budget allows the next measurement; True while its cost is not known."""
+        return self._budget.step_time == 0.0 or self._budget.allows(self.cost, "layers", part)
 
     @property
     def interval(self) -> int:
@@ -178,7 +180,19 @@ class Rhythm:
         self._debt += seconds
         if self.every == "auto":
             self._budget.spend(seconds, "layers")
+        self._decide_following()
         self.calm_interval = self._affordable_interval()  # here, as medians at every step would cost it microseconds
+
+    def wants_following(self, *, is_measured: bool) -> bool:
+        """Return whether the gradient of the step that has ended is to be followed.
+
+        A measured step that does not come right after another one is left out, as nothing follows from single steps,
+        until it is known what following costs.
+        """
+        if self.is_followed:
+            return True
+        is_successive = self.measured_at is None or self.measured_at == self.steps - 1
+        return is_measured and (is_successive or len(self._follow_costs) < COSTS)
 
     def observe_following(self, seconds: float, *, is_measured: bool) -> None:
         """Take in the seconds that following one step took.
@@ -188,6 +202,9 @@ class Rhythm:
         self._follow_costs.append(seconds)
         if not is_measured:
             self._budget.spend(seconds, "layers")
+        self._decide_following()
+
+    def _decide_following(self) -> None:
         limit = self._share * (KEEP_FOLLOWING if self.is_followed else FOLLOWING)
         is_known = len(self._follow_costs) == COSTS and len(self._step_times) >= COSTS
         self.is_followed = is_known and median(self._follow_costs) <= limit * self.step_time

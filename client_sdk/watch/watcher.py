@@ -119,6 +119,8 @@ class Watcher:
             is_read = self._held is not None
             # Where records precede their steps, it is known which steps are read. Elsewhere the rhythm predicts it.
             is_due = self.rhythm.begin_step(is_read=is_read if is_read or self._logs_first else None)
+            if self.rhythm.is_followed and isinstance(self._meter, Meter):
+                self._meter.period_two.before_step(optimizer)
             if is_due and self._participation.measures and not _is_capturing():
                 with self._cost.part():
                     self._meter.before_step(optimizer, has_closure=_has_closure(args, kwargs))
@@ -193,10 +195,10 @@ class Watcher:
             self.rhythm.observe_cost(cost)
 
     def _follow_period_two(self, optimizer: torch.optim.Optimizer, *, is_measured: bool) -> PeriodTwoCopy | None:
-        """Follow the gradients of the step if it is measured or if that is cheap enough to be done at every step."""
+        """Follow the gradients of the step if that is wanted, and return the readings on their way to the host."""
         if isinstance(self._meter, PartedMeter):
             return None  # its parts are followed where they are measured, as their gradients are gone by now
-        if not is_measured and not self.rhythm.is_followed:
+        if not self.rhythm.wants_following(is_measured=is_measured):
             return None
         began = time.perf_counter()
         try:

@@ -29,7 +29,7 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     client_sdk.init(project="demo", name=BAD_BATCH, config={"model": "64-96-96-10 ReLU", "data": "scikit-learn digits"})
-    client_sdk.watch(model, optimizer, every=1)
+    client_sdk.watch(model, optimizer, every=1, budget=1.0)  # its steps are short, and mostly waiting
     pace = Pace(steps_per_second=10)
     for step in range(1, BAD_BATCH_STEPS + 1):
         rows = torch.randint(len(images), (BATCH,))

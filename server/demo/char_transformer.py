@@ -82,7 +82,7 @@ def main() -> None:
     client_sdk.init(
         project="demo", name=CHAR_TRANSFORMER, config={"layers": 2, "width": WIDTH, "batch": BATCH, "warmup": WARMUP}
     )
-    client_sdk.watch(model, optimizer, every=1)
+    client_sdk.watch(model, optimizer, every=1, budget=1.0)  # its steps are short, and mostly waiting
     pace = Pace(steps_per_second=9)
     for step in range(1, CHAR_TRANSFORMER_STEPS + 1):
         start = torch.randint(len(text) - CONTEXT - 1, (BATCH, 1))

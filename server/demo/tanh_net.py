@@ -31,7 +31,7 @@ def main() -> None:
     client_sdk.init(
         project="demo", name=TANH_NET, config={"model": "50-64-64-1 tanh", "data": "200 points, full batch"}
     )
-    client_sdk.watch(model, optimizer, every=1)
+    client_sdk.watch(model, optimizer, every=1, budget=1.0)  # its steps are short, and mostly waiting
     pace = Pace(steps_per_second=14)
     for step in range(1, TANH_NET_STEPS + 1):
         optimizer.zero_grad()

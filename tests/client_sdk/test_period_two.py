@@ -54,6 +54,7 @@ OPTIMIZERS: dict[str, tuple[Make, Denominator | None]] = {
     "rmsprop": (lambda p: torch.optim.RMSprop(p, lr=0.01), lambda state: state["square_avg"].double().sqrt() + 1e-8),
     "sgd": (lambda p: torch.optim.SGD(p, lr=0.01), None),
     "sgd-nesterov": (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True, foreach=False), None),
+    "sgd-nesterov-foreach": (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True, foreach=True), None),
 }
 
 
@@ -69,17 +70,20 @@ def backward(model: nn.Module, step: int) -> None:
     (model(inputs) - 1.0).square().mean().backward()
 
 
+def grads_of(model: nn.Module) -> list[Tensor]:
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
 class Oracle:
     """The definition in float64 over all coordinates: a sum over the steps so far, without a recursion."""
 
     def __init__(self) -> None:
         self.steps: list[list[Tensor]] = []
 
-    def take(self, optimizer: torch.optim.Optimizer, model: nn.Module, denominator: Denominator | None) -> None:
+    def take(self, optimizer: torch.optim.Optimizer, grads: list[Tensor], denominator: Denominator | None) -> None:
         found = []
-        for parameter in model.parameters():
-            assert parameter.grad is not None
-            y = parameter.grad.double().clone()
+        for parameter, grad in zip(optimizer.param_groups[0]["params"], grads, strict=True):
+            y = grad.double()
             if denominator is not None:
                 y = y / denominator(dict(optimizer.state[parameter])).sqrt()
             found.append(y.flatten())
@@ -128,9 +132,11 @@ def test_shares_and_growth_are_those_of_the_definition(name: str) -> None:
     period_two, oracle = prepared(optimizer, model), Oracle()
     for step in range(REACH + 6):
         backward(model, step)
+        given = grads_of(model)
+        period_two.before_step(optimizer)
         optimizer.step()
         period_two.follow(optimizer, step + 1)
-        oracle.take(optimizer, model, denominator)
+        oracle.take(optimizer, given, denominator)
         found = scalars(period_two)
         if step + 1 < SETTLING:
             assert found == {}
@@ -154,7 +160,7 @@ def test_float32_agrees_with_float64() -> None:
         backward(model, step)
         optimizer.step()
         period_two.follow(optimizer, step + 1)
-        oracle.take(optimizer, model, adam_denominator)
+        oracle.take(optimizer, grads_of(model), adam_denominator)
     squares, levels = oracle.norms(29)
     assert shares(period_two, 4) == pytest.approx(np.sqrt(squares / levels), rel=1e-3)
 
@@ -168,7 +174,7 @@ def test_a_sample_stands_for_the_whole_tensor(monkeypatch: pytest.MonkeyPatch) -
         backward(model, step)
         optimizer.step()
         period_two.follow(optimizer, step + 1)
-        oracle.take(optimizer, model, adam_denominator)
+        oracle.take(optimizer, grads_of(model), adam_denominator)
     squares, levels = oracle.norms(11)
     assert shares(period_two, 4) == pytest.approx(np.sqrt(squares / levels), rel=0.1)
     found = period_two.layers()
@@ -468,6 +474,40 @@ def test_the_rhythm_leaves_following_its_part_of_the_share() -> None:
         found.observe_cost(0.019)
     assert not found.is_followed
     assert found.calm_interval == 1
+
+
+def test_single_measured_steps_are_not_followed() -> None:
+    found = rhythm.Rhythm(every=1, histogram_every=50)
+    for _ in range(1, 12):
+        found.begin_step()
+        found.end_step()
+        assert found.wants_following(is_measured=True)
+        assert not found.wants_following(is_measured=False)
+        found.note_measured(histograms=False)
+        found.observe_following(0.5, is_measured=True)
+        found.observe_step_time(1.0)
+    found.end_step()
+    found.end_step()
+    assert not found.wants_following(is_measured=True), "the step before was not measured"
+
+
+def test_a_step_that_was_not_followed_has_no_reading_of_an_earlier_one() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    meter = Meter(optimizer, kind_of(optimizer), map_layers(model, optimizer))
+    for step in range(12):
+        backward(model, step)
+        meter.before_step(optimizer)
+        optimizer.step()
+        if step < 11:
+            meter.period_two.follow(optimizer, step + 1)
+            assert meter.period_two.copy(is_trusted=True) is not None
+    assert meter.period_two.copy(is_trusted=True) is None
+    found = meter.measure(optimizer, histograms=False)
+    assert found is not None
+    block = found.measurement().block
+    assert block is not None
+    assert np.isnan(block[:, meter.statistics.index("period_two")]).all()
 
 
 def test_a_meter_without_followed_steps_does_not_know_the_shares() -> None:

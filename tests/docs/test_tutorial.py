@@ -69,9 +69,10 @@ def test_the_first_run_spikes_and_was_predicted(server: Embedded, tmp_path: Path
 
 @pytest.mark.timeout(180)
 def test_the_callback_saves_a_checkpoint_and_prevents_the_spike(server: Embedded, tmp_path: Path) -> None:
-    begin = 'client_sdk.init(project="first-hour", name="untouched")\nclient_sdk.watch(model, optimizer)\n'
+    begin = "losses = []\n"
     assert PROGRAM.count(begin) == 1
-    loss, printed = _run(server, tmp_path, PROGRAM.replace(begin, begin.replace("untouched", "rescued") + CALLBACK))
+    program = PROGRAM.replace('"untouched"', '"rescued"').replace(begin, CALLBACK + begin)
+    loss, printed = _run(server, tmp_path, program)
     assert "Spike possible at step" in printed
     assert loss < 1e-9
     assert (tmp_path / "before-the-spike.pt").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Training:
     def run(self, server: Embedded, spool: Path, rescue: Callable[[client_sdk.TrainingAlert], None]) -> int | None:
         """Train until the loss jumps. Return the step of the jump, None if the loss never jumps."""
         client_sdk.init(project="rescue", url=server.url, token=server.token, directory=spool)
-        client_sdk.watch(self.model, self.optimizer)
+        client_sdk.watch(self.model, self.optimizer, budget=math.inf)  # on a machine of any speed
         client_sdk.on_alert(rescue)
         losses: list[float] = []
         try:
