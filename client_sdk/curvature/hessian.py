@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.graph import CustomFunctions, Graph, has_dead_end
-from client_sdk.curvature.preconditioner import Preconditioner, from_vector, to_vector
+from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError, from_vector, to_vector
 from client_sdk.curvature.sandbox import ClosureError, Sandbox, gradients, needs_backward
 
 RELATIVE_STEPS: Final = {torch.float64: 1e-6, torch.float32: 5e-5}
@@ -21,8 +21,8 @@ RELATIVE_STEPS: Final = {torch.float64: 1e-6, torch.float32: 5e-5}
 
 Both lengths are in the coordinates D^-½·θ of the optimizer, so that coordinates that hardly matter and in which it
 therefore moves far, such as biases in front of a normalisation, do not use the step up. Larger steps leave the
-quadratic region, shorter ones are lost in the rounding of gradients. Along leading eigenvectors of a tanh network, a
-small GPT and a convolutional network 5e-5 is off by at most 0.5 %; 1e-3 of the Euclidean length was off by up to 30 %.
+quadratic region, shorter ones are lost in the rounding of gradients; benchmarks/results/curvature_accuracy.md has the
+errors of several lengths on three models.
 """
 
 COARSE_STEP: Final = 3e-4
@@ -30,6 +30,7 @@ COARSE_STEP: Final = 3e-4
 about 10 %.
 """
 
+SMALL_WEIGHT: Final = 1e-2  # size as which smaller weights count, so that a model that begins with zeros has a step
 DISAGREEMENT: Final = 0.5  # relative difference from a finite difference above which an exact product lacks a part
 
 
@@ -55,7 +56,7 @@ class NoSecondDerivativeError(Exception):
     """An operation of the model cannot be differentiated twice."""
 
 
-class CoarseWeightsError(Exception):
+class CoarseWeightsError(UnsupportedError):
     """The weights are too coarse for finite differences; the text says what to do instead."""
 
 
@@ -139,10 +140,18 @@ class DifferenceHessian:
     kinks within the step, which double backward ignores.
     """
 
-    def __init__(self, sandbox: Sandbox, closure: Callable[[], Any], preconditioner: Preconditioner) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        closure: Callable[[], Any],
+        preconditioner: Preconditioner,
+        *,
+        relative_step: float | None = None,
+    ) -> None:
         """Prepare products; nothing is evaluated before one of them, or `loss` or `gradient`, is asked for.
 
-        Raises `CoarseWeightsError` if a parameter is kept in 16 bits.
+        ``relative_step`` takes the place of the length that `RELATIVE_STEPS` or `COARSE_STEP` has for the precision of
+        the model. Raises `CoarseWeightsError` if a parameter is kept in 16 bits.
         """
         coarse = {p.dtype for p in preconditioner.parameters} & {torch.float16, torch.bfloat16}
         if coarse:
@@ -154,8 +163,10 @@ class DifferenceHessian:
         diagonal = preconditioner.diagonal
         self._inverse_root = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)  # [N]; 0 where η is 0
         weights = to_vector([p.detach() for p in preconditioner.parameters], preconditioner)
-        self._length = torch.linalg.vector_norm(self._inverse_root * weights)
-        self._relative_step = min(RELATIVE_STEPS[parameter.dtype] for parameter in preconditioner.parameters)
+        self._length = torch.linalg.vector_norm(self._inverse_root * weights.abs().clamp_min(SMALL_WEIGHT))
+        usual = max(RELATIVE_STEPS[parameter.dtype] for parameter in preconditioner.parameters)
+        self._relative_step = relative_step or usual
+        self._is_chosen = relative_step is not None
         self._by_backward: bool | None = None  # None until a graph has been seen
         self._here: tuple[Tensor, Tensor] | None = None
         self._middle: tuple[Tensor, Tensor] | None = None
@@ -229,7 +240,7 @@ class DifferenceHessian:
         if self._by_backward is None:
             graph = Graph.read(loss)
             self._by_backward = needs_backward(graph, parameters)
-            if graph.is_coarse:
+            if graph.is_coarse and not self._is_chosen:
                 self._relative_step = COARSE_STEP
         grads = gradients(loss, parameters, by_backward=self._by_backward)
         return loss.detach(), to_vector(grads, self._preconditioner)

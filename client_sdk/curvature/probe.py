@@ -24,6 +24,7 @@ from client_sdk.budget import WINDOW, Budget
 from client_sdk.curvature.forward_probe import ForwardProbe
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessian, NoSecondDerivativeError
 from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
+from client_sdk.curvature.ranks import without_reduction
 from client_sdk.curvature.reading import CurvatureCopy, is_flat, is_reportable
 from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 from client_sdk.curvature.schedule import Choice, Schedule
@@ -48,7 +49,7 @@ ROUNDING: Final = 64  # units of rounding of the loss below which a slope is mea
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Flight:
+class Flight:
     """A measurement whose values have not reached the host."""
 
     step: int
@@ -87,7 +88,7 @@ class Probe:
         """Directions of largest curvature, whose amplitudes the caller follows at every step."""
         self._tracking = Tracking()
         self._parameters: tuple[Tensor, ...] = ()  # those of the tracked vectors
-        self._flying: list[_Flight] = []
+        self._flying: list[Flight] = []
         self._timers: list[tuple[Choice, Timer, Timer | None]] = []
         self._follow_costs: deque[float] = deque(maxlen=FOLLOW_COSTS)
         self._has_limit = method != "forward"  # whether λ_grad and λ_max can be measured
@@ -122,10 +123,7 @@ class Probe:
         if self._steps_a_call is None or self._steps < self._steps_a_call or lr is None:
             return  # of the steps between two calls only the last is measured
         self._snapshot = None  # frees the memory of an earlier step first
-        is_wanted = (
-            self.schedule.wants_step if self._has_limit else self._forward.needs_step or self.schedule.wants_step
-        )
-        if is_wanted and self.schedule.expects(lr if isinstance(lr, float) else None):
+        if self._expects_step(lr if isinstance(lr, float) else None):
             parameters = [
                 parameter
                 for group in self._optimizer.param_groups
@@ -133,6 +131,13 @@ class Probe:
                 if parameter.requires_grad and not parameter.is_complex()
             ]
             self._snapshot = StepSnapshot(parameters, lr)
+
+    def _expects_step(self, lr: float | None) -> bool:
+        """Return whether the next `measure` will want the weights before its step."""
+        is_wanted = (
+            self.schedule.wants_step if self._has_limit else self._forward.needs_step or self.schedule.wants_step
+        )
+        return is_wanted and self.schedule.expects(lr)
 
     def follow(self) -> None:
         """Take in the gradients of the step that is under way, if following the directions is within the budget."""
@@ -165,24 +170,12 @@ class Probe:
             self._is_refused = True
             self._warner.warn("curvature_unsupported", self._refusal)
             return None
-        choice = self.schedule.decide(step, lr)
-        if self.schedule.is_beyond_budget:
-            self._say_once(
-                f"one Hessian-vector product takes the time of {self.schedule.product_steps:.0f} steps, more than the "
-                f"budget of {self._budget.share:.3g} allows over {WINDOW} steps, so that curvature is not measured. "
-                "Pass a larger budget to watch(), or compute the closure on a smaller batch"
-            )
-        self._calls += 1
-        if self._calls > PATIENCE and self._read_at is None and self._has_limit and not math.isinf(self._budget.share):
-            self._say_once(
-                f"λ_max was not read in {PATIENCE} records, because a Hessian-vector product takes the time of "
-                f"{self.schedule.product_steps:.1f} steps and the budget is {self._budget.share:.3g} of the training's "
-                "time. A larger budget, such as watch(…, budget=1.0), reads it sooner"
-            )
+        choice = self._choose(step, lr)
         if choice == "none" or lr == 0:
             return None
         try:
-            return self._measure(step, choice, closure, snapshot)
+            with without_reduction():
+                return self._measure(step, choice, closure, snapshot)
         except UnsupportedError as error:
             self._refuse(error)
         except NoSecondDerivativeError:
@@ -201,6 +194,24 @@ class Probe:
             self._warner.caught("curvature", "measuring curvature", error)
         self.schedule.failed(step)
         return None
+
+    def _choose(self, step: int, lr: float | None) -> Choice:
+        """Return the measurement that is to be made at ``step``."""
+        choice = self.schedule.decide(step, lr)
+        if self.schedule.is_beyond_budget:
+            self._say_once(
+                f"one Hessian-vector product takes the time of {self.schedule.product_steps:.0f} steps, more than the "
+                f"budget of {self._budget.share:.3g} allows over {WINDOW} steps, so that curvature is not measured. "
+                "Pass a larger budget to watch(), or compute the closure on a smaller batch"
+            )
+        self._calls += 1
+        if self._calls > PATIENCE and self._read_at is None and self._has_limit and not math.isinf(self._budget.share):
+            self._say_once(
+                f"λ_max was not read in {PATIENCE} records, because a Hessian-vector product takes the time of "
+                f"{self.schedule.product_steps:.1f} steps and the budget is {self._budget.share:.3g} of the training's "
+                "time. A larger budget, such as watch(…, budget=1.0), reads it sooner"
+            )
+        return choice
 
     def refuse(self, reason: str) -> None:
         """Measure nothing, and say the ``reason`` once a closure is given."""
@@ -221,14 +232,13 @@ class Probe:
     def _measure(
         self, step: int, choice: Choice, closure: Callable[[], Any], snapshot: StepSnapshot | None
     ) -> CurvatureCopy | None:
-        _refuse_distributed()
         preconditioner = self._read_preconditioner()
         if preconditioner is None and self._has_limit:
             return None
         device = next(self._model.parameters()).device
         timer, step_timer = Timer(device), None
         aim: Aim | None = None
-        if preconditioner is not None and not _same(self._parameters, preconditioner.parameters):
+        if preconditioner is not None and not same_tensors(self._parameters, preconditioner.parameters):
             self._forget()
             self._parameters = preconditioner.parameters
         if choice == "track":
@@ -251,8 +261,8 @@ class Probe:
                     step_timer.stop()
         finally:
             self._account(choice, timer, step_timer)
-        copy = CurvatureCopy(tensors, ROUNDING * torch.finfo(tensors["loss"].dtype).eps)
-        self._flying.append(_Flight(step=step, aim=aim, choice=choice, copy=copy))
+        copy = CurvatureCopy(tensors, rounding_of(tensors["loss"]))
+        self._flying.append(Flight(step=step, aim=aim, choice=choice, copy=copy))
         return copy
 
     def _account(self, choice: Choice, timer: Timer, step_timer: Timer | None) -> None:
@@ -284,14 +294,18 @@ class Probe:
     ) -> dict[str, Tensor]:
         if not self._uses_differences:
             try:
-                hessian = ExactHessian(sandbox, closure, preconditioner, verify=not self._is_verified)
-                self._is_verified = True
+                hessian = self._exact(sandbox, closure, preconditioner)
                 return self._evaluate(choice, aim, hessian, preconditioner)
             except NoSecondDerivativeError as error:
                 self._take_over(f"the model cannot be differentiated twice ({error})")
                 if not self._has_limit:
                     raise
         return self._evaluate(choice, aim, DifferenceHessian(sandbox, closure, preconditioner), preconditioner)
+
+    def _exact(self, sandbox: Sandbox, closure: Callable[[], Any], preconditioner: Preconditioner) -> ExactHessian:
+        hessian = ExactHessian(sandbox, closure, preconditioner, verify=not self._is_verified)
+        self._is_verified = True
+        return hessian
 
     def _take_over(self, reason: str) -> None:
         """Go on with the next method after the present one has failed. Raises `UnsupportedError` if there is none."""
@@ -328,12 +342,16 @@ class Probe:
         diagonal, penalty = preconditioner.diagonal, preconditioner.penalty
         root = diagonal.sqrt()
         is_moving = root > 0  # False for coordinates whose learning rate is zero, which are fixed
-        gradient = torch.where(is_moving, hessian.gradient, 0.0)  # [N]
 
         def curved(vector: Tensor) -> Tensor:
             product = hessian.product(vector)
             return product if penalty is None else product + penalty * vector
 
+        tracked: tuple[Tensor, Tensor] | None = None
+        if aim is not None and aim != "begin":  # first, so that ranks average the product together with the gradient
+            vector = self._tracking.vector(aim, root, None)
+            tracked = vector, root * curved(root * vector)
+        gradient = torch.where(is_moving, hessian.gradient, 0.0)  # [N]
         if penalty is not None:
             weights = torch.cat([p.reshape(-1).to(diagonal.dtype) for p in preconditioner.parameters])
             gradient = gradient + torch.where(is_moving, penalty * weights, 0.0)
@@ -350,8 +368,10 @@ class Probe:
                 lambda x: root * curved(root * x), root, root * gradient, (along, root * image)
             )
         elif aim is not None:
-            vector = self._tracking.vector(aim, root, root * gradient)
-            values |= self._tracking.take(aim, vector, root * curved(root * vector))
+            if tracked is None:
+                vector = self._tracking.vector(aim, root, root * gradient)
+                tracked = vector, root * curved(root * vector)
+            values |= self._tracking.take(aim, *tracked)
         if pairs := self._tracking.pairs():
             self.directions.replace(pairs, root, preconditioner.parameters)
         return values
@@ -371,7 +391,7 @@ class Probe:
         while self._flying and self._flying[0].copy.ready():
             self._observe(self._flying.pop(0))
 
-    def _observe(self, flight: _Flight) -> None:
+    def _observe(self, flight: Flight) -> None:
         step, values = flight.step, flight.copy.values()
         is_flat_loss = is_flat(values)
         is_finite = math.isfinite(values["loss"]) and math.isfinite(values.get("lambda_grad", 0.0))
@@ -408,17 +428,11 @@ class Probe:
         self.directions.forget()
 
 
-def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
+def rounding_of(loss: Tensor) -> float:
+    """Return the size of a slope, relative to the ``loss``, below which it is meaningless."""
+    return ROUNDING * torch.finfo(loss.dtype).eps
+
+
+def same_tensors(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
+    """Return whether both have the same tensors in the same order."""
     return len(first) == len(second) and all(one is other for one, other in zip(first, second, strict=True))
-
-
-def _refuse_distributed() -> None:
-    """Raise `UnsupportedError` in a distributed training.
-
-    The schedule follows the clock of each process, so collective operations inside the closure could wait forever.
-    """
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise UnsupportedError(
-            "curvature is measured only in runs of one process; layer statistics are measured as usual"
-        )

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from client_sdk.curvature.graph import Graph
+from client_sdk.distributed import local
 
 Derivatives = Literal[0, 1, 2]
 """Number of times that a loss will be differentiated.
@@ -61,7 +62,7 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         # The copy comes first: if there is no memory for it, nothing has been changed yet.
-        self._weights = {id(p): (p, local(p).clone()) for p in self._parameters if p.requires_grad}
+        self._weights = {id(p): (p, held(p).clone()) for p in self._parameters if p.requires_grad}
         self._random = random.getstate()
         self._numpy = np.random.get_state()
         self._cpu = torch.get_rng_state()
@@ -180,7 +181,7 @@ class Sandbox:
         """
         self._reshard()
         for parameter, value in zip(parameters, values, strict=True):
-            local(parameter).copy_(value)
+            held(parameter).copy_(value)
 
     def restore_weights(self) -> None:
         """Give every trainable parameter the bits that it had at the start."""
@@ -274,18 +275,16 @@ def _gradients_by_backward(
         tensor.grad = None
     try:
         loss.backward()
-        return tuple(None if parameter.grad is None else local(parameter.grad) for parameter in parameters)
+        return tuple(None if parameter.grad is None else held(parameter.grad) for parameter in parameters)
     finally:
         for tensor, grad in kept:
             tensor.grad = grad
 
 
 @torch.no_grad()
-def local(parameter: Tensor) -> Tensor:
-    """Return the values of a parameter without a version counter of their own, the local part of a sharded one."""
-    values = parameter.detach()
-    part: Tensor = values.to_local() if hasattr(values, "to_local") else values
-    return part.data
+def held(parameter: Tensor) -> Tensor:
+    """Return the values of a parameter that this process holds, outside autograd and its version counter."""
+    return local(parameter.detach()).data
 
 
 def _device_state(device: torch.device) -> Tensor:

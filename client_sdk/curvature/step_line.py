@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from client_sdk.curvature.sandbox import ClosureError, Derivatives, Sandbox, local
+from client_sdk.curvature.sandbox import ClosureError, Derivatives, Sandbox, held
 from client_sdk.curvature.step_probe import StepSnapshot
 
 FAITHFUL: Final = 0.9  # cosine between the wanted and the rounded movement below which the movement is lost
@@ -39,7 +39,7 @@ class MadeStep:
         """
         return cls(
             parameters=snapshot.parameters,
-            before=tuple(local(before) for before in snapshot.before),
+            before=tuple(held(before) for before in snapshot.before),
             after=tuple(sandbox.saved(parameter) for parameter in snapshot.parameters),
             lr=float(snapshot.lr),
         )
@@ -75,17 +75,17 @@ class StepLine:
         self.rounding = 0.0
         """Relative rounding of the type of the loss."""
         self.movement = self.weights = 0.0
-        """Length of the step in the space of the weights, and that of the weights before it."""
+        """Length of the step in the space of the weights, and that of the weights, at the larger end of each."""
 
     def evaluate_origin(self) -> None:
-        """Evaluate the loss before the step, and the lengths of the step and of the weights.
+        """Evaluate the loss before the step, and measure the lengths of the step and of the weights.
 
         Raises `ClosureError` if the closure is unusable.
         """
         loss = self._evaluate(0.0)
         self.rounding = torch.finfo(loss.dtype).eps
         movement = _sum((after - before).square().sum() for _, before, after in self._ends())
-        weights = _sum(before.square().sum() for _, before, _ in self._ends())
+        weights = _sum(torch.maximum(before.square().sum(), after.square().sum()) for _, before, after in self._ends())
         self.loss, movement_square, weights_square = self._read(loss, movement, weights)
         self.movement, self.weights = math.sqrt(movement_square), math.sqrt(weights_square)
 
@@ -133,7 +133,7 @@ class StepLine:
     def _ends(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the present values of each parameter, and both ends of the step, in at least float32."""
         for parameter, before, after in zip(self._step.parameters, self._step.before, self._step.after, strict=True):
-            yield local(parameter), _wide(before), _wide(after)
+            yield held(parameter), _wide(before), _wide(after)
 
     def _read(self, *scalars: Tensor) -> list[float]:
         """Return 0-d tensors as numbers, averaged over the processes of the training."""

@@ -47,6 +47,17 @@ class Tracking:
         """Whether there is a vector to go on from."""
         return self._space.size > 0
 
+    @property
+    def products_at_once(self) -> int:
+        """Number of products that `read_at_once` would make now."""
+        return max(1, min(self._space.size, DIRECTIONS)) + self._extensions_at_once
+
+    @property
+    def _extensions_at_once(self) -> int:
+        if not self.has_vector:
+            return MAX_EXTENSIONS + MANY_PRODUCTS
+        return FEW_PRODUCTS if self._error <= GOOD_ERROR else MANY_PRODUCTS
+
     def plan(self) -> Aim:
         """Return what the next product is for."""
         if not self.has_vector:
@@ -96,7 +107,7 @@ class Tracking:
         ``product`` is x [N] → A·x, ``gradient`` is D^½·g [N], and ``known`` a direction with its image. All images are
         of the same point, so that the reading is as exact as if nothing drifted.
         """
-        space = self._space
+        space, extensions = self._space, self._extensions_at_once
         space.move(root)
         if self.has_vector:
             seconds = space.pairs(DIRECTIONS)[1:]
@@ -105,11 +116,9 @@ class Tracking:
             for pair in seconds:
                 vector = space.rest(pair.vector)
                 space.extend(vector, product(vector))
-            extensions = FEW_PRODUCTS if self._error <= GOOD_ERROR else MANY_PRODUCTS
         else:
             vector = space.beginning(gradient) * (root > 0)
             space.extend(vector, product(vector))
-            extensions = MAX_EXTENSIONS + MANY_PRODUCTS
         for _ in range(extensions):
             vector = space.residual()
             estimate = space.extend(vector, product(vector))

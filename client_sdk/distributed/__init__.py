@@ -1,5 +1,6 @@
 """Measuring a model that several ranks train: who takes part, which part each rank contributes, and their sum."""
 
+from client_sdk.distributed.ballot import Ballot, Decision
 from client_sdk.distributed.flat_parameters import read_flat_parameters
 from client_sdk.distributed.participation import Participation
 from client_sdk.distributed.partition import FragmentOptimizer, Partition
@@ -8,7 +9,9 @@ from client_sdk.distributed.team import Contribution, SharedStep, Team, Verdict
 from client_sdk.distributed.zero import module_of, read_partition, zero_optimizer
 
 __all__ = [
+    "Ballot",
     "Contribution",
+    "Decision",
     "FragmentOptimizer",
     "Participation",
     "Partition",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from client_sdk.distributed.agreement import Agreement, Roster, RosterHolding
+from client_sdk.distributed.ballot import Ballot
 from client_sdk.distributed.division import divide, is_alone
 from client_sdk.distributed.partition import Partition
 from client_sdk.distributed.placements import Holding, holdings_of, local
@@ -61,6 +62,8 @@ class Participation:
         """The team, once it was formed."""
         self.is_settled = False
         """Whether `settle` was called."""
+        self.is_together = is_together
+        """Whether this process trains the same model as the others."""
         self._is_refused = False
         self._has_reported = False
         self._agreement: Agreement | None = None
@@ -164,6 +167,7 @@ class Participation:
             ranks=ranks,
             division=division,
             reduction=reduction,
+            ballot=Ballot(_store(), prefix, self._rank, ranks),
             width=len(self._amounts),
             square=self._amounts.index("gg"),
         )

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client_sdk.distributed.ballot import Ballot
 from client_sdk.distributed.division import Division
 from client_sdk.distributed.reduction import Reduced, Reduction
 from client_sdk.distributed.replicas import Difference, compare
@@ -27,6 +28,10 @@ HEADER: Final = (
     "is_leaving",  # 1 if the rank takes no further part
     "has_logged",  # 1 if the rank has called `log`
     "next_in",     # steps until the next measurement that the rank would choose
+    "closure_at",  # the optimizer's step at the rank's last `log` with a closure, 0 if there was none
+    "closure_gap", # steps between its last two
+    "proposed_at", # the optimizer's step at which the rank proposed a measurement of curvature
+    "curvature",   # that measurement as a number, 0 for none
     "checksum",    # of all its parameters that have copies, at a step of comparison
     "gg",          # Σ g² of the same parameters
 )  # fmt: skip
@@ -63,6 +68,14 @@ class Verdict:
     """Differences among copies."""
     is_compared: bool = False
     """Whether there are copies that were compared."""
+    step: int = 0
+    """Step of the optimizer that was measured."""
+    curvature: int = 0
+    """Measurement of curvature that the speaker proposes, if all ranks log with a closure at the same steps, or 0."""
+    proposed_at: int = 0
+    """Step of the optimizer at which it was proposed."""
+    without_closure: Sequence[int] = ()
+    """Ranks that have not logged with a closure, if some others have."""
 
 
 class SharedStep:
@@ -98,6 +111,7 @@ class Team:
     """Ranks of the team in ascending order."""
     division: Division
     reduction: Reduction
+    ballot: Ballot
     width: int
     """Number of amounts of a layer."""
     square: int
@@ -106,6 +120,10 @@ class Team:
     """Reason for which the team measures no longer, or empty."""
     is_expected_end: bool = False
     """Whether the team ended because a rank stopped watching, which is no trouble."""
+    verdict: Verdict | None = None
+    """Verdict on the last measured step that `decide` has waited for; the same on all ranks."""
+    on_curvature: Mapping[str, float] = field(default_factory=dict)
+    """Words of this rank about curvature, for the header of the next sum."""
     _shared: int = 0
     _last: SharedStep | None = None
     _has_left: bool = False
@@ -133,6 +151,7 @@ class Team:
             self.end = self.end or f"the sums of the other ranks did not arrive within {STEP_WAIT:g} s"
             return None
         verdict = self._last.verdict
+        self.verdict = None if self.end else verdict
         if self.end or verdict is None:
             return None if self.end else 1
         return verdict.next_in
@@ -151,7 +170,13 @@ class Team:
         ``measured`` is called on another thread; None stands for a rank that could not measure. ``checksums`` are those
         of all parameters with a sign, in their order, at a step of comparison.
         """
-        says = {"step": step, "next_in": next_in, "has_logged": has_logged, "is_broken": measured is None}
+        says = {
+            "step": step,
+            "next_in": next_in,
+            "has_logged": has_logged,
+            "is_broken": measured is None,
+            **self.on_curvature,
+        }
 
         def fill() -> Array:
             try:
@@ -168,6 +193,7 @@ class Team:
         if self._has_left or os.getpid() != self._pid:
             return
         self._has_left = True
+        self.ballot.withdraw()
         if not self.end:
             self.reduction.submit(lambda: self._packed({"is_leaving": True}, None, None))
         self.reduction.close()
@@ -204,7 +230,14 @@ class Team:
             rank: (float(says[AT["checksum"]]), float(says[AT["gg"]]))
             for rank, says in zip(self.ranks, header, strict=True)
         }
+        closures = header[:, [AT["closure_at"], AT["closure_gap"]]]
+        without = [rank for rank, at in zip(self.ranks, closures[:, 0], strict=True) if not at]
+        is_proposed = not without and bool((closures == closures[0]).all())
         return Verdict(
+            step=step,
+            curvature=int(header[speaker, AT["curvature"]]) if is_proposed else 0,
+            proposed_at=int(header[speaker, AT["proposed_at"]]),
+            without_closure=without if len(without) < len(self.ranks) else (),
             amounts=amounts,
             speaker=self.ranks[speaker],
             next_in=max(1, int(header[speaker, AT["next_in"]])),

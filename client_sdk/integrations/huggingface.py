@@ -100,9 +100,6 @@ class SpikewatchCallback(TrainerCallback):  # type: ignore[misc]  # the library 
                 "integration_trainer",
                 "Trainer.train was not called, so the loss of each step is unknown and the Trainer's means are logged",
             )
-        if self._wants_curvature and args.world_size > 1:
-            self._wants_curvature = False
-            run.warner.warn("integration_curvature", "curvature=True is for one process; it is switched off")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Forget the last step."""
@@ -110,8 +107,12 @@ class SpikewatchCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         self._batches.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Log the loss of the step."""
-        if self._loss is None or not state.is_world_process_zero:
+        """Log the loss of the step. The other processes have part in its curvature alone."""
+        if self._loss is None:
+            return
+        if not state.is_world_process_zero:
+            self._session.log({}, state.global_step, self._closure())
+            self._loss = self._norm = None
             return
         metrics = {"loss": self._loss}
         self._knows_norm = self._norm is not None

@@ -126,9 +126,12 @@ class Session:
     def log(
         self, metrics: Mapping[str, Any], step: int | None = None, closure: Callable[[], Any] | None = None
     ) -> None:
-        """Record ``metrics`` as `client_sdk.log` does; after the end of our own run, which is opened again for them."""
+        """Record ``metrics`` as `client_sdk.log` does; after the end of our own run, which is opened again for them.
+
+        Without metrics and closure nothing happens.
+        """
         run = self.run
-        if run is None or not metrics:
+        if run is None or not (metrics or closure):
             return
         if run.active or not self._is_ours:
             run.log(metrics, step, closure)

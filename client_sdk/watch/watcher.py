@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from client_sdk.budget import Budget
-from client_sdk.curvature import CurvatureCopy, Method, Probe
+from client_sdk.curvature import CurvatureCopy, Method, SharedProbe
 from client_sdk.distributed import Participation, Partition
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, Layers, map_layers
@@ -75,7 +75,7 @@ class Watcher:
         self._participation = participation
         self._has_logged = False
         self._disuse = Disuse(layers.parameters)
-        self._probe = Probe(
+        self._probe = SharedProbe(
             model,
             optimizer,
             kind,
@@ -178,7 +178,7 @@ class Watcher:
         step = TakenStep(
             lr=largest_rate(optimizer),
             statistics=statistics,
-            mode=self._probe.directions.copy() if self._probe.is_used else None,
+            mode=self._probe.directions.copy() if self._probe.is_used and self._probe.speaks else None,
             period_two=period_two,
             scalars={} if statistics is None else self._rhythm_scalars(),
         )
@@ -265,6 +265,7 @@ class Watcher:
         """Form the team before the first step, and measure when the team has decided to."""
         if not self._participation.is_settled:
             self._participation.settle()
+            self._probe.join(self._participation)
             team = self._participation.team
             if team is not None:
                 self._meter.histogram_layers = team.division.whole
@@ -272,6 +273,7 @@ class Watcher:
         interval = self._participation.decide()
         if interval is not None:
             self.rhythm.lead(interval)
+        self._probe.follow_ranks()
 
     def _extend_layout(self, layers: tuple[str, ...], sizes: tuple[int, ...]) -> None:
         """Take the layers of all ranks into the layout, which the run learns before its first record."""
@@ -403,6 +405,7 @@ class Watcher:
             return None  # the same parameters again, or an optimizer that no longer moves them
         self._has_stepped_since_probe = False
         lr = last.lr if last is not None else largest_rate(self._optimizer)
+        self._probe.note_closure(self.rhythm.steps)
         with self.iteration.set_aside():
             return self._probe.measure(step, closure, lr=lr if isinstance(lr, float) else None)
 

@@ -194,6 +194,15 @@ def test_the_bracket_survives_another_batch() -> None:
     assert len(ages) >= 4
 
 
+def test_a_first_step_from_weights_of_zero() -> None:
+    training = quadratic(0.1)
+    weights = training.model.get_parameter("0")
+    weights.data.zero_()
+    training.closure = lambda: (weights - 1.0).square().sum()
+    reading = training.measure(CriticalSharpness(), training.step())
+    assert reading.sharpness == pytest.approx(2.0, rel=1e-6)
+
+
 def test_a_flat_direction_has_no_value() -> None:
     training = quadratic(0.1)
     training.closure = lambda: training.model.get_parameter("0").exp().neg().sum()  # falls for ever

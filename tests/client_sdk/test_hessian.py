@@ -169,6 +169,14 @@ def test_products_agree_with_float64(make: Callable[..., Case], steps: int) -> N
     assert float(vector @ difference) == pytest.approx(float(vector.double() @ case.expected(vector)), rel=0.01)
 
 
+def test_differences_at_weights_of_zero() -> None:
+    case = tanh_net(steps=1)
+    for parameter in case.parameters:
+        parameter.data.zero_()
+    vector = case.direction()
+    assert case.error(case.difference(vector), vector) < 0.02
+
+
 def test_differences_of_float64_are_nearly_exact() -> None:
     torch.manual_seed(0)
     x = torch.randn(20, 4, dtype=torch.float64)

@@ -52,6 +52,21 @@ class Net(nn.Module):
         return y
 
 
+class NormalisedNet(Net):
+    """The network with buffers that DistributedDataParallel keeps alike, and a layer that has no gradient."""
+
+    def __init__(self) -> None:
+        """Create the layers of `Net` and a BatchNorm."""
+        super().__init__()
+        self.batch_norm = nn.BatchNorm1d(2).double()
+        self.spare = nn.Linear(1, 1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return two numbers for each row."""
+        y: Tensor = self.batch_norm(super().forward(x))
+        return y
+
+
 @dataclass
 class Outcome:
     """Record of the run of one rank."""
@@ -206,6 +221,11 @@ def _ddp_compiled(size: int, optimizer: Optimizers) -> Wrapped:
     return compiled, made, share
 
 
+def _ddp_normalised(size: int, optimizer: Optimizers) -> Wrapped:
+    model = nn.parallel.DistributedDataParallel(NormalisedNet(), find_unused_parameters=True)
+    return model, optimizer(model.parameters()), (dist.get_rank(), size)
+
+
 def _shard_all(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     for child in model.children():
         fully_shard(child, mesh=mesh)
@@ -270,6 +290,7 @@ WRAPS: Final[dict[str, Callable[[int, Optimizers], Wrapped]]] = {
     "plain": _plain,
     "ddp": _ddp,
     "ddp-compiled": _ddp_compiled,
+    "ddp-normalised": _ddp_normalised,
     "fsdp2": _fsdp2,
     "hsdp": _hsdp,
     "tp": _tp,
