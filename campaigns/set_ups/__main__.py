@@ -33,7 +33,7 @@ from tests.support.server import RunningServer, running_server
 TIMEOUT = 240  # seconds for one set-up
 LIBRARIES = (
     "torch", "transformers", "trl", "peft", "lightning", "accelerate", "schedulefree", "prodigyopt",
-    "pytorch_optimizer", "bitsandbytes",
+    "pytorch_optimizer", "bitsandbytes", "deepspeed", "keras",
 )  # fmt: skip
 
 

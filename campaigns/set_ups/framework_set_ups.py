@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+import client_sdk
+from campaigns.set_ups.loops import steps
 from campaigns.set_ups.set_up import Catalogue
 from campaigns.set_ups.trial import FEATURES, OUTPUTS, Trial, loss_of, network
 
@@ -28,6 +31,13 @@ def add(catalogue: Catalogue) -> None:
     catalogue.add("Lightning", "Frameworks", _lightning)
     catalogue.add("Lightning, two optimizers", "Frameworks", _lightning_manual)
     catalogue.add("Accelerate", "Frameworks", _accelerate)
+    catalogue.add("Keras model on torch, with torch's optimizer", "Frameworks", _keras)
+    catalogue.add(
+        "Keras on torch, fit()",
+        "Frameworks",
+        _keras_fit,
+        gap="Keras steps optimizers of its own, which are not torch's",
+    )
 
 
 class _WithLoss(nn.Module):
@@ -211,3 +221,27 @@ def _accelerate(trial: Trial) -> None:
         optimizer.zero_grad()
         accelerator.log({"loss": loss}, step=step)
     accelerator.end_training()
+
+
+def _keras_model() -> Any:
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [keras.layers.Input((FEATURES,)), keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(OUTPUTS)]
+    )
+
+
+def _keras(trial: Trial) -> None:
+    model = _keras_model()
+    optimizer = optim.AdamW(model.parameters(), 0.01)
+    trial.begin(model, optimizer)
+    steps(trial, model, optimizer)
+
+
+def _keras_fit(trial: Trial) -> None:
+    model = _keras_model()
+    model.compile(optimizer="adamw", loss="mse")
+    client_sdk.init(project=trial.project)
+    client_sdk.watch(model, model.optimizer)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
-from campaigns.set_ups.loops import plain
+from campaigns.set_ups.loops import Bag, plain, steps
 from campaigns.set_ups.set_up import Catalogue
 from campaigns.set_ups.trial import FEATURES, OUTPUTS, Trial, loss_of, network
 
@@ -18,7 +19,7 @@ def add(catalogue: Catalogue) -> None:
     """Add the set-ups of this section."""
     loops: dict[str, Callable[[Trial], None]] = {
         "accumulated gradients": _accumulated,
-        "a log for each micro-batch": _logged_in_parts,
+        "a log for each micro-batch": partial(_accumulated, logs_parts=True),
         "clipping by norm, and the norm before it logged": _clipped,
         "clipping by value": _clipped_by_value,
         "scheduler before log": _scheduled,
@@ -45,7 +46,7 @@ def add(catalogue: Catalogue) -> None:
     }
     for name, train in loops.items():
         catalogue.add(name, "Loops and models", train)
-    catalogue.add("sparse gradients of an embedding, SGD", "Loops and models", _sparse(lambda p: optim.SGD(p, 0.1)))
+    catalogue.add("sparse gradients of an embedding, SGD", "Loops and models", plain(lambda p: optim.SGD(p, 0.1), Bag))
 
 
 def adamw(model: nn.Module) -> optim.Optimizer:
@@ -53,22 +54,7 @@ def adamw(model: nn.Module) -> optim.Optimizer:
     return optim.AdamW(model.parameters(), 0.01)
 
 
-def _accumulated(trial: Trial) -> None:
-    model = network()
-    optimizer = adamw(model)
-    trial.begin(model, optimizer)
-    for inputs, targets in trial.batches():
-        optimizer.zero_grad()
-        total = torch.zeros(())
-        for part in (slice(0, 8), slice(8, 16)):
-            loss = loss_of(model, (inputs[part], targets[part])) / 2
-            loss.backward()
-            total += loss.detach()
-        trial.step(optimizer)
-        trial.log(total)
-
-
-def _logged_in_parts(trial: Trial) -> None:
+def _accumulated(trial: Trial, *, logs_parts: bool = False) -> None:
     import client_sdk
 
     model = network()
@@ -81,7 +67,7 @@ def _logged_in_parts(trial: Trial) -> None:
             loss = loss_of(model, (inputs[part], targets[part])) / 2
             loss.backward()
             total += loss.detach()
-            if trial.is_watched:
+            if logs_parts and trial.is_watched:
                 client_sdk.log({f"part{part.start}": loss}, step=step)
         trial.step(optimizer)
         trial.log(total)
@@ -91,26 +77,19 @@ def _clipped(trial: Trial) -> None:
     model = network()
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    for batch in trial.batches():
-        optimizer.zero_grad()
-        loss = loss_of(model, batch)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        trial.step(optimizer)
-        trial.log(loss, grad_norm=norm)
+    steps(
+        trial,
+        model,
+        optimizer,
+        before=lambda: {"grad_norm": torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)},
+    )
 
 
 def _clipped_by_value(trial: Trial) -> None:
     model = network()
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    for batch in trial.batches():
-        optimizer.zero_grad()
-        loss = loss_of(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_value_(model.parameters(), 0.01)
-        trial.step(optimizer)
-        trial.log(loss)
+    steps(trial, model, optimizer, before=lambda: torch.nn.utils.clip_grad_value_(model.parameters(), 0.01))
 
 
 def _scheduled(trial: Trial) -> None:
@@ -118,13 +97,7 @@ def _scheduled(trial: Trial) -> None:
     optimizer = adamw(model)
     schedule = optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=trial.steps + 1)
     trial.begin(model, optimizer)
-    for batch in trial.batches():
-        optimizer.zero_grad()
-        loss = loss_of(model, batch)
-        loss.backward()
-        trial.step(optimizer)
-        schedule.step()
-        trial.log(loss)
+    steps(trial, model, optimizer, after=schedule.step)
 
 
 def _logged_before(trial: Trial) -> None:
@@ -152,7 +125,7 @@ def _groups(trial: Trial) -> None:
     ]
     optimizer = optim.AdamW(groups, lr=0.001)
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer)
+    steps(trial, model, optimizer)
 
 
 def _group_added(trial: Trial) -> None:
@@ -178,7 +151,7 @@ def _frozen(trial: Trial) -> None:
     optimizer = adamw(model)
     trial.absent = ("0.weight", "0.bias")
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer)
+    steps(trial, model, optimizer)
 
 
 def _unfrozen(trial: Trial) -> None:
@@ -187,7 +160,7 @@ def _unfrozen(trial: Trial) -> None:
     first.requires_grad_(False)
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer, at=3, change=lambda: first.requires_grad_(True))
+    steps(trial, model, optimizer, at=3, change=lambda: first.requires_grad_(True))
 
 
 def _frozen_later(trial: Trial) -> None:
@@ -195,19 +168,14 @@ def _frozen_later(trial: Trial) -> None:
     first: Any = model[0]  # type: ignore[index]
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer, at=4, change=lambda: first.requires_grad_(False))
+    steps(trial, model, optimizer, at=4, change=lambda: first.requires_grad_(False))
 
 
 def _zeros(trial: Trial) -> None:
     model = network()
     optimizer = optim.SGD(model.parameters(), 0.05, momentum=0.9)
     trial.begin(model, optimizer)
-    for batch in trial.batches():
-        optimizer.zero_grad(set_to_none=False)
-        loss = loss_of(model, batch)
-        loss.backward()
-        trial.step(optimizer)
-        trial.log(loss)
+    steps(trial, model, optimizer, keeps_gradients=True)
 
 
 class _Experts(nn.Module):
@@ -229,7 +197,7 @@ def _experts(trial: Trial) -> None:
     model = _Experts()
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer)
+    steps(trial, model, optimizer)
 
 
 class _Tied(nn.Module):
@@ -251,7 +219,7 @@ def _tied(trial: Trial) -> None:
     model = _Tied()
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer)
+    steps(trial, model, optimizer)
 
 
 def _averaged(trial: Trial) -> None:
@@ -259,7 +227,7 @@ def _averaged(trial: Trial) -> None:
     optimizer = adamw(model)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer, after=lambda: average.update_parameters(model))
+    steps(trial, model, optimizer, after=lambda: average.update_parameters(model))
 
 
 def _noisy(trial: Trial) -> None:
@@ -269,7 +237,7 @@ def _noisy(trial: Trial) -> None:
     )
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer)
+    steps(trial, model, optimizer)
 
 
 def _normalised(trial: Trial) -> None:
@@ -277,7 +245,7 @@ def _normalised(trial: Trial) -> None:
     nn.utils.parametrizations.weight_norm(model[0])  # type: ignore[index]
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer)
+    steps(trial, model, optimizer)
 
 
 def _compiled_model(trial: Trial) -> None:
@@ -285,7 +253,7 @@ def _compiled_model(trial: Trial) -> None:
     optimizer = adamw(model)
     compiled: Any = torch.compile(model, backend="aot_eager")
     trial.begin(compiled, optimizer)
-    _steps(trial, compiled, optimizer)
+    steps(trial, compiled, optimizer)
 
 
 def _compiled_optimizer(trial: Trial) -> None:
@@ -293,19 +261,14 @@ def _compiled_optimizer(trial: Trial) -> None:
     optimizer = adamw(model)
     trial.begin(model, optimizer)
     step = torch.compile(optimizer.step, backend="aot_eager")
-    for batch in trial.batches():
-        optimizer.zero_grad()
-        loss = loss_of(model, batch)
-        loss.backward()
-        trial.step(optimizer, step)
-        trial.log(loss)
+    steps(trial, model, optimizer, by=step)
 
 
 def _loaded(trial: Trial) -> None:
     model = network()
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    _steps(
+    steps(
         trial, model, optimizer, at=4, change=lambda: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     )
 
@@ -330,13 +293,7 @@ def _two_optimizers(trial: Trial) -> None:
     first = optim.AdamW(model[0].parameters(), 0.01)  # type: ignore[index]
     second = optim.SGD(model[2].parameters(), 0.01)  # type: ignore[index]
     trial.begin(model, first, second)
-    for batch in trial.batches():
-        first.zero_grad()
-        second.zero_grad()
-        loss = loss_of(model, batch)
-        loss.backward()
-        trial.step(first, lambda: (first.step(), second.step()))
-        trial.log(loss)
+    steps(trial, model, first, second, by=lambda: (first.step(), second.step()))
 
 
 class _Named(nn.Module):
@@ -389,7 +346,7 @@ def _lora(trial: Trial) -> None:
     trial.absent = tuple(name for name, value in model.named_parameters() if not value.requires_grad)
     optimizer = adamw(model)
     trial.begin(model, optimizer)
-    _steps(trial, model, optimizer)
+    steps(trial, model, optimizer)
 
 
 def _lora_later(trial: Trial) -> None:
@@ -403,44 +360,5 @@ def _lora_later(trial: Trial) -> None:
         adapters = [value for name, value in model.named_parameters() if "lora_" in name]
         optimizer.add_param_group({"params": adapters})
 
-    _steps(trial, model, optimizer, at=3, change=adapt)
+    steps(trial, model, optimizer, at=3, change=adapt)
     trial.absent = (*trial.absent, *(name for name, value in model.named_parameters() if not value.requires_grad))
-
-
-def _sparse(make: Callable[..., optim.Optimizer]) -> Callable[[Trial], None]:
-    class Bag(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = nn.Embedding(50, OUTPUTS, sparse=True)
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            result: Tensor = self.embedding((inputs[:, 0] * 10).long().clamp(0, 49))
-            return result
-
-    def bag() -> nn.Module:
-        torch.manual_seed(0)
-        return Bag()
-
-    return plain(make, bag)
-
-
-def _steps(
-    trial: Trial,
-    model: Any,
-    optimizer: optim.Optimizer,
-    *,
-    at: int = -1,
-    change: Callable[[], Any] | None = None,
-    after: Callable[[], Any] | None = None,
-) -> None:
-    """Train, with a ``change`` before one step, and something to do ``after`` each step."""
-    for step, batch in enumerate(trial.batches()):
-        if step == at and change is not None:
-            change()
-        optimizer.zero_grad()
-        loss = loss_of(model, batch)
-        loss.backward()
-        trial.step(optimizer)
-        if after is not None:
-            after()
-        trial.log(loss)

@@ -6,9 +6,9 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import nn, optim
 
-from campaigns.set_ups.loops import Make, plain, with_closure
+from campaigns.set_ups.loops import Bag, Make, plain, steps, with_closure
 from campaigns.set_ups.set_up import Catalogue
 from campaigns.set_ups.trial import FEATURES, OUTPUTS, Trial, loss_of, network
 
@@ -49,8 +49,12 @@ def add(catalogue: Catalogue) -> None:
     """Add the set-ups of this section."""
     for name, make in TORCH.items():
         catalogue.add(f"torch {name}", "Optimizers", plain(make), says=_says(name))
+    catalogue.add("torch AdamW, capturable, compiled", "Optimizers", _capturable)
+    catalogue.add("torch AdamW, differentiable", "Optimizers", _differentiable)
     catalogue.add("torch Muon, with AdamW for vectors", "Optimizers", _muon, says=NO_LIMIT)
-    catalogue.add("torch SparseAdam", "Optimizers", _sparse(lambda p: optim.SparseAdam(list(p), 0.01)), says=NO_LIMIT)
+    catalogue.add(
+        "torch SparseAdam", "Optimizers", plain(lambda p: optim.SparseAdam(list(p), 0.01), Bag), says=NO_LIMIT
+    )
     lbfgs = with_closure(lambda p: optim.LBFGS(p, 0.5, max_iter=3), needs=MOVES)
     catalogue.add("torch LBFGS", "Optimizers", lbfgs, says=NO_LIMIT)
     for name in ("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree"):
@@ -76,29 +80,28 @@ def _muon(trial: Trial) -> None:
     muon = optim.Muon(matrices, lr=0.02)
     adam = optim.AdamW([value for value in model.parameters() if value.ndim != 2], lr=0.02)
     trial.begin(model, muon, adam)
-    for batch in trial.batches():
-        muon.zero_grad()
-        adam.zero_grad()
-        loss = loss_of(model, batch)
-        loss.backward()
-        trial.step(muon, lambda: (muon.step(), adam.step()))
-        trial.log(loss)
+    steps(trial, model, muon, adam, by=lambda: (muon.step(), adam.step()))
 
 
-def _sparse(make: Make) -> Any:
-    def train(trial: Trial) -> None:
-        torch.manual_seed(0)
-        model = nn.Embedding(20, OUTPUTS, sparse=True)
-        optimizer = make(model.parameters())
-        trial.begin(model, optimizer)
-        for step in range(trial.steps):
-            optimizer.zero_grad()
-            loss: Tensor = model(torch.tensor([step, step + 1, step, 3])).square().mean()
-            loss.backward()
-            trial.step(optimizer)
-            trial.log(loss)
+def _differentiable(trial: Trial) -> None:
+    model = network()
+    optimizer = optim.AdamW(model.parameters(), 0.01, differentiable=True)
+    trial.begin(model, optimizer)
 
-    return train
+    def step() -> None:
+        model.requires_grad_(False)  # else the step itself would be recorded, which torch refuses for leaves
+        optimizer.step()
+        model.requires_grad_(True)
+
+    steps(trial, model, optimizer, by=step)
+
+
+def _capturable(trial: Trial) -> None:
+    model = network()
+    optimizer = optim.AdamW(model.parameters(), 0.01, capturable=True)
+    trial.begin(model, optimizer)
+    # Torch lets a capturable optimizer run on the CPU only where it is compiled.
+    steps(trial, model, optimizer, by=torch.compile(optimizer.step, backend="aot_eager"))
 
 
 def _schedule_free(name: str) -> Make:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn, optim
 
+from campaigns.set_ups.loops import Batch, steps
 from campaigns.set_ups.set_up import Catalogue
 from campaigns.set_ups.trial import FEATURES, OUTPUTS, Trial, loss_of, network
 
@@ -31,12 +32,12 @@ def _cast(dtype: torch.dtype, make: Callable[..., optim.Optimizer]) -> Callable[
         model = network().to(dtype)
         optimizer = make(model.parameters())
         trial.begin(model, optimizer)
-        for inputs, targets in trial.batches():
-            optimizer.zero_grad()
-            loss = loss_of(model, (inputs.to(dtype), targets.to(dtype)))
-            loss.backward()
-            trial.step(optimizer)
-            trial.log(loss)
+        steps(
+            trial,
+            model,
+            optimizer,
+            objective=lambda model, batch: loss_of(model, (batch[0].to(dtype), batch[1].to(dtype))),
+        )
 
     return train
 
@@ -45,14 +46,15 @@ def _autocast(trial: Trial) -> None:
     model = network()
     optimizer = optim.AdamW(model.parameters(), 0.01)
     trial.begin(model, optimizer)
-    for batch in trial.batches():
-        optimizer.zero_grad()
+
+    def objective(model: nn.Module, batch: Batch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, batch)
-        loss.backward()
+            return loss_of(model, batch)
+
+    def clip() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        trial.step(optimizer)
-        trial.log(loss)
+
+    steps(trial, model, optimizer, objective=objective, before=clip)
 
 
 def _scaled(trial: Trial) -> None:
@@ -90,9 +92,4 @@ def _complex(trial: Trial) -> None:
     model = _Complex()
     optimizer = optim.AdamW(model.parameters(), 0.01)
     trial.begin(model, optimizer)
-    for batch in trial.batches():
-        optimizer.zero_grad()
-        loss = loss_of(model, batch)
-        loss.backward()
-        trial.step(optimizer)
-        trial.log(loss)
+    steps(trial, model, optimizer)

@@ -56,6 +56,10 @@ class Trial:
     tolerance: float = 2e-3
     """Largest relative error of a norm: rounding of the weights moves update norms by up to this."""
     run_id: str = ""
+    weights_of: Callable[[Tensor], Tensor] | None = None
+    """Function that gathers the whole of a parameter, of which this process has a part; every process calls it."""
+    gradient_of: Callable[[Tensor], Tensor | None] | None = None
+    """The same for its gradient, before the call that makes the step, as it is gone when the optimizer steps."""
     _models: list[nn.Module] = field(default_factory=list)
     _hooked: list[torch.optim.Optimizer] = field(default_factory=list)
     _before: dict[str, Tensor] = field(default_factory=dict)
@@ -136,12 +140,12 @@ class Trial:
 
     def end(self) -> None:
         """Keep the final weights, and finish the run."""
-        self.weights = [
-            _whole(tensor).detach().clone()
-            for model in self._models
-            for tensor in model.state_dict().values()
-            if isinstance(tensor, Tensor)
-        ]
+        if self.weights_of is not None:
+            held = list(self._parameters().values())
+        else:
+            state = [tensor for model in self._models for tensor in model.state_dict().values()]
+            held = [tensor for tensor in state if isinstance(tensor, Tensor)]
+        self.weights = [self._whole(tensor).detach().clone() for tensor in held]
         if self.is_watched:
             client_sdk.finish()
             if self.run_id:
@@ -160,22 +164,21 @@ class Trial:
 
     def _hook(self, inner: torch.optim.Optimizer) -> None:
         """Take the gradients when the step begins, as a GradScaler unscales them just before."""
-        if inner not in self._hooked:
+        if inner not in self._hooked and self.gradient_of is None:
             self._hooked.append(inner)
             inner.register_step_pre_hook(torch.compiler.disable(self._receive))
 
     def _take_before(self, inner: torch.optim.Optimizer) -> None:
-        self._before = {name: _exact(value) for name, value in self._parameters().items()}
+        self._before = self._exact_weights()
         self._receive(inner)
 
     def _receive(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        self._received = {
-            name: _exact(value.grad) for name, value in self._parameters().items() if value.grad is not None
-        }
+        grads = {name: self._gradient(value) for name, value in self._parameters().items()}
+        self._received = {name: _exact(grad) for name, grad in grads.items() if grad is not None}
         self._rates = [float(group["lr"]) for group in optimizer.param_groups if group.get("lr") is not None]
 
     def _take_after(self) -> None:
-        after = {name: _exact(value) for name, value in self._parameters().items()}
+        after = self._exact_weights()
         self._latest = StepTruth(
             grad_norm={name: _norm(value) for name, value in self._received.items()},
             weight_norm={name: _norm(value) for name, value in after.items()},
@@ -184,6 +187,18 @@ class Trial:
             },
             lr=max(self._rates, default=None),
         )
+
+    def _exact_weights(self) -> dict[str, Tensor]:
+        return {name: _exact(self._whole(value)) for name, value in self._parameters().items()}
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        return _whole(tensor) if self.weights_of is None else self.weights_of(tensor)
+
+    def _gradient(self, parameter: Tensor) -> Tensor | None:
+        if self.gradient_of is not None:
+            return self.gradient_of(parameter)
+        grad = parameter.grad
+        return grad if grad is None or self.weights_of is None else self.weights_of(grad)
 
 
 def network(width: int = 16) -> nn.Module:

@@ -1,6 +1,7 @@
 """Measuring a model that several ranks train: who takes part, which part each rank contributes, and their sum."""
 
 from client_sdk.distributed.ballot import Ballot, Decision
+from client_sdk.distributed.flat_parameters import read_flat_parameters
 from client_sdk.distributed.participation import Participation
 from client_sdk.distributed.partition import FragmentOptimizer, Partition
 from client_sdk.distributed.placements import is_divided_alike, local, local_optimizer
@@ -21,6 +22,7 @@ __all__ = [
     "local",
     "local_optimizer",
     "module_of",
+    "read_flat_parameters",
     "read_partition",
     "zero_optimizer",
 ]

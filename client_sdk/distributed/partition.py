@@ -1,8 +1,9 @@
 """The part of a model's parameters that this rank's optimizer steps as pieces of flat tensors.
 
-DeepSpeed's ZeRO gives its inner optimizer flat tensors instead of parameters, and steps them one after the other.
-Owns the pieces, called fragments, which take the place of the parameters: tensors in the memory of the flat ones, with
-the gradient and the optimizer state that belong to them. `client_sdk.distributed.zero` finds where they lie.
+FSDP1 and DeepSpeed's ZeRO give the optimizer flat tensors instead of parameters, and ZeRO steps them one after the
+other. Owns the pieces, called fragments, which take the place of the parameters: tensors in the memory of the flat
+ones, with the gradient and the optimizer state that belong to them. `client_sdk.distributed.zero` and
+`client_sdk.distributed.flat_parameters` find where they lie.
 """
 
 from __future__ import annotations
@@ -48,12 +49,18 @@ class Partition:
         flats: Sequence[Tensor],
         group_of: Sequence[int],
         locations: Sequence[Location],
+        *,
+        obstacle_to_curvature: str = "",
     ) -> None:
         """Cut the ``flats``, which ``base`` steps.
 
         ``group_of`` has the position of each flat tensor's group among those of ``base``. ``locations`` come in the
         order of the model's parameters.
         """
+        self.obstacle_to_curvature = obstacle_to_curvature
+        """Reason for which curvature cannot be measured with this optimizer, or empty."""
+        self.has_strangers = False
+        """Whether the optimizer has stepped a tensor that is none of the flat ones."""
         self.base = base
         """Optimizer whose steps move the flat tensors."""
         self.stepped: tuple[int, ...] = ()
@@ -98,13 +105,15 @@ class Partition:
     def note_step(self) -> None:
         """Note which flat tensors a step that begins will move, and the present groups of the optimizer.
 
-        DeepSpeed leaves only those of the step in the optimizer, and a loaded state replaces the groups.
+        DeepSpeed leaves only those of its next step in the optimizer, and a loaded state replaces the groups.
         """
         stepped = []
         for group in self.base.param_groups:
             for flat in group["params"]:
                 at = self._position_of.get(id(flat))
-                if at is not None:
+                if at is None:
+                    self.has_strangers = True
+                else:
                     self._groups[self._group_of[at]] = group
                     stepped.append(at)
         self.stepped = tuple(stepped)

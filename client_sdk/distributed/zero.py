@@ -26,6 +26,7 @@ _JOINED: Final = {
 
 The subclasses of DeepSpeed step in other ways and are not known.
 """
+NO_CURVATURE: Final = "curvature is not measured with DeepSpeed, whose weights and state are divided"
 _DIVIDED: Final = "DeepSpeedZeroOptimizer_Stage3"
 """Class of stage 3."""
 
@@ -92,7 +93,7 @@ def read_partition(model: torch.nn.Module, zero: Any) -> Partition:
             "the optimizer shares no parameter with the model: pass the engine and the optimizer that "
             "deepspeed.initialize returned"
         )
-    return Partition(base, flats, group_of, locations)
+    return Partition(base, flats, group_of, locations, obstacle_to_curvature=NO_CURVATURE)
 
 
 def _joined(

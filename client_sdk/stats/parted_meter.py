@@ -1,4 +1,4 @@
-"""The meter of an optimizer that makes one step of the training in parts, one after the other.
+"""The meter of an optimizer that steps flat tensors, perhaps one after the other.
 
 DeepSpeed's ZeRO steps one flat tensor at a time and lets go of its gradient before the next one. Each part is measured
 right after it, by a meter of its own, and the measurements are united: amounts of parts of a layer may be added.
@@ -59,11 +59,11 @@ class PartedMeter:
     def before_step(self, optimizer: object, *, has_closure: bool = False) -> None:
         """Take what only exists before the step, of its first part. ``optimizer`` is the partition's."""
         self._copies, self._trouble, self.is_measuring = [], None, True
-        self.before_part()
+        self.before_part(has_closure=has_closure)
 
-    def before_part(self) -> None:
-        """Take what only exists before a part of the step."""
-        self._meter().before_step(self._partition.part())
+    def before_part(self, *, has_closure: bool = False) -> None:
+        """Take what only exists before a part of the step. With ``has_closure`` the step computes its gradients."""
+        self._meter().before_step(self._partition.part(), has_closure=has_closure)
 
     def measure_part(self) -> None:
         """Measure the part of the step that has just been made, unless it is the last one, which `measure` takes."""

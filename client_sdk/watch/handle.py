@@ -7,7 +7,14 @@ from dataclasses import replace
 import torch
 
 from client_sdk.curvature import METHODS, Method
-from client_sdk.distributed import Participation, local_optimizer, module_of, read_partition, zero_optimizer
+from client_sdk.distributed import (
+    Participation,
+    local_optimizer,
+    module_of,
+    read_flat_parameters,
+    read_partition,
+    zero_optimizer,
+)
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, map_layers
 from client_sdk.optimizers import Watched, watched_optimizer
@@ -88,6 +95,7 @@ def watch(
         watched = Watched(optimizer=partition.base)
     elif isinstance(optimizer, torch.optim.Optimizer):
         watched = watched_optimizer(optimizer)
+        partition = read_flat_parameters(model, watched.optimizer)
     else:
         raise ConfigurationError(f"watch() needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
     if every != "auto" and not _is_interval(every):

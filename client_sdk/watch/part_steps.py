@@ -45,9 +45,17 @@ class PartSteps:
         """Begin a step, or its next part."""
         try:
             self._partition.note_step()
+            if self._partition.has_strangers:
+                self._warner.warn(
+                    "new_parameters",
+                    f"{type(optimizer).__name__} moves tensors that it did not have when watch() was called; they are "
+                    "not measured. Call handle.remove() and watch() again on every rank",
+                )
             if self._is_open and self._moved.intersection(self._partition.stepped):
                 self._is_open = False  # the step before ended early, as one that a GradScaler left out
                 self._observer.cancel_step()
+            if not self._partition.stepped:
+                return
             if self._is_open:
                 self._observer.before_part()
                 return
@@ -60,7 +68,7 @@ class PartSteps:
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """End a part of a step, and with the last one the step."""
         try:
-            if not self._is_open:
+            if not self._is_open or not self._partition.stepped:
                 return
             self._moved.update(self._partition.stepped)
             if len(self._moved) < self._partition.count:

@@ -85,8 +85,8 @@ class Watcher:
             budget=self._budget,
             is_alone=lambda: run.instrument_count < 2,
         )
-        if partition is not None:
-            self._probe.refuse("curvature is not measured with DeepSpeed, whose weights and state are divided")
+        if partition is not None and partition.obstacle_to_curvature:
+            self._probe.refuse(partition.obstacle_to_curvature)
         others = (other for other in run.instruments if isinstance(other, Watcher))
         self.iteration: Iteration = next((other.iteration for other in others), None) or Iteration()
         """Position within the training loop, which all watchers of a run share."""

@@ -19,6 +19,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read
 (PROGRAM,) = (block for block in BLOCKS if "client_sdk.init(" in block)
 (CALLBACK,) = (block for block in BLOCKS if block.startswith("@client_sdk.on_alert"))
 PACE = "    time.sleep(0.05)  # a step of a real model takes longer\n"
+BUDGET, NO_LIMIT = "budget=1.0", "budget=float('inf')"  # the steps of the test take no time beside the measuring
 IN_STEP = "    step % 10 == 9 and client_sdk.flush()\n"
 """Keeps the training in step with the server without taking a minute."""
 
@@ -32,7 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 def _run(server: Embedded, directory: Path, program: str) -> tuple[float, str]:
     """Run a program in a process of its own; return the largest loss after step 500 and what was printed."""
     assert program.count(PACE) == 1
-    (directory / "program.py").write_text(program.replace(PACE, IN_STEP))
+    assert program.count(BUDGET) == 1
+    (directory / "program.py").write_text(program.replace(PACE, IN_STEP).replace(BUDGET, NO_LIMIT))
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

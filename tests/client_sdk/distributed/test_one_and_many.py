@@ -27,21 +27,20 @@ def single() -> Outcome:
     return alone()
 
 
-def test_flat_parameters_are_layers_of_their_own(pair: RankPool, single: Outcome) -> None:
-    found = pair.run(train, "fsdp1-flat")[0]
-
-    assert found.warnings == []
-    assert found.layers == ("_flat_param", "wide._flat_param")
-    norms = [[scalars["grad_norm"] for scalars in outcome.scalars] for outcome in (found, single)]
-    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-6)
-    assert np.hypot(*(np.array(single.column(f"wide.{name}", "grad_norm")) for name in ("weight", "bias"))) == (
-        pytest.approx(found.column("wide._flat_param", "grad_norm"), rel=1e-5)
-    )
-
-
-@pytest.mark.parametrize("wrap", ["ddp", "ddp-compiled", "fsdp2", "hsdp", "tp", "tp-fsdp2", "fsdp1", "zero1"])
+@pytest.mark.parametrize(
+    "wrap", ["ddp", "ddp-compiled", "fsdp2", "hsdp", "tp", "tp-fsdp2", "fsdp1", "fsdp1-flat", "zero1"]
+)
 def test_every_statistic_is_that_of_one_process(ranks: RankPool, wrap: str, single: Outcome) -> None:
     found = ranks.run(train, wrap)
 
     assert [outcome.warnings for outcome in found] == [[]] * ranks.size
     assert_same(found[0], single)
+
+
+@pytest.mark.parametrize("wrap", ["fsdp1-hybrid", "fsdp1-hybrid-flat"])
+def test_copies_of_fsdp1_are_measured_once_and_compared(four: RankPool, wrap: str, single: Outcome) -> None:
+    found = four.run(train, wrap)
+
+    assert [outcome.warnings for outcome in found] == [[]] * 4
+    assert_same(found[0], single)
+    assert [scalars["replicas_differ"] for scalars in found[0].scalars] == [0.0] * 4

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from client_sdk.config import Settings
@@ -266,6 +266,18 @@ def _fsdp1(size: int, optimizer: Optimizers, *, keeps_parameters: bool = True) -
     return model, optimizer(model.parameters()), (dist.get_rank(), size)
 
 
+def _fsdp1_hybrid(size: int, optimizer: Optimizers, *, keeps_parameters: bool = True) -> Wrapped:
+    mesh = init_device_mesh("cpu", (size // 2, 2), mesh_dim_names=("replicate", "shard"))
+    model = FullyShardedDataParallel(
+        Net(),
+        use_orig_params=keeps_parameters,
+        device_id=torch.device("cpu"),
+        sharding_strategy=ShardingStrategy.HYBRID_SHARD,
+        device_mesh=mesh,
+    )
+    return model, optimizer(model.parameters()), (dist.get_rank(), size)
+
+
 def _zero1(size: int, optimizer: Optimizers) -> Wrapped:
     from torch.distributed.optim import ZeroRedundancyOptimizer  # warns, which the ranks tolerate
 
@@ -285,6 +297,8 @@ WRAPS: Final[dict[str, Callable[[int, Optimizers], Wrapped]]] = {
     "tp-fsdp2": _tp_and_fsdp2,
     "fsdp1": _fsdp1,
     "fsdp1-flat": partial(_fsdp1, keeps_parameters=False),
+    "fsdp1-hybrid": _fsdp1_hybrid,
+    "fsdp1-hybrid-flat": partial(_fsdp1_hybrid, keeps_parameters=False),
     "zero1": _zero1,
 }
 
