@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -106,7 +107,7 @@ def test_sparse_records_have_layers(pair: RankPool, every: int) -> None:
 
 
 def test_an_adapting_rhythm_is_that_of_all_ranks(pair: RankPool) -> None:
-    found = pair.run(train, "fsdp2", steps=50, every="auto")
+    found = pair.run(train, "fsdp2", steps=50, every="auto", budget=math.inf)
 
     assert [outcome.warnings for outcome in found] == [[], []]
     assert found[0].steps[:16] == list(range(16))
