@@ -179,7 +179,7 @@ class Watcher:
             lr=largest_rate(optimizer),
             statistics=statistics,
             mode=self._probe.directions.copy() if self._probe.is_used and self._probe.speaks else None,
-            period_two=period_two,
+            period_two=period_two if self._holds_whole_model else None,
             scalars={} if statistics is None else self._rhythm_scalars(),
         )
         self._take(step, is_awaited=is_awaited)
@@ -193,6 +193,14 @@ class Watcher:
             self.rhythm.observe_step_time(seconds)
         for cost in self._cost.costs():
             self.rhythm.observe_cost(cost)
+
+    @property
+    def _holds_whole_model(self) -> bool:
+        """Whether the gradients of this rank are those of the whole model, so that their scalars are the run's."""
+        team = self._participation.team
+        if team is None:
+            return self._participation.measures
+        return len(team.division.whole) == len(team.division.layers)
 
     def _follow_period_two(self, optimizer: torch.optim.Optimizer, *, is_measured: bool) -> PeriodTwoCopy | None:
         """Follow the gradients of the step if that is wanted, and return the readings on their way to the host."""

@@ -67,6 +67,8 @@ ALTERNATING: Final = 0.8
 """Smallest share of the last steps at which that gradient must have changed its sign; drift changes it rarely."""
 HELD: Final = 1e-5
 """Share of the loss that the directions must hold, below which their growth is rounding or noise."""
+VAST: Final = 1_000
+"""Rise of the loss relative to its level from which no number is given, because the loss is near zero."""
 IMMINENT: Final = 20
 """Number of steps before the forecast spike from which the level is critical."""
 AFTERMATH: Final = 20
@@ -324,5 +326,7 @@ def _height_sentence(height: Height | None) -> str:
     """Return the expected height in one sentence that follows others; "" if it is unknown."""
     if height is None:
         return ""
+    if height.best >= VAST:
+        return f" The loss may rise by more than {min(height.low, VAST):,.0f} × its level."
     low, best, high = (f"{value:,.3g}" for value in (height.low, height.best, height.high))
     return f" The loss may rise by {best} × its level (between {low} and {high})."

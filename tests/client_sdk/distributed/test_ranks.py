@@ -118,6 +118,12 @@ def test_an_adapting_rhythm_is_that_of_all_ranks(pair: RankPool) -> None:
     assert norms == pytest.approx([every_step[step] for step in found[0].steps], rel=1e-5)
 
 
+def test_scalars_of_the_gradient_are_those_of_the_whole_model(pair: RankPool) -> None:
+    for wrap, is_whole in (("ddp", True), ("fsdp2", False)):
+        found = pair.run(train, wrap, steps=16)[0]
+        assert any("period_two" in scalars for scalars in found.scalars) == is_whole
+
+
 def test_histograms_of_copies_are_complete(pair: RankPool) -> None:
     expected = alone().histograms
     found = pair.run(train, "ddp")[0].histograms
