@@ -242,7 +242,7 @@ class Probe:
             self._forget()
             self._parameters = preconditioner.parameters
         if choice == "track":
-            aim = self._tracking.plan()
+            aim = self._tracking.plan(is_scarce=self.schedule.is_scarce)
         self.schedule.started(choice, step)
         protected = () if preconditioner is None else preconditioner.parameters
         try:

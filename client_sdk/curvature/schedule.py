@@ -34,6 +34,7 @@ DENSE_EVERY: Final = 2  # steps between readings when near or armed
 CALM_GRADIENTS: Final = 5  # measurements of λ_grad in `every` steps while calm
 FIRST_TRACKED: Final = 10  # steps before λ_max is tracked, because v̂ of one gradient makes 1/√v̂ huge somewhere
 MAX_BACKOFF: Final = 64  # multiples of `every`
+SCARCE_STEPS: Final = 20  # steps between products from which on they are scarce
 STEPS_ALIKE: Final = 4  # measurements of which one is given λ_step while the run is calm and the budget is limited
 UNKNOWN_COST: Final[dict[Cost, float]] = {"gradient": 4.0, "track": 4.0, "both": 8.0, "step": 1.5}
 """Step times that a measurement is assumed to take before one has been made."""
@@ -98,7 +99,8 @@ class Schedule:
     @property
     def wants_step(self) -> bool:
         """Whether the next measurement is to be given λ_step as well."""
-        is_turn = self.urgency != "calm" or math.isinf(self._budget.share) or self._measurements % STEPS_ALIKE == 0
+        is_turn = self.urgency != "calm" or math.isinf(self._budget.share)
+        is_turn = is_turn or (self._measurements % STEPS_ALIKE == 0 and not self.is_scarce)
         return is_turn and self._budget.allows(self.cost("track") + self.cost("step"))
 
     def _due(self, step: int, lr: float | None) -> Choice:
@@ -133,6 +135,11 @@ class Schedule:
     def gradient_every(self) -> int:
         """Number of steps between measurements of λ_grad that the urgency asks for, whatever they cost."""
         return max(self._every // CALM_GRADIENTS if self.urgency == "calm" else DENSE_EVERY, DENSE_EVERY)
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether the budget allows a product only now and then."""
+        return self._budget.steps_between(self.cost("track")) > SCARCE_STEPS
 
     @property
     def product_steps(self) -> float:

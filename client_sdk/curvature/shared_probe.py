@@ -102,7 +102,7 @@ class SharedProbe(Probe):
         if choice == "none" or lr == 0 or self._flying:
             self._ranks.propose(None)
             return
-        aim = self._tracking.plan() if choice == "track" else None
+        aim = self._tracking.plan(is_scarce=self.schedule.is_scarce) if choice == "track" else None
         self._ranks.propose(Plan(choice=choice, aim=aim, has_step=self.schedule.wants_step or not self._has_limit))
 
     def _expects_step(self, lr: float | None) -> bool:

@@ -38,6 +38,7 @@ class Tracking:
         self._error = math.inf  # the last relative error that has reached the host
         self._extensions = 0  # in this round
         self._max_extensions = MAX_EXTENSIONS
+        self._is_scarce = False
         self._rounds = 0
         self._has_read = False  # in this round, so that only the second direction is left
         self._is_known = False  # whether the last reading was good enough to follow the directions
@@ -58,14 +59,23 @@ class Tracking:
             return MAX_EXTENSIONS + MANY_PRODUCTS
         return FEW_PRODUCTS if self._error <= GOOD_ERROR else MANY_PRODUCTS
 
-    def plan(self) -> Aim:
-        """Return what the next product is for."""
+    def plan(self, *, is_scarce: bool = False) -> Aim:
+        """Return what the next product is for.
+
+        With ``is_scarce``, products are so far apart that an early reading with a larger error is worth more than a
+        late one with a small error.
+        """
+        self._is_scarce = is_scarce
         if not self.has_vector:
             return "begin"
         if self._has_read:
             return "second"
         is_good = self._error <= (GOOD_ERROR if self._extensions else FINE_ERROR)
-        return "read" if is_good or self._extensions >= self._max_extensions else "extend"
+        return "read" if is_good or self._extensions >= self._most_extensions else "extend"
+
+    @property
+    def _most_extensions(self) -> int:
+        return 1 if self._is_scarce else self._max_extensions
 
     def vector(self, aim: Aim, root: Tensor, gradient: Tensor | None) -> Tensor:
         """Return the vector [N] whose image is wanted, in the coordinates of ``root`` = D^½ [N].
@@ -145,9 +155,10 @@ class Tracking:
         if aim is None:
             self._end_round()
             return True
-        if error > GOOD_ERROR and self._extensions < self._max_extensions:
+        if error > GOOD_ERROR and self._extensions < self._most_extensions:
             return False
-        if self._rounds % SECOND_EVERY == 0 and self._space.size > 1:
+        turn = SECOND_EVERY - 1 if self._is_scarce else 0  # scarce products go to the leading direction first
+        if self._rounds % SECOND_EVERY == turn and self._space.size > 1:
             self._has_read = True
             return False
         self._end_round()

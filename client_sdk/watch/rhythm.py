@@ -20,7 +20,8 @@ Every = int | Literal["auto"]
 
 SHARE: Final = 0.02  # of the training's time, which measuring may take in calm times
 CALM_PART: Final = 0.4  # of the budget, the same
-LAYERS_PART: Final = 0.6  # of the budget, which layers may use at all, so that curvature has the rest
+SHARED_PART: Final = 0.25  # of the budget, the same while curvature is measured as well
+LAYERS_PART: Final = 0.5  # of the budget, which layers may use at all, so that curvature has the rest
 DENSE_PART: Final = 0.4  # the same while every step is measured, so that calm times have a part of it
 FIRST_PART: Final = 0.2  # the same at the beginning, when curvature needs more than later
 MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear is measured this often if the budget allows it
@@ -46,7 +47,6 @@ class Rhythm:
         With "auto", measuring every step lasts only while ``budget`` allows it; None sets no limit.
         """
         self._budget = Budget(math.inf) if budget is None else budget
-        self._share = min(SHARE, CALM_PART * self._budget.share)
         self.every = every
         """The interval that the user asked for."""
         self._histogram_every = histogram_every
@@ -115,6 +115,12 @@ class Rhythm:
         """Whether every step is measured for now because of a sign or at the beginning; always False for a number."""
         part = FIRST_PART if self.steps < FIRST else DENSE_PART
         return self.every == "auto" and self.steps < self._dense_until and self._is_affordable(part)
+
+    @property
+    def _share(self) -> float:
+        """Share of the training's time that layers may take in calm times."""
+        part = SHARED_PART if self._budget.spent("curvature") > 0 else CALM_PART
+        return min(SHARE, part * self._budget.share)
 
     def _is_affordable(self, part: float) -> bool:
         """Return whether ``part`` of the budget allows the next measurement; True while its cost is not known."""

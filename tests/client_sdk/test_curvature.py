@@ -308,6 +308,28 @@ def test_one_product_a_step_follows_a_training_run(name: str, monkeypatch: pytes
     assert np.median(np.abs(errors)) <= 2 * GOOD_ERROR
 
 
+def test_scarce_products_read_early_with_an_error_that_says_so() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64))
+    values = torch.linspace(-1.0, 1.0, 60, dtype=torch.float64) ** 3
+    values[-2:] = torch.tensor([2.0, 3.0], dtype=torch.float64)  # outliers above a bulk, as Hessians have them
+    matrix, root = basis @ torch.diag(values) @ basis.T, torch.ones(60, dtype=torch.float64)
+    aims, readings = [], []
+    tracking = Tracking()
+    for _ in range(12):
+        aim = tracking.plan(is_scarce=True)
+        vector = tracking.vector(aim, root, basis.sum(1))
+        found = {name: float(value) for name, value in tracking.take(aim, vector, matrix @ vector).items()}
+        tracking.observe(aim, found)
+        aims.append(aim)
+        if aim == "read":
+            readings.append(found)
+    assert aims[:5] == ["begin", "extend", "read", "extend", "read"]
+    assert readings[0]["lambda_max_error"] > GOOD_ERROR
+    assert all(found["lambda_max"] * (1 + found["lambda_max_error"]) >= 3.0 - 1e-9 for found in readings)
+    assert readings[-1]["lambda_max"] == pytest.approx(3.0, rel=GOOD_ERROR)
+
+
 def test_finite_differences_agree_with_double_backward() -> None:
     problem = Problem(OPTIMIZERS["adam"], dtype=torch.float32)
     preconditioner = Preconditioner.read(problem.optimizer, "adam")
