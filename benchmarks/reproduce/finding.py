@@ -43,7 +43,7 @@ class Finding:
     """Picture as the text of an SVG file."""
     caption: str
     limits: Sequence[str] = field(default=())
-    """Where it does not reproduce, or was not tried."""
+    """Sentences on settings at which the finding does not reproduce, or was not tried."""
 
     @property
     def passed(self) -> bool:

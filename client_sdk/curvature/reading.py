@@ -10,6 +10,7 @@ from torch import Tensor
 from client_sdk.curvature.step_probe import step_curvature
 from client_sdk.curvature.tracking import WORST_ERROR
 from client_sdk.host import ScalarCopy
+from client_sdk.optimizers import stability_ratio
 
 
 class CurvatureCopy:
@@ -52,7 +53,7 @@ class CurvatureCopy:
             reported["lambda_max"] = values["lambda_max"]
             reported["lambda_max_error"] = values["lambda_max_error"]
             if values["lr"] > 0:
-                reported["stability_ratio"] = values["lambda_max"] * values["lr"] / 2.0
+                reported["stability_ratio"] = stability_ratio(values["lambda_max"], values["lr"])
         if math.isfinite(values.get("critical_sharpness", math.nan)):
             reported["critical_sharpness"] = values["critical_sharpness"]
             reported["critical_sharpness_error"] = values["critical_sharpness_error"]

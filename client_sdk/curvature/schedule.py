@@ -14,6 +14,7 @@ from statistics import median
 from typing import Final, Literal
 
 from client_sdk.budget import WINDOW, Budget
+from client_sdk.optimizers import stability_ratio
 
 Choice = Literal["none", "gradient", "track", "both"]
 """The next measurement: `gradient` measures λ_grad, and `track` spends one product on λ_max (see `Tracking`).
@@ -202,7 +203,7 @@ class Schedule:
         self._lambda_max, self._measured_lr = lambda_max, lr
         if not lr > 0:
             return
-        ratio = lambda_max * lr / 2.0
+        ratio = stability_ratio(lambda_max, lr)
         if ratio > NEAR_LAMBDA_MAX:
             self._near_until = step + HOLD
         if ratio > 0 and not (self._readings and self._readings[-1][0] >= step):
@@ -210,7 +211,7 @@ class Schedule:
 
     def observe_lambda_grad(self, step: int, lr: float, lambda_grad: float) -> None:
         """Take in the λ_grad of ``step``, where the learning rate was ``lr``."""
-        if lambda_grad * lr / 2.0 > ARMED_LAMBDA_GRAD:
+        if stability_ratio(lambda_grad, lr) > ARMED_LAMBDA_GRAD:
             self._armed_until = step + HOLD
 
     def observe_gradient(self, grad_norm: float, decoupling: float) -> None:

@@ -19,9 +19,7 @@ Aim = Literal["begin", "extend", "read", "second"]
 """Purpose of a product: a first vector, a further one, a reading of λ_max, or a fresh image of the second vector."""
 
 GOOD_ERROR: Final = 0.01  # relative error of λ_max with which a round ends
-FINE_ERROR: Final = (
-    1e-4  # the same with which a round begins by reading, because the direction is as good as it need be
-)
+FINE_ERROR: Final = 1e-4  # the same with which a round begins by reading, as its direction is good already
 MAX_EXTENSIONS: Final = 4  # products that extend the space in the first round; later ones have one at most
 FEW_PRODUCTS: Final = 2  # products that extend the space in a reading at once, while the last error was good
 MANY_PRODUCTS: Final = 3  # the same while it was not, and in addition to MAX_EXTENSIONS in an empty space
