@@ -15,8 +15,10 @@ from tests.support import streams
 @pytest.mark.parametrize("decoupling", [1e-3, 1e-6, 1e-9])
 def test_pure_exponential_is_forecast_before_it_comes(rate: float, decoupling: float) -> None:
     start = 100
-    due = start + math.ceil(0.5 * math.log(1 / decoupling) / rate)
-    found = streams.verdicts(streams.exponential(start=start, rate=rate, decoupling=decoupling, steps=due + 10))
+    due = start + math.ceil(0.5 * math.log(streams.ONSET / decoupling) / rate)
+    found = streams.verdicts(
+        streams.exponential(start=start, rate=rate, decoupling=decoupling, steps=due + 10, onset=streams.ONSET)
+    )
     opened = streams.first(found, "spike-predicted", "warning", "critical")
     came = streams.first(found, "spike")
     assert opened is not None
@@ -27,8 +29,10 @@ def test_pure_exponential_is_forecast_before_it_comes(rate: float, decoupling: f
 @pytest.mark.parametrize("rate", [0.1, 0.2])
 def test_band_holds_the_date_of_a_pure_exponential(rate: float) -> None:
     decoupling = 1e-9
-    due = 100 + math.ceil(0.5 * math.log(1 / decoupling) / rate)
-    found = streams.verdicts(streams.exponential(start=100, rate=rate, decoupling=decoupling, steps=due))
+    due = 100 + math.ceil(0.5 * math.log(streams.ONSET / decoupling) / rate)
+    found = streams.verdicts(
+        streams.exponential(start=100, rate=rate, decoupling=decoupling, steps=due, onset=streams.ONSET)
+    )
     # The slope of log‖g‖ covers 12 steps, so the forecast has settled 15 steps into the climb.
     bands = [v.forecast for v in found if 115 <= v.step < due - 3]
     inside = [band is not None and band.low <= due <= band.high for band in bands]
