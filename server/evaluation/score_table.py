@@ -85,14 +85,15 @@ def _totals(evaluation: Evaluation) -> list[str]:
 
 def _groups(evaluation: Evaluation) -> list[str]:
     """Return two rows for each group of runs: with and without curvature."""
-    groups: list[tuple[str, Evaluation]] = []
-    for title, mark in (("full batch", FULL_BATCH), ("mini-batch", MINI_BATCH)):
-        groups.append((title, evaluation.only(lambda truth, mark=mark: truth.batches == mark and not truth.is_swell)))
-    groups.append(("slow swells, apart", evaluation.only(lambda truth: truth.is_swell)))
+    clear = evaluation.only(lambda truth: not truth.is_swell)
+    groups = [
+        ("full batch", clear.only(lambda truth: truth.batches == FULL_BATCH)),
+        ("mini-batch", clear.only(lambda truth: truth.batches == MINI_BATCH)),
+        ("slow swells, apart", evaluation.only(lambda truth: truth.is_swell)),
+    ]
     families = sorted({one.truth.family for one in evaluation.recordings})
-    for family in families if len(families) > 1 else ():
-        own = evaluation.only(lambda truth, family=family: truth.family == family and not truth.is_swell)
-        groups.append((family or "other", own))
+    if len(families) > 1:
+        groups += [(family or "other", _of_family(clear, family)) for family in families]
     shown = [(title, own) for title, own in groups if own.recordings]
     if not shown:
         return []
@@ -113,6 +114,10 @@ def _groups(evaluation: Evaluation) -> list[str]:
             )
             rows.append(f"{head} {cells}")
     return rows
+
+
+def _of_family(evaluation: Evaluation, family: str) -> Evaluation:
+    return evaluation.only(lambda truth: truth.family == family)
 
 
 def _methods(evaluation: Evaluation) -> list[str]:

@@ -119,13 +119,15 @@ def mean_and_deviation(values: Array) -> tuple[Array, Array]:
 
 def at_least_once(fires: Fires, length: int) -> Fires:
     """Return whether a condition was true at one of the last `length` samples."""
-    return np.nanmax(windows(fires.astype(np.float64), length), axis=1) > 0.5
+    found: Fires = np.nanmax(windows(fires.astype(np.float64), length), axis=1) > 0.5
+    return found
 
 
 def in_a_row(fires: Fires, length: int) -> Fires:
     """Return whether a condition has been true at the last `length` samples."""
     rows = windows(fires.astype(np.float64), length)
-    return np.where(np.isnan(rows), 0.0, rows).min(axis=1) > 0.5
+    found: Fires = np.where(np.isnan(rows), 0.0, rows).min(axis=1) > 0.5
+    return found
 
 
 def _sums(recording: Recording) -> tuple[Array, Array]:

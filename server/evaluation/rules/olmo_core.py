@@ -23,7 +23,7 @@ def fires(series: SignalSeries) -> Fires:
 def _is_outlier(values: Array) -> Fires:
     earlier = windows(before(values), INTERVAL)
     mean, deviation = mean_and_deviation(earlier)
-    is_known = np.isfinite(earlier).sum(axis=1) >= INTERVAL // 2
+    is_known: Fires = np.isfinite(earlier).sum(axis=1) >= INTERVAL // 2
     return is_known & (values > mean + DEVIATIONS * deviation)
 
 

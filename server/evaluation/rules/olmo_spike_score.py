@@ -19,7 +19,8 @@ def fires(series: SignalSeries) -> Fires:
     """Return whether the loss is seven deviations above its mean."""
     earlier = windows(before(series.loss), WINDOW)
     mean, deviation = mean_and_deviation(earlier)
-    return (np.isfinite(earlier).sum(axis=1) >= LEAST) & (series.loss >= mean + 7 * deviation)
+    is_known: Fires = np.isfinite(earlier).sum(axis=1) >= LEAST
+    return is_known & (series.loss >= mean + 7 * deviation)
 
 
 RULE = PlainRule(name="OLMo 2 spike score", source="arXiv 2501.00656: 7 deviations over 1,000 steps", fires=fires)
