@@ -8,6 +8,7 @@ import math
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import httpx
@@ -45,7 +46,7 @@ async def test_what_a_server_saves_while_it_loses_a_run_is_published(
 ) -> None:
     """The other server finds the alert stored, so it says nothing about it itself."""
     url, database = connection
-    shared = {"database_url": url, "redis_url": redis.url, "lease_seconds": 0.6}
+    shared: dict[str, Any] = {"database_url": url, "redis_url": redis.url, "lease_seconds": 0.6}
     run_id = uuid.uuid4().hex
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(running_server(tmp_path, **shared))
