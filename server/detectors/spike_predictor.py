@@ -71,12 +71,8 @@ ALTERNATING: Final = 0.8
 """Smallest share of the last steps at which that gradient must have changed its sign; drift changes it rarely."""
 HELD: Final = 1e-5
 """Share of the loss that the directions must hold, below which their growth is rounding or noise."""
-TALL: Final = 0.6
-"""Expected rise of the loss relative to its level from which an alternation is a warning; it also precedes ripples."""
-LEAST_PEAK: Final = 0.1
-"""The same by the growth of the alternating component alone, which is too low at first because the growth increases."""
-ONSET: Final = 0.05
-"""Rise of the loss relative to its level from which a spike has begun."""
+LEAST_PEAK: Final = 0.15
+"""Least height by the growth of the alternating part relative to what is worth a warning; it is too low at first."""
 VAST: Final = 1_000
 """Rise of the loss relative to its level from which no number is given, because the loss is near zero."""
 IMMINENT: Final = 20
@@ -153,7 +149,7 @@ class SpikePredictor(msgspec.Struct):
         self.seen += 1
         self.height.update(reading, is_jumping=context.is_jumping)
         swing = self.period_two.update(reading, self.height.memory, self.height.beta2)
-        if context.is_jumping:  # the spike has come, so there is nothing to predict
+        if context.is_jumping and context.jump_level is not AlertLevel.WATCH:  # the spike has come
             self._forget()
             self.quiet_until = reading.step + AFTERMATH * reading.interval
         if self.seen <= SETTLING or reading.step < self.quiet_until:
@@ -192,12 +188,13 @@ class SpikePredictor(msgspec.Struct):
             return evidence
         if reading.stability_peak is not None and reading.stability_peak <= NEAR:
             return evidence
-        level = abs(median(self.height.losses.values))
-        steps, expected = swing.steps_until(ONSET * level), self.height.forecast()
+        losses, expected = self.height.losses.values, self.height.forecast()
+        steps = swing.steps_until(self.period_two.onset(losses))
         if swing.peak is None or steps is None or expected is None:
             return evidence
-        predicted = evidence.predicted or dated(reading.step, steps)
-        if swing.peak > LEAST_PEAK * level and expected.best > TALL:
+        predicted, level = dated(reading.step, steps), abs(median(losses))
+        worth = self.period_two.warning_rise(level)
+        if swing.peak > LEAST_PEAK * worth and expected.best * level > worth:
             return Evidence(sign=Sign.ALTERNATION, predicted=predicted)
         return evidence if evidence.sign is not Sign.NONE else Evidence(sign=Sign.APPROACH, predicted=predicted)
 

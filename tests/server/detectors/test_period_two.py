@@ -91,6 +91,25 @@ def test_growth_that_increases_is_faster_now_than_its_average() -> None:
     assert swing.speed == pytest.approx(0.17 + 0.01 * (WINDOW - 1) / 2)
 
 
+@pytest.mark.parametrize(
+    ("level", "rise"),
+    [(1.0, 0.6), (1e-2, 1e-2), (1e-3, 2e-3), (1e-9, 1e-3)],
+)
+def test_a_small_loss_must_rise_by_what_the_first_losses_make_worth_a_warning(level: float, rise: float) -> None:
+    component = PeriodTwo()
+    for step in range(5):
+        component.update(Reading(step=step, loss=1.0 if step < 3 else 50.0), None, 0.999)
+    assert component.warning_rise(level) == pytest.approx(rise)
+
+
+def test_a_spike_begins_above_the_noise_of_the_losses_and_a_share_of_their_level() -> None:
+    component = PeriodTwo()
+    component.update(Reading(step=1, loss=1.0), None, 0.999)
+    assert component.onset([1.0] * 9) == pytest.approx(0.05)
+    assert component.onset([1.0, 1.2, 0.8, 1.1, 0.9]) == pytest.approx(3 * 1.4826 * 0.1)
+    assert component.onset([1e-9] * 9) == pytest.approx(1e-3)
+
+
 def alternating(
     share: float, *, level: float = 1e-3, growth: float = 0.15, decoupling: float = 1e-4
 ) -> Iterator[Sample]:
