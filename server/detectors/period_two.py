@@ -43,8 +43,9 @@ ONSET, NOISE = 0.05, 3.0
 """Rise with which a spike begins, relative to the level and in robust standard deviations."""
 TALL, MULTIPLE = 0.6, 2.0
 """Expected rises relative to the level that are worth a warning: of a loss that counts, and of a small one."""
-SMALL, NEGLIGIBLE = 0.01, 1e-3
-"""Rises relative to the run's first losses: the least of a loss that counts, and the least of all."""
+SMALL, LEAST, NEGLIGIBLE = 0.01, 5e-4, 1e-3
+"""Rises relative to the run's first losses: the least expected one that is worth a warning if the level counts, and if
+not; and the least with which a spike begins. A forecast height may be too low by a factor of two."""
 LARGEST: Final = 3.0
 """Largest growth of log‖e‖ per step that is reckoned with; e³ a step is a spike that is there."""
 GROWING: Final = 0.04
@@ -185,7 +186,7 @@ class PeriodTwo(msgspec.Struct):
         It is a share of the level and of the run's first losses, as a rise from 1e-14 to 1e-6 means nothing to a run
         that began at 1. Where the loss has fallen that far, a multiple of the level is enough.
         """
-        return min(max(TALL * level, SMALL * self.scale), max(MULTIPLE * level, NEGLIGIBLE * self.scale))
+        return min(max(TALL * level, SMALL * self.scale), max(MULTIPLE * level, LEAST * self.scale))
 
     def _decoupling(self, reading: Reading) -> float | None:
         """Return Σg²/Σv̂ of this step, or the last measured one where the layers of some steps are left out."""

@@ -71,7 +71,7 @@ ALTERNATING: Final = 0.8
 """Smallest share of the last steps at which that gradient must have changed its sign; drift changes it rarely."""
 HELD: Final = 1e-5
 """Share of the loss that the directions must hold, below which their growth is rounding or noise."""
-LEAST_PEAK: Final = 0.15
+LEAST_PEAK: Final = 0.05
 """Least height by the growth of the alternating part relative to what is worth a warning; it is too low at first."""
 VAST: Final = 1_000
 """Rise of the loss relative to its level from which no number is given, because the loss is near zero."""
@@ -159,7 +159,7 @@ class SpikePredictor(msgspec.Struct):
             expected = evidence.predicted
             self.predicted = (expected.low, expected.best, expected.high)
         step = reading.step
-        if evidence.sign is Sign.RESET or (evidence.sign in ALARMS and not self.height.is_ripple):
+        if evidence.sign is Sign.RESET or (evidence.sign in ALARMS and not self._is_ripple(reading)):
             self.last_alarm, self.sign = step, evidence.sign.value
             soon = evidence.predicted is not None and evidence.predicted.best - step < IMMINENT
             if evidence.sign is Sign.DIRECTIONAL or soon:
@@ -188,15 +188,22 @@ class SpikePredictor(msgspec.Struct):
             return evidence
         if reading.stability_peak is not None and reading.stability_peak <= NEAR:
             return evidence
-        losses, expected = self.height.losses.values, self.height.forecast()
+        losses = self.height.losses.values
         steps = swing.steps_until(self.period_two.onset(losses))
-        if swing.peak is None or steps is None or expected is None:
+        if swing.peak is None or steps is None:
             return evidence
-        predicted, level = dated(reading.step, steps), abs(median(losses))
-        worth = self.period_two.warning_rise(level)
-        if swing.peak > LEAST_PEAK * worth and expected.best * level > worth:
+        predicted = dated(reading.step, steps)
+        if swing.peak > LEAST_PEAK * self.period_two.warning_rise(abs(median(losses))) and not self._is_ripple(reading):
             return Evidence(sign=Sign.ALTERNATION, predicted=predicted)
         return evidence if evidence.sign is not Sign.NONE else Evidence(sign=Sign.APPROACH, predicted=predicted)
+
+    def _is_ripple(self, reading: Reading) -> bool:
+        """Return whether the expected rise is no reason for a warning; without curvature it must be larger."""
+        expected = self.height.forecast()
+        if reading.stability_peak is not None or expected is None:
+            return self.height.is_ripple
+        level = abs(median(self.height.losses.values))
+        return expected.best * level <= self.period_two.warning_rise(level)
 
     def _forget(self) -> None:
         self.level, self.since, self.sign, self.predicted = "", None, NO_SIGN, None

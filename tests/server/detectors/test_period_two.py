@@ -93,7 +93,7 @@ def test_growth_that_increases_is_faster_now_than_its_average() -> None:
 
 @pytest.mark.parametrize(
     ("level", "rise"),
-    [(1.0, 0.6), (1e-2, 1e-2), (1e-3, 2e-3), (1e-9, 1e-3)],
+    [(1.0, 0.6), (1e-2, 1e-2), (1e-3, 2e-3), (1e-9, 5e-4)],
 )
 def test_a_small_loss_must_rise_by_what_the_first_losses_make_worth_a_warning(level: float, rise: float) -> None:
     component = PeriodTwo()
