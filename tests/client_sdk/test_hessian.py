@@ -247,7 +247,7 @@ def products_of_compiled_models() -> Any:
         env={**os.environ, "PYTHONPATH": str(root)},
         cwd=root,
         check=False,
-        timeout=110,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
