@@ -34,7 +34,7 @@ WAITS_FOR_LOCK = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_
 @pytest.fixture
 async def connection(postgres: Postgres) -> AsyncIterator[tuple[str, asyncpg.Connection]]:
     """URL of an empty Postgres database, and a connection to it that may hold locks."""
-    url = postgres.create_database()
+    url = postgres.create_database(is_current=True)
     opened = await asyncpg.connect(url)
     yield url, opened
     await opened.close()
