@@ -1,4 +1,4 @@
-"""What people are told about a stored run is what they were told about the live one."""
+"""The telling of a stored run: its alerts are those that the server raised while it was live."""
 
 from __future__ import annotations
 
