@@ -95,7 +95,7 @@ class HeightRecord(msgspec.Struct):
     peak: float = 0.0
     """Largest loss of the jump in progress."""
     usual: float = math.log(FACTOR)
-    """Logarithm of the usual ratio of a spike's height to the memory loss, given the last reading with a sign."""
+    """Logarithm of the usual ratio of a spike's height to the memory loss, in the last state outside jumps."""
     spikes: int = 0
     """Number of the run's own spikes so far."""
     correction: float = 0.0
@@ -139,7 +139,7 @@ class HeightRecord(msgspec.Struct):
             self.spikes += 1
             self.correction += math.log(rise) - self.memory - self.usual
 
-    def note_sign(self, reading: Reading, ahead: int) -> None:
+    def note_state(self, reading: Reading, ahead: int) -> None:
         """Take the usual height from the ratio to the limit that λ_max will have ``ahead`` steps from now."""
         memory = max(1.0 - self.beta2, 1e-9)
         factor = min(FACTOR, FASTEST_FACTOR / memory)

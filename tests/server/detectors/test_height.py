@@ -69,7 +69,7 @@ def test_a_faster_v_ends_a_spike_sooner(beta2: float, best: float) -> None:
     for step in range(1, 30):
         reading = Reading(step=step, loss=1.0, memory_loss=0.1, optimizer=optimizer)
         record.update(reading, is_jumping=False)
-    record.note_sign(reading, ahead=10)
+    record.note_state(reading, ahead=10)
     expected = record.forecast()
     assert expected is not None
     assert expected.best == pytest.approx(best)
