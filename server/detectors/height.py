@@ -43,7 +43,9 @@ SPREAD: Final = 3.0
 """Factor by which the height may be larger or smaller before the run had a spike (three quarters were within it)."""
 OWN_SPREAD: Final = 2.0
 """Least such factor after spikes of the run itself."""
-PRIOR_WEIGHT: Final = 0.5
+MOST_CORRECTED: Final = 3.5
+"""Largest logarithm by which one spike may differ from what was expected."""
+PRIOR_WEIGHT: Final = 3.0
 """Number of the run's own spikes that the usual factor counts for."""
 SMOOTHING: Final = 0.8
 """Decay per record of the average of log(memory loss)."""
@@ -64,7 +66,7 @@ NEGLIGIBLE: Final = 1e-3
 LATEST: Final = 5
 """Number of losses whose median is where the loss is now, as a falling loss is below its level."""
 SPIKE: Final = 0.2
-"""Rise of the loss relative to its level from which a jump teaches the factor of the run."""
+"""Rise of the loss relative to its level from which a jump forgives earlier warnings after which none came."""
 MAX_MISSES: Final = 6
 """Number of such warnings that are counted at most."""
 FIRST: Final = 3
@@ -96,8 +98,10 @@ class HeightRecord(msgspec.Struct):
     """Largest loss of the jump in progress."""
     usual: float = math.log(FACTOR)
     """Logarithm of the usual ratio of a spike's height to the memory loss, in the last state outside jumps."""
+    claim: float | None = None
+    """Logarithm of the rise that the present build-up let one expect at its first sign; None outside one."""
     spikes: int = 0
-    """Number of the run's own spikes so far."""
+    """Number of the run's own spikes so far that a build-up preceded."""
     correction: float = 0.0
     """Sum of the logarithms of their heights relative to what was usual."""
     misses: int = 0
@@ -127,17 +131,33 @@ class HeightRecord(msgspec.Struct):
             now = math.log(reading.memory_loss)
             self.memory = now if self.memory is None else SMOOTHING * self.memory + (1 - SMOOTHING) * now
 
+    def take_scale(self, scale: float) -> None:
+        """Take the level of the run's first losses from elsewhere, for a record of a version that did not keep it."""
+        if not self.seen and scale > 0.0:
+            self.seen, self.scale = FIRST, scale
+
     def _learn(self) -> None:
-        """Learn the factor of a jump that has just ended, if it was a spike."""
+        """Learn from a jump that has just ended and that a build-up preceded, whether it was a spike or a ripple."""
         if not self.is_inside:
             return
         self.is_inside = False
         level = median(self.losses.values)
         rise = self.peak - level
-        if self.memory is not None and rise > max(SPIKE * abs(level), 0.0):
+        if rise > max(SPIKE * abs(level), 0.0):
             self.misses = 0
+        if self.claim is not None and rise > 0.0:
             self.spikes += 1
-            self.correction += math.log(rise) - self.memory - self.usual
+            self.correction += min(max(math.log(rise) - self.claim, -MOST_CORRECTED), MOST_CORRECTED)
+        self.claim = None
+
+    def note_sign(self) -> None:
+        """Note that a build-up shows a sign; what its first one lets one expect is compared to what comes."""
+        if self.claim is None and self.memory is not None:
+            self.claim = self.memory + self.usual
+
+    def note_end(self) -> None:
+        """Note that the build-up is over without a jump of the loss."""
+        self.claim = None
 
     def note_state(self, reading: Reading, ahead: int) -> None:
         """Take the usual height from the ratio to the limit that λ_max will have ``ahead`` steps from now."""

@@ -165,6 +165,8 @@ class SpikePredictor(msgspec.Struct):
             expected = evidence.predicted
             self.predicted = (expected.low, expected.best, expected.high)
         step = reading.step
+        if evidence.sign in ALARMS:
+            self.height.note_sign()
         if evidence.sign is Sign.RESET or (evidence.sign in ALARMS and not self._is_ripple(reading)):
             self.last_alarm, self.sign = step, evidence.sign.value
             soon = evidence.predicted is not None and evidence.predicted.best - step < IMMINENT
@@ -183,6 +185,7 @@ class SpikePredictor(msgspec.Struct):
         elif self.level or self.predicted is not None:
             if self.has_warned:
                 self.height.note_miss()
+            self.height.note_end()
             self._forget()
         if self.level and self.since is None:
             self.since = step

@@ -74,13 +74,14 @@ ONSET = 0.024
 """Value of Σg²/Σv̂ at which an unstable direction of the exponential stream holds a twentieth of its loss."""
 
 
-def exponential(*, start: int, rate: float, decoupling: float, steps: int, onset: float = 1.0) -> Iterator[Sample]:
+def exponential(
+    *, start: int, rate: float, decoupling: float, steps: int, onset: float = 1.0, ratio: float = 1.05
+) -> Iterator[Sample]:
     """Yield Adam's mechanism in its purest form: from `start`, ‖g‖ = e^{rate·t} under a fixed v until RMS_t = 2.
 
-    The loss follows once Σg²/Σv̂ reaches `onset`: at step start + ½·log(onset/decoupling)/rate. λ_max is where theory
-    has it for this rate.
+    The loss follows once Σg²/Σv̂ reaches `onset`: at step start + ½·log(onset/decoupling)/rate. λ_max is then `ratio`
+    times its limit.
     """
-    ratio = (math.exp(rate) + 1.9 + 0.9 * math.exp(-rate)) / 3.8
     for step in range(1, steps + 1):
         ahead = max(0, step - start)
         now = min(decoupling * math.exp(2 * rate * ahead), 4.0)

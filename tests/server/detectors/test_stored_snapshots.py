@@ -133,9 +133,10 @@ def essence(alert: Alert) -> tuple[object, ...]:
     return alert.id, alert.kind, alert.level, alert.state, alert.step, alert.layers, alert.cause, alert.closed_at
 
 
-CHANGED: Final = {"bad_batch", "causes", "cause", "findings", "stages", "spike", "divergence"}
-"""Keys whose content is another one since a bad batch is named later, since a lost loss is a stage of its own, and
-since spikes are found by another rule; the rule of before is the detector of jumps."""
+CHANGED: Final = {"bad_batch", "causes", "cause", "findings", "stages", "spike", "divergence", "predictor", "due"}
+"""Keys whose content is another one since a bad batch is named later, since a lost loss is a stage of its own, since
+spikes are found by another rule, and since a forecast follows the loss that is held; the rule of before is the detector
+of jumps."""
 
 
 def common(one: object, other: object) -> object:
