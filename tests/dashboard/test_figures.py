@@ -16,6 +16,7 @@ from client_sdk.answers import Alert, Buckets, Event, Histogram, Outcome, Predic
 from client_sdk.vocabulary import STATISTICS
 from dashboard.figures.curvature import curvature_figure
 from dashboard.figures.heatmap import heatmap_figure, heatmap_height, short_names
+from dashboard.figures.held_loss import held_loss, held_words
 from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.loss import loss_figure
 from dashboard.figures.marks import Marks, marks_of
@@ -95,6 +96,38 @@ def test_loss_is_logarithmic_only_when_it_spans_decades() -> None:
     assert "10<sup>−10</sup>" in wide["ticktext"]
     assert "type" not in plain(loss_figure(buckets([2.0, 1.5]), Marks(), FRAME))["layout"]["yaxis"]
     assert "type" not in plain(loss_figure(buckets([-1.0, 1e6]), Marks(), FRAME))["layout"]["yaxis"]
+
+
+def test_what_the_unstable_direction_holds_climbs_into_the_loss_on_a_log_axis() -> None:
+    loss = buckets([2.0] * 40)
+    growing = buckets([2e-6 * math.exp(0.2 * step) for step in range(40)])
+    held = held_loss(growing, loss, growth=0.1)
+    assert held is not None
+    figure = plain(loss_figure(loss, Marks(expected=EXPECTED), FRAME, held=held))
+    line, trend = figure["data"][-2:]
+    assert figure["layout"]["yaxis"]["type"] == "log"
+    assert list(line["x"]) == list(range(40))
+    assert line["customdata"][0] == "2.0e-6, 0.0001 % of the loss"
+    # The loss held is the square of the amplitude: at 0.2 a step it reaches the loss after 69 steps.
+    assert list(trend["x"]) == pytest.approx([39, math.log(1e6) / 0.2])
+    assert trend["y"][1] == 2.0
+    assert "held by the unstable direction" in texts(figure)
+    assert held_words(held) == "0.24 % of the loss held by the unstable direction"
+
+
+def test_what_the_unstable_direction_holds_is_drawn_only_where_it_says_something() -> None:
+    loss, calm, alive = buckets([2.0] * 3), buckets([1e-5] * 3), buckets([None, 1e-5, 0.5])
+    assert held_loss(calm, loss) is None
+    assert held_loss(calm, loss, growth=0.0) is None
+    assert held_loss(None, loss, growth=0.1) is None
+    assert held_loss(alive, buckets([-1.0] * 3), growth=0.1) is None, "no logarithmic axis"
+    assert held_loss(alive, buckets([None] * 3), growth=0.1) is None, "nothing to compare it with"
+    held = held_loss(alive, loss)
+    assert held is not None
+    assert (list(held.steps), held.trend) == ([1.0, 2.0], None)
+    # Dips far below the loss leave the panel, so that the loss keeps its height.
+    deep = held_loss(buckets([1e-30, 1e-30, 1.0]), loss)
+    assert plain(loss_figure(loss, Marks(), FRAME, held=deep))["layout"]["yaxis"]["range"][0] > -5
 
 
 def test_values_that_are_not_finite_are_crosses_not_gaps() -> None:
