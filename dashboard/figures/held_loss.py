@@ -111,4 +111,4 @@ def _words(value: float, share: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} % of the loss" if share < 1 else "all of the loss"
+    return f"{100 * share:.2g} % of the loss" if share < 0.995 else "all of the loss"
