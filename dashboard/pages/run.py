@@ -30,6 +30,7 @@ from dashboard.pages import loss_choice
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import column, is_silenced
+from dashboard.pages.danger import banner, endangering
 from dashboard.pages.evidence import growth_per_step, mode_growth_per_step
 from dashboard.pages.symbols import symbols
 from dashboard.shell.clientside import clientside
@@ -82,6 +83,7 @@ class RunLive:
         self._missing = False
         self._mounted = False
         self._cards: str | None = None
+        self._danger = repr(None)
         self._pickers: tuple[Any, ...] | None = None
         self._attempts: list[int] = []
         self._loss_line: tuple[Any, ...] | None = None
@@ -195,6 +197,11 @@ class RunLive:
         ]
         states = (summary.state, summary.stage_reason, summary.attempt)
         updates += self._loss_updates(known.detail)
+        grave = endangering(alerts, summary.state)
+        danger = None if grave is None else banner(grave, _newest(known), now)
+        if repr(danger) != self._danger:
+            self._danger = repr(danger)
+            updates.append(Update(component=ids.RUN_DANGER, props={"children": danger}))
         cards = repr((known.alerts, states, [is_silenced(alert, now) for alert in alerts]))
         if cards != self._cards:
             self._cards = cards
@@ -203,7 +210,12 @@ class RunLive:
                     component=ids.ALERT_COLUMN,
                     props={
                         "children": column(
-                            alerts, summary.state, now, not_judged=summary.reason_words, attempt=summary.attempt
+                            alerts,
+                            summary.state,
+                            now,
+                            not_judged=summary.reason_words,
+                            attempt=summary.attempt,
+                            above=None if grave is None else grave.id,
                         )
                     },
                 )
@@ -332,7 +344,7 @@ def _head(known: Known, now: float) -> list[Any]:
 
 def _newest(known: Known) -> RunDetail:
     """Return the run with the stage, the loss and the state of its newest summary."""
-    names = ("stage", "stage_reason", "loss_name", "loss_since", "loss_choice", "last_step", "state")
+    names = ("stage", "stage_reason", "loss_name", "loss_since", "loss_choice", "last_step", "state", "step_rate")
     return msgspec.structs.replace(known.detail, **{name: getattr(known.summary, name) for name in names})
 
 

@@ -56,6 +56,7 @@ def layout(request: PageRequest) -> Component:
                 ],
                 className="run-top",
             ),
+            html.Div(id=ids.RUN_DANGER),
             html.Div(no_data(connected=True), id=ids.RUN_EMPTY, className="hidden"),
             html.Div(
                 [
