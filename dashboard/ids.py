@@ -22,6 +22,7 @@ FORM_RESULT: Final = "form-result"  # store: errors of fields and the message of
 FLEET: Final = "fleet-rows"  # store: rows for fleet.js
 FLEET_TABLE: Final = "fleet-table"
 FLEET_COUNTS: Final = "fleet-counts"
+FLEET_DANGER: Final = "fleet-danger"  # one line for each endangered run; empty in calm times
 
 # The page of one run.
 RUN_HEAD: Final = "run-head"

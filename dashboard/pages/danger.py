@@ -9,7 +9,7 @@ from typing import Final
 from dash import html
 from dash.development.base_component import Component
 
-from client_sdk.answers import Alert, RunDetail
+from client_sdk.answers import Alert, RunSummary
 from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel, RunState
 from dashboard.forms.attributes import data
 from dashboard.numbers import count, duration, steps
@@ -31,7 +31,7 @@ def endangering(alerts: Sequence[Alert], run_state: str) -> Alert | None:
     return max(grave, key=urgency, default=None)
 
 
-def banner(alert: Alert, run: RunDetail, now: float) -> Component:
+def banner(alert: Alert, run: RunSummary, now: float) -> Component:
     """Return the sentence about an alert, with its buttons and the code of the fix to copy."""
     code = fix_code(alert, run)
     actions: list[Component] = [buttons(alert, now)]
@@ -52,7 +52,7 @@ def banner(alert: Alert, run: RunDetail, now: float) -> Component:
     )
 
 
-def sentence(alert: Alert, run: RunDetail) -> str:
+def sentence(alert: Alert, run: RunSummary) -> str:
     """Return what an alert means for the run, in one or two sentences."""
     parts = []
     if alert.kind == AlertKind.SPIKE_PREDICTED:
@@ -75,7 +75,7 @@ def time_left(left: int, step_rate: float | None) -> str:
     return duration(left / step_rate)
 
 
-def _when(alert: Alert, run: RunDetail) -> str:
+def _when(alert: Alert, run: RunSummary) -> str:
     date = alert.predicted_step
     if date is None or run.last_step is None:
         return "is building up"

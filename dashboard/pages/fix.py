@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from client_sdk.answers import Alert, RunDetail
+from client_sdk.answers import Alert, RunSummary
 from client_sdk.vocabulary import AlertKind, Cause
 
 CLIP = "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)  # after backward(), before step()"
 HALVE = ("for group in optimizer.param_groups:", '    group["lr"] *= 0.5  # doubles the limit 2/η; return to it later')
 
 
-def fix_code(alert: Alert, run: RunDetail) -> str:
+def fix_code(alert: Alert, run: RunSummary) -> str:
     """Return Python code for the cause of an alert, "" where no code helps.
 
     The code uses the names ``model``, ``optimizer`` and ``checkpoint`` as in PyTorch's documentation. A prediction is
@@ -25,7 +25,7 @@ def fix_code(alert: Alert, run: RunDetail) -> str:
     return "\n".join([*lines, *remedy]) + "\n"
 
 
-def _remedy(alert: Alert, run: RunDetail) -> tuple[str, ...]:
+def _remedy(alert: Alert, run: RunSummary) -> tuple[str, ...]:
     optimizer = run.optimizer
     match alert.cause:
         case Cause.STALE_SECOND_MOMENT:

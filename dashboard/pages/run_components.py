@@ -17,6 +17,7 @@ from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
 from dashboard.numbers import count, duration, ratio, steps, unix_time
 from dashboard.pages import loss_choice
+from dashboard.pages.danger import time_left
 from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
 from dashboard.pages.symbols import symbols
@@ -140,6 +141,9 @@ def kpis(run: RunSummary | None) -> list[Component]:
     measured = run.stability_ratio
     over = measured is not None and math.isfinite(measured) and measured >= 1.0
     expected, tone = spike_in(run)
+    if run.predicted_step is not None and run.last_step is not None and run.predicted_step.best > run.last_step:
+        left = time_left(run.predicted_step.best - run.last_step, run.step_rate)
+        expected = f"{expected} · {left}" if expected.endswith("steps") and left != expected.lstrip("~") else expected
     tones: dict[str, str] = {
         Stage.STABLE: "ok",
         Stage.UNSTABLE: "warn",
