@@ -56,7 +56,7 @@ def sentence(alert: Alert, run: RunSummary) -> str:
     """Return what an alert means for the run, in one or two sentences."""
     parts = []
     if alert.kind == AlertKind.SPIKE_PREDICTED:
-        parts.append(f"Spike {_when(alert, run)}{_where(alert)}.")
+        parts.append(f"{_when(alert, run)}{_where(alert)}.")
     else:
         parts.append(f"{alert.title or alert.kind.replace('-', ' ').capitalize()}{_where(alert)}.")
     if alert.advice:
@@ -78,13 +78,13 @@ def time_left(left: int, step_rate: float | None) -> str:
 def _when(alert: Alert, run: RunSummary) -> str:
     date = alert.predicted_step
     if date is None or run.last_step is None:
-        return "is building up"
+        return "A spike is building up"
     dated = f"step {count(date.best)}, between {count(date.low)} and {count(date.high)}"
     left = date.best - run.last_step
     if left <= 0:
-        return f"due now ({dated})"
+        return f"Spike due now ({dated})"
     rate = run.step_rate if run.state == RunState.RUNNING else None
-    return f"in about {time_left(left, rate)} ({dated})"
+    return f"Spike in about {time_left(left, rate)} ({dated})"
 
 
 def _where(alert: Alert) -> str:

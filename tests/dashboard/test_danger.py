@@ -30,7 +30,7 @@ def test_the_sentence_says_when_where_and_what_to_do() -> None:
     assert sentence(alert(), run(step_rate=None)).startswith("Spike in about 24 steps (step 646")
     assert sentence(alert(), run(state="stale")).startswith("Spike in about 24 steps"), "a rate of the past is no clock"
     assert sentence(alert(), run(last_step=650)).startswith("Spike due now (step 646, between 634 and 661)")
-    assert sentence(alert(predicted_step=None, layers=()), run()) == "Spike is building up. Save a checkpoint now."
+    assert sentence(alert(predicted_step=None, layers=()), run()) == "A spike is building up. Save a checkpoint now."
     other = alert(kind="nonfinite", title="Loss is NaN at step 700", layers=(), advice=())
     assert sentence(other, run()) == "Loss is NaN at step 700."
 

@@ -153,6 +153,13 @@ def test_figures_survive_having_no_data() -> None:
     assert texts(missing) == ["bimodality of r: not measured in these steps"]
 
 
+def test_labels_of_spikes_do_not_overlap_on_a_phone() -> None:
+    phone = Frame(palette=DARK, step_from=0, step_to=100, narrow=True)
+    marks = Marks(spikes=(50, 62, 95))
+    assert texts(plain(loss_figure(buckets([1.0]), marks, FRAME))) == ["spike 95", "spike 62", "spike 50"]
+    assert texts(plain(loss_figure(buckets([1.0]), marks, phone))) == ["spike 95", "spike 62"]
+
+
 def test_an_open_prediction_is_a_band_a_dotted_line_and_its_date() -> None:
     figure = plain(loss_figure(buckets([1.0]), Marks(expected=EXPECTED), FRAME))
     band, line = figure["layout"]["shapes"]
