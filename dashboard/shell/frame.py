@@ -97,5 +97,10 @@ def document(assets: dict[str, Any]) -> str:
 </html>"""
 
 
+def preload(script: str) -> str:
+    """Return the line of the document's head that loads a script beside the others, before a page asks for it."""
+    return f'<link rel="preload" href="{script}" as="script">\n'
+
+
 def _logo() -> Component:
     return html.Span(className="mark", **aria(hidden="true"))
