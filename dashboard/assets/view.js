@@ -23,7 +23,7 @@
   function fresh(route) {
     return {
       page: route.page, subject: route.subject, range: around(route), follows, window: "", attempt: "", metric: "loss", stat: null,
-      scale: "log", reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
+      scale: "usual", reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
     };
   }
 

@@ -16,7 +16,7 @@ from client_sdk.vocabulary import LOSS, AlertKind, EventKind, RunState, interval
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.figures.curvature import CURVES, curvature_figure
-from dashboard.figures.heatmap import heatmap_figure, heatmap_height
+from dashboard.figures.heatmap import has_usual_level, heatmap_figure, heatmap_height
 from dashboard.figures.held_loss import HELD_LOSS, HeldLoss, held_loss, held_words
 from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.loss import loss_figure, numbers, spans_decades
@@ -261,7 +261,7 @@ class RunLive:
         held = held_loss(series.get(HELD_LOSS), series.get(metric), growth=amplitude) if is_loss else None
         loss = loss_figure(series.get(metric), marks, frame, name=metric, held=held)
         curvature = curvature_figure(series, spans(events, last_step), marks, frame, growth_per_step=growth)
-        cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, logarithmic=view.logarithmic)
+        cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, scale=view.scale)
         updates = [
             Update(component=ids.panel_box("layers"), props={"style": {"height": f"{heatmap_height(layers)}px"}}),
             *(
@@ -278,7 +278,7 @@ class RunLive:
             ),
             Update(component=ids.LOSS_TITLE, props={"children": "Loss" if is_loss else metric}),
             Update(component=ids.CURVATURE_NOTE, props={"children": symbols(_curvature_note(curves.series))}),
-            Update(component=ids.LAYERS_NOTE, props={"children": _layers_note(stat, curves.series)}),
+            Update(component=ids.LAYERS_NOTE, props={"children": _layers_note(stat, view.scale, curves.series)}),
         ]
         self._mounted = True
         pickers = (known.detail.statistics, known.detail.scalars, known.detail.loss_name)
@@ -348,13 +348,15 @@ def _newest(known: Known) -> RunDetail:
     return msgspec.structs.replace(known.detail, **{name: getattr(known.summary, name) for name in names})
 
 
-def _layers_note(stat: str, series: Series) -> str:
+def _layers_note(stat: str, scale: str, series: Series) -> str:
     """Return how often layers are measured and what that takes, if the run says it, and the meaning of the statistic.
 
     The meaning comes last, because a narrow panel cuts the end off.
     """
     every, share = (_last(series.series.get(name)) for name in RHYTHM)
     meaning = statistic(stat).meaning
+    if has_usual_level(stat, scale):
+        meaning = f"each layer against its own recent level · {meaning}"
     if every is None or share is None:
         return meaning
     return f"{interval_in_words(round(every))}, {100 * share:.1f} % of the training's time · {meaning}"

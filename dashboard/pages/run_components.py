@@ -285,7 +285,10 @@ def _curvature_panel() -> Component:
 def _layers_panel() -> Component:
     title = [html.H2("Layers"), html.Span("", id=ids.LAYERS_NOTE, className="note")]
     stat = [html.Option(statistic(DEFAULT_STAT).label, value=DEFAULT_STAT)]
-    scale = [html.Option(f"{word} colour", value=word) for word in ("log", "linear")]
+    scale = [
+        html.Option("against usual", value="usual"),
+        *(html.Option(f"{word} colour", value=word) for word in ("log", "linear")),
+    ]
     reduce = [html.Option(f"{word} of steps", value=word) for word in ("max", "min", "last")]
     controls = [
         _pick("stat", ids.STAT_PICK, "Statistic", stat),

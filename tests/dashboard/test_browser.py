@@ -219,7 +219,9 @@ def test_pickers_change_the_heatmap(visit: Visit) -> None:
     expect(page.locator("#layers-note")).to_contain_text("overshoots")
     page.wait_for_function("document.querySelector('.panel.layers .js-plotly-plot').data[0].zmin === -1")
     page.locator("#stat-pick").select_option("grad_norm")
+    expect(page.locator("#layers-note")).to_contain_text("each layer against its own recent level")
     page.locator("#scale-pick").select_option("linear")
+    expect(page.locator("#layers-note")).not_to_contain_text("its own recent level")
     page.wait_for_function("document.querySelector('.panel.layers .js-plotly-plot').data[0].zmin === 0")
 
 
