@@ -224,7 +224,7 @@ class LossLevel(msgspec.Struct):
 def _memory(values: list[float]) -> float:
     """Return the correlation of values with those before them, less its error; values far out count less."""
     centre, spread = median_and_spread(values)
-    if spread <= 0:
+    if not 0 < spread < math.inf:  # the largest floats have no difference
         return 0.0
     scores = [min(max((value - centre) / spread, -WINSOR), WINSOR) for value in values]
     total: float = sum(map(mul, scores, scores))

@@ -114,6 +114,10 @@ class RecentPoints(msgspec.Struct):
             del self.steps[0]
             del self.values[0]
 
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self.steps, self.values = [], []
+
     def z_score(self, value: float, min_count: int, min_spread: float) -> float:
         """Return the robust z-score of a value against the stored ones, 0 with fewer than `min_count` of them."""
         if len(self.values) < min_count:
