@@ -138,7 +138,8 @@ def _decouplings(
     else:
         second = squares / ratio
         pulled = np.zeros_like(squares) if sizes is None else squares * np.sqrt(sizes.values / second)
-    smallest, memory, pull = second.min(axis=1, initial=np.inf), _along(second, axis=1), _along(pulled, axis=1)
+    smallest = np.minimum.reduce(second, axis=1, initial=np.inf)
+    memory, pull = _along(second, axis=1), _along(pulled, axis=1)
     found: list[_Decoupling] = []
     for at, ((total, own, known), least, of_v, along) in enumerate(
         zip(gradients, smallest.tolist(), memory.tolist(), pull.tolist(), strict=True)
@@ -173,7 +174,7 @@ def _decoupling(squares: Array, second: Array, of_g: float, of_v: float, along: 
 
 def _nonfinite(counts: NDArray[np.float32] | None, steps: int) -> list[tuple[int, tuple[int, ...]]]:
     """Return for each step the number of non-finite coordinates, 0 if not measured, and the first three such layers."""
-    if counts is None or not counts.any():
+    if counts is None or not np.logical_or.reduce(counts, axis=None):
         return [(0, ())] * steps
     clean = np.maximum(np.nan_to_num(counts.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0), 0.0)
     return [
@@ -186,7 +187,7 @@ def _largest(column: NDArray[np.float32] | None, steps: int) -> list[float | Non
     """Return the largest finite value of each step."""
     if column is None:
         return [None] * steps
-    largest: list[float | None] = column.max(axis=1, initial=-np.inf).tolist()
+    largest: list[float | None] = np.maximum.reduce(column, axis=1, initial=-np.inf).tolist()
     for at, value in enumerate(largest):
         if value is None or not -np.inf < value < np.inf:
             finite = column[at][np.isfinite(column[at])]
@@ -200,8 +201,8 @@ def _weighted(column: NDArray[np.float32] | None, sizes: _Sizes | None, steps: i
         return [None] * steps
     weights = None if sizes is None else sizes.values
     weighted = column.astype(np.float64) if weights is None else column * weights
-    total = column.shape[1] if sizes is None else sizes.total
-    means: list[float | None] = (_along(weighted, axis=1) / max(total, 1)).tolist()
+    total = max(float(column.shape[1]), 1.0) if sizes is None else sizes.total
+    means: list[float | None] = [mean / total for mean in _along(weighted, axis=1).tolist()]
     for at, mean in enumerate(means):
         if mean is not None and -np.inf < mean < np.inf and column.shape[1]:
             continue

@@ -23,10 +23,13 @@ def samples(
     """
     scalars: list[dict[str, float]] = [{} for _ in columns.steps]
     for name, column in columns.scalars.items():
-        is_everywhere = len(column.values) == len(scalars)
-        rows = range(len(scalars)) if is_everywhere else np.flatnonzero(column.present).tolist()
-        for row, value in zip(rows, column.values.tolist(), strict=True):
-            scalars[row][name] = value
+        values = column.values.tolist()
+        if len(values) == len(scalars):
+            for own, value in zip(scalars, values, strict=True):
+                own[name] = value
+        else:
+            for row, value in zip(np.flatnonzero(column.present).tolist(), values, strict=True):
+                scalars[row][name] = value
     layers: dict[int, dict[str, Any]] = {}
     for block in columns.blocks:
         layout = layouts[block.layout]
