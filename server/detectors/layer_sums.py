@@ -129,12 +129,14 @@ def _decouplings(
     divided by the decoupling.
     """
     rms, ratio = columns.get("v_rms"), columns.get("decoupling")
-    if squares is None or ((rms is None or sizes is None) and ratio is None):
+    if squares is None:
         return [_NO_MEMORY] * len(gradients)
     if rms is not None and sizes is not None:
         second = np.square(rms, dtype=np.float64)
         second *= sizes.values
         pulled = squares / rms
+    elif ratio is None:
+        return [_NO_MEMORY] * len(gradients)
     else:
         second = squares / ratio
         pulled = np.zeros_like(squares) if sizes is None else squares * np.sqrt(sizes.values / second)

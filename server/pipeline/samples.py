@@ -25,8 +25,8 @@ def samples(
     for name, column in columns.scalars.items():
         values = column.values.tolist()
         if len(values) == len(scalars):
-            for own, value in zip(scalars, values, strict=True):
-                own[name] = value
+            for of_row, value in zip(scalars, values, strict=True):
+                of_row[name] = value
         else:
             for row, value in zip(np.flatnonzero(column.present).tolist(), values, strict=True):
                 scalars[row][name] = value
