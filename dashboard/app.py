@@ -95,7 +95,7 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
         """Answer every address with the same document, in which the router reads the address."""
         page = document(dash, request)
         if request.url.path.startswith("/runs/"):  # only there Plotly is needed at once
-            page = page.replace("</head>", f"{frame.preload(PLOTLY)}</head>", 1)
+            page = page.replace("</head>", f"{frame.prefetch(PLOTLY)}</head>", 1)
         return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
 
     for page in PAGES:

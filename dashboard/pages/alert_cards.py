@@ -286,7 +286,12 @@ def _history_card(settled: Sequence[Alert]) -> Component:
         html.Li(
             [
                 html.Span(html.I(className=f"level {tone(alert)}"), className="mark"),
-                html.Span(alert.title or kind_words(alert), className="what", title=alert.message),
+                html.A(
+                    alert.title or kind_words(alert),
+                    href=f"/runs/{quote(alert.run_id, safe='')}?step={alert.step}",
+                    className="what to-step",
+                    title=alert.message,
+                ),
                 html.Span(result(alert), className="outcome"),
             ]
         )

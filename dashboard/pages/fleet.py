@@ -92,9 +92,9 @@ def counts(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Componen
 def dangers(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Component]:
     """Return one line for each endangered run, the most urgent first, with a link to the run."""
     of_run: dict[str, list[Alert]] = {}
-    for alert in alerts:
-        if alert.is_open:
-            of_run.setdefault(alert.run_id, []).append(alert)
+    for item in alerts:
+        if item.is_open:
+            of_run.setdefault(item.run_id, []).append(item)
     found = [(run, alert) for run in runs if (alert := endangering(of_run.get(run.id, ()), run.state)) is not None]
     found.sort(key=lambda pair: (risk(pair[0]), urgency(pair[1])), reverse=True)
     lines: list[Component] = [

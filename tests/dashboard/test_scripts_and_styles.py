@@ -64,7 +64,7 @@ async def test_fonts_are_sent_as_they_are_and_missing_files_stay_missing() -> No
         assert (await client.post(STYLE)).status_code == 405
 
 
-async def test_plotly_is_preloaded_where_it_is_drawn_at_once() -> None:
+async def test_plotly_is_fetched_early_where_it_is_drawn_at_once() -> None:
     async with client_of(create_app(DashboardConfig(), cookies=None)) as client:
-        assert f'<link rel="preload" href="{PLOTLY}" as="script">' in (await client.get("/runs/some-run")).text
+        assert f'<link rel="prefetch" href="{PLOTLY}"' in (await client.get("/runs/some-run")).text
         assert PLOTLY not in (await client.get("/")).text
