@@ -41,11 +41,11 @@ STEEPEST: Final = 0.05
 """Largest rise of log λ_max per step that is continued."""
 ACCELERATION: Final = 0.67
 """Ratio of real to naive remaining steps where only the slope is known (measured: 16 steps instead of 24)."""
-EARLIEST, LATEST = 0.5, 1.8
+EARLIEST, LATEST = 0.6, 1.9
 """Range of a forecast from observed growth, in units of the remaining steps."""
 EARLIEST_TREND, LATEST_TREND = 0.5, 1.8
 """Range of a forecast from the trend of λ_max alone, in units of the remaining steps."""
-SLACK: Final = 4
+SLACK: Final = 2
 """Number of steps that are added to the late end of every range."""
 
 
@@ -99,10 +99,10 @@ def forecast(reading: Reading, rise: float | None = None) -> PredictedStep | Non
     ``rise`` is the rise of the loss, in its own unit, that counts as the onset of a spike.
 
     >>> forecast(Reading(step=100, decoupling=1e-4, growth=0.2, growth_fit=0.9))
-    PredictedStep(low=107, best=115, high=132)
+    PredictedStep(low=109, best=116, high=133)
     >>> swinging = Reading(step=100, mode_loss=1e-6, mode_growth=0.2, mode_alternation=1.0, stability=1.0)
     >>> forecast(swinging, rise=1e-2)
-    PredictedStep(low=113, best=124, high=147)
+    PredictedStep(low=114, best=124, high=148)
     """
     build_up = _build_up(reading, rise)
     curved = reading.stability is not None and reading.stability_growth > 0
@@ -172,7 +172,7 @@ def dated(step: int, steps: float) -> PredictedStep:
     """Return the forecast of a spike so many steps after `step`, from observed growth.
 
     >>> dated(100, 10.0)
-    PredictedStep(low=105, best=110, high=122)
+    PredictedStep(low=106, best=110, high=121)
     """
     best = max(1, round(min(steps, HORIZON)))
     high = math.ceil(LATEST * min(steps, HORIZON)) + SLACK
@@ -187,10 +187,27 @@ def _steps_to_climb(reading: Reading, climb: float, observed: float) -> float | 
     ratio = reading.stability if reading.stability is not None else 0.0
     start = theoretical_growth(ratio, reading.beta1)
     factor = math.exp(trend(reading))
-    total = 0.0
-    for ahead in range(1, HORIZON + 1):
+    before = _steps_below_limit(ratio, factor)  # only what is observed adds to the climb there
+    if observed * before >= climb:
+        return float(max(math.ceil(climb / observed), 1)) if observed else 1.0
+    total = observed * before
+    ratio *= factor**before
+    for ahead in range(before + 1, HORIZON + 1):
         ratio *= factor
         total += observed + max(theoretical_growth(ratio, reading.beta1) - (start if observed else 0.0), 0.0)
         if total >= climb:
             return float(ahead)
     return None
+
+
+def _steps_below_limit(ratio: float, factor: float) -> int:
+    """Return the number of steps, up to the horizon, at which a ratio that grows by `factor` a step is not above 1.
+
+    >>> _steps_below_limit(0.5, 2.0), _steps_below_limit(0.9, 1.0), _steps_below_limit(1.1, 1.0)
+    (1, 400, 0)
+    """
+    if ratio > 1.0:
+        return 0
+    if factor <= 1.0 or ratio <= 0.0:
+        return HORIZON
+    return min(math.floor(-math.log(ratio) / math.log(factor)), HORIZON)

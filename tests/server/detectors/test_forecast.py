@@ -23,7 +23,9 @@ def test_pure_exponential_is_forecast_before_it_comes(rate: float, decoupling: f
     start = 100
     due = start + math.ceil(0.5 * math.log(streams.ONSET / decoupling) / rate)
     found = streams.verdicts(
-        streams.exponential(start=start, rate=rate, decoupling=decoupling, steps=due + 10, onset=streams.ONSET, ratio=over(rate))
+        streams.exponential(
+            start=start, rate=rate, decoupling=decoupling, steps=due + 10, onset=streams.ONSET, ratio=over(rate)
+        )
     )
     opened = streams.first(found, "spike-predicted", "warning", "critical")
     came = streams.first(found, "spike")
@@ -37,7 +39,9 @@ def test_band_holds_the_date_of_a_pure_exponential(rate: float) -> None:
     decoupling = 1e-9
     due = 100 + math.ceil(0.5 * math.log(streams.ONSET / decoupling) / rate)
     found = streams.verdicts(
-        streams.exponential(start=100, rate=rate, decoupling=decoupling, steps=due, onset=streams.ONSET, ratio=over(rate))
+        streams.exponential(
+            start=100, rate=rate, decoupling=decoupling, steps=due, onset=streams.ONSET, ratio=over(rate)
+        )
     )
     # The slope of log‖g‖ covers 12 steps, so the forecast has settled 15 steps into the climb.
     bands = [v.forecast for v in found if 115 <= v.step < due - 3]
