@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from server.detectors.calibration import EARLIEST, LATEST
 from server.detectors.signals import Reading
 from server.models import PredictedStep
 
@@ -41,11 +42,9 @@ STEEPEST: Final = 0.05
 """Largest rise of log λ_max per step that is continued."""
 ACCELERATION: Final = 0.67
 """Ratio of real to naive remaining steps where only the slope is known (measured: 16 steps instead of 24)."""
-EARLIEST, LATEST = 0.6, 1.9
-"""Range of a forecast from observed growth, in units of the remaining steps."""
 EARLIEST_TREND, LATEST_TREND = 0.5, 1.8
 """Range of a forecast from the trend of λ_max alone, in units of the remaining steps."""
-SLACK: Final = 2
+SLACK: Final = 1
 """Number of steps that are added to the late end of every range."""
 
 
@@ -99,10 +98,10 @@ def forecast(reading: Reading, rise: float | None = None) -> PredictedStep | Non
     ``rise`` is the rise of the loss, in its own unit, that counts as the onset of a spike.
 
     >>> forecast(Reading(step=100, decoupling=1e-4, growth=0.2, growth_fit=0.9))
-    PredictedStep(low=109, best=116, high=133)
+    PredictedStep(low=108, best=116, high=133)
     >>> swinging = Reading(step=100, mode_loss=1e-6, mode_growth=0.2, mode_alternation=1.0, stability=1.0)
     >>> forecast(swinging, rise=1e-2)
-    PredictedStep(low=114, best=124, high=148)
+    PredictedStep(low=112, best=124, high=149)
     """
     build_up = _build_up(reading, rise)
     curved = reading.stability is not None and reading.stability_growth > 0
@@ -172,7 +171,7 @@ def dated(step: int, steps: float) -> PredictedStep:
     """Return the forecast of a spike so many steps after `step`, from observed growth.
 
     >>> dated(100, 10.0)
-    PredictedStep(low=106, best=110, high=121)
+    PredictedStep(low=105, best=110, high=121)
     """
     best = max(1, round(min(steps, HORIZON)))
     high = math.ceil(LATEST * min(steps, HORIZON)) + SLACK

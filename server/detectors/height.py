@@ -19,18 +19,16 @@ Height(low=0.9166666666666666, best=2.75, high=8.25)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+from server.detectors.calibration import FACTOR, REACH
 from server.detectors.forecast import theoretical_growth, trend
 from server.detectors.robust import RecentValues, median, median_and_spread
 from server.detectors.signals import Reading
 
-FACTOR: Final = 5.5
-"""Ratio of a spike's height to the memory loss where λ_max is unknown."""
-REACH: Final = 135.0
-"""The same ratio in units of (r²−1)·(1−ρ⁻²)."""
 FASTEST_FACTOR, FASTEST_REACH = 0.1, 2.7
 """Largest such ratios times 1−β2: a v that forgets fast follows the gradient at once."""
 LEAST_EXCESS: Final = 1.02
@@ -131,10 +129,11 @@ class HeightRecord(msgspec.Struct):
             now = math.log(reading.memory_loss)
             self.memory = now if self.memory is None else SMOOTHING * self.memory + (1 - SMOOTHING) * now
 
-    def take_scale(self, scale: float) -> None:
-        """Take the level of the run's first losses from elsewhere, for a record of a version that did not keep it."""
+    def take_losses(self, losses: Sequence[float], scale: float) -> None:
+        """Take the latest losses and the level of the first ones from elsewhere, if a version before kept none here."""
         if not self.seen and scale > 0.0:
             self.seen, self.scale = FIRST, scale
+            self.losses.values = [*losses][-WINDOW:]
 
     def _learn(self) -> None:
         """Learn from a jump that has just ended and that a build-up preceded, whether it was a spike or a ripple."""
