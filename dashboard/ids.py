@@ -28,6 +28,7 @@ RUN_HEAD: Final = "run-head"
 RUN_LOSS: Final = "run-loss"  # the line and the form of the loss; hidden before the first record
 LOSS_LINE: Final = "loss-line"
 LOSS_FORM: Final = "loss-form"
+REPLAY_RESULT: Final = "replay-result"
 RUN_KPIS: Final = "run-kpis"
 RUN_EMPTY: Final = "run-empty"
 RUN_PANELS: Final = "run-panels"
