@@ -16,10 +16,10 @@ from typing import Any, Final
 ANSWER_TIMEOUT: Final = 100.0  # seconds for one case on all ranks
 END_TIMEOUT: Final = 30.0  # seconds
 
-PRELOADED: Final = ["tests.client_sdk.distributed.trainings", "torch._dynamo"]
+PRELOADED: Final = ["tests.client_sdk.distributed.trainings", "torch._dynamo", "client_sdk.stats.numba_kernel"]
 """Modules that the common parent of all ranks imports. Names that are added before the first pool starts count.
 
-The first optimizer of a process imports `torch._dynamo`, which takes longer than the rest of torch.
+The first optimizer of a process imports `torch._dynamo`, which takes longer than the rest of torch, and `watch` numba.
 """
 Case = Callable[..., Any]
 """Function of a module, called with its rank and the number of ranks, whose result can be pickled."""
