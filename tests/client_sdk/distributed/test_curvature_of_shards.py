@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_training_ends_in_the_same_bits(pair: RankPool, wrap: str) -> None:
         assert all(np.array_equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
 
 
-@pytest.mark.parametrize("loop", ["accumulated", "between-passes", "kept-gathered", "bfloat16", "summed"])
+@pytest.mark.parametrize("loop", get_args(Loop))
 def test_fsdp_goes_on_as_it_was(pair: RankPool, loop: Loop) -> None:
     measured = pair.run(fully_sharded_loop, loop, has_closure=True)
     bare = pair.run(fully_sharded_loop, loop, has_closure=False)
@@ -110,6 +110,27 @@ def test_fsdp_goes_on_as_it_was(pair: RankPool, loop: Loop) -> None:
     assert len(steps_with(measured[0], "lambda_grad")) >= 2
     for ours, theirs in zip(measured, bare, strict=True):
         assert all(np.array_equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+
+
+def test_layers_that_are_not_sharded_count_once(pair: RankPool) -> None:
+    usual = pair.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+    found = pair.run(fully_sharded_loop, "partly", has_closure=True)[0]
+
+    assert_like_one(found, usual)
+
+
+def test_a_process_may_shard_for_itself_alone(pair: RankPool) -> None:
+    usual = pair.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+    pool = RankPool(1)
+    try:
+        found = pool.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+    finally:
+        pool.close()
+
+    assert found.warnings == []
+    assert len(steps_with(found, "lambda_max")) >= 4
+    for step in steps_with(usual, "lambda_grad"):
+        assert found.scalars[step]["lambda_grad"] == pytest.approx(usual.scalars[step]["lambda_grad"], rel=1e-6)
 
 
 def test_gradients_that_are_summed_are_those_of_the_summed_loss(pair: RankPool) -> None:
