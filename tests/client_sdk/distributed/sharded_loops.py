@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -10,11 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
 
 from client_sdk.distributed import local
 from client_sdk.watch import watch
 from tests.client_sdk.distributed.curvatures import slow_adam
-from tests.client_sdk.distributed.trainings import Net, Outcome, batch, part_of, recorded
+from tests.client_sdk.distributed.trainings import ROWS, Net, Outcome, batch, part_of, recorded
 
 Loop = Literal["accumulated", "between-passes", "kept-gathered", "bfloat16", "summed", "compiled", "frozen", "partly"]
 """Special feature of the loop.
@@ -80,6 +81,31 @@ def fully_sharded_loop(rank: int, size: int, loop: Loop, *, has_closure: bool, s
             if loop not in ("accumulated", "between-passes"):
                 log()
         outcome.weights = {name: local(value).numpy().copy() for name, value in model.state_dict().items()}
+        handle.remove()
+    return outcome
+
+
+def replicated_loop(rank: int, size: int, *, returns_dtensor: bool, steps: int = 8) -> Outcome:
+    """Train a network whose weights are DTensors that every rank holds, and whose gradients remain partial sums."""
+    outcome = Outcome()
+    with recorded(rank, outcome) as run, patch("client_sdk.distributed.ballot.PATIENCE", 1e9):
+        mesh = init_device_mesh("cpu", (size,))
+        model = distribute_module(Net(), mesh)
+        optimizer = slow_adam(model.parameters())
+        handle = watch(run, model, optimizer, every=1, curvature_every=1, budget=float("inf"))
+        dist.barrier()
+        rows, targets = (distribute_tensor(each, mesh, [Shard(0)]) for each in batch(0))
+
+        def closure() -> Tensor:
+            loss: Any = (model(rows) - targets).square().sum() / (2 * ROWS)
+            replicated: Tensor = loss.redistribute(placements=[Replicate()]) if returns_dtensor else loss.full_tensor()
+            return replicated
+
+        for step in range(steps):
+            optimizer.zero_grad()
+            closure().backward()
+            optimizer.step()
+            run.log({"loss": 0.0} if rank == 0 else {}, step=step, closure=closure)
         handle.remove()
     return outcome
 

@@ -18,7 +18,7 @@ from tests.client_sdk.distributed.curvatures import (
     slow_adam,
     train_with_closure,
 )
-from tests.client_sdk.distributed.sharded_loops import Loop, fully_sharded_loop
+from tests.client_sdk.distributed.sharded_loops import Loop, fully_sharded_loop, replicated_loop
 from tests.client_sdk.distributed.test_curvature_of_ranks import MEASURED, assert_like_one, names_of, steps_with
 from tests.client_sdk.distributed.trainings import Outcome
 from tests.support.rank_pool import RankPool
@@ -131,6 +131,15 @@ def test_a_process_may_shard_for_itself_alone(pair: RankPool) -> None:
     assert len(steps_with(found, "lambda_max")) >= 4
     for step in steps_with(usual, "lambda_grad"):
         assert found.scalars[step]["lambda_grad"] == pytest.approx(usual.scalars[step]["lambda_grad"], rel=1e-6)
+
+
+@pytest.mark.parametrize("returns_dtensor", [False, True])
+def test_gradients_that_are_partial_sums_are_added(pair: RankPool, returns_dtensor: bool) -> None:
+    found = pair.run(replicated_loop, returns_dtensor=returns_dtensor)[0]
+
+    single = alone_with_closure(8, optimizer=slow_adam, batches=1)
+    assert len(steps_with(found, "lambda_max")) >= 2
+    assert_like_one(found, single)
 
 
 def test_gradients_that_are_summed_are_those_of_the_summed_loss(pair: RankPool) -> None:
