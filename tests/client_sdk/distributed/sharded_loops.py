@@ -36,7 +36,7 @@ class SmallNet(Net):
         self.float()
 
 
-def fully_sharded_loop(rank: int, size: int, loop: Loop, *, has_closure: bool, steps: int = 12) -> Outcome:
+def fully_sharded_loop(rank: int, size: int, loop: Loop, *, has_closure: bool, steps: int = 10) -> Outcome:
     """Train a network that FSDP2 shards, and return what this rank recorded."""
     outcome = Outcome()
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if loop == "bfloat16" else None)

@@ -30,6 +30,13 @@ def single() -> Outcome:
     return alone_with_closure(16)
 
 
+@pytest.fixture(scope="module")
+def usual(pair: RankPool) -> Outcome:
+    """Record of a usual loop of FSDP2 on two ranks."""
+    outcome: Outcome = pair.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+    return outcome
+
+
 @pytest.mark.parametrize("wrap", ["fsdp2", "tp"])
 def test_curvature_is_that_of_one_process(pair: RankPool, wrap: str, single: Outcome) -> None:
     found = pair.run(train_with_closure, wrap, patience=1e9)
@@ -112,15 +119,13 @@ def test_fsdp_goes_on_as_it_was(pair: RankPool, loop: Loop) -> None:
         assert all(np.array_equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
 
 
-def test_layers_that_are_not_sharded_count_once(pair: RankPool) -> None:
-    usual = pair.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+def test_layers_that_are_not_sharded_count_once(pair: RankPool, usual: Outcome) -> None:
     found = pair.run(fully_sharded_loop, "partly", has_closure=True)[0]
 
     assert_like_one(found, usual)
 
 
-def test_a_process_may_shard_for_itself_alone(pair: RankPool) -> None:
-    usual = pair.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+def test_a_process_may_shard_for_itself_alone(usual: Outcome) -> None:
     pool = RankPool(1)
     try:
         found = pool.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
@@ -142,8 +147,7 @@ def test_gradients_that_are_partial_sums_are_added(pair: RankPool, returns_dtens
     assert_like_one(found, single)
 
 
-def test_gradients_that_are_summed_are_those_of_the_summed_loss(pair: RankPool) -> None:
-    usual = pair.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+def test_gradients_that_are_summed_are_those_of_the_summed_loss(pair: RankPool, usual: Outcome) -> None:
     found = pair.run(fully_sharded_loop, "summed", has_closure=True)[0]
 
     compared = steps_with(found, "lambda_max")
@@ -169,8 +173,7 @@ def test_a_rank_that_loses_its_closure_is_not_waited_for_again(pair: RankPool) -
     assert all(step < 8 for step in steps_with(found[0], "lambda_max"))
 
 
-@pytest.mark.parametrize("after_forwards", [0, 1, 2])
-@pytest.mark.parametrize("wrap", ["fsdp2", "tp"])
+@pytest.mark.parametrize(("wrap", "after_forwards"), [("fsdp2", 0), ("fsdp2", 1), ("fsdp2", 2), ("tp", 1)])
 def test_a_closure_that_raises_on_one_rank_stops_that_measurement_alone(
     pair: RankPool, wrap: str, after_forwards: int, single: Outcome
 ) -> None:
