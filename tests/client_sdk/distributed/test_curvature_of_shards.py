@@ -122,7 +122,14 @@ def test_fsdp_goes_on_as_it_was(pair: RankPool, loop: Loop) -> None:
 def test_layers_that_are_not_sharded_count_once(pair: RankPool, usual: Outcome) -> None:
     found = pair.run(fully_sharded_loop, "partly", has_closure=True)[0]
 
-    assert_like_one(found, usual)
+    compared = steps_with(found, "lambda_max")
+    assert len(compared) >= 2
+    for step in compared:
+        ours, theirs = found.scalars[step], usual.scalars[step]
+        for name in ("lambda_grad", "lambda_step"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6)
+        # The first random vector is another one, and each search may miss a little of the direction.
+        assert ours["lambda_max"] == pytest.approx(theirs["lambda_max"], rel=5e-3)
 
 
 def test_a_process_may_shard_for_itself_alone(usual: Outcome) -> None:
