@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from torch import Tensor
 
+from client_sdk.curvature.inner_product import InnerProduct
 from client_sdk.curvature.spectrum import RitzPair, SearchSpace
 
 Aim = Literal["begin", "extend", "read", "second"]
@@ -40,6 +41,10 @@ class Tracking:
         self._rounds = 0
         self._has_read = False  # in this round, so that only the second direction is left
         self._is_known = False  # whether the last reading was good enough to follow the directions
+
+    def measure_in(self, inner: InnerProduct) -> None:
+        """Take all inner products of the next measurement by ``inner``."""
+        self._space.inner = inner
 
     @property
     def has_vector(self) -> bool:
