@@ -56,7 +56,7 @@ PARTS: dict[str, Callable[[Reading], Reading]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What one sign said, and what came."""
+    """A sign before a spike: its forecast, and the spike that came."""
 
     run: str
     family: str
@@ -180,14 +180,14 @@ def report(found: Sequence[Claim]) -> Iterator[str]:
     names = [*PARTS, "no loss"]
     yield "| steps left | signs | " + " | ".join(f"{name}: median, within ×2" for name in names) + " |"
     yield "|---" * (len(names) + 2) + "|"
-    for low, high in LEFT:
-        own = [one for one in found if low <= one.left <= high]
+    for fewest, most in LEFT:
+        own = [one for one in found if fewest <= one.left <= most]
         cells = []
         for name in names:
             ratios = np.array([ahead / one.left for one in own if (ahead := one.dates[name]) is not None])
             within = np.mean((ratios >= 0.5) & (ratios <= 2.0)) if len(ratios) else math.nan
             cells.append(f"{np.median(ratios):.2f}, {within:.2f}" if len(ratios) else "–")
-        yield f"| {low} to {high} | {len(own)} | " + " | ".join(cells) + " |"
+        yield f"| {fewest} to {most} | {len(own)} | " + " | ".join(cells) + " |"
     first = [one for one in found if one.is_first]
     low, high = best_range(_ratios(first))
     rows = over_families(first)

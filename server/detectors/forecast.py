@@ -154,8 +154,8 @@ def _build_up(reading: Reading, rise: float | None) -> tuple[float, float] | Non
     if is_swinging(reading):
         held, growth = reading.mode_loss, reading.mode_growth
     elif reading.growth > CLIMBING and is_clear:
-        known = reading.memory_loss is not None and reading.decoupling is not None
-        held = reading.memory_loss * reading.decoupling if known else None
+        memory, decoupling = reading.memory_loss, reading.decoupling
+        held = None if memory is None or decoupling is None else memory * decoupling
         growth = reading.growth
     else:
         return None
