@@ -5,7 +5,7 @@ Rule: the predictor looks for six signs (each of them alone raises false alarms 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
 * *oscillation*: the gradient along the directions of largest curvature grows and changes its sign at every step, v was
   just decoupled, λ_max is near the limit, the directions hold a part of the loss that is not negligible, and the loss
-  they hold will count as a rise within 40 steps (`forecast`);
+  they hold will count as a rise within 30 steps (`forecast`);
 * *alternation*: the component of the gradient that changes its sign at every step grows, v lags behind, and the growth
   leads to a spike by its expected height; it needs no curvature (`period_two`);
 * *climb*: v was just decoupled (Σg²/Σv̂ < 0.1) and has not caught up, ‖g‖ is above its mean and climbs steadily, with
@@ -65,10 +65,9 @@ APPROACHING: Final = 0.7
 """Ratio of λ_max to the limit from which its trend is extrapolated."""
 IN_REACH: Final = 100
 """Number of steps before the crossing from which it is a watch."""
-SOON: Final = 60
-"""Number of steps before the forecast spike from which a crossing alone is a warning."""
-SWING_SOON: Final = 40
-"""Number of steps before the forecast spike from which an oscillation is a warning; many earlier ones die out."""
+SOON: Final = 30
+"""Number of steps before the forecast spike from which a crossing or an oscillation is a warning; many earlier ones
+die out."""
 OVERDUE: Final = 100
 """Number of steps above the limit after which a crossing without growth is none: an instability would have grown."""
 HELD: Final = 1e-5
@@ -84,8 +83,9 @@ IMMINENT: Final = 20
 """Number of steps before the forecast spike from which the level is critical."""
 AFTERMATH: Final = 20
 """Number of records after a spike in which nothing is predicted: the spike inflated v, so Σg²/Σv̂ is small anyway."""
-SETTLING: Final = 10
-"""Number of first samples of a run in which nothing is predicted, because everything grows."""
+SETTLING: Final = 30
+"""Number of first samples of a run in which nothing is predicted, because λ_max is then above its limit for a while and
+the oscillation dies out as the loss falls."""
 
 
 class Sign(StrEnum):
@@ -171,7 +171,8 @@ class SpikePredictor(msgspec.Struct):
         step = reading.step
         if evidence.sign in ALARMS:
             self.height.note_sign()
-        is_certain = evidence.sign in (Sign.RESET, Sign.ALTERNATION)  # whose height is judged already
+        is_judged = evidence.sign is Sign.ALTERNATION and reading.stability_peak is None
+        is_certain = is_judged or evidence.sign is Sign.RESET  # whose height is judged already
         if is_certain or (evidence.sign in ALARMS and not self._is_ripple(reading)):
             self.last_alarm, self.sign = step, evidence.sign.value
             soon = evidence.predicted is not None and evidence.predicted.best - step < IMMINENT
@@ -298,7 +299,7 @@ def judge(reading: Reading, demand: float = 0.0, rise: float | None = None) -> E
     if _is_directional(reading, stale, demand):
         return Evidence(sign=Sign.DIRECTIONAL, predicted=predicted)
     ahead = math.inf if predicted is None else predicted.best - step
-    if stale and ahead <= SWING_SOON and _is_oscillation(reading, demand):
+    if stale and ahead <= SOON and _is_oscillation(reading, demand):
         return Evidence(sign=Sign.OSCILLATION, predicted=predicted)
     if stale and _is_climb(reading, demand):
         return Evidence(sign=Sign.CLIMB, predicted=predicted)
@@ -353,7 +354,7 @@ def _is_crossed(reading: Reading) -> bool:
         return False
     if reading.above_steps > OVERDUE:
         return False
-    fast = reading.stability_growth > FAST and reading.stability_fit > STEADY and reading.stability > NEAR
+    fast = reading.stability_growth > FAST and reading.stability_fit > STEADY and reading.stability > 1.0
     leaning = reading.gradient_stability is None or reading.gradient_stability > 0.5
     return fast or (reading.above_steps >= 10 and reading.stability_growth >= 0 and leaning)
 
