@@ -5,7 +5,7 @@ Rule: the predictor looks for six signs (each of them alone raises false alarms 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
 * *oscillation*: the gradient along the directions of largest curvature grows and changes its sign at every step, v was
   just decoupled, λ_max is near the limit, the directions hold a part of the loss that is not negligible, and the loss
-  they hold will count as a rise within 30 steps (`forecast`);
+  they hold will count as a rise within 40 steps (`forecast`);
 * *alternation*: the component of the gradient that changes its sign at every step grows, v lags behind, and the growth
   leads to a spike by its expected height; it needs no curvature (`period_two`);
 * *climb*: v was just decoupled (Σg²/Σv̂ < 0.1) and has not caught up, ‖g‖ is above its mean and climbs steadily, with
@@ -65,9 +65,10 @@ APPROACHING: Final = 0.7
 """Ratio of λ_max to the limit from which its trend is extrapolated."""
 IN_REACH: Final = 100
 """Number of steps before the crossing from which it is a watch."""
-SOON: Final = 30
-"""Number of steps before the forecast spike from which a crossing or an oscillation is a warning; many earlier ones
-die out."""
+SOON: Final = 60
+"""Number of steps before the forecast spike from which a crossing alone is a warning."""
+SWING_SOON: Final = 40
+"""Number of steps before the forecast spike from which an oscillation is a warning; many earlier ones die out."""
 OVERDUE: Final = 100
 """Number of steps above the limit after which a crossing without growth is none: an instability would have grown."""
 HELD: Final = 1e-5
@@ -299,7 +300,7 @@ def judge(reading: Reading, demand: float = 0.0, rise: float | None = None) -> E
     if _is_directional(reading, stale, demand):
         return Evidence(sign=Sign.DIRECTIONAL, predicted=predicted)
     ahead = math.inf if predicted is None else predicted.best - step
-    if stale and ahead <= SOON and _is_oscillation(reading, demand):
+    if stale and ahead <= SWING_SOON and _is_oscillation(reading, demand):
         return Evidence(sign=Sign.OSCILLATION, predicted=predicted)
     if stale and _is_climb(reading, demand):
         return Evidence(sign=Sign.CLIMB, predicted=predicted)
