@@ -37,7 +37,7 @@ from server.models import Finding
 
 Constants = Mapping[str, float]
 GRID: Final[Mapping[str, tuple[float, ...]]] = {
-    "ALTERNATING": (0.2, 0.4),
+    "ALTERNATING": (0.3, 0.5),
     "GROWING": (0.02, 0.08),
     "NEXT": (10, 40),
     "TALL": (0.3, 1.0),
