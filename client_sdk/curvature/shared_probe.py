@@ -55,6 +55,7 @@ class SharedProbe(Probe):
             return
         try:
             self._ranks = Ranks.of(participation, self._model, self._warner)
+            self.schedule.reads_at_point = self.schedule.reads_at_point and self._ranks is None
         except UnsupportedError as error:
             self.refuse(str(error))
 
