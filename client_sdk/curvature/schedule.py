@@ -44,6 +44,12 @@ UNKNOWN_COST: Final[dict[Cost, float]] = {"gradient": 4.0, "track": 4.0, "both":
 LARGE_BUDGET: Final = 1.0  # share of the training's time from which on a record may pay for several products
 
 RESTS: Final = (8, 4, 2)  # records after which the next decision is made, the longest first
+AT_POINT: Final = 0.02
+"""Seconds of a training step below which λ_max is read by all products of a reading at one record.
+
+They share the graph of the gradient, so that a reading takes half the time of as many records with a product each. The
+tenth of a second that such a record takes longer at most disturbs nobody.
+"""
 WHOLE: Final = 0.9  # part of the budget of a window that one reading may take
 
 Urgency = Literal["calm", "near", "armed"]
@@ -107,7 +113,7 @@ class Schedule:
 
         Deciding anew at each of them would take a good part of the budget of such a training.
         """
-        if self._step is None or not self._has_brief_steps:
+        if self._step is None or not self.reads_at_point or not self._budget.is_tight:
             return 0
         for records in RESTS:
             if self._due(self._step + records * self._gap, lr) == "none":
@@ -184,13 +190,10 @@ class Schedule:
     @property
     def is_brief(self) -> bool:
         """Whether a record that is measured at all gets a whole reading of λ_max."""
-        return self._has_brief_steps and (
-            self.cost("reading") <= WHOLE * self._budget.share * WINDOW * self._budget.step_time
-        )
-
-    @property
-    def _has_brief_steps(self) -> bool:
-        return self.reads_at_point and self._budget.is_tight
+        step_time, share = self._budget.step_time, self._budget.share
+        if not self.reads_at_point or math.isinf(share) or not 0.0 < step_time < AT_POINT:
+            return False
+        return self.cost("reading") <= WHOLE * share * WINDOW * step_time
 
     @property
     def product_steps(self) -> float:
