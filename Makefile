@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench reproduce chaos fuzz flood-test kill-test soak real-logs set-ups compose-test load-test lock settings format clean
+.PHONY: help install demo test test-long check bench reproduce chaos fuzz flood-test kill-test soak real-logs set-ups compose-test load-test lock settings format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,13 @@ install: $(STAMP) ## make .venv with everything in it
 demo: $(STAMP) ## server, dashboard and three real trainings; DEMO_FLAGS=--exit ends after the summary
 	$(BIN)/spikewatch demo $(DEMO_FLAGS)
 
-test: $(STAMP) chromium ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(PYTEST_FLAGS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+
+test: $(STAMP) chromium ## run all tests but those that take minutes by nature
+	$(PYTEST) -m "not long" $(PYTEST_FLAGS)
+
+test-long: $(STAMP) ## run the tests that take minutes by nature: short campaigns, the demo, the tutorial, DeepSpeed
+	$(PYTEST) -m long $(PYTEST_FLAGS)
 
 check: $(STAMP) ## ruff, mypy --strict, the import contracts, the prose of docstrings, alembic check
 	$(BIN)/ruff check .
@@ -44,7 +49,7 @@ bench: $(STAMP) ## run the benchmarks, each prints its table
 reproduce: $(STAMP) ## what the papers on loss spikes show, reproduced in minutes: a table and a figure each, in benchmarks/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reproduce --write $(REPRODUCE_FLAGS)
 
-# docs/explanation/reliability.md describes what these five prove. `make test` runs short versions of the first four.
+# docs/explanation/reliability.md describes what these five prove. `make test-long` runs short versions of the first four.
 CHAOS_SEED ?= 1
 FUZZ_FRAMES ?= 100000
 FLOOD_CONNECTIONS ?= 10000

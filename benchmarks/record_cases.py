@@ -2,8 +2,9 @@
 
     python -m benchmarks.record_cases DIRECTORY [--case NAME …] [--seeds N] [--first-seed N] [--curvature-every N]
 
-Each recording holds every record that the SDK sent, with all scalars of the curvature and all layer statistics, and
-its own family, cause and fault steps. Recordings that exist are kept. A seed takes seconds; the whole set minutes.
+Each recording holds every record that the SDK sent, with all scalars of the curvature and all layer statistics, its own
+family, cause and fault steps, and whether its steps read batches or all of the data. Recordings that exist are kept. A
+seed takes seconds; the whole set minutes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks.spike_trainings import CASES, Case
 from client_sdk.protocol import decode_record
 from client_sdk.spool.directory import find_spools
 from client_sdk.spool.spool import Spool
+from server.evaluation.recording import FULL_BATCH, MINI_BATCH
 from server.evaluation.recordings import write_recording
 from server.models import Layout, Sample
 
@@ -122,7 +124,14 @@ def main() -> None:
                 continue
             began, case = time.perf_counter(), CASES[name]
             samples = record(case, seed, curvature_every=options.curvature_every)
-            write_recording(path, samples, cause=case.cause, fault_steps=case.fault_steps, family=case.family)
+            write_recording(
+                path,
+                samples,
+                cause=case.cause,
+                fault_steps=case.fault_steps,
+                family=case.family,
+                batches=MINI_BATCH if case.has_mini_batches else FULL_BATCH,
+            )
             sys.stdout.write(f"{path.name}: {len(samples)} steps in {time.perf_counter() - began:.0f} s\n")
             sys.stdout.flush()
 

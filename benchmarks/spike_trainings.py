@@ -47,6 +47,11 @@ class Case:
     lr_jump: float = 1.0
     """Factor on the learning rate from the first fault step on."""
 
+    @property
+    def has_mini_batches(self) -> bool:
+        """Whether the steps read different batches, by the argument ``batch`` of the function that builds it."""
+        return isinstance(self.build, partial) and self.build.keywords.get("batch") is not None
+
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the case for its model."""
         kind = torch.optim.AdamW if self.weight_decay else torch.optim.Adam

@@ -22,9 +22,12 @@ import numpy as np
 from client_sdk.watch.rhythm import Rhythm
 from client_sdk.watch.trigger import Trigger
 from server.detectors.detector_suite import DetectorSuite
+from server.evaluation.alarms import replay
+from server.evaluation.measures import MEASURES, measure
 from server.evaluation.recording import Recording
 from server.evaluation.recordings import read_recordings
-from server.evaluation.scores import Summary, score, summarise
+from server.evaluation.scores import RunScore, score
+from server.evaluation.truth import truth_of
 from server.models import Sample
 
 
@@ -89,13 +92,20 @@ def _totals(sample: Sample) -> dict[str, float]:
     return {"grad_norm": math.sqrt(square), "decoupling": square / memory if memory > 0 else math.nan}
 
 
-def _row(name: str, summary: Summary, measured: Sequence[float], healthy: Sequence[float]) -> str:
+def _row(name: str, runs: Sequence[RunScore], measured: Sequence[float], healthy: Sequence[float]) -> str:
+    early = measure(MEASURES["early"], runs)
+    numbers = {
+        key: measure(MEASURES[key], runs).value or 0.0 for key in ("early", "precision", "healthy", "lead", "peak")
+    }
     return (
-        f"{name:34} {summary.recalled:4}/{summary.events:<4} {summary.precision:9.2f} "
-        f"{summary.false_per_1000_control:13.2f} "
-        f"{summary.median_lead or 0:6.0f} {summary.median_lead_to_peak or 0:6.0f} "
+        f"{name:34} {early.count * numbers['early']:4.0f}/{early.count:<4} {numbers['precision']:9.2f} "
+        f"{numbers['healthy']:13.2f} {numbers['lead']:6.0f} {numbers['peak']:6.0f} "
         f"{100 * float(np.mean(measured)):9.0f} % {100 * float(np.mean(healthy)):8.0f} %"
     )
+
+
+def _score(recording: Recording) -> RunScore:
+    return score(truth_of(recording), replay(recording))
 
 
 def _recordings(directory: Path) -> Iterator[Recording]:
@@ -113,15 +123,15 @@ def main() -> None:
         f"{'':34} {'early':>9} {'precision':>9} {'false / 1,000':>13} {'lead':>6} {'peak':>6} "
         f"{'measured':>11} {'healthy':>10}"
     )
-    whole = summarise([score(recording) for recording in recordings])
+    whole = [_score(recording) for recording in recordings]
     print(_row("every=1", whole, [1.0], [1.0]), flush=True)
     for dearness in options.dearness:
         for keeps_norm in (True, False):
             found = [thin(recording, dearness, keeps_norm=keeps_norm) for recording in recordings]
-            summary = summarise([score(one.recording) for one in found])
+            runs = [_score(one.recording) for one in found]
             name = f"auto, cost {dearness:.2f} step, {'norm logged' if keeps_norm else 'no norm logged'}"
             healthy = [one.measured for one in found if one.recording.cause == "none"]
-            print(_row(name, summary, [one.measured for one in found], healthy), flush=True)
+            print(_row(name, runs, [one.measured for one in found], healthy), flush=True)
 
 
 if __name__ == "__main__":

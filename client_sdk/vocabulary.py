@@ -418,6 +418,8 @@ EVIDENCE: Final[Mapping[str, Evidence]] = {
         Evidence(key="expected_rise_low", label="loss may rise by at least", form="ratio"),
         Evidence(key="expected_rise_high", label="loss may rise by at most", form="ratio"),
         Evidence(key="mode_growth_per_step", label="unstable direction grows", form="growth"),
+        Evidence(key="alternating_share", label="gradient that changes its sign at every step", form="share"),
+        Evidence(key="alternation_growth_per_step", label="this part of the gradient grows", form="growth"),
         Evidence(key="grad_norm", label="‖g‖"),
         Evidence(key="grad_norm_usual", label="usual ‖g‖"),
         Evidence(key="grad_norm_start", label="‖g‖ at the start"),

@@ -2,7 +2,8 @@
 
 from client_sdk.curvature.probe import METHODS, Method, Probe
 from client_sdk.curvature.reading import CurvatureCopy
+from client_sdk.curvature.shared_modes import SharedModeCopy
 from client_sdk.curvature.shared_probe import SharedProbe
 from client_sdk.curvature.unstable_directions import ModeCopy
 
-__all__ = ["METHODS", "CurvatureCopy", "Method", "ModeCopy", "Probe", "SharedProbe"]
+__all__ = ["METHODS", "CurvatureCopy", "Method", "ModeCopy", "Probe", "SharedModeCopy", "SharedProbe"]

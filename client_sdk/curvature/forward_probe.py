@@ -24,8 +24,9 @@ FORWARDS: Final = 2  # evaluations of the closure in one record, which take less
 class ForwardProbe:
     """Search for the critical sharpness that goes on from record to record. Used on the training thread."""
 
-    def __init__(self) -> None:
-        self._critical = CriticalSharpness()
+    def __init__(self, *, mean: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Begin without a search. ``mean`` averages a small vector over the processes of a training."""
+        self._critical = CriticalSharpness(mean=mean)
 
     @property
     def needs_step(self) -> bool:
@@ -46,7 +47,8 @@ class ForwardProbe:
         if snapshot is None or choice == "track":
             return values
         # The loss of the search is that before the step, and this one is that after it.
-        return values | {"loss": sandbox.evaluate(closure, derivatives=0).detach()} | snapshot.measure(sandbox, closure)
+        loss = sandbox.whole_loss(sandbox.evaluate(closure, derivatives=0))
+        return values | {"loss": loss} | snapshot.measure(sandbox, closure)
 
     def _search(self, sandbox: Sandbox, closure: Callable[[], Any], snapshot: StepSnapshot | None) -> dict[str, Tensor]:
         reading = self._critical.advance(sandbox, closure, snapshot, forwards=FORWARDS)

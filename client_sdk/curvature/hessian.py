@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.graph import CustomFunctions, Graph, has_dead_end
+from client_sdk.curvature.inner_product import WHOLE, InnerProduct
 from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError, from_vector, to_vector
-from client_sdk.curvature.sandbox import ClosureError, Sandbox, gradients, needs_backward
+from client_sdk.curvature.sandbox import ClosureError, Sandbox, gradients, held, needs_backward
 
 RELATIVE_STEPS: Final = {torch.float64: 1e-6, torch.float32: 5e-5}
 """Length of a finite-difference step relative to that of the weights, by the precision of the weights.
@@ -167,11 +168,13 @@ class DifferenceHessian:
         preconditioner: Preconditioner,
         *,
         relative_step: float | None = None,
+        inner: InnerProduct = WHOLE,
     ) -> None:
         """Prepare products; nothing is evaluated before one of them, or `loss` or `gradient`, is asked for.
 
-        ``relative_step`` takes the place of the length that `RELATIVE_STEPS` or `COARSE_STEP` has for the precision of
-        the model. Raises `CoarseWeightsError` if a parameter is kept in 16 bits.
+        ``inner`` is the inner product of vectors of which this rank holds a part. ``relative_step`` takes the place of
+        the length that `RELATIVE_STEPS` or `COARSE_STEP` has for the precision of the model. Raises
+        `CoarseWeightsError` if a parameter is kept in 16 bits.
         """
         coarse = {p.dtype for p in preconditioner.parameters} & {torch.float16, torch.bfloat16}
         if coarse:
@@ -180,11 +183,16 @@ class DifferenceHessian:
                 "weights in float32, for example with autocast, or use curvature='forward'"
             )
         self._sandbox, self._closure, self._preconditioner = sandbox, closure, preconditioner
+        self._inner = inner
         diagonal = preconditioner.diagonal
         self._inverse_root = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)  # [N]; 0 where η is 0
-        weights = to_vector([p.detach() for p in preconditioner.parameters], preconditioner)
-        self._length = torch.linalg.vector_norm(self._inverse_root * weights.abs().clamp_min(SMALL_WEIGHT))
-        usual = max(RELATIVE_STEPS[parameter.dtype] for parameter in preconditioner.parameters)
+        weights = to_vector([held(p) for p in preconditioner.parameters], preconditioner)
+        (self._length,) = inner.lengths(self._inverse_root * weights.abs().clamp_min(SMALL_WEIGHT))
+        usual = (
+            COARSE_STEP
+            if sandbox.is_coarse
+            else max(RELATIVE_STEPS[parameter.dtype] for parameter in preconditioner.parameters)
+        )
         self._relative_step = relative_step or usual
         self._is_chosen = relative_step is not None
         self._by_backward: bool | None = None  # None until a graph has been seen
@@ -221,16 +229,15 @@ class DifferenceHessian:
         finally:
             self._sandbox.restore_weights()
         change = ahead[1] - behind[1]
-        curved = (
-            torch.dot(step * vector, change).to(ahead[0]) / 2.0
-        )  # h²·xᵀHx, which the mean of the losses has too much
+        (along,) = self._inner.dots((step * vector, change))
+        curved = along.to(ahead[0]) / 2.0  # h²·xᵀHx, which the mean of the losses has too much
         self._middle = (ahead[0] + behind[0] - curved) / 2.0, (ahead[1] + behind[1]) / 2.0
         return change / (2.0 * step)
 
     def _ahead(self, vector: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the step length h, and loss and gradient at θ + h·vector."""
         smallest = torch.finfo(vector.dtype).tiny ** 0.5  # keeps the step finite for a vector of zeros
-        length = torch.linalg.vector_norm(self._inverse_root * vector)
+        (length,) = self._inner.lengths(self._inverse_root * vector)
         unit = self._length.clamp_min(smallest) / length.clamp_min(smallest)
         try:
             relative = self._relative_step
@@ -262,8 +269,8 @@ class DifferenceHessian:
             self._by_backward = needs_backward(graph, parameters)
             if graph.is_coarse and not self._is_chosen:
                 self._relative_step = COARSE_STEP
-        grads = gradients(loss, parameters, by_backward=self._by_backward)
-        return loss.detach(), to_vector(grads, self._preconditioner)
+        grads = self._sandbox.gradients(loss, parameters, by_backward=self._by_backward)
+        return self._sandbox.whole_loss(loss), to_vector(grads, self._preconditioner)
 
 
 def _differentiable_gradients(

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from client_sdk.distributed import local
 from client_sdk.optimizers import (
     TERM,
     Kind,
@@ -37,7 +39,10 @@ class UnsupportedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Preconditioner:
-    """The preconditioner D of the parameters that the optimizer moves, N numbers in total."""
+    """The preconditioner D of the parameters that the optimizer moves, N numbers in total.
+
+    Of a parameter that is divided among several ranks, vectors have the part that this rank holds.
+    """
 
     parameters: tuple[Tensor, ...]
     """Parameters in the order of the vector layout."""
@@ -48,12 +53,23 @@ class Preconditioner:
     lr: Tensor
     """Largest learning rate η_max of the parameter groups, 0-d, on the device of the step counters."""
 
+    @cached_property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Shape of what this rank holds of each parameter."""
+        return tuple(local(parameter.detach()).shape for parameter in self.parameters)
+
+    @cached_property
+    def is_divided(self) -> bool:
+        """Whether some parameters are DTensors, of which this rank may hold a part."""
+        return any(map(is_dtensor, self.parameters))
+
     @classmethod
-    def read(cls, optimizer: torch.optim.Optimizer, kind: Kind) -> Preconditioner | None:
+    def read(cls, optimizer: torch.optim.Optimizer, kind: Kind, *, takes_parts: bool = False) -> Preconditioner | None:
         """Return the current preconditioner of ``optimizer``, or None before its first step.
 
-        Never synchronises a device. Raises `UnsupportedError` if the stability limit of the optimizer is not known,
-        or if the parameters do not fit one vector (complex, sharded, or on several devices).
+        With ``takes_parts`` the parameters may be divided among the ranks that measure together. Never synchronises a
+        device. Raises `UnsupportedError` if the stability limit of the optimizer is not known, or if the parameters do
+        not fit one vector (complex, sharded, or on several devices).
         """
         if not has_limit(kind, optimizer):
             raise UnsupportedError(
@@ -72,14 +88,20 @@ class Preconditioner:
             states: list[Mapping[str, Any]] = []
             for parameter in group["params"]:
                 state = optimizer.state.get(parameter, {})
-                second = second_moment(rule, state, parameter)
+                values = parameter
+                if is_dtensor(parameter):
+                    state = {name: local(value) for name, value in state.items()}
+                    values = local(parameter.detach())
+                second = second_moment(rule, state, values)
                 if not parameter.requires_grad or (rule.second is not None and second is None):
+                    if is_dtensor(parameter) and parameter.requires_grad and state:
+                        raise UnsupportedError(f"curvature of shards under {type(optimizer).__name__} is not measured")
                     continue
-                _check(parameter)
+                _check(parameter, takes_parts=takes_parts)
                 members.append(parameter)
                 states.append(state)
                 seconds.append(second)
-                own.append(own_diagonal(rule, group, state, parameter))
+                own.append(own_diagonal(rule, group, state, values))
             if members:
                 parameters += members
                 tables.append(torch.as_tensor(term_table(rule, read_steps(rule, states), states)))
@@ -106,7 +128,7 @@ class Preconditioner:
         factor = (table[:, TERM["gain"]] * table[:, TERM["lr"]] / lr).to(dtype).to(device, non_blocking=True)
         root = table[:, TERM["root"]].to(dtype).to(device, non_blocking=True)
         floor = table[:, TERM["floor"]].to(dtype).to(device, non_blocking=True)
-        sizes = [parameter.numel() for parameter in parameters]
+        sizes = [local(parameter.detach()).numel() for parameter in parameters]
         if (
             sum(sizes) <= SMALL
             and all(isinstance(second, Tensor) for second in seconds)
@@ -123,7 +145,7 @@ class Preconditioner:
         coupled = table[:, TERM["coupled"]]
         if table.device.type != "cpu" or bool((coupled != 0).any()):
             coupled = coupled.to(dtype).to(device, non_blocking=True)
-            penalty = torch.cat([coupled[at].expand(p.numel()) for at, p in enumerate(parameters)])
+            penalty = torch.cat([coupled[at].expand(len(piece)) for at, piece in enumerate(pieces)])
         return cls(parameters=tuple(parameters), diagonal=torch.cat(pieces), penalty=penalty, lr=lr)
 
 
@@ -142,7 +164,7 @@ def _pieces(
         if inverse is not None:
             pieces.append(factor[position] * inverse.to(factor.dtype))
         elif second is None:
-            pieces.append(factor[position].expand(parameter.numel()))
+            pieces.append(factor[position].expand(local(parameter.detach()).numel()))
         else:
             v = dense(second).to(factor.dtype)
             pieces.append(factor[position] / ((v.sqrt() if squared else v) * root[position]).add_(floor[position]))
@@ -159,27 +181,30 @@ def vector_dtype(parameters: Sequence[Tensor]) -> torch.dtype:
 
 
 def to_vector(tensors: Sequence[Tensor | None], preconditioner: Preconditioner) -> Tensor:
-    """Return tensors in the shapes of the parameters as one vector [N], with zeros in place of None."""
-    dtype = preconditioner.diagonal.dtype
+    """Return tensors in the shapes of the parameters, or of their parts, as one vector [N], with zeros for None."""
+    dtype, device = preconditioner.diagonal.dtype, preconditioner.diagonal.device
     return torch.cat([
-        torch.zeros(parameter.numel(), device=parameter.device, dtype=dtype)
-        if tensor is None
-        else tensor.reshape(-1).to(dtype)
-        for tensor, parameter in zip(tensors, preconditioner.parameters, strict=True)
+        torch.zeros(shape.numel(), device=device, dtype=dtype) if tensor is None else tensor.reshape(-1).to(dtype)
+        for tensor, shape in zip(tensors, preconditioner.shapes, strict=True)
     ])  # fmt: skip
 
 
 def from_vector(vector: Tensor, preconditioner: Preconditioner) -> list[Tensor]:
-    """Return the parts of a vector [N] in the shapes and dtypes of the parameters."""
-    pieces = vector.split([parameter.numel() for parameter in preconditioner.parameters])
+    """Return the parts of a vector [N] in the shapes and dtypes of the parameters, or of their parts."""
+    pieces = vector.split([shape.numel() for shape in preconditioner.shapes])
     return [
-        piece.view(parameter.shape).to(parameter.dtype)
-        for piece, parameter in zip(pieces, preconditioner.parameters, strict=True)
+        piece.view(shape).to(parameter.dtype)
+        for piece, shape, parameter in zip(pieces, preconditioner.shapes, preconditioner.parameters, strict=True)
     ]
 
 
-def _check(parameter: Tensor) -> None:
+def is_dtensor(parameter: Tensor) -> bool:
+    """Return whether ``parameter`` is a DTensor, of which this rank may hold a part."""
+    return hasattr(parameter, "to_local")
+
+
+def _check(parameter: Any, *, takes_parts: bool) -> None:
     if parameter.is_complex():
         raise UnsupportedError("curvature of complex parameters is not measured")
-    if hasattr(parameter, "to_local"):
+    if is_dtensor(parameter) and not takes_parts and parameter.device_mesh.size() > 1:
         raise UnsupportedError("curvature of a model that is sharded over processes is not measured")

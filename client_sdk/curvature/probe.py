@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from client_sdk.budget import WINDOW, Budget
+from client_sdk.curvature.exchange import AbandonedError
 from client_sdk.curvature.forward_probe import ForwardProbe
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessian, NoSecondDerivativeError
-from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
+from client_sdk.curvature.inner_product import WHOLE, InnerProduct
+from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError, to_vector
 from client_sdk.curvature.ranks import without_reduction
 from client_sdk.curvature.reading import CurvatureCopy, is_flat, is_reportable
-from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
+from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox, held
 from client_sdk.curvature.schedule import Choice, Schedule
 from client_sdk.curvature.step_probe import StepSnapshot
 from client_sdk.curvature.timer import Timer
@@ -91,6 +93,8 @@ class Probe:
         self.directions = UnstableDirections()
         """Directions of largest curvature, whose amplitudes the caller follows at every step."""
         self._tracking = Tracking()
+        self._inner: InnerProduct = WHOLE  # of the measurement under way
+        self._takes_parts = False  # whether parameters may be divided among the ranks that measure together
         self._parameters: tuple[Tensor, ...] = ()  # those of the tracked vectors
         self._flying: list[Flight] = []
         self._timers: list[tuple[Choice, Timer, Timer | None]] = []
@@ -199,6 +203,8 @@ class Probe:
         except IndependentError as error:
             report = self._warner.warn if self._is_alone() else self._warner.note
             report("closure", f"curvature is not measured: {error}")
+        except AbandonedError as error:
+            self._warner.note("closure", f"curvature is not measured: {error}")
         except ClosureError as error:
             self._warner.warn("closure", f"curvature is not measured: {error}")
         except torch.OutOfMemoryError:
@@ -316,7 +322,7 @@ class Probe:
         if not self._has_limit:
             return None
         try:
-            return Preconditioner.read(self._optimizer, self._kind)
+            return Preconditioner.read(self._optimizer, self._kind, takes_parts=self._takes_parts)
         except UnsupportedError as error:
             self._use_losses_alone()
             self._warner.warn("curvature_unsupported", f"{error}. {INSTEAD}")
@@ -330,7 +336,12 @@ class Probe:
         closure: Callable[[], Any],
         preconditioner: Preconditioner,
     ) -> dict[str, Tensor]:
-        if not self._uses_differences:
+        if preconditioner.is_divided and self._method == "exact":
+            raise UnsupportedError(
+                "double backward does not reach parameters that are DTensors, so that curvature is not measured by "
+                "'exact'; watch(…, curvature=\"auto\") uses finite differences for them"
+            )
+        if not self._uses_differences and not preconditioner.is_divided:
             try:
                 hessian = self._exact(sandbox, closure, preconditioner)
                 return self._evaluate(choice, aim, hessian, preconditioner)
@@ -338,7 +349,8 @@ class Probe:
                 self._take_over(f"the model cannot be differentiated twice ({error})")
                 if not self._has_limit:
                     raise
-        return self._evaluate(choice, aim, DifferenceHessian(sandbox, closure, preconditioner), preconditioner)
+        differences = DifferenceHessian(sandbox, closure, preconditioner, inner=self._inner)
+        return self._evaluate(choice, aim, differences, preconditioner)
 
     def _exact(self, sandbox: Sandbox, closure: Callable[[], Any], preconditioner: Preconditioner) -> ExactHessian:
         hessian = ExactHessian(sandbox, closure, preconditioner, verify=not self._is_verified)
@@ -391,15 +403,16 @@ class Probe:
             tracked = vector, root * curved(root * vector)
         gradient = torch.where(is_moving, hessian.gradient, 0.0)  # [N]
         if penalty is not None:
-            weights = torch.cat([p.reshape(-1).to(diagonal.dtype) for p in preconditioner.parameters])
+            weights = to_vector([held(parameter) for parameter in preconditioner.parameters], preconditioner)
             gradient = gradient + torch.where(is_moving, penalty * weights, 0.0)
-        square = torch.dot(gradient, gradient)
+        (square,) = self._inner.dots((gradient, gradient))
         values = {"loss": hessian.loss, "lr": preconditioner.lr, "gradient_square": square}
         along = torch.where(is_moving, gradient / root, 0.0)  # the gradient in the coordinates of D^½·H·D^½
         known: tuple[Tensor, Tensor] | None = None
         if choice in ("gradient", "both"):
             image = curved(gradient)
-            values["lambda_grad"] = torch.dot(gradient, diagonal * image) / square
+            (bent,) = self._inner.dots((gradient, diagonal * image))
+            values["lambda_grad"] = bent / square
             known = along, root * image
         if self._reads_at_point:
             values |= self._tracking.read_at_point(lambda x: root * curved(root * x), root, root * gradient, known)
@@ -413,7 +426,7 @@ class Probe:
                 tracked = vector, root * curved(root * vector)
             values |= self._tracking.take(aim, *tracked)
         if pairs := self._tracking.pairs():
-            self.directions.replace(pairs, root, preconditioner.parameters)
+            self.directions.replace(pairs, root, preconditioner.parameters, inner=self._inner)
         return values
 
     def _collect(self) -> None:
@@ -470,9 +483,12 @@ class Probe:
         self.directions.forget()
 
 
-def rounding_of(loss: Tensor) -> float:
-    """Return the size of a slope, relative to the ``loss``, below which it is meaningless."""
-    return ROUNDING * torch.finfo(loss.dtype).eps
+def rounding_of(loss: Tensor, *, is_coarse: bool = False) -> float:
+    """Return the size of a slope, relative to the ``loss``, below which it is meaningless.
+
+    ``is_coarse`` tells that the loss passed through 16 bits, whatever its type is.
+    """
+    return torch.finfo(torch.bfloat16).eps if is_coarse else ROUNDING * torch.finfo(loss.dtype).eps
 
 
 def same_tensors(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:

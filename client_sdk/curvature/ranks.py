@@ -5,14 +5,15 @@ layer statistics, which all ranks exchange anyway, together with the steps at wh
 If these are the same everywhere, the measurement is made at the next `log` with a closure, after a vote. Curvature
 therefore works in measured steps of the layer statistics.
 
-Each rank holds a copy of all parameters, so that vectors of the parameter space are the same on all ranks, and loss,
+Where each rank holds a copy of all parameters, vectors of the parameter space are the same on all ranks, and loss,
 gradient and Hessian-vector products of the training are the means of those of the ranks. A rank whose closure fails
-after the vote contributes NaN to the means that the others wait for.
+after the vote contributes NaN to the means that the others wait for. Where parameters are divided among the ranks,
+vectors are too; `inner_product` adds them up, and `shared_sandbox` evaluates closures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, get_args
@@ -20,11 +21,13 @@ from typing import Any, Final, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from client_sdk.curvature.exchange import Exchange
 from client_sdk.curvature.hessian import Hessian
-from client_sdk.curvature.preconditioner import UnsupportedError
+from client_sdk.curvature.inner_product import Part, SharedInnerProduct
+from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
 from client_sdk.curvature.schedule import Choice
 from client_sdk.curvature.tracking import Aim
-from client_sdk.distributed import Decision, Participation, Team
+from client_sdk.distributed import Decision, Participation, Possession, Team
 from client_sdk.warner import Warner
 
 CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
@@ -58,8 +61,13 @@ class Plan:
 class Ranks:
     """The ranks of one team, as this one sees them. Used on the training thread."""
 
-    def __init__(self, team: Team, warner: Warner) -> None:
-        """Measure together with the other ranks of ``team``, each of which holds a copy of all parameters."""
+    def __init__(self, team: Team, warner: Warner, possessions: Mapping[int, Possession] | None = None) -> None:
+        """Measure together with the other ranks of ``team``.
+
+        ``possessions`` are what this rank has of each parameter, keyed by its id; None if every rank holds a copy of
+        all parameters.
+        """
+        self._possessions = possessions
         self._team = team
         self._warner = warner
         self._closure_at = self._closure_gap = 0
@@ -89,14 +97,48 @@ class Ranks:
             )
         division = team.division
         own = division.alike.get(team.rank, ())
+        possessions: Mapping[int, Possession] | None = None
         if len(own) < len(team.ranks) or len(division.whole) < len(division.layers):
-            raise UnsupportedError(
-                "curvature is measured where every rank holds all parameters and their optimizer state, as with "
-                "DistributedDataParallel; this model is divided among the ranks"
-            )
+            possessions = participation.parts()
+            if possessions is None:
+                raise UnsupportedError(
+                    "curvature in several processes is measured where every rank holds all parameters and their "
+                    "optimizer state, as with DistributedDataParallel, or a DTensor of each of them, as with FSDP2; "
+                    "this model is divided among the ranks in another way"
+                )
         if any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()):
             raise UnsupportedError("curvature of a model with SyncBatchNorm in several processes is not measured")
-        return cls(team, warner)
+        return cls(team, warner, possessions)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a rank may hold a part of a parameter alone."""
+        return self._possessions is not None
+
+    def exchange(self) -> Exchange:
+        """Return the exchange of a measurement that all ranks are about to make."""
+        return Exchange(self._team.reduction, self.size)
+
+    def counts(self, parameter: Tensor) -> bool:
+        """Return whether this rank's part of ``parameter`` is added to those of the others."""
+        return self._possession_of(parameter).counts
+
+    def inner_product(self, exchange: Exchange, preconditioner: Preconditioner) -> SharedInnerProduct:
+        """Return the inner product of vectors that the ranks hold together. Raises `UnsupportedError`."""
+        possessions = map(self._possession_of, preconditioner.parameters)
+        return SharedInnerProduct(
+            exchange,
+            [
+                Part(size=shape.numel(), counts=has.counts, number=has.number)
+                for shape, has in zip(preconditioner.shapes, possessions, strict=True)
+            ],
+        )
+
+    def _possession_of(self, parameter: Tensor) -> Possession:
+        found = None if self._possessions is None else self._possessions.get(id(parameter))
+        if found is None:
+            raise UnsupportedError("curvature of parameters that came after the first step is not measured")
+        return found
 
     @property
     def speaks(self) -> bool:
@@ -158,6 +200,11 @@ class Ranks:
         self._vote = self._done
         self._agreed = self._proposed_at = None
         return plan
+
+    @property
+    def measured_at(self) -> int:
+        """Step of the optimizer at which the last measurement was proposed; the same on all ranks, and above 0."""
+        return self._done
 
     def vote(self, says: str | None) -> Decision:
         """Return whether all ranks make the measurement that `take` returned now; None votes against it.

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from client_sdk.curvature.graph import Graph
-from client_sdk.distributed import local
+from client_sdk.distributed import FullySharded, is_divided_alike, local
 
 Derivatives = Literal[0, 1, 2]
 """Number of times that a loss will be differentiated.
@@ -55,13 +55,16 @@ class Sandbox:
         seen = {id(parameter) for parameter in own}
         self._parameters: list[Tensor] = [*own, *(p for p in parameters if id(p) not in seen)]
         self._devices = {p.device for p in self._parameters if p.device.type not in ("cpu", "meta")}
-        self._sharded: list[Any] = [
-            module for module in self._modules if hasattr(module, "reshard") and hasattr(module, "unshard")
-        ]
+        self._fully_sharded = FullySharded(model)
         self._contexts = ExitStack()
         self._kernels = ExitStack()
         self._derivatives: Derivatives | None = None
         self._evaluations = 0
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether FSDP2 rounds weights or gradients to 16 bits, which the graph of a loss does not show."""
+        return self._fully_sharded.is_coarse
 
     def __enter__(self) -> Self:
         # The copy comes first: if there is no memory for it, nothing has been changed yet.
@@ -82,6 +85,7 @@ class Sandbox:
         # zero_grad() cannot reach them.
         self._grads = [(parameter, parameter.grad) for parameter in self._parameters]
         self._drop_gradients()
+        self._fully_sharded.__enter__()
         self._contexts.callback(register_optimizer_step_pre_hook(self._refuse_step).remove)
         self._contexts.enter_context(torch.inference_mode(False))
         # The autocast cache may hold weights from before the optimizer's step, and must not keep the sandbox's.
@@ -103,7 +107,7 @@ class Sandbox:
         self._derivatives = None
         self._contexts.close()
         torch.set_autocast_cache_enabled(self._cache_enabled)
-        self._reshard()
+        self._fully_sharded.__exit__(kind, error, trace)
         self.restore_weights()
         self._weights.clear()
         for parameter, grad in self._grads:
@@ -153,6 +157,24 @@ class Sandbox:
                 "the closure's loss has no graph; it must compute the loss anew, without no_grad(), detach() or item()"
             )
         return loss
+
+    def gradients(
+        self, loss: Tensor, parameters: Sequence[Tensor], *, by_backward: bool | None = None
+    ) -> Sequence[Tensor | None]:
+        """Return what `gradients` does; where several ranks train the model, the gradient of all of them."""
+        return gradients(loss, parameters, by_backward=by_backward)
+
+    def counts(self, parameter: Tensor) -> bool:
+        """Return whether this process adds its part of ``parameter`` to those of the others."""
+        return True
+
+    def add_parts(self, value: Tensor) -> Tensor:
+        """Return the sum of a 0-d ``value``, which came from parts that count, over all processes that hold some."""
+        return value
+
+    def whole_loss(self, loss: Tensor) -> Tensor:
+        """Return the loss whose gradient `gradients` returns for ``loss``, which came from `evaluate`; detached."""
+        return loss.detach()
 
     def prepare(self, derivatives: Derivatives) -> None:
         """Select the kernels for a loss that is differentiated ``derivatives`` times, until the next call.
@@ -206,7 +228,7 @@ class Sandbox:
 
     def _reshard(self) -> None:
         """Free the gathered weights of FSDP2, which would hide the values that the shards have been given."""
-        for module in self._sharded:
+        for module in self._fully_sharded.modules:
             module.reshard()
 
     def _restore_modules(self) -> None:
@@ -278,10 +300,19 @@ def _gradients_by_backward(
         tensor.grad = None
     try:
         loss.backward()
-        return tuple(None if parameter.grad is None else held(parameter.grad) for parameter in parameters)
+        return tuple(None if parameter.grad is None else _part_of_grad(parameter) for parameter in parameters)
     finally:
         for tensor, grad in kept:
             tensor.grad = grad
+
+
+@torch.no_grad()
+def _part_of_grad(parameter: Any) -> Tensor:
+    """Return the part of the gradient that belongs to the part of the parameter that this process holds."""
+    grad = parameter.grad
+    if not is_divided_alike(parameter, grad):  # a partial sum of tensor parallelism
+        grad = grad.redistribute(placements=parameter.placements)
+    return held(grad)
 
 
 @torch.no_grad()

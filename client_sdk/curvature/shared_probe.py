@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from client_sdk.curvature.exchange import Exchange
+from client_sdk.curvature.forward_probe import ForwardProbe
 from client_sdk.curvature.hessian import DifferenceHessian, Hessian, NoSecondDerivativeError
 from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
 from client_sdk.curvature.probe import Flight, Probe, rounding_of, same_tensors
@@ -21,9 +23,13 @@ from client_sdk.curvature.ranks import MeanHessian, Plan, Ranks, mean_step
 from client_sdk.curvature.reading import CurvatureCopy
 from client_sdk.curvature.sandbox import Sandbox
 from client_sdk.curvature.schedule import Choice
+from client_sdk.curvature.shared_modes import SharedModeCopy, SharedModes
+from client_sdk.curvature.shared_sandbox import SharedSandbox
 from client_sdk.curvature.step_probe import StepSnapshot
 from client_sdk.curvature.timer import Timer
-from client_sdk.distributed import Participation
+from client_sdk.curvature.unstable_directions import ModeCopy
+from client_sdk.distributed import Participation, SharedStep
+from client_sdk.host import TensorCopy
 
 
 @dataclass
@@ -43,8 +49,12 @@ class SharedProbe(Probe):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take the arguments of `Probe`. `join` must be called before the first step of the optimizer."""
         super().__init__(*arguments, **options)
+        self._modes = SharedModes()
+        self._amplitudes: TensorCopy | None = None  # of the step under way
         self._ranks: Ranks | None = None
         self._plan: Plan | None = None  # of the measurement under way
+        self._exchange: Exchange | None = None  # the same
+        self._has_voted = False  # in the measurement under way
         self._sandbox: Sandbox  # of the measurement under way
         self._has_joined = False
 
@@ -55,7 +65,10 @@ class SharedProbe(Probe):
             return
         try:
             self._ranks = Ranks.of(participation, self._model, self._warner)
-            self.schedule.reads_at_point = self.schedule.reads_at_point and self._ranks is None
+            if self._ranks is not None:
+                self.schedule.reads_at_point = False
+                self._takes_parts = self._ranks.is_sharded
+                self._forward = ForwardProbe(mean=self._mean_of_ranks)
         except UnsupportedError as error:
             self.refuse(str(error))
 
@@ -95,6 +108,33 @@ class SharedProbe(Probe):
         """Return the number of steps from the last λ_max that this process reported to ``step``; None without one."""
         return super().age(step) if self.speaks else None
 
+    def amplitudes(self) -> tuple[int, TensorCopy] | None:
+        """Return the number of the directions and this rank's amplitudes of the step under way, for all ranks' sum.
+
+        None if the step was not followed, or if this process knows the amplitudes by itself.
+        """
+        latest = self.directions.take_latest()
+        if not self._takes_parts or latest is None or not self.directions.number:
+            self._amplitudes = None
+            return None
+        self._amplitudes = TensorCopy(latest)
+        return self.directions.number, self._amplitudes
+
+    def modes(self, step: int, shared: SharedStep | None) -> ModeCopy | SharedModeCopy | None:
+        """Return the unstable directions of a ``step`` on their way to the host; None where this process has none.
+
+        ``shared`` is the sum of all ranks in which the `amplitudes` of the step are.
+        """
+        if not self.is_used:
+            return None
+        if not self._takes_parts:
+            return self.directions.copy() if self.speaks else None
+        own, self._amplitudes = self._amplitudes, None
+        if own is None or shared is None:
+            return None
+        copy = self._modes.take(step, shared, own)
+        return copy if self.speaks else None
+
     def _propose(self, step: int, lr: float | None) -> None:
         """Propose what this process would measure next, unless a result is still on its way."""
         assert self._ranks is not None
@@ -104,7 +144,8 @@ class SharedProbe(Probe):
             self._ranks.propose(None)
             return
         aim = self._tracking.plan(is_scarce=self.schedule.is_scarce) if choice == "track" else None
-        self._ranks.propose(Plan(choice=choice, aim=aim, has_step=self.schedule.wants_step or not self._has_limit))
+        has_step = self.schedule.wants_step or (not self._has_limit and (choice != "track" or self._forward.needs_step))
+        self._ranks.propose(Plan(choice=choice, aim=aim, has_step=has_step))
 
     def _expects_step(self, lr: float | None) -> bool:
         if self._ranks is None:
@@ -130,52 +171,131 @@ class SharedProbe(Probe):
         while self._flying:  # so that all ranks go on from the same values
             self._observe(self._flying.pop(0))
         snapshot = snapshot if plan.has_step else None
-        device = next(self._model.parameters()).device
-        timers: list[Timer] = []
-        has_voted = False
+        self._has_voted = False
         try:
             preconditioner = self._read_preconditioner()
-            if preconditioner is None and (self._has_limit or snapshot is None):
+            if preconditioner is None and self._has_limit:
                 return None
             if preconditioner is not None and not same_tensors(self._parameters, preconditioner.parameters):
                 self._forget()
                 self._parameters = preconditioner.parameters
-            products = None if preconditioner is None else self._mean_hessian(ranks, plan, closure, preconditioner)
+            if preconditioner is None or ranks.is_sharded:
+                return self._measure_together(
+                    ranks, plan, step, closure, snapshot=snapshot, preconditioner=preconditioner
+                )
+            return self._measure_copies(ranks, plan, step, closure, snapshot=snapshot, preconditioner=preconditioner)
+        finally:
+            if not self._has_voted:
+                ranks.vote(None)
+
+    def _is_agreed(self, ranks: Ranks, says: str, step: int) -> bool:
+        """Vote for the measurement at ``step``, and return whether it is to be made."""
+        self._has_voted = True
+        if ranks.vote(says) != "agreed":
+            self.schedule.failed(step)
+            return False
+        return True
+
+    def _measure_copies(
+        self,
+        ranks: Ranks,
+        plan: Plan,
+        step: int,
+        closure: Callable[[], Any],
+        *,
+        snapshot: StepSnapshot | None,
+        preconditioner: Preconditioner,
+    ) -> CurvatureCopy | None:
+        """Measure a model of which every rank holds a copy, by the means of what each of them computes by itself."""
+        device = next(self._model.parameters()).device
+        timers: list[Timer] = []
+        try:
+            products = self._mean_hessian(ranks, plan, closure, preconditioner)
             with Sandbox(self._model, self._parameters) as self._sandbox:
-                has_voted = True
-                if ranks.vote(self._describe(plan, snapshot, preconditioner)) != "agreed":
-                    self.schedule.failed(step)
+                if not self._is_agreed(ranks, self._describe(plan, snapshot, preconditioner), step):
                     return None
-                self.schedule.started(choice, step)
+                self.schedule.started(plan.choice, step)
                 timers.append(Timer(device))
-                if products is not None and preconditioner is not None:
-                    found = self._evaluate_together(plan, products, preconditioner)
-                else:
-                    found = self._evaluate_loss(closure)
+                found = self._evaluate_together(plan, products, preconditioner)
                 timers[0].stop()
                 if snapshot is not None:
                     timers.append(Timer(device))
                     self._add_step(ranks, snapshot, closure, found)
                     timers[1].stop()
         finally:
-            if not has_voted:
-                ranks.vote(None)
             if timers:
-                self._account(choice, timers[0], timers[1] if len(timers) > 1 else None)
+                self._account(plan.choice, timers[0], timers[1] if len(timers) > 1 else None)
         if found.failure is not None:
             self._forget()
             if isinstance(found.failure, NoSecondDerivativeError) and self._has_limit and not self._uses_differences:
                 self._take_over(f"the model cannot be differentiated twice ({found.failure})")
             raise found.failure
         copy = CurvatureCopy(found.tensors, rounding_of(found.tensors["loss"]))
-        self._flying.append(Flight(step=step, aim=plan.aim, choice=choice, copy=copy))
+        self._flying.append(Flight(step=step, aim=plan.aim, choice=plan.choice, copy=copy))
         return copy
+
+    def _measure_together(
+        self,
+        ranks: Ranks,
+        plan: Plan,
+        step: int,
+        closure: Callable[[], Any],
+        *,
+        snapshot: StepSnapshot | None,
+        preconditioner: Preconditioner | None,
+    ) -> CurvatureCopy | None:
+        """Measure by evaluations that all ranks make together: of shards, and without a preconditioner."""
+        device = next(self._model.parameters()).device
+        self._exchange = exchange = ranks.exchange()
+        if preconditioner is not None:
+            self._inner = ranks.inner_product(exchange, preconditioner)
+            self._tracking.measure_in(self._inner)
+        counts = ranks.counts if ranks.is_sharded else None
+        timers: list[Timer] = []
+        try:
+            with SharedSandbox(self._model, self._parameters, exchange, counts=counts) as sandbox:
+                if not self._is_agreed(ranks, self._describe(plan, snapshot, preconditioner), step):
+                    return None
+                exchange.begin()
+                self.schedule.started(plan.choice, step)
+                timers.append(Timer(device))
+                if preconditioner is not None:
+                    tensors = self._probe(plan.choice, plan.aim, sandbox, closure, preconditioner)
+                else:
+                    tensors = self._forward.measure(plan.choice, sandbox, closure, snapshot)
+                timers[0].stop()
+                if preconditioner is not None and snapshot is not None:
+                    timers.append(Timer(device))
+                    tensors |= snapshot.measure(sandbox, closure)
+                    timers[1].stop()
+                exchange.end()
+        except BaseException as error:
+            exchange.fail()
+            self._forget()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise UnsupportedError("there is not enough memory to measure curvature on this rank") from error
+            raise
+        finally:
+            if timers:
+                self._account(plan.choice, timers[0], timers[1] if len(timers) > 1 else None)
+        if not tensors:
+            return None
+        if self.directions.is_known:
+            self.directions.number = ranks.measured_at
+        copy = CurvatureCopy(tensors, rounding_of(tensors["loss"], is_coarse=sandbox.is_coarse))
+        self._flying.append(Flight(step=step, aim=plan.aim, choice=plan.choice, copy=copy))
+        return copy
+
+    def _mean_of_ranks(self, values: Tensor) -> Tensor:
+        assert self._exchange is not None
+        return self._exchange.mean(values)
 
     def _describe(self, plan: Plan, snapshot: StepSnapshot | None, preconditioner: Preconditioner | None) -> str:
         """Return everything on which the order of the collectives depends, and which all ranks must have alike."""
-        size = 0 if preconditioner is None else len(preconditioner.diagonal)
+        size = 0 if preconditioner is None else sum(parameter.numel() for parameter in preconditioner.parameters)
         products = self._tracking.products_at_once if plan.choice == "both" else 1
-        return f"{plan.code} {snapshot is not None} {size} {products} {self._tracking.has_vector}"
+        state = f"{self._tracking.has_vector} {self.directions.is_known} {self._forward.needs_step}"
+        return f"{plan.code} {snapshot is not None} {size} {products} {state}"
 
     def _mean_hessian(
         self, ranks: Ranks, plan: Plan, closure: Callable[[], Any], preconditioner: Preconditioner
@@ -202,14 +322,6 @@ class SharedProbe(Probe):
             hessian.fail(error)
         hessian.finish()
         found.failure, found.loss = hessian.failure, hessian.own_loss
-        return found
-
-    def _evaluate_loss(self, closure: Callable[[], Any]) -> _Found:
-        found = _Found()
-        try:
-            found.loss = self._sandbox.evaluate(closure, derivatives=0).detach()
-        except Exception as error:
-            found.failure = error
         return found
 
     def _add_step(self, ranks: Ranks, snapshot: StepSnapshot, closure: Callable[[], Any], found: _Found) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from client_sdk.curvature.inner_product import WHOLE, InnerProduct
 from client_sdk.curvature.point_reading import PointReading
 
 ROOM: Final = 6  # vectors of the search space
@@ -59,6 +60,8 @@ class SearchSpace:
     """
 
     def __init__(self) -> None:
+        self.inner: InnerProduct = WHOLE
+        """Inner product of the vectors, of which several ranks may hold a part each. All of them take equal turns."""
         self._basis: Tensor | None = None  # [m, N], the largest Ritz value first; orthonormal before the next move
         self._images: Tensor | None = None  # [m, N]
         self._values: Tensor | None = None  # [m], Ritz values
@@ -93,11 +96,10 @@ class SearchSpace:
 
     def beginning(self, gradient: Tensor) -> Tensor:
         """Return a first vector: D^½·g of the ``gradient`` g [N] with a random part."""
-        random = torch.Generator(gradient.device).manual_seed(0)
-        noise = torch.randn(gradient.shape, generator=random, device=gradient.device, dtype=gradient.dtype)
-        length = torch.linalg.vector_norm(gradient)
+        noise = self.inner.noise(gradient)
+        length, noise_length = self.inner.lengths(gradient, noise)
         start = torch.where(length > 0, gradient / length, 0.0)
-        return _normalised(start + RANDOM_SHARE * noise / torch.linalg.vector_norm(noise))
+        return self._normalised(start + RANDOM_SHARE * noise / noise_length)
 
     def improved(self, at: int = 0) -> Tensor:
         """Return Ritz vector number ``at``, 0 being the leading one, after one step of the power method.
@@ -108,15 +110,16 @@ class SearchSpace:
         assert self._images is not None
         at = min(at, len(self._basis) - 1)
         vector, image = self._basis[at], self._images[at]
-        value = torch.dot(vector, image) / torch.dot(vector, vector).clamp_min(TINY)
+        along, square = self.inner.dots((vector, image), (vector, vector))
+        value = along / square.clamp_min(TINY)
         moved = image + SHIFT * value.abs() * vector
-        return _normalised(moved) if at == 0 else _rest(moved, self._basis[:at])
+        return self._normalised(moved) if at == 0 else self._rest(moved, self._basis[:at])
 
     def residual(self, at: int = 0) -> Tensor:
         """Return the direction in which the space lacks the image of a Ritz vector; zero if it lacks nothing."""
         assert self._basis is not None
         assert self._images is not None
-        return _rest(self._images[min(at, len(self._basis) - 1)], self._basis)
+        return self._rest(self._images[min(at, len(self._basis) - 1)], self._basis)
 
     def extend(self, vector: Tensor, image: Tensor) -> Estimate:
         """Add a ``vector`` [N] that is orthogonal to the space, with its ``image`` [N]."""
@@ -141,7 +144,7 @@ class SearchSpace:
 
     def rest(self, vector: Tensor) -> Tensor:
         """Return ``vector`` [N] orthonormalised against the space; zero if nothing of it is new."""
-        return vector if self._basis is None else _rest(vector, self._basis)
+        return vector if self._basis is None else self._rest(vector, self._basis)
 
     def extend_by_known(self, direction: Tensor, image: Tensor) -> Estimate | None:
         """Add a ``direction`` [N] of any length whose ``image`` [N] is known anyway, if enough of it is new.
@@ -150,12 +153,12 @@ class SearchSpace:
         """
         if self._basis is None or self._images is None:
             return None
-        length = torch.linalg.vector_norm(direction)
+        (length,) = self.inner.lengths(direction)
         direction, image = direction / length, image / length
-        along = _coefficients(self._basis, direction)
+        along = self._coefficients(self._basis, direction)
         rest = torch.addmv(direction, self._basis.T, along, alpha=-1.0)
         image = torch.addmv(image, self._images.T, along, alpha=-1.0)
-        new = torch.linalg.vector_norm(rest)
+        (new,) = self.inner.lengths(rest)
         keep = new > NEW_SHARE
         return self.extend(torch.where(keep, rest / new, 0.0), torch.where(keep, image / new, 0.0))
 
@@ -169,7 +172,8 @@ class SearchSpace:
         assert self._basis is not None
         assert self._images is not None
         at = min(at, len(self._basis) - 1)
-        estimate = _estimate(_dot(vector, image), vector, image, self._second())
+        value = self.inner.matrix(vector[None], image[None])[0, 0]
+        estimate = self._estimate(value, vector, image)
         before = [row for row in range(len(self._basis)) if row < at]
         after = [row for row in range(len(self._basis)) if row > at]
         basis = torch.cat([self._basis[before], vector[None], self._basis[after]])
@@ -180,19 +184,23 @@ class SearchSpace:
 
     # -- inside --
 
-    def _second(self) -> Tensor:
-        """Return an upper estimate of the second eigenvalue, which is the second Ritz value and its residual.
+    def _estimate(self, value: Tensor, vector: Tensor, image: Tensor) -> Estimate:
+        """Return what is known of an eigenvalue near ``value``, from the residual of its vector and the second value.
 
-        It is infinite while the space is too small to show a second eigenvalue.
+        The second eigenvalue is taken to be the second Ritz value and its residual, and infinite while the space is too
+        small to show it.
         """
         assert self._basis is not None
         assert self._images is not None
         assert self._values is not None
-        if len(self._basis) < MIN_SIZE:
-            return torch.full_like(self._values[0], torch.inf)
-        value = self._values[1]
-        upper: Tensor = value + torch.linalg.vector_norm(self._images[1] - value.to(self._basis.dtype) * self._basis[1])
-        return upper
+        residuals = [image - value.to(vector.dtype) * vector]
+        if len(self._basis) >= MIN_SIZE:
+            residuals.append(self._images[1] - self._values[1].to(self._basis.dtype) * self._basis[1])
+        lengths = [length.to(value.dtype) for length in self.inner.lengths(*residuals)]
+        rest = lengths[0]
+        gap = value - (self._values[1] + lengths[1]) if len(lengths) > 1 else torch.full_like(value, -torch.inf)
+        bound = torch.where(gap > rest, torch.minimum(CAUTION * rest * rest / gap, rest), rest)
+        return Estimate(value=value, error=bound / value.abs())
 
     def _set(self, basis: Tensor, images: Tensor) -> None:
         self._basis, self._images = basis, images
@@ -201,8 +209,8 @@ class SearchSpace:
         """Rotate the space to its Ritz vectors; row ``fresh`` has an image that is newer than those of the others."""
         assert self._basis is not None
         assert self._images is not None
-        gram, filled = _gram(self._basis)
-        small = (self._basis @ self._images.T).to(gram.dtype)  # [m, m]
+        products = self.inner.matrix(self._basis, self._basis, self._images)
+        (gram, filled), small = _filled(products[:, : len(self._basis)]), products[:, len(self._basis) :]
         newest = small[:, fresh].clone()  # ⟨x_j, A·x_fresh⟩
         small = (small + small.T) / 2
         small[:, fresh] = small[fresh, :] = newest
@@ -213,51 +221,34 @@ class SearchSpace:
         turn = (weights.T @ inverse).to(self._basis.dtype)  # to orthonormal Ritz vectors
         self._values = values
         self._set(turn @ self._basis, turn @ self._images)
-        return _estimate(values[0], self._basis[0], self._images[0], self._second())
+        return self._estimate(values[0], self._basis[0], self._images[0])
+
+    def _normalised(self, vector: Tensor) -> Tensor:
+        (length,) = self.inner.lengths(vector)
+        return torch.where(length > 0, vector / length, 0.0)
+
+    def _rest(self, candidate: Tensor, basis: Tensor) -> Tensor:
+        """Return ``candidate`` [N] orthonormalised against the rows of ``basis`` [m, N]; zero if nothing is left."""
+        vector = candidate
+        for _ in range(2):  # one pass is not enough in float32
+            vector = torch.addmv(vector, basis.T, self._coefficients(basis, vector), alpha=-1.0)
+        length, whole = self.inner.lengths(vector, candidate)
+        keep = length > whole * 1e-6
+        return torch.where(keep, vector / length, 0.0)
+
+    def _coefficients(self, basis: Tensor, vector: Tensor) -> Tensor:
+        """Return the coefficients [m] of the part of ``vector`` [N] that lies in the span of the rows of ``basis``."""
+        products = self.inner.matrix(basis, basis, vector[None])
+        gram, _ = _filled(products[:, :-1])
+        factor, _ = torch.linalg.cholesky_ex(gram)
+        return torch.cholesky_solve(products[:, -1:], factor).squeeze(1).to(vector.dtype)
 
 
-def _estimate(value: Tensor, vector: Tensor, image: Tensor, second: Tensor) -> Estimate:
-    rest = torch.linalg.vector_norm(image - value.to(vector.dtype) * vector).to(value.dtype)
-    gap = value - second
-    bound = torch.where(gap > rest, torch.minimum(CAUTION * rest * rest / gap, rest), rest)
-    return Estimate(value=value, error=bound / value.abs())
+def _filled(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inner products [m, m] of some vectors, and which of these are not zero [m].
 
-
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    product = torch.dot(first, second)
-    return product if product.device.type == "mps" else product.double()
-
-
-def _normalised(vector: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(vector)
-    return torch.where(length > 0, vector / length, 0.0)
-
-
-def _rest(candidate: Tensor, basis: Tensor) -> Tensor:
-    """Return ``candidate`` [N] orthonormalised against the rows of ``basis`` [m, N]; zero if nothing is left."""
-    vector = candidate
-    for _ in range(2):  # one pass is not enough in float32
-        vector = torch.addmv(vector, basis.T, _coefficients(basis, vector), alpha=-1.0)
-    length = torch.linalg.vector_norm(vector)
-    keep = length > torch.linalg.vector_norm(candidate) * 1e-6
-    return torch.where(keep, vector / length, 0.0)
-
-
-def _coefficients(basis: Tensor, vector: Tensor) -> Tensor:
-    """Return the coefficients [m] of the part of ``vector`` [N] that lies in the span of the rows of ``basis``."""
-    gram, _ = _gram(basis)
-    factor, _ = torch.linalg.cholesky_ex(gram)
-    along = (basis @ vector).to(gram.dtype)
-    return torch.cholesky_solve(along[:, None], factor).squeeze(1).to(vector.dtype)
-
-
-def _gram(basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inner products [m, m] of the rows of ``basis`` [m, N], and which rows are not zero [m].
-
-    The diagonal of a row of zeros is 1, so that the matrix can be factorised.
+    The diagonal of a vector of zeros becomes 1, so that the matrix can be factorised.
     """
-    gram = basis @ basis.T
-    gram = gram if basis.device.type == "mps" else gram.double()
     filled = gram.diagonal() > TINY
     both = filled[:, None] & filled[None, :]
     return torch.where(both, gram, 0.0) + torch.diag((~filled).to(gram.dtype)), filled

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client_sdk.curvature.sandbox import Sandbox, gradients
+from client_sdk.curvature.sandbox import Sandbox, held
 
 
 class StepSnapshot:
@@ -50,24 +50,28 @@ class StepSnapshot:
         self._swap()
         try:
             loss = sandbox.evaluate(closure)
-            grads = gradients(loss, self._parameters)
+            grads = sandbox.gradients(loss, self._parameters)
         finally:
             self._swap()
         wide = torch.float32 if loss.device.type == "mps" else torch.float64
         slope = torch.zeros((), device=loss.device, dtype=wide)
         for grad, parameter, before in zip(grads, self._parameters, self._before, strict=True):
-            if grad is not None:
-                product = grad * (parameter.detach() - before)
+            if grad is not None and sandbox.counts(parameter):
+                product = grad * (held(parameter) - held(before))
                 slope = slope + product.sum(dtype=None if product.dtype == wide else torch.float32).to(slope)
-        return {"loss_before": loss.detach(), "slope": slope, "step_lr": torch.as_tensor(self._lr)}
+        return {
+            "loss_before": sandbox.whole_loss(loss),
+            "slope": sandbox.add_parts(slope),
+            "step_lr": torch.as_tensor(self._lr),
+        }
 
     @torch.no_grad()
     def _swap(self) -> None:
         """Exchange the values of the parameters and of the snapshot, without a new version of any parameter."""
         for parameter, before in zip(self._parameters, self._before, strict=True):
-            present = parameter.data.clone()
-            parameter.data.copy_(before)
-            before.copy_(present)
+            present = held(parameter).clone()
+            held(parameter).copy_(held(before))
+            held(before).copy_(present)
 
 
 def step_curvature(*, loss: float, loss_before: float, slope: float, lr: float, rounding: float) -> float | None:

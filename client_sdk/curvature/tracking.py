@@ -14,6 +14,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from client_sdk.curvature.inner_product import InnerProduct
 from client_sdk.curvature.point_reading import read_at_point
 from client_sdk.curvature.spectrum import RitzPair, SearchSpace
 
@@ -45,6 +46,10 @@ class Tracking:
         self._second_share: float | None = None  # the second eigenvalue in shares of the first, at the last reading
         self._has_read = False  # in this round, so that only the second direction is left
         self._is_known = False  # whether the last reading was good enough to follow the directions
+
+    def measure_in(self, inner: InnerProduct) -> None:
+        """Take all inner products of the next measurement by ``inner``."""
+        self._space.inner = inner
 
     @property
     def has_vector(self) -> bool:

@@ -14,8 +14,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from client_sdk.curvature.inner_product import WHOLE, InnerProduct
 from client_sdk.curvature.mode_reading import WINDOW, mode_scalars
 from client_sdk.curvature.spectrum import RitzPair
+from client_sdk.distributed import is_divided_alike, local
 from client_sdk.host import TensorCopy
 
 AT_ONCE: Final = 2**20  # coordinates that are concatenated at a time, which bounds the extra memory to a few MiB
@@ -47,29 +49,40 @@ class UnstableDirections:
         self._values: Tensor | None = None
         self._batches: list[tuple[slice, tuple[Tensor, ...]]] = []
         self._rows: deque[Tensor] = deque(maxlen=WINDOW)
+        self._latest: Tensor | None = None
+        self.number = 0
+        """Number of the directions that are followed, which the caller gives them; 0 for none."""
 
     @property
     def is_known(self) -> bool:
         """Whether a probe has found directions that can be followed."""
         return self._vectors is not None
 
-    def replace(self, pairs: Sequence[RitzPair], root: Tensor, parameters: tuple[Tensor, ...]) -> None:
+    def replace(
+        self,
+        pairs: Sequence[RitzPair],
+        root: Tensor,
+        parameters: tuple[Tensor, ...],
+        *,
+        inner: InnerProduct = WHOLE,
+    ) -> None:
         """Follow the vectors of ``pairs``, the largest eigenvalue first, from now on.
 
         ``root`` is D^½, shape (N,), in the order of ``parameters``. The sign of each vector is chosen so that it
-        continues the vector that it takes the place of.
+        continues the vector that it takes the place of. Where ``inner`` is that of several ranks, the amplitudes are
+        those of this rank's part, and those of all ranks have to be added.
         """
         vectors = torch.stack([pair.vector for pair in pairs])  # [k, N]
         same = len(parameters) == len(self._parameters) and all(
             one is other for one, other in zip(parameters, self._parameters, strict=True)
         )
         if self._vectors is not None and same and self._vectors.shape == vectors.shape:
-            along = (self._vectors * vectors).sum(1, keepdim=True)
+            along = torch.stack(inner.dots(*zip(self._vectors, vectors, strict=True)))[:, None]
             vectors = torch.where(along < 0, -vectors, vectors)
         else:
             self._rows.clear()
             self._batches = _batches(parameters)
-        self._vectors, self._root, self._parameters = vectors, root, parameters
+        self._vectors, self._root, self._parameters = inner.counted(vectors), inner.counted(root), parameters
         self._values = torch.stack([pair.value for pair in pairs]).to(vectors.dtype)
 
     def forget(self) -> None:
@@ -77,10 +90,13 @@ class UnstableDirections:
         self._vectors = self._values = self._root = None
         self._parameters = ()
         self._rows.clear()
+        self._latest = None
+        self.number = 0
 
     def pause(self) -> None:
         """Leave out a step: growth and alternation are measured over consecutive steps only."""
         self._rows.clear()
+        self._latest = None
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -90,20 +106,30 @@ class UnstableDirections:
         amplitudes = torch.zeros(len(self._vectors), device=self._root.device, dtype=self._root.dtype)
         square = torch.zeros((), device=self._root.device, dtype=self._root.dtype)
         for part, members in self._batches:
-            pieces = [
-                torch.zeros(parameter.numel(), device=self._root.device, dtype=self._root.dtype)
-                if parameter.grad is None
-                else parameter.grad.reshape(-1).to(self._root.dtype)
-                for parameter in members
-            ]
+            pieces = [_own_gradient(parameter).to(self._root) for parameter in members]
             preconditioned = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)) * self._root[part]
             amplitudes += self._vectors[:, part] @ preconditioned
             square += preconditioned @ preconditioned
-        self._rows.append(torch.cat([square.reshape(1), amplitudes, self._values]))
+        self._latest = torch.cat([square.reshape(1), amplitudes, self._values])
+        self._rows.append(self._latest)
+
+    def take_latest(self) -> Tensor | None:
+        """Return the row of the last step that was followed, once: ‖D^½·g‖², the amplitudes and the eigenvalues."""
+        latest, self._latest = self._latest, None
+        return latest
 
     def copy(self) -> ModeCopy | None:
         """Return the amplitudes of the last steps on their way to the host, or None if nothing was followed."""
         return ModeCopy(self._rows) if self._rows else None
+
+
+def _own_gradient(parameter: Tensor) -> Tensor:
+    """Return the gradient of the part of ``parameter`` that this rank holds, as a vector; NaN if it is not known."""
+    if parameter.grad is None:
+        return torch.zeros_like(local(parameter.detach())).reshape(-1)
+    grad = local(parameter.grad).reshape(-1)
+    # A partial sum of tensor parallelism says nothing by itself.
+    return grad if is_divided_alike(parameter, parameter.grad) else torch.full_like(grad, torch.nan)
 
 
 def _batches(parameters: Sequence[Tensor]) -> list[tuple[slice, tuple[Tensor, ...]]]:
@@ -112,11 +138,12 @@ def _batches(parameters: Sequence[Tensor]) -> list[tuple[slice, tuple[Tensor, ..
     members: list[Tensor] = []
     start = size = 0
     for parameter in parameters:
-        if members and size + parameter.numel() > AT_ONCE:
+        count = local(parameter.detach()).numel()
+        if members and size + count > AT_ONCE:
             batches.append((slice(start, start + size), tuple(members)))
             start, size, members = start + size, 0, []
         members.append(parameter)
-        size += parameter.numel()
+        size += count
     if members:
         batches.append((slice(start, start + size), tuple(members)))
     return batches

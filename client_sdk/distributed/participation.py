@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from client_sdk.distributed.agreement import Agreement, Roster, RosterHolding
 from client_sdk.distributed.ballot import Ballot
 from client_sdk.distributed.division import divide, is_alone
 from client_sdk.distributed.partition import Partition
-from client_sdk.distributed.placements import Holding, holdings_of, local
+from client_sdk.distributed.placements import Holding, holding_of, holdings_of, local
 from client_sdk.distributed.reduction import Reduction
 from client_sdk.distributed.replicas import checksums
 from client_sdk.distributed.team import Team
@@ -30,6 +30,15 @@ from client_sdk.warner import Warner
 _teams: Final[weakref.WeakSet[Team]] = weakref.WeakSet()
 """Teams that say farewell when the process ends."""
 SHOWN: Final = 3  # names of parameters in a warning
+
+
+class Possession(NamedTuple):
+    """The part of a parameter that a rank has."""
+
+    counts: bool
+    """Whether it is added to what other ranks have; False for a further copy."""
+    number: int
+    """Position of it among the parts of a complete copy."""
 
 
 class Participation:
@@ -148,6 +157,24 @@ class Participation:
         compared = [parameter for parameter, sign in zip(self._layers.parameters, signs, strict=True) if sign]
         return TensorCopy(checksums([local(parameter) for parameter in compared]))
 
+    def parts(self) -> dict[int, Possession] | None:
+        """Return what this rank has of each parameter in the team, keyed by the parameter's id.
+
+        None if a parameter is divided in another way than as a DTensor, or is not held by every rank.
+        """
+        if self.team is None or len(self.team.division.rows) < len(self.team.division.layers):
+            return None
+        roster = self._roster()
+        found: dict[int, Possession] = {}
+        for at, parameter in enumerate(self._layers.parameters):
+            holding = holding_of(parameter)
+            declared = roster.holdings[roster.holding_of[at]]
+            if declared.is_flat or declared.obstacle or not roster.is_held[at]:
+                return None
+            copy = next((copy for copy in holding.copies if self._rank in copy), (self._rank,))
+            found[id(parameter)] = Possession(bool(self.team.division.counts[at]), copy.index(self._rank))
+        return found
+
     def _form(self, prefix: str, rosters: Mapping[int, Roster]) -> None:
         division = divide(rosters, self._rank)
         if division.obstacles:
@@ -180,11 +207,11 @@ class Participation:
         held = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
         kinds: dict[Holding, int] = {}
         parameters = self._layers.parameters
-        holding_of = []
+        kind_of: list[int] = []
         compared = []
         for at, parameter in enumerate(parameters):
-            holding = holdings.get(id(parameter), Holding())
-            holding_of.append(kinds.setdefault(holding, len(kinds)))
+            holding = holdings.get(id(parameter)) or holding_of(parameter)  # FSDP2 shows others while it has gathered
+            kind_of.append(kinds.setdefault(holding, len(kinds)))
             if holding.is_own and not holding.is_declared:
                 compared.append(at)
         sums = np.zeros(len(parameters))
@@ -200,7 +227,7 @@ class Participation:
                 )
                 for kind in kinds
             ),
-            holding_of=tuple(holding_of),
+            holding_of=tuple(kind_of),
             is_held=tuple(id(parameter) in held for parameter in parameters),
             checksums=tuple(int(value) for value in sums),
         )

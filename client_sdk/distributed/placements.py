@@ -41,7 +41,7 @@ class Holding:
 
 def holdings_of(model: torch.nn.Module, rank: int) -> dict[int, Holding]:
     """Return the holding of each parameter of ``model``, keyed by the parameter's id. ``rank`` is the global rank."""
-    holdings = {id(parameter): _holding(parameter) for parameter in model.parameters()}
+    holdings = {id(parameter): holding_of(parameter) for parameter in model.parameters()}
     for module in model.modules():  # an inner module comes after the one that contains it, and decides
         found = _module_holding(module, rank)
         if found is None:
@@ -76,7 +76,8 @@ def is_divided_alike(parameter: Tensor, grad: Tensor) -> bool:
     return placements is None or tuple(getattr(grad, "placements", ())) == tuple(placements)
 
 
-def _holding(parameter: Tensor) -> Holding:
+def holding_of(parameter: Tensor) -> Holding:
+    """Return the holding of one parameter as far as its tensor tells, without the module that it belongs to."""
     if hasattr(parameter, "placements") and hasattr(parameter, "device_mesh"):
         return _dtensor_holding(parameter)
     if getattr(parameter, "tensor_model_parallel", False):

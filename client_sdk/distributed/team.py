@@ -32,10 +32,16 @@ HEADER: Final = (
     "closure_gap", # steps between its last two
     "proposed_at", # the optimizer's step at which the rank proposed a measurement of curvature
     "curvature",   # that measurement as a number, 0 for none
+    "mode_number", # that of the unstable directions which the rank has followed, 0 for none
+    "mode_square", # its part of the squared preconditioned gradient
+    "mode_first",  # its part of the gradient's amplitude along the first direction
+    "mode_second", # the same along the second
     "checksum",    # of all its parameters that have copies, at a step of comparison
     "gg",          # Σ g² of the same parameters
 )  # fmt: skip
 """Columns of the header."""
+MODES: Final = ("mode_square", "mode_first", "mode_second")
+"""Columns of the header that are added up."""
 AT: Final = {name: position for position, name in enumerate(HEADER)}
 """Position of each column of the header."""
 COMPARE_EVERY: Final = 50  # measurements between two comparisons of all weights, which read each of them once more
@@ -74,6 +80,11 @@ class Verdict:
     """Measurement of curvature that the speaker proposes, if all ranks log with a closure at the same steps, or 0."""
     proposed_at: int = 0
     """Step of the optimizer at which it was proposed."""
+    modes: tuple[float, ...] | None = None
+    """Squared preconditioned gradient and amplitudes along the two unstable directions, of all ranks together.
+
+    None unless all ranks have followed the same directions.
+    """
     without_closure: Sequence[int] = ()
     """Ranks that have not logged with a closure, if some others have."""
 
@@ -164,11 +175,13 @@ class Team:
         *,
         next_in: int,
         has_logged: bool,
+        modes: tuple[int, HostCopy] | None = None,
     ) -> SharedStep:
         """Sum what this rank measured at ``step`` of its optimizer over all ranks. Returns at once.
 
         ``measured`` is called on another thread; None stands for a rank that could not measure. ``checksums`` are those
-        of all parameters with a sign, in their order, at a step of comparison.
+        of all parameters with a sign, in their order, at a step of comparison. ``modes`` are the number of this rank's
+        unstable directions and its parts of their amplitudes, which begin with the squared preconditioned gradient.
         """
         says = {
             "step": step,
@@ -180,7 +193,8 @@ class Team:
 
         def fill() -> Array:
             try:
-                return self._packed(says, None if measured is None else measured(), checksums)
+                found = {**says, **_said_of(modes)}
+                return self._packed(found, None if measured is None else measured(), checksums)
             except Exception:
                 return self._packed({**says, "is_broken": True}, None, None)
 
@@ -237,6 +251,7 @@ class Team:
             step=step,
             curvature=int(header[speaker, AT["curvature"]]) if is_proposed else 0,
             proposed_at=int(header[speaker, AT["proposed_at"]]),
+            modes=_united_modes(header),
             without_closure=without if len(without) < len(self.ranks) else (),
             amounts=amounts,
             speaker=self.ranks[speaker],
@@ -263,3 +278,17 @@ class Team:
             own[AT["gg"]] = squares.sum()
             np.add.at(rows[:, self.width + 1], division.row_of, division.signs / division.others * squares)
         return np.concatenate([header.reshape(-1), rows.reshape(-1)])
+
+
+def _said_of(modes: tuple[int, HostCopy] | None) -> dict[str, float]:
+    if modes is None:
+        return {}
+    number, copy = modes
+    return {"mode_number": number, **dict(zip(MODES, copy.array().tolist(), strict=False))}
+
+
+def _united_modes(header: Array) -> tuple[float, ...] | None:
+    numbers = header[:, AT["mode_number"]]
+    if not numbers.all() or (numbers != numbers[0]).any():
+        return None
+    return tuple(header[:, [AT[name] for name in MODES]].sum(0).tolist())

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.distributed import Contribution, Participation, SharedStep, Team, Verdict
-from client_sdk.measurement import Measurement
+from client_sdk.measurement import HostCopy, Measurement
 from client_sdk.protocol import HISTOGRAM_BINS, Histograms
 from client_sdk.stats.layer_statistics import AMOUNT, AMOUNTS, statistics_block, totals
 from client_sdk.stats.meter import Meter, StepCopy
@@ -34,6 +34,11 @@ class SharedCopy:
         self._statistics = statistics
         self._warner: Warner | None = None
         self._run_step: int | None = None
+
+    @property
+    def shared(self) -> SharedStep:
+        """Sum of all ranks that the statistics are read from."""
+        return self._shared
 
     def note_record(self, step: int, warner: Warner) -> None:
         """Note the step of the run whose record takes the measurement, and the warner for what is found."""
@@ -113,10 +118,11 @@ def share(
     step: int,
     next_in: int,
     has_logged: bool,
+    modes: tuple[int, HostCopy] | None = None,
 ) -> SharedCopy:
     """Share this rank's measurement of ``step``, the optimizer's, with its team. Returns at once.
 
-    ``own`` is None if none of this rank's parameters had a gradient.
+    ``own`` is None if none of this rank's parameters had a gradient. ``modes`` are explained at `Team.share`.
     """
     team = participation.team
     assert team is not None
@@ -128,5 +134,5 @@ def share(
         layer_count = len(meter.layers.names)
         return Contribution(amounts=np.zeros((layer_count, len(AMOUNTS))), squares=np.full(len(counts), np.nan))
 
-    shared = team.share(step, measured, participation.checksums(), next_in=next_in, has_logged=has_logged)
+    shared = team.share(step, measured, participation.checksums(), next_in=next_in, has_logged=has_logged, modes=modes)
     return SharedCopy(team, shared, own, meter.statistics)

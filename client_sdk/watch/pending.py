@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client_sdk.curvature import CurvatureCopy, ModeCopy
+from client_sdk.curvature import CurvatureCopy, ModeCopy, SharedModeCopy
 from client_sdk.host import ScalarCopy
 from client_sdk.measurement import Measurement
 from client_sdk.optimizers import stability_limit
@@ -33,7 +33,7 @@ class TakenStep:
     """Largest learning rate of the step, perhaps on a device."""
     statistics: StepCopy | UnitedCopy | SharedCopy | None
     """Layer statistics; None if the step was not measured."""
-    mode: ModeCopy | None
+    mode: ModeCopy | SharedModeCopy | None
     """Amplitudes of the unstable directions up to the step; None if none are known."""
     period_two: PeriodTwoCopy | None
     """Period-two component of the gradients up to the step; None if the step was not followed."""

@@ -181,7 +181,9 @@ class Watcher:
         step = TakenStep(
             lr=largest_rate(optimizer),
             statistics=statistics,
-            mode=self._probe.directions.copy() if self._probe.is_used and self._probe.speaks else None,
+            mode=self._probe.modes(
+                self.rhythm.steps, statistics.shared if isinstance(statistics, SharedCopy) else None
+            ),
             period_two=period_two if self._holds_whole_model else None,
             scalars={} if statistics is None else self._rhythm_scalars(),
         )
@@ -256,6 +258,7 @@ class Watcher:
             step=self.rhythm.steps,
             next_in=self.rhythm.next_in,
             has_logged=self._has_logged,
+            modes=self._probe.amplitudes(),
         )
 
     def _note_refuted(self, optimizer: torch.optim.Optimizer) -> None:

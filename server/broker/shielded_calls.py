@@ -1,4 +1,4 @@
-"""Calls to Redis that a task can stop waiting for."""
+"""Calls that a task can stop waiting for without ending them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 class ShieldedCalls:
     """Awaits calls such that the waiting can be cancelled.
 
-    The Redis client swallows a cancellation that arrives while it connects, so the call itself runs on in the
-    background.
+    The call itself runs on in the background: a cancelled save is still published, and the Redis client swallows a
+    cancellation that arrives while it connects.
     """
 
     def __init__(self) -> None:

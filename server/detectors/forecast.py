@@ -117,6 +117,17 @@ def forecast(reading: Reading) -> PredictedStep | None:
     )
 
 
+def dated(step: int, steps: float) -> PredictedStep:
+    """Return the forecast of a spike so many steps after `step`, from observed growth.
+
+    >>> dated(100, 10.0)
+    PredictedStep(low=105, best=110, high=122)
+    """
+    best = max(1, round(min(steps, HORIZON)))
+    high = math.ceil(LATEST * min(steps, HORIZON)) + SLACK
+    return PredictedStep(low=step + max(1, math.floor(EARLIEST * best)), best=step + best, high=step + high)
+
+
 def _steps_to_climb(reading: Reading, climb: float, observed: float) -> float | None:
     """Return the number of steps until the growth sums up to `climb`; None if it takes longer than the horizon.
 

@@ -131,6 +131,10 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Share of the last 12 steps at which the gradient along the leading direction changed its sign."""
     mode_share: float | None = None
     """Share of the preconditioned gradient that these directions hold; None if not measured or not positive."""
+    period_two: float | None = None
+    """Share of the gradient that changes its sign at every step, between 0 and 1; None if not measured at this step."""
+    period_two_growth: float | None = None
+    """Growth of that component per step over the last 12 steps; None if not measured at this step."""
     update_ratio: float | None = None
     """Largest ‖Δw‖/‖w‖ over all layers."""
     eps_fraction: float | None = None
@@ -266,6 +270,8 @@ class Signals(msgspec.Struct):
             mode_growth=_finite(scalars.get("mode_growth")) or 0.0,
             mode_alternation=_finite(scalars.get("mode_alternation")) or 0.0,
             mode_share=_positive(scalars.get("mode_share")),
+            period_two=_positive(scalars.get("period_two")),
+            period_two_growth=_finite(scalars.get("period_two_growth")),
             update_ratio=sums.update_ratio,
             eps_fraction=sums.eps_fraction,
             state_reset=sums.is_fresh and self.count > RECENT and abs(before - 1.0) > 0.01,

@@ -1,10 +1,12 @@
 """A spike that has not come yet: Adam's mechanism at work, with a forecast of the step.
 
-Rule: the predictor looks for five signs (each of them alone raises false alarms on healthy runs):
+Rule: the predictor looks for six signs (each of them alone raises false alarms on healthy runs):
 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
 * *oscillation*: the gradient along the directions of largest curvature grows and changes its sign at every step, v was
   just decoupled, λ_max is near the limit, and the directions hold a part of the loss that is not negligible;
+* *alternation*: the component of the gradient that changes its sign at every step grows, v lags behind, and the growth
+  leads to a spike by its expected height; it needs no curvature (`period_two`);
 * *climb*: v was just decoupled (Σg²/Σv̂ < 0.1), ‖g‖ is above its mean and climbs steadily, with λ_max near the limit
   where curvature is measured;
 * *crossed*: v has been decoupled deeply for a while and λ_max stays above the limit, so nothing stops the growth;
@@ -39,8 +41,10 @@ import msgspec
 from server.detectors.advice import advice_before_spike
 from server.detectors.causes import is_stale
 from server.detectors.context import Context
-from server.detectors.forecast import crossing_step, forecast
+from server.detectors.forecast import crossing_step, dated, forecast
 from server.detectors.height import Height, HeightRecord
+from server.detectors.period_two import PeriodTwo, Swing, is_steady
+from server.detectors.robust import median
 from server.detectors.signals import Reading
 from server.detectors.track_record import LOUD
 from server.models import AlertKind, AlertLevel, Cause, Finding, PredictedStep
@@ -67,6 +71,8 @@ ALTERNATING: Final = 0.8
 """Smallest share of the last steps at which that gradient must have changed its sign; drift changes it rarely."""
 HELD: Final = 1e-5
 """Share of the loss that the directions must hold, below which their growth is rounding or noise."""
+LEAST_PEAK: Final = 0.05
+"""Least height by the growth of the alternating part relative to what is worth a warning; it is too low at first."""
 VAST: Final = 1_000
 """Rise of the loss relative to its level from which no number is given, because the loss is near zero."""
 IMMINENT: Final = 20
@@ -85,13 +91,16 @@ class Sign(StrEnum):
     CROSSED = "crossed"
     CLIMB = "climb"
     OSCILLATION = "oscillation"
+    ALTERNATION = "alternation"
     DIRECTIONAL = "directional"
     RESET = "reset"
 
 
 NO_SIGN: Final[str] = Sign.NONE.value
-ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.OSCILLATION, Sign.DIRECTIONAL, Sign.RESET)
+ALARMS: Final = (Sign.CROSSED, Sign.CLIMB, Sign.OSCILLATION, Sign.ALTERNATION, Sign.DIRECTIONAL, Sign.RESET)
 """Signs that raise the level to warning or above."""
+CERTAIN: Final = (Sign.RESET, Sign.OSCILLATION, Sign.DIRECTIONAL)
+"""Signs to which an alternation of the whole gradient adds nothing."""
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +133,8 @@ class SpikePredictor(msgspec.Struct):
     """Low, best and high end of the last forecast."""
     quiet_until: int = 0
     """Step before which the aftermath of a spike is not mistaken for the next build-up."""
+    period_two: PeriodTwo = msgspec.field(default_factory=PeriodTwo)
+    """Recent growth of the component of the gradient that alternates."""
     height: HeightRecord = msgspec.field(default_factory=HeightRecord)
     """Forecast of how far the loss would rise."""
 
@@ -137,17 +148,18 @@ class SpikePredictor(msgspec.Struct):
     def _follow(self, reading: Reading, context: Context) -> None:
         self.seen += 1
         self.height.update(reading, is_jumping=context.is_jumping)
-        if context.is_jumping:  # the spike has come, so there is nothing to predict
+        swing = self.period_two.update(reading, self.height.memory, self.height.beta2)
+        if context.is_jumping and context.jump_level is not AlertLevel.WATCH:  # the spike has come
             self._forget()
             self.quiet_until = reading.step + AFTERMATH * reading.interval
         if self.seen <= SETTLING or reading.step < self.quiet_until:
             return
-        evidence = judge(reading, context.record.demand)
+        evidence = self._with_alternation(judge(reading, context.record.demand), swing, reading, context.record.demand)
         if evidence.predicted is not None:
             expected = evidence.predicted
             self.predicted = (expected.low, expected.best, expected.high)
         step = reading.step
-        if evidence.sign is Sign.RESET or (evidence.sign in ALARMS and not self.height.is_ripple):
+        if evidence.sign is Sign.RESET or (evidence.sign in ALARMS and not self._is_ripple(reading)):
             self.last_alarm, self.sign = step, evidence.sign.value
             soon = evidence.predicted is not None and evidence.predicted.best - step < IMMINENT
             if evidence.sign is Sign.DIRECTIONAL or soon:
@@ -169,6 +181,29 @@ class SpikePredictor(msgspec.Struct):
         if self.level and self.since is None:
             self.since = step
         self.has_warned = self.has_warned or self.level in LOUD
+
+    def _with_alternation(self, evidence: Evidence, swing: Swing | None, reading: Reading, demand: float) -> Evidence:
+        """Return the evidence, or that of the period-two component where it says more."""
+        if swing is None or evidence.sign in CERTAIN or not swing.builds_up(demand * reading.growth_usual):
+            return evidence
+        if reading.stability_peak is not None and reading.stability_peak <= NEAR:
+            return evidence
+        losses = self.height.losses.values
+        steps = swing.steps_until(self.period_two.onset(losses))
+        if swing.peak is None or steps is None:
+            return evidence
+        predicted = dated(reading.step, steps)
+        if swing.peak > LEAST_PEAK * self.period_two.warning_rise(abs(median(losses))) and not self._is_ripple(reading):
+            return Evidence(sign=Sign.ALTERNATION, predicted=predicted)
+        return evidence if evidence.sign is not Sign.NONE else Evidence(sign=Sign.APPROACH, predicted=predicted)
+
+    def _is_ripple(self, reading: Reading) -> bool:
+        """Return whether the expected rise is no reason for a warning; without curvature it must be larger."""
+        expected = self.height.forecast()
+        if reading.stability_peak is not None or expected is None:
+            return self.height.is_ripple
+        level = abs(median(self.height.losses.values))
+        return expected.best * level <= self.period_two.warning_rise(level)
 
     def _forget(self) -> None:
         self.level, self.since, self.sign, self.predicted = "", None, NO_SIGN, None
@@ -216,6 +251,8 @@ class SpikePredictor(msgspec.Struct):
                 "expected_rise": None if height is None else height.best,
                 "expected_rise_low": None if height is None else height.low,
                 "expected_rise_high": None if height is None else height.high,
+                "alternating_share": reading.period_two,
+                "alternation_growth_per_step": reading.period_two_growth,
                 "mode_growth_per_step": reading.mode_growth if reading.mode_loss is not None else None,
             },
             advice=advice_before_spike(cause, reading),
@@ -274,7 +311,7 @@ def _is_climb(reading: Reading, demand: float) -> bool:
     if reading.growth <= max(0.03, demand * reading.growth_usual):
         return False
     if reading.stability_peak is None:
-        return reading.grad_ratio > 2.0
+        return reading.grad_ratio > (2.0 if reading.period_two is None else 1.5) and not is_steady(reading)
     return reading.stability_peak > NEAR and reading.grad_ratio > 1.5
 
 
@@ -314,7 +351,13 @@ def _sentence(sign: str, reading: Reading) -> str:
             )
         else:
             parts.append(f"λ_max is {reading.stability:.2f} × the limit 2/η")
-    if reading.growth > 0.02:
+    if sign == Sign.ALTERNATION and reading.period_two is not None and reading.period_two_growth is not None:
+        percent = 100 * math.expm1(reading.period_two_growth)
+        parts.append(
+            f"the part of the gradient that changes its sign at every step ({reading.period_two:.0%} of it) grows "
+            f"by {percent:.2g} % per step"
+        )
+    elif reading.growth > 0.02:
         parts.append(f"the gradient grows {100 * math.expm1(reading.growth):.2g} % per step")
     if not parts:
         return "There are signs of a build-up."

@@ -52,7 +52,9 @@ class LabelledEvent:
     peak: int
     end: int
     height: float
-    """Largest loss above the median before the event."""
+    """Largest loss above `base`."""
+    base: float
+    """Median of the losses before the event."""
     finite: bool = True
     """Whether the largest loss is finite."""
 
@@ -186,6 +188,7 @@ class _Scan:
             peak=peak,
             end=end,
             height=float(filled[peak] - base),
+            base=base,
             finite=bool(np.isfinite(filled[peak])),
         )
 
@@ -225,6 +228,8 @@ def _bumps(losses: Losses) -> list[LabelledEvent]:
             continue
         peak = at + int(np.argmax(logs[at : at + SMOOTH]))
         height = float(losses[peak] - losses[lowest])
-        found.append(LabelledEvent(onset=lowest + 1, trigger=at, peak=peak, end=peak, height=height))
+        found.append(
+            LabelledEvent(onset=lowest + 1, trigger=at, peak=peak, end=peak, height=height, base=float(losses[lowest]))
+        )
         at = peak + SMOOTH
     return found

@@ -4,11 +4,12 @@ Reads two formats, one npz file for each run, and owns their meaning.
 
 * **Spikewatch** (key `format` = "spikewatch-1"): `step` (n,), `time` (n,), one array (n,) for each scalar under
   `scalar:NAME` (NaN where absent), `block` (n, layers, statistics) float32, `layers`, `statistics`, `sizes`,
-  `optimizer` (msgpack of `protocol.Optimizer`), optionally `cause`, `fault_steps`, `family` and `swell`.
-  `write_recording` writes it.
+  `optimizer` (msgpack of `protocol.Optimizer`), optionally `cause`, `fault_steps`, `family`, `swell` and `batches`
+  ("full" or "mini"). `write_recording` writes it.
 * **Zoo**: the signals of a study of small runs, step by step: `loss`, `lr`, `gnorm`, per layer `g2` and `vh`, `lam` and
   `lgrad` every few steps, `thr` = 2/η; optionally `betas` and the same keys as above. Without `cause`, names that end
-  in "-ok" are healthy controls; without `family`, the name up to the first hyphen is the family.
+  in "-ok" are healthy controls; without `family`, the name up to the first hyphen is the family; without `batches`, a
+  run with curvature of a batch that is not trained on (`lam_p`) has mini-batches, and one without it full ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from server.evaluation.recording import CONTROL, Recording
+from server.evaluation.recording import CONTROL, FULL_BATCH, MINI_BATCH, Recording
 from server.models import Layout, Optimizer, Sample
 
 FORMAT: Final = "spikewatch-1"
@@ -29,27 +30,42 @@ FORMAT: Final = "spikewatch-1"
 ZOO_STATISTICS: Final = ("grad_norm", "v_rms", "rms_ratio", "decoupling")
 
 
+def recordings_in(directory: Path) -> list[Path]:
+    """Return the files of the recordings in a directory by name. Raises `ValueError` if there is none."""
+    paths = sorted(directory.glob("*.npz"))
+    if not paths:
+        raise ValueError(f"no recordings (*.npz) in {directory}; name a directory that has some")
+    return paths
+
+
 def read_recordings(directory: Path) -> Iterator[Recording]:
     """Yield every recording in a directory by name.
 
     Raises `ValueError` if there is none, or if a file has neither of the two formats.
     """
-    paths = sorted(directory.glob("*.npz"))
-    if not paths:
-        raise ValueError(f"no recordings (*.npz) in {directory}; name a directory that has some")
-    for path in paths:
-        with np.load(path) as data:
-            arrays = dict(data)
-        if "format" in arrays and str(arrays["format"]) == FORMAT:
-            yield _from_spikewatch(path.stem, arrays)
-        elif {"loss", "g2", "vh", "thr"} <= arrays.keys():
-            yield _from_zoo(path.stem, arrays)
-        else:
-            raise ValueError(f"{path} is not a recording; remove it from the directory")
+    return map(read_recording, recordings_in(directory))
+
+
+def read_recording(path: Path) -> Recording:
+    """Return the recording in a file. Raises `ValueError` if the file has neither of the two formats."""
+    with np.load(path) as data:
+        arrays = dict(data)
+    if "format" in arrays and str(arrays["format"]) == FORMAT:
+        return _from_spikewatch(path.stem, arrays)
+    if {"loss", "g2", "vh", "thr"} <= arrays.keys():
+        return _from_zoo(path.stem, arrays)
+    raise ValueError(f"{path} is not a recording; remove it from the directory")
 
 
 def write_recording(
-    path: Path, samples: Sequence[Sample], cause: str = "", fault_steps: Sequence[int] = (), family: str = ""
+    path: Path,
+    samples: Sequence[Sample],
+    cause: str = "",
+    fault_steps: Sequence[int] = (),
+    family: str = "",
+    *,
+    is_swell: bool = False,
+    batches: str = "",
 ) -> None:
     """Write samples of one layout to a file. Samples without a block get one of NaN."""
     layout = next((sample.layout for sample in samples if sample.layout is not None), None)
@@ -72,6 +88,8 @@ def write_recording(
         cause=np.array(cause),
         family=np.array(family),
         fault_steps=np.array(fault_steps, dtype=np.int64),
+        swell=np.array(is_swell),
+        batches=np.array(batches),
         **arrays,
     )
 
@@ -123,7 +141,11 @@ def _from_zoo(name: str, arrays: dict[str, Any]) -> Recording:
         scalars["loss"] = float(loss)
         samples.append(Sample(step=i + 1, time=float(i + 1), scalars=scalars, layout=layout, block=block[i]))
     cause = CONTROL if name.endswith("-ok") else ""
-    return _described(Recording(name=name, samples=samples, cause=cause, family=name.partition("-")[0]), arrays)
+    batches = ""
+    if "lam_p" in arrays:
+        batches = MINI_BATCH if np.isfinite(arrays["lam_p"]).any() else FULL_BATCH
+    recording = Recording(name=name, samples=samples, cause=cause, family=name.partition("-")[0], batches=batches)
+    return _described(recording, arrays)
 
 
 def _described(recording: Recording, arrays: dict[str, Any]) -> Recording:
@@ -134,4 +156,5 @@ def _described(recording: Recording, arrays: dict[str, Any]) -> Recording:
         fault_steps=tuple(int(step) for step in arrays.get("fault_steps", ())),
         family=str(arrays.get("family", recording.family)),
         is_swell=bool(arrays.get("swell", False)),
+        batches=str(arrays.get("batches", recording.batches)),
     )

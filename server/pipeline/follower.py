@@ -46,8 +46,12 @@ class DetectorStates(Protocol):
         """Return the saved state of a run, or None if there is none. Raises `DatabaseError`."""
         ...
 
-    async def save(self, save: DetectorStateSave) -> DetectorStateSaveResult:
-        """Store a state with what was concluded. Raises `DatabaseError`."""
+    async def save(self, save: DetectorStateSave, publish: Publish) -> DetectorStateSaveResult:
+        """Store a state with what was concluded, then publish the conclusions. Raises `DatabaseError`.
+
+        Nothing is published if nothing was stored. Both are done even if the caller is cancelled meanwhile, because no
+        other follower publishes what this one has stored.
+        """
         ...
 
 
@@ -109,6 +113,11 @@ class RunFollower:
         if not self._source.inbox.offer(segment) or self._state is None:
             self._must_query = True
         self._stir()
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether something has arrived that `run` has not begun to read."""
+        return self._awake.is_set()
 
     def wake(self) -> None:
         """Query the database: something was committed, or the run ended."""
@@ -303,7 +312,8 @@ class RunFollower:
                 now=self._clock(),
                 project=None if self._labels is None else self._labels.project,
                 outliers=state.outliers,
-            )
+            ),
+            self._publish,
         )
         if saved.alerts is None:
             # A follower on another server is ahead: load its state, and do not publish anything twice.
@@ -311,10 +321,9 @@ class RunFollower:
             self._must_query = True
             self._awake.set()
             return
-        happened, state.happened, state.changed, state.outliers = state.happened, [], {}, []
+        state.happened, state.changed, state.outliers = [], {}, []
         state.saved_position, state.revision, state.due_at = state.position, revision, due_at
         self._saved_at = self._clock()
-        await self._publish(saved.alerts, happened)
 
     async def _close_if_ended(self, run_state: str | None) -> bool:
         """Close all alerts when the run has ended and everything is read. Return False if the run was deleted."""

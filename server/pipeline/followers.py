@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 
 from client_sdk import answers
 from server.broker.leases import Leases
+from server.broker.shielded_calls import ShieldedCalls
 from server.errors import DatabaseError
 from server.log_actions import LogAction
 from server.models import Event
+from server.pipeline.follower import Publish as PublishOfRun
 from server.pipeline.follower import RunFollower
 from server.pipeline.group_committer import GroupCommitter
 from server.pipeline.inbox import FreshSegment, Inbox, InboxBudget
@@ -38,6 +41,7 @@ MAX_SAVE_BYTES = 1024 * 1024
 """Bytes of detector states after which a transaction takes no further state."""
 LEASE = "follower:"
 """Prefix of the names of leases; the run id follows."""
+PUBLISH_TIMEOUT = 2.0  # seconds that the last conclusions have to be queued for publication at shutdown
 ORPHANS_EVERY = 6  # renewals of the leases between two searches for runs that no server follows
 
 Publish = Callable[[str, Sequence[answers.Alert], Sequence[Event]], Awaitable[None]]
@@ -63,15 +67,29 @@ class _GroupedStates:
         self._groups: GroupCommitter[DetectorStateSave, DetectorStateSaveResult] = GroupCommitter(
             store.save, max_bytes=MAX_SAVE_BYTES, gather=SAVE_GATHER, lock=write_lock
         )
+        self._saves = ShieldedCalls()
 
     async def load(self, run_id: str) -> StoredDetectorState | None:
         return await self._store.load(run_id)
 
-    async def save(self, save: DetectorStateSave) -> DetectorStateSaveResult:
-        return await self._groups.write(save, save.run_id, len(save.after.state))
+    async def save(self, save: DetectorStateSave, publish: PublishOfRun) -> DetectorStateSaveResult:
+        # Another server may take the run over during the transaction. It finds the conclusions stored and takes them
+        # for published, so the end of this server's follower must not come between the transaction and the publication.
+        result: DetectorStateSaveResult = await self._saves.call(self._save_and_publish(save, publish))
+        return result
 
     async def stop(self) -> None:
+        """Return when every save has ended, with its publication."""
         await self._groups.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PUBLISH_TIMEOUT):  # a broker that blocks may leave no room
+                await self._saves.wait_done()
+
+    async def _save_and_publish(self, save: DetectorStateSave, publish: PublishOfRun) -> DetectorStateSaveResult:
+        saved = await self._groups.write(save, save.run_id, len(save.after.state))
+        if saved.alerts is not None:
+            await publish(saved.alerts, save.happened)
+        return saved
 
 
 class Followers:
@@ -231,12 +249,15 @@ class Followers:
         """Run a follower while this server holds the lease of its run, so that no other server does the same."""
         lease = _lease_of(follower.run_id)
         try:
-            if not await self._leases.take(lease, force=is_leading):
-                self._elsewhere[follower.run_id] = self._clock() + self._leases.seconds / 3
-                return
-            self._elsewhere.pop(follower.run_id, None)
-            await follower.run(self._idle_after)
-            await self._leases.release(lease)
+            is_needed = True
+            while is_needed:
+                if not await self._leases.take(lease, force=is_leading):
+                    self._elsewhere[follower.run_id] = self._clock() + self._leases.seconds / 3
+                    return
+                self._elsewhere.pop(follower.run_id, None)
+                await follower.run(self._idle_after)
+                await self._leases.release(lease)
+                is_needed = follower.is_awake  # something was committed while the lease was being released
         finally:
             inbox.clear()
 

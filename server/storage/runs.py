@@ -275,14 +275,17 @@ class RunStore:
     async def lagging(self) -> list[str]:
         """Return the runs that a server has to follow when it starts.
 
-        These are the runs with segments that the detectors have not read, and the ended runs with open alerts.
+        These are the runs with segments that the detectors have not read, among them those of a lower rank than the
+        one that they read so far, and the ended runs with open alerts.
         """
+        has_lower_rank = func.min(segments.c.rank) < func.max(monitors.c.rank)
+        has_unread = func.max(segments.c.id) > func.coalesce(func.max(monitors.c.position), 0)
         unread = (
             select(segments.c.run_id)
             .outerjoin(monitors, monitors.c.run_id == segments.c.run_id)
-            .where(or_(monitors.c.rank.is_(None), monitors.c.rank == segments.c.rank))
+            .where(or_(monitors.c.rank.is_(None), segments.c.rank <= monitors.c.rank))
             .group_by(segments.c.run_id)
-            .having(func.max(segments.c.id) > func.coalesce(func.max(monitors.c.position), 0))
+            .having(or_(has_lower_rank, has_unread))
         )
         ended = (
             select(alerts.c.run_id)

@@ -18,6 +18,7 @@ STEPS = 1_500
 FAULTS = 16
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_every_logged_step_is_stored_exactly_once(tmp_path: Path, database: str) -> None:

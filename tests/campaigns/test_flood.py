@@ -19,6 +19,7 @@ MAX_CONNECTIONS = 120
 TURNED_AWAY = "closing connections"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_flood_of_one_token_costs_another_nothing(tmp_path: Path) -> None:
     bounds = {"max_connections": MAX_CONNECTIONS, "token_connections": 20, "dashboard": False}

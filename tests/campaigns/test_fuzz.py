@@ -12,6 +12,7 @@ from tests.support.embedded import embedded
 FRAMES = 3_000
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_mutated_frames_are_answered_and_leave_nothing_behind(tmp_path: Path) -> None:
     with embedded(tmp_path, token_connections_per_second=CONNECTIONS_PER_SECOND) as server:

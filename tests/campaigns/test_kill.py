@@ -8,6 +8,7 @@ import sys
 import pytest
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("kind", "kills"), [("sqlite", 25), ("postgres", 10)])
 def test_a_kill_at_any_point_of_a_compaction_loses_and_doubles_nothing(kind: str, kills: int) -> None:

@@ -15,6 +15,7 @@ import client_sdk
 from tests.support.embedded import Embedded, embedded
 
 ROOT = Path(client_sdk.__file__).parents[1]
+pytestmark = pytest.mark.long
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.S)
 (PROGRAM,) = (block for block in BLOCKS if "client_sdk.init(" in block)
 (CALLBACK,) = (block for block in BLOCKS if block.startswith("@client_sdk.on_alert"))

@@ -15,6 +15,7 @@ from tests.support.slack import SlackServer
 TIMEOUT = 240.0  # seconds; once installed it takes under two minutes on two idle cores
 
 
+@pytest.mark.long
 @pytest.mark.timeout(TIMEOUT + 30)
 def test_demo_predicts_the_spike_and_names_the_bad_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with SlackServer() as slack:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.storage import migrate
 from server.storage.database import Database
+from tests.support.current_schema import create_sqlite
 from tests.support.postgres import Postgres
 from tests.support.redis import Redis
 from tests.support.server import RunningServer, running_server
@@ -39,18 +39,18 @@ def own_redis() -> Iterator[Redis]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of an empty database, of each kind in turn."""
+    """URL of a new database with the current schema, of each kind in turn."""
     if request.param == "sqlite":
+        create_sqlite(tmp_path / "test.sqlite3")
         return f"sqlite:///{tmp_path / 'test.sqlite3'}"
     started: Postgres = request.getfixturevalue("postgres")
-    return started.create_database()
+    return started.create_database(is_current=True)
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """An open database with the current schema."""
     opened = Database(database_url)
-    await migrate.upgrade(opened)
     yield opened
     await opened.close()
 

@@ -28,7 +28,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningSe
     with contextlib.ExitStack() as stack:
         options = {}
         if request.param == "postgres":
-            options["database_url"] = request.getfixturevalue("postgres").create_database()
+            options["database_url"] = request.getfixturevalue("postgres").create_database(is_current=True)
         yield stack.enter_context(running_server(tmp_path, **options))
 
 
@@ -147,7 +147,7 @@ def test_a_changed_alert_of_another_run_reaches_its_viewers(server: RunningServe
 
 
 def test_two_servers_count_each_run_once(tmp_path: Path, postgres: Postgres, redis: Redis) -> None:
-    url = postgres.create_database()
+    url = postgres.create_database(is_current=True)
     options: dict[str, Any] = {"database_url": url, "redis_url": redis.url, "lease_seconds": 0.6}
     with running_server(tmp_path, **options) as one, running_server(tmp_path, **options) as two:
         train(one, "a", losses(1, 1, 3.0))

@@ -18,7 +18,6 @@ from server.errors import RunDeletedError
 from server.models import DELETING, RunState, Scope
 from server.pipeline.deletion import DAY, Deleter
 from server.schema import metadata, runs
-from server.storage import migrate
 from server.storage.database import Database
 from server.storage.deletion import DeletionStore
 from server.storage.layouts import register_layouts
@@ -98,8 +97,7 @@ async def test_a_hello_under_way_does_not_revive_a_run_that_somebody_deletes(
     """The deletion happens between the reading of the run's state and the writing of it. On SQLite, the single writer
     at a time prevents this.
     """
-    database = Database(postgres.create_database())
-    await migrate.upgrade(database)
+    database = Database(postgres.create_database(is_current=True))
     stores = Stores.over(database)
     await stores.register("gone")
 
@@ -159,8 +157,7 @@ async def test_a_sqlite_file_gives_the_space_back(tmp_path: Path) -> None:
 
 
 async def test_postgres_uses_the_space_of_a_deleted_run_at_once_and_gives_back_its_end(postgres: Postgres) -> None:
-    database = Database(postgres.create_database())
-    await migrate.upgrade(database)
+    database = Database(postgres.create_database(is_current=True))
     stores = Stores.over(database)
     noise = np.random.default_rng(0)
 

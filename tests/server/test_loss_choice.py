@@ -153,7 +153,7 @@ def test_a_backtest_of_a_rule_about_the_loss_reads_the_runs_loss(server: Running
 
 
 def test_a_choice_reaches_the_server_that_follows_the_run(tmp_path: Path, postgres: Postgres) -> None:
-    url = postgres.create_database()
+    url = postgres.create_database(is_current=True)
     values = {"train/loss": 2.0, "val/loss": 9.0}
     with (
         running_server(tmp_path / "one", database_url=url, heartbeat_every=0.1) as one,

@@ -16,7 +16,6 @@ import pytest
 from sqlalchemy import func, select
 
 from server.schema import spans, writers
-from server.storage import migrate
 from server.storage.database import Database
 from tests.support.postgres import Postgres
 from tests.support.redis import Redis
@@ -28,11 +27,8 @@ QUICK = {"lease_seconds": "1", "heartbeat_every": "0.3", "compact_every": "0.2"}
 
 
 @pytest.fixture
-async def places(postgres: Postgres, redis: Redis) -> dict[str, str]:
-    url = postgres.create_database()
-    database = Database(url)
-    await migrate.upgrade(database)
-    await database.close()
+def places(postgres: Postgres, redis: Redis) -> dict[str, str]:
+    url = postgres.create_database(is_current=True)
     return {"database_url": url, "redis_url": redis.url, **QUICK}
 
 

@@ -11,8 +11,6 @@ import pytest
 
 import client_sdk
 from client_sdk.protocol import Ack, AlertNotice, Error
-from server.storage import migrate
-from server.storage.database import Database
 from tests.server.pipeline.test_pipeline import STEPS, facts, send, training, until_settled
 from tests.server.test_live import receive
 from tests.support.postgres import Postgres
@@ -26,7 +24,7 @@ from tests.support.writer import Writer, record
 @pytest.fixture
 def pair(tmp_path: Path, postgres: Postgres, redis: Redis) -> Iterator[tuple[RunningServer, RunningServer]]:
     """Two servers in this process that share a database and a Redis."""
-    url = postgres.create_database()
+    url = postgres.create_database(is_current=True)
     with contextlib.ExitStack() as stack:
         one, two = (
             stack.enter_context(
@@ -38,12 +36,9 @@ def pair(tmp_path: Path, postgres: Postgres, redis: Redis) -> Iterator[tuple[Run
 
 
 @pytest.fixture
-async def places(tmp_path: Path, postgres: Postgres, own_redis: Redis) -> dict[str, str]:
+def places(tmp_path: Path, postgres: Postgres, own_redis: Redis) -> dict[str, str]:
     """Settings of servers that share a new database and a Redis that may be killed."""
-    url = postgres.create_database()
-    database = Database(url)
-    await migrate.upgrade(database)
-    await database.close()
+    url = postgres.create_database(is_current=True)
     return {"database_url": url, "redis_url": own_redis.url}
 
 

@@ -24,6 +24,7 @@ from server.storage.database import Database
 from server.storage.loss_choices import LossChoices, LossChoiceStore
 from server.storage.measurements.commits import Commit, CommitRequest
 from tests.server.storage.conftest import Stores
+from tests.support.postgres import Postgres
 from tests.support.writer import histogram, record
 
 
@@ -36,8 +37,17 @@ def _tables(connection: Connection) -> set[str]:
     return set(inspect(connection).get_table_names())
 
 
-async def test_upgrade_gives_the_declared_schema_and_downgrade_takes_it_back(database_url: str) -> None:
-    database = Database(database_url)
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.sqlite3'}"
+    started: Postgres = request.getfixturevalue("postgres")
+    return started.create_database()
+
+
+async def test_upgrade_gives_the_declared_schema_and_downgrade_takes_it_back(empty_url: str) -> None:
+    database = Database(empty_url)
     try:
         assert not await migrate.is_current(database)
         for _ in range(2):
@@ -66,12 +76,12 @@ async def test_a_newer_schema_is_refused(database: Database) -> None:
         await migrate.downgrade(database, "base")
 
 
-def test_servers_that_start_together_migrate_once(database_url: str) -> None:
+def test_servers_that_start_together_migrate_once(empty_url: str) -> None:
     together = threading.Barrier(6)
     failures: list[BaseException] = []
 
     async def start() -> None:
-        database = Database(database_url)
+        database = Database(empty_url)
         try:
             await migrate.upgrade(database)
             assert await migrate.is_current(database)

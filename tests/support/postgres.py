@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -56,11 +57,20 @@ class Postgres:
         assert pid is not None
         return pid
 
-    def create_database(self) -> str:
-        """Create an empty database and return its URL."""
+    def create_database(self, *, is_current: bool = False) -> str:
+        """Create a database and return its URL. It is empty, or has the current schema if ``is_current``."""
         name = f"test{next(self._numbers)}"
-        self._server.psql(f"create database {name}")
+        self._server.psql(f"create database {name}" + (f" template {self._template}" if is_current else ""))
         return self.url_of(name)
+
+    @functools.cached_property
+    def _template(self) -> str:
+        """Name of a database with the current schema, to which nobody is connected."""
+        from tests.support.current_schema import migrate_database
+
+        url = self.create_database()
+        migrate_database(url)
+        return url.partition("?")[0].rpartition("/")[2]
 
     def url_of(self, name: str) -> str:
         if self._socket is not None:

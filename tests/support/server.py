@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from server.config import Config
 from server.serving.service import Service
+from tests.support.current_schema import create_sqlite
 
 TOKEN = "sw_" + "test" * 10
 START_TIMEOUT = 30.0  # seconds
@@ -54,7 +55,10 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(directory: Path, *, database_url: str | None = None, **settings: Any) -> Iterator[RunningServer]:
-    """Serve with the data in ``directory``, without a dashboard by default. Using the directory again is a restart."""
+    """Serve with the data in ``directory``, without a dashboard by default. Using the directory again is a restart.
+
+    The database is the SQLite database in ``directory``, which is created with the current schema, or ``database_url``.
+    """
     config = Config(
         **{
             "home": directory,
@@ -66,6 +70,9 @@ def running_server(directory: Path, *, database_url: str | None = None, **settin
             **settings,
         }
     )
+    database = directory / "data" / "spikewatch.sqlite3"
+    if config.resolved_database_url == f"sqlite:///{database.absolute()}" and not database.exists():
+        create_sqlite(database)
     service = Service(config, migrate=True)
     failures: list[BaseException] = []
 

@@ -24,6 +24,7 @@ def train_with_closure(
     loggers: Sequence[int] = (0, 1),
     has_closure: Callable[[int, int], bool] = lambda rank, step: True,
     disturb: Callable[[int, int], None] | None = None,
+    disturb_after: int = 0,
     micro_batches: int = 1,
     leaves_at: int | None = None,
     patience: float = 5.0,
@@ -35,7 +36,8 @@ def train_with_closure(
 ) -> Outcome:
     """Train `Net` under ``wrap``; every rank in ``loggers`` logs with the closure of its own part of the batch.
 
-    ``has_closure`` tells whether a rank has a closure at a step, ``disturb`` is called within it. Rank 1 stops watching
+    ``has_closure`` tells whether a rank has a closure at a step, ``disturb`` is called within it
+    after ``disturb_after`` forward passes. Rank 1 stops watching
     before the step ``leaves_at``. Ranks wait ``patience`` seconds for each other in votes. After ``batches`` steps the
     first batch comes again. ``is_inner_watched`` watches the module within the wrapper. Below
     ``large_budget`` each measurement has one product.
@@ -62,10 +64,14 @@ def train_with_closure(
             made.step()
 
             def closure(x: Tensor = x, y: Tensor = y, step: int = step) -> Tensor:
-                if disturb is not None:
-                    disturb(rank, step)
+                losses = []
                 parts = zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True)
-                losses = [nn.functional.mse_loss(model(rows), targets) for rows, targets in parts]
+                for at, (rows, targets) in enumerate(parts):
+                    if disturb is not None and at == disturb_after:
+                        disturb(rank, step)
+                    losses.append(nn.functional.mse_loss(model(rows), targets))
+                if disturb is not None and micro_batches == disturb_after:
+                    disturb(rank, step)
                 return torch.stack(losses).mean()
 
             if rank in loggers:

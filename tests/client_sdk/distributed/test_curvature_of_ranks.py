@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -168,7 +170,7 @@ def test_a_rank_that_leaves_is_not_waited_for(pair: RankPool, leaves_at: int) ->
     assert found[0].warnings == []
 
 
-@pytest.mark.parametrize("wrap", ["zero1", "fsdp2", "tp"])
+@pytest.mark.parametrize("wrap", ["zero1", "fsdp1", "fsdp1-flat"])
 def test_a_divided_model_is_refused_with_words(pair: RankPool, wrap: str) -> None:
     found = pair.run(train_with_closure, wrap, patience=1e9)
 
@@ -185,6 +187,45 @@ def test_processes_with_a_model_each_measure_by_themselves(pair: RankPool, singl
         assert outcome.warnings == []
         assert len(steps_with(outcome, "lambda_max")) >= 14
         assert_like_one(outcome, single)
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
+def test_losses_alone_give_the_critical_sharpness_of_the_whole_batch(pair: RankPool, wrap: str) -> None:
+    options: dict[str, Any] = {
+        "curvature": "forward",
+        "optimizer": slow_adam,
+        "batches": 1,
+        "steps": 22,
+        "patience": 1e9,
+    }
+    found = pair.run(train_with_closure, wrap, **options)
+
+    # Ranks that all have the whole batch make the same measurements as those that share it.
+    whole = pair.run(train_with_closure, "plain", **options)[0]
+    assert [outcome.warnings for outcome in found] == [[], []]
+    assert steps_with(found[0], "critical_sharpness")
+    assert steps_with(found[1], "critical_sharpness") == []
+    for ours, theirs in zip(found[0].scalars, whole.scalars, strict=True):
+        for name in ("critical_sharpness", "critical_sharpness_error", "lambda_step"):
+            assert (name in ours) == (name in theirs)
+            assert ours.get(name, 0.0) == pytest.approx(theirs.get(name, 0.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
+def test_the_search_for_it_begins_anew_after_a_closure_has_raised_on_one_rank(pair: RankPool, wrap: str) -> None:
+    options: dict[str, Any] = {
+        "curvature": "forward",
+        "optimizer": slow_adam,
+        "batches": 1,
+        "steps": 28,
+        "patience": 1e9,
+    }
+    found = pair.run(train_with_closure, wrap, disturb=raise_on_rank_1, **options)
+
+    assert found[0].warnings == []
+    (warning,) = found[1].warnings
+    assert "the closure raised ValueError: no batch" in warning
+    assert steps_with(found[0], "critical_sharpness")
 
 
 def test_without_a_known_limit_the_step_alone_is_measured(pair: RankPool) -> None:

@@ -14,7 +14,10 @@ from tests.client_sdk.distributed.trainings import Outcome, alone
 from tests.client_sdk.distributed.zero_trainings import CLIP, adamw_in_groups, gathered, refused, train_zero
 from tests.support.rank_pool import RankPool
 
-pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+]
 STAGES = pytest.mark.parametrize("stage", [1, 2, 3])
 
 

@@ -27,7 +27,7 @@ WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' 
 
 
 def test_the_statement_of_a_client_that_left_is_taken_back_from_postgres(tmp_path: Path, postgres: Postgres) -> None:
-    url = postgres.create_database()
+    url = postgres.create_database(is_current=True)
     with running_server(tmp_path, database_url=url) as server:
         with server.connect("/ingest") as ingest:
             writer = Writer(ingest)
@@ -40,7 +40,7 @@ def test_the_statement_of_a_client_that_left_is_taken_back_from_postgres(tmp_pat
 
 
 def test_a_trial_of_a_rule_ends_with_its_page_and_leaves_its_place(tmp_path: Path, postgres: Postgres) -> None:
-    url = postgres.create_database()
+    url = postgres.create_database(is_current=True)
     rule = {"id": "high", "name": "High", "condition": "above", "value": 0.5, "scalar": "loss"}
     trial = {"rule": rule, "run": "run"}
     with running_server(tmp_path, database_url=url) as server:

@@ -202,7 +202,7 @@ def test_silence_is_told_once_by_two_servers_and_ends_with_data(
     url = None
     if kind == "postgres":
         started: Postgres = request.getfixturevalue("postgres")
-        url = started.create_database()
+        url = started.create_database(is_current=True)
     quick: dict[str, Any] = {"heartbeat_every": 0.2, "database_url": url}
     with (
         running_server(tmp_path, **quick) as one,

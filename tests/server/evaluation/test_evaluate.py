@@ -10,48 +10,74 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.evaluation.evaluate import evaluate, main
+from server.evaluation.alarms import replay
+from server.evaluation.evaluate import main
+from server.evaluation.evaluation import (
+    RANDOM,
+    WITH,
+    WITHOUT,
+    Evaluation,
+    RecordingScores,
+    evaluate_directory,
+)
 from server.evaluation.labels import label
-from server.evaluation.recording import Recording
+from server.evaluation.measures import MEASURES, measure
+from server.evaluation.recording import FULL_BATCH, MINI_BATCH, Recording
 from server.evaluation.recordings import read_recordings, write_recording
 from server.evaluation.score_table import lines
-from server.evaluation.scores import Summary, score
-from server.models import AlertKind
+from server.evaluation.scores import RunScore, score
+from server.evaluation.truth import truth_of
+from server.models import AlertKind, Cause
 from tests.support import streams
 
 DATA = Path(__file__).parents[2] / "data"
 
 
+def scored(recording: Recording) -> RunScore:
+    return score(truth_of(recording), replay(recording))
+
+
 @pytest.fixture(scope="module")
-def summary() -> Summary:
-    return evaluate(DATA)
+def evaluation() -> Evaluation:
+    return evaluate_directory(DATA)
 
 
-def test_recorded_tanh_net_is_dated_tens_of_steps_ahead(summary: Summary) -> None:
-    run = next(run for run in summary.runs if run.name == "tanh-net")
-    event, alarm = run.recalled[0]
-    assert event.onset - alarm.step >= 30
-    assert alarm.predicted is not None
-    assert alarm.predicted.low <= event.onset <= alarm.predicted.high
+def named(evaluation: Evaluation, name: str) -> RecordingScores:
+    return next(one for one in evaluation.recordings if one.truth.name == name)
+
+
+def test_recorded_tanh_net_is_dated_tens_of_steps_ahead(evaluation: Evaluation) -> None:
+    run = named(evaluation, "tanh-net").with_curvature
+    recall = run.recalled[0]
+    assert recall.lead >= 30
+    assert recall.is_in_band
     assert run.false == ()
 
 
-def test_recorded_healthy_transformer_raises_nothing_above_watch(summary: Summary) -> None:
-    run = next(run for run in summary.runs if run.name == "char-transformer")
+def test_the_cause_of_the_recorded_spike_is_the_stale_second_moment(evaluation: Evaluation) -> None:
+    ((event, cause),) = named(evaluation, "tanh-net").with_curvature.causes
+    assert cause is Cause.STALE_SECOND_MOMENT
+    assert cause in event.causes
+
+
+def test_recorded_healthy_transformer_raises_nothing_above_watch(evaluation: Evaluation) -> None:
+    run = named(evaluation, "char-transformer").with_curvature
     assert run.kinds == ()
-    assert summary.false_per_1000_control == 0
+    assert measure(MEASURES["healthy"], evaluation.methods[WITH]).value == 0
 
 
-def test_recorded_bad_batch_is_named_and_not_predicted(summary: Summary) -> None:
-    run = next(run for run in summary.runs if run.name == "bad-batch")
-    assert summary.bad_batches_named == ("bad-batch",)
+def test_recorded_bad_batch_is_named_and_not_predicted(evaluation: Evaluation) -> None:
+    run = named(evaluation, "bad-batch").with_curvature
+    assert [one.truth.name for one in evaluation.recordings if one.with_curvature.bad_batches] == ["bad-batch"]
     assert run.bad_batches == (400,)
     assert "bad-batch" not in run.kinds, "a batch that does no harm is a watch"
     assert "spike-predicted" not in run.kinds
 
 
-@pytest.mark.parametrize(("bad_steps", "named"), [(1, (150,)), (6, ())])
-def test_a_loss_that_stays_up_for_steps_is_a_spike_and_no_bad_batch(bad_steps: int, named: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("bad_steps", "named_steps"), [(1, (150,)), (6, ())])
+def test_a_loss_that_stays_up_for_steps_is_a_spike_and_no_bad_batch(
+    bad_steps: int, named_steps: tuple[int, ...]
+) -> None:
     """Bad labels in six batches in a row, as in a public recording, leave the loss up for six steps."""
     noise = np.random.default_rng(0)
     samples = tuple(
@@ -62,25 +88,82 @@ def test_a_loss_that_stays_up_for_steps_is_a_spike_and_no_bad_batch(bad_steps: i
         )
         for step in range(1, 220)
     )
-    run = score(Recording(name="labels", samples=samples, cause="data", fault_steps=(150,)))
-    assert run.bad_batches == named
+    run = scored(Recording(name="labels", samples=samples, cause="data", fault_steps=(150,)))
+    assert run.bad_batches == named_steps
     assert ("spike" in run.kinds) is (bad_steps > 1)
 
 
-def test_table_has_a_row_for_each_run(summary: Summary) -> None:
-    text = "\n".join(lines(summary))
-    assert all(run.name in text for run in summary.runs)
-    assert "precision" in text
+def test_without_a_closure_the_same_recording_is_told_later(evaluation: Evaluation) -> None:
+    one = named(evaluation, "tanh-net")
+    assert 0 < one.without_curvature.recalled[0].lead < one.with_curvature.recalled[0].lead
+    (recording,) = (found for found in read_recordings(DATA) if found.name == "tanh-net")
+    bare = recording.without_curvature()
+    assert all("lambda_max" not in sample.scalars for sample in bare.samples)
+    assert bare.samples[0].scalars["loss"] == recording.samples[0].scalars["loss"]
+    assert bare.samples[0].scalars["grad_norm"] == recording.samples[0].scalars["grad_norm"]
 
 
-def test_families_have_rows_and_slow_swells_totals_of_their_own(summary: Summary) -> None:
-    net = next(run for run in summary.runs if run.name == "tanh-net")
-    runs = (replace(net, family="nets"), replace(net, family="waves", is_swell=True, recalled=()))
-    text = lines(replace(summary, runs=runs))
-    assert any(line.startswith("nets ") for line in text)
-    totals = [line for line in text if line.startswith("early recall")]
-    assert [f" {early}/{len(net.events)} " in line for early, line in zip((1, 0), totals, strict=True)] == [True, True]
-    assert text.index("slow swells, scored apart") > text.index(totals[0])
+def test_a_ratio_measured_without_a_closure_stays_when_curvature_is_left_out() -> None:
+    def kept(source: float) -> set[str]:
+        scalars = {"loss": 1.0, "stability_ratio": 1.1, "stability_ratio_source": source, "period_two_growth": 0.1}
+        sample = replace_scalars(scalars)
+        return set(Recording(name="a", samples=(sample,), cause="").without_curvature().samples[0].scalars)
+
+    def replace_scalars(scalars: dict[str, float]) -> Any:
+        from msgspec.structs import replace as replaced
+
+        return replaced(streams.sample(1, 1.0), scalars=scalars)
+
+    assert kept(1.0) == {"loss", "period_two_growth"}
+    assert kept(2.0) == {"loss", "period_two_growth", "stability_ratio", "stability_ratio_source"}
+
+
+def test_every_method_is_scored_on_the_same_spikes(evaluation: Evaluation) -> None:
+    methods = evaluation.methods
+    for name in (WITH, WITHOUT, "W&B z-score", "combination with curvature"):
+        assert [run.truth.name for run in methods[name]] == ["bad-batch", "char-transformer", "tanh-net"]
+        assert measure(MEASURES["early"], methods[name]).count == 1
+    random = measure(MEASURES["early"], methods[RANDOM]).value
+    assert random is not None
+    assert 0 < random < 0.5
+
+
+def test_several_processes_give_the_same_scores(evaluation: Evaluation) -> None:
+    again = evaluate_directory(DATA, jobs=2)
+    assert lines(again, with_runs=True) == lines(evaluation, with_runs=True)
+
+
+def test_table_has_both_variants_all_methods_and_each_run_if_asked(evaluation: Evaluation) -> None:
+    text = "\n".join(lines(evaluation, with_runs=True))
+    assert all(one.truth.name in text for one in evaluation.recordings)
+    assert all(one.title in text for one in MEASURES.values())
+    assert all(name in text for name in evaluation.methods)
+    assert not any(line.startswith("char-transformer") for line in lines(evaluation))
+
+
+def test_groups_have_rows_and_slow_swells_do_not_count_in_the_totals(evaluation: Evaluation) -> None:
+    net = named(evaluation, "tanh-net")
+
+    def variant(**changes: Any) -> RecordingScores:
+        def changed(run: RunScore) -> RunScore:
+            return replace(run, truth=replace(run.truth, **changes))
+
+        return replace(
+            net, with_curvature=changed(net.with_curvature), without_curvature=changed(net.without_curvature)
+        )
+
+    runs = (
+        variant(family="nets", batches=FULL_BATCH),
+        variant(family="nets", batches=MINI_BATCH),
+        variant(family="waves", batches=MINI_BATCH, is_swell=True),
+    )
+    text = lines(Evaluation(recordings=runs))
+    assert text[0].startswith("2 runs with 2 spikes")
+    rows = {line[:18].strip(): line.split() for line in text if " with " in line}
+    assert rows["full batch"][3:5] == ["1", "1"]
+    assert rows["mini-batch"][2:4] == ["1", "1"]
+    assert rows["slow swells, apart"][4:6] == ["1", "1"]
+    assert rows["nets"][2:4] == ["2", "2"]
 
 
 def test_a_training_is_recorded_through_the_sdk_with_its_unstable_direction(tmp_path: Path) -> None:
@@ -91,21 +174,28 @@ def test_a_training_is_recorded_through_the_sdk_with_its_unstable_direction(tmp_
     case = CASES["factorisation"]
     samples = record(replace(case, steps=40), seed=0)
     write_recording(tmp_path / "short.npz", samples, cause=case.cause, family=case.family)
-    recording = next(read_recordings(tmp_path))
+    recording = next(iter(read_recordings(tmp_path)))
     assert [sample.step for sample in recording.samples] == list(range(1, 41))
     assert {"mode_loss", "mode_growth", "mode_share", "mode_alternation"} <= recording.samples[-1].scalars.keys()
     assert recording.samples[-1].statistic("v_rms") is not None
     assert (recording.family, recording.cause) == ("factorisation", "adam-preconditioner")
 
 
-def test_directory_is_required_and_must_hold_recordings(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give the directory"):
-        evaluate(None)
+def test_the_cases_know_whether_they_read_batches() -> None:
+    pytest.importorskip("sklearn")
+    from benchmarks.spike_trainings import CASES
+
+    assert CASES["regression-batch-128"].has_mini_batches
+    assert not CASES["regression-tanh"].has_mini_batches
+    assert not CASES["waves"].has_mini_batches
+
+
+def test_directory_must_hold_recordings(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no recordings"):
-        evaluate(tmp_path)
+        evaluate_directory(tmp_path)
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="not a recording"):
-        evaluate(tmp_path)
+        evaluate_directory(tmp_path)
 
 
 def test_command_ends_with_2_and_one_line_without_recordings(
@@ -119,19 +209,29 @@ def test_command_ends_with_2_and_one_line_without_recordings(
 
 def test_recordings_round_trip(tmp_path: Path) -> None:
     samples = list(streams.approaching(40, crossing=30, rate=0.01, decoupling=1e-3))
-    write_recording(tmp_path / "run.npz", samples, cause="data", fault_steps=(7,), family="net")
-    back = next(read_recordings(tmp_path))
+    write_recording(
+        tmp_path / "run.npz", samples, cause="data", fault_steps=(7,), family="net", is_swell=True, batches=MINI_BATCH
+    )
+    back = next(iter(read_recordings(tmp_path)))
     assert (back.cause, back.fault_steps, back.family) == ("data", (7,), "net")
+    assert (back.is_swell, back.batches) == (True, "mini")
     assert repr(streams.verdicts(back.samples)) == repr(streams.verdicts(samples))
 
 
 @pytest.mark.parametrize(
     ("more", "described"),
     [
-        ({}, ("none", (), "mine", False)),
+        ({}, ("none", (), "mine", False, "")),
+        ({"lam_p": np.full(30, np.nan)}, ("none", (), "mine", False, "full")),
         (
-            {"cause": "data", "fault_steps": np.array([3, 5]), "swell": True, "betas": np.array([0.8, 0.99])},
-            ("data", (3, 5), "mine", True),
+            {
+                "cause": "data",
+                "fault_steps": np.array([3, 5]),
+                "swell": True,
+                "betas": np.array([0.8, 0.99]),
+                "lam_p": np.full(30, 2.0),
+            },
+            ("data", (3, 5), "mine", True, "mini"),
         ),
     ],
 )
@@ -152,20 +252,21 @@ def test_study_recordings_are_understood(tmp_path: Path, more: dict[str, Any], d
         sizes=np.array([4, 9]),
         **more,
     )
-    recording = next(read_recordings(tmp_path))
-    assert (recording.cause, recording.fault_steps, recording.family, recording.is_swell) == described
+    recording = next(iter(read_recordings(tmp_path)))
+    found = (recording.cause, recording.fault_steps, recording.family, recording.is_swell, recording.batches)
+    assert found == described
     assert recording.samples[0].scalars["lambda_max"] == 150.0
     assert "lambda_max" not in recording.samples[1].scalars
     column = recording.samples[0].statistic("decoupling")
     assert column is not None
     assert column.tolist() == [0.5, 0.5]
-    assert score(recording).alarms == ()
+    assert scored(recording).alarms == ()
 
 
 def test_alarm_before_the_fault_is_false() -> None:
     samples = list(streams.exponential(start=100, rate=0.2, decoupling=1e-6, steps=150))
-    natural = score(Recording(name="a", samples=samples, cause=""))
-    blamed = score(Recording(name="a", samples=samples, cause="data", fault_steps=(134,)))
+    natural = scored(Recording(name="a", samples=samples, cause=""))
+    blamed = scored(Recording(name="a", samples=samples, cause="data", fault_steps=(134,)))
     assert len(natural.recalled) == 1
     assert natural.false == ()
     assert blamed.recalled == ()

@@ -21,13 +21,13 @@ from server.config import Config
 from server.exports.exporter import Exporter, Format
 from server.imports.discover import discover
 from server.imports.importer import Imported, Importer
-from server.storage import migrate
 from server.storage.alerts import AlertStore
 from server.storage.database import Database
 from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.steps import StepReader
 from server.storage.runs import RunStore
+from tests.support.current_schema import create_sqlite
 
 DATA = Path(__file__).parent / "data"
 
@@ -76,8 +76,9 @@ class Workshop:
 
 @contextlib.asynccontextmanager
 async def workshop_at(folder: Path) -> AsyncIterator[Workshop]:
-    database = Database(f"sqlite:///{folder / 'imports.sqlite3'}")
-    await migrate.upgrade(database)
+    path = folder / "imports.sqlite3"
+    create_sqlite(path)
+    database = Database(f"sqlite:///{path}")
     pipeline = make_pipeline(Config(), database, MemoryBroker(64), follower_idle=0.01)
     try:
         yield Workshop(database=database, importer=Importer(pipeline), notes=[])

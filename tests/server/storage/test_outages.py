@@ -10,7 +10,6 @@ from sqlalchemy import exc, select, text, update
 from server.errors import DatabaseUnavailableError
 from server.schema import writers
 from server.storage import database as database_module
-from server.storage import migrate
 from server.storage.database import Database
 from tests.server.storage.conftest import Stores
 from tests.support.postgres import Postgres
@@ -47,9 +46,8 @@ async def test_a_mistake_in_a_statement_is_not_translated(database: Database) ->
 async def test_a_server_that_hangs_in_a_transaction_holds_up_the_others_for_a_while_only(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = postgres.create_database()
+    url = postgres.create_database(is_current=True)
     alive = Database(url)
-    await migrate.upgrade(alive)  # the migration may take longer than the timeout
     monkeypatch.setattr(database_module, "IDLE_TIMEOUT", 200)
     hung = Database(url)
     before = await Stores.over(hung).register()
