@@ -18,6 +18,7 @@ Vectors = NDArray[np.float32] | NDArray[np.float64]
 
 NEW: Final = 1e-3  # length of what is new of a vector of length 1, below which it is left out
 CAUTION: Final = 2.0  # factor on the bound, as the second eigenvalue is known from below only
+AGED: Final = 0.5  # part of the gap that a remembered second eigenvalue may have closed
 MIN_SIZE: Final = 4  # vectors below which the space says nothing about the second eigenvalue
 
 
@@ -118,9 +119,11 @@ def _rotate(basis: Vectors, images: Vectors, second_share: float | None) -> Poin
         for at in range(min(2, len(values)))
     ]
     bound = residuals[0]
-    second = values[1] + residuals[1] if len(values) >= MIN_SIZE else np.inf
+    second = np.inf
     if second_share is not None:
-        second = min(second, max([second_share * values[0], *values[1:2]]))
+        second = max([(second_share + AGED * (1.0 - second_share)) * values[0], *values[1:2]])
+    elif len(values) >= MIN_SIZE:
+        second = values[1] + residuals[1]
     if values[0] - second > bound:
         bound = min(bound, CAUTION * bound**2 / (values[0] - second))
     error = bound / abs(values[0]) if values[0] else np.inf

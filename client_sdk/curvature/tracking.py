@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.inner_product import InnerProduct
-from client_sdk.curvature.point_reading import read_at_point
+from client_sdk.curvature.point_reading import MIN_SIZE, PointReading, read_at_point
 from client_sdk.curvature.spectrum import RitzPair, SearchSpace
 
 Aim = Literal["begin", "extend", "read", "second"]
@@ -146,12 +146,19 @@ class Tracking:
             self.forget()
             return {}
         space.replace(reading, root)
-        if len(reading.values) > 1:
-            self._second_share = max(0.0, float(reading.values[1] / reading.values[0]))
+        self._remember_second(reading)
         self._error, self._is_known = reading.error, reading.error <= WORST_ERROR
         self._end_round()
         value = torch.tensor(float(reading.values[0]), dtype=torch.float64)
         return {"lambda_max": value, "lambda_max_error": torch.tensor(reading.error, dtype=torch.float64)}
+
+    def _remember_second(self, reading: PointReading) -> None:
+        """Keep the second eigenvalue in shares of the first; a small space knows it from below only."""
+        if len(reading.values) < 2:
+            return
+        share = max(0.0, float(reading.values[1] / reading.values[0]))
+        is_known = len(reading.values) >= MIN_SIZE or self._second_share is None
+        self._second_share = share if is_known else max(share, self._second_share or 0.0)
 
     def read_at_once(
         self, product: Callable[[Tensor], Tensor], root: Tensor, gradient: Tensor, known: tuple[Tensor, Tensor]
