@@ -415,7 +415,9 @@ class Probe:
             values["lambda_grad"] = bent / square
             known = along, root * image
         if self._reads_at_point:
-            values |= self._tracking.read_at_point(lambda x: root * curved(root * x), root, root * gradient, known)
+            values |= self._tracking.read_at_point(
+                lambda x: root * curved(root * x), root, root * gradient, known, is_scarce=self.schedule.is_rare
+            )
         elif choice == "gradient" and known is not None:
             self._tracking.take_known(*known, root)
         elif choice == "both" and known is not None:

@@ -133,7 +133,7 @@ class Schedule:
     @property
     def wants_step(self) -> bool:
         """Whether the next measurement is to be given λ_step as well."""
-        if self.is_brief and self._is_rare("reading"):
+        if self.is_brief and self.is_rare:
             return False  # λ_max is worth more
         is_turn = self.urgency != "calm" or math.isinf(self._budget.share)
         is_turn = is_turn or (self._measurements % STEPS_ALIKE == 0 and not self.is_scarce)
@@ -147,7 +147,7 @@ class Schedule:
         if self.is_brief:
             if not track:
                 return "none"
-            is_turn = self._tracks >= TRACKS_A_GRADIENT or not self._is_rare("reading")
+            is_turn = self._tracks >= TRACKS_A_GRADIENT or not self.is_rare
             if is_turn and self._lambda_max is not None and self._is_affordable(step, "both", is_crossing):
                 return "both"
             return "reading" if self._is_affordable(step, "reading", is_crossing) else "none"
@@ -182,10 +182,12 @@ class Schedule:
     @property
     def is_scarce(self) -> bool:
         """Whether the budget allows a product only now and then."""
-        return self._is_rare("track")
+        return self._budget.steps_between(self.cost("track")) > SCARCE_STEPS
 
-    def _is_rare(self, kind: Cost) -> bool:
-        return self._budget.steps_between(self.cost(kind)) > SCARCE_STEPS
+    @property
+    def is_rare(self) -> bool:
+        """Whether the budget allows a whole reading only now and then."""
+        return self._budget.steps_between(self.cost("reading")) > SCARCE_STEPS
 
     @property
     def is_brief(self) -> bool:

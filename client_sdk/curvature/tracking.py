@@ -27,7 +27,8 @@ MAX_EXTENSIONS: Final = 4  # products that extend the space in the first round; 
 FEW_PRODUCTS: Final = 2  # products that extend the space in a reading at once, while the last error was good
 MANY_PRODUCTS: Final = 3  # the same while it was not, and in addition to MAX_EXTENSIONS in an empty space
 MOST_AT_POINT: Final = 4  # products of a reading at one point, besides that of the gradient
-FEW_AT_POINT: Final = 3  # the same if the last reading was good
+FEW_AT_POINT: Final = 3  # the same where readings are scarce
+RARE_ERROR: Final = 0.03  # relative error of λ_max with which such a reading ends, as the next one is worth more
 SECOND_EVERY: Final = 3  # rounds of which one also refreshes the second direction
 WORST_ERROR: Final = 0.5  # relative error above which λ_max is not reported, but its vector is kept and refined
 DIRECTIONS: Final = 2  # eigenvectors that are followed between products
@@ -118,11 +119,18 @@ class Tracking:
             self._space.extend_by_known(direction, image)
 
     def read_at_point(
-        self, product: Callable[[Tensor], Tensor], root: Tensor, gradient: Tensor, known: tuple[Tensor, Tensor] | None
+        self,
+        product: Callable[[Tensor], Tensor],
+        root: Tensor,
+        gradient: Tensor,
+        known: tuple[Tensor, Tensor] | None,
+        *,
+        is_scarce: bool = False,
     ) -> dict[str, Tensor]:
         """Read λ_max with as many products as that takes, each judged before the next, and return 0-d tensors.
 
-        The arguments are those of `read_at_once`; ``known`` may be missing. The vectors must be on the CPU. Nothing is
+        The arguments are those of `read_at_once`; ``known`` may be missing. With ``is_scarce``, readings are so far
+        apart that an earlier one is worth more than a small error. The vectors must be on the CPU. Nothing is
         left for `observe`.
         """
         space = self._space
@@ -138,8 +146,8 @@ class Tracking:
             lambda vector: product(torch.from_numpy(vector)).numpy(),
             [] if known is None else [(known[0].numpy(), known[1].numpy())],
             [start.numpy() for start in starts],
-            good=GOOD_ERROR,
-            most=MOST_AT_POINT if second is None else FEW_AT_POINT,
+            good=RARE_ERROR if is_scarce else GOOD_ERROR,
+            most=FEW_AT_POINT if is_scarce else MOST_AT_POINT,
             second_share=second,
         )
         if reading is None:
