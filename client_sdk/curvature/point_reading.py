@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32] | NDArray[np.float64]
+Vectors = NDArray[Any]
+"""One vector or several, in float32 or float64."""
 
 NEW: Final = 1e-3  # length of what is new of a vector of length 1, below which it is left out
 CAUTION: Final = 2.0  # factor on the bound, as the second eigenvalue is known from below only
@@ -99,7 +100,7 @@ def read_at_point(
     return reading
 
 
-def _rest(vector: Vectors, basis: Sequence[Vectors]) -> tuple[Vectors, list[np.floating]]:
+def _rest(vector: Vectors, basis: Sequence[Vectors]) -> tuple[Vectors, list[Any]]:
     along = [other @ vector for other in basis]
     for coefficient, other in zip(along, basis, strict=True):
         vector = vector - coefficient * other
