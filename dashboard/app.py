@@ -20,12 +20,15 @@ from dashboard.login.cookies import Cookies
 from dashboard.login.guard import CSRF_HEADER, LoginGuard
 from dashboard.login.headers import SecurityHeaders, content_policy
 from dashboard.pages.registry import PAGES
+from dashboard.scripts_and_styles import ScriptsAndStyles
 from dashboard.shell import frame
 from dashboard.shell.callbacks import register
 from dashboard.viewers import Viewers
 
 ASSETS = Path(__file__).parent / "assets"
 FONT = "fonts/inter-latin-wght-normal.woff2"
+PLOTLY = "/_dash-component-suites/plotly/package_data/plotly.min.js"
+"""Address from which Dash's graphs load Plotly once they are drawn."""
 
 
 def mount_dashboard(app: FastAPI, config: DashboardConfig, *, cookies: Cookies | None) -> None:
@@ -90,12 +93,15 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
 
     async def open_page(request: Request) -> HTMLResponse:
         """Answer every address with the same document, in which the router reads the address."""
-        return HTMLResponse(document(dash, request), headers={"Cache-Control": "no-cache"})
+        page = document(dash, request)
+        if request.url.path.startswith("/runs/"):  # only there Plotly is needed at once
+            page = page.replace("</head>", f"{frame.prefetch(PLOTLY)}</head>", 1)
+        return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
 
     for page in PAGES:
         if page.path != "/":  # Dash serves "/" itself
             server.add_api_route(page.path, open_page, methods=["GET"])
-    return SecurityHeaders(server, content_policy(dash.csp_hashes()))
+    return SecurityHeaders(ScriptsAndStyles(server), content_policy(dash.csp_hashes()))
 
 
 def _origin(url: str | None) -> str:

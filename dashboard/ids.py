@@ -22,13 +22,16 @@ FORM_RESULT: Final = "form-result"  # store: errors of fields and the message of
 FLEET: Final = "fleet-rows"  # store: rows for fleet.js
 FLEET_TABLE: Final = "fleet-table"
 FLEET_COUNTS: Final = "fleet-counts"
+FLEET_DANGER: Final = "fleet-danger"  # one line for each endangered run; empty in calm times
 
 # The page of one run.
 RUN_HEAD: Final = "run-head"
 RUN_LOSS: Final = "run-loss"  # the line and the form of the loss; hidden before the first record
 LOSS_LINE: Final = "loss-line"
 LOSS_FORM: Final = "loss-form"
+REPLAY_RESULT: Final = "replay-result"
 RUN_KPIS: Final = "run-kpis"
+RUN_DANGER: Final = "run-danger"  # the sentence about the most urgent alert; empty in calm times
 RUN_EMPTY: Final = "run-empty"
 RUN_PANELS: Final = "run-panels"
 ALERT_COLUMN: Final = "alert-column"

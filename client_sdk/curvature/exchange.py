@@ -23,7 +23,7 @@ Point = Literal["forward", "loss", "gradient", "inner product", "inner products"
 
 Array = NDArray[np.float64]
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
-WIDTH: Final = 96  # numbers of one exchange; every exchange has this size, so that no rank can be out of step
+WIDTH: Final = 256  # numbers of one exchange; every exchange has this size, so that no rank can be out of step
 POLL: Final = 60.0  # seconds between looks at a sum whose own limit is shorter
 
 

@@ -98,7 +98,8 @@ class Ranks:
         division = team.division
         own = division.alike.get(team.rank, ())
         possessions: Mapping[int, Possession] | None = None
-        if len(own) < len(team.ranks) or len(division.whole) < len(division.layers):
+        is_copied = len(own) == len(team.ranks) and len(division.whole) == len(division.layers)
+        if not is_copied or participation.has_dtensors:
             possessions = participation.parts()
             if possessions is None:
                 raise UnsupportedError(

@@ -136,7 +136,7 @@ class Sandbox:
                 contexts.enter_context(torch.set_grad_enabled(derivatives > 0))
                 for kind, dtype in self._autocasts.items():
                     contexts.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=False))
-                loss = closure()
+                loss = _plain(closure())
                 loss = loss.reshape(()) if isinstance(loss, Tensor) and loss.numel() == 1 else loss
         except (ClosureError, torch.OutOfMemoryError):
             raise
@@ -304,6 +304,16 @@ def _gradients_by_backward(
     finally:
         for tensor, grad in kept:
             tensor.grad = grad
+
+
+def _plain(loss: Any) -> Any:
+    """Return the values of a loss that is a DTensor, and anything else as it is."""
+    if not isinstance(loss, Tensor) or not hasattr(loss, "to_local"):
+        return loss
+    placements: Any = getattr(loss, "placements", ())
+    if not all(placement.is_replicate() for placement in placements):
+        raise ClosureError("the closure returned a part of the loss; it must return loss.full_tensor()")
+    return loss.to_local()
 
 
 @torch.no_grad()

@@ -157,6 +157,11 @@ class Participation:
         compared = [parameter for parameter, sign in zip(self._layers.parameters, signs, strict=True) if sign]
         return TensorCopy(checksums([local(parameter) for parameter in compared]))
 
+    @property
+    def has_dtensors(self) -> bool:
+        """Whether some parameters are DTensors, of which this rank may hold a part or a copy."""
+        return any(hasattr(parameter, "to_local") for parameter in self._layers.parameters)
+
     def parts(self) -> dict[int, Possession] | None:
         """Return what this rank has of each parameter in the team, keyed by the parameter's id.
 

@@ -17,13 +17,23 @@
   function around(route) {
     const asked = new URLSearchParams(window.location.search).get("step");
     if (route.page !== "run" || asked === null || !/^\d{1,15}$/.test(asked)) return null;
-    return [Math.max(0, Number(asked) - AROUND), Number(asked) + AROUND];
+    return surroundings(Number(asked));
+  }
+
+  function surroundings(step) {
+    return [Math.max(0, step - AROUND), step + AROUND];
+  }
+
+  // Rows of the history and the keys [ and ] move to a step of the run that is open.
+  function jump(step) {
+    history.replaceState(history.state, "", `?step=${step}`);
+    change({range: surroundings(step)});
   }
 
   function fresh(route) {
     return {
       page: route.page, subject: route.subject, range: around(route), follows, window: "", attempt: "", metric: "loss", stat: null,
-      scale: "log", reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
+      scale: "usual", reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
     };
   }
 
@@ -36,6 +46,7 @@
 
   function follow() {
     follows += 1;
+    if (location.search.startsWith("?step=")) history.replaceState(history.state, "", location.pathname);
     change({range: null, follows});
   }
 
@@ -81,11 +92,15 @@
     change({[name]: event.target.value});
   });
 
-  document.addEventListener("dblclick", (event) => {
-    if (event.target.closest(".panels .graph-box")) follow();
-  });
+  document.addEventListener("spikewatch-step", (event) => jump(event.detail));
 
   document.addEventListener("click", (event) => {
+    const link = event.target.closest("a.to-step");
+    if (link && !event.button && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
+      event.preventDefault();
+      jump(Number(new URL(link.href).searchParams.get("step")));
+      return;
+    }
     const button = event.target.closest("button");
     if (!button) return;
     if (button.id === "follow") follow();
@@ -115,6 +130,7 @@
     if (plot && plot.on && !plot.dataset.pointed) {
       plot.dataset.pointed = "yes";
       plot.on("plotly_afterplot", () => pointAgain(plot));
+      if (plot.closest(".panels")) plot.on("plotly_doubleclick", follow);
     }
   });
 
@@ -144,6 +160,16 @@
     }
     lastBeat = Date.now();
     online();
+    entitle();
+  }
+
+  // The tab names the run and says how many runs are endangered, so that it can be found among many.
+  function entitle() {
+    const name = document.querySelector(".run-top h1");
+    const count = document.querySelectorAll(".danger-band").length;
+    const words = [name && name.title, "Spikewatch"].filter(Boolean).join(" · ");
+    const title = count ? `(${count}) ${words}` : words;
+    if (document.title !== title) document.title = title;
   }
 
   function online() {

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dashboard.figures.marks import Marks, draw
 from dashboard.figures.scales import ColourScale, colour_bar_ticks, colour_scale, statistic
 from dashboard.figures.theme import Frame, figure, layout, safe, step_axis, value_axis
+from dashboard.figures.usual_level import against_usual
 from dashboard.models import Heatmap
 from dashboard.numbers import ellipsis
 
@@ -33,21 +34,28 @@ def heatmap_height(layers: int) -> int:
     return max(MIN_PIXELS, min(ROW_PIXELS * layers, MAX_PIXELS)) + AXIS_PIXELS
 
 
-def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: str, logarithmic: bool) -> go.Figure:
+def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: str, scale: str) -> go.Figure:
     """Return the heatmap of a statistic. Cells without a measurement stay blank.
 
-    ``logarithmic``: whether the colours are spread over decades.
+    ``scale``: "usual" for each layer against its own recent level, "log" for values with colours spread over decades,
+    "linear" for values with colours in proportion. Cosines, shares and counts have no level to be compared with.
     """
     kind = statistic(stat)
     data = None if data is None else without_pauses(data)
-    scale = None
+    is_relative = has_usual_level(stat, scale)
+    colours = None
     if data is not None and data.z.size:
-        scale = colour_scale(data.z, kind.kind, logarithmic=logarithmic, theme=frame.palette.name)
+        if is_relative:
+            data = msgspec.structs.replace(data, z=against_usual(data.z))
+        colours = colour_scale(
+            data.z, "ratio" if is_relative else kind.kind, logarithmic=scale != "linear", theme=frame.palette.name
+        )
     traces: list[Any] = []
     layers: tuple[str, ...] = data.layers if data is not None else ()
-    if data is not None and scale is not None:
-        traces = [_cells(data, scale), _colour_bar(scale, frame), *_nonfinite(data, frame)]
-    notes = _names(layers, frame) if scale is not None else [_missing(frame, kind.label)]
+    if data is not None and colours is not None:
+        value = "%{z:.3~g} × its recent level" if is_relative else "%{z:.5~g}"
+        traces = [_cells(data, colours, value), _colour_bar(colours, frame), *_nonfinite(data, frame)]
+    notes = _names(layers, frame) if colours is not None else [_missing(frame, kind.label)]
     return figure(
         traces,
         layout(
@@ -93,8 +101,16 @@ def without_pauses(data: Heatmap) -> Heatmap:
     )
 
 
-def _cells(data: Heatmap, scale: ColourScale) -> dict[str, Any]:
-    """Return the cells. The rows are categories with full names, which hover shows without a copy per cell."""
+def has_usual_level(stat: str, scale: str) -> bool:
+    """Return whether the cells of a statistic are shown against the recent level of their layer."""
+    return scale == "usual" and statistic(stat).kind in ("magnitude", "ratio")
+
+
+def _cells(data: Heatmap, scale: ColourScale, value: str) -> dict[str, Any]:
+    """Return the cells, with ``value`` as the template of their hover text.
+
+    The rows are categories with full names, which hover shows without a copy per cell.
+    """
     steps = "step %{x:,d}" if data.bucket_steps == 1 else f"{data.bucket_steps:,} steps at %{{x:,d}}"
     return {
         "type": "heatmap",
@@ -109,7 +125,7 @@ def _cells(data: Heatmap, scale: ColourScale) -> dict[str, Any]:
         "hoverongaps": False,
         "xgap": 0,
         "ygap": 1 if len(data.layers) <= 60 else 0,
-        "hovertemplate": f"%{{y}}<br>{steps}<br><b>%{{z:.5~g}}</b><extra></extra>",
+        "hovertemplate": f"%{{y}}<br>{steps}<br><b>{value}</b><extra></extra>",
     }
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from client_sdk.answers import Buckets
+from dashboard.figures.held_loss import DECADES_BELOW, HeldLoss, held_label, held_traces
 from dashboard.figures.marks import Marks, draw
 from dashboard.figures.theme import Frame, figure, layout, safe, step_axis, value_axis
 
@@ -17,15 +18,21 @@ DECADES_FOR_LOG = 2.0
 """Number of decades beyond which an axis is logarithmic."""
 
 
-def loss_figure(buckets: Buckets | None, marks: Marks, frame: Frame, *, name: str = "loss") -> go.Figure:
-    """Return the scalar with spikes and predictions marked; the axis is logarithmic if the values span decades."""
+def loss_figure(
+    buckets: Buckets | None, marks: Marks, frame: Frame, *, name: str = "loss", held: HeldLoss | None = None
+) -> go.Figure:
+    """Return the scalar with spikes and predictions marked.
+
+    The axis is logarithmic if the values span decades, or if ``held``, the part of the loss that the unstable
+    directions hold, is drawn as a second line.
+    """
     empty = np.array([], dtype=np.float64)
     if buckets is None:
         steps = low = high = last = empty
     else:
         steps = np.asarray(buckets.step, dtype=np.float64)
         low, high, last = (numbers(column) for column in (buckets.min, buckets.max, buckets.last))
-    logarithmic = spans_decades(low, high)
+    logarithmic = held is not None or spans_decades(low, high)
     data: list[Any] = []
     if steps.size and bool(np.any(high > low)):
         data += _band(steps, low, high, frame)
@@ -38,11 +45,16 @@ def loss_figure(buckets: Buckets | None, marks: Marks, frame: Frame, *, name: st
         }
     )  # fmt: skip
     data += _nonfinite(buckets, steps, frame)
+    if held is not None:
+        data += held_traces(held, frame)
     shapes, notes = draw(marks, frame, labelled=True)
     y_axis: dict[str, Any] = {"type": "log", "exponentformat": "power", "dtick": None} if logarithmic else {}
-    y_axis["range"] = _range(low, high, logarithmic=logarithmic)
+    lowest = low if held is None else np.append(low, _visible(held, low))
+    y_axis["range"] = _range(lowest, high, logarithmic=logarithmic)
     if logarithmic:
         y_axis |= decade_ticks(*y_axis["range"], at_most=4)
+    if held is not None:
+        notes.append(held_label(held, y_axis["range"][0], frame))
     return figure(
         data,
         layout(
@@ -94,6 +106,12 @@ def _range(low: NDArray[np.float64], high: NDArray[np.float64], *, logarithmic: 
         bottom, top = math.log10(bottom), math.log10(top)
     room = (top - bottom) or abs(top) or 1.0
     return [bottom - 0.06 * room, top + 0.22 * room]
+
+
+def _visible(held: HeldLoss, low: NDArray[np.float64]) -> float:
+    """Return the lowest value of the second line that the panel shows: its dips are less important than the loss."""
+    floor = float(low[np.isfinite(low)].min()) * 10**-DECADES_BELOW
+    return max(float(np.quantile(held.values, 0.05)), floor)
 
 
 def _band(

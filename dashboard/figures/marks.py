@@ -15,6 +15,8 @@ MAX_SETTLED: Final = 12
 MAX_ATTEMPTS: Final = 12
 LABEL_GAP: Final = 0.06
 """Minimum distance of two labels as a share of the visible width; the later label is left out."""
+NARROW_LABEL_GAP: Final = 0.18
+"""The same on a phone, where a label takes a larger share of the width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,8 @@ def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, 
 
     def label(step: float, text: str, tone: str = colour) -> None:
         position = (step - frame.step_from) / width
-        if not labelled or any(abs(position - other) < LABEL_GAP * max(1, len(text) / 8) for other in taken):
+        gap = (NARROW_LABEL_GAP if frame.narrow else LABEL_GAP) * max(1, len(text) / 8)
+        if not labelled or any(abs(position - other) < gap for other in taken):
             return
         taken.append(position)
         right_half = position > (0.7 if frame.narrow else 0.86)

@@ -21,17 +21,26 @@ SILENCE_MINUTES: Final = 60
 FORECASTS_SHOWN: Final = 6
 """Number of forecasts up to which a card shows all of them."""
 OUTCOMES: Final = {"hit": "hit", "early": "came early", "late": "came late", "false": "did not come"}
+EVIDENCE_SHOWN: Final = 4
+"""Number of lines of evidence that a card shows unfolded."""
 ENDED_SO: Final = "run ended so"
 """Result of an alert that lasted until its run ended."""
 
 
 def column(
-    alerts: Sequence[Alert], run_state: str, now: float, *, not_judged: str = "", attempt: int = 0
+    alerts: Sequence[Alert],
+    run_state: str,
+    now: float,
+    *,
+    not_judged: str = "",
+    attempt: int = 0,
+    above: str | None = None,
 ) -> list[Component]:
     """Return the column of a run: the most urgent open alert in full, layers, other open alerts and the history.
 
     The alerts that a run ended with in its last ``attempt`` stand in the place of open ones. ``not_judged`` is the
-    sentence that says why the run is not judged, "" if it is.
+    sentence that says why the run is not judged, "" if it is. ``above`` is the id of the alert whose buttons stand
+    above the panels, and not here too.
     """
     has_ended = run_state in (RunState.FINISHED, RunState.CRASHED)
 
@@ -43,9 +52,10 @@ def column(
     parts: list[Component] = []
     if still_open:
         first = still_open[0]
-        parts.append(_open_card(first, None if first.advice else _buttons(first, now)))
+        own = None if first.id == above else buttons(first, now)
+        parts.append(_open_card(first, None if first.advice else own))
         if first.advice:
-            parts.append(_advice_card(first, now))
+            parts.append(html.Section([*_advice(first), own], className="card advice-card"))
         shares = next((alert for alert in still_open if alert.layer_shares), None)
         if shares is not None:
             parts.append(_layers_card(shares))
@@ -87,7 +97,7 @@ def single(alert: Alert, run_name: str, now: float) -> list[Component]:
     words = f"Open the run {run_name} at step {count(alert.step)}"
     parts: list[Component | None] = [
         html.P(dcc.Link(words, href=f"/runs/{alert.run_id}?step={alert.step}"), className="lead"),
-        _buttons(alert, now) if alert.is_open else html.P(f"Settled: {result(alert)}", className="note"),
+        buttons(alert, now) if alert.is_open else html.P(f"Settled: {result(alert)}", className="note"),
         _open_card(alert),
         html.Section(_advice(alert), className="card advice-card") if alert.advice and alert.is_open else None,
     ]
@@ -166,18 +176,21 @@ def _forecasts(alert: Alert) -> Component | None:
 
 
 def _evidence_table(alert: Alert) -> Component | None:
+    """Return the first lines of the evidence, and the others folded below them."""
     rows = [
         html.Tr([html.Th(line.label, scope="row"), html.Td(line.value, title=line.title or None)])
         for line in lines(alert)
     ]
-    return html.Table(html.Tbody(rows), className="evidence") if rows else None
-
-
-def _advice_card(alert: Alert, now: float) -> Component:
-    return html.Section(
-        [*_advice(alert), _buttons(alert, now)],
-        className="card advice-card",
+    if not rows:
+        return None
+    first, rest = rows[:EVIDENCE_SHOWN], rows[EVIDENCE_SHOWN:]
+    table = html.Table(html.Tbody(first), className="evidence")
+    if not rest:
+        return table
+    more = html.Details(
+        [html.Summary(f"{len(rest)} more", className="note"), html.Table(html.Tbody(rest), className="evidence")]
     )
+    return html.Div([table, more])
 
 
 def _advice(alert: Alert) -> list[Component]:
@@ -188,7 +201,7 @@ def _advice(alert: Alert) -> list[Component]:
     ]
 
 
-def _buttons(alert: Alert, now: float) -> Component:
+def buttons(alert: Alert, now: float) -> Component:
     """Return the buttons of an open alert; none for an alert that the run ended with."""
     if not alert.is_open:
         return html.Div(className="buttons")
@@ -244,7 +257,7 @@ def _small_card(alert: Alert, now: float) -> Component:
             ),
             html.H3(f"{title} {band}".strip()),
             html.P(_message(alert), className="why"),
-            _buttons(alert, now),
+            buttons(alert, now),
         ],
         className="card small",
     )
@@ -273,7 +286,12 @@ def _history_card(settled: Sequence[Alert]) -> Component:
         html.Li(
             [
                 html.Span(html.I(className=f"level {tone(alert)}"), className="mark"),
-                html.Span(alert.title or kind_words(alert), className="what", title=alert.message),
+                html.A(
+                    alert.title or kind_words(alert),
+                    href=f"/runs/{quote(alert.run_id, safe='')}?step={alert.step}",
+                    className="what to-step",
+                    title=alert.message,
+                ),
                 html.Span(result(alert), className="outcome"),
             ]
         )
@@ -333,4 +351,4 @@ def alert_row(alert: Alert, run_name: str, now: float) -> Component:
         html.Span("" if opened is None else f"{duration(now - opened)} ago", className="muted"),
     ]
     link = dcc.Link(cells, href=f"/runs/{alert.run_id}", className="alert-link")
-    return html.Div([link, _buttons(alert, now)], className="alert-row")
+    return html.Div([link, buttons(alert, now)], className="alert-row")

@@ -43,7 +43,16 @@ def lines(alert: Alert) -> list[Line]:
 
 def growth_per_step(evidence: Mapping[str, float | int | str | None]) -> float | None:
     """Return the slope of log λ_max per step in the forecast, or None if the evidence has none."""
-    value = evidence.get("lambda_max_growth_per_step")
+    return _number(evidence, "lambda_max_growth_per_step")
+
+
+def mode_growth_per_step(evidence: Mapping[str, float | int | str | None]) -> float | None:
+    """Return the slope of the logarithm of the unstable direction's amplitude per step, or None without one."""
+    return _number(evidence, "mode_growth_per_step")
+
+
+def _number(evidence: Mapping[str, float | int | str | None], key: str) -> float | None:
+    value = evidence.get(key)
     return float(value) if isinstance(value, int | float) else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
+from urllib.parse import quote
 
 from dash import Dash, Input, dcc, html
 from dash.development.base_component import Component
@@ -14,7 +15,9 @@ from client_sdk.vocabulary import AlertKind, RunState, Stage
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.forms.attributes import aria
-from dashboard.pages.fleet_rows import row
+from dashboard.pages.alert_cards import tone, urgency
+from dashboard.pages.danger import endangering, sentence
+from dashboard.pages.fleet_rows import risk, row
 from dashboard.pages.no_data import no_data
 from dashboard.pages.symbols import symbols
 from dashboard.shell.clientside import clientside
@@ -23,6 +26,8 @@ from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update
 from dashboard.stream.view import View
 
+DANGERS_SHOWN: Final = 5
+"""Number of endangered runs with a line of their own above the table."""
 COLUMNS: Final = ("Run", "Stage", "λ_max / limit", "Spike in", "Loss", "Last alert", "State")
 
 
@@ -33,6 +38,7 @@ def layout(_request: PageRequest) -> Component:
     return html.Div(
         [
             html.H1("Runs", className="unseen"),
+            html.Div(id=ids.FLEET_DANGER),
             html.Div(
                 [
                     dcc.Input(
@@ -83,6 +89,27 @@ def counts(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Componen
     return shown
 
 
+def dangers(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Component]:
+    """Return one line for each endangered run, the most urgent first, with a link to the run."""
+    of_run: dict[str, list[Alert]] = {}
+    for item in alerts:
+        if item.is_open:
+            of_run.setdefault(item.run_id, []).append(item)
+    found = [(run, alert) for run in runs if (alert := endangering(of_run.get(run.id, ()), run.state)) is not None]
+    found.sort(key=lambda pair: (risk(pair[0]), urgency(pair[1])), reverse=True)
+    lines: list[Component] = [
+        dcc.Link(
+            [html.B(run.title, title=run.title), html.Span(symbols(sentence(alert, run)))],
+            href=f"/runs/{quote(run.id, safe='')}",
+            className=f"danger-band {tone(alert)}",
+        )
+        for run, alert in found[:DANGERS_SHOWN]
+    ]
+    if len(found) > DANGERS_SHOWN:
+        lines.append(html.P(f"and {len(found) - DANGERS_SHOWN} more in the table", className="note"))
+    return lines
+
+
 class FleetLive:
     """Live part with all runs, which sends only rows that changed.
 
@@ -97,6 +124,7 @@ class FleetLive:
         self._runs: dict[str, RunSummary] = {}
         self._alerts: dict[str, Alert] = {}
         self._sent: dict[str, dict[str, Any]] = {}
+        self._dangers = repr([])
         self._number = 0
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
@@ -105,7 +133,7 @@ class FleetLive:
             runs, alerts = await asyncio.gather(self._client.runs(), self._client.alerts())
             self._runs = {run.id: run for run in runs}
             self._alerts = {alert.id: alert for alert in alerts}
-            self._sent = {}
+            self._sent, self._dangers = {}, ""
         self._runs.update(news.runs)
         self._alerts.update(news.alerts)
         return await asyncio.to_thread(self._changes, now)
@@ -131,6 +159,10 @@ class FleetLive:
             updates.append(Update(component=ids.FLEET, props={"data": data}))
             shown = counts(self._runs.values(), self._alerts.values())
             updates.append(Update(component=ids.FLEET_COUNTS, props={"children": shown if self._runs else []}))
+        lines = dangers(self._runs.values(), self._alerts.values())
+        if repr(lines) != self._dangers:
+            self._dangers = repr(lines)
+            updates.append(Update(component=ids.FLEET_DANGER, props={"children": lines}))
         total = len(self._runs)
         return Refresh(updates=updates, detail="1 run" if total == 1 else f"{total:,} runs")
 

@@ -16,7 +16,8 @@ from client_sdk.vocabulary import LOSS, AlertKind, EventKind, RunState, interval
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.figures.curvature import CURVES, curvature_figure
-from dashboard.figures.heatmap import heatmap_figure, heatmap_height
+from dashboard.figures.heatmap import has_usual_level, heatmap_figure, heatmap_height
+from dashboard.figures.held_loss import HELD_LOSS, HeldLoss, held_loss, held_words
 from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.loss import loss_figure, numbers, spans_decades
 from dashboard.figures.marks import Marks, marks_of
@@ -25,11 +26,13 @@ from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
 from dashboard.models import Heatmap
 from dashboard.numbers import compact, rate
-from dashboard.pages import loss_choice
+from dashboard.pages import loss_choice, replay
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import column, is_silenced
-from dashboard.pages.evidence import growth_per_step
+from dashboard.pages.danger import banner, endangering
+from dashboard.pages.evidence import growth_per_step, mode_growth_per_step
+from dashboard.pages.symbols import symbols
 from dashboard.shell.clientside import clientside
 from dashboard.shell.page import NavigationEntry, Page
 from dashboard.stream.feed import News
@@ -80,6 +83,7 @@ class RunLive:
         self._missing = False
         self._mounted = False
         self._cards: str | None = None
+        self._danger = repr(None)
         self._pickers: tuple[Any, ...] | None = None
         self._attempts: list[int] = []
         self._loss_line: tuple[Any, ...] | None = None
@@ -142,7 +146,7 @@ class RunLive:
         step_from, step_to = visible_steps(last_step_of(known.detail, known.summary, view), view)
         attempt = components.chosen_attempt(known.detail, view.attempt)
         rhythm = [name for name in (*RHYTHM, *FRESHNESS) if name in known.detail.scalars]
-        keys = tuple(dict.fromkeys((components.chosen_metric(known.detail, view.metric), *CURVES, *rhythm)))
+        keys = tuple(dict.fromkeys((components.chosen_metric(known.detail, view.metric), HELD_LOSS, *CURVES, *rhythm)))
         points, columns = (NARROW_POINTS, NARROW_COLUMNS) if view.narrow else (POINTS, COLUMNS)
         series, heatmap, histograms = await asyncio.gather(
             self._client.series(
@@ -193,6 +197,11 @@ class RunLive:
         ]
         states = (summary.state, summary.stage_reason, summary.attempt)
         updates += self._loss_updates(known.detail)
+        grave = endangering(alerts, summary.state)
+        danger = None if grave is None else banner(grave, _newest(known), now)
+        if repr(danger) != self._danger:
+            self._danger = repr(danger)
+            updates.append(Update(component=ids.RUN_DANGER, props={"children": danger}))
         cards = repr((known.alerts, states, [is_silenced(alert, now) for alert in alerts]))
         if cards != self._cards:
             self._cards = cards
@@ -201,7 +210,12 @@ class RunLive:
                     component=ids.ALERT_COLUMN,
                     props={
                         "children": column(
-                            alerts, summary.state, now, not_judged=summary.reason_words, attempt=summary.attempt
+                            alerts,
+                            summary.state,
+                            now,
+                            not_judged=summary.reason_words,
+                            attempt=summary.attempt,
+                            above=None if grave is None else grave.id,
                         )
                     },
                 )
@@ -242,9 +256,12 @@ class RunLive:
         stat = components.chosen_stat(known.detail, view.stat)
         layers = len(curves.heatmap.layers) if curves.heatmap is not None else 0
         metric = components.chosen_metric(known.detail, view.metric)
-        loss = loss_figure(series.get(metric), marks, frame, name=metric)
+        is_loss = metric == (known.detail.loss_name or LOSS)
+        amplitude = mode_growth_per_step(open_prediction.evidence) if open_prediction is not None else None
+        held = held_loss(series.get(HELD_LOSS), series.get(metric), growth=amplitude) if is_loss else None
+        loss = loss_figure(series.get(metric), marks, frame, name=metric, held=held)
         curvature = curvature_figure(series, spans(events, last_step), marks, frame, growth_per_step=growth)
-        cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, logarithmic=view.logarithmic)
+        cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, scale=view.scale)
         updates = [
             Update(component=ids.panel_box("layers"), props={"style": {"height": f"{heatmap_height(layers)}px"}}),
             *(
@@ -255,13 +272,13 @@ class RunLive:
                 )
                 for name, figure in (("loss", loss), ("curvature", curvature), ("layers", cells))
             ),
-            Update(component=ids.LOSS_NOTE, props={"children": _loss_note(known.detail, curves.series, metric, marks)}),
             Update(
-                component=ids.LOSS_TITLE,
-                props={"children": "Loss" if metric == (known.detail.loss_name or LOSS) else metric},
+                component=ids.LOSS_NOTE,
+                props={"children": _loss_note(known.detail, curves.series, metric, marks, held)},
             ),
-            Update(component=ids.CURVATURE_NOTE, props={"children": _curvature_note(curves.series)}),
-            Update(component=ids.LAYERS_NOTE, props={"children": _layers_note(stat, curves.series)}),
+            Update(component=ids.LOSS_TITLE, props={"children": "Loss" if is_loss else metric}),
+            Update(component=ids.CURVATURE_NOTE, props={"children": symbols(_curvature_note(curves.series))}),
+            Update(component=ids.LAYERS_NOTE, props={"children": _layers_note(stat, view.scale, curves.series)}),
         ]
         self._mounted = True
         pickers = (known.detail.statistics, known.detail.scalars, known.detail.loss_name)
@@ -327,17 +344,19 @@ def _head(known: Known, now: float) -> list[Any]:
 
 def _newest(known: Known) -> RunDetail:
     """Return the run with the stage, the loss and the state of its newest summary."""
-    names = ("stage", "stage_reason", "loss_name", "loss_since", "loss_choice", "last_step", "state")
+    names = ("stage", "stage_reason", "loss_name", "loss_since", "loss_choice", "last_step", "state", "step_rate")
     return msgspec.structs.replace(known.detail, **{name: getattr(known.summary, name) for name in names})
 
 
-def _layers_note(stat: str, series: Series) -> str:
+def _layers_note(stat: str, scale: str, series: Series) -> str:
     """Return how often layers are measured and what that takes, if the run says it, and the meaning of the statistic.
 
     The meaning comes last, because a narrow panel cuts the end off.
     """
     every, share = (_last(series.series.get(name)) for name in RHYTHM)
     meaning = statistic(stat).meaning
+    if has_usual_level(stat, scale):
+        meaning = f"each layer against its own recent level · {meaning}"
     if every is None or share is None:
         return meaning
     return f"{interval_in_words(round(every))}, {100 * share:.1f} % of the training's time · {meaning}"
@@ -359,12 +378,14 @@ def _last(found: Buckets | None) -> float | None:
     return None if found is None else next((value for value in reversed(found.last) if value is not None), None)
 
 
-def _loss_note(run: RunDetail, series: Series, metric: str, marks: Marks) -> str:
+def _loss_note(run: RunDetail, series: Series, metric: str, marks: Marks, held: HeldLoss | None) -> str:
     is_loss = metric == (run.loss_name or LOSS)
     parts: list[str] = [f"loss: {run.original_loss}"] if is_loss and run.original_loss is not None else []
     buckets = series.series.get(metric)
-    if buckets is not None and spans_decades(numbers(buckets.min), numbers(buckets.max)):
+    if held is not None or (buckets is not None and spans_decades(numbers(buckets.min), numbers(buckets.max))):
         parts.append("log scale")
+    if held is not None and held_words(held):
+        parts.append(held_words(held))
     if series.bucket_steps > 1:
         parts.append(f"band: lowest and highest of {series.bucket_steps:,} steps")
     if marks.expected is not None:
@@ -429,6 +450,6 @@ PAGE: Final = Page(
     navigation=NavigationEntry(label="Run", order=2),
     layout=components.layout,
     live=lambda client, request: RunLive(client, request.subject),
-    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS},
+    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS, **replay.ACTIONS},
     callbacks=_register_callbacks,
 )

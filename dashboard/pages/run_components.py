@@ -16,7 +16,8 @@ from dashboard import ids
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
 from dashboard.numbers import count, duration, ratio, steps, unix_time
-from dashboard.pages import loss_choice
+from dashboard.pages import loss_choice, replay
+from dashboard.pages.danger import time_left
 from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
 from dashboard.pages.symbols import symbols
@@ -56,11 +57,19 @@ def layout(request: PageRequest) -> Component:
                 ],
                 className="run-top",
             ),
+            html.Div(id=ids.RUN_DANGER),
             html.Div(no_data(connected=True), id=ids.RUN_EMPTY, className="hidden"),
             html.Div(
                 [
                     html.Div(
-                        [_loss_panel(), _curvature_panel(), _layers_panel(), _histogram_panel()], className="panels"
+                        [
+                            _loss_panel(),
+                            _curvature_panel(),
+                            _layers_panel(),
+                            _histogram_panel(),
+                            replay.section(request.subject),
+                        ],
+                        className="panels",
                     ),
                     html.Aside(
                         [
@@ -139,6 +148,9 @@ def kpis(run: RunSummary | None) -> list[Component]:
     measured = run.stability_ratio
     over = measured is not None and math.isfinite(measured) and measured >= 1.0
     expected, tone = spike_in(run)
+    if run.predicted_step is not None and run.last_step is not None and run.predicted_step.best > run.last_step:
+        left = time_left(run.predicted_step.best - run.last_step, run.step_rate)
+        expected = f"{expected} · {left}" if expected.endswith("steps") and left != expected.lstrip("~") else expected
     tones: dict[str, str] = {
         Stage.STABLE: "ok",
         Stage.UNSTABLE: "warn",
@@ -280,7 +292,10 @@ def _curvature_panel() -> Component:
 def _layers_panel() -> Component:
     title = [html.H2("Layers"), html.Span("", id=ids.LAYERS_NOTE, className="note")]
     stat = [html.Option(statistic(DEFAULT_STAT).label, value=DEFAULT_STAT)]
-    scale = [html.Option(f"{word} colour", value=word) for word in ("log", "linear")]
+    scale = [
+        html.Option("against usual", value="usual"),
+        *(html.Option(f"{word} colour", value=word) for word in ("log", "linear")),
+    ]
     reduce = [html.Option(f"{word} of steps", value=word) for word in ("max", "min", "last")]
     controls = [
         _pick("stat", ids.STAT_PICK, "Statistic", stat),

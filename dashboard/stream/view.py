@@ -32,8 +32,8 @@ class View:
     """Name of the statistic in the heatmap; None chooses the first that the run has."""
     reduce: str = "max"
     """Reduction of several steps to one column of the heatmap: "max", "min" or "last"."""
-    logarithmic: bool = True
-    """Whether the colours of the heatmap are logarithmic."""
+    scale: str = "usual"
+    """Colours of the heatmap: "usual" for each layer against its own recent level, or values by "log" or "linear"."""
     theme: str = "dark"
     """Colour theme: "dark" or "light"."""
     narrow: bool = False
@@ -61,7 +61,7 @@ def parse_view(data: Any) -> View | None:
         metric=_text(data.get("metric")) or "loss",
         stat=_text(data.get("stat")),
         reduce=data["reduce"] if data.get("reduce") in ("max", "min", "last") else "max",
-        logarithmic=data.get("scale") != "linear",
+        scale=data["scale"] if data.get("scale") in ("log", "linear") else "usual",
         theme="light" if data.get("theme") == "light" else "dark",
         narrow=data.get("narrow") is True,
         cell=_cell(data.get("cell")),

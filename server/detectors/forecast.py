@@ -136,10 +136,27 @@ def _steps_to_climb(reading: Reading, climb: float, observed: float) -> float | 
     ratio = reading.stability if reading.stability is not None else 0.0
     start = theoretical_growth(ratio, reading.beta1)
     factor = math.exp(min(max(reading.stability_growth, 0.0), 0.05))
-    total = 0.0
-    for ahead in range(1, HORIZON + 1):
+    before = _steps_below_limit(ratio, factor)  # only what is observed adds to the climb there
+    if observed * before >= climb:
+        return float(max(math.ceil(climb / observed), 1)) if observed else 1.0
+    total = observed * before
+    ratio *= factor**before
+    for ahead in range(before + 1, HORIZON + 1):
         ratio *= factor
         total += observed + max(theoretical_growth(ratio, reading.beta1) - (start if observed else 0.0), 0.0)
         if total >= climb:
             return float(ahead)
     return None
+
+
+def _steps_below_limit(ratio: float, factor: float) -> int:
+    """Return the number of steps, up to the horizon, at which a ratio that grows by `factor` a step is not above 1.
+
+    >>> _steps_below_limit(0.5, 2.0), _steps_below_limit(0.9, 1.0), _steps_below_limit(1.1, 1.0)
+    (1, 400, 0)
+    """
+    if ratio > 1.0:
+        return 0
+    if factor <= 1.0 or ratio <= 0.0:
+        return HORIZON
+    return min(math.floor(-math.log(ratio) / math.log(factor)), HORIZON)

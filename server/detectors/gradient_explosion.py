@@ -83,10 +83,13 @@ class GradientExplosionDetector(msgspec.Struct):
             self.step = None
         if reading.grad_norm is None or reading.decoupling is not None:
             return
+        if reading.is_norm_new:
+            self.norms.values = []
         value = math.log(reading.grad_norm)
         self.count += 1
-        if len(self.norms.values) >= MIN_NORMS:
-            if self.count % REFRESH == 0 or not self.spread:
+        known = len(self.norms.values)
+        if known >= MIN_NORMS:
+            if self.count % REFRESH == 0 or known == MIN_NORMS or not self.spread:
                 self.centre, spread = median_and_spread(self.norms.values)
                 self.spread = max(spread, MIN_SPREAD)
             rise = value - self.centre

@@ -224,9 +224,10 @@ class LossLevel(msgspec.Struct):
 def _memory(values: list[float]) -> float:
     """Return the correlation of values with those before them, less its error; values far out count less."""
     centre, spread = median_and_spread(values)
-    if spread <= 0:
+    if not 0 < spread < math.inf:  # the largest floats have no difference
         return 0.0
-    scores = [min(max((value - centre) / spread, -WINSOR), WINSOR) for value in values]
+    raw = [(value - centre) / spread for value in values]
+    scores = [WINSOR if one > WINSOR else -WINSOR if one < -WINSOR else one for one in raw]  # calls would take longer
     total: float = sum(map(mul, scores, scores))
     common: float = sum(map(mul, scores, scores[1:]))
     return min(max(common / total - MEMORY_ERROR, 0.0), MAX_MEMORY)

@@ -52,12 +52,12 @@ GROWING: Final = 0.04
 """Growth of log‖e‖ per step from which the component builds up."""
 SLOWEST: Final = 0.02
 """Growth per step now, below which the growth has ended."""
-ALTERNATING: Final = 0.4
+ALTERNATING: Final = 0.3
 """Share of the gradient that must alternate; in noise it is 1/9."""
 STEADY: Final = 0.25
 """Share of the gradient below which its growth comes from elsewhere, such as a batch or a drift."""
-LAGGING: Final = 0.3
-"""Value of Σg²/Σv̂ below which v has not begun to follow the gradient."""
+LAGGING: Final = 1.0
+"""Value of Σg²/Σv̂ below which v lags behind the gradient; above it v catches up."""
 THINNED: Final = 16
 """Number of steps for which a measured Σg²/Σv̂ counts; with `every="auto"` the SDK measures the layers so often."""
 MOST_ACCELERATION: Final = 0.1

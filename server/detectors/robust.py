@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from operator import mul
 from typing import Final
@@ -105,14 +106,23 @@ class RecentPoints(msgspec.Struct):
     size: int
     steps: list[int] = []
     values: list[float] = []
+    fitted: LineFit | None = None
+    """Line through the pairs from position `fitted_from` on."""
+    fitted_from: int | None = None
+    """Position of the first pair of the last fit; None if pairs were added or dropped since then."""
 
     def push(self, step: int, value: float) -> None:
         """Add a pair and drop the oldest one when there are too many."""
+        self.fitted_from = None
         self.steps.append(step)
         self.values.append(value)
         if len(self.steps) > self.size:
             del self.steps[0]
             del self.values[0]
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self.steps, self.values, self.fitted_from = [], [], None
 
     def z_score(self, value: float, min_count: int, min_spread: float) -> float:
         """Return the robust z-score of a value against the stored ones, 0 with fewer than `min_count` of them."""
@@ -144,23 +154,39 @@ class RecentPoints(msgspec.Struct):
         LineFit(slope=2.0, fit=1.0)
         """
         steps, values = self.steps, self.values
-        if since is not None and steps and steps[0] < since:
-            first = bisect_left(steps, since)
-            steps, values = steps[first:], values[first:]
-        count = len(steps)
+        first = bisect_left(steps, since) if since is not None and steps and steps[0] < since else 0
+        count = len(steps) - first
         if count < max(min_count, 2):
             return None
+        if first != self.fitted_from:
+            self.fitted, self.fitted_from = _line(steps[first:], values[first:]), first
+        return self.fitted
+
+
+def _line(steps: Sequence[int], values: Sequence[float]) -> LineFit | None:
+    """Return the least-squares line through at least two pairs; None if all have the same step."""
+    count = len(steps)
+    mean_y = sum(values) / count
+    if steps[-1] - steps[0] == count - 1:  # each step is one above the one before it
+        dx, sxx = _consecutive(count)
+    else:
         mean_x = sum(steps) / count
-        mean_y = sum(values) / count
-        dx = [x - mean_x for x in steps]
-        dy = [y - mean_y for y in values]
+        dx = tuple(x - mean_x for x in steps)
         sxx = sum(map(mul, dx, dx))
-        sxy = sum(map(mul, dx, dy))
-        syy = sum(map(mul, dy, dy))
-        if sxx <= 0:
-            return None
-        slope = sxy / sxx
-        return LineFit(slope, slope * sxy / syy if syy > 0 else 0.0)
+    dy = [y - mean_y for y in values]
+    sxy = sum(map(mul, dx, dy))
+    syy = sum(map(mul, dy, dy))
+    if sxx <= 0:
+        return None
+    slope = sxy / sxx
+    return LineFit(slope, slope * sxy / syy if syy > 0 else 0.0)
+
+
+@lru_cache(maxsize=256)
+def _consecutive(count: int) -> tuple[tuple[float, ...], float]:
+    """Return the distances of consecutive steps to their mean, and the sum of their squares."""
+    distances = tuple(at - (count - 1) / 2 for at in range(count))
+    return distances, sum(map(mul, distances, distances))
 
 
 class MovingAverage(msgspec.Struct):

@@ -42,6 +42,10 @@ COUPLED: Final = 0.3
 """Value of Σg²/Σv̂ above which a decoupled spell is over (hysteresis)."""
 PAUSES: Final = 5
 """Number of pauses between records from which the logging interval is taken."""
+UNKNOWN_DECAY: Final = 0.98
+"""Decay per record of the g² of a layer that is not known in a record with others."""
+MAX_PAUSE: Final = 2**48
+"""Largest pause that counts; it keeps durations of some hundred records within 64 bits."""
 MAX_GRADIENT_RATIO: Final = 1e9
 """Largest λ_grad over the limit that is stored; it keeps sums of squares finite."""
 MARKED: Final = 2.0
@@ -75,6 +79,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Logged learning rate η, if finite."""
     grad_norm: float | None = None
     """Global ‖g‖ from the scalar or from the layers, if positive and finite."""
+    is_norm_new: bool = False
+    """Whether ‖g‖ is that of other layers than before, so that earlier norms are no measure for it."""
     is_grad_norm_nonfinite: bool = False
     """Whether the logged ‖g‖ is NaN or infinite, in a log whose norm can be finite.
 
@@ -196,6 +202,10 @@ class Signals(msgspec.Struct):
     """First step of the present decoupled spell."""
     above_since: int | None = None
     """Step since which every measured λ_max has been above the limit."""
+    optimizer: Optimizer | None = None
+    """Optimizer of the last record with a layout; a record without layers is of the same one."""
+    limit_factor: float = 2.0
+    """Last logged stability limit times the learning rate; 2 where no limit was logged."""
     fast: Array = msgspec.field(default_factory=lambda: np.zeros(0))
     """Average of g² over about 4 steps, shape (layers,)."""
     slow: Array = msgspec.field(default_factory=lambda: np.zeros(0))
@@ -206,19 +216,24 @@ class Signals(msgspec.Struct):
         scalars = sample.scalars
         step = sample.step
         self.count += 1
-        self._follow_layers(sample.layout, sums)
         logged_norm = scalars.get("grad_norm")
+        is_norm_new = self._follow_layers(sample.layout, sums) and logged_norm is None
+        unknown = 0.0 if sums.known is None else float(self.fast[~sums.known].sum())
         grad_norm = _positive(logged_norm)
-        if grad_norm is None and sums.squares is not None:
-            grad_norm = _positive(math.sqrt(sums.square_sum))
-        decoupling = sums.decoupling
+        if grad_norm is None and sums.squares is not None and not (self.is_norm_measured and logged_norm is not None):
+            grad_norm = _positive(math.sqrt(sums.square_sum + unknown))
+        if is_norm_new:
+            self.growth.clear()
+            self.grads.clear()
+            self.grad_mean = MovingAverage(self.grad_mean.decay)
+        # The layers that are left say little about the whole while the largest ones are unknown for a moment.
+        is_whole = sums.square_sum >= unknown
+        decoupling = sums.decoupling if is_whole else None
         before = self.decouplings.values[-1] if self.decouplings.values else 1.0
         grad_ratio, grad_z = self._follow_gradient(step, grad_norm)
         self._follow_decoupling(step, decoupling)
         lr = _finite(scalars.get("lr"))
-        limit = _positive(scalars.get("stability_limit"))
-        if limit is None and lr is not None and lr > 0:
-            limit = 2.0 / lr
+        limit = self._limit(_positive(scalars.get("stability_limit")), lr)
         lambda_max = _finite(scalars.get("lambda_max"))
         self._follow_curvature(step, lambda_max, _finite(scalars.get("lambda_grad")), limit)
         line = self.growth.line(GROWTH_STEPS // 2)
@@ -227,9 +242,10 @@ class Signals(msgspec.Struct):
             self.growth_mean.push(min(abs(line.slope), MAX_GROWTH_RATIO * usual) if usual else abs(line.slope))
         stability = _last(self.stabilities, step)
         peak = max(self.stabilities.since(step - RECENT + 1), default=None)
-        trend = self.stabilities.line(4, step - TREND_STEPS)
+        trend = None if stability is None else self.stabilities.line(4, step - TREND_STEPS)
         step_lambda = _finite(scalars.get("lambda_step"))
-        optimizer = None if sample.layout is None else sample.layout.optimizer
+        if sample.layout is not None:
+            self.optimizer = sample.layout.optimizer
         decouplings = self.decouplings.since(step - RECENT + 1)
         self.pauses = _with_pause(self.pauses, self.last_step, step)
         self.last_step = step
@@ -244,6 +260,7 @@ class Signals(msgspec.Struct):
             loss=scalars.get("loss"),
             lr=lr,
             grad_norm=grad_norm,
+            is_norm_new=is_norm_new,
             is_grad_norm_nonfinite=self._is_norm_broken(logged_norm, scalars.get("loss"), sums.nonfinite),
             nonfinite=sums.nonfinite,
             nonfinite_layers=sums.guilty,
@@ -257,7 +274,7 @@ class Signals(msgspec.Struct):
             decoupled_steps=0 if self.decoupled_since is None else step - self.decoupled_since + 1,
             stability=None if stability is None else _exp(stability),
             stability_peak=None if stability is None else _exp(stability if peak is None else peak),
-            stability_growth=0.0 if trend is None or stability is None else trend.slope,
+            stability_growth=0.0 if trend is None else trend.slope,
             stability_fit=0.0 if trend is None else trend.fit,
             above_steps=0 if self.above_since is None or stability is None else step - self.above_since + 1,
             gradient_stability=_last(self.gradient_stabilities, step),
@@ -265,7 +282,7 @@ class Signals(msgspec.Struct):
             step_stability=step_lambda / limit if step_lambda is not None and limit is not None else None,
             limit=limit,
             lambda_max=None if stability is None or limit is None else _exp(stability) * limit,
-            memory_loss=None if lr is None else _memory_loss(sums.descent, lr, optimizer),
+            memory_loss=None if lr is None or not is_whole else _memory_loss(sums.descent, lr, self.optimizer),
             mode_loss=_positive(scalars.get("mode_loss")),
             mode_growth=_finite(scalars.get("mode_growth")) or 0.0,
             mode_alternation=_finite(scalars.get("mode_alternation")) or 0.0,
@@ -274,10 +291,19 @@ class Signals(msgspec.Struct):
             period_two_growth=_finite(scalars.get("period_two_growth")),
             update_ratio=sums.update_ratio,
             eps_fraction=sums.eps_fraction,
-            state_reset=sums.is_fresh and self.count > RECENT and abs(before - 1.0) > 0.01,
-            optimizer=optimizer,
+            state_reset=sums.is_fresh and is_whole and self.count > RECENT and abs(before - 1.0) > 0.01,
+            optimizer=self.optimizer,
             leaders=Leaders(() if sample.layout is None else sample.layout.layers, self.fast, self.slow),
         )
+
+    def _limit(self, logged: float | None, lr: float | None) -> float | None:
+        """Return the stability limit: the logged one, else the last logged one at this learning rate, else 2/η."""
+        eta = _positive(lr)
+        if logged is None:
+            return None if eta is None else _positive(self.limit_factor / eta)
+        if eta is not None:
+            self.limit_factor = _positive(logged * eta) or self.limit_factor
+        return logged
 
     def _is_norm_broken(self, norm: float | None, loss: float | None, nonfinite: int) -> bool:
         """Return whether a logged ‖g‖ is NaN or infinite, and not merely never measured."""
@@ -288,24 +314,30 @@ class Signals(msgspec.Struct):
             return False
         return self.is_norm_measured or nonfinite > 0 or (loss is not None and not math.isfinite(loss))
 
-    def _follow_layers(self, layout: Layout | None, sums: LayerSums) -> None:
-        """Update the averages of g². Arrays are replaced, never changed, because readings keep those of their step."""
+    def _follow_layers(self, layout: Layout | None, sums: LayerSums) -> bool:
+        """Update the averages of g², and return whether the layers have become more or fewer.
+
+        Arrays are replaced, never changed, because readings keep those of their step.
+        """
         if layout is None or not sums.has_gradients:
-            return
-        layers = len(layout.layers)
-        if layout.id != self.layout or len(self.fast) != layers:
+            return False
+        layers, before = len(layout.layers), len(self.fast)
+        if layout.id != self.layout or before != layers:
             self.layout, self.fast, self.slow = layout.id, np.zeros(layers), np.zeros(layers)
+        is_other = before not in (0, layers)
         squares, known = sums.squares, sums.known
         if squares is None:
-            return
+            return is_other
         if not (layers and self.slow[0]) and not self.slow.any():  # the first layer decides nearly always
             self.fast, self.slow = squares.copy(), squares.copy()
-            return
+            return is_other
         fast, slow = 0.75 * self.fast, 0.98 * self.slow
         fast += 0.25 * squares
         slow += 0.02 * squares
-        self.fast = fast if known is None else np.where(known, fast, self.fast)
+        # A layer that is unknown for a moment keeps its share of ‖g‖; one that stays unknown loses it.
+        self.fast = fast if known is None else np.where(known, fast, UNKNOWN_DECAY * self.fast)
         self.slow = slow if known is None else np.where(known, slow, self.slow)
+        return is_other
 
     def _follow_gradient(self, step: int, grad_norm: float | None) -> tuple[float, float]:
         """Return the ratio of ‖g‖ to its moving average and the z-score of log‖g‖, both against earlier steps only."""
@@ -334,9 +366,10 @@ class Signals(msgspec.Struct):
     ) -> None:
         if limit is None:
             return
-        if lambda_max is not None and lambda_max > 0:
-            self.stabilities.push(step, math.log(lambda_max / limit))
-            if lambda_max <= limit:
+        ratio = None if lambda_max is None else _positive(lambda_max / limit)
+        if ratio is not None:
+            self.stabilities.push(step, math.log(ratio))
+            if ratio <= 1.0:
                 self.above_since = None
             elif self.above_since is None:
                 self.above_since = step
@@ -346,7 +379,7 @@ class Signals(msgspec.Struct):
 
 
 def _with_pause(pauses: list[int], last_step: int | None, step: int) -> list[int]:
-    return pauses if last_step is None else [*pauses[-(PAUSES - 1) :], step - last_step]
+    return pauses if last_step is None else [*pauses[-(PAUSES - 1) :], min(step - last_step, MAX_PAUSE)]
 
 
 def _usual(pauses: list[int]) -> int:

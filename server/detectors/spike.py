@@ -225,7 +225,7 @@ class SpikeDetector(msgspec.Struct):
         last = test.losses[-1] if is_rising else level.recent[-1]
         news = score - level.memory * (last - self.baseline) / unit if score else 0.0
         if news <= ALLOWANCE and not is_rising:
-            level.push(loss)
+            level.push(loss, expected)
             return
         is_restless = test.limit(self.seen) > RESTLESS
         if test.add(step, loss, score, news, self.seen) or (is_very_high and not is_restless):

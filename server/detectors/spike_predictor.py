@@ -71,8 +71,11 @@ ALTERNATING: Final = 0.8
 """Smallest share of the last steps at which that gradient must have changed its sign; drift changes it rarely."""
 HELD: Final = 1e-5
 """Share of the loss that the directions must hold, below which their growth is rounding or noise."""
-LEAST_PEAK: Final = 0.05
-"""Least height by the growth of the alternating part relative to what is worth a warning; it is too low at first."""
+NEXT: Final = 20
+"""Number of steps before the loss rises by its date from which an alternation is a warning, and before a watch."""
+LEAST_PEAK, FAR_PEAK = 0.05, 4.0
+"""Heights by the growth of the alternating part relative to what is worth a warning: the least one, as the growth still
+increases at first, and one that is enough by itself."""
 VAST: Final = 1_000
 """Rise of the loss relative to its level from which no number is given, because the loss is near zero."""
 IMMINENT: Final = 20
@@ -147,9 +150,10 @@ class SpikePredictor(msgspec.Struct):
 
     def _follow(self, reading: Reading, context: Context) -> None:
         self.seen += 1
-        self.height.update(reading, is_jumping=context.is_jumping)
+        is_jumping = context.is_jumping and context.jump_level is not AlertLevel.WATCH
+        self.height.update(reading, is_jumping=is_jumping)
         swing = self.period_two.update(reading, self.height.memory, self.height.beta2)
-        if context.is_jumping and context.jump_level is not AlertLevel.WATCH:  # the spike has come
+        if is_jumping:  # the spike has come, so there is nothing to predict
             self._forget()
             self.quiet_until = reading.step + AFTERMATH * reading.interval
         if self.seen <= SETTLING or reading.step < self.quiet_until:
@@ -159,7 +163,8 @@ class SpikePredictor(msgspec.Struct):
             expected = evidence.predicted
             self.predicted = (expected.low, expected.best, expected.high)
         step = reading.step
-        if evidence.sign is Sign.RESET or (evidence.sign in ALARMS and not self._is_ripple(reading)):
+        is_certain = evidence.sign in (Sign.RESET, Sign.ALTERNATION)  # whose height is judged already
+        if is_certain or (evidence.sign in ALARMS and not self._is_ripple(reading)):
             self.last_alarm, self.sign = step, evidence.sign.value
             soon = evidence.predicted is not None and evidence.predicted.best - step < IMMINENT
             if evidence.sign is Sign.DIRECTIONAL or soon:
@@ -193,9 +198,20 @@ class SpikePredictor(msgspec.Struct):
         if swing.peak is None or steps is None:
             return evidence
         predicted = dated(reading.step, steps)
-        if swing.peak > LEAST_PEAK * self.period_two.warning_rise(abs(median(losses))) and not self._is_ripple(reading):
+        if steps <= NEXT and self._is_tall(swing.peak):
             return Evidence(sign=Sign.ALTERNATION, predicted=predicted)
         return evidence if evidence.sign is not Sign.NONE else Evidence(sign=Sign.APPROACH, predicted=predicted)
+
+    def _is_tall(self, peak: float) -> bool:
+        """Return whether the spike of an alternation is worth a warning, by its usual height and the `peak` of growth.
+
+        Warnings that passed without a spike do not count against it, because its growth is evidence of this spike.
+        """
+        level, expected = abs(median(self.height.losses.values)), self.height.forecast()
+        worth = self.period_two.warning_rise(level)
+        if peak > FAR_PEAK * worth or expected is None:
+            return peak > FAR_PEAK * worth
+        return peak > LEAST_PEAK * worth and expected.best * 2.0**self.height.misses * level > worth
 
     def _is_ripple(self, reading: Reading) -> bool:
         """Return whether the expected rise is no reason for a warning; without curvature it must be larger."""
@@ -311,6 +327,8 @@ def _is_climb(reading: Reading, demand: float) -> bool:
     if reading.growth <= max(0.03, demand * reading.growth_usual):
         return False
     if reading.stability_peak is None:
+        if reading.decoupling is not None and reading.decoupling >= 1.0:
+            return False  # v catches up
         return reading.grad_ratio > (2.0 if reading.period_two is None else 1.5) and not is_steady(reading)
     return reading.stability_peak > NEAR and reading.grad_ratio > 1.5
 

@@ -23,9 +23,13 @@ def samples(
     """
     scalars: list[dict[str, float]] = [{} for _ in columns.steps]
     for name, column in columns.scalars.items():
-        rows = range(len(scalars)) if column.present.all() else np.flatnonzero(column.present).tolist()
-        for row, value in zip(rows, column.values.tolist(), strict=True):
-            scalars[row][name] = value
+        values = column.values.tolist()
+        if len(values) == len(scalars):
+            for of_row, value in zip(scalars, values, strict=True):
+                of_row[name] = value
+        else:
+            for row, value in zip(np.flatnonzero(column.present).tolist(), values, strict=True):
+                scalars[row][name] = value
     layers: dict[int, dict[str, Any]] = {}
     for block in columns.blocks:
         layout = layouts[block.layout]
@@ -45,10 +49,9 @@ def _sums(block: BlockColumns, layout: Layout) -> list[LayerSums]:
     A statistic that the layout declares and the segment lacks was not measured on any layer.
     """
     steps = len(block.rows)
-    absent = np.full((steps, block.layers), np.nan, dtype=np.float32)
-    found = {
-        name: np.ascontiguousarray(block.statistics[name].T) if name in block.statistics else absent
-        for name in STATISTICS
-        if name in layout.statistics
-    }
+    declared = [name for name in STATISTICS if name in layout.statistics]
+    found = {name: np.ascontiguousarray(block.statistics[name].T) for name in declared if name in block.statistics}
+    if len(found) < len(declared):
+        absent = np.full((steps, block.layers), np.nan, dtype=np.float32)
+        found |= {name: absent for name in declared if name not in found}
     return layer_sums(layout, found) if found else [LayerSums()] * steps

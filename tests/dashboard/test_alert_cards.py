@@ -65,6 +65,17 @@ def test_evidence_is_a_table_that_people_read() -> None:
     }
 
 
+def test_a_card_shows_four_lines_of_evidence_and_folds_the_rest() -> None:
+    (card, *_) = column([alert()], "running", NOW)
+    assert "3 more" in words(card)
+    assert "3 more" not in words(column([alert(evidence={"stability_ratio": 1.1}, layers=())], "running", NOW)[0])
+
+
+def test_buttons_that_stand_above_the_panels_are_not_repeated_on_the_card() -> None:
+    assert "Acknowledge" not in words(column([alert()], "running", NOW, above="a"))
+    assert words(column([alert(), alert(id="b", step=1)], "running", NOW, above="a")).count("Acknowledge") == 1
+
+
 def test_counts_have_no_decimals() -> None:
     counted = alert(evidence={"passed_without": 1.0, "nonfinite_gradients": 1200}, layers=())
     assert [line.value for line in lines(counted)] == ["1", "1,200"]

@@ -212,6 +212,46 @@ def test_a_drag_survives_live_updates(visit: Visit, api: FixtureApi) -> None:
     page.wait_for_function(f"({RANGES})().every(r => r[0] > 100 && r[1] < 500)")
 
 
+def test_keys_and_history_rows_move_to_the_events_of_a_run(visit: Visit, api: FixtureApi) -> None:
+    page = visit.open("/runs/tanh-net")
+    page.wait_for_function(PLOTTED)
+    api.call(lambda: api.advance("tanh-net", 150))
+    row = page.locator(".history a.to-step").first
+    step = int((row.get_attribute("href") or "").partition("?step=")[2])
+    row.click()
+    expect(page.locator("#follow")).to_be_visible()
+    page.wait_for_function(f"({RANGES})()[0][0] === {max(step - 150, 0)}")
+    assert page.url.endswith(f"?step={step}"), "the address can be passed on"
+    page.keyboard.press("f")
+    expect(page.locator("#follow")).to_be_hidden()
+    page.keyboard.press("[")
+    expect(page.locator("#follow")).to_be_visible()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_contain_text("previous and next event")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_double_click_ends_a_zoom(visit: Visit) -> None:
+    page = visit.open("/runs/tanh-net?step=400")
+    page.wait_for_function(PLOTTED)
+    expect(page.locator("#follow")).to_be_visible()
+    page.mouse.move(300, 300)
+    page.locator(".panel.loss .nsewdrag").first.dblclick()
+    expect(page.locator("#follow")).to_be_hidden()
+
+
+def test_keys_move_through_the_runs(visit: Visit) -> None:
+    page = visit.open("/")
+    expect(page.locator("a.fleet-row").first).to_be_visible()
+    for key in ("j", "j", "k"):
+        page.keyboard.press(key)
+    expect(page.locator("a.fleet-row").first).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator(".run-top h1")).to_have_text("tanh-net")
+    page.wait_for_function("document.title.endsWith('tanh-net · Spikewatch')")
+
+
 def test_pickers_change_the_heatmap(visit: Visit) -> None:
     page = visit.open("/runs/llama")
     page.wait_for_function(PLOTTED)
@@ -219,7 +259,9 @@ def test_pickers_change_the_heatmap(visit: Visit) -> None:
     expect(page.locator("#layers-note")).to_contain_text("overshoots")
     page.wait_for_function("document.querySelector('.panel.layers .js-plotly-plot').data[0].zmin === -1")
     page.locator("#stat-pick").select_option("grad_norm")
+    expect(page.locator("#layers-note")).to_contain_text("each layer against its own recent level")
     page.locator("#scale-pick").select_option("linear")
+    expect(page.locator("#layers-note")).not_to_contain_text("its own recent level")
     page.wait_for_function("document.querySelector('.panel.layers .js-plotly-plot').data[0].zmin === 0")
 
 

@@ -16,6 +16,7 @@ from client_sdk.answers import Alert, Buckets, Event, Histogram, Outcome, Predic
 from client_sdk.vocabulary import STATISTICS
 from dashboard.figures.curvature import curvature_figure
 from dashboard.figures.heatmap import heatmap_figure, heatmap_height, short_names
+from dashboard.figures.held_loss import held_loss, held_words
 from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.loss import loss_figure
 from dashboard.figures.marks import Marks, marks_of
@@ -23,6 +24,7 @@ from dashboard.figures.scales import colour_bar_ticks, colour_scale
 from dashboard.figures.sparkline import HEIGHT, PAD, sparkline
 from dashboard.figures.stage_strip import Span, spans
 from dashboard.figures.theme import DARK, LIGHT, STAGE_COLOURS, Frame
+from dashboard.figures.usual_level import against_usual
 from dashboard.models import Heatmap
 
 FRAME = Frame(palette=DARK, step_from=0, step_to=100)
@@ -56,7 +58,7 @@ def test_no_figure_uses_a_default_of_plotly() -> None:
     figures = [
         loss_figure(buckets([1.0, 2.0]), Marks(), FRAME),
         curvature_figure({"lambda_max": buckets([1.0, 2.0])}, [], Marks(), FRAME),
-        heatmap_figure(None, Marks(), FRAME, stat="grad_norm", logarithmic=True),
+        heatmap_figure(None, Marks(), FRAME, stat="grad_norm", scale="log"),
         histogram_figure(Histogram(layer="w", step=1, edges=(0.0, 1.0, 2.0), counts=(3, 4)), FRAME),
     ]
     for figure in figures:
@@ -72,7 +74,7 @@ def test_panels_share_margins_and_the_step_axis() -> None:
         for figure in (
             loss_figure(buckets([1.0]), Marks(), FRAME),
             curvature_figure({}, [], Marks(), FRAME),
-            heatmap_figure(None, Marks(), FRAME, stat="grad_norm", logarithmic=True),
+            heatmap_figure(None, Marks(), FRAME, stat="grad_norm", scale="log"),
         )
     ]
     assert len({(layout["margin"]["l"], layout["margin"]["r"]) for layout in layouts}) == 1
@@ -97,6 +99,38 @@ def test_loss_is_logarithmic_only_when_it_spans_decades() -> None:
     assert "type" not in plain(loss_figure(buckets([-1.0, 1e6]), Marks(), FRAME))["layout"]["yaxis"]
 
 
+def test_what_the_unstable_direction_holds_climbs_into_the_loss_on_a_log_axis() -> None:
+    loss = buckets([2.0] * 40)
+    growing = buckets([2e-6 * math.exp(0.2 * step) for step in range(40)])
+    held = held_loss(growing, loss, growth=0.1)
+    assert held is not None
+    figure = plain(loss_figure(loss, Marks(expected=EXPECTED), FRAME, held=held))
+    line, trend = figure["data"][-2:]
+    assert figure["layout"]["yaxis"]["type"] == "log"
+    assert list(line["x"]) == list(range(40))
+    assert line["customdata"][0] == "2.0e-6, 0.0001 % of the loss"
+    # The loss held is the square of the amplitude: at 0.2 a step it reaches the loss after 69 steps.
+    assert list(trend["x"]) == pytest.approx([39, math.log(1e6) / 0.2])
+    assert trend["y"][1] == 2.0
+    assert "held by the unstable direction" in texts(figure)
+    assert held_words(held) == "0.24 % of the loss held by the unstable direction"
+
+
+def test_what_the_unstable_direction_holds_is_drawn_only_where_it_says_something() -> None:
+    loss, calm, alive = buckets([2.0] * 3), buckets([1e-5] * 3), buckets([None, 1e-5, 0.5])
+    assert held_loss(calm, loss) is None
+    assert held_loss(calm, loss, growth=0.0) is None
+    assert held_loss(None, loss, growth=0.1) is None
+    assert held_loss(alive, buckets([-1.0] * 3), growth=0.1) is None, "no logarithmic axis"
+    assert held_loss(alive, buckets([None] * 3), growth=0.1) is None, "nothing to compare it with"
+    held = held_loss(alive, loss)
+    assert held is not None
+    assert (list(held.steps), held.trend) == ([1.0, 2.0], None)
+    # Dips far below the loss leave the panel, so that the loss keeps its height.
+    deep = held_loss(buckets([1e-30, 1e-30, 1.0]), loss)
+    assert plain(loss_figure(loss, Marks(), FRAME, held=deep))["layout"]["yaxis"]["range"][0] > -5
+
+
 def test_values_that_are_not_finite_are_crosses_not_gaps() -> None:
     figure = plain(loss_figure(buckets([1.0, None, 1.0]), Marks(), FRAME))
     cross = figure["data"][-1]
@@ -116,8 +150,15 @@ def test_figures_survive_having_no_data() -> None:
         trace.get("yaxis", "y") == "y" for trace in empty["data"]
     )  # otherwise Plotly does not lay out the axes of the curves
     assert empty["layout"]["yaxis"]["showticklabels"] is False
-    missing = plain(heatmap_figure(None, Marks(), FRAME, stat="bimodality", logarithmic=True))
+    missing = plain(heatmap_figure(None, Marks(), FRAME, stat="bimodality", scale="log"))
     assert texts(missing) == ["bimodality of r: not measured in these steps"]
+
+
+def test_labels_of_spikes_do_not_overlap_on_a_phone() -> None:
+    phone = Frame(palette=DARK, step_from=0, step_to=100, narrow=True)
+    marks = Marks(spikes=(50, 62, 95))
+    assert texts(plain(loss_figure(buckets([1.0]), marks, FRAME))) == ["spike 95", "spike 62", "spike 50"]
+    assert texts(plain(loss_figure(buckets([1.0]), marks, phone))) == ["spike 95", "spike 62"]
 
 
 def test_an_open_prediction_is_a_band_a_dotted_line_and_its_date() -> None:
@@ -250,9 +291,45 @@ def heatmap(layers: tuple[str, ...], z: Any) -> Heatmap:
     return Heatmap(layers=layers, step=tuple(range(values.shape[1])), bucket_steps=1, z=values)
 
 
+def test_the_layer_that_leaves_its_own_level_is_the_one_that_is_seen() -> None:
+    large, small = np.full(120, 1e3), np.full(120, 1e-4)
+    small[115:] = 1e-3  # ten times its usual level, and still a millionth of the other layer
+    small[40:50] = 1.0  # an earlier spike does not become the usual level
+    cells = plain(heatmap_figure(heatmap(("large", "small"), [large, small]), Marks(), FRAME, stat="grad_norm",
+                                 scale="usual"))["data"][0]  # fmt: skip
+    shown = np.asarray(cells["z"])
+    assert shown[0] == pytest.approx(1.0)
+    assert shown[1, 115:] == pytest.approx(10.0)
+    assert shown[1, 60:115] == pytest.approx(1.0)
+    assert "× its recent level" in cells["hovertemplate"]
+
+
+def test_a_slow_trend_is_as_usual() -> None:
+    falling = np.exp(-np.arange(600) / 100)
+    assert np.abs(np.log(against_usual(falling[None, :].astype(np.float32)))).max() < 2.0
+    assert against_usual(np.full((2, 1), 5.0, np.float32)).tolist() == [[1.0], [1.0]]
+
+
+def test_zeros_and_gaps_against_the_usual_level() -> None:
+    row = np.array([[2.0, 2.0, 0.0, math.nan, math.inf, 4.0], [0.0] * 6, [math.nan] * 6], np.float32)
+    found = against_usual(row)
+    assert found[0].tolist()[:3] == [1.0, 1.0, 0.0]
+    assert np.isnan(found[0, 3:5]).all()
+    assert found[0, 5] == 2.0
+    assert (found[1] == 1.0).all(), "a layer that is always zero is as usual"
+    assert np.isnan(found[2]).all()
+    assert against_usual(np.empty((3, 0), np.float32)).shape == (3, 0)
+
+
+def test_statistics_with_signs_shares_or_counts_keep_their_values() -> None:
+    z = [[-0.5, 0.5]]
+    cells = plain(heatmap_figure(heatmap(("a",), z), Marks(), FRAME, stat="grad_momentum_cosine", scale="usual"))
+    assert np.asarray(cells["data"][0]["z"]).tolist() == z
+
+
 def test_heatmap_holds_exact_values_under_a_logarithmic_colour() -> None:
     z = [[1e-3, 1.0, 10.0], [1e-2, 0.1, 1000.0]]
-    figure = plain(heatmap_figure(heatmap(("a", "b"), z), Marks(), FRAME, stat="grad_norm", logarithmic=True))
+    figure = plain(heatmap_figure(heatmap(("a", "b"), z), Marks(), FRAME, stat="grad_norm", scale="log"))
     cells, bar = figure["data"]
     assert np.array_equal(np.asarray(cells["z"]), np.asarray(z, dtype=np.float32))
     assert cells["zmax"] == pytest.approx(1000.0)
@@ -294,7 +371,7 @@ def test_scales_survive_zeros_constants_and_nothing() -> None:
 def test_layer_names_are_thinned_shortened_and_text() -> None:
     layers = (*(f"blocks.{i}.attention.projection.weight" for i in range(299)), "<b>evil</b>")
     data = heatmap(layers, np.ones((300, 4)))
-    figure = plain(heatmap_figure(data, Marks(), FRAME, stat="grad_norm", logarithmic=True))
+    figure = plain(heatmap_figure(data, Marks(), FRAME, stat="grad_norm", scale="log"))
     shown = texts(figure)
     assert 20 < len(shown) < 40
     assert all(len(text) <= 24 for text in shown)
@@ -313,14 +390,14 @@ def test_long_layer_names_lose_what_tells_least() -> None:
 
 
 def test_layers_of_the_same_name_stay_apart() -> None:
-    figure = plain(heatmap_figure(heatmap(("w", "w"), [[1], [2]]), Marks(), FRAME, stat="x", logarithmic=True))
+    figure = plain(heatmap_figure(heatmap(("w", "w"), [[1], [2]]), Marks(), FRAME, stat="x", scale="log"))
     assert figure["data"][0]["y"] == ["w", "w (2)"]
 
 
 def test_cells_that_are_not_finite_are_crossed() -> None:
     data = Heatmap(layers=("a", "b"), step=(0, 10), bucket_steps=10, z=np.array([[1, np.nan], [1, 1]], np.float32),
                    nonfinite=((0, 1, 7),))  # fmt: skip
-    cross = plain(heatmap_figure(data, Marks(), FRAME, stat="grad_norm", logarithmic=True))["data"][-1]
+    cross = plain(heatmap_figure(data, Marks(), FRAME, stat="grad_norm", scale="log"))["data"][-1]
     assert (list(cross["x"]), cross["y"], cross["customdata"]) == ([14], ["a"], [7])
 
 
@@ -331,7 +408,7 @@ def test_thinned_columns_join_and_a_lost_range_stays_blank() -> None:
     data = Heatmap(
         layers=("a", "b"), step=tuple(range(1000, 1600)), bucket_steps=1, z=z, nonfinite=((1, 208, 3), (0, 487, 2))
     )
-    figure = plain(heatmap_figure(data, Marks(), FRAME, stat="grad_norm", logarithmic=True))["data"]
+    figure = plain(heatmap_figure(data, Marks(), FRAME, stat="grad_norm", scale="log"))["data"]
     cells, crosses = figure[0], figure[-1]
     steps = np.asarray(cells["x"]) - 1000
     blank = np.isnan(np.asarray(cells["z"], np.float32)).all(axis=0)
@@ -344,7 +421,7 @@ def test_thinned_columns_join_and_a_lost_range_stays_blank() -> None:
 def test_a_heatmap_of_sparse_logs_has_no_stripes() -> None:
     z = np.full((1, 600), np.nan, np.float32)
     z[:, 99::100] = 1.0
-    cells = plain(heatmap_figure(heatmap(("a",), z), Marks(), FRAME, stat="grad_norm", logarithmic=True))["data"][0]
+    cells = plain(heatmap_figure(heatmap(("a",), z), Marks(), FRAME, stat="grad_norm", scale="log"))["data"][0]
     assert np.asarray(cells["x"]).tolist() == [*range(99), *range(99, 600, 100)]
 
 

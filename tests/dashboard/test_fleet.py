@@ -11,8 +11,9 @@ from client_sdk.answers import Alert, LastAlert, Outcome, PredictedStep, RunSumm
 from client_sdk.vocabulary import STAGE_REASONS, RunState, Stage
 from dashboard.pages.alert_cards import column
 from dashboard.pages.alerts import rows as alert_rows
-from dashboard.pages.fleet import counts
+from dashboard.pages.fleet import counts, dangers
 from dashboard.pages.fleet_rows import risk, row
+from tests.dashboard.test_alert_cards import alert, words
 
 NOW = 1_000_000.0
 
@@ -38,6 +39,18 @@ def test_a_row_reads_as_in_the_sketch() -> None:
     assert (drawn["spikeIn"], drawn["spikeTone"]) == ("24 steps", "danger")
     assert (drawn["alert"], drawn["alertTone"]) == ("Spike predicted at step 646", "danger")
     assert (drawn["state"], drawn["stateTone"]) == ("live", "ok")
+
+
+def test_each_endangered_run_has_a_line_above_the_table_and_calm_runs_have_none() -> None:
+    runs = [summary(id=f"r{n}", name=f"run-{n}", step_rate=0.1) for n in range(8)]
+    alerts = [alert(id=f"a{n}", run_id=f"r{n}", level="watch" if n == 0 else "warning") for n in range(8)]
+    lines = dangers(runs, alerts)
+    assert len(lines) == 6
+    assert words(lines[0]) == (
+        "run-1Spike in about 4 min (step 646, between 634 and 661), starting in 0.weight. Save a checkpoint now."
+    )
+    assert words(lines[-1]) == "and 2 more in the table"
+    assert dangers([summary(state="finished", id="r1")], alerts) == []
 
 
 def test_a_watch_is_approximate_and_quiet() -> None:

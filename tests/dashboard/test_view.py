@@ -23,7 +23,7 @@ def test_a_full_view_is_parsed() -> None:
     )  # fmt: skip
     assert view == View(
         page="run", subject="r1", step_range=(10.5, 90.0), window=1000, attempt=0, metric="lr", stat="v_rms",
-        logarithmic=False, reduce="min", theme="light", narrow=True, follows=3, cell=("w", 12),
+        scale="linear", reduce="min", theme="light", narrow=True, follows=3, cell=("w", 12),
     )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_data_that_is_no_view_gives_none(data: Any) -> None:
     [{"range": [1]}, {"range": ["a", "b"]}, {"range": [float("nan"), 2]}, {"window": -5}, {"window": True},
      {"attempt": ""}, {"attempt": "-1"},
      {"window": "1e9"}, {"reduce": "avg"}, {"metric": "x" * 300}, {"stat": 5}, {"cell": {"layer": 1}}, {"cell": "w"},
-     {"theme": "<script>"}, {"narrow": "yes"}],
+     {"theme": "<script>"}, {"narrow": "yes"}, {"scale": "square"}],
 )  # fmt: skip
 def test_malformed_choices_fall_back_to_the_default(bad: dict[str, Any]) -> None:
     assert parse_view({"page": "fleet", **bad}) == View(page="fleet")

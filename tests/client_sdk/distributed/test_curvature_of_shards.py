@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from tests.client_sdk.distributed.curvatures import (
     slow_adam,
     train_with_closure,
 )
-from tests.client_sdk.distributed.sharded_loops import Loop, fully_sharded_loop
+from tests.client_sdk.distributed.sharded_loops import Loop, fully_sharded_loop, replicated_loop
 from tests.client_sdk.distributed.test_curvature_of_ranks import MEASURED, assert_like_one, names_of, steps_with
 from tests.client_sdk.distributed.trainings import Outcome
 from tests.support.rank_pool import RankPool
@@ -28,6 +28,13 @@ from tests.support.rank_pool import RankPool
 def single() -> Outcome:
     """Record of the same training on one process, which measures at every step, exactly."""
     return alone_with_closure(16)
+
+
+@pytest.fixture(scope="module")
+def usual(pair: RankPool) -> Outcome:
+    """Record of a usual loop of FSDP2 on two ranks."""
+    outcome: Outcome = pair.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+    return outcome
 
 
 @pytest.mark.parametrize("wrap", ["fsdp2", "tp"])
@@ -101,7 +108,7 @@ def test_training_ends_in_the_same_bits(pair: RankPool, wrap: str) -> None:
         assert all(np.array_equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
 
 
-@pytest.mark.parametrize("loop", ["accumulated", "between-passes", "kept-gathered", "bfloat16", "summed"])
+@pytest.mark.parametrize("loop", get_args(Loop))
 def test_fsdp_goes_on_as_it_was(pair: RankPool, loop: Loop) -> None:
     measured = pair.run(fully_sharded_loop, loop, has_closure=True)
     bare = pair.run(fully_sharded_loop, loop, has_closure=False)
@@ -112,8 +119,42 @@ def test_fsdp_goes_on_as_it_was(pair: RankPool, loop: Loop) -> None:
         assert all(np.array_equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
 
 
-def test_gradients_that_are_summed_are_those_of_the_summed_loss(pair: RankPool) -> None:
-    usual = pair.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+def test_layers_that_are_not_sharded_count_once(pair: RankPool, usual: Outcome) -> None:
+    found = pair.run(fully_sharded_loop, "partly", has_closure=True)[0]
+
+    compared = steps_with(found, "lambda_max")
+    assert len(compared) >= 2
+    for step in compared:
+        ours, theirs = found.scalars[step], usual.scalars[step]
+        for name in ("lambda_grad", "lambda_step"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6)
+        # The first random vector is another one, and each search may miss a little of the direction.
+        assert ours["lambda_max"] == pytest.approx(theirs["lambda_max"], rel=5e-3)
+
+
+def test_a_process_may_shard_for_itself_alone(usual: Outcome) -> None:
+    pool = RankPool(1)
+    try:
+        found = pool.run(fully_sharded_loop, "kept-gathered", has_closure=True)[0]
+    finally:
+        pool.close()
+
+    assert found.warnings == []
+    assert len(steps_with(found, "lambda_max")) >= 4
+    for step in steps_with(usual, "lambda_grad"):
+        assert found.scalars[step]["lambda_grad"] == pytest.approx(usual.scalars[step]["lambda_grad"], rel=1e-6)
+
+
+@pytest.mark.parametrize("returns_dtensor", [False, True])
+def test_gradients_that_are_partial_sums_are_added(pair: RankPool, returns_dtensor: bool) -> None:
+    found = pair.run(replicated_loop, returns_dtensor=returns_dtensor)[0]
+
+    single = alone_with_closure(8, optimizer=slow_adam, batches=1)
+    assert len(steps_with(found, "lambda_max")) >= 2
+    assert_like_one(found, single)
+
+
+def test_gradients_that_are_summed_are_those_of_the_summed_loss(pair: RankPool, usual: Outcome) -> None:
     found = pair.run(fully_sharded_loop, "summed", has_closure=True)[0]
 
     compared = steps_with(found, "lambda_max")
@@ -139,8 +180,7 @@ def test_a_rank_that_loses_its_closure_is_not_waited_for_again(pair: RankPool) -
     assert all(step < 8 for step in steps_with(found[0], "lambda_max"))
 
 
-@pytest.mark.parametrize("after_forwards", [0, 1, 2])
-@pytest.mark.parametrize("wrap", ["fsdp2", "tp"])
+@pytest.mark.parametrize(("wrap", "after_forwards"), [("fsdp2", 0), ("fsdp2", 1), ("fsdp2", 2), ("tp", 1)])
 def test_a_closure_that_raises_on_one_rank_stops_that_measurement_alone(
     pair: RankPool, wrap: str, after_forwards: int, single: Outcome
 ) -> None:

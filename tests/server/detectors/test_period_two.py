@@ -138,7 +138,7 @@ def test_an_alternation_that_grows_is_a_warning_without_curvature() -> None:
     [
         ("noise has no period", {"share": 0.4}),
         ("the component does not grow", {"growth": 0.01}),
-        ("v follows the gradient", {"decoupling": 0.8}),
+        ("v catches up with the gradient", {"decoupling": 1.5}),
     ],
 )
 def test_no_warning_without_a_build_up(what: str, changed: dict[str, float]) -> None:

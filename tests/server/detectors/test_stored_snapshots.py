@@ -98,6 +98,11 @@ def test_a_detector_suite_stores_what_it_stored_before(stored: Stored) -> None:
     if stored.position < MIN_LOSSES:  # a run was called stable before there was evidence
         assert "not-judged" in repr(now.pop("stages"))
         assert "stable" in repr(before.pop("stages"))
+    if stored.stream == "spoiled":
+        for one in (now["signals"], before["signals"]):
+            assert isinstance(one, dict)
+            for key in OF_PARTLY_KNOWN_LAYERS:
+                del one[key]
     assert repr(common(now, before)) == repr(common(before, now))
     jump, spike = now["jump"], before["spike"]
     assert repr(common(jump, spike)) == repr(common(spike, jump))
@@ -145,6 +150,9 @@ def common(one: object, other: object) -> object:
     return one
 
 
+OF_PARTLY_KNOWN_LAYERS: Final = ("decouplings", "fast", "grad_mean", "grads", "growth", "growth_mean")
+"""Keys of the signals whose content is another one where some layers of a record are NaN, since these keep their share
+of the gradient norm then."""
 WORDS: Final = {"title", "message", "sentence", "advice"}
 """Texts for people, which may be worded anew."""
 
