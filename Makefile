@@ -24,13 +24,14 @@ install: $(STAMP) ## make .venv with everything in it
 demo: $(STAMP) ## server, dashboard and three real trainings; DEMO_FLAGS=--exit ends after the summary
 	$(BIN)/spikewatch demo $(DEMO_FLAGS)
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+# Tests start some two hundred interpreters. Where the environment forbids bytecode files, each would compile everything.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test: $(STAMP) chromium ## run all tests but those that take minutes by nature
 	$(PYTEST) -m "not long" $(PYTEST_FLAGS)
 
 test-long: $(STAMP) ## run the tests that take minutes by nature: short campaigns, the demo, the tutorial, DeepSpeed
-	$(PYTEST) -m long $(PYTEST_FLAGS)
+	$(PYTEST) -m long $$(grep -rl 'mark\.long' tests --include='*.py') $(PYTEST_FLAGS)
 
 check: $(STAMP) ## ruff, mypy --strict, the import contracts, the prose of docstrings, alembic check
 	$(BIN)/ruff check .

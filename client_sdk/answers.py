@@ -32,6 +32,7 @@ from client_sdk.vocabulary import (
     Reduce,
     RunState,
     Scope,
+    Sensitivity,
     Stage,
 )
 
@@ -648,6 +649,44 @@ class Backtest(msgspec.Struct, frozen=True, kw_only=True):
 
     fired: int
     runs: tuple[RunBacktest, ...]
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert in the list of a replay."""
+
+    step: int
+    """Step at which the alert opened."""
+    kind: Annotated[str, _one_of(AlertKind)]
+    level: Annotated[str, _one_of(AlertLevel)]
+    """Highest level that the alert reached."""
+    title: str
+    cause: str = "unknown"
+    warned_at_step: int | None = None
+    """Step at which a prediction first reached level warning; null if it never did, and for other kinds."""
+    predicted_step: protocol.PredictedStep | None = None
+    """Forecast at that step, or at the opening of a prediction that stayed a watch."""
+    result: str | None = None
+    """Outcome of a prediction: "hit", "early", "late" or "false"; null while it is open and for other kinds."""
+    until_step: int | None = None
+    """Step at which the alert closed; null where it is open at the end."""
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored run through the present detectors: what would have been told, beside what was told."""
+
+    run_id: str
+    sensitivity: Annotated[str, _one_of(Sensitivity)]
+    would: tuple[Told, ...]
+    """Alerts that the present detectors would have opened, oldest first, at most 200."""
+    told: tuple[Told, ...]
+    """Alerts that were opened while the run was live, oldest first, at most 200."""
+    would_count: int = 0
+    """Number of alerts that the present detectors would have opened."""
+    records: int = 0
+    """Number of records that were read."""
+    last_step: int | None = None
+    complete: bool = True
+    """Whether the whole history was read before the time limit."""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

@@ -129,6 +129,14 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+class Sensitivity(StrEnum):
+    """Step of the knob by which people ask a replay for fewer or for more warnings."""
+
+    FEWER = "fewer"
+    USUAL = "usual"
+    MORE = "more"
+
+
 class Condition(StrEnum):
     """Condition under which an alert rule fires (docs/how-to/write-rules.md)."""
 

@@ -27,6 +27,7 @@ from client_sdk.answers import (
     PackedHeatmap,
     Precision,
     ProjectLoss,
+    Replay,
     Rule,
     Rules,
     RunDetail,
@@ -44,7 +45,7 @@ ALERTS_SHOWN = 200
 RUN_PAGE_SIZE = 200
 MAX_RUNS = 2_000
 CONNECT_TIMEOUT = 5.0  # seconds
-TIMEOUT = 30.0  # seconds; a backtest takes up to 20
+TIMEOUT = 30.0  # seconds; a backtest or a replay takes up to 20
 
 
 class ApiError(Exception):
@@ -240,6 +241,10 @@ class ApiClient:
     async def backtest_rule(self, rule: Mapping[str, Any], *, run: str | None, project: str | None) -> Backtest:
         """Backtest a rule on one run or on the newest runs of a project."""
         return await self._send("POST", "/rules/test", Backtest, {"rule": rule, "run": run, "project": project})
+
+    async def replay(self, run_id: str, sensitivity: str) -> Replay:
+        """Replay a run through the present detectors."""
+        return await self._get(f"/runs/{_segment(run_id)}/replay", Replay, sensitivity=sensitivity)
 
     async def channels(self) -> list[Channel]:
         """Return all channels."""

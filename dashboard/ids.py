@@ -29,6 +29,7 @@ RUN_HEAD: Final = "run-head"
 RUN_LOSS: Final = "run-loss"  # the line and the form of the loss; hidden before the first record
 LOSS_LINE: Final = "loss-line"
 LOSS_FORM: Final = "loss-form"
+REPLAY_RESULT: Final = "replay-result"
 RUN_KPIS: Final = "run-kpis"
 RUN_DANGER: Final = "run-danger"  # the sentence about the most urgent alert; empty in calm times
 RUN_EMPTY: Final = "run-empty"

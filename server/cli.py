@@ -10,7 +10,7 @@ from types import FrameType
 import typer
 
 from server import logs
-from server.commands import data, serving, tokens
+from server.commands import data, evaluation, serving, tokens
 
 app = typer.Typer(
     help="See a loss spike coming.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -26,7 +26,7 @@ app.command("export")(data.export)
 app.command("import")(data.import_runs)
 app.command("delete")(data.delete)
 app.command("demo")(serving.demo)
-app.command("evaluate")(data.evaluate)
+app.command("evaluate")(evaluation.evaluate)
 app.add_typer(tokens.app, name="token")
 
 

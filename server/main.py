@@ -13,7 +13,7 @@ from importlib.metadata import version
 from fastapi import FastAPI, WebSocket
 
 from client_sdk import answers
-from server.api import alerts, channels, errors, exports, health, losses, rules, runs, sessions, tokens
+from server.api import alerts, channels, errors, exports, health, losses, replays, rules, runs, sessions, tokens
 from server.api.access import MetricsAccess, Services
 from server.api.document import add_document
 from server.api.limits import RequestLimits
@@ -34,6 +34,7 @@ from server.live import LiveEndpoint
 from server.metrics import Metrics
 from server.pipeline.deletion import Deleter
 from server.pipeline.rule_backtest import RuleBacktest
+from server.pipeline.run_replay import RunReplay
 from server.storage.alerts import AlertStore
 from server.storage.database import Database
 from server.storage.deletion import DeletionStore
@@ -53,7 +54,7 @@ from server.storage.rules import RuleStore
 from server.storage.runs import RunStore
 
 API = "/api/v1"
-MAX_BACKTESTS = 2  # concurrent backtests of alert rules
+MAX_BACKTESTS = 2  # concurrent backtests of alert rules and replays of runs
 
 
 def create_app(config: Config, database: Database | None = None) -> FastAPI:
@@ -143,6 +144,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         messenger=notifications.messenger,
         rules=RuleStore(database),
         backtest=RuleBacktest(StepReader(database, layouts), run_store),
+        replay=RunReplay(StepReader(database, layouts), run_store, AlertStore(database)),
         backtest_slots=asyncio.Semaphore(MAX_BACKTESTS),
         exporter=exporter,
         archiver=Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database)),
@@ -169,7 +171,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint) -> None:
     errors.install(app)
     add_document(app, f"{API}/openapi.json")
-    for room in (runs, losses, exports, alerts, channels, rules, sessions, tokens):
+    for room in (runs, losses, replays, exports, alerts, channels, rules, sessions, tokens):
         app.include_router(room.router, prefix=API)
     app.include_router(health.router)
 

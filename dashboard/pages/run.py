@@ -26,7 +26,7 @@ from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
 from dashboard.models import Heatmap
 from dashboard.numbers import compact, rate
-from dashboard.pages import loss_choice
+from dashboard.pages import loss_choice, replay
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import column, is_silenced
@@ -450,6 +450,6 @@ PAGE: Final = Page(
     navigation=NavigationEntry(label="Run", order=2),
     layout=components.layout,
     live=lambda client, request: RunLive(client, request.subject),
-    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS},
+    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS, **replay.ACTIONS},
     callbacks=_register_callbacks,
 )

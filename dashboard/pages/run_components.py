@@ -16,7 +16,7 @@ from dashboard import ids
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
 from dashboard.numbers import count, duration, ratio, steps, unix_time
-from dashboard.pages import loss_choice
+from dashboard.pages import loss_choice, replay
 from dashboard.pages.danger import time_left
 from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
@@ -62,7 +62,14 @@ def layout(request: PageRequest) -> Component:
             html.Div(
                 [
                     html.Div(
-                        [_loss_panel(), _curvature_panel(), _layers_panel(), _histogram_panel()], className="panels"
+                        [
+                            _loss_panel(),
+                            _curvature_panel(),
+                            _layers_panel(),
+                            _histogram_panel(),
+                            replay.section(request.subject),
+                        ],
+                        className="panels",
                     ),
                     html.Aside(
                         [

@@ -17,6 +17,7 @@ import msgspec
 
 from server.alerts.lifecycle import AlertLifecycle
 from server.detectors.detector_suite import DetectorSuite
+from server.detectors.sensitivity import USUAL
 from server.models import Alert, Sample, Verdict
 
 LOSS_CHANGED = " The loss is {name} now, and the detectors began anew."
@@ -26,8 +27,9 @@ LOSS_CHANGED = " The loss is {name} now, and the detectors began anew."
 class Telling:
     """The detectors and the alerts of one writer. Not thread-safe."""
 
-    def __init__(self, run_id: str) -> None:
-        self._suite = DetectorSuite()
+    def __init__(self, run_id: str, sensitivity: float = USUAL) -> None:
+        """``sensitivity`` is that of the predictions (`server.detectors.sensitivity`)."""
+        self._suite = DetectorSuite(sensitivity)
         self._lifecycle = AlertLifecycle(run_id)
         self._last_step = 0
         self.verdict: Verdict | None = None

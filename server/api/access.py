@@ -24,6 +24,7 @@ from server.notifications.messenger import Messenger
 from server.pipeline.deletion import Deleter
 from server.pipeline.pipeline import Pipeline
 from server.pipeline.rule_backtest import RuleBacktest
+from server.pipeline.run_replay import RunReplay
 from server.readiness import Readiness
 from server.storage.alerts import AlertStore
 from server.storage.channels import ChannelStore
@@ -75,8 +76,9 @@ class Services:
     messenger: Messenger
     rules: RuleStore
     backtest: RuleBacktest
+    replay: RunReplay
     backtest_slots: asyncio.Semaphore
-    """Slots for backtests that run at the same time; further ones wait."""
+    """Slots for backtests and replays that run at the same time; further ones wait."""
     exporter: Exporter
     archiver: Archiver
     deleter: Deleter

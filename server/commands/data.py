@@ -156,20 +156,6 @@ def delete(
         print(f"The run {run} is deleted.")
 
 
-def evaluate(
-    directory: Annotated[
-        Path | None, typer.Argument(help="Directory of recorded runs (*.npz). [default: those of the package]")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Number of processes that replay recordings.")] = 1,
-    with_runs: Annotated[bool, typer.Option("--runs", help="Print a row for each run as well.")] = False,
-    with_rules: Annotated[bool, typer.Option("--rules/--no-rules", help="Score the rules of other programs.")] = True,
-) -> None:
-    """Score the detectors and the rules of other programs on recorded runs."""
-    from server.evaluation.evaluate import main as evaluate_main
-
-    raise typer.Exit(evaluate_main(directory, jobs=jobs, with_runs=with_runs, with_rules=with_rules))
-
-
 def _renames(given: list[str]) -> dict[str, str]:
     pairs = [item.rpartition("=") for item in given]
     for old, _, new in pairs:

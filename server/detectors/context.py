@@ -22,6 +22,8 @@ class Context(msgspec.Struct, kw_only=True, eq=False):
     """Recent events that could explain a spike."""
     record: TrackRecord = msgspec.field(default_factory=TrackRecord)
     """Success of the run's earlier predictions."""
+    sensitivity: float = 1.0
+    """Sensitivity of the predictions (`sensitivity`): above 1 for more warnings, below 1 for fewer."""
     missing: StageReason | None = None
     """Evidence that the detectors lack to judge whether the run is stable; None if they lack nothing."""
     scalars: Mapping[str, float] = {}

@@ -31,6 +31,7 @@ from server.detectors.loss_noise import LossNoiseDetector
 from server.detectors.lr_jump import LearningRateJumpDetector
 from server.detectors.nonfinite import NonfiniteDetector
 from server.detectors.outliers import OutlierDetector
+from server.detectors.sensitivity import USUAL, weighed
 from server.detectors.signals import Reading, Signals
 from server.detectors.spike import MIN_LOSSES, SpikeDetector
 from server.detectors.spike_predictor import SpikePredictor
@@ -128,8 +129,10 @@ class DetectorSuite:
     ['Loss spike at step 50']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sensitivity: float = USUAL) -> None:
+        """``sensitivity`` is that of the predictions (`sensitivity`). It is no part of a snapshot."""
         self._state = _State()
+        self._sensitivity = sensitivity
 
     @property
     def detectors(self) -> Mapping[str, Detector]:
@@ -189,7 +192,11 @@ class DetectorSuite:
         state.record.update(
             reading.step, context.prediction_level, due=context.prediction_due, spike=context.outcome_level
         )
-        findings = [finding for one in detectors if (finding := one.finding(reading, context)) is not None]
+        findings = [
+            weighed(finding, context.sensitivity)
+            for one in detectors
+            if (finding := one.finding(reading, context)) is not None
+        ]
         if len(findings) > 1:
             findings.sort(key=lambda finding: REPORTED_FIRST.get(finding.kind, len(REPORTED_FIRST)))
         state.findings = tuple(map(state.outliers.name_outlier, findings))
@@ -202,6 +209,7 @@ class DetectorSuite:
         context = Context(
             causes=state.causes,
             record=state.record,
+            sensitivity=self._sensitivity,
             missing=self._missing(state.spike.seen + is_finite),
             is_first=is_first,
             is_spiking=state.spike.active,
@@ -278,5 +286,6 @@ class DetectorSuite:
         if "jump" not in (stored := msgspec.msgpack.decode(data)):
             # Older versions had one detector for what the jump and the spike detector do now.
             state.jump = msgspec.convert(stored["spike"], JumpDetector)
+        state.predictor.height.take_losses(state.jump.losses.values, state.jump.scale)
         suite._state = state
         return suite

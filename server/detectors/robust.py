@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from operator import mul
 from typing import Final
@@ -165,17 +166,27 @@ class RecentPoints(msgspec.Struct):
 def _line(steps: Sequence[int], values: Sequence[float]) -> LineFit | None:
     """Return the least-squares line through at least two pairs; None if all have the same step."""
     count = len(steps)
-    mean_x = sum(steps) / count
     mean_y = sum(values) / count
-    dx = [x - mean_x for x in steps]
+    if steps[-1] - steps[0] == count - 1:  # each step is one above the one before it
+        dx, sxx = _consecutive(count)
+    else:
+        mean_x = sum(steps) / count
+        dx = tuple(x - mean_x for x in steps)
+        sxx = sum(map(mul, dx, dx))
     dy = [y - mean_y for y in values]
-    sxx = sum(map(mul, dx, dx))
     sxy = sum(map(mul, dx, dy))
     syy = sum(map(mul, dy, dy))
     if sxx <= 0:
         return None
     slope = sxy / sxx
     return LineFit(slope, slope * sxy / syy if syy > 0 else 0.0)
+
+
+@lru_cache(maxsize=256)
+def _consecutive(count: int) -> tuple[tuple[float, ...], float]:
+    """Return the distances of consecutive steps to their mean, and the sum of their squares."""
+    distances = tuple(at - (count - 1) / 2 for at in range(count))
+    return distances, sum(map(mul, distances, distances))
 
 
 class MovingAverage(msgspec.Struct):

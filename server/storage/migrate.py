@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def alembic_config() -> AlembicConfig:
 async def upgrade(database: Database, revision: str = "head") -> None:
     """Apply the missing migrations. Raises `DatabaseAheadError` if a newer program has migrated the database."""
     await check_not_ahead(database)
+    if revision == "head" and await is_current(database):
+        return  # without the lock, for which a server that starts would wait beside busy ones
     config = alembic_config()
     async with _exclusive(database) as connection:
         config.attributes["connection"] = connection.sync_connection
@@ -63,11 +66,10 @@ async def _exclusive(database: Database) -> AsyncIterator[AsyncConnection]:
 
 async def check_not_ahead(database: Database) -> None:
     """Raise `DatabaseAheadError` if a newer program has migrated the database."""
-    async with database.read() as connection:
-        heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
-    scripts = await asyncio.to_thread(ScriptDirectory.from_config, alembic_config())
+    heads = await _heads(database)
+    scripts = await asyncio.to_thread(_scripts)
     known = {script.revision for script in scripts.walk_revisions()}
-    unknown = [head for head in heads if head not in known]
+    unknown = sorted(heads - known)
     if unknown:
         raise DatabaseAheadError(
             f"the database has the schema {', '.join(unknown)}, which this version does not support, because a newer "
@@ -77,7 +79,17 @@ async def check_not_ahead(database: Database) -> None:
 
 async def is_current(database: Database) -> bool:
     """Return whether every migration of this program has been applied."""
+    scripts = await asyncio.to_thread(_scripts)
+    return await _heads(database) == set(scripts.get_heads())
+
+
+async def _heads(database: Database) -> set[str]:
+    """Return the revisions that a database has, which are none before its first migration."""
     async with database.read() as connection:
-        heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
-    scripts = await asyncio.to_thread(ScriptDirectory.from_config, alembic_config())
-    return set(heads) == set(scripts.get_heads())
+        return set(await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads()))
+
+
+@functools.cache
+def _scripts() -> ScriptDirectory:
+    """Return the migrations of this program, whose files are read once."""
+    return ScriptDirectory.from_config(alembic_config())

@@ -16,7 +16,9 @@ from tests.support.server import RunningServer, running_server
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
+    """A Postgres that tests share without harming it."""
     started = Postgres()
+    started.forgo_durability()
     yield started
     started.stop()
 

@@ -57,6 +57,11 @@ class Postgres:
         assert pid is not None
         return pid
 
+    def forgo_durability(self) -> None:
+        """Do not wait for the disk from now on: enough for a machine that does not lose its power."""
+        self._server.psql("alter system set fsync = off")
+        self._server.psql("select pg_reload_conf()")
+
     def create_database(self, *, is_current: bool = False) -> str:
         """Create a database and return its URL. It is empty, or has the current schema if ``is_current``."""
         name = f"test{next(self._numbers)}"

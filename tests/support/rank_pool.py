@@ -16,6 +16,11 @@ from typing import Any, Final
 ANSWER_TIMEOUT: Final = 100.0  # seconds for one case on all ranks
 END_TIMEOUT: Final = 30.0  # seconds
 
+PRELOADED: Final = ["tests.client_sdk.distributed.trainings", "torch._dynamo", "client_sdk.stats.numba_kernel"]
+"""Modules that the common parent of all ranks imports. Names that are added before the first pool starts count.
+
+The first optimizer of a process imports `torch._dynamo`, which takes longer than the rest of torch, and `watch` numba.
+"""
 Case = Callable[..., Any]
 """Function of a module, called with its rank and the number of ranks, whose result can be pickled."""
 
@@ -28,9 +33,9 @@ class RankPool:
     """Ranks of one process group. They stay alive from case to case, as importing torch takes seconds."""
 
     def __init__(self, size: int) -> None:
-        """Start ``size`` processes, which import torch once in a common parent."""
+        """Start ``size`` processes, whose common parent has imported what is `PRELOADED`."""
         context: ForkServerContext = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.client_sdk.distributed.trainings"])
+        context.set_forkserver_preload(PRELOADED)
         self.size = size
         self._directory = tempfile.TemporaryDirectory(prefix="ranks-")
         self._pipes: list[Connection] = []

@@ -37,7 +37,7 @@ class Replica:
     def api(self) -> httpx.Client:
         """Return a client of `/api/v1`. Use it as a context manager."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=30, trust_env=False)
+        return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=30, trust_env=False, verify=False)
 
     def pause(self) -> None:
         """Stop the process: it answers nothing and keeps its state."""
@@ -49,7 +49,10 @@ class Replica:
 
 @contextlib.contextmanager
 def replica(home: Path, name: str, **settings: str) -> Iterator[Replica]:
-    """Run `spikewatch serve` with these settings; its standard error goes to a file. The schema must be current."""
+    """Run `spikewatch serve` without a dashboard and with these settings; its standard error goes to a file.
+
+    The schema must be current.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SPIKEWATCH_")}
     given = {f"SPIKEWATCH_{key.upper()}": value for key, value in settings.items()}
     environment = {
@@ -57,6 +60,7 @@ def replica(home: Path, name: str, **settings: str) -> Iterator[Replica]:
         "SPIKEWATCH_HOME": str(home),
         "SPIKEWATCH_PORT": "0",
         "SPIKEWATCH_ADMIN_TOKEN": TOKEN,
+        "SPIKEWATCH_DASHBOARD": "false",
         **given,
     }
     with (home / f"{name}.log").open("w") as log:

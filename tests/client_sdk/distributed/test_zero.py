@@ -12,13 +12,20 @@ import torch
 
 from tests.client_sdk.distributed.trainings import Outcome, alone
 from tests.client_sdk.distributed.zero_trainings import CLIP, adamw_in_groups, gathered, refused, train_zero
-from tests.support.rank_pool import RankPool
+from tests.support.rank_pool import PRELOADED, RankPool
 
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed"),
 ]
 STAGES = pytest.mark.parametrize("stage", [1, 2, 3])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _preloaded() -> None:
+    """Import DeepSpeed once for all ranks, if no pool of the session has started yet."""
+    if "deepspeed" not in PRELOADED:
+        PRELOADED.append("deepspeed")
 
 
 @pytest.fixture(scope="module")
