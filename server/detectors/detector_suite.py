@@ -286,5 +286,6 @@ class DetectorSuite:
         if "jump" not in (stored := msgspec.msgpack.decode(data)):
             # Older versions had one detector for what the jump and the spike detector do now.
             state.jump = msgspec.convert(stored["spike"], JumpDetector)
+        state.predictor.height.take_losses(state.jump.losses.values, state.jump.scale)
         suite._state = state
         return suite

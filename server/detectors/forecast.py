@@ -2,10 +2,15 @@
 
 Owns the arithmetic of the forecast; does not decide whether there is anything to forecast.
 
-The loss jumps when the growing direction of the gradient has become as large as √v̂ remembers, RMS_t ≈ 1. Until then
-log‖g‖ has to climb by −½·log(Σg²/Σv̂). The rate of that climb is the present slope of log‖g‖. It increases while λ_max
-rises above the limit, as the characteristic polynomial of Adam's momentum predicts (`theoretical_growth`). A division
-by the present slope alone would forecast the spike too late, because the growth accelerates.
+A direction of curvature λ whose gradient is c holds c²/(2λ) of the loss. The date is when that loss, at its growth,
+reaches what counts as the onset of a spike: the amplitude has to climb by ½·log(rise / held). What the directions
+hold is measured (`mode_loss`) or, where no direction is followed, what one at its limit would hold if all of the
+gradient lay along it. The growth per step is the mean of the slope that was measured and of the one that belongs to
+the present ratio of λ_max to its limit (`theoretical_growth`), and it increases with that ratio, whose trend is
+continued. No constant is fitted to recordings here but the range. Where neither growth nor loss is known, log‖g‖ has
+to climb by −½·log(Σg²/Σv̂), until the gradient is as large as √v̂ remembers.
+
+Measurements: docs/explanation/forecast.md.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from server.detectors.calibration import EARLIEST, LATEST
 from server.detectors.signals import Reading
 from server.models import PredictedStep
 
@@ -28,13 +34,17 @@ HIDDEN: Final = 8.0
 The growing direction hides under the noise of ‖g‖, and an update below the resolution of the weights does not grow
 (measured: 2 to 3 times the steps at a climb of 14).
 """
+SWINGING: Final = 0.05
+"""Growth of the gradient along the unstable directions per step from which it is an oscillation that builds up."""
+ALTERNATING: Final = 0.75
+"""Share of the last steps at which that gradient must have changed its sign; drift changes it rarely."""
+STEEPEST: Final = 0.05
+"""Largest rise of log λ_max per step that is continued."""
 ACCELERATION: Final = 0.67
 """Ratio of real to naive remaining steps where only the slope is known (measured: 16 steps instead of 24)."""
-EARLIEST, LATEST = 0.5, 1.8
-"""Range of a forecast from observed growth, in units of the remaining steps."""
 EARLIEST_TREND, LATEST_TREND = 0.5, 1.8
 """Range of a forecast from the trend of λ_max alone, in units of the remaining steps."""
-SLACK: Final = 4
+SLACK: Final = 1
 """Number of steps that are added to the late end of every range."""
 
 
@@ -82,46 +92,86 @@ def crossing_step(reading: Reading) -> int | None:
     return reading.step + math.ceil(max(steps, 0.0)) if steps <= HORIZON else None
 
 
-def forecast(reading: Reading) -> PredictedStep | None:
+def forecast(reading: Reading, rise: float | None = None) -> PredictedStep | None:
     """Return the step at which a spike is expected, with its range; None if the evidence gives none.
 
+    ``rise`` is the rise of the loss, in its own unit, that counts as the onset of a spike.
+
     >>> forecast(Reading(step=100, decoupling=1e-4, growth=0.2, growth_fit=0.9))
-    PredictedStep(low=107, best=115, high=132)
+    PredictedStep(low=108, best=116, high=133)
+    >>> swinging = Reading(step=100, mode_loss=1e-6, mode_growth=0.2, mode_alternation=1.0, stability=1.0)
+    >>> forecast(swinging, rise=1e-2)
+    PredictedStep(low=112, best=124, high=149)
     """
-    climb = remaining_climb(reading)
-    if climb is None:
-        return None
-    is_clear = reading.growth_fit > FITTING or reading.grad_ratio > 1.2
-    observed = reading.growth if reading.growth > CLIMBING and is_clear else 0.0
+    build_up = _build_up(reading, rise)
     curved = reading.stability is not None and reading.stability_growth > 0
-    if not observed and not curved:
-        return None
-    steps = _steps_to_climb(reading, climb, observed)
-    if steps is None:
-        return None
-    if observed:
-        steps = min(steps, ACCELERATION * climb / observed)
-        low, high = EARLIEST * steps, LATEST * steps
+    if build_up is not None:
+        climb, growth = build_up
+        steps = _steps_to_climb(reading, climb, growth)
+        low, high = EARLIEST, LATEST
     else:
-        crossing = crossing_step(reading)
-        before = 0.0 if crossing is None else min(max(float(crossing - reading.step), 0.0), steps)
-        steps = before + (steps - before) * (1.0 + climb / HIDDEN)
-        low, high = EARLIEST_TREND * steps, LATEST_TREND * steps
-    if steps > HORIZON:
+        hidden = remaining_climb(reading)
+        if hidden is None or not curved:
+            return None
+        steps = _steps_to_climb(reading, hidden, 0.0)
+        if steps is not None:
+            crossing = crossing_step(reading)
+            before = 0.0 if crossing is None else min(max(float(crossing - reading.step), 0.0), steps)
+            steps = before + (steps - before) * (1.0 + hidden / HIDDEN)
+        low, high = EARLIEST_TREND, LATEST_TREND
+    if steps is None or steps > HORIZON:
         return None
     best = max(1, round(steps))
     return PredictedStep(
-        low=reading.step + max(1, min(math.floor(low), best)),
+        low=reading.step + max(1, min(math.floor(low * steps), best)),
         best=reading.step + best,
-        high=reading.step + math.ceil(high) + SLACK,
+        high=reading.step + math.ceil(high * steps) + SLACK,
     )
+
+
+def trend(reading: Reading) -> float:
+    """Return the rise of log λ_max per step that a forecast continues: as much of it as its trend explains."""
+    return min(max(reading.stability_growth, 0.0), STEEPEST) * reading.stability_fit
+
+
+def is_swinging(reading: Reading) -> bool:
+    """Return whether the gradient along the directions of largest curvature grows and changes its sign at every step.
+
+    This is the first instability, which has period two; drift changes the sign rarely.
+    """
+    return reading.mode_loss is not None and reading.mode_growth > SWINGING and reading.mode_alternation > ALTERNATING
+
+
+def _build_up(reading: Reading, rise: float | None) -> tuple[float, float] | None:
+    """Return by how much the logarithm of the amplitude must still grow, and its growth per step; None if none is seen.
+
+    The directions hold c²/(2λ) of the loss, so that the climb is ½·log(rise / held). Where no direction is followed,
+    all of the gradient is taken to lie along one at its limit. The growth is averaged over 12 steps, so that it lags
+    behind while it increases; the growth that belongs to the present ratio to the limit does not, but need not be
+    reached yet. The mean of both is unbiased on recorded runs.
+    """
+    is_clear = reading.growth_fit > FITTING or reading.grad_ratio > 1.2
+    if is_swinging(reading):
+        held, growth = reading.mode_loss, reading.mode_growth
+    elif reading.growth > CLIMBING and is_clear:
+        memory, decoupling = reading.memory_loss, reading.decoupling
+        held = None if memory is None or decoupling is None else memory * decoupling
+        growth = reading.growth
+    else:
+        return None
+    climb = remaining_climb(reading) if held is None or rise is None else 0.5 * math.log(max(rise / held, 1.0))
+    if climb is None:
+        return None
+    if reading.stability is None:
+        return climb, growth / ACCELERATION
+    return climb, 0.5 * (growth + max(growth, theoretical_growth(reading.stability, reading.beta1)))
 
 
 def dated(step: int, steps: float) -> PredictedStep:
     """Return the forecast of a spike so many steps after `step`, from observed growth.
 
     >>> dated(100, 10.0)
-    PredictedStep(low=105, best=110, high=122)
+    PredictedStep(low=105, best=110, high=121)
     """
     best = max(1, round(min(steps, HORIZON)))
     high = math.ceil(LATEST * min(steps, HORIZON)) + SLACK
@@ -135,7 +185,7 @@ def _steps_to_climb(reading: Reading, climb: float, observed: float) -> float | 
     """
     ratio = reading.stability if reading.stability is not None else 0.0
     start = theoretical_growth(ratio, reading.beta1)
-    factor = math.exp(min(max(reading.stability_growth, 0.0), 0.05))
+    factor = math.exp(trend(reading))
     before = _steps_below_limit(ratio, factor)  # only what is observed adds to the climb there
     if observed * before >= climb:
         return float(max(math.ceil(climb / observed), 1)) if observed else 1.0

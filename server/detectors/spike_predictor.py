@@ -4,12 +4,14 @@ Rule: the predictor looks for six signs (each of them alone raises false alarms 
 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
 * *oscillation*: the gradient along the directions of largest curvature grows and changes its sign at every step, v was
-  just decoupled, λ_max is near the limit, and the directions hold a part of the loss that is not negligible;
+  just decoupled, λ_max is near the limit, the directions hold a part of the loss that is not negligible, and the loss
+  they hold will count as a rise within 40 steps (`forecast`);
 * *alternation*: the component of the gradient that changes its sign at every step grows, v lags behind, and the growth
   leads to a spike by its expected height; it needs no curvature (`period_two`);
-* *climb*: v was just decoupled (Σg²/Σv̂ < 0.1), ‖g‖ is above its mean and climbs steadily, with λ_max near the limit
-  where curvature is measured;
-* *crossed*: v has been decoupled deeply for a while and λ_max stays above the limit, so nothing stops the growth;
+* *climb*: v was just decoupled (Σg²/Σv̂ < 0.1) and has not caught up, ‖g‖ is above its mean and climbs steadily, with
+  λ_max near the limit where curvature is measured;
+* *crossed*: v has been decoupled deeply for a while and λ_max passed the limit less than 100 steps ago, so that nothing
+  stops the growth;
 * *reset*: v was lost and restarts from a single gradient.
 
 A sign whose spike would be a mere ripple by its expected height (`height`) is a watch.
@@ -41,8 +43,8 @@ import msgspec
 from server.detectors.advice import advice_before_spike
 from server.detectors.causes import is_stale
 from server.detectors.context import Context
-from server.detectors.forecast import crossing_step, dated, forecast
-from server.detectors.height import Height, HeightRecord
+from server.detectors.forecast import crossing_step, dated, forecast, is_swinging
+from server.detectors.height import EXTRAPOLATED, Height, HeightRecord
 from server.detectors.period_two import PeriodTwo, Swing, is_steady
 from server.detectors.robust import median
 from server.detectors.signals import Reading
@@ -65,10 +67,10 @@ IN_REACH: Final = 100
 """Number of steps before the crossing from which it is a watch."""
 SOON: Final = 60
 """Number of steps before the forecast spike from which a crossing alone is a warning."""
-SWINGING: Final = 0.06
-"""Growth of the gradient along the unstable directions per step from which it is an oscillation that builds up."""
-ALTERNATING: Final = 0.8
-"""Smallest share of the last steps at which that gradient must have changed its sign; drift changes it rarely."""
+SWING_SOON: Final = 40
+"""Number of steps before the forecast spike from which an oscillation is a warning; many earlier ones die out."""
+OVERDUE: Final = 100
+"""Number of steps above the limit after which a crossing without growth is none: an instability would have grown."""
 HELD: Final = 1e-5
 """Share of the loss that the directions must hold, below which their growth is rounding or noise."""
 NEXT: Final = 20
@@ -158,11 +160,17 @@ class SpikePredictor(msgspec.Struct):
             self.quiet_until = reading.step + AFTERMATH * reading.interval
         if self.seen <= SETTLING or reading.step < self.quiet_until:
             return
-        evidence = self._with_alternation(judge(reading, context.record.demand), swing, reading, context.record.demand)
+        demand = context.record.demand
+        evidence = judge(reading, demand, self.height.onset_rise())
+        ahead = EXTRAPOLATED if evidence.predicted is None else evidence.predicted.best - reading.step
+        self.height.note_state(reading, ahead)
+        evidence = self._with_alternation(evidence, swing, reading, demand)
         if evidence.predicted is not None:
             expected = evidence.predicted
             self.predicted = (expected.low, expected.best, expected.high)
         step = reading.step
+        if evidence.sign in ALARMS:
+            self.height.note_sign()
         is_certain = evidence.sign in (Sign.RESET, Sign.ALTERNATION)  # whose height is judged already
         if is_certain or (evidence.sign in ALARMS and not self._is_ripple(reading)):
             self.last_alarm, self.sign = step, evidence.sign.value
@@ -182,6 +190,7 @@ class SpikePredictor(msgspec.Struct):
         elif self.level or self.predicted is not None:
             if self.has_warned:
                 self.height.note_miss()
+            self.height.note_end()
             self._forget()
         if self.level and self.since is None:
             self.since = step
@@ -275,25 +284,27 @@ class SpikePredictor(msgspec.Struct):
         )
 
 
-def judge(reading: Reading, demand: float = 0.0) -> Evidence:
+def judge(reading: Reading, demand: float = 0.0, rise: float | None = None) -> Evidence:
     """Return the strongest sign in one reading, with its forecast.
 
-    `demand` is the growth of the gradient that a sign must show, in units of the usual growth of this run.
+    `demand` is the growth of the gradient that a sign must show, in units of the usual growth of this run; `rise` is
+    what counts as the onset of a spike (`forecast`).
     """
     step = reading.step
     if reading.state_reset:
         return Evidence(sign=Sign.RESET, predicted=PredictedStep(low=step + 1, best=step + 2, high=step + 20))
-    predicted = forecast(reading)
+    predicted = forecast(reading, rise)
     stale = is_stale(reading)
     if _is_directional(reading, stale, demand):
         return Evidence(sign=Sign.DIRECTIONAL, predicted=predicted)
-    if stale and _is_oscillation(reading, demand):
+    ahead = math.inf if predicted is None else predicted.best - step
+    if stale and ahead <= SWING_SOON and _is_oscillation(reading, demand):
         return Evidence(sign=Sign.OSCILLATION, predicted=predicted)
     if stale and _is_climb(reading, demand):
         return Evidence(sign=Sign.CLIMB, predicted=predicted)
     if predicted is None or not stale:
         return Evidence(sign=Sign.NONE, predicted=None)
-    if _is_crossed(reading) and predicted.best - step <= SOON:
+    if ahead <= SOON and _is_crossed(reading):
         return Evidence(sign=Sign.CROSSED, predicted=predicted)
     crossing = crossing_step(reading)
     steady = reading.stability_fit > STEADY and crossing is not None and crossing - step <= IN_REACH
@@ -314,9 +325,9 @@ def _is_directional(reading: Reading, stale: bool, demand: float) -> bool:
 
 def _is_oscillation(reading: Reading, demand: float) -> bool:
     """Return whether the first instability, which has period two, grows along the directions of largest curvature."""
-    if reading.mode_loss is None or reading.loss is None or reading.mode_alternation < ALTERNATING:
+    if reading.mode_loss is None or reading.loss is None or not is_swinging(reading):
         return False
-    if reading.mode_growth <= max(SWINGING, demand * reading.growth_usual):
+    if reading.mode_growth <= demand * reading.growth_usual:
         return False
     is_near = reading.stability_peak is not None and reading.stability_peak > NEAR
     return is_near and reading.mode_loss > HELD * abs(reading.loss)
@@ -326,9 +337,9 @@ def _is_climb(reading: Reading, demand: float) -> bool:
     """Return whether ‖g‖ climbs above its mean, with λ_max near the limit where it is measured."""
     if reading.growth <= max(0.03, demand * reading.growth_usual):
         return False
+    if reading.decoupling is not None and reading.decoupling >= 1.0:
+        return False  # v catches up
     if reading.stability_peak is None:
-        if reading.decoupling is not None and reading.decoupling >= 1.0:
-            return False  # v catches up
         return reading.grad_ratio > (2.0 if reading.period_two is None else 1.5) and not is_steady(reading)
     return reading.stability_peak > NEAR and reading.grad_ratio > 1.5
 
@@ -339,6 +350,8 @@ def _is_crossed(reading: Reading) -> bool:
     v must be decoupled deeply, and λ_max rise fast or the gradient already lie partly along its direction.
     """
     if reading.min_decoupling is None or reading.min_decoupling >= DEEP or reading.stability is None:
+        return False
+    if reading.above_steps > OVERDUE:
         return False
     fast = reading.stability_growth > FAST and reading.stability_fit > STEADY and reading.stability > NEAR
     leaning = reading.gradient_stability is None or reading.gradient_stability > 0.5

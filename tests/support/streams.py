@@ -70,21 +70,28 @@ def restless(steps: int, seed: int) -> Iterator[Sample]:
         yield sample(step, 1.0 + 0.05 * noise.standard_normal(), gradient=gradient, decoupling=1e-3 * gradient**2)
 
 
-def exponential(*, start: int, rate: float, decoupling: float, steps: int) -> Iterator[Sample]:
-    """Yield Adam's mechanism in its purest form: from `start`, ‖g‖ = e^{rate·t} under a fixed v until RMS_t = 1.
+ONSET = 0.024
+"""Value of Σg²/Σv̂ at which an unstable direction of the exponential stream holds a twentieth of its loss."""
 
-    The loss follows once Σg² reaches Σv̂: at step start + ½·log(1/decoupling)/rate.
+
+def exponential(
+    *, start: int, rate: float, decoupling: float, steps: int, onset: float = 1.0, ratio: float = 1.05
+) -> Iterator[Sample]:
+    """Yield Adam's mechanism in its purest form: from `start`, ‖g‖ = e^{rate·t} under a fixed v until RMS_t = 2.
+
+    The loss follows once Σg²/Σv̂ reaches `onset`: at step start + ½·log(onset/decoupling)/rate. λ_max is then `ratio`
+    times its limit.
     """
     for step in range(1, steps + 1):
         ahead = max(0, step - start)
         now = min(decoupling * math.exp(2 * rate * ahead), 4.0)
         yield sample(
             step,
-            1e-3 if now < 1.0 else 1e-3 + 0.5 * now,
+            1e-3 if now < onset else 1e-3 + 0.5 * now,
             gradient=math.sqrt(now),
             decoupling=now,
             shares=(7.0, 2.0, 1.0),
-            lambda_max=200.0 * (1.05 if ahead else 0.95),
+            lambda_max=200.0 * (ratio if ahead else 0.95),
             lambda_grad=200.0 * (1.02 if ahead else 0.3),
         )
 

@@ -8,15 +8,25 @@ import numpy as np
 import pytest
 
 from server.detectors.forecast import theoretical_growth
+from server.detectors.period_two import stability_ratio
 from tests.support import streams
+
+
+def over(rate: float) -> float:
+    """Return the ratio to the limit at which a direction grows at this rate."""
+    return stability_ratio(rate, beta1=0.9)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.4])
 @pytest.mark.parametrize("decoupling", [1e-3, 1e-6, 1e-9])
 def test_pure_exponential_is_forecast_before_it_comes(rate: float, decoupling: float) -> None:
     start = 100
-    due = start + math.ceil(0.5 * math.log(1 / decoupling) / rate)
-    found = streams.verdicts(streams.exponential(start=start, rate=rate, decoupling=decoupling, steps=due + 10))
+    due = start + math.ceil(0.5 * math.log(streams.ONSET / decoupling) / rate)
+    found = streams.verdicts(
+        streams.exponential(
+            start=start, rate=rate, decoupling=decoupling, steps=due + 10, onset=streams.ONSET, ratio=over(rate)
+        )
+    )
     opened = streams.first(found, "spike-predicted", "warning", "critical")
     came = streams.first(found, "spike")
     assert opened is not None
@@ -27,8 +37,12 @@ def test_pure_exponential_is_forecast_before_it_comes(rate: float, decoupling: f
 @pytest.mark.parametrize("rate", [0.1, 0.2])
 def test_band_holds_the_date_of_a_pure_exponential(rate: float) -> None:
     decoupling = 1e-9
-    due = 100 + math.ceil(0.5 * math.log(1 / decoupling) / rate)
-    found = streams.verdicts(streams.exponential(start=100, rate=rate, decoupling=decoupling, steps=due))
+    due = 100 + math.ceil(0.5 * math.log(streams.ONSET / decoupling) / rate)
+    found = streams.verdicts(
+        streams.exponential(
+            start=100, rate=rate, decoupling=decoupling, steps=due, onset=streams.ONSET, ratio=over(rate)
+        )
+    )
     # The slope of log‖g‖ covers 12 steps, so the forecast has settled 15 steps into the climb.
     bands = [v.forecast for v in found if 115 <= v.step < due - 3]
     inside = [band is not None and band.low <= due <= band.high for band in bands]

@@ -39,6 +39,8 @@ def each(program: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("stored", chosen, ids=[f"{one.stream}-{one.position}" for one in chosen])
 
 
+DATED_ANEW: Final = {"exponential"}
+"""Streams whose spike the version before dated otherwise, so that it told of the same alerts at other steps."""
 LEARNT: Final = 100
 """Number of samples after which a restored detector of spikes has learnt the level of the loss anew."""
 
@@ -129,8 +131,16 @@ def test_a_stored_alert_lifecycle_goes_on(stored: Stored) -> None:
     restored = AlertLifecycle.restore(stored.snapshot)
     at = stored.position
     rest = [restored.apply(verdict, one.time) for verdict, one in zip(verdicts[at:], samples[at:], strict=True)]
-    assert [list(map(essence, step)) for step in rest] == [list(map(essence, step)) for step in expected[at:]]
+    if stored.stream not in DATED_ANEW:
+        assert [list(map(essence, step)) for step in rest] == [list(map(essence, step)) for step in expected[at:]]
+    ends = last_forms(expected)
+    assert {key: ends[key] for key in last_forms(rest)} == last_forms(rest)
     assert any(rest)
+
+
+def last_forms(steps: list[list[Alert]]) -> dict[str, tuple[object, ...]]:
+    """Return the last form of each alert."""
+    return {alert.id: essence(alert) for step in steps for alert in step}
 
 
 def essence(alert: Alert) -> tuple[object, ...]:
@@ -138,9 +148,10 @@ def essence(alert: Alert) -> tuple[object, ...]:
     return alert.id, alert.kind, alert.level, alert.state, alert.step, alert.layers, alert.cause, alert.closed_at
 
 
-CHANGED: Final = {"bad_batch", "causes", "cause", "findings", "stages", "spike", "divergence"}
-"""Keys whose content is another one since a bad batch is named later, since a lost loss is a stage of its own, and
-since spikes are found by another rule; the rule of before is the detector of jumps."""
+CHANGED: Final = {"bad_batch", "causes", "cause", "findings", "stages", "spike", "divergence", "predictor", "due"}
+"""Keys whose content is another one since a bad batch is named later, since a lost loss is a stage of its own, since
+spikes are found by another rule, and since a forecast follows the loss that is held; the rule of before is the detector
+of jumps."""
 
 
 def common(one: object, other: object) -> object:

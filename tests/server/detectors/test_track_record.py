@@ -49,6 +49,11 @@ def later(samples: Iterable[Sample], steps: int) -> list[Sample]:
     return [replace(one, step=one.step + steps, time=one.time + steps) for one in samples]
 
 
+def small(samples: Iterable[Sample]) -> list[Sample]:
+    """Return the same stream with a loss so small that what is predicted would be no ripple, which would be a watch."""
+    return [replace(one, scalars={**one.scalars, "loss": 0.01 * one.scalars["loss"]}) for one in samples]
+
+
 def test_claims_that_never_come_are_held_at_watch_and_then_silenced() -> None:
     record = TrackRecord()
     pretend(record, TOLERATED - 1)
@@ -133,7 +138,7 @@ def test_a_claim_is_waited_for_until_its_own_forecast() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noise_raises_few_false_alarms_and_not_for_ever(seed: int) -> None:
-    alerts = predictions(streams.restless(4_000, seed))
+    alerts = predictions(small(streams.restless(4_000, seed)))
     assert 1 <= len(alerts) <= TOLERATED + 5  # pauses of 250, 500, 1,000 and 2,000 steps
     assert len([alert for alert in alerts if alert.step > 2_000]) <= 2
 
@@ -154,10 +159,7 @@ def test_false_claims_and_their_pause_outlive_an_attempt() -> None:
     record.renew()
     assert (record.claims.misses, record.claims.quiet_until, record.is_tempered) == (TOLERATED, left, True)
 
-    samples = [  # a loss so small that what is predicted would be no ripple, which would be a watch
-        replace(sample, scalars={**sample.scalars, "loss": 0.01 * sample.scalars["loss"]})
-        for sample in streams.restless(1_400, 0)
-    ]
+    samples = small(streams.restless(1_400, 0))
     suite = DetectorSuite()
     first = predictions(samples, suite)
     again = [replace(sample, attempt=1) for sample in samples]
