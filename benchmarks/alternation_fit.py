@@ -101,7 +101,7 @@ CRITERIA: Final[Mapping[str, Callable[[Totals], float]]] = {
     "early spikes less false alarms": lambda one: one.balance,
     "most early spikes within the goals": lambda one: one.recall_within_goals,
 }
-"""What makes constants the best ones."""
+"""Worth of constants by their scores, by the name of the criterion."""
 HEAD: Final = (
     "| | early | precision | false per 1,000 healthy steps | per 1,000 event-free steps | lead to onset, peak | "
     "date within a factor of two | height within a factor of three |\n|---|---|---|---|---|---|---|---|"
