@@ -18,12 +18,13 @@ FIRST: Final = 5  # steps whose time must be known before anything is allowed
 TIMES: Final = 31  # steps whose median is the time of a step
 MEDIAN_EVERY: Final = 8  # steps between two medians, once there are TIMES of them; a median costs microseconds
 LONGEST: Final = 4.0  # times the median, for which one step counts at most
-BRIEF: Final = 0.005
-"""Seconds of a training step below which a measurement is mostly the fixed cost of preparing it.
+BRIEF: Final = 0.02
+"""Seconds of a training step below which much of a measurement is the fixed cost of preparing it.
 
-There, few measurements that find much are worth more than many small ones, and the few milliseconds that one step takes
-longer disturb nobody.
+There, few measurements that find much are worth more than many small ones. The tenth of a second that one step takes
+longer at most disturbs nobody.
 """
+TIGHT: Final = 0.005  # the same below which even deciding at every step takes a good part of a small budget
 
 
 class Budget:
@@ -55,9 +56,14 @@ class Budget:
         return self._step_time
 
     @property
+    def is_brief(self) -> bool:
+        """Whether there is a limit, and steps are so brief that measurements are best made rarely and whole."""
+        return 0.0 < self._step_time < BRIEF and not math.isinf(self.share)
+
+    @property
     def is_tight(self) -> bool:
         """Whether there is a limit, and steps are so brief that deciding anew at each of them would use it up."""
-        return 0.0 < self._step_time < BRIEF and not math.isinf(self.share)
+        return 0.0 < self._step_time < TIGHT and not math.isinf(self.share)
 
     def end_step(self, seconds: float) -> None:
         """End a step of training, which took ``seconds`` without the measuring."""

@@ -38,18 +38,13 @@ FIRST_TRACKED: Final = 10  # steps before λ_max is tracked, because v̂ of one 
 MAX_BACKOFF: Final = 64  # multiples of `every`
 SCARCE_STEPS: Final = 20  # steps between products from which on they are scarce
 STEPS_ALIKE: Final = 4  # measurements of which one is given λ_step while the run is calm and the budget is limited
-UNKNOWN_COST: Final[dict[Cost, float]] = {"gradient": 4.0, "track": 4.0, "both": 8.0, "reading": 6.0, "step": 1.5}
+UNKNOWN_COST: Final[dict[Cost, float]] = {"gradient": 4.0, "track": 4.0, "both": 8.0, "reading": 5.5, "step": 1.5}
 """Step times that a measurement is assumed to take before one has been made."""
 
+MARGIN: Final = 1.1  # on the cost of a measurement that takes most of the budget of a window, as it varies
 LARGE_BUDGET: Final = 1.0  # share of the training's time from which on a record may pay for several products
 
 RESTS: Final = (8, 4, 2)  # records after which the next decision is made, the longest first
-AT_POINT: Final = 0.02
-"""Seconds of a training step below which λ_max is read by all products of a reading at one record.
-
-They share the graph of the gradient, so that a reading takes half the time of as many records with a product each. The
-tenth of a second that such a record takes longer at most disturbs nobody.
-"""
 WHOLE: Final = 0.9  # part of the budget of a window that one reading may take
 
 Urgency = Literal["calm", "near", "armed"]
@@ -163,7 +158,8 @@ class Schedule:
 
     def _is_affordable(self, step: int, choice: Cost, is_crossing: bool) -> bool:
         cost = self.cost(choice)
-        if not self._budget.allows(cost):
+        margin = MARGIN if self._costs[choice] and self._budget.is_brief else 1.0
+        if not self._budget.allows(margin * cost):
             return False
         is_cold = self._lambda_max is None
         pace = PACE["armed" if is_cold else self.urgency]
@@ -192,10 +188,9 @@ class Schedule:
     @property
     def is_brief(self) -> bool:
         """Whether a record that is measured at all gets a whole reading of λ_max."""
-        step_time, share = self._budget.step_time, self._budget.share
-        if not self.reads_at_point or math.isinf(share) or not 0.0 < step_time < AT_POINT:
+        if not self.reads_at_point or not self._budget.is_brief:
             return False
-        return self.cost("reading") <= WHOLE * share * WINDOW * step_time
+        return self.cost("reading") <= WHOLE * self._budget.share * WINDOW * self._budget.step_time
 
     @property
     def product_steps(self) -> float:

@@ -28,6 +28,7 @@ FEW_PRODUCTS: Final = 2  # products that extend the space in a reading at once, 
 MANY_PRODUCTS: Final = 3  # the same while it was not, and in addition to MAX_EXTENSIONS in an empty space
 MOST_AT_POINT: Final = 4  # products of a reading at one point, besides that of the gradient
 FEW_AT_POINT: Final = 3  # the same where readings are scarce
+FIRST_AT_POINT: Final = 2  # the same for the first reading, whose preparation takes longest
 RARE_ERROR: Final = 0.03  # relative error of λ_max with which such a reading ends, as the next one is worth more
 SECOND_EVERY: Final = 3  # rounds of which one also refreshes the second direction
 WORST_ERROR: Final = 0.5  # relative error above which λ_max is not reported, but its vector is kept and refined
@@ -135,6 +136,9 @@ class Tracking:
         """
         space = self._space
         second: float | None = None
+        most = MOST_AT_POINT
+        if is_scarce:
+            most = FEW_AT_POINT if self.has_vector else FIRST_AT_POINT
         if self.has_vector:
             space.move(root)
             starts = [space.improved()]
@@ -147,7 +151,7 @@ class Tracking:
             [] if known is None else [(known[0].numpy(), known[1].numpy())],
             [start.numpy() for start in starts],
             good=RARE_ERROR if is_scarce else GOOD_ERROR,
-            most=FEW_AT_POINT if is_scarce else MOST_AT_POINT,
+            most=most,
             second_share=second,
         )
         if reading is None:

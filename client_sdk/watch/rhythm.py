@@ -125,7 +125,7 @@ class Rhythm:
     def _is_affordable(self, part: float) -> bool:
         """Return whether ``part`` of the budget allows the next measurement; True while its cost is not known."""
         budget = self._budget
-        if budget.is_tight and budget.spent("curvature") > 0.0:
+        if budget.is_brief and budget.spent("curvature") > 0.0:
             part = min(part, SHARED_PART)
         if budget.step_time > 0.0:
             return budget.allows(self.cost, "layers", part)

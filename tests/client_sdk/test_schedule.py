@@ -165,7 +165,7 @@ def test_brief_steps_are_read_whole_and_within_the_budget() -> None:
 
 def test_brief_steps_are_read_product_by_product_where_a_reading_exceeds_the_budget() -> None:
     schedule = brief(0.02)
-    assert not schedule.is_brief, "6 steps are more than 0.9 of the 4 that the budget allows"
+    assert not schedule.is_brief, "the 5.5 steps of a reading are more than 0.9 of the 4 that the budget allows"
     assert drive(schedule, 0, 60)["reading"] == []
 
 
