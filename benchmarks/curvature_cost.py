@@ -1,13 +1,14 @@
 """Cost and error of curvature: products for λ_max, time and memory of each method, and the budget over whole trainings.
 
-    python -m benchmarks.curvature_cost [--models 20] [--steps 600] [--parts products,methods,budget,crossing]
+    python -m benchmarks.curvature_cost [--models 20] [--steps 600] [--parts products,methods,…] [--clock cpu]
 
 `products` counts the Hessian-vector products until λ_max is within 1 % of the value in float64, at one point of a
 training (cold) and after a further step (warm), beside PyHessian, curvlinops and SciPy's eigsh for the same eigenvalue.
 `methods` measures one record of each method, in training steps and MiB. `budget` trains random models with a closure at
 every record and measures from outside what share of the time the SDK takes. `crossing` is the step at which λ_max of a
-tanh network was first read above its limit. PyHessian (`pyhessian`) and curvlinops (`curvlinops-for-pytorch`) are left
-out where they are not installed.
+tanh network was first read above its limit. With `--clock cpu`, the time is that of the training thread on a processor
+everywhere, also in the SDK, so that other work on the machine does not count. PyHessian (`pyhessian`) and curvlinops
+(`curvlinops-for-pytorch`) are left out where they are not installed.
 """
 
 from __future__ import annotations
@@ -375,34 +376,60 @@ def measure_budget(models: int, steps: int) -> None:
     kept = 0
     for seed in range(models):
         training = random_training(seed, scale=2)
-        own, spent, readings = _train(training, steps, budget=0.05)
+        own, spent, around, readings = _train(training, steps, budget=0.05)
         windows = [
             float(spent[at : at + WINDOW].sum() / own[at : at + WINDOW].sum()) for at in range(steps - WINDOW + 1)
         ]
         kept += max(windows) <= 0.05
         print(
             f"  {training.name:<36} step {median(own) * 1e3:6.2f} ms   worst 200 steps {max(windows):6.1%}   "
-            f"longest record {spent.max() / median(own):5.1f} steps   readings of λ_max {readings}",
+            f"longest record {spent.max() / median(own):5.1f} steps   readings of λ_max {readings}   "
+            f"hooks and log besides {median(around) * 1e6:4.0f} µs",
             flush=True,
         )
     print(f"  kept in {kept} of {models}")
 
 
-def _train(training: Training, steps: int, *, budget: float) -> tuple[Vector, Vector, int]:
-    own, spent = np.zeros(steps), np.zeros(steps)
+def _train(training: Training, steps: int, *, budget: float) -> tuple[Vector, Vector, Vector, int]:
+    """Return the seconds of each step of the training alone, of measuring, and of hooks and log besides, [steps] each.
+
+    The last number is how often λ_max was read.
+    """
+    own, spent, around = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     with tempfile.TemporaryDirectory() as directory, measured_from_outside() as clock:
         run = client_sdk.init(project="benchmark", mode="offline", directory=directory)
         handle = client_sdk.watch(training.model, training.optimizer, budget=budget)
+        hooks = _timed_hooks(training.optimizer)
         for step in range(steps):
-            started, clock[-1] = time.perf_counter(), 0.0
+            started, clock[-1], hooks[-1] = time.perf_counter(), 0.0, 0.0
             training.step()
+            logged = time.perf_counter()
             client_sdk.log({"loss": 0.0}, step=step, closure=training.loss)
+            ended = time.perf_counter()
             spent[step] = clock[-1]
-            own[step] = time.perf_counter() - started - spent[step]
+            around[step] = hooks[-1] + ended - logged - spent[step]
+            own[step] = ended - started - spent[step] - around[step]
         handle.remove()
         run.finish()
         series = series_of(Path(directory), steps)
-    return own, spent, int(np.isfinite(series.get("lambda_max", np.full(1, np.nan))).sum())
+    return own, spent, around, int(np.isfinite(series.get("lambda_max", np.full(1, np.nan))).sum())
+
+
+def _timed_hooks(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Return a list whose last entry grows by the seconds that the hooks of ``optimizer`` take."""
+    spent = [0.0]
+    for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
+        for key, inner in list(hooks.items()):
+
+            def outer(*args: Any, inner: Any = inner, **options: Any) -> Any:
+                started = time.perf_counter()
+                try:
+                    return inner(*args, **options)
+                finally:
+                    spent[-1] += time.perf_counter() - started
+
+            hooks[key] = outer
+    return spent
 
 
 # -- crossing --
@@ -449,8 +476,11 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=20)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--parts", default="products,methods,budget,crossing")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.clock == "cpu":
+        time.perf_counter = time.thread_time
     parts: dict[str, Callable[[], None]] = {
         "products": lambda: measure_products(options.models),
         "methods": measure_methods,

@@ -16,7 +16,15 @@ Purpose = Literal["layers", "curvature"]
 WINDOW: Final = 200  # steps
 FIRST: Final = 5  # steps whose time must be known before anything is allowed
 TIMES: Final = 31  # steps whose median is the time of a step
+MEDIAN_EVERY: Final = 8  # steps between two medians, once there are TIMES of them; a median costs microseconds
 LONGEST: Final = 4.0  # times the median, for which one step counts at most
+BRIEF: Final = 0.02
+"""Seconds of a training step below which much of a measurement is the fixed cost of preparing it.
+
+There, few measurements that find much are worth more than many small ones. The tenth of a second that one step takes
+longer at most disturbs nobody.
+"""
+TIGHT: Final = 0.005  # the same below which even deciding at every step takes a good part of a small budget
 
 
 class Budget:
@@ -40,20 +48,33 @@ class Budget:
         self._step_time = 0.0
         self._own = _Window()
         self._spent: dict[Purpose, _Window] = {"layers": _Window(), "curvature": _Window()}
+        self._windows = (self._own, *self._spent.values())
 
     @property
     def step_time(self) -> float:
         """Seconds of a training step without the measuring; 0 while that is not known."""
         return self._step_time
 
+    @property
+    def is_brief(self) -> bool:
+        """Whether there is a limit, and steps are so brief that measurements are best made rarely and whole."""
+        return 0.0 < self._step_time < BRIEF and not math.isinf(self.share)
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether there is a limit, and steps are so brief that deciding anew at each of them would use it up."""
+        return 0.0 < self._step_time < TIGHT and not math.isinf(self.share)
+
     def end_step(self, seconds: float) -> None:
         """End a step of training, which took ``seconds`` without the measuring."""
-        self._times.append(seconds)
-        if len(self._times) >= FIRST:
-            self._step_time = median(self._times)
-            seconds = min(seconds, LONGEST * self._step_time)
+        times = self._times
+        times.append(seconds)
+        if len(times) >= FIRST and (len(times) < TIMES or self._own.steps % MEDIAN_EVERY == 0):
+            self._step_time = median(times)
+        if self._step_time and seconds > LONGEST * self._step_time:
+            seconds = LONGEST * self._step_time
         self._own.add(seconds)
-        for window in (self._own, *self._spent.values()):
+        for window in self._windows:
             window.advance()
 
     def spend(self, seconds: float, purpose: Purpose) -> None:
@@ -76,7 +97,8 @@ class Budget:
 
     def spent(self, purpose: Purpose | None = None) -> float:
         """Return the seconds that were spent over the last `WINDOW` steps, on everything or on ``purpose``."""
-        return sum(window.total for of, window in self._spent.items() if purpose in (None, of))
+        spent = self._spent
+        return spent["layers"].total + spent["curvature"].total if purpose is None else spent[purpose].total
 
     def used(self, purpose: Purpose | None = None) -> float:
         """Return the share of the training's time that was spent over the last `WINDOW` steps; 0 while not known."""

@@ -31,6 +31,8 @@ COARSE_STEP: Final = 3e-4
 about 10 %.
 """
 
+JOINED: Final = 2**20  # coordinates up to which the gradients are joined in one vector
+
 SMALL_WEIGHT: Final = 1e-2  # size as which smaller weights count, so that a model that begins with zeros has a step
 DISAGREEMENT: Final = 0.5  # relative difference from a finite difference above which an exact product lacks a part
 
@@ -89,6 +91,7 @@ class ExactHessian:
         self.loss = loss.detach()
         self.gradient = to_vector([None if grad is None else grad.detach() for grad in grads], preconditioner)
         self._curved = [(at, grad) for at, grad in enumerate(grads) if grad is not None and grad.requires_grad]
+        self._joined = self._join()
         if verify and has_dead_end([grad for _, grad in self._curved]):
             raise NoSecondDerivativeError("an autograd.Function is once_differentiable")
         if observed.cut:
@@ -101,12 +104,17 @@ class ExactHessian:
         if not self._curved:
             return torch.zeros_like(vector)
         self._sandbox.prepare(2)
-        pieces = from_vector(vector, self._preconditioner)
+        outputs: list[Tensor]
+        if self._joined is not None:
+            outputs, weights = [self._joined], [vector.to(self._joined.dtype)]
+        else:
+            pieces = from_vector(vector, self._preconditioner)
+            outputs, weights = [grad for _, grad in self._curved], [pieces[at] for at, _ in self._curved]
         try:
             products = torch.autograd.grad(
-                [grad for _, grad in self._curved],
+                outputs,
                 self._preconditioner.parameters,
-                [pieces[at] for at, _ in self._curved],
+                weights,
                 retain_graph=True,
                 allow_unused=True,
             )
@@ -115,6 +123,18 @@ class ExactHessian:
         except RuntimeError as error:
             raise NoSecondDerivativeError(_first_line(error)) from error
         return to_vector(products, self._preconditioner)
+
+    def _join(self) -> Tensor | None:
+        """Return the gradients of a small model as one vector [N] with its graph, for which autograd is called faster.
+
+        None if the model is large, so that its memory counts more, or if a part of the gradient is constant.
+        """
+        parameters = self._preconditioner.parameters
+        is_whole = len(self._curved) == len(parameters) and len({parameter.dtype for parameter in parameters}) == 1
+        if not is_whole or len(self._preconditioner.diagonal) > JOINED:
+            return None
+        with torch.enable_grad():
+            return torch.cat([grad.reshape(-1) for _, grad in self._curved])
 
     def _compare_with_differences(self, closure: Callable[[], Any], name: str) -> None:
         """Raise `NoSecondDerivativeError` if the curvature along the gradient is not what finite differences give.

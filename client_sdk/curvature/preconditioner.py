@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from client_sdk.optimizers import (
     second_moment,
     term_table,
 )
+
+SMALL: Final = 2**20  # coordinates up to which all parameters are read together, at the memory of a few vectors more
 
 
 class UnsupportedError(Exception):
@@ -126,21 +128,51 @@ class Preconditioner:
         factor = (table[:, TERM["gain"]] * table[:, TERM["lr"]] / lr).to(dtype).to(device, non_blocking=True)
         root = table[:, TERM["root"]].to(dtype).to(device, non_blocking=True)
         floor = table[:, TERM["floor"]].to(dtype).to(device, non_blocking=True)
-        pieces = []
-        for position, (parameter, second, inverse) in enumerate(zip(parameters, seconds, own, strict=True)):
-            if inverse is not None:
-                pieces.append(factor[position] * inverse.to(dtype))
-            elif second is None:
-                pieces.append(factor[position].expand(local(parameter.detach()).numel()))
-            else:
-                v = dense(second).to(dtype)
-                pieces.append(factor[position] / ((v.sqrt() if squared else v) * root[position]).add_(floor[position]))
+        sizes = [local(parameter.detach()).numel() for parameter in parameters]
+        if (
+            sum(sizes) <= SMALL
+            and all(isinstance(second, Tensor) for second in seconds)
+            and not any(map(_is_given, own))
+        ):
+            # One operation for all parameters, which takes less time than the arithmetic itself for each of them.
+            v = torch.cat([dense(second).reshape(-1).to(dtype) for second in seconds if second is not None])
+            counts = torch.tensor(sizes, device=device)
+            factor, root, floor = (torch.repeat_interleave(each, counts) for each in (factor, root, floor))
+            pieces = [factor / ((v.sqrt() if squared else v) * root).add_(floor)]
+        else:
+            pieces = _pieces(parameters, seconds, own, (factor, root, floor), squared=squared)
         penalty = None
         coupled = table[:, TERM["coupled"]]
         if table.device.type != "cpu" or bool((coupled != 0).any()):
             coupled = coupled.to(dtype).to(device, non_blocking=True)
             penalty = torch.cat([coupled[at].expand(len(piece)) for at, piece in enumerate(pieces)])
         return cls(parameters=tuple(parameters), diagonal=torch.cat(pieces), penalty=penalty, lr=lr)
+
+
+def _pieces(
+    parameters: Sequence[Tensor],
+    seconds: Sequence[Tensor | Moment | None],
+    own: Sequence[Tensor | None],
+    terms: tuple[Tensor, Tensor, Tensor],
+    *,
+    squared: bool,
+) -> list[Tensor]:
+    """Return the part of D of each parameter; ``terms`` are factor, root and floor, [P] each."""
+    factor, root, floor = terms
+    pieces = []
+    for position, (parameter, second, inverse) in enumerate(zip(parameters, seconds, own, strict=True)):
+        if inverse is not None:
+            pieces.append(factor[position] * inverse.to(factor.dtype))
+        elif second is None:
+            pieces.append(factor[position].expand(local(parameter.detach()).numel()))
+        else:
+            v = dense(second).to(factor.dtype)
+            pieces.append(factor[position] / ((v.sqrt() if squared else v) * root[position]).add_(floor[position]))
+    return pieces
+
+
+def _is_given(inverse: Tensor | None) -> bool:
+    return inverse is not None
 
 
 def vector_dtype(parameters: Sequence[Tensor]) -> torch.dtype:

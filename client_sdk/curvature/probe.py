@@ -44,7 +44,8 @@ METHODS: Final[tuple[Method, ...]] = get_args(Method)
 FOLLOW_PART: Final = 0.5  # of the budget, which following the directions at every step may take
 PATIENCE: Final = 2 * WINDOW  # records after which it is said that λ_max has not been read
 FOLLOW_COSTS: Final = 5  # steps followed after which their cost is judged
-FORGETTING: Final = 0.98  # factor at every step on the cost of following that was too high
+FOLLOW_REST: Final = 16  # steps after which it is judged again
+FORGETTING: Final = 0.94  # factor then on the cost of following that was too high
 SHORT_FLOATS: Final = (torch.bfloat16, torch.float16)  # weights that differences of gradients cannot resolve
 INSTEAD: Final = "Critical sharpness and λ_step, which need no Hessian-vector product, are measured instead"
 ROUNDING: Final = 64  # units of rounding of the loss below which a slope is meaningless
@@ -57,6 +58,8 @@ class Flight:
     step: int
     choice: Choice
     aim: Aim | None
+    is_judged: bool = False
+    """Whether the tracking has taken in the values already."""
     copy: CurvatureCopy
 
 
@@ -85,7 +88,8 @@ class Probe:
         self._model, self._optimizer, self._kind = model, optimizer, kind
         self._warner = warner
         self._budget = Budget(math.inf) if budget is None else budget
-        self.schedule = Schedule(every, self._budget)
+        is_on_host = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        self.schedule = Schedule(every, self._budget, reads_at_point=is_on_host)
         self.directions = UnstableDirections()
         """Directions of largest curvature, whose amplitudes the caller follows at every step."""
         self._tracking = Tracking()
@@ -100,9 +104,12 @@ class Probe:
         self._is_refused = method == "off"
         self._refusal = ""
         self._snapshot: StepSnapshot | None = None
+        self._rest = 0  # records to come at which nothing is decided
+        self._follow_rest = 0  # steps to come at which the directions are not followed
         self._steps = 0  # optimizer steps since the last call of `measure`
         self._steps_a_call: int | None = None  # those between the last two calls; None before the first
         self._is_verified = False
+        self._reads_at_point = False  # whether the measurement under way judges each product before the next
         self._method = method
         self._uses_differences = method == "finite-difference"
         self._has_said_budget = False
@@ -124,7 +131,7 @@ class Probe:
         ``lr`` is the largest learning rate of the step. Without these weights a measurement has no λ_step.
         """
         self._steps += 1
-        if self._steps_a_call is None or self._steps < self._steps_a_call or lr is None:
+        if self._rest or self._steps_a_call is None or self._steps < self._steps_a_call or lr is None:
             return  # of the steps between two calls only the last is measured
         self._snapshot = None  # frees the memory of an earlier step first
         if self._expects_step(lr if isinstance(lr, float) else None):
@@ -147,9 +154,14 @@ class Probe:
         """Take in the gradients of the step that is under way, if following the directions is within the budget."""
         if not self.directions.is_known:
             return
+        if self._follow_rest:
+            self._follow_rest -= 1
+            return
         costs = self._follow_costs
         if len(costs) == FOLLOW_COSTS and median(costs) > FOLLOW_PART * self._budget.share * self._budget.step_time:
-            costs.append(costs.popleft() * FORGETTING)  # so that it is tried again when its cost was an exception
+            for _ in range(FOLLOW_COSTS):
+                costs.append(costs.popleft() * FORGETTING)  # so that it is tried again when its cost was an exception
+            self._follow_rest = FOLLOW_REST
             self.directions.pause()
             self._say_once(
                 "following the unstable directions takes more time than the budget of watch() allows beside such short "
@@ -165,8 +177,11 @@ class Probe:
 
         Never raises: a failure is reported once, counted, and delays the next measurement.
         """
-        snapshot, self._snapshot = self._snapshot, None
+        if self._rest:
+            self.pass_by(step)
+            return None
         self._steps_a_call, self._steps = max(1, self._steps), 0
+        snapshot, self._snapshot = self._snapshot, None
         self._collect()
         if self._is_refused:
             return None
@@ -176,6 +191,7 @@ class Probe:
             return None
         choice = self._choose(step, lr)
         if choice == "none" or lr == 0:
+            self._rest = self.schedule.records_to_rest(lr)
             return None
         try:
             with without_reduction():
@@ -200,6 +216,27 @@ class Probe:
             self._warner.caught("curvature", "measuring curvature", error)
         self.schedule.failed(step)
         return None
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether `pass_step` and `pass_by` may take the place of `before_step`, `follow` and `measure`.
+
+        That is the case at times where steps are so short that a decision at each of them would cost too much.
+        """
+        return self._rest > 0 and (self._follow_rest > 0 or not self.directions.is_known)
+
+    def pass_step(self) -> None:
+        """Note a step of the optimizer at which nothing is due."""
+        self._steps += 1
+        if self._follow_rest:
+            self._follow_rest -= 1
+
+    def pass_by(self, step: int) -> None:
+        """Note a `log` with a closure at ``step`` at which nothing is due."""
+        self._steps_a_call, self._steps = max(1, self._steps), 0
+        self._rest -= 1
+        self._calls += 1
+        self.schedule.pass_by(step)
 
     def _choose(self, step: int, lr: float | None) -> Choice:
         """Return the measurement that is to be made at ``step``."""
@@ -249,6 +286,7 @@ class Probe:
             self._parameters = preconditioner.parameters
         if choice == "track":
             aim = self._tracking.plan(is_scarce=self.schedule.is_scarce)
+        self._reads_at_point = choice == "reading" or (choice == "both" and self.schedule.is_brief)
         self.schedule.started(choice, step)
         protected = () if preconditioner is None else preconditioner.parameters
         try:
@@ -268,7 +306,7 @@ class Probe:
         finally:
             self._account(choice, timer, step_timer)
         copy = CurvatureCopy(tensors, rounding_of(tensors["loss"]))
-        self._flying.append(Flight(step=step, aim=aim, choice=choice, copy=copy))
+        self._flying.append(Flight(step=step, aim=aim, choice=choice, is_judged=self._reads_at_point, copy=copy))
         return copy
 
     def _account(self, choice: Choice, timer: Timer, step_timer: Timer | None) -> None:
@@ -370,16 +408,20 @@ class Probe:
         (square,) = self._inner.dots((gradient, gradient))
         values = {"loss": hessian.loss, "lr": preconditioner.lr, "gradient_square": square}
         along = torch.where(is_moving, gradient / root, 0.0)  # the gradient in the coordinates of D^½·H·D^½
-        if choice != "track":
+        known: tuple[Tensor, Tensor] | None = None
+        if choice in ("gradient", "both"):
             image = curved(gradient)
             (bent,) = self._inner.dots((gradient, diagonal * image))
             values["lambda_grad"] = bent / square
-        if choice == "gradient":
-            self._tracking.take_known(along, root * image, root)
-        elif choice == "both":
-            values |= self._tracking.read_at_once(
-                lambda x: root * curved(root * x), root, root * gradient, (along, root * image)
+            known = along, root * image
+        if self._reads_at_point:
+            values |= self._tracking.read_at_point(
+                lambda x: root * curved(root * x), root, root * gradient, known, is_scarce=self.schedule.is_rare
             )
+        elif choice == "gradient" and known is not None:
+            self._tracking.take_known(*known, root)
+        elif choice == "both" and known is not None:
+            values |= self._tracking.read_at_once(lambda x: root * curved(root * x), root, root * gradient, known)
         elif aim is not None:
             if tracked is None:
                 vector = self._tracking.vector(aim, root, root * gradient)
@@ -429,7 +471,9 @@ class Probe:
             self.schedule.observe_lambda_max(step, lr, values["lambda_max"])
         if math.isfinite(values.get("critical_sharpness", math.nan)):
             self.schedule.observe_lambda_max(step, values["step_lr"], values["critical_sharpness"])
-        is_tracked = flight.choice != "gradient" and "lr" in values and self._tracking.observe(flight.aim, values)
+        is_tracked = flight.is_judged or (
+            flight.choice != "gradient" and "lr" in values and self._tracking.observe(flight.aim, values)
+        )
         if is_tracked or values.get("is_over"):
             self.schedule.round_ended(step)
         if not self._tracking.pairs():

@@ -48,7 +48,10 @@ class Sandbox:
     def __init__(self, model: torch.nn.Module, parameters: Sequence[Tensor]) -> None:
         """Prepare to protect the parameters and buffers of ``model`` and the additional ``parameters``."""
         self._model = model
-        own = list(model.parameters())
+        self._modules = list(model.modules())  # a walk over the modules takes long beside a step of a small model
+        own = list(
+            {id(p): p for module in self._modules for p in module._parameters.values() if p is not None}.values()
+        )
         seen = {id(parameter) for parameter in own}
         self._parameters: list[Tensor] = [*own, *(p for p in parameters if id(p) not in seen)]
         self._devices = {p.device for p in self._parameters if p.device.type not in ("cpu", "meta")}
@@ -70,10 +73,10 @@ class Sandbox:
         self._numpy = np.random.get_state()
         self._cpu = torch.get_rng_state()
         self._device_states = [(device, _device_state(device)) for device in self._devices]
-        self._modes = [(module, module.training) for module in self._model.modules()]
+        self._modes = [(module, module.training) for module in self._modules]
         self._buffers = [
             (module, name, buffer, buffer.detach().clone())
-            for module in self._model.modules()
+            for module in self._modules
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]

@@ -16,13 +16,14 @@ from typing import Final, Literal
 from client_sdk.budget import WINDOW, Budget
 from client_sdk.optimizers import stability_ratio
 
-Choice = Literal["none", "gradient", "track", "both"]
+Choice = Literal["none", "gradient", "track", "both", "reading"]
 """The next measurement: `gradient` measures λ_grad, and `track` spends one product on λ_max (see `Tracking`).
 
-`both` measures λ_grad and reads λ_max with as many products as that takes, which only a large budget allows.
+`both` measures λ_grad and reads λ_max with as many products as that takes. Only a large budget allows it, or a training
+whose steps are brief, which also has `reading`: the same without λ_grad.
 """
 
-Cost = Literal["gradient", "track", "both", "step"]
+Cost = Literal["gradient", "track", "both", "reading", "step"]
 """A measurement that takes time: one of the choices, or λ_step in addition to it."""
 
 NEAR_LAMBDA_MAX: Final = 0.8  # λ_max·η/2 above which a run is near the limit, as healthy full-batch runs often are
@@ -37,10 +38,14 @@ FIRST_TRACKED: Final = 10  # steps before λ_max is tracked, because v̂ of one 
 MAX_BACKOFF: Final = 64  # multiples of `every`
 SCARCE_STEPS: Final = 20  # steps between products from which on they are scarce
 STEPS_ALIKE: Final = 4  # measurements of which one is given λ_step while the run is calm and the budget is limited
-UNKNOWN_COST: Final[dict[Cost, float]] = {"gradient": 4.0, "track": 4.0, "both": 8.0, "step": 1.5}
+UNKNOWN_COST: Final[dict[Cost, float]] = {"gradient": 4.0, "track": 4.0, "both": 8.0, "reading": 5.5, "step": 1.5}
 """Step times that a measurement is assumed to take before one has been made."""
 
+MARGIN: Final = 1.1  # on the cost of a measurement that takes most of the budget of a window, as it varies
 LARGE_BUDGET: Final = 1.0  # share of the training's time from which on a record may pay for several products
+
+RESTS: Final = (8, 4, 2)  # records after which the next decision is made, the longest first
+WHOLE: Final = 0.9  # part of the budget of a window that one reading may take
 
 Urgency = Literal["calm", "near", "armed"]
 """State of a run that decides the interval and the pace of its measurements, in increasing order of urgency."""
@@ -57,10 +62,15 @@ TRACKS_A_GRADIENT: Final = 4  # products for λ_max to one for λ_grad, while th
 class Schedule:
     """Decision at each `log` with a closure whether to measure the curvature, and how."""
 
-    def __init__(self, every: int, budget: Budget) -> None:
-        """Start with ``every`` steps between readings of λ_max while the run is calm and ``budget`` allows it."""
+    def __init__(self, every: int, budget: Budget, *, reads_at_point: bool = False) -> None:
+        """Start with ``every`` steps between readings of λ_max while the run is calm and ``budget`` allows it.
+
+        With ``reads_at_point``, a training with brief steps is read by several products at one record.
+        """
         self._every = every
         self._budget = budget
+        self.reads_at_point = reads_at_point
+        """Whether a record may pay for several products if the steps of the training are brief."""
         self._step: int | None = None
         self._gap = 1  # steps between the last two decisions
         self._last_reading = self._last_gradient = self._last = 0
@@ -93,6 +103,24 @@ class Schedule:
         self._step = step
         return self._due(step, lr)
 
+    def records_to_rest(self, lr: float | None) -> int:
+        """Return the number of records from now on at which nothing is due, in a training whose steps are brief.
+
+        Deciding anew at each of them would take a good part of the budget of such a training.
+        """
+        if self._step is None or not self.reads_at_point or not self._budget.is_tight:
+            return 0
+        for records in RESTS:
+            if self._due(self._step + records * self._gap, lr) == "none":
+                return records - 1
+        return 0
+
+    def pass_by(self, step: int) -> None:
+        """Note a `log` at ``step`` at which nothing is due, as `records_to_rest` said."""
+        if self._step is not None and step > self._step:
+            self._gap = step - self._step
+        self._step = step
+
     def expects(self, lr: float | None) -> bool:
         """Return whether something will be due at the next `log`, if the steps of the calls go on as they did."""
         return self._step is not None and self._due(self._step + self._gap, lr) != "none"
@@ -100,6 +128,8 @@ class Schedule:
     @property
     def wants_step(self) -> bool:
         """Whether the next measurement is to be given λ_step as well."""
+        if self.is_brief and self.is_rare:
+            return False  # λ_max is worth more
         is_turn = self.urgency != "calm" or math.isinf(self._budget.share)
         is_turn = is_turn or (self._measurements % STEPS_ALIKE == 0 and not self.is_scarce)
         return is_turn and self._budget.allows(self.cost("track") + self.cost("step"))
@@ -109,6 +139,13 @@ class Schedule:
             return "none"
         is_crossing = self._rate_rose(lr) or self._is_crossing_expected(step)
         track = is_crossing or self._is_round_open or step - self._last_reading >= self.reading_every
+        if self.is_brief:
+            if not track:
+                return "none"
+            is_turn = self._tracks >= TRACKS_A_GRADIENT or not self.is_rare
+            if is_turn and self._lambda_max is not None and self._is_affordable(step, "both", is_crossing):
+                return "both"
+            return "reading" if self._is_affordable(step, "reading", is_crossing) else "none"
         gradient = step - self._last_gradient >= self.gradient_every
         if track and self._budget.share >= LARGE_BUDGET and self._is_affordable(step, "both", is_crossing):
             return "both"
@@ -121,7 +158,8 @@ class Schedule:
 
     def _is_affordable(self, step: int, choice: Cost, is_crossing: bool) -> bool:
         cost = self.cost(choice)
-        if not self._budget.allows(cost):
+        margin = MARGIN if self._costs[choice] and self._budget.is_brief else 1.0
+        if not self._budget.allows(margin * cost):
             return False
         is_cold = self._lambda_max is None
         pace = PACE["armed" if is_cold else self.urgency]
@@ -141,6 +179,18 @@ class Schedule:
     def is_scarce(self) -> bool:
         """Whether the budget allows a product only now and then."""
         return self._budget.steps_between(self.cost("track")) > SCARCE_STEPS
+
+    @property
+    def is_rare(self) -> bool:
+        """Whether the budget allows a whole reading only now and then."""
+        return self._budget.steps_between(self.cost("reading")) > SCARCE_STEPS
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether a record that is measured at all gets a whole reading of λ_max."""
+        if not self.reads_at_point or not self._budget.is_brief:
+            return False
+        return self.cost("reading") <= WHOLE * self._budget.share * WINDOW * self._budget.step_time
 
     @property
     def product_steps(self) -> float:
@@ -177,9 +227,10 @@ class Schedule:
     def started(self, choice: Choice, step: int) -> None:
         """Note that a measurement has started at ``step``."""
         self._last = step
-        self._tracks = self._tracks + 1 if choice == "track" else 0
+        is_without_gradient = choice in ("track", "reading")
+        self._tracks = self._tracks + 1 if is_without_gradient else 0
         self._measurements += 1
-        if choice != "track":
+        if not is_without_gradient:
             self._last_gradient = step
         if choice == "track":
             self._is_round_open = True

@@ -2,8 +2,9 @@
 
 Owns the points at which the ranks make sure of each other: before every forward pass of the model, and after the
 closure. A rank whose closure raises, or has another number of forward passes, makes all of them abandon the measurement
-there, instead of waiting for collectives that never come. An error within a pass, on one rank alone, cannot be told to
-others that already wait inside it; it ends training itself too. Too little memory is therefore found before a pass.
+there, instead of waiting for collectives that never come. A rank that fails within a forward pass of FSDP2 gathers what
+is left of it first, as the others wait inside. An error within a pass of tensor parallelism, or within a backward pass,
+on one rank alone cannot be made good; it ends training itself too. Too little memory is therefore found before a pass.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class SharedSandbox(Sandbox):
             )
         self._scale = scale
         self._whole_loss: Tensor | None = None
+        self._is_in_pass = False
         grads = {id(p): p.grad for p in (*model.parameters(), *parameters) if p.grad is not None}
         self._memory = PassMemory(next(model.parameters()).device, list(map(held, grads.values())))
 
@@ -61,6 +63,7 @@ class SharedSandbox(Sandbox):
         for module in self._entrances:
             handle = module.register_forward_pre_hook(self._before_forward, prepend=True)  # before FSDP2's own
             self._hooks.callback(handle.remove)
+            self._hooks.callback(module.register_forward_hook(self._after_forward).remove)
         return self
 
     def __exit__(
@@ -76,7 +79,13 @@ class SharedSandbox(Sandbox):
         """
         if derivatives is None:
             derivatives = 1
-        loss = super().evaluate(closure, derivatives=derivatives)
+        self._is_in_pass = False
+        try:
+            loss = super().evaluate(closure, derivatives=derivatives)
+        except Exception:
+            if self._is_in_pass:
+                self._fully_sharded.complete_pass()
+            raise
         self._whole_loss = (self._exchange.add("loss", loss) * (self._scale / self._exchange.size)).to(loss.dtype)
         return loss
 
@@ -119,3 +128,9 @@ class SharedSandbox(Sandbox):
     def _before_forward(self, module: torch.nn.Module, arguments: Any) -> None:
         self._memory.check()
         self._exchange.meet("forward")
+        self._is_in_pass = True
+        self._fully_sharded.begin_pass()
+
+    def _after_forward(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        self._is_in_pass = False
+        self._fully_sharded.end_pass()

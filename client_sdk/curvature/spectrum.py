@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.inner_product import WHOLE, InnerProduct
+from client_sdk.curvature.point_reading import PointReading
 
 ROOM: Final = 6  # vectors of the search space
 SMALL_ROOM: Final = 4  # the same for a model of more than LARGE parameters, whose vectors take much memory
@@ -85,6 +86,8 @@ class SearchSpace:
 
     def move(self, root: Tensor) -> None:
         """Move to the coordinates of the present D, whose square root is ``root`` [N]."""
+        if root is self._root:
+            return
         if self._basis is not None and self._images is not None and self._root is not None:
             ahead = torch.where(self._root > 0, root / self._root, 0.0)  # of images; vectors move by its inverse
             self._images.mul_(ahead)
@@ -132,6 +135,12 @@ class SearchSpace:
         """Keep nothing but ``vector`` [N], which came from `improved`, with its fresh ``image`` [N]."""
         self._set(vector[None], image[None])
         self._rotate(fresh=0)
+
+    def replace(self, reading: PointReading, root: Tensor) -> None:
+        """Keep the leading pairs of ``reading``, which was made in the coordinates of ``root`` = D^½ [N]."""
+        self._root = root
+        self._set(torch.from_numpy(reading.vectors[:ROOM]), torch.from_numpy(reading.images[:ROOM]))
+        self._values = torch.from_numpy(reading.values[:ROOM].copy())
 
     def rest(self, vector: Tensor) -> Tensor:
         """Return ``vector`` [N] orthonormalised against the space; zero if nothing of it is new."""

@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
+import torch
 from torch import Tensor
 
 from client_sdk.curvature.inner_product import InnerProduct
+from client_sdk.curvature.point_reading import MIN_SIZE, PointReading, read_at_point
 from client_sdk.curvature.spectrum import RitzPair, SearchSpace
 
 Aim = Literal["begin", "extend", "read", "second"]
@@ -24,6 +26,10 @@ FINE_ERROR: Final = 1e-4  # the same with which a round begins by reading, as it
 MAX_EXTENSIONS: Final = 4  # products that extend the space in the first round; later ones have one at most
 FEW_PRODUCTS: Final = 2  # products that extend the space in a reading at once, while the last error was good
 MANY_PRODUCTS: Final = 3  # the same while it was not, and in addition to MAX_EXTENSIONS in an empty space
+MOST_AT_POINT: Final = 4  # products of a reading at one point, besides that of the gradient
+FEW_AT_POINT: Final = 3  # the same where readings are scarce
+FIRST_AT_POINT: Final = 2  # the same for the first reading, whose preparation takes longest
+RARE_ERROR: Final = 0.03  # relative error of λ_max with which such a reading ends, as the next one is worth more
 SECOND_EVERY: Final = 3  # rounds of which one also refreshes the second direction
 WORST_ERROR: Final = 0.5  # relative error above which λ_max is not reported, but its vector is kept and refined
 DIRECTIONS: Final = 2  # eigenvectors that are followed between products
@@ -39,6 +45,7 @@ class Tracking:
         self._max_extensions = MAX_EXTENSIONS
         self._is_scarce = False
         self._rounds = 0
+        self._second_share: float | None = None  # the second eigenvalue in shares of the first, at the last reading
         self._has_read = False  # in this round, so that only the second direction is left
         self._is_known = False  # whether the last reading was good enough to follow the directions
 
@@ -112,6 +119,59 @@ class Tracking:
             self._space.move(root)
             self._space.extend_by_known(direction, image)
 
+    def read_at_point(
+        self,
+        product: Callable[[Tensor], Tensor],
+        root: Tensor,
+        gradient: Tensor,
+        known: tuple[Tensor, Tensor] | None,
+        *,
+        is_scarce: bool = False,
+    ) -> dict[str, Tensor]:
+        """Read λ_max with as many products as that takes, each judged before the next, and return 0-d tensors.
+
+        The arguments are those of `read_at_once`; ``known`` may be missing. With ``is_scarce``, readings are so far
+        apart that an earlier one is worth more than a small error. The vectors must be on the CPU. Nothing is
+        left for `observe`.
+        """
+        space = self._space
+        second: float | None = None
+        most = MOST_AT_POINT
+        if is_scarce:
+            most = FEW_AT_POINT if self.has_vector else FIRST_AT_POINT
+        if self.has_vector:
+            space.move(root)
+            starts = [space.improved()]
+            if self._rounds % SECOND_EVERY:
+                second = self._second_share
+        else:
+            starts = [space.beginning(gradient) * (root > 0)]
+        reading = read_at_point(
+            lambda vector: product(torch.from_numpy(vector)).numpy(),
+            [] if known is None else [(known[0].numpy(), known[1].numpy())],
+            [start.numpy() for start in starts],
+            good=RARE_ERROR if is_scarce else GOOD_ERROR,
+            most=most,
+            second_share=second,
+        )
+        if reading is None:
+            self.forget()
+            return {}
+        space.replace(reading, root)
+        self._remember_second(reading)
+        self._error, self._is_known = reading.error, reading.error <= WORST_ERROR
+        self._end_round()
+        value = torch.tensor(float(reading.values[0]), dtype=torch.float64)
+        return {"lambda_max": value, "lambda_max_error": torch.tensor(reading.error, dtype=torch.float64)}
+
+    def _remember_second(self, reading: PointReading) -> None:
+        """Keep the second eigenvalue in shares of the first; a small space knows it from below only."""
+        if len(reading.values) < 2:
+            return
+        share = max(0.0, float(reading.values[1] / reading.values[0]))
+        is_known = len(reading.values) >= MIN_SIZE or self._second_share is None
+        self._second_share = share if is_known else max(share, self._second_share or 0.0)
+
     def read_at_once(
         self, product: Callable[[Tensor], Tensor], root: Tensor, gradient: Tensor, known: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
@@ -174,7 +234,7 @@ class Tracking:
     def forget(self) -> None:
         """Begin from nothing with the next product."""
         self._space.forget()
-        self._error = math.inf
+        self._error, self._second_share = math.inf, None
         self._extensions, self._has_read, self._is_known = 0, False, False
         self._max_extensions = MAX_EXTENSIONS
 

@@ -47,6 +47,8 @@ class FullySharded:
         """All FSDP2 modules."""
         self._kept: list[_Kept] = []
         self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._passed: dict[int, int] = {}  # number of forward passes of each parameter group before the present one
+        self._used: set[int] | None = None  # groups that took part in the last forward pass; None before one
 
     @property
     def roots(self) -> list[Any]:
@@ -103,6 +105,31 @@ class FullySharded:
             module.reshard()
         self._kept, self._lists = [], []
 
+    def begin_pass(self) -> None:
+        """Note that a forward pass begins."""
+        self._passed = {id(group): _passes_of(group) for group in self._groups()}
+
+    def end_pass(self) -> None:
+        """Note that a forward pass has come to its end."""
+        self._used = {id(group) for group in self._groups() if _passes_of(group) > self._passed.get(id(group), 0)}
+
+    def complete_pass(self) -> None:
+        """Gather what a forward pass that has raised would still have gathered, so that no other rank waits for it.
+
+        The groups that are left are those of the last complete pass, or all before one, in the order of the modules.
+        """
+        for module in self.modules:
+            groups = list(_groups_of(module._get_fsdp_state()))
+            is_left = any(
+                (self._used is None or id(group) in self._used)
+                and _passes_of(group) == self._passed.get(id(group), 0)
+                and group._training_state.name != "FORWARD"
+                for group in groups
+            )
+            if is_left:
+                module.unshard()
+                module.reshard()
+
     def _reset(self) -> None:
         """End passes that were not completed."""
         for root in self.roots:
@@ -129,14 +156,23 @@ class FullySharded:
 
     def _groups(self) -> Iterator[Any]:
         for state in self._states():
-            groups = getattr(state, "_fsdp_param_groups", None)
-            groups = [state._fsdp_param_group] if groups is None else groups
-            yield from (group for group in groups if group is not None)
+            yield from _groups_of(state)
 
 
 def is_fully_sharded(module: torch.nn.Module) -> bool:
     """Return whether `fully_shard` was applied to ``module``."""
     return hasattr(module, "_get_fsdp_state")
+
+
+def _groups_of(state: Any) -> Iterator[Any]:
+    groups = getattr(state, "_fsdp_param_groups", None)
+    groups = [state._fsdp_param_group] if groups is None else groups
+    yield from (group for group in groups if group is not None)
+
+
+def _passes_of(group: Any) -> int:
+    """Return the number of forward passes whose backward pass is still to come."""
+    return len(group._post_forward_indices)
 
 
 def _scale_of(group: Any) -> float:

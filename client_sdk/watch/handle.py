@@ -71,8 +71,9 @@ def watch(
 
     ``budget`` is the share of the training's time that measuring may take over any 200 steps: curvature always, and
     layer statistics with ``every="auto"``. No record pays for more than one Hessian-vector product and one gradient,
-    and where these are dear beside a step, readings are rarer than the intervals ask for. A model whose steps take less
-    than a few milliseconds can afford more, such as ``budget=1.0``; ``math.inf`` sets no limit.
+    except where the steps take less than 20 ms or ``budget`` is 1.0 or more: there λ_max is read by several products at
+    one record. Where these are dear beside a step, readings are rarer than the intervals ask for. A model whose steps
+    take less than a few milliseconds can afford more, such as ``budget=1.0``; ``math.inf`` sets no limit.
     ``curvature`` is the method: "exact" (double backward), "finite-difference" (differences of gradients), "forward"
     (critical sharpness and λ_step, without Hessian-vector products), "auto" (the first of these that works) or "off".
 

@@ -13,7 +13,7 @@ from collections import deque
 from statistics import median
 from typing import Final, Literal
 
-from client_sdk.budget import Budget
+from client_sdk.budget import WINDOW, Budget
 
 Every = int | Literal["auto"]
 """Number of optimizer steps between two measured ones, or "auto"."""
@@ -124,7 +124,15 @@ class Rhythm:
 
     def _is_affordable(self, part: float) -> bool:
         """Return whether ``part`` of the budget allows the next measurement; True while its cost is not known."""
-        return self._budget.step_time == 0.0 or self._budget.allows(self.cost, "layers", part)
+        budget = self._budget
+        if budget.is_brief and budget.spent("curvature") > 0.0:
+            part = min(part, SHARED_PART)
+        if budget.step_time > 0.0:
+            return budget.allows(self.cost, "layers", part)
+        if not self._step_times or math.isinf(budget.share):
+            return True
+        # The first steps say roughly what the beginning may take, which very short ones would exceed at once.
+        return budget.spent("layers") + self.cost <= FIRST_PART * budget.share * WINDOW * self.step_time
 
     @property
     def interval(self) -> int:

@@ -66,6 +66,7 @@ class Watcher:
         self._warner: Warner = run.warner
         self._model, self._optimizer, self._group = model, optimizer, group
         self._budget = Budget(budget)
+        self._has_cuda = torch.cuda.is_available()
         self.rhythm = Rhythm(every=every, histogram_every=histogram_every, budget=self._budget)
         """Decision which steps are measured."""
         self._trigger = Trigger(run.settings.loss)
@@ -121,13 +122,15 @@ class Watcher:
             is_due = self.rhythm.begin_step(is_read=is_read if is_read or self._logs_first else None)
             if self.rhythm.is_followed and isinstance(self._meter, Meter):
                 self._meter.period_two.before_step(optimizer)
-            if is_due and self._participation.measures and not _is_capturing():
+            if is_due and self._participation.measures and not (self._has_cuda and _is_capturing()):
                 with self._cost.part():
                     self._meter.before_step(optimizer, has_closure=_has_closure(args, kwargs))
         except Exception as error:
             self._warner.caught("statistics", "reading the optimizer before its step", error)
         try:
-            if self._run.active and self._probe.is_used and not _is_capturing():
+            if self._probe.is_resting:
+                self._probe.pass_step()
+            elif self._run.active and self._probe.is_used and not (self._has_cuda and _is_capturing()):
                 began = time.perf_counter()
                 self._probe.before_step(largest_rate(optimizer))
                 self._probe.follow()
@@ -145,7 +148,7 @@ class Watcher:
         A hook of `torch.optim.Optimizer.register_step_post_hook`.
         """
         try:
-            if self._run.active and not _is_capturing():
+            if self._run.active and not (self._has_cuda and _is_capturing()):
                 self._after_step(optimizer)
         except Exception as error:
             self._warner.caught("statistics", "measuring layer statistics", error)
@@ -364,7 +367,11 @@ class Watcher:
         pending = PendingMeasurement(
             step, sink=self._sink, compact_columns=self.layout.statistics if self._is_compact else None
         )
-        if closure is not None:
+        if closure is not None and self._probe.is_resting:
+            self._has_stepped_since_probe = False
+            self._probe.pass_by(step)
+            pending.add_curvature(None, self._curvature_scalars(step))
+        elif closure is not None:
             began = time.perf_counter()
             last = None if is_of_next_step else fresh
             pending.add_curvature(self._probe_curvature(step, closure, last), self._curvature_scalars(step))
@@ -518,5 +525,8 @@ def _has_closure(args: object, kwargs: object) -> bool:
 
 
 def _is_capturing() -> bool:
-    """Return whether a CUDA graph is recording the step; anything measured now would become part of the graph."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    """Return whether a CUDA graph is recording the step; anything measured now would become part of the graph.
+
+    Only where CUDA is available.
+    """
+    return torch.cuda.is_current_stream_capturing()

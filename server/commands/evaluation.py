@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from client_sdk import answers
@@ -25,13 +26,18 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="[DIR|RUN]",
-            help="Directory of recorded runs (*.npz), or the id of a stored run, which is replayed.",
+            help="Directory of recorded runs (*.npz), by default those of the package, or the id of a stored run, "
+            "which is replayed.",
         ),
     ] = None,
     *,
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes that replay recordings.")] = 1,
     with_runs: Annotated[bool, typer.Option("--runs", help="Print a row for each run as well.")] = False,
     with_rules: Annotated[bool, typer.Option("--rules/--no-rules", help="Score the rules of other programs.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON instead of tables.")] = False,
+    plots: Annotated[
+        Path | None, typer.Option("--plot", metavar="DIR", help="Write lead times and forecast ranges as pages there.")
+    ] = None,
     sensitivity: Annotated[
         Sensitivity, typer.Option(help="Fewer or more warnings of predicted spikes in the replay of a stored run.")
     ] = Sensitivity.USUAL,
@@ -42,10 +48,18 @@ def evaluate(
         from server.evaluation.evaluate import main as evaluate_main
 
         directory = None if subject is None else Path(subject)
-        raise typer.Exit(evaluate_main(directory, jobs=jobs, with_runs=with_runs, with_rules=with_rules))
+        raise typer.Exit(
+            evaluate_main(
+                directory, jobs=jobs, with_runs=with_runs, with_rules=with_rules, as_json=as_json, plots=plots
+            )
+        )
     with one_line_errors():
         config = require_database(load_config(data=data))
-        _print(with_database(config, lambda database: _replay(database, subject, sensitivity)))
+        replay = with_database(config, lambda database: _replay(database, subject, sensitivity))
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(replay)).decode())
+    else:
+        _print(replay)
 
 
 async def _replay(database: Database, run_id: str, sensitivity: Sensitivity) -> answers.Replay:

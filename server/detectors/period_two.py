@@ -52,7 +52,7 @@ GROWING: Final = 0.04
 """Growth of log‖e‖ per step from which the component builds up."""
 SLOWEST: Final = 0.02
 """Growth per step now, below which the growth has ended."""
-ALTERNATING: Final = 0.3
+ALTERNATING: Final = 0.4
 """Share of the gradient that must alternate; in noise it is 1/9."""
 STEADY: Final = 0.25
 """Share of the gradient below which its growth comes from elsewhere, such as a batch or a drift."""

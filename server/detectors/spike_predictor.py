@@ -208,7 +208,8 @@ class SpikePredictor(msgspec.Struct):
         steps = swing.steps_until(self.period_two.onset(losses))
         if swing.peak is None or steps is None:
             return evidence
-        predicted = dated(reading.step, steps)
+        is_dated = reading.stability is not None and evidence.predicted is not None
+        predicted = evidence.predicted if is_dated else dated(reading.step, steps)
         if steps <= NEXT and self._is_tall(swing.peak):
             return Evidence(sign=Sign.ALTERNATION, predicted=predicted)
         return evidence if evidence.sign is not Sign.NONE else Evidence(sign=Sign.APPROACH, predicted=predicted)
@@ -225,9 +226,12 @@ class SpikePredictor(msgspec.Struct):
         return peak > LEAST_PEAK * worth and expected.best * 2.0**self.height.misses * level > worth
 
     def _is_ripple(self, reading: Reading) -> bool:
-        """Return whether the expected rise is no reason for a warning; without curvature it must be larger."""
+        """Return whether the expected rise is no reason for a warning.
+
+        It must be larger where the alternating part is known and curvature is not.
+        """
         expected = self.height.forecast()
-        if reading.stability_peak is not None or expected is None:
+        if reading.stability_peak is not None or reading.period_two is None or expected is None:
             return self.height.is_ripple
         level = abs(median(self.height.losses.values))
         return expected.best * level <= self.period_two.warning_rise(level)

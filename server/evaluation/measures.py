@@ -167,12 +167,13 @@ def _shares(weights: Array, hits: Array, cases: Array, scale: float) -> Array:
 
 
 def _medians(weights: Array, values: Array, owners: NDArray[np.intp]) -> Array:
-    """Return the median of the values of each draw: the first at which half of their weight is reached."""
+    """Return the median of the values of each draw: the mean of those at which half of their weight is reached."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[:, owners[order]], axis=1)
     total = reached[:, -1:]
-    at = np.argmax(reached >= total / 2, axis=1)
-    return np.where(total[:, 0] > 0, values[order][at], np.nan)
+    first, second = np.argmax(reached >= total / 2, axis=1), np.argmax(reached > total / 2, axis=1)
+    ordered = values[order]
+    return np.where(total[:, 0] > 0, (ordered[first] + ordered[second]) / 2, np.nan)
 
 
 def _estimate(value: float | None, drawn: Array | None, count: int) -> Estimate:

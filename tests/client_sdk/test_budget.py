@@ -91,3 +91,21 @@ def test_steps_between_measurements_use_the_budget() -> None:
     assert budget.steps_between(0.4) == 80
     assert budget.steps_between(0.4, part=0.5) == 160
     assert budget.steps_between(0.0) == 1
+
+
+def test_a_budget_is_tight_while_steps_are_brief_and_there_is_a_limit() -> None:
+    for share, seconds, is_tight in ((0.05, 1e-3, True), (0.05, 0.1, False), (math.inf, 1e-3, False)):
+        budget = Budget(share)
+        assert not budget.is_tight, "the time of a step is not known yet"
+        for _ in range(FIRST):
+            budget.end_step(seconds)
+        assert budget.is_tight == is_tight
+
+
+def test_the_time_of_a_step_follows_a_change() -> None:
+    budget = Budget(0.05)
+    for _ in range(100):
+        budget.end_step(0.1)
+    for _ in range(40):
+        budget.end_step(0.2)
+    assert budget.step_time == 0.2

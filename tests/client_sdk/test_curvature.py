@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from client_sdk.budget import Budget
+from client_sdk.budget import BRIEF, Budget
 from client_sdk.curvature import Method, Probe, tracking
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian
 from client_sdk.curvature.preconditioner import Preconditioner
 from client_sdk.curvature.sandbox import Sandbox
 from client_sdk.curvature.spectrum import Estimate, SearchSpace, by_squaring
-from client_sdk.curvature.tracking import GOOD_ERROR, Tracking
+from client_sdk.curvature.tracking import GOOD_ERROR, MOST_AT_POINT, Tracking
 from client_sdk.optimizers import kind_of, oscillation_gain, stability_limit
 from client_sdk.warner import Warner
 from tests.support.dense_hessian import dense_hessian, dense_preconditioner, largest_eigenvalue
@@ -303,6 +303,39 @@ def test_one_product_a_step_follows_a_training_run(name: str, monkeypatch: pytes
     assert 0 < first <= 25
     assert len(errors) >= 10
     assert np.median(np.abs(errors)) <= 2 * GOOD_ERROR
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+def test_brief_steps_are_read_at_one_point(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where steps are brief a record reads λ_max with as many products as that takes, and few once it is known."""
+    budget = Budget(100.0)  # so that every record has a reading, however long it takes
+    problem = Problem(OPTIMIZERS[name], steps=20)
+    problem.probe = Probe(
+        problem.model, problem.optimizer, kind_of(problem.optimizer), every=1, warner=problem.warner, budget=budget
+    )
+    products = _counted(monkeypatch)
+    errors, covered, counts = [], [], []
+    for step in range(40):
+        budget.end_step(0.9 * BRIEF)
+        for _ in range(3):
+            problem.step()
+        products.clear()
+        copied = problem.probe.measure(step, problem.closure, lr=None)
+        scalars = {} if copied is None else copied.scalars()
+        if copied is not None:
+            assert "lambda_max" in scalars, "every measurement is a reading"
+            truth, along = problem.expected()
+            errors.append(abs(scalars["lambda_max"] / truth - 1))
+            counts.append(len(products) - ("lambda_grad" in scalars))
+            assert scalars["lambda_max"] <= truth * (1 + 1e-9)
+            covered.append(errors[-1] <= scalars["lambda_max_error"] + 1e-9)
+            assert scalars.get("lambda_grad", along) == pytest.approx(along, rel=1e-9)
+    assert len(errors) >= 25
+    assert np.mean(covered) >= 0.7, "the error leaves out only directions that the space has not seen"
+    assert max(errors) <= 0.1
+    assert max(counts) <= MOST_AT_POINT
+    assert np.median(errors) <= GOOD_ERROR
+    assert problem.probe.directions.is_known
 
 
 def test_scarce_products_read_early_with_an_error_that_says_so() -> None:

@@ -19,7 +19,7 @@ def unlimited(every: int) -> Schedule:
 
 def drive(schedule: Schedule, first: int, last: int, lr: float = LR) -> dict[Choice, list[int]]:
     """Log every step in [first, last) and return the steps of each kind of measurement."""
-    made: dict[Choice, list[int]] = {"none": [], "gradient": [], "track": [], "both": []}
+    made: dict[Choice, list[int]] = {"none": [], "gradient": [], "track": [], "both": [], "reading": []}
     for step in range(first, last):
         choice = schedule.decide(step, lr)
         if choice != "none":
@@ -134,6 +134,74 @@ def test_measurements_stay_within_the_budget_armed_or_not(cost: float, lambda_ma
         spent.append(seconds)
     assert max(sum(spent[at : at + WINDOW]) for at in range(1000 - WINDOW)) <= 0.05 * WINDOW * 0.1 + 1e-9
     assert sum(spent) > 0.3 * 0.05 * 1000 * 0.1, "a good part of the budget is used"
+
+
+def brief(share: float, step_time: float = 1e-3) -> Schedule:
+    return Schedule(25, with_step_time(share, step_time), reads_at_point=True)
+
+
+def test_brief_steps_are_read_whole_and_within_the_budget() -> None:
+    budget = with_step_time(0.05, 1e-3)
+    schedule = Schedule(25, budget, reads_at_point=True)
+    spent, made = [], []
+    for step in range(1000):
+        choice = schedule.decide(step, LR)
+        seconds = 0.0
+        if choice != "none":
+            made.append(choice)
+            seconds = 4e-3 if choice == "reading" else 5e-3
+            schedule.started(choice, step)
+            schedule.observe_cost(choice, seconds)
+            schedule.observe_lambda_max(step, LR, 100.0)
+            schedule.round_ended(step)
+        budget.spend(seconds, "curvature")
+        budget.end_step(1e-3)
+        spent.append(seconds)
+    assert set(made) <= {"reading", "both"}
+    assert len(made) >= 6
+    assert made[0] == "reading", "λ_max comes first"
+    assert max(sum(spent[at : at + WINDOW]) for at in range(1000 - WINDOW)) <= 0.05 * WINDOW * 1e-3 + 1e-9
+
+
+def test_brief_steps_are_read_product_by_product_where_a_reading_exceeds_the_budget() -> None:
+    schedule = brief(0.02)
+    assert not schedule.is_brief, "the 5.5 steps of a reading are more than 0.9 of the 4 that the budget allows"
+    assert drive(schedule, 0, 60)["reading"] == []
+
+
+def test_a_large_budget_pays_for_both_with_brief_steps() -> None:
+    made = drive(brief(2.0), 0, 60)
+    assert made["both"] or made["reading"]
+    assert made["track"] == []
+
+
+def test_nothing_is_due_while_it_rests() -> None:
+    budget = with_step_time(0.05, 1e-3)
+    resting, deciding = (Schedule(25, budget, reads_at_point=True) for _ in range(2))
+    rest = 0
+    for step in range(400):
+        choice = deciding.decide(step, LR)
+        if rest:
+            rest -= 1
+            resting.pass_by(step)
+            assert choice == "none"
+        else:
+            assert resting.decide(step, LR) == choice
+            if choice == "none":
+                rest = resting.records_to_rest(LR)
+        if choice != "none":
+            for schedule in (resting, deciding):
+                schedule.started(choice, step)
+                schedule.observe_cost(choice, 4e-3)
+                schedule.round_ended(step)
+            budget.spend(4e-3, "curvature")
+    assert resting.expects(LR) == deciding.expects(LR)
+
+
+def test_a_schedule_of_long_steps_does_not_rest() -> None:
+    schedule = Schedule(25, with_step_time(0.05), reads_at_point=True)
+    drive(schedule, 0, 10)
+    assert schedule.records_to_rest(LR) == 0
 
 
 def test_what_is_too_dear_for_the_budget_is_not_begun() -> None:

@@ -25,6 +25,7 @@ def train_with_closure(
     has_closure: Callable[[int, int], bool] = lambda rank, step: True,
     disturb: Callable[[int, int], None] | None = None,
     disturb_after: int = 0,
+    disturb_in: str = "",
     micro_batches: int = 1,
     leaves_at: int | None = None,
     patience: float = 5.0,
@@ -37,7 +38,7 @@ def train_with_closure(
     """Train `Net` under ``wrap``; every rank in ``loggers`` logs with the closure of its own part of the batch.
 
     ``has_closure`` tells whether a rank has a closure at a step, ``disturb`` is called within it
-    after ``disturb_after`` forward passes. Rank 1 stops watching
+    after ``disturb_after`` forward passes, or after that of the layer ``disturb_in``. Rank 1 stops watching
     before the step ``leaves_at``. Ranks wait ``patience`` seconds for each other in votes. After ``batches`` steps the
     first batch comes again. ``is_inner_watched`` watches the module within the wrapper. Below
     ``large_budget`` each measurement has one product.
@@ -51,6 +52,10 @@ def train_with_closure(
         model, made, share = WRAPS[wrap](size, optimizer)
         watched: Any = model.module if is_inner_watched else model
         handle = watch(run, watched, made, **{"every": 1, "curvature_every": 1, "budget": float("inf"), **options})
+        now = [-1]  # step whose closure may be computed
+        if disturb_in:
+            layer = watched.get_submodule(disturb_in)
+            layer.register_forward_hook(lambda *_: disturb(rank, now[0]) if disturb is not None else None)
         dist.barrier()
         for step in range(steps):
             x, y = batch(step % batches)
@@ -67,19 +72,21 @@ def train_with_closure(
                 losses = []
                 parts = zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True)
                 for at, (rows, targets) in enumerate(parts):
-                    if disturb is not None and at == disturb_after:
+                    if disturb is not None and not disturb_in and at == disturb_after:
                         disturb(rank, step)
                     losses.append(nn.functional.mse_loss(model(rows), targets))
-                if disturb is not None and micro_batches == disturb_after:
+                if disturb is not None and not disturb_in and micro_batches == disturb_after:
                     disturb(rank, step)
                 return torch.stack(losses).mean()
 
+            now[0] = step
             if rank in loggers:
                 run.log(
                     {"loss": float(loss.detach())} if rank == 0 else {},
                     step=step,
                     closure=closure if has_closure(rank, step) else None,
                 )
+            now[0] = -1
         outcome.weights = {name: local(value).numpy().copy() for name, value in model.state_dict().items()}
         handle.remove()
     return outcome

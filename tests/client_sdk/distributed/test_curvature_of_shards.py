@@ -203,6 +203,23 @@ def test_a_closure_that_raises_on_one_rank_stops_that_measurement_alone(
     assert_like_one(found[0], single)
 
 
+@pytest.mark.parametrize("layer", ["wide", "out"])
+def test_a_layer_that_raises_on_one_rank_stops_that_measurement_alone(
+    pair: RankPool, layer: str, single: Outcome
+) -> None:
+    found = pair.run(train_with_closure, "fsdp2", disturb=raise_on_rank_1, disturb_in=layer, patience=1e9)
+
+    bare = pair.run(train_with_closure, "fsdp2", has_closure=no_rank_has_one)
+    measured = steps_with(found[0], "lambda_max")
+    assert min(measured) < 4
+    assert max(measured) > 8
+    assert not [step for step in measured if 4 <= step < 8]
+    assert [len(outcome.warnings) for outcome in found] == [0, 1]
+    assert_like_one(found[0], single)
+    for ours, theirs in zip(found, bare, strict=True):
+        assert all(np.array_equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+
+
 def test_a_closure_that_raises_on_every_rank_stops_that_measurement_alone(pair: RankPool) -> None:
     found = pair.run(train_with_closure, "fsdp2", disturb=raise_on_every_rank, patience=1e9)
 

@@ -179,6 +179,22 @@ def test_a_component_that_is_not_finite_or_out_of_range_raises_nothing() -> None
     assert len(streams.verdicts(spoiled)) == 120
 
 
+def test_a_jump_too_small_to_count_does_not_end_the_prediction_of_the_spike() -> None:
+    """The loss of a run that began at 1 has fallen to 1e-6, and its first rise is 2e-4 of where it began."""
+    quiet = [streams.sample(step, 1.0 if step <= 3 else 1e-6, gradient=1e-2, decoupling=1e-4) for step in range(1, 60)]
+    rising = [
+        streams.sample(
+            step, 1e-6 + 2e-4 * min(1.0, (step - 59) / 3), gradient=1e-2, decoupling=0.05,
+            period_two=0.9, period_two_growth=0.15,
+        )
+        for step in range(60, 70)
+    ]  # fmt: skip
+    found = streams.verdicts([*quiet, *rising])
+    assert streams.first(found, "spike") is not None, "the rise is seen"
+    assert found[-1].findings[0].kind == "spike-predicted"
+    assert found[-1].findings[0].level in ("warning", "critical")
+
+
 def test_snapshots_keep_the_component() -> None:
     suite, samples = DetectorSuite(), list(alternating(0.9))
     whole = streams.verdicts(samples)

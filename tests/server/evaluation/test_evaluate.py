@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from server.evaluation.alarms import replay
-from server.evaluation.evaluate import main
+from server.evaluation.evaluate import SHIPPED, main
 from server.evaluation.evaluation import (
     RANDOM,
     WITH,
@@ -22,6 +23,7 @@ from server.evaluation.evaluation import (
 )
 from server.evaluation.labels import label
 from server.evaluation.measures import MEASURES, measure
+from server.evaluation.plots import band_figure, lead_figure
 from server.evaluation.recording import FULL_BATCH, MINI_BATCH, Recording
 from server.evaluation.recordings import read_recordings, write_recording
 from server.evaluation.score_table import lines
@@ -202,9 +204,42 @@ def test_command_ends_with_2_and_one_line_without_recordings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(tmp_path) == 2
-    assert main(None) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 2
-    assert main(DATA) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_command_prints_every_number_as_json_and_writes_plots(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(DATA, as_json=True, plots=tmp_path / "plots") == 0
+    found = json.loads(capsys.readouterr().out)
+    early = found["measures"][WITH]["early"]
+    assert (early["value"], early["count"]) == (1.0, 1)
+    assert set(found["measures"][WITHOUT]) == set(MEASURES)
+    (net,) = (one for one in found["recordings"] if one["name"] == "tanh-net")
+    (told,) = net["with_curvature"]["early"]
+    assert told["range"][0] <= told["onset"] <= told["range"][2]
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"lead-times.html", "ranges.html", "plotly.min.js"}
+
+
+def test_plots_show_each_method_and_each_early_alarm(evaluation: Evaluation) -> None:
+    leads = lead_figure(evaluation)
+    assert {WITH, WITHOUT, "W&B z-score"} <= {trace.name for trace in leads.data}
+    (own,) = (trace for trace in leads.data if trace.name == WITH)
+    (recall,) = named(evaluation, "tanh-net").with_curvature.recalled
+    assert [own.y[recall.lead - 1], own.y[recall.lead]] == [1, 0]
+    bands = band_figure(evaluation)
+    assert sum(len(trace.x) for trace in bands.data if trace.mode == "markers") == 1
+    assert "1 of 1 onsets" in bands.layout.title.text
+
+
+def test_the_recordings_of_the_package_are_of_every_kind() -> None:
+    found = list(read_recordings(SHIPPED))
+    assert {one.batches for one in found} == {FULL_BATCH, MINI_BATCH}
+    assert {one.cause for one in found} == {"adam-preconditioner", "lr-jump", "none"}
+    assert all("mode_loss" in one.samples[-1].scalars for one in found)
+    spikes = {one.name: len(label(one.losses)[0]) for one in found}
+    assert spikes["regression-batch-16-healthy"] == 0
+    assert spikes["regression-tanh"] >= 1
 
 
 def test_recordings_round_trip(tmp_path: Path) -> None:

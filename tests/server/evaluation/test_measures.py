@@ -140,6 +140,12 @@ def test_a_median_is_drawn_by_the_weights_of_its_runs() -> None:
     assert measure(MEASURES["lead"], runs).low is None
 
 
+def test_the_median_of_an_even_number_of_spikes_is_between_the_middle_ones_in_draws_too() -> None:
+    run = told(truth(200, 500), Alarm(step=190), Alarm(step=470))
+    estimate = measure(MEASURES["lead"], [run], draws(1))
+    assert (estimate.value, estimate.low, estimate.high) == (20, 20, 20)
+
+
 def test_a_rule_that_stays_true_alarms_every_hundred_steps_and_flickering_once() -> None:
     steps = range(1, 401)
     assert [one.step for one in rising(steps, [step >= 50 for step in steps])] == [50, 150, 250, 350]
