@@ -38,6 +38,8 @@ SWINGING: Final = 0.05
 """Growth of the gradient along the unstable directions per step from which it is an oscillation that builds up."""
 ALTERNATING: Final = 0.75
 """Share of the last steps at which that gradient must have changed its sign; drift changes it rarely."""
+FASTEST: Final = 20.0
+"""Largest growth per step that is reckoned with, so that no value overflows."""
 STEEPEST: Final = 0.05
 """Largest rise of log λ_max per step that is continued."""
 ACCELERATION: Final = 0.67
@@ -159,9 +161,11 @@ def _build_up(reading: Reading, rise: float | None) -> tuple[float, float] | Non
         growth = reading.growth
     else:
         return None
-    climb = remaining_climb(reading) if held is None or rise is None else 0.5 * math.log(max(rise / held, 1.0))
+    is_held = held is not None and 0.0 < held < math.inf and rise is not None
+    climb = 0.5 * max(math.log(rise) - math.log(held), 0.0) if is_held and held and rise else remaining_climb(reading)
     if climb is None:
         return None
+    growth = min(growth, FASTEST)
     if reading.stability is None:
         return climb, growth / ACCELERATION
     return climb, 0.5 * (growth + max(growth, theoretical_growth(reading.stability, reading.beta1)))

@@ -194,7 +194,7 @@ class HeightRecord(msgspec.Struct):
         level, spread = median_and_spread(losses)
         floor = max(ONSET_NOISE * spread, ONSET_RISE * abs(level), NEGLIGIBLE * self.scale)
         rise = level - median(losses[-LATEST:]) + floor
-        return rise if rise > 0 else None
+        return rise if 0.0 < rise < math.inf else None
 
     @property
     def is_ripple(self) -> bool:
