@@ -356,7 +356,8 @@ class AlertLifecycle:
                 if step < last + MARGIN * verdict.interval:
                     continue
                 outcome = Outcome(result="false", step=None, lead=None)
-                resolved.append(self._resolve(incident, step, time, outcome, f" It did not come by step {step}."))
+                note = f" It did not come by step {step}.{_why_it_passed(alert, verdict)}"
+                resolved.append(self._resolve(incident, step, time, outcome, note))
             del self._state.incidents[slot]
         return resolved
 
@@ -450,6 +451,14 @@ def _grew(before: Alert, finding: Finding) -> bool:
     if not isinstance(shown, float) or not isinstance(baseline, float) or not isinstance(peak, float):
         return False
     return peak - shown > 0.1 * (shown - baseline)
+
+
+def _why_it_passed(alert: Alert, verdict: Verdict) -> str:
+    """Return why a predicted spike did not come, as a sentence that follows another one; "" if no signal shows it."""
+    before, now = alert.evidence.get("stability_ratio"), verdict.stability_ratio
+    if isinstance(before, float) and now is not None and before > 1.0 > now:
+        return f" λ_max fell back from {before:.2f} to {now:.2f} × the limit."
+    return ""
 
 
 def _forewarning(evidence: Mapping[str, float | int | str | None]) -> str:

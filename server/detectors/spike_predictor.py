@@ -84,8 +84,9 @@ IMMINENT: Final = 20
 """Number of steps before the forecast spike from which the level is critical."""
 AFTERMATH: Final = 20
 """Number of records after a spike in which nothing is predicted: the spike inflated v, so Σg²/Σv̂ is small anyway."""
-SETTLING: Final = 10
-"""Number of first samples of a run in which nothing is predicted, because everything grows."""
+SETTLING: Final = 30
+"""Number of first samples of a run in which nothing is predicted, because λ_max is then above its limit for a while and
+the oscillation dies out as the loss falls."""
 
 
 class Sign(StrEnum):
@@ -171,7 +172,8 @@ class SpikePredictor(msgspec.Struct):
         step = reading.step
         if evidence.sign in ALARMS:
             self.height.note_sign()
-        is_certain = evidence.sign in (Sign.RESET, Sign.ALTERNATION)  # whose height is judged already
+        is_judged = evidence.sign is Sign.ALTERNATION and reading.stability_peak is None
+        is_certain = is_judged or evidence.sign is Sign.RESET  # whose height is judged already
         if is_certain or (evidence.sign in ALARMS and not self._is_ripple(reading)):
             self.last_alarm, self.sign = step, evidence.sign.value
             soon = evidence.predicted is not None and evidence.predicted.best - step < IMMINENT
@@ -357,7 +359,7 @@ def _is_crossed(reading: Reading) -> bool:
         return False
     if reading.above_steps > OVERDUE:
         return False
-    fast = reading.stability_growth > FAST and reading.stability_fit > STEADY and reading.stability > NEAR
+    fast = reading.stability_growth > FAST and reading.stability_fit > STEADY and reading.stability > 1.0
     leaning = reading.gradient_stability is None or reading.gradient_stability > 0.5
     return fast or (reading.above_steps >= 10 and reading.stability_growth >= 0 and leaning)
 

@@ -56,8 +56,8 @@ class Steps:
         return new
 
 
-def _verdict(step: int, findings: Sequence[Finding]) -> Verdict:
-    return Verdict(step=step, stage=Stage.STABLE, stability_ratio=None, findings=tuple(findings))
+def _verdict(step: int, findings: Sequence[Finding], ratio: float | None = None) -> Verdict:
+    return Verdict(step=step, stage=Stage.STABLE, stability_ratio=ratio, findings=tuple(findings))
 
 
 @pytest.fixture
@@ -86,6 +86,14 @@ def test_prediction_that_never_comes_true_is_false(steps: Steps) -> None:
     assert (closed.outcome.result, closed.outcome.step, closed.outcome.lead) == ("false", None, None)
     assert closed.updated_step == 130
     assert "did not come by step 130" in closed.message
+
+
+@pytest.mark.parametrize(("ratio", "reason"), [(0.93, " λ_max fell back from 1.10 to 0.93 × the limit."), (1.2, "")])
+def test_a_prediction_that_passes_says_why_where_the_curvature_shows_it(ratio: float, reason: str) -> None:
+    lifecycle = AlertLifecycle(RUN)
+    lifecycle.apply(_verdict(1, [predicted(40)], 1.1), time=1.0)
+    told = [alert for step in range(2, 120) for alert in lifecycle.apply(_verdict(step, [], ratio), time=float(step))]
+    assert told[-1].message.endswith(f"It did not come by step {told[-1].updated_step}.{reason}")
 
 
 def test_a_watch_that_passes_has_no_result(steps: Steps) -> None:
