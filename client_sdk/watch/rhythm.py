@@ -13,7 +13,7 @@ from collections import deque
 from statistics import median
 from typing import Final, Literal
 
-from client_sdk.budget import WINDOW, Budget
+from client_sdk.budget import Budget
 
 Every = int | Literal["auto"]
 """Number of optimizer steps between two measured ones, or "auto"."""
@@ -127,12 +127,8 @@ class Rhythm:
         budget = self._budget
         if budget.is_brief and budget.spent("curvature") > 0.0:
             part = min(part, SHARED_PART)
-        if budget.step_time > 0.0:
-            return budget.allows(self.cost, "layers", part)
-        if not self._step_times or math.isinf(budget.share):
-            return True
-        # The first steps say roughly what the beginning may take, which very short ones would exceed at once.
-        return budget.spent("layers") + self.cost <= FIRST_PART * budget.share * WINDOW * self.step_time
+        # The first steps are always measured: what a step and a measurement cost is not known before.
+        return budget.step_time == 0.0 or budget.allows(self.cost, "layers", part)
 
     @property
     def interval(self) -> int:

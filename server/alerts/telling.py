@@ -8,7 +8,8 @@ before it alone, so that the alerts of a stored run are the same whether it is r
 >>> for step in range(60):
 ...     for alert in telling.update(Sample(step=step, time=float(step), scalars={"loss": 1.0 if step < 50 else 4.0})):
 ...         print(step, alert.level, alert.title)
-50 critical Loss spike at step 50
+50 watch Loss spike at step 50
+51 critical Loss spike at step 50
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ level of the loss is a warning; with more alerts s is 3, so that a rise by a ten
 warning is a watch. What is known about the run's earlier predictions (`track_record`) holds at every sensitivity, and
 so do the signs that a prediction needs. Events that have happened are reported at every sensitivity alike.
 
->>> least_rise(factor_of(Sensitivity.FEWER)), least_rise(factor_of(Sensitivity.MORE))
-(1.0, 0.1)
+>>> [f"{least_rise(factor_of(step)):.1f}" for step in (Sensitivity.FEWER, Sensitivity.MORE)]
+['1.0', '0.1']
 """
 
 from __future__ import annotations

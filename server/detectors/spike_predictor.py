@@ -23,11 +23,11 @@ level holds for 20 records after its last sign. After false alarms a sign must s
 Trade-off: spikes that depend on one batch leave no such trace and are not predicted.
 
 >>> predictor, context = SpikePredictor(), Context()
->>> for step in range(1, 13):
+>>> for step in range(1, 41):
 ...     growing = Reading(step=step, min_decoupling=0.01, decoupling=0.01, growth=0.1, growth_fit=0.9, grad_ratio=3.0)
 ...     predictor.update(growing, context)
 >>> predictor.finding(growing, context).title
-'Spike predicted at step 27'
+'Spike predicted at step 56'
 
 References: Bai et al. and Cohen et al. 2022 (arXiv 2207.14484); docs/explanation/science.md, "Five stages of a spike".
 """

@@ -297,7 +297,7 @@ def test_gradient_accumulation_is_measured_once_a_step(make_run: MakeRun) -> Non
 def test_steps_skipped_by_the_loss_scaler_are_not_measured(make_run: MakeRun) -> None:
     model, optimizer = small()
     run = make_run()
-    watch(run, model, optimizer)
+    watch(run, model, optimizer, every=1, budget=math.inf)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     norms = []
     for step in range(4):
