@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import zstandard
@@ -86,7 +87,9 @@ class ScriptsAndStyles:
         return start["status"], Headers(raw=start["headers"]).get("content-type", ""), body, messages
 
 
+@lru_cache(maxsize=MAX_FILES)
 def _encoded(content_type: str, body: bytes, encoding: str) -> StaticFile:
+    """Return a file in an encoding. Every application of the process has the same files, so each is compressed once."""
     tag = hashlib.blake2b(body, digest_size=12).hexdigest()
     if len(body) < MIN_COMPRESSED or not content_type.startswith(COMPRESSIBLE):
         encoding = ""

@@ -184,7 +184,7 @@ def test_a_rule_tells_live_what_it_told_of_history(shared: RunningServer, api: h
 
 def test_deleting_a_rule_resolves_its_alerts_though_nothing_comes(shared: RunningServer, api: httpx.Client) -> None:
     api.put("/rules", json={"rules": [LOSS_IS_HIGH]})
-    with shared.connect("/live") as live, shared.connect("/ingest") as socket:
+    with shared.connect("/live?runs=waiting") as live, shared.connect("/ingest") as socket:
         writer = Writer(socket)
         writer.hello("waiting")
         writer.commit(record(0, 3.0))
