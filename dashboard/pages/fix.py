@@ -18,7 +18,8 @@ def fix_code(alert: Alert, run: RunSummary) -> str:
     remedy = _remedy(alert, run)
     if not remedy:
         return ""
-    lines = [f"# Spikewatch, step {alert.step}: {alert.cause.replace('-', ' ') or 'unknown'} in {run.title}"]
+    title = " ".join(run.title.split())  # a line break in the name of a run would end the comment and become code
+    lines = [f"# Spikewatch, step {alert.step}: {alert.cause.replace('-', ' ')} in {title}"]
     if alert.kind == AlertKind.SPIKE_PREDICTED:
         state = '{"model": model.state_dict(), "optimizer": optimizer.state_dict()}'
         lines.append(f'torch.save({state}, "before-the-spike.pt")')

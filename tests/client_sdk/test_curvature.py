@@ -307,7 +307,7 @@ def test_one_product_a_step_follows_a_training_run(name: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
 def test_brief_steps_are_read_at_one_point(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where steps are brief a record reads λ_max with as many products as that takes, and few once it is known."""
+    """A record of brief steps reads λ_max with as many products as the reading takes, and with few after the first."""
     budget = Budget(100.0)  # so that every record has a reading, however long it takes
     problem = Problem(OPTIMIZERS[name], steps=20)
     problem.probe = Probe(

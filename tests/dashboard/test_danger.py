@@ -66,3 +66,9 @@ def test_the_code_of_a_fix_follows_the_optimizer() -> None:
     assert "0.99)" in fix_code(alert(), run())
     assert '"lr"] *= 0.5' in fix_code(alert(), run(optimizer=None))
     assert '"eps"] = 1e-12' in fix_code(alert(cause="vanished-gradients"), run())
+
+
+def test_the_name_of_a_run_never_becomes_code() -> None:
+    code = fix_code(alert(), run(name="wide\nimport os\r\x0cos.abort()"))
+    assert code.splitlines()[0].endswith("in wide import os os.abort()")
+    assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import)]

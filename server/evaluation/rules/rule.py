@@ -14,7 +14,7 @@ class PlainRule:
 
     name: str
     source: str
-    """Where the rule comes from, with its parameters."""
+    """Program or paper that states the rule, with the parameters that it gives."""
     fires: Callable[[SignalSeries], Fires]
     """Whether the rule is true at each sample, shape (samples,)."""
     needs_curvature: bool = False
