@@ -424,7 +424,7 @@ def test_a_loss_with_gradients_of_its_inputs() -> None:
     assert case.error(case.difference(vector), vector) < 0.02
 
 
-def test_the_middle_of_a_product_saves_an_evaluation() -> None:
+def test_loss_and_gradient_at_the_point_are_one_evaluation() -> None:
     case = tanh_net(steps=100)
     calls = 0
 
@@ -436,13 +436,9 @@ def test_the_middle_of_a_product_saves_an_evaluation() -> None:
     vector = case.direction()
     with case.sandbox() as sandbox:
         hessian = DifferenceHessian(sandbox, counted, case.preconditioner)
-        assert hessian.middle is None
         hessian.product(vector)
         assert calls == 2
-        assert hessian.middle is not None
-        loss, gradient = hessian.middle
-        assert float(loss) == pytest.approx(float(hessian.loss), rel=1e-5)
-        assert float((gradient - hessian.gradient).norm() / hessian.gradient.norm()) < 0.01
+        assert hessian.gradient.shape == vector.shape
         assert calls == 3, "loss and gradient at the point are one evaluation"
         assert float(hessian.loss) == pytest.approx(case.closure().item(), rel=1e-6)
 
