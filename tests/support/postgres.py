@@ -119,7 +119,10 @@ class Postgres:
             # The package stops the process that it started; after `resume` it would leave ours running.
             with contextlib.suppress(subprocess.CalledProcessError):  # the server was killed and not started again
                 self._control("-m", "immediate", "stop")
-            self._server.cleanup()
+            # The package still sees the first postmaster, which has ended, until its parent has collected its exit
+            # status, and sends it a signal. If the status is collected in between, there is no process to signal.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._server.cleanup()
         finally:
             logger.setLevel(level)
         shutil.rmtree(self._directory, ignore_errors=True)
