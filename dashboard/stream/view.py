@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 NAME_CHARS = 256
+MORE_PANELS: Final = 3
+"""Number of panels of one scalar beside the loss."""
+LINE_PANELS: Final = ("loss", *(f"more-{slot}" for slot in range(MORE_PANELS)))
+"""Panels whose axis and smoothing can be chosen."""
+MAX_SMOOTHING: Final = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,12 @@ class View:
     """Number of the attempt that all panels show; None shows the steps that no later attempt replaced."""
     metric: str = "loss"
     """Name of the scalar in the loss panel."""
+    more: tuple[str | None, ...] = (None,) * MORE_PANELS
+    """Names of the scalars in further panels; None leaves the choice to the page, and "-" hides the panel."""
+    axes: Mapping[str, str] = field(default_factory=dict)
+    """Axes that were chosen, "log" or "linear", keyed by panel."""
+    smoothing: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of buckets that the line of a panel averages, keyed by panel."""
     stat: str | None = None
     """Name of the statistic in the heatmap; None chooses the first that the run has."""
     reduce: str = "max"
@@ -59,6 +70,13 @@ def parse_view(data: Any) -> View | None:
         window=_whole(data.get("window")),
         attempt=_attempt(data.get("attempt")),
         metric=_text(data.get("metric")) or "loss",
+        more=tuple(_text(data.get(f"more-{slot}")) for slot in range(MORE_PANELS)),
+        axes={panel: axis for panel in LINE_PANELS if (axis := data.get(f"axis-{panel}")) in ("log", "linear")},
+        smoothing={
+            panel: min(size, MAX_SMOOTHING)
+            for panel in LINE_PANELS
+            if (size := _whole(data.get(f"smooth-{panel}"))) is not None
+        },
         stat=_text(data.get("stat")),
         reduce=data["reduce"] if data.get("reduce") in ("max", "min", "last") else "max",
         scale=data["scale"] if data.get("scale") in ("log", "linear") else "usual",
