@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from fastapi import FastAPI, WebSocket
+from starlette.types import Receive, Scope, Send
 
 from client_sdk import answers
 from server.api import alerts, channels, errors, exports, health, losses, replays, rules, runs, sessions, tokens
 from server.api.access import MetricsAccess, Services
 from server.api.document import add_document
 from server.api.limits import RequestLimits
+from server.api.methods import OtherMethods
 from server.assembly.access import make_access
 from server.assembly.background import Background
 from server.assembly.dashboard import add_dashboard
@@ -183,6 +185,13 @@ def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint) -> Non
     async def live_socket(socket: WebSocket) -> None:
         await live.handle(socket)
 
-    @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def nothing_here(rest: str) -> None:
-        raise ApiError(404, "not_found", f"there is no /api/{rest}; {API}/openapi.json lists what there is")
+    app.router.routes.append(OtherMethods(app.router))
+    app.mount("/api", nothing_here)
+
+
+async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a path below ``/api`` that no route has, in place of the dashboard. A socket is closed."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 4404, "reason": "there is no such socket"})
+        return
+    raise ApiError(404, "not_found", f"there is no {scope['path']}; {API}/openapi.json lists what there is")
