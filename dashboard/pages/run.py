@@ -75,7 +75,7 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What the figures of one refresh share."""
+    """The values that all figures of one refresh share."""
 
     run: RunDetail
     view: View
