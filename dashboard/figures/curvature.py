@@ -246,7 +246,8 @@ def _limit_label(
         words = f"2/η, now {exact(float(values[-1]))}"
     return {
         "x": best, "xref": "x domain", "y": math.log10(_at(steps, values, at)), "yref": "y", "text": words,
-        "showarrow": False, "xanchor": "left", "yanchor": "bottom", "xshift": 6,
+        "showarrow": False, "xanchor": "left", "yanchor": "bottom", "xshift": 6, "yshift": 2, "borderpad": 0,
+        "bgcolor": frame.palette.label_ground,
         "font": {"size": 11, "color": frame.palette.danger},
     }  # fmt: skip
 

@@ -18,11 +18,14 @@ from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.figures.curvature import CURVES, HEIGHT, STRIP_HEIGHT, curvature_figure, has_curvature
 from dashboard.figures.forecast_path import forecast_figure, forecast_height, path_rows
-from dashboard.figures.heatmap import heatmap_figure, heatmap_height
+from dashboard.figures.heatmap import heatmap_figure, heatmap_height, layer_at
 from dashboard.figures.held_loss import HELD_LOSS, held_loss
 from dashboard.figures.histogram import histogram_figure
+from dashboard.figures.layer_curve import layer_figure
+from dashboard.figures.layer_rows import RowChoice
 from dashboard.figures.loss import loss_figure
 from dashboard.figures.marks import Marks, marks_of
+from dashboard.figures.scales import statistic
 from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
 from dashboard.models import Heatmap
@@ -30,7 +33,7 @@ from dashboard.numbers import compact, rate
 from dashboard.pages import loss_choice, replay, run_panels
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
-from dashboard.pages.alert_cards import column, is_silenced
+from dashboard.pages.alert_cards import column, is_silenced, urgency
 from dashboard.pages.danger import banner, endangering
 from dashboard.pages.evidence import growth_per_step, mode_growth_per_step
 from dashboard.pages.run_notes import FRESHNESS, RHYTHM, curvature_note, layers_note, loss_note
@@ -71,6 +74,8 @@ class Curves:
     series: Series
     heatmap: Heatmap | None
     histograms: tuple[Histogram | None, Histogram | None] | None = None
+    cell: tuple[str, int] | None = None
+    """Layer and step that were chosen; where a folded block was chosen, its layer with the extreme at the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,14 +167,19 @@ class RunLive:
         more = [name for name in components.more_metrics(known.detail, view.more, metric) if name is not None]
         keys = tuple(dict.fromkeys((metric, *more, HELD_LOSS, *CURVES, *rhythm)))
         points, columns = (NARROW_POINTS, NARROW_COLUMNS) if view.narrow else (POINTS, COLUMNS)
-        series, heatmap, histograms = await asyncio.gather(
+        series, heatmap = await asyncio.gather(
             self._client.series(
                 self.run_id, keys, step_from=step_from, step_to=step_to, points=points, attempt=attempt
             ),
             self._cells(known, view, step_from, step_to, columns),
-            self._histograms(view),
         )
-        return Curves(series=series, heatmap=heatmap, histograms=histograms)
+        cell = view.cell
+        if cell is not None and heatmap is not None:
+            stat = components.chosen_stat(known.detail, view.stat)
+            layer = layer_at(heatmap, *cell, stat=stat, scale=view.scale, reduce=view.reduce)
+            cell = (layer, cell[1]) if layer is not None else None
+        histograms = await self._histograms(cell)
+        return Curves(series=series, heatmap=heatmap, histograms=histograms, cell=cell)
 
     async def _cells(
         self, known: Known, view: View, step_from: int | None, step_to: int | None, columns: int
@@ -187,10 +197,10 @@ class RunLive:
             attempt=components.chosen_attempt(known.detail, view.attempt),
         )
 
-    async def _histograms(self, view: View) -> tuple[Histogram | None, Histogram | None] | None:
-        if view.cell is None:
+    async def _histograms(self, cell: tuple[str, int] | None) -> tuple[Histogram | None, Histogram | None] | None:
+        if cell is None:
             return None
-        layer, step = view.cell
+        layer, step = cell
         found: list[Histogram | None] = []
         for which in ("update", "ratio"):
             try:
@@ -269,7 +279,6 @@ class RunLive:
         )
         growth = growth_per_step(open_prediction.evidence) if open_prediction is not None else None
         stat = components.chosen_stat(known.detail, view.stat)
-        layers = len(curves.heatmap.layers) if curves.heatmap is not None else 0
         metric = components.chosen_metric(known.detail, view.metric)
         is_loss = metric == (known.detail.loss_name or LOSS)
         amplitude = mode_growth_per_step(open_prediction.evidence) if open_prediction is not None else None
@@ -284,13 +293,16 @@ class RunLive:
             smoothing=view.smoothing.get("loss", 0),
         )
         curvature = curvature_figure(series, spans(events, last_step), marks, frame, growth_per_step=growth)
-        cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, scale=view.scale)
+        choice = RowChoice(order=view.order, search=view.search, unfolded=view.unfolded, leading=_leading(alerts))
+        cells = heatmap_figure(
+            curves.heatmap, marks, frame, stat=stat, scale=view.scale, reduce=view.reduce, choice=choice
+        )
         is_curved = has_curvature(series)
         path = path_rows(alerts, attempt)
         heights = {
             "loss": HELD_HEIGHT if HELD_LOSS in known.detail.scalars and is_loss else LOSS_HEIGHT,
             "curvature": HEIGHT if is_curved else STRIP_HEIGHT,
-            "layers": heatmap_height(layers),
+            "layers": heatmap_height(len(cells.layout.meta)),
             "forecast": forecast_height(path),
         }
         forecast = forecast_figure(path, marks, frame) if path else None
@@ -328,7 +340,7 @@ class RunLive:
             options = components.attempt_options(known.detail)
             updates.append(Update(component=ids.ATTEMPT_PICK, props={"children": options}))
             updates.append(Update(component=ids.ATTEMPT_CONTROL, props={"className": f"control select{hidden}"}))
-        return updates + _histogram_updates(view, curves, frame)
+        return [*updates, *self._layer(curves, drawn, stat), *_histogram_updates(curves, frame)]
 
     def _further(self, slot: int, name: str | None, drawn: Drawn) -> list[Update]:
         """Return the updates of a further panel of one scalar, which is hidden if the name is None."""
@@ -347,6 +359,16 @@ class RunLive:
         )
         words = loss_note(drawn.run, drawn.series, name, drawn.marks, scale=axis)
         return [*self._shown(panel, figure), _title(panel, name), _note(panel, words)]
+
+    def _layer(self, curves: Curves, drawn: Drawn, stat: str) -> list[Update]:
+        """Return the updates of the panel of the chosen layer."""
+        if curves.cell is None or curves.heatmap is None or curves.cell[0] not in curves.heatmap.layers:
+            return self._shown("layer", None)
+        layer, step = curves.cell
+        kind = statistic(stat)
+        figure = layer_figure(curves.heatmap, layer, step, drawn.marks, drawn.frame, name=kind.label)
+        words = f"{kind.label}: {kind.meaning} · dashed: step {step:,}"
+        return [*self._shown("layer", figure), _title("layer", layer), _note("layer", words)]
 
     def _shown(self, name: str, figure: go.Figure | None) -> list[Update]:
         """Return the updates that draw a panel, or that hide it if the figure is None."""
@@ -369,6 +391,12 @@ class RunLive:
     @staticmethod
     def _resized(name: str, height: int) -> Update:
         return Update(component=ids.panel_box(name), props={"style": {"height": f"{height}px"}})
+
+
+def _leading(alerts: list[Alert]) -> tuple[str, ...]:
+    """Return the leading layers of the most urgent open alert that names any."""
+    named = [alert for alert in alerts if alert.is_open and alert.layers]
+    return max(named, key=urgency).layers if named else ()
 
 
 def _note(name: str, words: str) -> Update:
@@ -429,11 +457,11 @@ def _newest(known: Known) -> RunDetail:
     return msgspec.structs.replace(known.detail, **{name: getattr(known.summary, name) for name in names})
 
 
-def _histogram_updates(view: View, curves: Curves, frame: Frame) -> list[Update]:
-    if curves.histograms is None or view.cell is None:
+def _histogram_updates(curves: Curves, frame: Frame) -> list[Update]:
+    if curves.histograms is None or curves.cell is None:
         return []
     update, ratio = curves.histograms
-    words = f"{view.cell[0]}: none recorded near step {view.cell[1]:,}"
+    words = f"{curves.cell[0]}: none recorded near step {curves.cell[1]:,}"
     if update is not None and update.step is not None:
         words = f"{update.layer} at step {update.step:,}"
         if ratio is not None and ratio.dip is not None:
@@ -478,6 +506,7 @@ def _no_such_run(run_id: str) -> Refresh:
 def _register_callbacks(app: Dash) -> None:
     clientside(app, "zoom", Input({"panel": ALL}, "relayoutData"))
     clientside(app, "cell", Input({"panel": ALL}, "clickData"))
+    clientside(app, "fold", Input({"panel": ALL}, "clickAnnotationData"))
 
 
 PAGE: Final = Page(

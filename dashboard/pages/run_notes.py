@@ -18,10 +18,7 @@ RHYTHM: Final = ("watch_every", "watch_share")
 """Scalars that say how often layers are measured, and what share of the training's time that takes."""
 FRESHNESS: Final = ("lambda_max_age", "lambda_max_error", "curvature_share")
 """The same of curvature."""
-NO_CURVATURE: Final = (
-    "pass closure= to client_sdk.log, or curvature=True to the integration of your framework, "
-    "and λ_max stands here against its limit"
-)
+NO_CURVATURE: Final = "pass closure= to client_sdk.log, or curvature=True to the integration of your framework"
 
 
 def layers_note(stat: str, scale: str, series: Series) -> str:

@@ -35,6 +35,7 @@ def panels() -> list[Component]:
         _forecast_panel(),
         _curvature_panel(),
         _layers_panel(),
+        _panel("layer", "Layer", "", [_menu("layer", has_line=False)], hidden=True),
         _histogram_panel(),
     ]
 
@@ -106,7 +107,19 @@ def _layers_panel() -> Component:
     stat = [html.Option(statistic(DEFAULT_STAT).label, value=DEFAULT_STAT)]
     scale = [("usual", "against usual"), ("log", "log colour"), ("linear", "linear colour")]
     reduce = [(word, f"{word} of steps") for word in ("max", "min", "last")]
+    order = [("", "by block"), ("model", "every layer"), ("risk", "by risk")]
+    search = html.Label(
+        [
+            html.Span("Search the layers", className="unseen"),
+            dcc.Input(
+                id="layer-search", type="search", placeholder="Search layers", className="control search",
+                autoComplete="off",
+            ),
+        ]
+    )  # fmt: skip
     controls = [
+        search,
+        _pick("order", "order-pick", "Order of the rows", _options(order)),
         _pick("stat", ids.STAT_PICK, "Statistic", stat),
         _pick("scale", "scale-pick", "Colour scale", _options(scale)),
         _pick("reduce", "reduce-pick", "Of several steps", _options(reduce)),

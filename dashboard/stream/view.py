@@ -12,6 +12,7 @@ MORE_PANELS: Final = 3
 """Number of panels of one scalar beside the loss."""
 LINE_PANELS: Final = ("loss", *(f"more-{slot}" for slot in range(MORE_PANELS)))
 """Panels whose axis and smoothing can be chosen."""
+MAX_NAMES: Final = 64
 MAX_SMOOTHING: Final = 200
 
 
@@ -45,6 +46,12 @@ class View:
     """Reduction of several steps to one column of the heatmap: "max", "min" or "last"."""
     scale: str = "usual"
     """Colours of the heatmap: "usual" for each layer against its own recent level, or values by "log" or "linear"."""
+    order: str = ""
+    """Order of the rows of the heatmap: "" folds blocks where there are many layers, "model" or "risk"."""
+    search: str = ""
+    """Part of the names of the layers that are shown."""
+    unfolded: tuple[str, ...] = ()
+    """Blocks of layers that are unfolded."""
     theme: str = "dark"
     """Colour theme: "dark" or "light"."""
     narrow: bool = False
@@ -80,6 +87,9 @@ def parse_view(data: Any) -> View | None:
         stat=_text(data.get("stat")),
         reduce=data["reduce"] if data.get("reduce") in ("max", "min", "last") else "max",
         scale=data["scale"] if data.get("scale") in ("log", "linear") else "usual",
+        order=data["order"] if data.get("order") in ("model", "risk") else "",
+        search=_text(data.get("search")) or "",
+        unfolded=_names(data.get("unfolded")),
         theme="light" if data.get("theme") == "light" else "dark",
         narrow=data.get("narrow") is True,
         cell=_cell(data.get("cell")),
@@ -88,6 +98,10 @@ def parse_view(data: Any) -> View | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= NAME_CHARS else None
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(name for name in value[:MAX_NAMES] if _text(name)) if isinstance(value, list) else ()
 
 
 def _whole(value: Any) -> int | None:

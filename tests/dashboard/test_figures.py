@@ -15,7 +15,7 @@ import pytest
 from client_sdk.answers import Alert, Buckets, Event, Histogram, Outcome, PredictedStep
 from client_sdk.vocabulary import STATISTICS
 from dashboard.figures.curvature import curvature_figure
-from dashboard.figures.heatmap import heatmap_figure, heatmap_height, short_names
+from dashboard.figures.heatmap import heatmap_figure, heatmap_height
 from dashboard.figures.held_loss import held_loss, held_words
 from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.loss import loss_figure, smoothed
@@ -442,15 +442,6 @@ def test_layer_names_are_thinned_shortened_and_text() -> None:
     assert figure["data"][0]["y"][-1] == "&lt;b&gt;evil&lt;/b&gt;"
     assert figure["layout"]["meta"][-1] == "<b>evil</b>"
     assert heatmap_height(300) < 500
-
-
-def test_long_layer_names_lose_what_tells_least() -> None:
-    names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.12.mlp.gate_proj.weight", "model.norm.weight"]
-    assert short_names(names, 24) == ["…self_attn.q_proj.weight", "l12.mlp.gate_proj.weight",
-                                      "model.norm.weight"]  # fmt: skip
-    assert short_names(["blocks.0.norm_attention.weight", "head.weight"], 24)[0] == "b0.norm_attention.weight"
-    assert short_names(["x" * 40], 24) == ["…" + "x" * 23]
-    assert short_names([], 24) == []
 
 
 def test_layers_of_the_same_name_stay_apart() -> None:

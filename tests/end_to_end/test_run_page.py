@@ -22,6 +22,8 @@ PATIENCE = 40_000  # milliseconds; generous, for busy machines
 BLOCKS, STEPS, FAULT = 12, 80, 50
 DRAWN = "document.querySelectorAll('.panels .panel:not(.hidden) .graph-box .subplot.xy').length >= 3"
 
+META = "document.querySelector('#layers-box .js-plotly-plot').layout.meta"
+
 
 class Block(nn.Module):
     """A block of a transformer, reduced to its linear layers and with their usual names."""
@@ -184,3 +186,77 @@ def test_one_line_runs_through_all_panels_at_the_step_under_the_pointer(server: 
     assert len(set(places)) == 1
     page.mouse.move(5, 5)
     expect(page.locator(".panels.pointed")).to_have_count(0)
+
+
+def row_names(page: Page) -> list[str]:
+    return list(page.evaluate(META))
+
+
+def test_blocks_of_a_transformer_fold_and_unfold_and_a_reload_keeps_them(server: Embedded, page: Page) -> None:
+    opened(page, server, "/runs/gpt")
+    blocks = [f"transformer.h.{number}" for number in range(BLOCKS)]
+    assert row_names(page) == [*blocks, "lm_head.weight", "lm_head.bias"]
+    page.locator("#layers-box .annotation-text", has_text="h.3").click()
+    inside = (
+        "document.querySelector('#layers-box .js-plotly-plot').layout.meta.includes('transformer.h.3.mlp.c_fc.bias')"
+    )
+    page.wait_for_function(inside)
+    assert "unfolded=transformer.h.3" in page.url
+    page.reload()
+    page.wait_for_function(DRAWN)
+    page.wait_for_function(inside)
+    page.locator("#layers-box .annotation-text", has_text="▾").click()
+    page.wait_for_function(f"!{inside}")
+
+
+def test_layers_are_found_by_name_and_sorted_by_risk(server: Embedded, page: Page) -> None:
+    opened(page, server, "/runs/gpt")
+    page.locator("#layer-search").fill("h.11.attn")
+    page.wait_for_function(f"{META}.length === 4")
+    assert row_names(page)[0] == "transformer.h.11.attn.c_attn.weight"
+    page.locator("#layer-search").fill("")
+    page.locator("#order-pick").select_option("risk")
+    page.wait_for_function(f"{META}.length === {8 * BLOCKS + 2}")
+
+
+def test_a_click_on_a_folded_block_draws_the_layer_that_leads_it(server: Embedded, page: Page) -> None:
+    opened(page, server, f"/runs/gpt?stat=grad_norm&from={FAULT - 20}&to={FAULT + 20}")
+    cells = page.locator("#layers-box .nsewdrag").first
+    box = cells.bounding_box()
+    assert box is not None
+    row = 3.5 * box["height"] / (BLOCKS + 2)
+    cells.click(position={"x": box["width"] * 0.6, "y": row})
+    expect(page.locator("#layer-title")).to_contain_text("transformer.h.3.")
+    expect(page.locator("#layer-note")).to_contain_text("gradient norm: ‖g‖ of each layer")
+    layer = page.locator("#layer-title").inner_text()
+    expect(page.locator("#histogram-title")).to_contain_text(f"{layer} at step")
+    step = int(page.evaluate("new URLSearchParams(location.search).get('at')"))
+    with server.api() as api:
+        found = api.get("/runs/gpt/heatmap", params={"stat": "grad_norm", "columns": 100}).json()
+    line = "document.querySelector('#layer-box .js-plotly-plot')._fullData.at(-1)"
+    drawn = page.evaluate(f"(t => t.y[Array.from(t.x).indexOf({step})])({line})")
+    assert drawn == pytest.approx(found["z"][found["layers"].index(layer)][found["step"].index(step)])
+    edges = page.evaluate(
+        """() => [...document.querySelectorAll('.panels .panel:not(.hidden) .graph-box .js-plotly-plot')].map(plot =>
+            Math.round(plot.getBoundingClientRect().left + plot._fullLayout._size.l))"""
+    )
+    assert len(set(edges)) == 1, "the curve shares the step axis"
+
+
+def test_the_address_keeps_the_whole_view(server: Embedded, page: Page) -> None:
+    opened(page, server, "/runs/tanh")
+    page.locator("#stat-pick").select_option("update_norm")
+    page.locator("#scale-pick").select_option("log")
+    page.locator("#metric-pick").select_option("lambda_grad")
+    page.locator("#window-pick").select_option("200")
+    page.wait_for_url("**/runs/tanh?*window=200*")
+    page.locator(".top nav a").first.click()
+    expect(page.locator("a.fleet-row").first).to_be_visible()
+    page.go_back()
+    page.wait_for_function(DRAWN)
+    expect(page.locator("#loss-title")).to_have_text("lambda_grad")
+    expect(page.locator("#scale-pick")).to_have_value("log")
+    expect(page.locator("#stat-pick")).to_have_value("update_norm")
+    expect(page.locator("#window-pick")).to_have_value("200")
+    low, _ = page.evaluate("document.querySelector('#loss-box .js-plotly-plot')._fullLayout.xaxis.range")
+    assert low > 100
