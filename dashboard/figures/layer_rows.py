@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class RowChoice:
-    """What decides the rows."""
+    """The choice of rows and of their order."""
 
     order: str = ""
     """"model" for every layer in model order, "risk" for the highest recent values first, "" for folded blocks where
