@@ -1,1 +1,2 @@
-"""What agents may ask over MCP at ``/mcp``: read-only tools with the tokens and the project isolation of the API."""
+"""Questions of agents, answered over MCP at ``/mcp``: tools that only read, with the tokens and the project isolation
+of the API."""

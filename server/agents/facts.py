@@ -106,9 +106,7 @@ def risk_of(run: answers.RunSummary, alerts: Sequence[answers.Alert]) -> Facts |
 
     ``alerts`` are the open alerts of the run.
     """
-    reasons = [
-        f"{alert.level}: {alert.title}" for alert in sorted(alerts, key=lambda a: LEVEL_RANK[a.level], reverse=True)
-    ]
+    reasons = [f"{alert.level}: {alert.title}" for alert in worst_first(alerts)]
     ratio = run.stability_ratio
     if ratio is not None and ratio >= NEAR_LIMIT and run.state == RunState.RUNNING:
         reasons.append(f"the curvature is at {ratio:.2f} of the limit 2/η, beyond which the loss grows")
@@ -117,6 +115,11 @@ def risk_of(run: answers.RunSummary, alerts: Sequence[answers.Alert]) -> Facts |
     worst = max((LEVEL_RANK[alert.level] for alert in alerts), default=-1)
     level = next((level for level, rank in LEVEL_RANK.items() if rank == worst), "watch")
     return {"level": str(level), "reasons": reasons}
+
+
+def worst_first(alerts: Sequence[answers.Alert]) -> list[answers.Alert]:
+    """Return alerts with the most severe first."""
+    return sorted(alerts, key=lambda alert: LEVEL_RANK[alert.level], reverse=True)
 
 
 def urgency(run: answers.RunSummary, alerts: Sequence[answers.Alert]) -> tuple[float, float]:

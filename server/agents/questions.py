@@ -76,7 +76,7 @@ class Questions:
             alerts = of_run.get(run.id, [])
             risk = facts.risk_of(run, alerts)
             if risk is not None:
-                ids = [alert.id for alert in alerts]
+                ids = [alert.id for alert in facts.worst_first(alerts)]
                 at_risk.append((facts.urgency(run, alerts), {**facts.of_run(run, self._url), **risk, "alert_ids": ids}))
         at_risk.sort(key=lambda item: item[0])
         return {
