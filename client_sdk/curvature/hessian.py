@@ -39,7 +39,7 @@ On 23 random models in 65 trials against float64 it was 0.3 of such a unit in th
 """
 
 DIFFERENCE_ERROR: Final = 0.005
-"""Relative error of xᵀHx by finite differences in float32, of which benchmarks/results/curvature_accuracy.md has nine."""
+"""Relative error of xᵀHx by finite differences in float32; benchmarks/results/curvature_accuracy.md has nine."""
 
 COARSE_DIFFERENCE_ERROR: Final = 0.1
 """The same where gradients pass through 16 bits."""
