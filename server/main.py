@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from fastapi import FastAPI, WebSocket
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from client_sdk import answers
+from server.agents.endpoint import AgentEndpoint
+from server.agents.questions import Questions
 from server.api import alerts, channels, errors, exports, health, losses, replays, rules, runs, sessions, tokens
 from server.api.access import MetricsAccess, Services
 from server.api.document import add_document
@@ -105,6 +108,9 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     live = LiveEndpoint(broker, access.authenticator, access.admissions, metrics)
     compactor = Compactor(SpanStore(database), config.compact_every, is_ours=lambda: leases.take("compactor"))
     add_gauges(metrics, ingest=ingest, live=live, pipeline=pipeline, compactor=compactor, broker=broker)
+    agents = AgentEndpoint(
+        lambda: Questions(app.state.services), authenticator=access.authenticator, version=version("spikewatch")
+    )
     background = Background(
         database=database,
         broker=broker,
@@ -112,6 +118,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         pipeline=pipeline,
         compactor=compactor,
         admissions=access.admissions,
+        agents=agents,
         deleter=deleter,
     )
     exporter = Exporter(StepReader(database, layouts))
@@ -163,14 +170,14 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 
     app.state.drain = drain
     app.state.broker = broker
-    _add_routes(app, ingest, live)
+    _add_routes(app, ingest, live, agents)
     if config.dashboard:
         add_dashboard(app, config)
     app.add_middleware(RequestLimits, body_bytes=config.max_body_bytes)
     return app
 
 
-def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint) -> None:
+def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint, agents: AgentEndpoint) -> None:
     errors.install(app)
     add_document(app, f"{API}/openapi.json")
     for room in (runs, losses, replays, exports, alerts, channels, rules, sessions, tokens):
@@ -185,6 +192,7 @@ def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint) -> Non
     async def live_socket(socket: WebSocket) -> None:
         await live.handle(socket)
 
+    app.router.routes.append(Route("/mcp", agents, methods=["POST"], include_in_schema=False))
     app.router.routes.append(OtherMethods(app.router))
     app.mount("/api", nothing_here)
 
