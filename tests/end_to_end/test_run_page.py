@@ -230,6 +230,10 @@ def test_a_click_on_a_folded_block_draws_the_layer_that_leads_it(server: Embedde
     expect(page.locator("#layer-note")).to_contain_text("gradient norm: ‖g‖ of each layer")
     layer = page.locator("#layer-title").inner_text()
     expect(page.locator("#histogram-title")).to_contain_text(f"{layer} at step")
+    expect(page.locator("#over-time-card")).to_be_visible()
+    recorded = page.evaluate("Array.from(document.querySelector('#over-time-box .js-plotly-plot')._fullData[0].x)")
+    assert recorded == sorted(recorded)
+    assert len(recorded) >= 3
     step = int(page.evaluate("new URLSearchParams(location.search).get('at')"))
     with server.api() as api:
         found = api.get("/runs/gpt/heatmap", params={"stat": "grad_norm", "columns": 100}).json()
