@@ -201,7 +201,7 @@ class CompareLive:
         if self._mounted.get(box) == shape:
             return [Update(component={"compare": box}, props={"figure": figure})]
         self._mounted[box] = shape
-        return [Update(component=box, props={"style": {}, "children": parts.graph(box, figure)})]
+        return [Update(component=box, props={"style": {}, "children": parts.graph(box, figure, shape)})]
 
     def _without_graph(self, box: str) -> list[Update]:
         self._mounted.pop(box, None)

@@ -160,9 +160,13 @@ def whole_link(wanted: Comparison) -> Component | None:
     return dcc.Link("Show everything", href=wanted.everything().href, className="button as-link")
 
 
-def graph(panel: str, figure: go.Figure) -> dcc.Graph:
-    """Return the graph of a panel, whose zoom is written to the address."""
-    return dcc.Graph(id={"compare": panel}, figure=figure, config=CONFIG, responsive=True, className="graph")
+def graph(panel: str, figure: go.Figure, shape: int) -> Component:
+    """Return the graph of a panel, whose zoom is written to the address.
+
+    ``shape``: number of its pairs of axes. Another one makes a new graph, because Plotly fails where axes go.
+    """
+    drawn = dcc.Graph(id={"compare": panel}, figure=figure, config=CONFIG, responsive=True, className="graph")
+    return html.Div(drawn, key=f"{panel}-{shape}", className="graph")
 
 
 def _section(
