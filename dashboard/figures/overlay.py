@@ -80,6 +80,7 @@ def overlay_figure(
             annotations=notes,
         ),
     )
+    result.layout.transition = None  # Plotly fails where it would move from one range to another
     result.layout.margin.update(l=left, r=right)
     return result
 
