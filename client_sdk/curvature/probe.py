@@ -279,7 +279,7 @@ class Probe:
     ) -> CurvatureCopy | None:
         device = next(self._model.parameters()).device
         timer, step_timer = Timer(device), None
-        self._allowance = Allowance(self._budget.left())
+        self._allowance = Allowance(self.schedule.allowance)
         preconditioner = self._read_preconditioner()
         if preconditioner is None and self._has_limit:
             return None
@@ -410,6 +410,7 @@ class Probe:
             gradient = gradient + torch.where(is_moving, penalty * weights, 0.0)
         (square,) = self._inner.dots((gradient, gradient))
         values = {"loss": hessian.loss, "lr": preconditioner.lr, "gradient_square": square}
+        values["product_error"] = torch.tensor(hessian.error, dtype=torch.float64)
         along = torch.where(is_moving, gradient / root, 0.0)  # the gradient in the coordinates of D^½·H·D^½
         known: tuple[Tensor, Tensor] | None = None
         if choice in ("gradient", "both"):

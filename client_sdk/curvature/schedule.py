@@ -46,6 +46,7 @@ LONGEST: Final = 1.5  # times their median, for which the longest counts at most
 FORGETTING: Final = 0.8  # factor on the costs after a window without a measurement, so that it is tried again
 LARGE_BUDGET: Final = 1.0  # share of the training's time from which on a record may pay for several products
 
+RESERVE: Final = 0.08  # part of the budget that no measurement plans with, as the steps to come may be shorter
 DECIDING: Final = 0.1  # part of the budget that deciding may take while nothing is due
 RESTS: Final = (8, 4, 2)  # records after which the next decision is made, the longest first
 WHOLE: Final = 0.9  # part of the budget of a window that one reading may take
@@ -177,7 +178,17 @@ class Schedule:
             pace = PACE["armed" if self._lambda_max is None else self.urgency]
             if step - self._last < pace * (self._budget.steps_between(self.cost(choice)) - 1):
                 return False
-        return self._budget.allows(self._highest_cost(choice))
+        return self._budget.allows(self._highest_cost(choice) + self._reserve)
+
+    @property
+    def allowance(self) -> float:
+        """Seconds that the measurement that is due may take."""
+        return max(0.0, self._budget.left() - self._reserve) if not math.isinf(self._budget.share) else math.inf
+
+    @property
+    def _reserve(self) -> float:
+        share = self._budget.share
+        return 0.0 if math.isinf(share) else RESERVE * share * WINDOW * self._budget.step_time
 
     @property
     def reading_every(self) -> int:
