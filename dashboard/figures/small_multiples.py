@@ -11,7 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from dashboard.figures.heatmap import has_usual_level, short_names, without_pauses, wrapped
+from dashboard.figures.heatmap import has_usual_level, without_pauses, wrapped
+from dashboard.figures.layer_names import short_names
 from dashboard.figures.run_curves import RunAxis
 from dashboard.figures.scales import ColourScale, colour_bar_ticks, colour_scale, statistic
 from dashboard.figures.theme import Frame, figure, layout, safe, step_axis, value_axis

@@ -16,14 +16,13 @@ from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
 from dashboard.pages.compare_data import ComparedRun
 from dashboard.pages.comparison import AXES, COLOURS, MAX_RUNS, REFERENCES, SCALES, STARTS, Comparison
-from dashboard.pages.run_components import GRAPH_CONFIG
 from dashboard.shell.page import PageRequest
 
 RUNS, ADD, METRICS, STATS = "compare-runs", "compare-add", "compare-metric", "compare-stat"
 TABLE, CURVES, RATIO, MAPS = "compare-table", "compare-curves", "compare-ratio", "compare-maps"
 CURVES_NOTE, RATIO_NOTE, MAPS_NOTE, TITLE = "compare-note", "compare-ratio-note", "compare-maps-note", "compare-title"
 PANELS, EMPTY, WHOLE = "compare-panels", "compare-empty", "compare-whole"
-CONFIG: Final[Any] = {**GRAPH_CONFIG, "doubleClick": "autosize"}
+CONFIG: Final[Any] = {"displayModeBar": False, "doubleClick": "autosize", "responsive": True, "scrollZoom": False}
 NAME_CHARS: Final = 60
 RUNS_OFFERED: Final = 300
 """Number of runs that the list of runs to add names, the newest ones."""
