@@ -141,11 +141,7 @@ def stat_options(names: Sequence[str]) -> list[Component]:
 
 def nothing_chosen(*, is_alone: bool) -> Component:
     """Return what to do before there are runs to compare. ``is_alone``: whether the server has no runs at all."""
-    words = (
-        "There are no runs on this server yet."
-        if is_alone
-        else "Choose runs in the list above, or mark them with the boxes of the fleet and press Compare."
-    )
+    words = "There are no runs on this server yet." if is_alone else "Choose runs in the list above."
     return html.Div(
         [html.H2("No run is chosen"), html.P([words, " ", dcc.Link("All runs", href="/")], className="muted")],
         className="card lonely",
