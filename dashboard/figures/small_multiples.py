@@ -103,7 +103,6 @@ def multiples_figure(maps: Sequence[RunHeatmap], frame: Frame, *, stat: str, col
             notes += _row_names(layers, pixels, f"y{number}", frame)
     traces.append(_colour_bar(scale, frame, total, pixels))
     result = figure(traces, layout(frame, top=0, bottom=8, hovermode="closest", annotations=notes, **axes))
-    result.layout.transition = None  # Plotly fails where it would move from one range to another
     result.layout.margin.update(l=NARROW_LEFT if frame.narrow else LEFT, r=NARROW_RIGHT if frame.narrow else RIGHT)
     return result
 
