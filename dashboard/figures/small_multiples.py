@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from dashboard.figures.heatmap import has_usual_level, without_pauses, wrapped
+from dashboard.figures.heatmap import LABEL_CHARS, NARROW_LABEL_CHARS, has_usual_level, without_pauses, wrapped
 from dashboard.figures.layer_names import short_names
 from dashboard.figures.run_curves import RunAxis
 from dashboard.figures.scales import ColourScale, colour_bar_ticks, colour_scale, statistic
@@ -132,7 +132,7 @@ def _table(
 
 def _row_names(layers: tuple[str, ...], pixels: int, axis: str, frame: Frame) -> list[dict[str, Any]]:
     every = max(1, math.ceil(len(layers) * LABEL_PIXELS / pixels))
-    shown = short_names(layers, 9 if frame.narrow else 24)
+    shown = short_names(layers, NARROW_LABEL_CHARS if frame.narrow else LABEL_CHARS)
     return [
         {
             "x": 0, "xref": "paper", "xanchor": "right", "xshift": -6, "y": row, "yref": axis, "yanchor": "middle",
