@@ -96,7 +96,7 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
     async def open_page(request: Request) -> HTMLResponse:
         """Answer every address with the same document, in which the router reads the address."""
         page = document(dash, request)
-        if request.url.path.startswith("/runs/"):  # only there Plotly is needed at once
+        if request.url.path.startswith(("/runs/", "/compare")):  # only there Plotly is needed at once
             page = page.replace("</head>", f"{frame.prefetch(PLOTLY)}</head>", 1)
         return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
 

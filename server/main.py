@@ -22,6 +22,7 @@ from server.api.access import MetricsAccess, Services
 from server.api.document import add_document
 from server.api.limits import RequestLimits
 from server.api.methods import OtherMethods
+from server.api.run_risk import RunRisk
 from server.assembly.access import make_access
 from server.assembly.background import Background
 from server.assembly.dashboard import add_dashboard
@@ -159,6 +160,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         archiver=Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database)),
         deleter=deleter,
         metrics=metrics,
+        run_risk=RunRisk(metrics, FleetQuery(database, run_store, layouts), AlertStore(database)),
         metrics_access=MetricsAccess(token=config.metrics_token, open_to_loopback=config.metrics_open_to_loopback),
         readiness=make_readiness(config, database, broker),
         clock=time.time,

@@ -25,7 +25,7 @@
     return {
       page: route.page, subject: route.subject, range: null, follows, window: "", attempt: "", metric: "loss", stat: null,
       scale: "usual", reduce: "max", order: "", search: "", unfolded: [], theme: root.dataset.theme, narrow: phone.matches,
-      cell: null, ...(route.page === "run" ? window.spikewatchAddress.read() : {}),
+      cell: null, query: window.location.search, ...(route.page === "run" ? window.spikewatchAddress.read() : {}),
     };
   }
 
@@ -69,6 +69,13 @@
     const plot = document.querySelector(".panel.layers .js-plotly-plot");
     const row = plot ? plot.data[0].y.indexOf(point.y) : -1; // the labels may be shortened; meta has the full names
     if (row >= 0) change({cell: {layer: plot.layout.meta[row], step: Math.round(point.x)}});
+  }
+
+  // Some pages hold their choices in the query of the address; the others have no use for it.
+  function address() {
+    if (view !== null && document.querySelector("[data-addressed]") && view.query !== window.location.search) {
+      change({query: window.location.search});
+    }
   }
 
   function route(data) {
@@ -213,6 +220,6 @@
 
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.spikewatch = {
-    ...window.dash_clientside.spikewatch, route, zoom, cell, beat,
+    ...window.dash_clientside.spikewatch, route, address, zoom, cell, beat,
   };
 })();

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 NAME_CHARS = 256
+QUERY_CHARS = 4_096
 MORE_PANELS: Final = 3
 """Number of panels of one scalar beside the loss."""
 LINE_PANELS: Final = ("loss", *(f"more-{slot}" for slot in range(MORE_PANELS)))
@@ -58,6 +59,8 @@ class View:
     """Whether the browser has the width of a phone."""
     cell: tuple[str, int] | None = None
     """Layer and step whose histograms are shown."""
+    query: str = ""
+    """Query of the address, in which some pages hold their choices; "" if it has none or is too long."""
 
     @property
     def address(self) -> tuple[str, str | None]:
@@ -93,11 +96,16 @@ def parse_view(data: Any) -> View | None:
         theme="light" if data.get("theme") == "light" else "dark",
         narrow=data.get("narrow") is True,
         cell=_cell(data.get("cell")),
+        query=_query(data.get("query")),
     )
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= NAME_CHARS else None
+
+
+def _query(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= QUERY_CHARS else ""
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from client_sdk import answers
 from server.api.refusals import refuses
+from server.api.run_risk import RunRisk
 from server.auth.admissions import Admissions
 from server.auth.logins import Logins
 from server.auth.secret_box import SecretBox
@@ -84,6 +85,7 @@ class Services:
     archiver: Archiver
     deleter: Deleter
     metrics: Metrics
+    run_risk: RunRisk
     metrics_access: MetricsAccess
     readiness: Readiness
     clock: Callable[[], float]

@@ -76,4 +76,5 @@ async def _may_read_metrics(services: ServicesOf, request: Request) -> Services:
     },
 )
 async def metrics(services: Annotated[Services, Depends(_may_read_metrics)]) -> Response:
+    await services.run_risk.refresh()
     return Response(services.metrics.page(), headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})

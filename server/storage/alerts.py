@@ -58,6 +58,16 @@ class AlertStore:
         async with self._database.read() as connection:
             return [alert_answer(row) for row in await connection.execute(query)]
 
+    async def count_open(self) -> dict[tuple[str, str], int]:
+        """Return the number of open alerts by level and kind; acknowledged ones are open too."""
+        query = (
+            select(alerts.c.level, alerts.c.kind, func.count())
+            .where(alerts.c.state == AlertState.OPEN)
+            .group_by(alerts.c.level, alerts.c.kind)
+        )
+        async with self._database.read() as connection:
+            return {(level, kind): number for level, kind, number in await connection.execute(query)}
+
     async def walk(self, run_id: str) -> AsyncGenerator[answers.Alert, None]:
         """Yield every alert of a run, in the order in which they opened."""
         reached: tuple[float, str] | None = None

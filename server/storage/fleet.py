@@ -67,6 +67,13 @@ class FleetQuery:
             attempts=found,
         )
 
+    async def count_by_state(self) -> dict[str, int]:
+        """Return the number of runs in each state, 0 for a state without runs."""
+        query = select(runs.c.state, func.count().label("number")).where(_IS_SHOWN).group_by(runs.c.state)
+        async with self._database.read() as connection:
+            counts = {row.state: row.number for row in await connection.execute(query)}
+        return {state.value: counts.get(state, 0) for state in RunState}
+
     async def page(
         self,
         *,
