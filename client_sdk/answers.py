@@ -150,6 +150,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Number of the newest attempt."""
     tags: tuple[str, ...] = ()
     config: dict[str, Any] = {}
+    archived: bool = False
+    """Whether somebody has put the run away, so that the list of runs leaves it out unless it is asked for."""
 
     @property
     def title(self) -> str:
@@ -214,6 +216,10 @@ class RunDetail(RunSummary, frozen=True, kw_only=True):
     scalars: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    notes: str = ""
+    """What people wrote about the run, as plain text."""
+    environment: dict[str, Any] = {}
+    """Machine and software of the newest writer of the lowest rank, as its client describes them."""
 
 
 class RunPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -110,6 +110,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
     """Name and version of the client, for example "python/0.1.0"."""
     loss: str | msgspec.UnsetType = msgspec.UNSET
     """Name of the scalar that is the training loss; absent where its usual names decide. Older servers ignore it."""
+    environment: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    """Description of the machine and software of this writer, JSON-like; older servers ignore it."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="batch"):

@@ -39,6 +39,8 @@ STAT_PICK: Final = "stat-pick"
 METRIC_PICK: Final = "metric-pick"
 ATTEMPT_PICK: Final = "attempt-pick"
 ATTEMPT_CONTROL: Final = "attempt-control"  # label of the select; hidden while the run has one attempt
+RUN_DRAWER: Final = "run-drawer"  # dialog with configuration, environment, notes, attempts, export, deletion
+RUN_DETAILS: Final = "run-details"  # its contents, which are read when it is opened
 HISTOGRAM_CARD: Final = "histogram-card"
 HISTOGRAM_TITLE: Final = "histogram-title"
 

@@ -52,7 +52,7 @@ async def export_run(database: Database, run_id: str, out: Path, *, layers: bool
         raise ConfigurationError(f"{out}: unknown format; use one of the extensions {', '.join(FORMATS)}")
     await migrate.upgrade(database)
     stored = LayoutStore(database)
-    run = await FleetQuery(database, RunStore(database), stored).summary(run_id)
+    run = await FleetQuery(database, RunStore(database), stored).details(run_id)
     if run is None:
         raise ConfigurationError(f"there is no run {run_id!r}; `spikewatch runs` lists them")
     exporter = Exporter(StepReader(database, stored))

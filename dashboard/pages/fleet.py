@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -137,13 +137,14 @@ class FleetLive:
             self._sent, self._dangers = {}, ""
         self._runs.update(news.runs)
         self._alerts.update(news.alerts)
-        return await asyncio.to_thread(self._changes, now)
+        gone = [run_id for run_id in news.deleted if self._runs.pop(run_id, None) is not None]
+        return await asyncio.to_thread(self._changes, now, gone=gone)
 
     def idle(self, view: View, now: float) -> Refresh:
         """Update the rows of stale runs, which show the time since their last record."""
         return self._changes(now, only_stale=True)
 
-    def _changes(self, now: float, *, only_stale: bool = False) -> Refresh:
+    def _changes(self, now: float, *, only_stale: bool = False, gone: Sequence[str] = ()) -> Refresh:
         full = not self._sent
         rows: list[dict[str, Any]] = []
         titles = distinct_titles(self._runs.values())
@@ -155,9 +156,11 @@ class FleetLive:
                 self._sent[run.id] = drawn
                 rows.append(drawn)
         updates: list[Update] = []
-        if rows or full:
+        for run_id in gone:
+            self._sent.pop(run_id, None)
+        if rows or full or gone:
             self._number += 1
-            data = {"number": self._number, "full": full, "rows": rows}
+            data = {"number": self._number, "full": full, "rows": rows, "gone": list(gone)}
             updates.append(Update(component=ids.FLEET, props={"data": data}))
             shown = counts(self._runs.values(), self._alerts.values())
             updates.append(Update(component=ids.FLEET_COUNTS, props={"children": shown if self._runs else []}))

@@ -59,6 +59,8 @@ class View:
     """Whether the browser has the width of a phone."""
     cell: tuple[str, int] | None = None
     """Layer and step whose histograms are shown."""
+    drawer: int = 0
+    """Number of the opening of a drawer, which the page fills anew for each; 0 while none is open."""
     query: str = ""
     """Query of the address, in which some pages hold their choices; "" if it has none or is too long."""
 
@@ -96,6 +98,7 @@ def parse_view(data: Any) -> View | None:
         theme="light" if data.get("theme") == "light" else "dark",
         narrow=data.get("narrow") is True,
         cell=_cell(data.get("cell")),
+        drawer=_whole(data.get("drawer")) or 0,
         query=_query(data.get("query")),
     )
 
