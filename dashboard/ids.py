@@ -22,6 +22,8 @@ FORM_RESULT: Final = "form-result"  # store: errors of fields and the message of
 FLEET: Final = "fleet-rows"  # store: rows for fleet.js
 FLEET_TABLE: Final = "fleet-table"
 FLEET_COUNTS: Final = "fleet-counts"
+FLEET_PROJECT: Final = "fleet-project"
+FLEET_GROUP: Final = "fleet-group"
 FLEET_DANGER: Final = "fleet-danger"  # one line for each endangered run; empty in calm times
 
 # The page of one run.

@@ -25,7 +25,7 @@
     return {
       page: route.page, subject: route.subject, range: null, follows, window: "", attempt: "", metric: "loss", stat: null,
       scale: "usual", reduce: "max", order: "", search: "", unfolded: [], theme: root.dataset.theme, narrow: phone.matches,
-      cell: null, query: window.location.search, ...(route.page === "run" ? window.spikewatchAddress.read() : {}),
+      cell: null, query: window.location.search, pinned: window.spikewatchPinned(), ...(route.page === "run" ? window.spikewatchAddress.read() : {}),
     };
   }
 
