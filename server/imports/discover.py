@@ -67,7 +67,7 @@ def _below(search: Search) -> Iterator[tuple[Path, Opener]]:
     for folder, folders, names in os.walk(root):
         folders.sort()
         here = Path(folder)
-        if any(here.glob(tensorboard.PATTERN)) and not tensorboard.is_hyperparameters(here):
+        if any(here.glob(tensorboard.PATTERN)) and (here == root or not tensorboard.is_hyperparameters(here)):
             found += 1
             yield here, _events(here, search)
         for file in sorted(names):
