@@ -129,7 +129,7 @@ async def import_paths(
                         logged = await asyncio.to_thread(opener)
                         done = await _import_all(importer, logged, progress, project, renames)
                         for run, imported in zip(logged, done, strict=True):
-                            raised = await alerts.find(run_id=imported.run_id)
+                            raised = await alerts.find(run_ids=[imported.run_id])
                             note(_sentence(run, imported, len(raised)))
                     except ImportFileError as error:
                         broken += 1
