@@ -68,7 +68,7 @@ def layout(_request: PageRequest) -> Component:
                         [html.Div(className="skeleton chart")], box="compare-tall",
                     ),
                     _section(
-                        "Sharpness over its limit", RATIO,
+                        "Curvature over its limit", RATIO,
                         [html.Span(id=RATIO_NOTE, className="note")], [],
                         [html.Div(className="skeleton chart")], box="compare-low",
                     ),
