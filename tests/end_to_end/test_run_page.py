@@ -20,7 +20,7 @@ from tests.support.recorded import recording
 pytestmark = pytest.mark.browser
 
 BLOCKS, STEPS, FAULT = 12, 80, 50
-DELIVERY = 120.0  # seconds until the server has every record, on a machine that other tests keep busy
+DELIVERY = 60.0  # seconds until the server has every record, on a machine that other tests keep busy
 DRAWN = "document.querySelectorAll('.panels .panel:not(.hidden) .graph-box .subplot.xy').length >= 3"
 
 META = "document.querySelector('#layers-box .js-plotly-plot').layout.meta"
