@@ -20,6 +20,7 @@ from tests.support.recorded import recording
 pytestmark = pytest.mark.browser
 
 BLOCKS, STEPS, FAULT = 12, 80, 50
+DELIVERY = 60.0  # seconds until the server has every record, on a machine that other tests keep busy
 DRAWN = "document.querySelectorAll('.panels .panel:not(.hidden) .graph-box .subplot.xy').length >= 3"
 
 META = "document.querySelector('#layers-box .js-plotly-plot').layout.meta"
@@ -68,7 +69,8 @@ def train(server: Embedded, directory: Path) -> None:
         loss.backward()
         optimizer.step()
         client_sdk.log({"loss": loss, "accuracy": 1 / (1 + loss.detach())}, step=step)
-    client_sdk.finish()
+    assert client_sdk.flush(DELIVERY), client_sdk.status()
+    client_sdk.finish(DELIVERY)
 
 
 @pytest.fixture(scope="module")
