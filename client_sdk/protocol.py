@@ -223,6 +223,19 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
 
     @property
+    def incident(self) -> str:
+        """Id of the alert's incident.
+
+        A predicted spike belongs to the incident of its prediction, and alerts about one step to that of the first of
+        them.
+        """
+        for key in ("prediction_id", "incident_id"):
+            shared = self.evidence.get(key)
+            if isinstance(shared, str):
+                return shared
+        return self.id
+
+    @property
     def first_warned(self) -> Forecast | None:
         """Forecast that was reported first at level warning or above; None if there was none or it was not kept."""
         return next((forecast for forecast in self.forecasts if forecast.level != AlertLevel.WATCH), None)

@@ -200,9 +200,9 @@ class ApiClient:
         """Everything that happened to a run."""
         return await self._get(f"/runs/{_segment(run_id)}/events", list[Event])
 
-    async def alerts(self, run_id: str | None = None) -> list[Alert]:
-        """Return the newest alerts of one run or of all runs."""
-        return await self._get("/alerts", list[Alert], run=run_id, limit=ALERTS_SHOWN)
+    async def alerts(self, run_id: str | None = None, *, limit: int = ALERTS_SHOWN) -> list[Alert]:
+        """Return the newest ``limit`` alerts of one run or of all runs."""
+        return await self._get("/alerts", list[Alert], run=run_id, limit=limit)
 
     async def alert(self, alert_id: str) -> Alert:
         """Return one alert."""

@@ -189,12 +189,11 @@
       rows.delete(id);
     }
     groups = update.groups;
-    document.getElementById("fleet-search").dataset.query = "q"; // see query.js
     schedule();
   }
 
   document.addEventListener("keydown", (event) => {
-    const search = document.getElementById("fleet-search");
+    const search = document.querySelector("#fleet-search, #alert-search");
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName);
     if (search && event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
       event.preventDefault();

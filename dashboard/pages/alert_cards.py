@@ -355,5 +355,6 @@ def alert_row(alert: Alert, run_name: str, now: float) -> Component:
         html.Span(_result_or_state(alert), className="alert-result"),
         html.Span("" if opened is None else f"{duration(now - opened)} ago", className="muted"),
     ]
-    link = dcc.Link(cells, href=f"/runs/{alert.run_id}", className="alert-link")
+    at = "" if alert.is_open else f"?step={alert.step}"  # an open alert is about the newest steps
+    link = dcc.Link(cells, href=f"/runs/{quote(alert.run_id, safe='')}{at}", className="alert-link")
     return html.Div([link, buttons(alert, now)], className="alert-row")

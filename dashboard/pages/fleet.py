@@ -21,6 +21,7 @@ from dashboard.pages.danger import endangering, sentence
 from dashboard.pages.fleet_query import GROUPS, SORTS, STATES, FleetQuery, group_keys, grouped, parse_fleet_query
 from dashboard.pages.fleet_rows import risk, row
 from dashboard.pages.no_data import no_data
+from dashboard.pages.queried import queried_select, select_options
 from dashboard.pages.run_titles import distinct_titles
 from dashboard.pages.symbols import symbols
 from dashboard.shell.clientside import clientside
@@ -31,7 +32,6 @@ from dashboard.stream.view import View
 
 DANGERS_SHOWN: Final = 5
 """Number of endangered runs with a line of their own above the table."""
-OPTION_CHARS: Final = 40
 COLUMNS: Final = ("", "Run", "Stage", "λ_max / limit", "Spike in", "Leading layer", "Loss", "", "Last alert", "State")
 SEARCH_HINT: Final = "Search: words, tag:baseline, lr>1e-3   /"
 
@@ -48,14 +48,20 @@ def layout(_request: PageRequest) -> Component:
             html.Div(id=ids.FLEET_DANGER),
             html.Div(
                 [
-                    dcc.Input(
-                        id="fleet-search", type="search", placeholder=SEARCH_HINT, className="control search",
-                        autoComplete="off",
+                    html.Label(
+                        [
+                            html.Span("Search the runs", className="unseen"),
+                            dcc.Input(
+                                id="fleet-search", type="search", placeholder=SEARCH_HINT, className="control search",
+                                autoComplete="off",
+                            ),
+                        ],
+                        **data(queried="q"),
                     ),
-                    _select(ids.FLEET_PROJECT, "Project", {"": "all"}, "project"),
-                    _select("fleet-state", "State", STATES, "state"),
-                    _select("fleet-sort", "Sort", SORTS, "sort"),
-                    _select(ids.FLEET_GROUP, "Group", GROUPS, "group"),
+                    queried_select("Project", {"": "all"}, "project", control_id=ids.FLEET_PROJECT),
+                    queried_select("State", STATES, "state", control_id="fleet-state"),
+                    queried_select("Sort", SORTS, "sort", control_id="fleet-sort"),
+                    queried_select("Group", GROUPS, "group", control_id=ids.FLEET_GROUP),
                     html.Details(
                         [html.Summary("Views"), html.Div(id="fleet-views", className="menu")],
                         className="panel-menu views",
@@ -219,26 +225,10 @@ class FleetLive:
         return [
             Update(
                 component=ids.FLEET_PROJECT,
-                props={"children": _options({"": "all", **{name: name for name in projects}})},
+                props={"children": select_options({"": "all", **{name: name for name in projects}})},
             ),
-            Update(component=ids.FLEET_GROUP, props={"children": _options(groups)}),
+            Update(component=ids.FLEET_GROUP, props={"children": select_options(groups)}),
         ]
-
-
-def _select(control_id: str, name: str, options: Mapping[str, str], query: str) -> Component:
-    """Return a native select that query.js keeps equal to a name in the address; the first option is the default."""
-    return html.Label(
-        [html.Span(f"{name}:"), html.Select(_options(options), id=control_id, **data(query=query))],
-        className="control select",
-    )
-
-
-def _options(words: Mapping[str, str]) -> list[Component]:
-    return [html.Option(_cut(word), value=value) for value, word in words.items()]
-
-
-def _cut(word: str) -> str:
-    return word if len(word) <= OPTION_CHARS else word[: OPTION_CHARS - 1] + "…"
 
 
 def _leading(alerts: Iterable[Alert]) -> dict[str, str]:

@@ -1,0 +1,57 @@
+"""The page of all alerts on real trainings: searched, filtered, and grouped by incident."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from server.evaluation.evaluate import SHIPPED
+from tests.support.embedded import Embedded, embedded
+from tests.support.recorded import recording
+from tests.support.small_training import SmallTraining
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """Yield a server with a recorded training whose spikes were predicted, and one that was kicked."""
+    home = tmp_path_factory.mktemp("alerts")
+    with embedded(home) as started, recording(started, SHIPPED / "regression-tanh.npz", "predicted"):
+        SmallTraining(started, home / "kicked", name="kicked", run_id="kicked").advance(140, kick_at=80).finish()
+        yield started
+
+
+def test_alerts_are_grouped_by_incident_searched_and_filtered(server: Embedded, page: Page) -> None:
+    page.goto(f"{server.url}/alerts")
+    with server.api() as api:
+        alerts = api.get("/alerts").json()
+    foretold = [alert for alert in alerts if "prediction_id" in alert["evidence"]]
+    assert foretold, "a spike of the recorded training was predicted"
+    rows = page.locator(".alert-row:not(.skeletons)")
+    expect(rows).to_have_count(len(alerts))
+    followed = page.locator(".incident .followed .alert-row")
+    assert followed.count() >= len(foretold)
+    page.locator("#alert-search").fill("kicked spike")
+    expect(rows.first).to_contain_text("kicked")
+    expect(page.locator(".alert-row", has_text="predicted")).to_have_count(0)
+    page.wait_for_url("**/alerts?q=kicked*spike")
+    page.reload()
+    expect(page.locator("#alert-search")).to_have_value("kicked spike")
+    expect(page.locator(".alert-row", has_text="predicted")).to_have_count(0)
+    page.locator("#alert-search").fill("")
+    page.locator("[data-query=kind]").select_option("spike-predicted")
+    expect(page.locator(".alert-row", has_text="kicked")).to_have_count(0)
+    expect(page.locator(".incident").first).to_be_visible()
+    page.locator("[data-query=state]").select_option("open")
+    expect(page.locator(".alert-list")).to_contain_text("No alert matches.")
+    page.go_back()
+    expect(page.locator(".incident").first).to_be_visible()
+    first = page.locator(".incident .alert-link").first
+    target = first.get_attribute("href") or ""
+    assert "?step=" in target
+    first.click()
+    expect(page.locator(".run-top h1")).to_have_text("predicted")
+    assert page.url == server.url + target
