@@ -641,6 +641,8 @@ class RunBacktest(msgspec.Struct, frozen=True, kw_only=True):
     """Number of alerts that the rule would have opened."""
     firings: tuple[Firing, ...]
     """The first 200 of them."""
+    swallowed: tuple[Firing, ...] = ()
+    """Alerts that the cooldown of the rule has swallowed, among the first 200 without it."""
     records: int = 0
     values: int
     """Number of records with the values that the rule watches."""
