@@ -41,6 +41,8 @@
       square: make("i", "square", cells.stage),
       stage: make("span", "", cells.stage),
       bar: make("span", "bar", cells.ratio),
+      spike: make("span", "in", cells.spike),
+      spikeTime: make("span", "sub", cells.spike),
       ratio: make("span", "number", cells.ratio),
       dot: make("i", "dot", cells.state),
       state: make("span", "", cells.state),
@@ -79,7 +81,8 @@
     classes(parts.fill, `fill ${data.stage}`);
     parts.fill.style.width = `${Math.max(0, Math.min(100, ((data.ratio || 0) / FULL) * 100))}%`;
     text(parts.ratio, data.ratioWord);
-    text(parts.cells.spike, data.spikeIn);
+    text(parts.spike, data.spikeIn);
+    text(parts.spikeTime, data.spikeTime);
     classes(parts.cells.spike, `cell spike ${data.spikeTone}`);
     text(parts.cells.layer, data.layer);
     parts.cells.layer.title = data.layerFull;

@@ -338,7 +338,9 @@ def level_tone(level: str) -> str:
 
 
 def tone(alert: Alert) -> str:
-    """Return the stylesheet's class for the level of an alert."""
+    """Return the stylesheet's class for an alert: that of its level, but calm for a prediction that did not come."""
+    if alert.outcome is not None and alert.outcome.result == "false":
+        return "calm"
     return level_tone(alert.level)
 
 

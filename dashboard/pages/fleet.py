@@ -16,8 +16,8 @@ from client_sdk.vocabulary import AlertKind, RunState, Stage
 from dashboard import ids
 from dashboard.client import ApiClient
 from dashboard.forms.attributes import aria, data
-from dashboard.pages.alert_cards import tone, urgency
-from dashboard.pages.danger import endangering, sentence
+from dashboard.pages.alert_cards import urgency
+from dashboard.pages.danger import danger_tone, endangering, sentence
 from dashboard.pages.fleet_query import GROUPS, SORTS, STATES, FleetQuery, group_keys, grouped, parse_fleet_query
 from dashboard.pages.fleet_rows import risk, row
 from dashboard.pages.no_data import no_data
@@ -125,7 +125,7 @@ def dangers(runs: Iterable[RunSummary], alerts: Iterable[Alert]) -> list[Compone
         dcc.Link(
             [html.B(run.title, title=run.title), html.Span(symbols(sentence(alert, run)))],
             href=f"/runs/{quote(run.id, safe='')}",
-            className=f"danger-band {tone(alert)}",
+            className=f"danger-band {danger_tone(alert, run)}",
         )
         for run, alert in found[:DANGERS_SHOWN]
     ]

@@ -53,6 +53,7 @@ def row(
         "ratio": measured,
         "ratioWord": ratio(run.stability_ratio),
         "spikeIn": spike,
+        "spikeTime": spike_time(run) if spike.endswith("steps") else "",
         "spikeTone": spike_tone,
         "spark": sparkline(run.sparkline),
         "loss": loss,
@@ -122,6 +123,17 @@ def spike_in(run: RunSummary) -> tuple[str, str]:
     if run.last_alert is not None and run.last_alert.level == AlertLevel.WATCH:
         return f"~{left:,} steps", "muted"
     return steps(left), "danger"
+
+
+def spike_time(run: RunSummary) -> str:
+    """Return the time until the expected spike at the run's rate, "" where it is not known."""
+    if run.predicted_step is None or run.last_step is None or run.state != RunState.RUNNING:
+        return ""
+    left = run.predicted_step.best - run.last_step
+    pace = run.step_rate
+    if left <= 0 or pace is None or not math.isfinite(pace) or pace <= 0:
+        return ""
+    return f"about {duration(left / pace)}"
 
 
 def alert_words(alert: LastAlert | None, *, is_over: bool = False) -> tuple[str, str]:
