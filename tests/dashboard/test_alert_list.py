@@ -19,7 +19,7 @@ RUNS = {
 
 
 def alert(alert_id: str, **changes: Any) -> Alert:
-    known = {
+    known: dict[str, Any] = {
         "id": alert_id, "run_id": "r1", "kind": "spike", "level": "critical", "state": "resolved", "step": 10,
         "title": f"title {alert_id}", "message": "", "opened_at": 100.0,
     }  # fmt: skip
