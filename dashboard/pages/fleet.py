@@ -154,7 +154,8 @@ class FleetLive:
         self._groups: list[dict[str, Any]] = []
         self._query = FleetQuery()
         self._pinned: tuple[str, ...] = ()
-        self._choices: tuple[Any, ...] | None = None
+        self._choices: tuple[frozenset[str], int] | None = None
+        """Runs, and the number of those with an optimizer, whose projects and keys were sent last."""
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Read all runs on the first call and after a gap; afterwards apply the news."""
@@ -174,6 +175,10 @@ class FleetLive:
         return self._changes(now, only_stale=True)
 
     def _changes(self, now: float, *, only_stale: bool = False, gone: Sequence[str] = ()) -> Refresh:
+        total = len(self._runs)
+        detail = "1 run" if total == 1 else f"{total:,} runs"
+        if only_stale and not any(run.state == RunState.STALE for run in self._runs.values()):
+            return Refresh(detail=detail)
         full = not self._sent
         rows: list[dict[str, Any]] = []
         titles = distinct_titles(self._runs.values())
@@ -204,8 +209,7 @@ class FleetLive:
         if repr(lines) != self._dangers:
             self._dangers = repr(lines)
             updates.append(Update(component=ids.FLEET_DANGER, props={"children": lines}))
-        total = len(self._runs)
-        return Refresh(updates=updates, detail="1 run" if total == 1 else f"{total:,} runs")
+        return Refresh(updates=updates, detail=detail)
 
     def _settings_of(self, run: RunSummary) -> Mapping[str, Any]:
         """Return the configuration of a run with one key for each value, computed once."""
@@ -216,11 +220,13 @@ class FleetLive:
 
     def _choices_updates(self) -> list[Update]:
         """Return the updates of the projects and of the keys to group by, if there are others than before."""
+        # The settings of a run change only when its optimizer arrives.
+        known = frozenset(self._runs), sum(run.optimizer is not None for run in self._runs.values())
+        if known == self._choices:
+            return []
+        self._choices = known
         projects = sorted({run.project for run in self._runs.values()})
         keys = group_keys(self._settings_of(run) for run in self._runs.values())
-        if (projects, keys) == self._choices:
-            return []
-        self._choices = projects, keys
         groups = {**GROUPS, **{key: key for key in keys if key not in GROUPS}}
         return [
             Update(
