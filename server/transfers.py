@@ -36,6 +36,7 @@ from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.histogram_history import HistogramHistory
 from server.storage.measurements.steps import Selection, StepReader
+from server.storage.run_details import RunDetailStore
 from server.storage.runs import RunStore
 
 FORMATS = {".parquet": Format.PARQUET, ".csv": Format.CSV, ".zip": Format.ZIP}
@@ -129,6 +130,8 @@ async def import_paths(
                         logged = await asyncio.to_thread(opener)
                         done = await _import_all(importer, logged, progress, project, renames)
                         for run, imported in zip(logged, done, strict=True):
+                            if run.notes and imported.new_records:  # later ones may have been written here
+                                await RunDetailStore(database).change(imported.run_id, notes=run.notes)
                             raised = await alerts.find(run_ids=[imported.run_id])
                             note(_sentence(run, imported, len(raised)))
                     except ImportFileError as error:
