@@ -217,7 +217,7 @@ class RunDetail(RunSummary, frozen=True, kw_only=True):
     statistics: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     notes: str = ""
-    """What people wrote about the run, as plain text."""
+    """Notes of people about the run, as plain text."""
     environment: dict[str, Any] = {}
     """Machine and software of the newest writer of the lowest rank, as its client describes them."""
 

@@ -1,4 +1,4 @@
-"""Which alerts the page of all alerts lists, and in which incidents, as the query of its address says. Pure."""
+"""The choice of alerts on the page of all alerts and their incidents, as the query of its address says. Pure."""
 
 from __future__ import annotations
 

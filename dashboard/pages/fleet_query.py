@@ -1,4 +1,4 @@
-"""Which runs the list of runs shows, in which order and in which groups, as the query of its address says. Pure."""
+"""The choice, order and groups of the list of runs, as the query of its address says. Pure."""
 
 from __future__ import annotations
 

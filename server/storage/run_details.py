@@ -1,4 +1,4 @@
-"""What people write about a run: its name, its tags, its notes, and whether it is archived."""
+"""Name, tags and notes of runs as people write them, and whether a run is archived."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which alerts the page of all alerts lists, and in which incidents."""
+"""Tests of the alerts that the page of all alerts lists, and of their incidents."""
 
 from __future__ import annotations
 

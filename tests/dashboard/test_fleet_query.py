@@ -1,4 +1,4 @@
-"""Which runs the list of runs shows, in which order and groups."""
+"""Tests of the runs that the list of runs shows, of their order and of their groups."""
 
 from __future__ import annotations
 

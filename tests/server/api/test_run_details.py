@@ -1,4 +1,4 @@
-"""What people write about a run over HTTP: name, tags, notes, archive, and what follows from it."""
+"""Changing name, tags, notes and archive of a run over HTTP, and what follows from it."""
 
 from __future__ import annotations
 
