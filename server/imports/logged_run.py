@@ -31,7 +31,7 @@ class LoggedRun:
     config: Mapping[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     notes: str = ""
-    """What people wrote about the run."""
+    """Notes of people about the run."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Machine and software of the training, if the file describes them."""
     loss: str | None = None
