@@ -1,4 +1,5 @@
-// Draws the table of runs from the rows and groups that the server sends; an update changes only what differs. Every text of a run is set as text, never as HTML.
+// Draws the table of runs from the rows and groups that the server sends; an update changes only what differs. Every text
+// of a run is set as text, never as HTML.
 (function () {
   "use strict";
   const FULL = 1.47; // ratio at which the bar is full; the tick of the limit is at 1
@@ -98,7 +99,7 @@
   }
 
   const folds = new Map(); // key of a group -> whether somebody folded or unfolded it
-  const headings = new Map(); // key of a group -> {element, button, body}
+  const headings = new Map(); // key of a group -> {element, button}
 
   function heading(key) {
     let known = headings.get(key);
@@ -205,7 +206,8 @@
   });
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a.fleet-row");
-    if (!link || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    if (!link || event.defaultPrevented || event.button) return;
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     event.preventDefault(); // navigate without a reload, like links of Dash
     window.dash_clientside.set_props("location", {pathname: link.getAttribute("href"), search: "", hash: ""});
     window.scrollTo(0, 0);
