@@ -93,8 +93,8 @@ class RunFollower:
         self._labels: RunLabels | None = None
         self._received_since: float | None = None
         self._saved_at = 0.0
-        self._is_relabelled = False
-        """Whether the name or the tags, by which rules choose runs, may have changed."""
+        self._is_relabelled = True
+        """Whether the name or the tags, by which rules choose runs, may have changed since the rules were chosen."""
         self._must_query = True
         """Whether the database has to be queried even if the inbox has segments."""
         self._queried_at = 0.0

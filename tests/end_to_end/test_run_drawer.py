@@ -44,7 +44,7 @@ def test_it_shows_configuration_environment_and_attempts(server: Embedded, page:
     drawer = page.locator("#run-drawer")
 
     def value(key: str) -> str:
-        return drawer.get_by_role("row", name=key).get_by_role("cell").inner_text()
+        return drawer.locator("tr", has=page.get_by_role("rowheader", name=key, exact=True)).locator("td").inner_text()
 
     assert value("data.seed") == "7"
     assert value("lr") == "0.003"
