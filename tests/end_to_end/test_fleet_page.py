@@ -13,7 +13,7 @@ from tests.support.recorded import recording
 from tests.support.small_training import SmallTraining
 
 pytestmark = pytest.mark.browser
-ALARM = 600  # records of the recorded training, at whose end its spike is predicted
+ALARM = 745  # records of the recorded training, shortly before the first of its spikes, which is predicted
 RATES = {"slow": 0.0003, "fast": 0.003, "faster": 0.01}
 
 
