@@ -17,6 +17,7 @@ import ctypes
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any, Final
@@ -45,6 +46,7 @@ from client_sdk.curvature.step_probe import StepSnapshot, step_curvature
 from client_sdk.curvature.tracking import Tracking
 
 EXACT: Final = 0.01  # relative error at which products are counted
+Product = type[ExactHessian | DifferenceHessian]
 REPEATS: Final = 3  # measurements whose median is the time
 
 
@@ -141,15 +143,18 @@ def measure_methods() -> None:
         )
         return found
 
-    for name, method in (("double backward", ExactHessian), ("finite differences", DifferenceHessian)):
-        known: list[Tracking] = []
+    methods: tuple[tuple[str, Product], ...] = (
+        ("double backward", ExactHessian), ("finite differences", DifferenceHessian),
+    )  # fmt: skip
+    for name, method in methods:
+        latest = [Tracking()]
 
-        def cold(method: Any = method, known: list[Tracking] = known) -> Found:
-            known.append(Tracking())
-            return by_spikewatch(training, known[-1], method)
+        def find(*, is_cold: bool, method: Product = method, latest: list[Tracking] = latest) -> Found:
+            latest[0] = Tracking() if is_cold else latest[0]
+            return by_spikewatch(training, latest[0], method)
 
-        show(f"Spikewatch, {name}, cold", cold)
-        show(f"Spikewatch, {name}, warm", lambda method=method, known=known: by_spikewatch(training, known[-1], method))
+        show(f"Spikewatch, {name}, cold", partial(find, is_cold=True))
+        show(f"Spikewatch, {name}, warm", partial(find, is_cold=False))
     in_float32 = Operator(training)
     setting = tuned_setting(in_float32, truth, EXACT)
     del in_float32
@@ -208,8 +213,8 @@ def _measure_step_readings(training: Training, step: float, weights: int) -> Non
 
     search(is_first=False)
     for name, find, truth in (
-        ("critical sharpness, first reading", lambda: search(is_first=True), critical_truth),
-        ("critical sharpness, later reading", lambda: search(is_first=False), critical_truth),
+        ("critical sharpness, first reading", partial(search, is_first=True), critical_truth),
+        ("critical sharpness, later reading", partial(search, is_first=False), critical_truth),
         ("λ_step", probe, step_truth),
     ):
         found, seconds = find(), median(_seconds(find) for _ in range(REPEATS))
