@@ -10,7 +10,7 @@ A float that is NaN or infinite is null in JSON. A field that is `msgspec.UNSET`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from client_sdk import protocol
-from client_sdk.protocol import Outcome, PredictedStep
+from client_sdk.protocol import Forecast, Outcome, PredictedStep
 from client_sdk.vocabulary import (
     LOSS,
     STAGE_REASONS,
@@ -36,7 +36,7 @@ from client_sdk.vocabulary import (
     Stage,
 )
 
-__all__ = ["Outcome", "PredictedStep"]
+__all__ = ["Forecast", "Outcome", "PredictedStep"]
 
 ENDED_WITH: Final = {
     AlertKind.NONFINITE.value: "NaN",
@@ -739,3 +739,12 @@ class LiveFrame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str | None = None
     message: str | None = None
     retryable: bool | None = None
+
+
+def names_parameter(names: Sequence[str]) -> str | list[str]:
+    """Return names as a parameter of a request: separated by commas, or one by one where a name contains a comma.
+
+    >>> names_parameter(("loss", "lr")), names_parameter(("loss", "grad,norm"))
+    ('loss,lr', ['loss', 'grad,norm'])
+    """
+    return list(names) if any("," in name for name in names) else ",".join(names)
