@@ -144,7 +144,7 @@ def nothing_chosen(*, is_alone: bool) -> Component:
     words = (
         "There are no runs on this server yet."
         if is_alone
-        else "Choose runs in the list above, or mark them with the boxes of the fleet and press Compare."
+        else "Choose runs in the list above."
     )
     return html.Div(
         [html.H2("No run is chosen"), html.P([words, " ", dcc.Link("All runs", href="/")], className="muted")],
