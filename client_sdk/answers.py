@@ -10,7 +10,7 @@ A float that is NaN or infinite is null in JSON. A field that is `msgspec.UNSET`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -739,12 +739,3 @@ class LiveFrame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str | None = None
     message: str | None = None
     retryable: bool | None = None
-
-
-def names_parameter(names: Sequence[str]) -> str | list[str]:
-    """Return names as a parameter of a request: separated by commas, or one by one where a name contains a comma.
-
-    >>> names_parameter(("loss", "lr")), names_parameter(("loss", "grad,norm"))
-    ('loss,lr', ['loss', 'grad,norm'])
-    """
-    return list(names) if any("," in name for name in names) else ",".join(names)

@@ -40,8 +40,8 @@ from client_sdk.answers import (
     RunSummary,
     Series,
     Token,
-    names_parameter,
 )
+from client_sdk.names_parameter import names_parameter
 from dashboard.config import API_PREFIX, DashboardConfig
 from dashboard.models import Heatmap
 

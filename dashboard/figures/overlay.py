@@ -80,7 +80,6 @@ def overlay_figure(
             annotations=notes,
         ),
     )
-    result.layout.transition = None  # Plotly fails where it would move from one range to another
     result.layout.margin.update(l=left, r=right)
     return result
 

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from dashboard.figures.heatmap import has_usual_level, without_pauses, wrapped
+from dashboard.figures.heatmap import LABEL_CHARS, NARROW_LABEL_CHARS, has_usual_level, without_pauses, wrapped
 from dashboard.figures.layer_names import short_names
 from dashboard.figures.run_curves import RunAxis
 from dashboard.figures.scales import ColourScale, colour_bar_ticks, colour_scale, statistic
@@ -25,7 +25,7 @@ AXIS_PIXELS: Final = 22
 ROW_PIXELS: Final = 11
 MIN_PIXELS, MAX_PIXELS = 96, 230
 LABEL_PIXELS: Final = 12
-LEFT, NARROW_LEFT, RIGHT, NARROW_RIGHT = 148, 58, 66, 14
+LEFT, NARROW_LEFT, RIGHT, NARROW_RIGHT = 148, 68, 66, 14
 GAP: Final = 0.035
 """Distance of two columns as a share of the width."""
 TITLE_CHARS, NARROW_TITLE_CHARS = 60, 40
@@ -103,7 +103,6 @@ def multiples_figure(maps: Sequence[RunHeatmap], frame: Frame, *, stat: str, col
             notes += _row_names(layers, pixels, f"y{number}", frame)
     traces.append(_colour_bar(scale, frame, total, pixels))
     result = figure(traces, layout(frame, top=0, bottom=8, hovermode="closest", annotations=notes, **axes))
-    result.layout.transition = None  # Plotly fails where it would move from one range to another
     result.layout.margin.update(l=NARROW_LEFT if frame.narrow else LEFT, r=NARROW_RIGHT if frame.narrow else RIGHT)
     return result
 
@@ -133,7 +132,7 @@ def _table(
 
 def _row_names(layers: tuple[str, ...], pixels: int, axis: str, frame: Frame) -> list[dict[str, Any]]:
     every = max(1, math.ceil(len(layers) * LABEL_PIXELS / pixels))
-    shown = short_names(layers, 9 if frame.narrow else 24)
+    shown = short_names(layers, NARROW_LABEL_CHARS if frame.narrow else LABEL_CHARS)
     return [
         {
             "x": 0, "xref": "paper", "xanchor": "right", "xshift": -6, "y": row, "yref": axis, "yanchor": "middle",

@@ -173,7 +173,6 @@ def layout(frame: Frame, *, top: int = 6, bottom: int = 24, **more: Any) -> dict
             "activecolor": frame.palette.ink,
             "orientation": "h",
         },
-        "transition": {"duration": 0},
         **more,
     }
 

@@ -31,6 +31,7 @@ from dashboard.pages.compare_data import (
 from dashboard.pages.comparison import Comparison, parse_comparison
 from dashboard.pages.config_differences import difference_table
 from dashboard.pages.run_titles import distinct_titles
+from dashboard.pages.symbols import symbols
 from dashboard.shell.clientside import clientside
 from dashboard.shell.page import NavigationEntry, Page
 from dashboard.stream.feed import News
@@ -167,11 +168,11 @@ class CompareLive:
         ]
         if not ratios:
             words = "No run of this comparison logs λ_max: pass `closure` to `log`."
-            note = Update(component=parts.RATIO_NOTE, props={"children": words})
+            note = Update(component=parts.RATIO_NOTE, props={"children": symbols(words)})
             return [*updates, *self._without_graph(parts.RATIO), note]
         low = overlay_figure(ratios, frame, unit=unit, limit=1.0, scale=wanted.scale)
         words = "λ_max·η/2; above 1 a direction is unstable"
-        note = Update(component=parts.RATIO_NOTE, props={"children": words})
+        note = Update(component=parts.RATIO_NOTE, props={"children": symbols(words)})
         return [*updates, *self._graph(parts.RATIO, low, 1), note]
 
     def _maps(self, drawn: Drawn, view: View, titles: Mapping[str, str]) -> list[Update]:

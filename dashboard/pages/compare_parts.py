@@ -68,7 +68,7 @@ def layout(_request: PageRequest) -> Component:
                         [html.Div(className="skeleton chart")], box="compare-tall",
                     ),
                     _section(
-                        "Sharpness over its limit", RATIO,
+                        "Curvature over its limit", RATIO,
                         [html.Span(id=RATIO_NOTE, className="note")], [],
                         [html.Div(className="skeleton chart")], box="compare-low",
                     ),
@@ -141,11 +141,7 @@ def stat_options(names: Sequence[str]) -> list[Component]:
 
 def nothing_chosen(*, is_alone: bool) -> Component:
     """Return what to do before there are runs to compare. ``is_alone``: whether the server has no runs at all."""
-    words = (
-        "There are no runs on this server yet."
-        if is_alone
-        else "Choose runs in the list above."
-    )
+    words = "There are no runs on this server yet." if is_alone else "Choose runs in the list above."
     return html.Div(
         [html.H2("No run is chosen"), html.P([words, " ", dcc.Link("All runs", href="/")], className="muted")],
         className="card lonely",

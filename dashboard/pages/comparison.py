@@ -98,8 +98,8 @@ colours='usual', zoom=None)
 
 
 def _name(text: str | None) -> str | None:
-    """Return a name, or None for a text that is none. The API separates names by commas."""
-    return text if text and len(text) <= MAX_NAME_CHARS and "," not in text else None
+    """Return a name, or None for a text that is none."""
+    return text if text and len(text) <= MAX_NAME_CHARS else None
 
 
 def _zoom(low: Any, high: Any) -> tuple[float, float] | None:

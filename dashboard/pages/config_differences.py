@@ -10,51 +10,17 @@ from dash import html
 from dash.development.base_component import Component
 
 from client_sdk.answers import RunSummary
+from client_sdk.run_settings import settings_of
 from dashboard.forms.attributes import aria
 from dashboard.numbers import count, exact
 
-MAX_DEPTH: Final = 6
 VALUE_CHARS: Final = 60
 ABSENT: Final = "–"
-HIDDEN: Final = ("imported_names",)
-"""Keys of the configuration that an import writes for itself."""
-
-
-def flat(config: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    """Return a nested configuration with one key for each value, joined by dots.
-
-    >>> flat({"model": {"width": 64, "layers": [1, 2]}, "lr": 0.1})
-    {'model.width': 64, 'model.layers': [1, 2], 'lr': 0.1}
-    """
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value and depth < MAX_DEPTH:
-            found |= flat(value, f"{name}.", depth + 1)
-        elif name not in HIDDEN:
-            found[name] = value
-    return found
-
-
-def settings(run: RunSummary) -> dict[str, Any]:
-    """Return the configuration of a run, and what its optimizer and model say of themselves.
-
-    A key of the configuration wins over the same key of the optimizer.
-    """
-    known: dict[str, Any] = {}
-    if run.optimizer is not None:
-        known = {f"optimizer.{name}": value for name, value in msgspec.structs.asdict(run.optimizer).items()}
-        known = {name: value for name, value in known.items() if value is not None and name != "optimizer.family"}
-    if run.parameter_count:
-        known |= {"parameters": run.parameter_count, "layers": run.layer_count}
-    if run.rank_count > 1:
-        known["ranks"] = run.rank_count
-    return {**known, **flat(run.config)}
 
 
 def differences(runs: Sequence[RunSummary]) -> tuple[list[tuple[str, list[str]]], int]:
     """Return the keys in which the runs differ with the value of each run in words, and the number of equal keys."""
-    known = [settings(run) for run in runs]
+    known = [settings_of(run) for run in runs]
     keys = sorted({key for each in known for key in each})
     rows: list[tuple[str, list[str]]] = []
     for key in keys:

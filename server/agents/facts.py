@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from client_sdk import answers
+from client_sdk.run_settings import settings_of
 from client_sdk.vocabulary import EVIDENCE, LEVEL_RANK, AlertKind, RunState
 
 Facts = dict[str, Any]
@@ -131,28 +132,18 @@ def urgency(run: answers.RunSummary, alerts: Sequence[answers.Alert]) -> tuple[f
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the entries in which two configurations differ, nested ones by their path.
+    """Return the settings in which two runs differ.
 
-    >>> differences({"lr": 0.1, "model": {"depth": 2}}, {"lr": 0.2, "model": {"depth": 2}, "seed": 1})
+    >>> differences({"lr": 0.1, "model.depth": 2}, {"lr": 0.2, "model.depth": 2, "seed": 1})
     {'lr': [0.1, 0.2], 'seed': [None, 1]}
     """
-    one, other = flat(first), flat(second)
-    return {name: [one.get(name), other.get(name)] for name in {**one, **other} if one.get(name) != other.get(name)}
+    names = {**first, **second}
+    return {name: [first.get(name), second.get(name)] for name in names if first.get(name) != second.get(name)}
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration with the paths of nested entries as keys.
-
-    >>> flat({"model": {"depth": 2}, "lr": 0.1})
-    {'model.depth': 2, 'lr': 0.1}
-    """
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{name}."))
-        else:
-            found[f"{prefix}{name}"] = _plain(value)
-    return found
+def of_settings(run: answers.RunSummary) -> Facts:
+    """Return the settings of a run, with numbers that are not finite as text."""
+    return {name: _plain(value) for name, value in settings_of(run).items()}
 
 
 def _plain(value: Any) -> Any:

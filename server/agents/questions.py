@@ -202,7 +202,7 @@ class Questions:
         for run_id in (first_id, second_id):
             await visible_run(self._services, principal, run_id)
         runs = [await self._summary(run_id) for run_id in (first_id, second_id)]
-        changes = facts.differences(*(_settings(run) for run in runs))
+        changes = facts.differences(*(facts.of_settings(run) for run in runs))
         both = min(run.last_step or 0 for run in runs)
         steps = sorted({round(both * share) for share in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)})
         losses = [await self._losses(run, steps) for run in runs]
@@ -228,7 +228,7 @@ class Questions:
     async def what_was_tried(self, principal: Principal, project: str, limit: int) -> Facts:
         """Return the runs of a project with the settings in which they differ, and how each of them ended."""
         page = await self._services.fleet.page(projects=self._projects(principal, project), limit=min(limit, MAX_RUNS))
-        settings = [facts.flat(_settings(run)) for run in page.runs]
+        settings = [facts.of_settings(run) for run in page.runs]
         names = [
             name
             for name in dict.fromkeys(name for own in settings for name in own)
@@ -280,16 +280,6 @@ class Questions:
         at = np.searchsorted(buckets.numbers * found.bucket_steps, steps, side="right") - 1
         values = _rounded(buckets.last[0])
         return [values[index] if index >= 0 else None for index in at.tolist()]
-
-
-def _settings(run: answers.RunSummary) -> dict[str, Any]:
-    optimizer = {} if run.optimizer is None else {"optimizer": _fields(run.optimizer)}
-    return {**{key: value for key, value in run.config.items() if key != "imported_names"}, **optimizer}
-
-
-def _fields(optimizer: answers.Optimizer) -> dict[str, Any]:
-    values = {name: getattr(optimizer, name) for name in ("name", "lr", "beta1", "beta2", "eps", "weight_decay")}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _changed(layers: Sequence[str], z: np.ndarray[Any, np.dtype[np.float32]]) -> list[Facts]:

@@ -42,7 +42,7 @@ def curve(values: list[float], name: str = "run", place: int = 0) -> RunCurve:
 
 def test_an_address_holds_the_whole_comparison() -> None:
     full = Comparison(
-        runs=("a", "b/c d"), metric="val/loss", axis="tokens", start="spike", scale="log", reference="healthy",
+        runs=("a", "b/c d"), metric="val/loss,mean", axis="tokens", start="spike", scale="log", reference="healthy",
         stat="grad_norm", colours="linear", zoom=(-1.5, 20.0),
     )  # fmt: skip
     path, _, query = full.href.partition("?")

@@ -13,12 +13,12 @@ from torch import nn
 
 import client_sdk
 from server.evaluation.evaluate import SHIPPED
+from tests.support.browser import PATIENCE
 from tests.support.embedded import Embedded, embedded
 from tests.support.recorded import recording
 
 pytestmark = pytest.mark.browser
 
-PATIENCE = 40_000  # milliseconds; generous, for busy machines
 BLOCKS, STEPS, FAULT = 12, 80, 50
 DRAWN = "document.querySelectorAll('.panels .panel:not(.hidden) .graph-box .subplot.xy').length >= 3"
 

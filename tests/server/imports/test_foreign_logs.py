@@ -199,7 +199,7 @@ def test_a_long_log_of_tensorboard_takes_little_memory(tmp_path: Path) -> None:
 
 
 async def test_an_imported_run_has_the_times_of_its_log(workshop: Workshop, tmp_path: Path) -> None:
-    """Also where the clock of the log is years behind, some records have no time, and a restart begins an attempt."""
+    """The clock of the log is years behind, some records have no time, and a restart begins an attempt."""
     begin, losses = 1_500_000_000.0, [2.0 + 0.01 * (step % 7) for step in range(200)]
     losses[150:] = [math.nan] * 50
     file = tmp_path / "old.csv"
