@@ -215,7 +215,9 @@ def visits(browser: Browser, server: Embedded, runs: list[str]) -> dict[str, Vis
 
 def profile(browser: Browser, server: Embedded, run: str, path: Path) -> None:
     """Write a trace of one visit and one zoom of a run, for the browser's own performance panel."""
-    browser.start_tracing(path=path, categories=["devtools.timeline", "v8.execute", "disabled-by-default-v8.cpu_profiler"])
+    browser.start_tracing(
+        path=path, categories=["devtools.timeline", "v8.execute", "disabled-by-default-v8.cpu_profiler"]
+    )
     meter = Meter(browser, server)
     meter.open(f"/runs/{run}", loss=LOSS_DRAWN, panels=ALL_DRAWN)
     meter.page.wait_for_load_state("networkidle")
