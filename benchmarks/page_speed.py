@@ -38,12 +38,12 @@ from websockets.sync.client import connect
 
 from benchmarks.long_run import STATISTICS, LongRun
 from benchmarks.recordings import load
-from client_sdk.protocol import Layout
+from client_sdk.protocol import Layout, Record
 from server.storage import migrate
 from server.storage.database import Database
 from tests.support.browser import CHROMIUM_FLAGS, CHROMIUM_NAMES
 from tests.support.embedded import Embedded, embedded
-from tests.support.writer import Writer, record
+from tests.support.writer import Writer
 
 SIZES = {"short": (20_000, 150), "long": (1_000_000, 300)}
 FLEET = 50
@@ -176,11 +176,12 @@ def finish(server: Embedded, sizes: dict[str, tuple[int, int]]) -> None:
                 )
                 values = np.stack([columns.blocks[0].statistics[name] for name in STATISTICS], axis=1)
                 writer.commit(*(
-                    record(
-                        int(step),
+                    Record(
+                        step=int(step),
                         time=time.time() - 64 + at,
-                        block=values[:, :, at],
-                        **{name: float(column.values[at]) for name, column in columns.scalars.items()},
+                        scalars={name: float(column.values[at]) for name, column in columns.scalars.items()},
+                        layout=0,
+                        block=values[:, :, at].astype("<f4").tobytes(),
                     )
                     for at, step in enumerate(columns.steps)
                 ))  # fmt: skip
