@@ -180,7 +180,7 @@ def layout(frame: Frame, *, top: int = 6, bottom: int = 24, **more: Any) -> dict
 
 
 def figure(data: list[Any], layout: dict[str, Any]) -> go.Figure:
-    """Return a figure without Plotly's default template. Raises `ValueError` for traces that the browser cannot draw."""
+    """Return a figure without Plotly's default template. Raises `ValueError` for a trace that browsers cannot draw."""
     for trace in data:
         if trace["type"] not in TRACE_TYPES:
             raise ValueError(
