@@ -65,7 +65,7 @@ EXACT_ZOOM = """() => { const plot = document.querySelector('.panel.layers .js-p
 
 @dataclass
 class Visit:
-    """What one visit took."""
+    """Measurements of one visit."""
 
     milliseconds: dict[str, float] = field(default_factory=dict)
     """Time until each picture was complete, keyed by its name."""
