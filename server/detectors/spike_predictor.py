@@ -14,8 +14,8 @@ Rule: the predictor looks for six signs (each of them alone raises false alarms 
   stops the growth;
 * *reset*: v was lost and restarts from a single gradient.
 
-A sign whose spike would be a mere ripple by its expected height (`height`) is a watch. Where curvature is measured, so is
-one whose date is more than 25 steps away, and one in the first 100 records while the loss still falls.
+A sign whose spike would be a mere ripple by its expected height (`height`) is a watch. Where curvature is measured, so
+is one whose date is more than 25 steps away, and one in the first 100 records while the loss still falls.
 
 The level is watch while λ_max nears or crosses the limit with v decoupled and a spike in reach; warning when a sign
 holds; critical when λ_grad is above the limit and the gradient grows, or the forecast is less than 20 steps away. A
@@ -67,7 +67,7 @@ APPROACHING: Final = 0.7
 IN_REACH: Final = 100
 """Number of steps before the crossing from which it is a watch."""
 SOON: Final = 25
-"""Number of steps before the forecast spike from which a sign is a warning where λ_max is known; many die out before."""
+"""Number of steps before the forecast spike from which a sign is a warning where λ_max is known; many die out."""
 OVERDUE: Final = 100
 """Number of steps above the limit after which a crossing without growth is none: an instability would have grown."""
 UNBELIEVED: Final = 10.0
