@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from client_sdk import protocol
-from client_sdk.protocol import Outcome, PredictedStep
+from client_sdk.protocol import Forecast, Outcome, PredictedStep
 from client_sdk.vocabulary import (
     LOSS,
     STAGE_REASONS,
@@ -36,7 +36,7 @@ from client_sdk.vocabulary import (
     Stage,
 )
 
-__all__ = ["Outcome", "PredictedStep"]
+__all__ = ["Forecast", "Outcome", "PredictedStep"]
 
 ENDED_WITH: Final = {
     AlertKind.NONFINITE.value: "NaN",

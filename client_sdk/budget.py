@@ -14,7 +14,7 @@ Purpose = Literal["layers", "curvature"]
 """The purpose of time that is spent: layer statistics, or curvature with the directions that it follows."""
 
 WINDOW: Final = 200  # steps
-FIRST: Final = 5  # steps whose time must be known before anything is allowed
+FIRST: Final = 3  # steps whose time must be known before anything is allowed
 TIMES: Final = 31  # steps whose median is the time of a step
 MEDIAN_EVERY: Final = 8  # steps between two medians, once there are TIMES of them; a median costs microseconds
 LONGEST: Final = 4.0  # times the median, for which one step counts at most
@@ -24,7 +24,6 @@ BRIEF: Final = 0.02
 There, few measurements that find much are worth more than many small ones. The tenth of a second that one step takes
 longer at most disturbs nobody.
 """
-TIGHT: Final = 0.005  # the same below which even deciding at every step takes a good part of a small budget
 
 
 class Budget:
@@ -60,11 +59,6 @@ class Budget:
         """Whether there is a limit, and steps are so brief that measurements are best made rarely and whole."""
         return 0.0 < self._step_time < BRIEF and not math.isinf(self.share)
 
-    @property
-    def is_tight(self) -> bool:
-        """Whether there is a limit, and steps are so brief that deciding anew at each of them would use it up."""
-        return 0.0 < self._step_time < TIGHT and not math.isinf(self.share)
-
     def end_step(self, seconds: float) -> None:
         """End a step of training, which took ``seconds`` without the measuring."""
         times = self._times
@@ -90,10 +84,23 @@ class Budget:
             return True
         if self.step_time == 0.0:
             return False
-        # The step under way, and those of a window that is not over, are expected to take as long as the others.
-        allowed = self.share * self._own.total * WINDOW / min(self._own.steps, WINDOW - 1)
+        allowed = self._allowed
         within = self.spent() + seconds <= allowed
         return within and (purpose is None or self._spent[purpose].total + seconds <= part * allowed)
+
+    def left(self) -> float:
+        """Return the seconds that measuring may take now; infinite without a limit, 0 while that is not known."""
+        if math.isinf(self.share):
+            return math.inf
+        return max(0.0, self._allowed - self.spent()) if self.step_time > 0.0 else 0.0
+
+    @property
+    def _allowed(self) -> float:
+        """Seconds that measuring may take over the window.
+
+        The step under way, and those of a window that is not over, are expected to take as long as the others.
+        """
+        return self.share * self._own.total * WINDOW / min(self._own.steps, WINDOW - 1)
 
     def spent(self, purpose: Purpose | None = None) -> float:
         """Return the seconds that were spent over the last `WINDOW` steps, on everything or on ``purpose``."""

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from client_sdk import answers
 from client_sdk.config import Endpoint
 from client_sdk.errors import ConfigurationError, TransportError
+from client_sdk.names_parameter import names_parameter
 from client_sdk.vocabulary import LOSS
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Server:
     def _open(self, path: str, query: Mapping[str, Any]) -> IO[bytes]:
         parts = urlsplit(self._endpoint.url)
         address = f"{parts.path.rstrip('/')}/api/v1{path}"
-        url = urlunsplit((_SCHEMES[parts.scheme], parts.netloc, address, urlencode(query), ""))
+        url = urlunsplit((_SCHEMES[parts.scheme], parts.netloc, address, urlencode(query, doseq=True), ""))
         request = urllib.request.Request(url)  # noqa: S310 - one of _SCHEMES
         token = self._endpoint.find_token()
         if token is not None:
@@ -319,9 +320,9 @@ class Run:
         self, attempt: int | None, *, keys: Sequence[str] | None, stats: Sequence[str]
     ) -> Iterator[tuple[_Chunk, NDArray[np.bool_]]]:
         """Yield each chunk that has visible records, with a mask of those records."""
-        query = {"format": "msgpack", "stats": ",".join(stats)}
+        query = {"format": "msgpack", "stats": names_parameter(stats)}
         if keys is not None:
-            query["keys"] = ",".join(keys)
+            query["keys"] = names_parameter(keys)
         with self._export(query) as answer:
             attempts = self._read("", {}, answers.RunDetail).attempts
             while True:

@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 
 from dash import Dash
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse
-from starlette.types import ASGIApp, Lifespan
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
@@ -94,14 +96,47 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
     async def open_page(request: Request) -> HTMLResponse:
         """Answer every address with the same document, in which the router reads the address."""
         page = document(dash, request)
-        if request.url.path.startswith("/runs/"):  # only there Plotly is needed at once
+        if request.url.path.startswith(("/runs/", "/compare")):  # only there Plotly is needed at once
             page = page.replace("</head>", f"{frame.prefetch(PLOTLY)}</head>", 1)
         return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
 
+    async def no_page(request: Request, error: Exception) -> Response:
+        """Answer an address that names no page: with the document, whose router says so, or as JSON for programs."""
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404 and request.method == "GET" and opens_pages(request.headers.get("accept", "")):
+            answer = await open_page(request)
+            answer.status_code = 404
+            return answer
+        path = request.url.path
+        words = f"there is no {path}" if error.status_code == 404 else f"{path}: {error.detail}"
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
+        return JSONResponse({"error": code, "message": words}, error.status_code, error.headers)
+
+    server.add_exception_handler(HTTPException, no_page)
     for page in PAGES:
         if page.path != "/":  # Dash serves "/" itself
             server.add_api_route(page.path, open_page, methods=["GET"])
-    return SecurityHeaders(ScriptsAndStyles(server), content_policy(dash.csp_hashes()))
+    return SecurityHeaders(_head_as_get(ScriptsAndStyles(server)), content_policy(dash.csp_hashes()))
+
+
+def opens_pages(accept: str) -> bool:
+    """Return whether the header Accept is that of a browser which opens an address, rather than of a program.
+
+    >>> opens_pages("text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"), opens_pages("*/*")
+    (True, False)
+    """
+    return any(part.split(";")[0].strip().lower() == "text/html" for part in accept.split(","))
+
+
+def _head_as_get(app: ASGIApp) -> ASGIApp:
+    """Return the application with HEAD answered as GET. The server of HTTP leaves the body out."""
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)
+
+    return answering
 
 
 def _origin(url: str | None) -> str:

@@ -1,4 +1,9 @@
-"""The dashboard's client of the HTTP API: typed answers, without a cache and without retries, which the pages do."""
+"""The dashboard's client of the HTTP API: typed answers, without a cache.
+
+A request that only reads is repeated if its connection breaks before the answer is complete. A server closes a
+connection that was idle for some seconds, and a request that is sent at this very moment is lost. No other error is
+repeated here; the pages do that.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +41,7 @@ from client_sdk.answers import (
     Series,
     Token,
 )
+from client_sdk.names_parameter import names_parameter
 from dashboard.config import API_PREFIX, DashboardConfig
 from dashboard.models import Heatmap
 
@@ -46,6 +52,15 @@ RUN_PAGE_SIZE = 200
 MAX_RUNS = 2_000
 CONNECT_TIMEOUT = 5.0  # seconds
 TIMEOUT = 30.0  # seconds; a backtest or a replay takes up to 20
+KEEP_ALIVE = 2.5
+"""Seconds after which an idle connection is closed; a server closes it later, ours after 15 s, uvicorn's by default
+after 5 s."""
+ATTEMPTS = 3
+"""Number of times that a request which only reads is sent, before its broken connection is reported."""
+
+
+BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+"""Errors of a connection that ended before its answer."""
 
 
 class ApiError(Exception):
@@ -86,7 +101,7 @@ class ApiClient:
         self._http = httpx.AsyncClient(
             base_url=config.api_url.rstrip("/") + API_PREFIX,
             timeout=httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
-            limits=httpx.Limits(max_connections=32),
+            limits=httpx.Limits(max_connections=32, keepalive_expiry=KEEP_ALIVE),
             trust_env=False,  # a proxy of the environment is meant for other hosts than the own server
             transport=transport,
         )
@@ -133,7 +148,7 @@ class ApiClient:
         ``attempt``: only this attempt; None for the steps that no later attempt replaced.
         """
         query: dict[str, Any] = {
-            "keys": ",".join(keys), "from": step_from, "to": step_to, "points": points, "attempt": attempt,
+            "keys": names_parameter(keys), "from": step_from, "to": step_to, "points": points, "attempt": attempt,
         }  # fmt: skip
         return await self._get(f"/runs/{_segment(run_id)}/series", Series, **query)
 
@@ -302,15 +317,22 @@ class ApiClient:
         self, method: str, path: str, query: dict[str, Any], headers: dict[str, str], json: Any = None
     ) -> httpx.Response:
         params = {key: value for key, value in query.items() if value is not None}
-        try:
-            response = await self._http.request(
-                method, path, params=params, headers={**self._authorization, **headers}, json=json
-            )
-        except httpx.HTTPError as error:
-            raise ApiUnavailableError(f"no answer from the server: {_reason(error)}") from error
-        if response.is_success:
-            return response
-        raise _refusal(response)
+        left = ATTEMPTS if method == "GET" else 1
+        while True:
+            left -= 1
+            try:
+                response = await self._http.request(
+                    method, path, params=params, headers={**self._authorization, **headers}, json=json
+                )
+            except BROKEN as error:
+                if left == 0:
+                    raise ApiUnavailableError(f"no answer from the server: {_reason(error)}") from error
+                continue
+            except httpx.HTTPError as error:
+                raise ApiUnavailableError(f"no answer from the server: {_reason(error)}") from error
+            if response.is_success:
+                return response
+            raise _refusal(response)
 
 
 def _reason(error: httpx.HTTPError) -> str:

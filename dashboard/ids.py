@@ -35,10 +35,6 @@ RUN_DANGER: Final = "run-danger"  # the sentence about the most urgent alert; em
 RUN_EMPTY: Final = "run-empty"
 RUN_PANELS: Final = "run-panels"
 ALERT_COLUMN: Final = "alert-column"
-LOSS_TITLE: Final = "loss-title"
-LOSS_NOTE: Final = "loss-note"
-LAYERS_NOTE: Final = "layers-note"
-CURVATURE_NOTE: Final = "curvature-note"
 STAT_PICK: Final = "stat-pick"
 METRIC_PICK: Final = "metric-pick"
 ATTEMPT_PICK: Final = "attempt-pick"
@@ -67,8 +63,33 @@ def nav(page: str) -> str:
 
 
 def panel(name: str) -> dict[str, str]:
-    """Return the id of a graph that shares the step axis of the run page: "loss", "curvature" or "layers"."""
+    """Return the id of a graph that shares the step axis of the run page, such as "loss", "curvature" or "layers"."""
     return {"panel": name}
+
+
+def panel_card(name: str) -> str:
+    """Return the id of the card of a panel."""
+    return f"{name}-card"
+
+
+def panel_title(name: str) -> str:
+    """Return the id of the heading of a panel."""
+    return f"{name}-title"
+
+
+def panel_note(name: str) -> str:
+    """Return the id of the sentence beside the heading of a panel."""
+    return f"{name}-note"
+
+
+def metric_pick(slot: int) -> str:
+    """Return the id of the select of a further panel's scalar; the panels are counted from 0."""
+    return f"more-{slot}-pick"
+
+
+def more(slot: int) -> str:
+    """Return the name of a further panel of one scalar."""
+    return f"more-{slot}"
 
 
 def panel_box(name: str) -> str:

@@ -199,15 +199,26 @@ class ApiError(ServerError):
     """A refused request: a status and the contents of `client_sdk.answers.Error`."""
 
     def __init__(
-        self, status: int, code: str, message: str, *, field: str | None = None, retry_after: int | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_after: int | None = None,
+        authenticate: str = "Bearer",
     ) -> None:
-        """``field``: path of the field or parameter at fault. ``retry_after``: seconds, for the header Retry-After."""
+        """``field``: path of the field or parameter at fault. ``retry_after``: seconds, for the header Retry-After.
+
+        ``authenticate``: the header WWW-Authenticate of a refusal with status 401.
+        """
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.field = field
         self.retry_after = retry_after
+        self.authenticate = authenticate
 
     def __str__(self) -> str:
         return f"{self.status} {self.code}: {self.message}"

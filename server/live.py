@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -17,7 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from client_sdk import answers
 from server.auth.admissions import Admission, Admissions
-from server.auth.tokens import REVOKED, UNAUTHENTICATED, Authenticator, Identity, bearer_token
+from server.auth.tokens import REVOKED, Authenticator, Identity, bearer_token
 from server.broker import Broker
 from server.broker.live_message import RESYNC
 from server.errors import UNAVAILABLE, ApiError, DatabaseError, LimitError
@@ -49,7 +50,7 @@ class LiveEndpoint:
         with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError):
             try:
                 identity = await self._identify(socket)
-                run_ids = _asked_runs(socket.query_params.get("runs"))
+                run_ids = _asked_runs(socket.query_params.getlist("runs"))
                 with self._admissions.admit(identity) as admission:
                     await self._serve(socket, admission, run_ids, socket.query_params.get("cursor"))
             except ApiError as error:
@@ -102,21 +103,20 @@ class LiveEndpoint:
                 await _send_text(socket, delivery.frame)
 
     async def _identify(self, socket: WebSocket) -> Identity:
+        token = bearer_token(socket.headers)
         try:
-            identity = await self._authenticator.identity(bearer_token(socket.headers))
+            identity = await self._authenticator.identity(token)
+            if identity is None:
+                raise await self._authenticator.refusal(token)
         except DatabaseError as error:
             raise ApiError(503, "storage_unavailable", UNAVAILABLE) from error
-        if identity is None:
-            raise ApiError(401, "unauthenticated", UNAUTHENTICATED)
         if not identity.principal.may(Scope.READ):
             raise ApiError(403, "forbidden", "this token may not read; use one with the scope read")
         return identity
 
 
-def _asked_runs(value: str | None) -> frozenset[str] | None:
-    if value is None:
-        return None
-    run_ids = frozenset(part for part in value.split(",") if part)
+def _asked_runs(values: Sequence[str]) -> frozenset[str] | None:
+    run_ids = frozenset(part for value in values for part in value.split(",") if part)
     if len(run_ids) > MAX_RUNS:
         raise ApiError(400, "invalid_parameter", f"runs: select at most {MAX_RUNS}")
     return run_ids or None

@@ -11,12 +11,18 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from fastapi import FastAPI, WebSocket
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from client_sdk import answers
+from server.agents.endpoint import AgentEndpoint
+from server.agents.questions import Questions
 from server.api import alerts, channels, errors, exports, health, losses, replays, rules, runs, sessions, tokens
 from server.api.access import MetricsAccess, Services
 from server.api.document import add_document
 from server.api.limits import RequestLimits
+from server.api.methods import OtherMethods
+from server.api.run_risk import RunRisk
 from server.assembly.access import make_access
 from server.assembly.background import Background
 from server.assembly.dashboard import add_dashboard
@@ -103,6 +109,9 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     live = LiveEndpoint(broker, access.authenticator, access.admissions, metrics)
     compactor = Compactor(SpanStore(database), config.compact_every, is_ours=lambda: leases.take("compactor"))
     add_gauges(metrics, ingest=ingest, live=live, pipeline=pipeline, compactor=compactor, broker=broker)
+    agents = AgentEndpoint(
+        lambda: Questions(app.state.services), authenticator=access.authenticator, version=version("spikewatch")
+    )
     background = Background(
         database=database,
         broker=broker,
@@ -110,6 +119,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         pipeline=pipeline,
         compactor=compactor,
         admissions=access.admissions,
+        agents=agents,
         deleter=deleter,
     )
     exporter = Exporter(StepReader(database, layouts))
@@ -150,6 +160,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         archiver=Archiver(exporter, HistogramHistory(database), EventStore(database), AlertStore(database)),
         deleter=deleter,
         metrics=metrics,
+        run_risk=RunRisk(metrics, FleetQuery(database, run_store, layouts), AlertStore(database)),
         metrics_access=MetricsAccess(token=config.metrics_token, open_to_loopback=config.metrics_open_to_loopback),
         readiness=make_readiness(config, database, broker),
         clock=time.time,
@@ -161,14 +172,14 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 
     app.state.drain = drain
     app.state.broker = broker
-    _add_routes(app, ingest, live)
+    _add_routes(app, ingest, live, agents)
     if config.dashboard:
         add_dashboard(app, config)
     app.add_middleware(RequestLimits, body_bytes=config.max_body_bytes)
     return app
 
 
-def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint) -> None:
+def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint, agents: AgentEndpoint) -> None:
     errors.install(app)
     add_document(app, f"{API}/openapi.json")
     for room in (runs, losses, replays, exports, alerts, channels, rules, sessions, tokens):
@@ -183,6 +194,14 @@ def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint) -> Non
     async def live_socket(socket: WebSocket) -> None:
         await live.handle(socket)
 
-    @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def nothing_here(rest: str) -> None:
-        raise ApiError(404, "not_found", f"there is no /api/{rest}; {API}/openapi.json lists what there is")
+    app.router.routes.append(Route("/mcp", agents, methods=["POST"], include_in_schema=False))
+    app.router.routes.append(OtherMethods(app.router))
+    app.mount("/api", nothing_here)
+
+
+async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a path below ``/api`` that no route has, in place of the dashboard. A socket is closed."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 4404, "reason": "there is no such socket"})
+        return
+    raise ApiError(404, "not_found", f"there is no {scope['path']}; {API}/openapi.json lists what there is")

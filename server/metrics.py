@@ -1,7 +1,8 @@
 """The server metrics of one process for Prometheus. Owns their names; docs/reference/server-metrics.md explains each.
 
 Values that a part of the server keeps anyway are read when Prometheus asks (`pull`); the others are counted where they
-occur. Every application has its own registry. No client can choose the value of a label.
+occur. Every application has its own registry. No client can choose the value of a label, except the names of the few
+runs that `server.api.run_risk` exports.
 """
 
 from __future__ import annotations

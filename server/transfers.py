@@ -126,7 +126,7 @@ async def import_paths(
                     try:
                         for logged in opener():
                             done = await _import_one(importer, logged, progress, project, renames)
-                            raised = await alerts.find(run_id=done.run_id)
+                            raised = await alerts.find(run_ids=[done.run_id])
                             note(_sentence(logged, done, len(raised)))
                     except ImportFileError as error:
                         broken += 1

@@ -26,8 +26,8 @@ class Graph:
     """
     is_compiled: bool
     """Whether a part is a compiled graph, which has no second derivative."""
-    is_coarse: bool
-    """Whether gradients pass through float16 or bfloat16."""
+    coarse: torch.dtype | None
+    """The type of 16 bits through which gradients pass, bfloat16 if both are there; None without one."""
     custom: tuple[Any, ...]
     """Nodes of custom `autograd.Function`s."""
     leaves: tuple[Tensor, ...]
@@ -39,10 +39,11 @@ class Graph:
         nodes = list(_nodes([loss]))
         custom: tuple[Any, ...] = tuple(node for node in nodes if isinstance(node, BackwardCFunction))
         names = [node.name().lower() for node in custom]
+        types = {dtype for node in nodes for dtype in _coarse_types(node)}
         return cls(
             recomputes_by_backward=any("checkpoint" in name for name in names),
             is_compiled=any("compiledfunction" in name for name in names),
-            is_coarse=any(_is_coarse(node) for node in nodes),
+            coarse=torch.bfloat16 if torch.bfloat16 in types else next(iter(types), None),
             custom=custom,
             leaves=tuple(leaf for node in nodes if isinstance(leaf := getattr(node, "variable", None), Tensor)),
         )
@@ -106,6 +107,6 @@ def _nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
         waiting += [following for following, _ in node.next_functions]
 
 
-def _is_coarse(node: Any) -> bool:
+def _coarse_types(node: Any) -> set[torch.dtype]:
     metadata = getattr(node, "_input_metadata", ())  # of the gradients that the node receives; torch ≥ 2.1
-    return any(getattr(each, "dtype", None) in (torch.float16, torch.bfloat16) for each in metadata)
+    return {each.dtype for each in metadata if getattr(each, "dtype", None) in (torch.float16, torch.bfloat16)}

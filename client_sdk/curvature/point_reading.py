@@ -45,13 +45,15 @@ def read_at_point(
     good: float,
     most: int,
     second_share: float | None = None,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> PointReading | None:
     """Return the leading pairs of the operator ``product``, x [N] → A·x [N], from at most ``most`` products.
 
     ``known`` are vectors with their images, which cost no product, and ``starts`` vectors to begin with, all of any
     length. After these, residuals extend the space until the error is at most ``good``. ``second_share`` is what the
-    second eigenvalue was last in shares of the first, if that is known. Returns None if everything is zero, or if an
-    image is not finite.
+    second eigenvalue was last in shares of the first, if that is known. ``may_go_on`` is asked before each product but
+    the first, and ends the reading with the error that it has. Returns None if everything is zero, or if an image is
+    not finite.
     """
     basis: list[Vectors] = []
     images: list[Vectors] = []
@@ -68,7 +70,7 @@ def read_at_point(
     count = 0
     waiting = list(starts)
     reading: PointReading | None = None
-    while count < most:
+    while count < most and (count == 0 or may_go_on()):
         is_start = bool(waiting)
         if is_start:
             candidate = waiting.pop(0)

@@ -31,7 +31,7 @@ from client_sdk.curvature.reading import CurvatureCopy, is_flat, is_reportable
 from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox, held
 from client_sdk.curvature.schedule import Choice, Schedule
 from client_sdk.curvature.step_probe import StepSnapshot
-from client_sdk.curvature.timer import Timer
+from client_sdk.curvature.timer import Allowance, Timer
 from client_sdk.curvature.tracking import Aim, Tracking
 from client_sdk.curvature.unstable_directions import UnstableDirections
 from client_sdk.optimizers import Kind
@@ -109,6 +109,7 @@ class Probe:
         self._steps = 0  # optimizer steps since the last call of `measure`
         self._steps_a_call: int | None = None  # those between the last two calls; None before the first
         self._is_verified = False
+        self._allowance = Allowance(math.inf)  # of the measurement under way
         self._reads_at_point = False  # whether the measurement under way judges each product before the next
         self._method = method
         self._uses_differences = method == "finite-difference"
@@ -145,10 +146,9 @@ class Probe:
 
     def _expects_step(self, lr: float | None) -> bool:
         """Return whether the next `measure` will want the weights before its step."""
-        is_wanted = (
-            self.schedule.wants_step if self._has_limit else self._forward.needs_step or self.schedule.wants_step
-        )
-        return is_wanted and self.schedule.expects(lr)
+        if not self.schedule.expects(lr):
+            return False
+        return self.schedule.wants_step or (not self._has_limit and self._forward.needs_step)
 
     def follow(self) -> None:
         """Take in the gradients of the step that is under way, if following the directions is within the budget."""
@@ -180,6 +180,7 @@ class Probe:
         if self._rest:
             self.pass_by(step)
             return None
+        began = time.perf_counter()
         self._steps_a_call, self._steps = max(1, self._steps), 0
         snapshot, self._snapshot = self._snapshot, None
         self._collect()
@@ -191,7 +192,7 @@ class Probe:
             return None
         choice = self._choose(step, lr)
         if choice == "none" or lr == 0:
-            self._rest = self.schedule.records_to_rest(lr)
+            self._rest = self.schedule.records_to_rest(lr, time.perf_counter() - began)
             return None
         try:
             with without_reduction():
@@ -243,15 +244,16 @@ class Probe:
         choice = self.schedule.decide(step, lr)
         if self.schedule.is_beyond_budget:
             self._say_once(
-                f"one Hessian-vector product takes the time of {self.schedule.product_steps:.0f} steps, more than the "
+                f"one Hessian-vector product takes the time of {self.schedule.reading_steps:.0f} steps, more than the "
                 f"budget of {self._budget.share:.3g} allows over {WINDOW} steps, so that curvature is not measured. "
                 "Pass a larger budget to watch(), or compute the closure on a smaller batch"
             )
         self._calls += 1
         if self._calls > PATIENCE and self._read_at is None and self._has_limit and not math.isinf(self._budget.share):
+            part = "reading it" if self.schedule.is_brief else "each of its Hessian-vector products"
             self._say_once(
-                f"λ_max was not read in {PATIENCE} records, because a Hessian-vector product takes the time of "
-                f"{self.schedule.product_steps:.1f} steps and the budget is {self._budget.share:.3g} of the training's "
+                f"λ_max was not read in {PATIENCE} records, because {part} takes the time of "
+                f"{self.schedule.reading_steps:.1f} steps and the budget is {self._budget.share:.3g} of the training's "
                 "time. A larger budget, such as watch(…, budget=1.0), reads it sooner"
             )
         return choice
@@ -275,11 +277,12 @@ class Probe:
     def _measure(
         self, step: int, choice: Choice, closure: Callable[[], Any], snapshot: StepSnapshot | None
     ) -> CurvatureCopy | None:
+        device = next(self._model.parameters()).device
+        timer, step_timer = Timer(device), None
+        self._allowance = Allowance(self.schedule.allowance)
         preconditioner = self._read_preconditioner()
         if preconditioner is None and self._has_limit:
             return None
-        device = next(self._model.parameters()).device
-        timer, step_timer = Timer(device), None
         aim: Aim | None = None
         if preconditioner is not None and not same_tensors(self._parameters, preconditioner.parameters):
             self._forget()
@@ -407,6 +410,7 @@ class Probe:
             gradient = gradient + torch.where(is_moving, penalty * weights, 0.0)
         (square,) = self._inner.dots((gradient, gradient))
         values = {"loss": hessian.loss, "lr": preconditioner.lr, "gradient_square": square}
+        values["product_error"] = torch.tensor(hessian.error, dtype=torch.float64)
         along = torch.where(is_moving, gradient / root, 0.0)  # the gradient in the coordinates of D^½·H·D^½
         known: tuple[Tensor, Tensor] | None = None
         if choice in ("gradient", "both"):
@@ -415,8 +419,14 @@ class Probe:
             values["lambda_grad"] = bent / square
             known = along, root * image
         if self._reads_at_point:
+            self._allowance.start()
             values |= self._tracking.read_at_point(
-                lambda x: root * curved(root * x), root, root * gradient, known, is_scarce=self.schedule.is_rare
+                lambda x: root * curved(root * x),
+                root,
+                root * gradient,
+                known,
+                is_scarce=self.schedule.is_rare,
+                may_go_on=self._allowance.may_go_on,
             )
         elif choice == "gradient" and known is not None:
             self._tracking.take_known(*known, root)

@@ -283,6 +283,11 @@ class MeanHessian:
         """Loss of this rank, 0-d; None if it failed."""
         return None if self._own is None or self.failure is not None else self._own.loss
 
+    @property
+    def error(self) -> float:
+        """Relative error of the products of this rank; those of the others are made in the same way."""
+        return 0.0 if self._own is None else self._own.error
+
     def product(self, vector: Tensor) -> Tensor:
         """Return the mean of H·vector, [N]. The first product takes loss and gradient with it if they are not known."""
         self._products -= 1

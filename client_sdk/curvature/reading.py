@@ -32,7 +32,8 @@ class CurvatureCopy:
     def values(self) -> dict[str, float]:
         """Return everything that was measured, by name, with NaN where a measurement failed.
 
-        Always `loss`. With a Hessian-vector product also `lr` and those of `Tracking.take`, or `lambda_grad`; without
+        Always `loss`. With a Hessian-vector product also `lr`, `product_error` (see `Hessian.error`), and those of
+        `Tracking.take`, or `lambda_grad`; without
         one those of `ForwardProbe`; with the weights before the step also those of `StepSnapshot.measure`.
         """
         return dict(zip(self._names, self._copy.array().tolist(), strict=True))
@@ -51,7 +52,8 @@ class CurvatureCopy:
             reported["lambda_grad"] = values["lambda_grad"]
         if is_reportable(values):
             reported["lambda_max"] = values["lambda_max"]
-            reported["lambda_max_error"] = values["lambda_max_error"]
+            # More products reduce only the first part.
+            reported["lambda_max_error"] = values["lambda_max_error"] + values.get("product_error", 0.0)
             if values["lr"] > 0:
                 reported["stability_ratio"] = stability_ratio(values["lambda_max"], values["lr"])
         if math.isfinite(values.get("critical_sharpness", math.nan)):

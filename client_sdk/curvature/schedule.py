@@ -41,9 +41,13 @@ STEPS_ALIKE: Final = 4  # measurements of which one is given λ_step while the r
 UNKNOWN_COST: Final[dict[Cost, float]] = {"gradient": 4.0, "track": 4.0, "both": 8.0, "reading": 5.5, "step": 1.5}
 """Step times that a measurement is assumed to take before one has been made."""
 
-MARGIN: Final = 1.1  # on the cost of a measurement that takes most of the budget of a window, as it varies
+MARGIN: Final = 1.1  # on the longest of the last measurements of a kind, which the next one may exceed
+LONGEST: Final = 1.5  # times their median, for which the longest counts at most
+FORGETTING: Final = 0.8  # factor on the costs after a window without a measurement, so that it is tried again
 LARGE_BUDGET: Final = 1.0  # share of the training's time from which on a record may pay for several products
 
+RESERVE: Final = 0.08  # part of the budget that no measurement plans with, as the steps to come may be shorter
+DECIDING: Final = 0.1  # part of the budget that deciding may take while nothing is due
 RESTS: Final = (8, 4, 2)  # records after which the next decision is made, the longest first
 WHOLE: Final = 0.9  # part of the budget of a window that one reading may take
 
@@ -81,7 +85,11 @@ class Schedule:
         self._lambda_max: float | None = None
         self._measured_lr = 0.0
         self._gradients: deque[float] = deque(maxlen=GROWTH_WINDOW)
+        # In times of a training step, as both take longer on a busy machine.
         self._costs: dict[Cost, deque[float]] = {kind: deque(maxlen=5) for kind in UNKNOWN_COST}
+        self._usual = dict(UNKNOWN_COST)  # medians of these, as a median at every step would cost microseconds
+        self._forgot_at = 0
+        self._may_rest = True
         self._measurements = 0
         self._backoff = 0
         self._resume_at = -1
@@ -101,19 +109,28 @@ class Schedule:
         elif step > self._step:
             self._gap = step - self._step
         self._step = step
+        if step - max(self._last, self._forgot_at) >= WINDOW:
+            self._forget_costs(step)
         return self._due(step, lr)
 
-    def records_to_rest(self, lr: float | None) -> int:
-        """Return the number of records from now on at which nothing is due, in a training whose steps are brief.
+    def records_to_rest(self, lr: float | None, seconds: float) -> int:
+        """Return the number of records from now on at which nothing is due, if deciding takes long beside a step.
 
-        Deciding anew at each of them would take a good part of the budget of such a training.
+        A decision takes ``seconds``. Made at each record, it would take a good part of the budget of brief steps, and
+        more than all of it on a busy machine.
         """
-        if self._step is None or not self.reads_at_point or not self._budget.is_tight:
+        allowed = DECIDING * self._budget.share * self._budget.step_time
+        if self._step is None or not self._may_rest or not 0.0 < allowed < seconds:
             return 0
         for records in RESTS:
-            if self._due(self._step + records * self._gap, lr) == "none":
+            is_longer = records > RESTS[-1] and records >= 2.0 * seconds / allowed
+            if not is_longer and self._due(self._step + records * self._gap, lr) == "none":
                 return records - 1
         return 0
+
+    def decide_together(self) -> None:
+        """Decide at every record from now on, and spread products over the records, as several ranks do."""
+        self._may_rest = self.reads_at_point = False
 
     def pass_by(self, step: int) -> None:
         """Note a `log` at ``step`` at which nothing is due, as `records_to_rest` said."""
@@ -157,13 +174,21 @@ class Schedule:
         return choice if choice != "none" and self._is_affordable(step, choice, is_crossing) else "none"
 
     def _is_affordable(self, step: int, choice: Cost, is_crossing: bool) -> bool:
-        cost = self.cost(choice)
-        margin = MARGIN if self._costs[choice] and self._budget.is_brief else 1.0
-        if not self._budget.allows(margin * cost):
-            return False
-        is_cold = self._lambda_max is None
-        pace = PACE["armed" if is_cold else self.urgency]
-        return is_crossing or step - self._last >= pace * (self._budget.steps_between(cost) - 1)
+        if not is_crossing:
+            pace = PACE["armed" if self._lambda_max is None else self.urgency]
+            if step - self._last < pace * (self._budget.steps_between(self.cost(choice)) - 1):
+                return False
+        return self._budget.allows(self._highest_cost(choice) + self._reserve)
+
+    @property
+    def allowance(self) -> float:
+        """Seconds that the measurement that is due may take."""
+        return max(0.0, self._budget.left() - self._reserve) if not math.isinf(self._budget.share) else math.inf
+
+    @property
+    def _reserve(self) -> float:
+        share = self._budget.share
+        return 0.0 if math.isinf(share) else RESERVE * share * WINDOW * self._budget.step_time
 
     @property
     def reading_every(self) -> int:
@@ -193,19 +218,23 @@ class Schedule:
         return self.cost("reading") <= WHOLE * self._budget.share * WINDOW * self._budget.step_time
 
     @property
-    def product_steps(self) -> float:
-        """Time of one tracked product in times of a training step; 0 while it is not known."""
-        return self.cost("track") / self._budget.step_time if self._costs["track"] and self._budget.step_time else 0.0
+    def reading_steps(self) -> float:
+        """Time of what reads λ_max, which is one tracked product or a whole reading, in times of a training step."""
+        return self._usual["reading" if self.is_brief else "track"]
 
     @property
     def is_beyond_budget(self) -> bool:
-        """Whether a single product takes more than the budget of a whole window."""
-        return self.product_steps > self._budget.share * WINDOW
+        """Whether a single product has been found to take more than the budget of a whole window."""
+        return bool(self._costs["track"]) and self._usual["track"] > self._budget.share * WINDOW
 
     def cost(self, kind: Cost) -> float:
         """Return the seconds that a measurement is expected to take."""
-        costs = self._costs[kind]
-        return median(costs) if costs else UNKNOWN_COST[kind] * self._budget.step_time
+        return self._usual[kind] * self._budget.step_time
+
+    def _highest_cost(self, kind: Cost) -> float:
+        """Return the seconds that a measurement hardly exceeds, as its cost varies with what else the machine does."""
+        usual = self._usual[kind]
+        return MARGIN * min(max(self._costs[kind], default=usual), LONGEST * usual) * self._budget.step_time
 
     def _rate_rose(self, lr: float | None) -> bool:
         """Return whether a rise of the learning rate has brought the last, then harmless, λ_max near the limit."""
@@ -276,12 +305,22 @@ class Schedule:
 
     def observe_cost(self, kind: Cost, seconds: float) -> None:
         """Take in the seconds that a measurement took."""
-        self._costs[kind].append(seconds)
+        if self._budget.step_time > 0.0:
+            self._costs[kind].append(seconds / self._budget.step_time)
+            self._usual[kind] = median(self._costs[kind])
+
+    def _forget_costs(self, step: int) -> None:
+        """Reduce the known costs, which may have been exceptions that keep anything from being measured again."""
+        self._forgot_at = step
+        for kind, costs in self._costs.items():
+            if costs:
+                self._costs[kind] = deque([FORGETTING * cost for cost in costs], maxlen=costs.maxlen)
+                self._usual[kind] = median(self._costs[kind])
 
     def _begin(self, step: int) -> None:
         """Start over, at the first step or when the run steps back."""
         self._last_reading = step + FIRST_TRACKED - self._every if self._every > FIRST_TRACKED else step - self._every
-        self._last_gradient = self._last = step
+        self._last_gradient = self._last = self._forgot_at = step
         self._tracks, self._is_round_open = 0, False
         self._near_until = self._armed_until = self._resume_at = -1
         self._lambda_max = None

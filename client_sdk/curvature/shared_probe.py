@@ -66,7 +66,7 @@ class SharedProbe(Probe):
         try:
             self._ranks = Ranks.of(participation, self._model, self._warner)
             if self._ranks is not None:
-                self.schedule.reads_at_point = False
+                self.schedule.decide_together()
                 self._takes_parts = self._ranks.is_sharded
                 self._forward = ForwardProbe(mean=self._mean_of_ranks)
         except UnsupportedError as error:

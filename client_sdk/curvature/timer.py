@@ -39,3 +39,23 @@ class Timer:
         if self._events is None:
             return self.on_host
         return max(self.on_host, float(self._events[0].elapsed_time(self._events[1])) / 1000)
+
+
+class Allowance:
+    """Time that a series of equal pieces of work may take. Used on the training thread."""
+
+    def __init__(self, seconds: float) -> None:
+        """Allow ``seconds`` from now on."""
+        self._began = self._last = time.perf_counter()
+        self._seconds = seconds
+        self._longest = 0.0
+
+    def start(self) -> None:
+        """Begin with the first piece; what was done until now is not one of them."""
+        self._last = time.perf_counter()
+
+    def may_go_on(self) -> bool:
+        """Return whether one more piece that takes as long as the longest so far will end in time."""
+        now = time.perf_counter()
+        self._longest, self._last = max(self._longest, now - self._last), now
+        return now - self._began + self._longest <= self._seconds

@@ -127,12 +127,13 @@ class Tracking:
         known: tuple[Tensor, Tensor] | None,
         *,
         is_scarce: bool = False,
+        may_go_on: Callable[[], bool] = lambda: True,
     ) -> dict[str, Tensor]:
         """Read λ_max with as many products as that takes, each judged before the next, and return 0-d tensors.
 
         The arguments are those of `read_at_once`; ``known`` may be missing. With ``is_scarce``, readings are so far
-        apart that an earlier one is worth more than a small error. The vectors must be on the CPU. Nothing is
-        left for `observe`.
+        apart that an earlier one is worth more than a small error. ``may_go_on`` is asked before each product but the
+        first. The vectors must be on the CPU. Nothing is left for `observe`.
         """
         space = self._space
         second: float | None = None
@@ -153,6 +154,7 @@ class Tracking:
             good=RARE_ERROR if is_scarce else GOOD_ERROR,
             most=most,
             second_share=second,
+            may_go_on=may_go_on,
         )
         if reading is None:
             self.forget()

@@ -27,6 +27,7 @@ FIRST_PART: Final = 0.2  # the same at the beginning, when curvature needs more 
 MAX_INTERVAL: Final = 16  # steps; even a model whose measuring is dear is measured this often if the budget allows it
 FOLLOWING: Final = 0.5  # of the share for layers, which following every step may take
 KEEP_FOLLOWING: Final = 0.65  # the same while it is under way, so that it does not end and begin over and over
+FREE: Final = 3  # steps that are measured before it is known what the budget allows
 FIRST: Final = 16  # steps that are all measured at the beginning, which shows what measuring costs
 HOLD: Final = 40  # steps that are measured after the last sign
 COSTS: Final = 5  # measurements whose median is the cost
@@ -127,8 +128,10 @@ class Rhythm:
         budget = self._budget
         if budget.is_brief and budget.spent("curvature") > 0.0:
             part = min(part, SHARED_PART)
-        # The first steps are always measured: what a step and a measurement cost is not known before.
-        return budget.step_time == 0.0 or budget.allows(self.cost, "layers", part)
+        if budget.step_time > 0.0:
+            return budget.allows(self.cost, "layers", part)
+        # What a step takes is not known yet. A limit lets the first steps be measured, and then waits.
+        return math.isinf(budget.share) or self.steps < FREE
 
     @property
     def interval(self) -> int:

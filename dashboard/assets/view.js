@@ -12,28 +12,20 @@
 
   const setProps = (id, props) => window.dash_clientside.set_props(id, props);
 
-  // Links in notifications name a step: /runs/ID?step=712 shows the steps around it.
-  const AROUND = 150;
-  function around(route) {
-    const asked = new URLSearchParams(window.location.search).get("step");
-    if (route.page !== "run" || asked === null || !/^\d{1,15}$/.test(asked)) return null;
-    return surroundings(Number(asked));
-  }
-
-  function surroundings(step) {
-    return [Math.max(0, step - AROUND), step + AROUND];
-  }
-
   // Rows of the history and the keys [ and ] move to a step of the run that is open.
+  // Links in notifications do the same: /runs/ID?step=712 shows the steps around it.
   function jump(step) {
-    history.replaceState(history.state, "", `?step=${step}`);
-    change({range: surroundings(step)});
+    const query = new URLSearchParams(location.search);
+    query.set("step", step);
+    history.replaceState(history.state, "", `?${query}`);
+    change({range: window.spikewatchAddress.surroundings(step)});
   }
 
   function fresh(route) {
     return {
-      page: route.page, subject: route.subject, range: around(route), follows, window: "", attempt: "", metric: "loss", stat: null,
-      scale: "usual", reduce: "max", theme: root.dataset.theme, narrow: phone.matches, cell: null,
+      page: route.page, subject: route.subject, range: null, follows, window: "", attempt: "", metric: "loss", stat: null,
+      scale: "usual", reduce: "max", order: "", search: "", unfolded: [], theme: root.dataset.theme, narrow: phone.matches,
+      cell: null, query: window.location.search, ...(route.page === "run" ? window.spikewatchAddress.read() : {}),
     };
   }
 
@@ -41,12 +33,15 @@
     if (view === null) return;
     view = {...view, ...changes};
     document.body.classList.toggle("zoomed", view.range !== null);
+    if (view.page === "run") window.spikewatchAddress.write(view);
+    document.dispatchEvent(new CustomEvent("spikewatch-viewed", {detail: view}));
     setProps("view", {data: view});
   }
 
+  document.addEventListener("spikewatch-view", (event) => change(event.detail));
+
   function follow() {
     follows += 1;
-    if (location.search.startsWith("?step=")) history.replaceState(history.state, "", location.pathname);
     change({range: null, follows});
   }
 
@@ -76,12 +71,20 @@
     if (row >= 0) change({cell: {layer: plot.layout.meta[row], step: Math.round(point.x)}});
   }
 
+  // Some pages hold their choices in the query of the address; the others have no use for it.
+  function address() {
+    if (view !== null && document.querySelector("[data-addressed]") && view.query !== window.location.search) {
+      change({query: window.location.search});
+    }
+  }
+
   function route(data) {
     if (!data) return window.dash_clientside.no_update;
     follows += 1;
     view = fresh(data);
     document.body.classList.toggle("zoomed", view.range !== null);
     document.body.dataset.page = data.page;
+    document.dispatchEvent(new CustomEvent("spikewatch-viewed", {detail: view}));
     return view;
   }
 
@@ -161,6 +164,7 @@
     lastBeat = Date.now();
     online();
     entitle();
+    if (view !== null && view.page === "run") window.spikewatchAddress.reflect(view);
   }
 
   // The tab names the run and says how many runs are endangered, so that it can be found among many.
@@ -216,6 +220,6 @@
 
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.spikewatch = {
-    ...window.dash_clientside.spikewatch, route, zoom, cell, beat,
+    ...window.dash_clientside.spikewatch, route, address, zoom, cell, beat,
   };
 })();

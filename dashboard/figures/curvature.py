@@ -19,6 +19,7 @@ from dashboard.numbers import exact
 
 CURVES = ("lambda_max", "lambda_grad", "stability_limit", "critical_sharpness")
 """Names of the scalars in the figure; the critical sharpness is drawn where a run has no λ_max."""
+LIMIT = "stability_limit"
 MAX_DECADES = 4.0
 """Maximum height of the vertical range in decades."""
 CEILING = 3.0
@@ -27,6 +28,7 @@ RECENT = 20
 """Number of newest values that the vertical range always contains."""
 LABEL_POSITIONS = (0.0, 0.2, 0.4, 0.6, 0.1, 0.3, 0.5)
 """Candidate positions of the limit's label as shares of the width; the first free one is used."""
+HEIGHT, STRIP_HEIGHT = 236, 30  # pixels of the panel with curves, and of the strip of stages alone
 STRIP_SHARE = 0.075  # height of the strip as a share of the figure
 GAP_SHARE = 0.135  # share of the height for the step labels between curves and strip
 
@@ -39,14 +41,16 @@ def curvature_figure(
     *,
     growth_per_step: float | None = None,
 ) -> go.Figure:
-    """Return the curvature on a logarithmic axis.
+    """Return the curvature on a logarithmic axis above the strip of stages, or the strip alone without any curvature.
 
     ``growth_per_step``: slope of log λ_max in the forecast; None draws no extrapolation.
     """
+    if not has_curvature(series):
+        return _strip_alone(spans, marks, frame)
     data: list[Any] = []
     notes: list[dict[str, Any]] = []
     shown: list[NDArray[np.float64]] = []
-    limit = _points(series.get("stability_limit"))
+    limit = _points(series.get(LIMIT))
     top_key = "lambda_max" if _points(series.get("lambda_max")) is not None else "critical_sharpness"
     top_name = "λ<sub>max</sub>" if top_key == "lambda_max" else "λ<sub>crit</sub>"
     top_curve = _points(series.get(top_key))
@@ -71,11 +75,6 @@ def curvature_figure(
         notes.append(_limit_label(limit, [points for points in (top_curve, directional) if points], extent, frame))
     notes += _curve_labels(top_curve, top_name, directional, extent, frame)
     ticks = _ticks(extent)
-    if not shown:
-        notes.append(_missing(frame))
-    if not data:
-        data.append(_nothing(frame))
-        ticks = {"showticklabels": False, "showgrid": False}
     data += [strip_track(frame), strip_trace(spans, frame)]
     shapes, _ = draw(marks, frame, labelled=False)
     return figure(
@@ -99,6 +98,34 @@ def curvature_figure(
             ),
             shapes=shapes,
             annotations=notes,
+        ),
+    )
+
+
+def has_curvature(series: Mapping[str, Buckets]) -> bool:
+    """Return whether there is a curve to draw; the limit 2/η alone is none."""
+    return any(_points(series.get(name)) is not None for name in CURVES if name != LIMIT)
+
+
+def _strip_alone(spans: Sequence[Span], marks: Marks, frame: Frame) -> go.Figure:
+    """Return the strip of stages, which needs no curvature."""
+    shapes, _ = draw(Marks(spikes=marks.spikes, attempts=marks.attempts), frame, labelled=False)
+    # Plotly does not lay out axes without a trace on them.
+    nothing = {"type": "scatter", "mode": "lines", "x": [frame.step_from], "y": [None], "hoverinfo": "skip"}
+    return figure(
+        [nothing, strip_track(frame), strip_trace(spans, frame)],
+        layout(
+            frame,
+            top=4,
+            bottom=8,
+            bargap=0,
+            barmode="overlay",
+            xaxis=step_axis(frame, anchor="y", showticklabels=False, showgrid=False),
+            yaxis=value_axis(frame, showgrid=False, showticklabels=False, range=[0, 1]),
+            yaxis2=value_axis(
+                frame, domain=[0, 1], range=[-0.5, 0.5], showgrid=False, showticklabels=False, anchor="x"
+            ),
+            shapes=shapes,
         ),
     )
 
@@ -219,7 +246,8 @@ def _limit_label(
         words = f"2/η, now {exact(float(values[-1]))}"
     return {
         "x": best, "xref": "x domain", "y": math.log10(_at(steps, values, at)), "yref": "y", "text": words,
-        "showarrow": False, "xanchor": "left", "yanchor": "bottom", "xshift": 6,
+        "showarrow": False, "xanchor": "left", "yanchor": "bottom", "xshift": 6, "yshift": 2, "borderpad": 0,
+        "bgcolor": frame.palette.label_ground,
         "font": {"size": 11, "color": frame.palette.danger},
     }  # fmt: skip
 
@@ -261,17 +289,3 @@ def _curve_labels(
             }
         )  # fmt: skip
     return notes
-
-
-def _nothing(frame: Frame) -> dict[str, Any]:
-    """Return a trace without points. Plotly does not lay out axes without a trace, so the strip would move up."""
-    return {"type": "scatter", "mode": "lines", "x": [frame.step_from], "y": [None], "hoverinfo": "skip"}
-
-
-def _missing(frame: Frame) -> dict[str, Any]:
-    return {
-        "x": 0.5, "xref": "x domain", "y": 0.5, "yref": "y domain", "showarrow": False, "align": "center",
-        "text": "no curvature yet: pass <b>closure=</b> to <b>client_sdk.log</b>,<br>"
-        "or <b>curvature=True</b> to the integration of your framework",
-        "font": {"size": 13, "color": frame.palette.muted},
-    }  # fmt: skip

@@ -1,9 +1,9 @@
-"""The heatmap of one statistic, layers × steps, with exact values on hover. Pure."""
+"""The heatmap of one statistic, rows of layers × steps, with exact values on hover. Pure."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from dashboard.figures.layer_names import block_of, short_names
+from dashboard.figures.layer_rows import Row, RowChoice, arranged, extreme_layer, rows_of
 from dashboard.figures.marks import Marks, draw
 from dashboard.figures.scales import ColourScale, colour_bar_ticks, colour_scale, statistic
 from dashboard.figures.theme import Frame, figure, layout, safe, step_axis, value_axis
 from dashboard.figures.usual_level import against_usual
 from dashboard.models import Heatmap
-from dashboard.numbers import ellipsis
 
 ROW_PIXELS = 15
 MIN_PIXELS, MAX_PIXELS = 168, 430
@@ -25,52 +26,91 @@ AXIS_PIXELS = 34  # margins above and below the cells
 LABEL_PIXELS = 13  # height of a layer name
 LABEL_CHARS, NARROW_LABEL_CHARS = 24, 9
 HOVER_CHARS = 64
+MAX_BANDED = 80
+"""Number of rows up to which lines separate the blocks."""
 LONG_PAUSE = 4  # usual pauses between measured columns
 MAX_USUAL_PAUSE = 64  # steps between measured ones that are no loss, above the longest interval that the SDK chooses
 
 
-def heatmap_height(layers: int) -> int:
-    """Return the height of the panel in pixels for a number of layers."""
-    return max(MIN_PIXELS, min(ROW_PIXELS * layers, MAX_PIXELS)) + AXIS_PIXELS
+def heatmap_height(rows: int) -> int:
+    """Return the height of the panel in pixels for a number of rows."""
+    return max(MIN_PIXELS, min(ROW_PIXELS * rows, MAX_PIXELS)) + AXIS_PIXELS
 
 
-def heatmap_figure(data: Heatmap | None, marks: Marks, frame: Frame, *, stat: str, scale: str) -> go.Figure:
+def shown_heatmap(
+    data: Heatmap | None, choice: RowChoice, *, stat: str, scale: str, reduce: str
+) -> tuple[Heatmap | None, list[Row]]:
+    """Return the heatmap as its figure shows it, and its rows; the arguments are those of `heatmap_figure`."""
+    if data is None:
+        return None, []
+    data = without_pauses(data)
+    if has_usual_level(stat, scale) and data.z.size:
+        data = msgspec.structs.replace(data, z=against_usual(data.z))
+    rows = rows_of(data.layers, data.z, choice)
+    return arranged(data, rows, reduce), rows
+
+
+def layer_at(data: Heatmap, name: str, step: int, *, stat: str, scale: str, reduce: str) -> str | None:
+    """Return the layer of this name; of a folded block, the layer whose extreme the block shows at a step; else None.
+
+    The other arguments are those of `heatmap_figure`.
+    """
+    if has_usual_level(stat, scale) and data.z.size:
+        data = msgspec.structs.replace(data, z=against_usual(data.z))
+    return extreme_layer(data, name, step, reduce)
+
+
+def heatmap_figure(
+    data: Heatmap | None,
+    marks: Marks,
+    frame: Frame,
+    *,
+    stat: str,
+    scale: str,
+    reduce: str = "max",
+    choice: RowChoice | None = None,
+) -> go.Figure:
     """Return the heatmap of a statistic. Cells without a measurement stay blank.
 
     ``scale``: "usual" for each layer against its own recent level, "log" for values with colours spread over decades,
     "linear" for values with colours in proportion. Cosines, shares and counts have no level to be compared with.
+    ``reduce``: the value that stands for several steps or layers. ``choice``: what decides the rows; None for the
+    default.
     """
     kind = statistic(stat)
-    data = None if data is None else without_pauses(data)
     is_relative = has_usual_level(stat, scale)
+    data, rows = shown_heatmap(data, choice or RowChoice(), stat=stat, scale=scale, reduce=reduce)
     colours = None
     if data is not None and data.z.size:
-        if is_relative:
-            data = msgspec.structs.replace(data, z=against_usual(data.z))
         colours = colour_scale(
             data.z, "ratio" if is_relative else kind.kind, logarithmic=scale != "linear", theme=frame.palette.name
         )
     traces: list[Any] = []
-    layers: tuple[str, ...] = data.layers if data is not None else ()
+    labels = _categories(rows)
     if data is not None and colours is not None:
         value = "%{z:.3~g} × its recent level" if is_relative else "%{z:.5~g}"
-        traces = [_cells(data, colours, value), _colour_bar(colours, frame), *_nonfinite(data, frame)]
-    notes = _names(layers, frame) if colours is not None else [_missing(frame, kind.label)]
+        traces = [_cells(data, labels, colours, value), _colour_bar(colours, frame), *_nonfinite(data, labels, frame)]
+    missing = (
+        "no layer has this in its name"
+        if data is not None and not rows
+        else f"{kind.label}: not measured in these steps"
+    )
+    notes = _names(rows, frame) if colours is not None else [_missing(frame, missing)]
     return figure(
         traces,
         layout(
             frame,
             hovermode="closest",
-            meta=list(layers),
+            meta=[row.name for row in rows],
             xaxis=step_axis(frame, showgrid=False, showspikes=False),
             yaxis=value_axis(
                 frame,
                 type="category",
-                range=[len(layers) - 0.5, -0.5],
+                range=[len(rows) - 0.5, -0.5],
                 showgrid=False,
                 showticklabels=False,
             ),
-            shapes=draw(Marks(expected=marks.expected), frame, labelled=False)[0],
+            shapes=[*draw(Marks(expected=marks.expected), frame, labelled=False)[0], *_bands(rows, frame)],
             annotations=notes,
         ),
     )
@@ -106,7 +146,7 @@ def has_usual_level(stat: str, scale: str) -> bool:
     return scale == "usual" and statistic(stat).kind in ("magnitude", "ratio")
 
 
-def _cells(data: Heatmap, scale: ColourScale, value: str) -> dict[str, Any]:
+def _cells(data: Heatmap, labels: list[str], scale: ColourScale, value: str) -> dict[str, Any]:
     """Return the cells, with ``value`` as the template of their hover text.
 
     The rows are categories with full names, which hover shows without a copy per cell.
@@ -116,7 +156,7 @@ def _cells(data: Heatmap, scale: ColourScale, value: str) -> dict[str, Any]:
         "type": "heatmap",
         "z": data.z,
         "x": _middles(data),
-        "y": _categories(data.layers),
+        "y": labels,
         "zmin": scale.low,
         "zmax": scale.high,
         "zauto": False,
@@ -124,7 +164,7 @@ def _cells(data: Heatmap, scale: ColourScale, value: str) -> dict[str, Any]:
         "showscale": False,
         "hoverongaps": False,
         "xgap": 0,
-        "ygap": 1 if len(data.layers) <= 60 else 0,
+        "ygap": 1 if len(labels) <= 60 else 0,
         "hovertemplate": f"%{{y}}<br>{steps}<br><b>{value}</b><extra></extra>",
     }
 
@@ -134,11 +174,10 @@ def _middles(data: Heatmap) -> NDArray[np.int64]:
     return np.asarray(data.step, dtype=np.int64) + (data.bucket_steps - 1) // 2
 
 
-def _nonfinite(data: Heatmap, frame: Frame) -> list[dict[str, Any]]:
+def _nonfinite(data: Heatmap, labels: list[str], frame: Frame) -> list[dict[str, Any]]:
     """Return a cross for each cell with values that are not finite, which would otherwise look unmeasured."""
     if not data.nonfinite:
         return []
-    labels = _categories(data.layers)
     middles = _middles(data)
     return [
         {
@@ -176,54 +215,74 @@ def _colour_bar(scale: ColourScale, frame: Frame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _names(layers: tuple[str, ...], frame: Frame) -> list[dict[str, Any]]:
-    """Return the names of the rows, shortened from the left and thinned if they do not fit.
+def _names(rows: Sequence[Row], frame: Frame) -> list[dict[str, Any]]:
+    """Return the names of the rows, shortened, and thinned if they do not fit.
 
-    They are annotations, because hover would show a shortened tick label in place of the full name.
+    They are annotations, because hover would show a shortened tick label in place of the full name, and because a click
+    on the name of a block folds or unfolds it. A leading layer has its full name, which may reach over the cells.
     """
-    pixels = max(MIN_PIXELS, min(ROW_PIXELS * len(layers), MAX_PIXELS))
-    every = max(1, math.ceil(len(layers) * LABEL_PIXELS / pixels))
+    pixels = max(MIN_PIXELS, min(ROW_PIXELS * len(rows), MAX_PIXELS))
+    every = max(1, math.ceil(len(rows) * LABEL_PIXELS / pixels))
     width = NARROW_LABEL_CHARS if frame.narrow else LABEL_CHARS
-    shown = short_names(layers, width)
-    return [
-        {
-            "x": 0, "xref": "paper", "xanchor": "right", "xshift": -6, "y": row, "yref": "y", "yanchor": "middle",
-            "text": safe(shown[row]), "showarrow": False,
-            "font": {"size": 10, "color": frame.palette.muted},
-        }
-        for row in range(0, len(layers), every)
-    ]  # fmt: skip
+    shown = iter(short_names([row.name for row in rows if not row.is_pinned and not row.inside], width))
+    inside = iter(short_names([row.name[len(row.block) + 1 :] for row in rows if row.inside], width - 2))
+    notes: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        if row.is_pinned:
+            notes.append(_label(number, safe(row.name), frame, is_over=len(row.name) > width))
+            continue
+        text = safe(next(inside) if row.inside else next(shown))
+        if row.block and not row.inside:
+            # Plotly passes the name of the annotation on when it is clicked.
+            fold = {"name": row.block, "captureevents": True}
+            notes.append(_label(number, f"{'▸' if row.is_folded else '▾'} {text}", frame) | fold)
+        elif number % every == 0:
+            notes.append(_label(number, text, frame))
+    return notes
 
 
-def short_names(layers: Sequence[str], width: int) -> list[str]:
-    """Return names of at most ``width`` characters.
-
-    A long name loses the leading parts that all names share, then `blocks.0.` becomes `b0.`, and the rest is cut from
-    the left.
-    """
-    parts = [name.split(".") for name in layers]
-    shared = 0
-    if len(parts) > 1:
-        fronts = zip(*(part[:-1] for part in parts), strict=False)
-        shared = next((i for i, front in enumerate(fronts) if len(set(front)) > 1), min(map(len, parts)) - 1)
-    names: list[str] = []
-    for name, part in zip(layers, parts, strict=True):
-        short = name
-        if len(short) > width:
-            short = ".".join(part[shared:])
-        if len(short) > width:
-            short = re.sub(r"(?<![^.])([A-Za-z])[A-Za-z_]*\.(\d+)(?=\.)", r"\1\2", short)
-        names.append(ellipsis(short, width))
-    return names
+def _label(row: int, text: str, frame: Frame, *, is_over: bool = False) -> dict[str, Any]:
+    place = {"xanchor": "left", "xshift": 2 - frame.left} if is_over else {"xanchor": "right", "xshift": -6}
+    return {
+        "x": 0, "xref": "paper", "y": row, "yref": "y", "yanchor": "middle", "text": text, "showarrow": False, **place,
+        "bgcolor": frame.palette.label_ground if is_over else "rgba(0,0,0,0)", "borderpad": 0,
+        "font": {"size": 10, "color": frame.palette.muted},
+    }  # fmt: skip
 
 
-def _categories(layers: tuple[str, ...]) -> list[str]:
+def _bands(rows: Sequence[Row], frame: Frame) -> list[dict[str, Any]]:
+    """Return the lines below the leading layers and between blocks."""
+
+    def line(above: int, width: float) -> dict[str, Any]:
+        return {
+            "type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": above + 0.5, "y1": above + 0.5,
+            "line": {"color": frame.palette.surface, "width": width},
+        }  # fmt: skip
+
+    def group(row: Row) -> str:
+        return row.block or block_of(row.name) or row.name
+
+    found = []
+    for number, (row, below) in enumerate(itertools.pairwise(rows)):
+        if row.is_pinned and not below.is_pinned:
+            found.append(line(number, 5))
+        elif group(row) != group(below) and len(rows) <= MAX_BANDED and not row.is_pinned:
+            found.append(line(number, 2))
+    return found
+
+
+def _categories(rows: Sequence[Row]) -> list[str]:
     """Return a distinct label for each row, because several writers may have layers of the same name."""
     seen: dict[str, int] = {}
     labels: list[str] = []
-    for name in layers:
+    for row in rows:
+        name = wrapped(row.name)
+        if row.is_pinned:
+            name += " (leading)"
+        elif row.block and not row.inside:
+            name += f" ({len(row.layers)} layers)"
         seen[name] = seen.get(name, 0) + 1
-        labels.append(wrapped(name) if seen[name] == 1 else f"{wrapped(name)} ({seen[name]})")
+        labels.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return labels
 
 
@@ -233,8 +292,8 @@ def wrapped(name: str) -> str:
     return "<br>".join(lines)
 
 
-def _missing(frame: Frame, label: str) -> dict[str, Any]:
+def _missing(frame: Frame, words: str) -> dict[str, Any]:
     return {
         "x": 0.5, "xref": "x domain", "y": 0.5, "yref": "y domain", "showarrow": False,
-        "text": f"{safe(label)}: not measured in these steps", "font": {"size": 13, "color": frame.palette.muted},
+        "text": safe(words), "font": {"size": 13, "color": frame.palette.muted},
     }  # fmt: skip

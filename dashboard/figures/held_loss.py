@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -88,15 +89,37 @@ def held_traces(held: HeldLoss, frame: Frame) -> list[dict[str, Any]]:
     return [line, trend]
 
 
-def held_label(held: HeldLoss, bottom: float, frame: Frame) -> dict[str, Any]:
-    """Return the label of the line, below its first part; ``bottom``: lowest visible exponent of ten."""
-    width = frame.step_to - frame.step_from
-    first = held.values[held.steps <= held.steps[0] + 0.3 * width]
-    level = max(math.log10(float(np.quantile(first, 0.2))), bottom + 0.12)
+def held_label(
+    held: HeldLoss, loss: NDArray[np.float64], steps: NDArray[np.float64], extent: Sequence[float], frame: Frame
+) -> dict[str, Any]:
+    """Return the label of the line, at the place of the panel where it covers least of both lines.
+
+    ``loss`` and ``steps``: the line of the loss, shape (n,) each. ``extent``: exponents of ten of the vertical range.
+    """
+    low, high = extent
+    width, height = frame.step_to - frame.step_from, high - low
+    length, thick = (0.42 if frame.narrow else 0.24) * width, 0.15 * height
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lines = [(held.steps, np.log10(held.values)), (steps, np.log10(loss))]
+
+    def covered(left: float, top: float) -> int:
+        """Return the number of points of both lines below a label, and a fine for distance from its own line."""
+        under = 0
+        for along, heights in lines:
+            inside = (along >= left) & (along <= left + length)
+            under += int(np.count_nonzero(inside & (heights > top - thick) & (heights < top + 0.02 * height)))
+        return under
+
+    places = [
+        (frame.step_from + share * width, low + level * height)
+        for level in (0.2, 0.35, 0.5, 0.65, 0.8)
+        for share in (0.0, 0.1, 0.25, 0.4, 0.55)
+    ]
+    left, top = min(places, key=lambda place: covered(*place))
     return {
-        "x": max(float(held.steps[0]), frame.step_from), "y": level, "xref": "x", "yref": "y", "text": LABEL,
-        "showarrow": False, "xanchor": "left", "yanchor": "top", "xshift": 4, "yshift": -2,
-        "font": {"size": 11, "color": frame.palette.danger},
+        "x": left, "y": top, "xref": "x", "yref": "y", "text": LABEL, "showarrow": False,
+        "xanchor": "left", "yanchor": "top", "xshift": 4, "yshift": -2,
+        "bgcolor": frame.palette.label_ground, "borderpad": 1, "font": {"size": 11, "color": frame.palette.danger},
     }  # fmt: skip
 
 

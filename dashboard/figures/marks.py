@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from client_sdk.answers import Alert, Event, PredictedStep
@@ -13,29 +14,55 @@ from dashboard.figures.theme import Frame
 MAX_SPIKES: Final = 40
 MAX_SETTLED: Final = 12
 MAX_ATTEMPTS: Final = 12
-LABEL_GAP: Final = 0.06
-"""Minimum distance of two labels as a share of the visible width; the later label is left out."""
-NARROW_LABEL_GAP: Final = 0.18
-"""The same on a phone, where a label takes a larger share of the width."""
+PIXELS, NARROW_PIXELS = 700, 290
+"""Usual widths of the plot area, by which labels are kept apart."""
+CHAR_PIXELS: Final = 6.2
+"""Usual width of a character of a label."""
+EVENTFUL: Final = (EventKind.SPIKE, EventKind.BAD_BATCH, EventKind.LOSS_OUTLIER)
+"""Kinds of events at which the line of a bucket goes through its extreme."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spike:
+    """A spike of the loss."""
+
+    number: int
+    """Position among the spikes of the run, counted from 1, by which the history names it too."""
+    step: int
+    """First step of the rise."""
+    peak_step: int
+    """Step of the highest loss so far."""
+    rise: float = math.nan
+    """Highest loss over the usual loss before; NaN where not known."""
+
+    @property
+    def rank(self) -> float:
+        """Height by which spikes are compared; 0 where the rise is not known."""
+        return self.rise if math.isfinite(self.rise) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
     """Steps to mark on the step axis."""
 
-    spikes: tuple[int, ...] = ()
-    """Steps of spikes in ascending order."""
+    spikes: tuple[Spike, ...] = ()
+    """Spikes by their first step."""
     expected: PredictedStep | None = None
     """Range of the open prediction; None if there is none."""
     settled: tuple[tuple[PredictedStep, str], ...] = ()
-    """Settled predictions, each with its outcome: "hit", "early", "late" or "false"."""
+    """Settled predictions, each with its outcome: "hit", "early", "late" or "false"; only those without a path, which
+    the panel of the forecasts shows."""
     attempts: tuple[tuple[int, int], ...] = ()
     """First step and number of each attempt after the first."""
+    eventful: tuple[int, ...] = ()
+    """Steps at which the loss left its level, where a bucket's extreme matters more than its last value."""
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of the spikes, keyed by the ids of their alerts."""
 
 
 def marks_of(alerts: Iterable[Alert], events: Iterable[Event], attempt: int | None = None) -> Marks:
     """Return the marks of a run, or of one ``attempt``. The newest prediction is shown if several are open."""
-    events = list(events)
+    events, alerts = list(events), list(alerts)
     if attempt is not None:
         events = [event for event in events if event.attempt == attempt]
         alerts = [alert for alert in alerts if alert.attempt in (None, attempt)]
@@ -44,48 +71,55 @@ def marks_of(alerts: Iterable[Alert], events: Iterable[Event], attempt: int | No
     ]
     still_open = [alert for alert in predictions if alert.is_open]
     newest = max(still_open, key=lambda alert: alert.step, default=None)
-    spikes = {event.step for event in events if event.kind == EventKind.SPIKE}
-    spikes |= {alert.step for alert in alerts if alert.kind == AlertKind.SPIKE}
     settled = sorted(
         ((band, alert.outcome.result) for alert in predictions
-         if alert.outcome is not None and not alert.is_open
+         if alert.outcome is not None and not alert.is_open and not alert.forecasts
          and (band := alert.judged_forecast or alert.predicted_step) is not None),
         key=lambda pair: pair[0].best,
     )  # fmt: skip
     begun = {event.attempt: event.step for event in events if event.kind == EventKind.ROLLBACK}
+    spikes, numbers = _spikes(alerts, events)
+    eventful = {_peak(event) for event in events if event.kind in EVENTFUL} | {spike.peak_step for spike in spikes}
     return Marks(
         attempts=tuple((step, number) for number, step in sorted(begun.items())),
-        spikes=tuple(sorted(spikes)),
+        spikes=spikes,
         expected=newest.predicted_step if newest is not None else None,
         settled=tuple(settled[-MAX_SETTLED:]),
+        eventful=tuple(sorted(eventful)),
+        numbers=numbers,
     )
 
 
 def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return shapes and annotations for `layout`.
 
-    ``labelled``: whether the marks have labels, which only one of several panels should repeat.
+    ``labelled``: whether the marks have labels, which only one of several panels should repeat. The highest spike in
+    view has the first claim to a label; where two would overlap, the lower spike keeps its number alone, or nothing.
     """
     shapes: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
     width = max(frame.step_to - frame.step_from, 1e-9)
+    pixels = NARROW_PIXELS if frame.narrow else PIXELS
     colour = frame.palette.danger
-    taken: list[float] = []
+    taken: list[tuple[float, float]] = []
 
-    def label(step: float, text: str, tone: str = colour) -> None:
-        position = (step - frame.step_from) / width
-        gap = (NARROW_LABEL_GAP if frame.narrow else LABEL_GAP) * max(1, len(text) / 8)
-        if not labelled or any(abs(position - other) < gap for other in taken):
+    def label(step: float, *texts: str, tone: str = colour) -> None:
+        """Write the first of the texts that overlaps no other label."""
+        at = (step - frame.step_from) / width * pixels
+        for text in texts if labelled else ():
+            length = CHAR_PIXELS * len(text) + 6
+            left = at - length if at + length > pixels + 30 else at
+            if any(left < end and start < left + length for start, end in taken):
+                continue
+            taken.append((left, left + length))
+            notes.append(
+                {
+                    "x": step, "y": 1, "xref": "x", "yref": "paper", "text": text, "showarrow": False,
+                    "xanchor": "left" if left == at else "right", "yanchor": "top", "xshift": 4 if left == at else -4,
+                    "font": {"size": 11, "color": tone},
+                }
+            )  # fmt: skip
             return
-        taken.append(position)
-        right_half = position > (0.7 if frame.narrow else 0.86)
-        notes.append(
-            {
-                "x": step, "y": 1, "xref": "x", "yref": "paper", "text": text, "showarrow": False,
-                "xanchor": "right" if right_half else "left", "yanchor": "top", "xshift": -5 if right_half else 5,
-                "font": {"size": 11, "color": tone},
-            }
-        )  # fmt: skip
 
     if marks.expected is not None:
         expected = marks.expected
@@ -98,21 +132,68 @@ def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, 
         )  # fmt: skip
         shapes.append(_line(expected.best, colour, dash="4px,3px", width=1.5))
         label(expected.best, f"predicted {expected.best:,}")
-    visible = [step for step in marks.spikes if frame.step_from <= step <= frame.step_to]
-    for step in visible[-MAX_SPIKES:]:
-        shapes.append(_line(step, colour, dash="solid", width=1, opacity=0.55))
-    for step in reversed(visible[-MAX_SPIKES:]):
-        label(step, f"spike {step:,}")
+    visible = [spike for spike in marks.spikes if frame.step_from <= spike.step <= frame.step_to]
+    shown = visible[-MAX_SPIKES:]
+    shown += [main for main in visible[:-MAX_SPIKES] if main.rank > max(spike.rank for spike in shown)]
+    shapes += [_line(spike.step, colour, dash="solid", width=1, opacity=0.55) for spike in shown]
     begun = [(step, number) for step, number in marks.attempts if frame.step_from <= step <= frame.step_to]
     for step, number in begun[-MAX_ATTEMPTS:]:
         shapes.append(_line(step, frame.palette.muted, dash="solid", width=1, opacity=0.7))
-        label(step, f"attempt {number}", frame.palette.muted)
+        label(step, f"attempt {number}", tone=frame.palette.muted)
+    for spike in sorted(shown, key=lambda spike: (spike.rank, spike.step), reverse=True):
+        label(spike.step, f"{spike.number} · spike {spike.step:,}", str(spike.number))
     for predicted, result in marks.settled:
         if frame.step_from <= predicted.best <= frame.step_to:
             shapes.append(_line(predicted.best, frame.palette.muted, dash="2px,3px", width=1, opacity=0.8))
             if result == "false":
                 label(predicted.best, f"predicted {predicted.best:,}, none came")
     return shapes, notes
+
+
+def _spikes(alerts: Iterable[Alert], events: Iterable[Event]) -> tuple[tuple[Spike, ...], dict[str, int]]:
+    """Return the spikes with their numbers, and the numbers keyed by the ids of the alerts about them.
+
+    A spike is one event, stored when it is over, and one alert, opened some steps after it began. Until it is over
+    there is only the alert. A spike that went on rising has several events of the same first step.
+    """
+    found: dict[int, tuple[int, float]] = {}  # first step -> (peak, rise)
+    for event in events:
+        if event.kind == EventKind.SPIKE:
+            peak, rise = _peak(event), _ratio(event.loss, event.baseline)
+            known = found.get(event.step)
+            if known is None or not rise <= known[1]:
+                found[event.step] = peak, rise
+    first_steps: dict[str, int] = {}
+    for alert in alerts:
+        if alert.kind != AlertKind.SPIKE:
+            continue
+        peak = _whole(alert.evidence.get("peak_step")) or alert.step
+        begun = [step for step, (last, _) in found.items() if step <= max(alert.step, peak) and alert.step <= last]
+        begun += [step for step, (last, _) in found.items() if last == peak]
+        first = max(begun, default=alert.step)
+        if not begun:
+            found[first] = peak, _ratio(alert.evidence.get("loss_peak"), alert.evidence.get("loss_baseline"))
+        first_steps[alert.id] = first
+    spikes = tuple(
+        Spike(number=number, step=step, peak_step=peak, rise=rise)
+        for number, (step, (peak, rise)) in enumerate(sorted(found.items()), start=1)
+    )
+    number_of = {spike.step: spike.number for spike in spikes}
+    return spikes, {alert_id: number_of[step] for alert_id, step in first_steps.items()}
+
+
+def _peak(event: Event) -> int:
+    """Return the step at which the loss was highest in an event."""
+    return event.peak_step if isinstance(event.peak_step, int) else event.step
+
+
+def _ratio(high: Any, usual: Any) -> float:
+    known = isinstance(high, int | float) and isinstance(usual, int | float) and usual > 0
+    return float(high) / float(usual) if known else math.nan
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _line(step: float, colour: str, *, dash: str, width: float, opacity: float = 1.0) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class Palette:
     lambda_grad: str
     accent_band: str
     danger_band: str
+    warn: str
+    """Colour of forecasts at level watch."""
+    label_ground: str
+    """Ground of a label that may lie on a line."""
 
 
 DARK: Final = Palette(
@@ -56,6 +60,8 @@ DARK: Final = Palette(
     lambda_grad="#c58bf0",
     accent_band="rgba(110,162,255,0.22)",
     danger_band="rgba(255,122,92,0.14)",
+    warn="#f0b04a",
+    label_ground="rgba(21,24,30,0.72)",
 )
 LIGHT: Final = Palette(
     name="light",
@@ -69,6 +75,8 @@ LIGHT: Final = Palette(
     lambda_grad="#8a4bbd",
     accent_band="rgba(47,111,222,0.18)",
     danger_band="rgba(200,55,27,0.11)",
+    warn="#b86e00",
+    label_ground="rgba(255,255,255,0.78)",
 )
 
 
@@ -120,12 +128,6 @@ def step_axis(frame: Frame, **more: Any) -> dict[str, Any]:
         "nticks": 5 if frame.narrow else 9,
         "tickfont": {"size": 11, "color": frame.palette.muted},
         "hoverformat": ",d",
-        "showspikes": True,
-        "spikemode": "across",
-        "spikethickness": 1,
-        "spikedash": "solid",
-        "spikecolor": frame.palette.muted,
-        "spikesnap": "cursor",
         **more,
     }
 
@@ -171,7 +173,6 @@ def layout(frame: Frame, *, top: int = 6, bottom: int = 24, **more: Any) -> dict
             "activecolor": frame.palette.ink,
             "orientation": "h",
         },
-        "transition": {"duration": 0},
         **more,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -35,12 +35,13 @@ def column(
     not_judged: str = "",
     attempt: int = 0,
     above: str | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> list[Component]:
     """Return the column of a run: the most urgent open alert in full, layers, other open alerts and the history.
 
     The alerts that a run ended with in its last ``attempt`` stand in the place of open ones. ``not_judged`` is the
     sentence that says why the run is not judged, "" if it is. ``above`` is the id of the alert whose buttons stand
-    above the panels, and not here too.
+    above the panels, and not here too. ``numbers`` are the numbers of the spikes in the panels, keyed by alert.
     """
     has_ended = run_state in (RunState.FINISHED, RunState.CRASHED)
 
@@ -63,7 +64,7 @@ def column(
     else:
         parts.append(_calm_card(run_state, not_judged))
     if settled:
-        parts.append(_history_card(settled))
+        parts.append(_history_card(settled, numbers or {}))
     return parts
 
 
@@ -281,13 +282,13 @@ def _calm_card(run_state: str, not_judged: str) -> Component:
     )
 
 
-def _history_card(settled: Sequence[Alert]) -> Component:
+def _history_card(settled: Sequence[Alert], numbers: Mapping[str, int]) -> Component:
     items = [
         html.Li(
             [
                 html.Span(html.I(className=f"level {tone(alert)}"), className="mark"),
                 html.A(
-                    alert.title or kind_words(alert),
+                    [*_number(numbers.get(alert.id)), alert.title or kind_words(alert)],
                     href=f"/runs/{quote(alert.run_id, safe='')}?step={alert.step}",
                     className="what to-step",
                     title=alert.message,
@@ -306,6 +307,10 @@ def _history_card(settled: Sequence[Alert]) -> Component:
         ],
         className="card",
     )
+
+
+def _number(number: int | None) -> list[Component | str]:
+    return [] if number is None else [html.B(str(number), className="number", title="its number in the panels"), " "]
 
 
 def result(alert: Alert) -> str:

@@ -118,7 +118,7 @@ class AlertsLive:
 PAGE: Final = Page(
     name="alerts",
     path="/alerts",
-    navigation=NavigationEntry(label="Alerts", order=3),
+    navigation=NavigationEntry(label="Alerts", order=4),
     layout=layout,
     live=lambda client, _request: AlertsLive(client),
     actions=ALERT_ACTIONS,

@@ -19,6 +19,7 @@ from dashboard.pages.alert_cards import tone, urgency
 from dashboard.pages.danger import endangering, sentence
 from dashboard.pages.fleet_rows import risk, row
 from dashboard.pages.no_data import no_data
+from dashboard.pages.run_titles import distinct_titles
 from dashboard.pages.symbols import symbols
 from dashboard.shell.clientside import clientside
 from dashboard.shell.page import NavigationEntry, Page, PageRequest
@@ -145,10 +146,11 @@ class FleetLive:
     def _changes(self, now: float, *, only_stale: bool = False) -> Refresh:
         full = not self._sent
         rows: list[dict[str, Any]] = []
+        titles = distinct_titles(self._runs.values())
         for run in self._runs.values():
             if only_stale and run.state != RunState.STALE:
                 continue  # other rows do not change with time
-            drawn = row(run, now, self._alerts)
+            drawn = row(run, now, self._alerts, title=titles[run.id])
             if self._sent.get(run.id) != drawn:
                 self._sent[run.id] = drawn
                 rows.append(drawn)

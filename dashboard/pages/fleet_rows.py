@@ -14,10 +14,13 @@ from dashboard.figures.sparkline import sparkline
 from dashboard.numbers import compact, duration, rate, ratio, steps, unix_time
 
 
-def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyType({})) -> dict[str, Any]:
+def row(
+    run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyType({}), *, title: str = ""
+) -> dict[str, Any]:
     """Return one run as fleet.js draws it, with all texts formatted and every tone a class of the stylesheet.
 
-    ``alerts``: alerts keyed by id, from which the outcome of the last alert is read.
+    ``alerts``: alerts keyed by id, from which the outcome of the last alert is read. ``title``: name by which the run
+    can be told apart from the others; "" for its own.
     """
     word, tone = state_words(run, now)
     spike, spike_tone = spike_in(run)
@@ -31,9 +34,11 @@ def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyT
     return {
         "id": run.id,
         "href": f"/runs/{quote(run.id, safe='')}",
-        "name": run.title,
+        "name": title or run.title,
         "project": run.project,
-        "sub": " · ".join(part for part in (run.project, steps(run.last_step), f"{pace}/s" if pace else "") if part),
+        "sub": " · ".join(
+            part for part in (run.project, steps(run.last_step), f"{pace}/s" if pace else "", age(run, now)) if part
+        ),
         "stage": run.stage or "",
         "stageWord": run.stage_words or "–",
         "stageReason": run.reason_words,
@@ -52,6 +57,15 @@ def row(run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyT
         "risk": risk(run),
         "created": unix_time(run.created_at) or 0.0,
     }
+
+
+def age(run: RunSummary, now: float) -> str:
+    """Return how long ago a run began, in words that change once a minute at most; "" if it is not known."""
+    began = unix_time(run.created_at)
+    if not began:
+        return ""
+    seconds = max(now - began, 0.0)
+    return "new" if seconds < 60 else f"{duration(seconds)} old"
 
 
 def state_words(run: RunSummary, now: float) -> tuple[str, str]:

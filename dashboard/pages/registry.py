@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboard.pages import alert, alerts, fleet, rules, run, settings_page
+from dashboard.pages import alert, alerts, compare, fleet, rules, run, settings_page
 from dashboard.shell.page import Page
 
-PAGES: Final[tuple[Page, ...]] = (fleet.PAGE, run.PAGE, alerts.PAGE, alert.PAGE, rules.PAGE, settings_page.PAGE)
+PAGES: Final[tuple[Page, ...]] = (
+    fleet.PAGE,
+    run.PAGE,
+    compare.PAGE,
+    alerts.PAGE,
+    alert.PAGE,
+    rules.PAGE,
+    settings_page.PAGE,
+)

@@ -246,7 +246,7 @@ def _register_callbacks(app: Dash) -> None:
 PAGE: Final = Page(
     name="rules",
     path="/rules",
-    navigation=NavigationEntry(label="Rules", order=4),
+    navigation=NavigationEntry(label="Rules", order=5),
     layout=layout,
     live=lambda client, request: RulesLive(client, may_change=request.viewer.is_administrator),
     actions={

@@ -9,40 +9,44 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
+import plotly.graph_objects as go
 from dash import ALL, Dash, Input
 
-from client_sdk.answers import Alert, Buckets, Event, Histogram, RunDetail, RunSummary, Series
-from client_sdk.vocabulary import LOSS, AlertKind, EventKind, RunState, interval_in_words
+from client_sdk.answers import Alert, Event, Histogram, RunDetail, RunSummary, Series
+from client_sdk.vocabulary import LOSS, AlertKind, EventKind, RunState
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
-from dashboard.figures.curvature import CURVES, curvature_figure
-from dashboard.figures.heatmap import has_usual_level, heatmap_figure, heatmap_height
-from dashboard.figures.held_loss import HELD_LOSS, HeldLoss, held_loss, held_words
+from dashboard.figures.curvature import CURVES, HEIGHT, STRIP_HEIGHT, curvature_figure, has_curvature
+from dashboard.figures.forecast_path import forecast_figure, forecast_height, path_rows
+from dashboard.figures.heatmap import heatmap_figure, heatmap_height, layer_at
+from dashboard.figures.held_loss import HELD_LOSS, held_loss
 from dashboard.figures.histogram import histogram_figure
-from dashboard.figures.loss import loss_figure, numbers, spans_decades
+from dashboard.figures.layer_curve import layer_figure
+from dashboard.figures.layer_rows import RowChoice
+from dashboard.figures.loss import loss_figure
 from dashboard.figures.marks import Marks, marks_of
 from dashboard.figures.scales import statistic
 from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
 from dashboard.models import Heatmap
 from dashboard.numbers import compact, rate
-from dashboard.pages import loss_choice, replay
+from dashboard.pages import loss_choice, replay, run_panels
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
-from dashboard.pages.alert_cards import column, is_silenced
+from dashboard.pages.alert_cards import column, is_silenced, urgency
 from dashboard.pages.danger import banner, endangering
 from dashboard.pages.evidence import growth_per_step, mode_growth_per_step
+from dashboard.pages.run_notes import FRESHNESS, RHYTHM, curvature_note, layers_note, loss_note
 from dashboard.pages.symbols import symbols
 from dashboard.shell.clientside import clientside
 from dashboard.shell.page import NavigationEntry, Page
 from dashboard.stream.feed import News
 from dashboard.stream.live_part import Refresh, Update
-from dashboard.stream.view import View
+from dashboard.stream.view import MORE_PANELS, View
 
 POINTS, NARROW_POINTS = 800, 360
 COLUMNS, NARROW_COLUMNS = 600, 300
-RHYTHM: Final = ("watch_every", "watch_share")  # scalars that say how often layers are measured, and what that takes
-FRESHNESS: Final = ("lambda_max_age", "lambda_max_error", "curvature_share")  # the same of curvature
+LOSS_HEIGHT, HELD_HEIGHT = 168, 224  # pixels of the loss panel; the second is for two lines on one axis
 MIN_WIDTH: Final = 40  # steps; keeps the axis still at the beginning of a run
 DETAIL_EVERY: Final = 15.0  # seconds between requests for the names of layers and scalars
 
@@ -70,6 +74,19 @@ class Curves:
     series: Series
     heatmap: Heatmap | None
     histograms: tuple[Histogram | None, Histogram | None] | None = None
+    cell: tuple[str, int] | None = None
+    """Layer and step that were chosen; where a folded block was chosen, its layer with the extreme at the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The values that all figures of one refresh share."""
+
+    run: RunDetail
+    view: View
+    series: Series
+    marks: Marks
+    frame: Frame
 
 
 class RunLive:
@@ -81,7 +98,7 @@ class RunLive:
         self._monotonic = monotonic
         self._known: Known | None = None
         self._missing = False
-        self._mounted = False
+        self._mounted: set[str] = set()
         self._cards: str | None = None
         self._danger = repr(None)
         self._pickers: tuple[Any, ...] | None = None
@@ -146,16 +163,23 @@ class RunLive:
         step_from, step_to = visible_steps(last_step_of(known.detail, known.summary, view), view)
         attempt = components.chosen_attempt(known.detail, view.attempt)
         rhythm = [name for name in (*RHYTHM, *FRESHNESS) if name in known.detail.scalars]
-        keys = tuple(dict.fromkeys((components.chosen_metric(known.detail, view.metric), HELD_LOSS, *CURVES, *rhythm)))
+        metric = components.chosen_metric(known.detail, view.metric)
+        more = [name for name in components.more_metrics(known.detail, view.more, metric) if name is not None]
+        keys = tuple(dict.fromkeys((metric, *more, HELD_LOSS, *CURVES, *rhythm)))
         points, columns = (NARROW_POINTS, NARROW_COLUMNS) if view.narrow else (POINTS, COLUMNS)
-        series, heatmap, histograms = await asyncio.gather(
+        series, heatmap = await asyncio.gather(
             self._client.series(
                 self.run_id, keys, step_from=step_from, step_to=step_to, points=points, attempt=attempt
             ),
             self._cells(known, view, step_from, step_to, columns),
-            self._histograms(view),
         )
-        return Curves(series=series, heatmap=heatmap, histograms=histograms)
+        cell = view.cell
+        if cell is not None and heatmap is not None:
+            stat = components.chosen_stat(known.detail, view.stat)
+            layer = layer_at(heatmap, *cell, stat=stat, scale=view.scale, reduce=view.reduce)
+            cell = (layer, cell[1]) if layer is not None else None
+        histograms = await self._histograms(cell)
+        return Curves(series=series, heatmap=heatmap, histograms=histograms, cell=cell)
 
     async def _cells(
         self, known: Known, view: View, step_from: int | None, step_to: int | None, columns: int
@@ -173,10 +197,10 @@ class RunLive:
             attempt=components.chosen_attempt(known.detail, view.attempt),
         )
 
-    async def _histograms(self, view: View) -> tuple[Histogram | None, Histogram | None] | None:
-        if view.cell is None:
+    async def _histograms(self, cell: tuple[str, int] | None) -> tuple[Histogram | None, Histogram | None] | None:
+        if cell is None:
             return None
-        layer, step = view.cell
+        layer, step = cell
         found: list[Histogram | None] = []
         for which in ("update", "ratio"):
             try:
@@ -189,6 +213,7 @@ class RunLive:
         """Return the updates of all components. Called in a thread."""
         summary = known.summary
         alerts = list(known.alerts.values())
+        marks = marks_of(alerts, known.events, components.chosen_attempt(known.detail, view.attempt))
         updates = [
             Update(component=ids.RUN_HEAD, props={"children": _head(known, now)}),
             Update(component=ids.RUN_KPIS, props={"children": components.kpis(summary)}),
@@ -202,7 +227,7 @@ class RunLive:
         if repr(danger) != self._danger:
             self._danger = repr(danger)
             updates.append(Update(component=ids.RUN_DANGER, props={"children": danger}))
-        cards = repr((known.alerts, states, [is_silenced(alert, now) for alert in alerts]))
+        cards = repr((known.alerts, states, [is_silenced(alert, now) for alert in alerts], marks.numbers))
         if cards != self._cards:
             self._cards = cards
             updates.append(
@@ -216,12 +241,13 @@ class RunLive:
                             not_judged=summary.reason_words,
                             attempt=summary.attempt,
                             above=None if grave is None else grave.id,
+                            numbers=marks.numbers,
                         )
                     },
                 )
             )
         if curves is not None:
-            updates += self._panels(known, view, curves, alerts)
+            updates += self._panels(known, view, curves, alerts, marks)
         return _refresh(summary, updates, now)
 
     def _loss_updates(self, run: RunDetail) -> list[Update]:
@@ -237,10 +263,9 @@ class RunLive:
             updates.append(Update(component=ids.RUN_LOSS, props={"className": "loss-choice"}))
         return updates
 
-    def _panels(self, known: Known, view: View, curves: Curves, alerts: list[Alert]) -> list[Update]:
+    def _panels(self, known: Known, view: View, curves: Curves, alerts: list[Alert], marks: Marks) -> list[Update]:
         attempt = components.chosen_attempt(known.detail, view.attempt)
         events = known.events if attempt is None else [item for item in known.events if item.attempt == attempt]
-        marks = marks_of(alerts, events, attempt)
         last_step = max(last_step_of(known.detail, known.summary, view), curves.series.step_to or 0)
         frame = make_frame(curves.series, marks, view, last_step)
         series = curves.series.series
@@ -254,33 +279,49 @@ class RunLive:
         )
         growth = growth_per_step(open_prediction.evidence) if open_prediction is not None else None
         stat = components.chosen_stat(known.detail, view.stat)
-        layers = len(curves.heatmap.layers) if curves.heatmap is not None else 0
         metric = components.chosen_metric(known.detail, view.metric)
         is_loss = metric == (known.detail.loss_name or LOSS)
         amplitude = mode_growth_per_step(open_prediction.evidence) if open_prediction is not None else None
         held = held_loss(series.get(HELD_LOSS), series.get(metric), growth=amplitude) if is_loss else None
-        loss = loss_figure(series.get(metric), marks, frame, name=metric, held=held)
+        loss = loss_figure(
+            series.get(metric),
+            marks,
+            frame,
+            name=metric,
+            held=held,
+            scale=view.axes.get("loss", ""),
+            smoothing=view.smoothing.get("loss", 0),
+        )
         curvature = curvature_figure(series, spans(events, last_step), marks, frame, growth_per_step=growth)
-        cells = heatmap_figure(curves.heatmap, marks, frame, stat=stat, scale=view.scale)
+        choice = RowChoice(order=view.order, search=view.search, unfolded=view.unfolded, leading=_leading(alerts))
+        cells = heatmap_figure(
+            curves.heatmap, marks, frame, stat=stat, scale=view.scale, reduce=view.reduce, choice=choice
+        )
+        is_curved = has_curvature(series)
+        path = path_rows(alerts, attempt)
+        heights = {
+            "loss": HELD_HEIGHT if HELD_LOSS in known.detail.scalars and is_loss else LOSS_HEIGHT,
+            "curvature": HEIGHT if is_curved else STRIP_HEIGHT,
+            "layers": heatmap_height(len(cells.layout.meta)),
+            "forecast": forecast_height(path),
+        }
+        forecast = forecast_figure(path, marks, frame) if path else None
+        more = components.more_metrics(known.detail, view.more, metric)
+        said = loss_note(known.detail, curves.series, metric, marks, held=held, scale=view.axes.get("loss", ""))
+        drawn = Drawn(run=known.detail, view=view, series=curves.series, marks=marks, frame=frame)
         updates = [
-            Update(component=ids.panel_box("layers"), props={"style": {"height": f"{heatmap_height(layers)}px"}}),
-            *(
-                Update(component=ids.panel(name), props={"figure": figure})
-                if self._mounted
-                else Update(
-                    component=ids.panel_box(name), props={"children": components.graph(ids.panel(name), figure)}
-                )
-                for name, figure in (("loss", loss), ("curvature", curvature), ("layers", cells))
-            ),
-            Update(
-                component=ids.LOSS_NOTE,
-                props={"children": _loss_note(known.detail, curves.series, metric, marks, held)},
-            ),
-            Update(component=ids.LOSS_TITLE, props={"children": "Loss" if is_loss else metric}),
-            Update(component=ids.CURVATURE_NOTE, props={"children": symbols(_curvature_note(curves.series))}),
-            Update(component=ids.LAYERS_NOTE, props={"children": _layers_note(stat, view.scale, curves.series)}),
+            *(self._resized(name, height) for name, height in heights.items()),
+            *self._shown("loss", loss),
+            *(update for slot, name in enumerate(more) for update in self._further(slot, name, drawn)),
+            *self._shown("forecast", forecast),
+            *self._shown("curvature", curvature),
+            *self._shown("layers", cells),
+            _note("loss", said),
+            _title("loss", "Loss" if is_loss else metric),
+            _note("curvature", curvature_note(curves.series)),
+            _title("curvature", "Curvature against the limit 2/η" if is_curved else "Stage"),
+            _note("layers", layers_note(stat, view.scale, curves.series)),
         ]
-        self._mounted = True
         pickers = (known.detail.statistics, known.detail.scalars, known.detail.loss_name)
         if pickers != self._pickers:
             self._pickers = pickers
@@ -288,6 +329,10 @@ class RunLive:
             updates.append(
                 Update(component=ids.METRIC_PICK, props={"children": components.metric_options(known.detail)})
             )
+            updates += [
+                Update(component=ids.metric_pick(slot), props={"children": components.more_options(known.detail)})
+                for slot in range(MORE_PANELS)
+            ]
         attempts = sorted({item.attempt for item in known.detail.attempts})
         if attempts != self._attempts:
             self._attempts = attempts
@@ -295,7 +340,71 @@ class RunLive:
             options = components.attempt_options(known.detail)
             updates.append(Update(component=ids.ATTEMPT_PICK, props={"children": options}))
             updates.append(Update(component=ids.ATTEMPT_CONTROL, props={"className": f"control select{hidden}"}))
-        return updates + _histogram_updates(view, curves, frame)
+        return [*updates, *self._layer(curves, drawn, stat), *_histogram_updates(curves, frame)]
+
+    def _further(self, slot: int, name: str | None, drawn: Drawn) -> list[Update]:
+        """Return the updates of a further panel of one scalar, which is hidden if the name is None."""
+        panel = ids.more(slot)
+        if name is None:
+            return self._shown(panel, None)
+        axis = drawn.view.axes.get(panel, "")
+        figure = loss_figure(
+            drawn.series.series.get(name),
+            drawn.marks,
+            drawn.frame,
+            name=name,
+            scale=axis,
+            smoothing=drawn.view.smoothing.get(panel, 0),
+            labelled=False,
+        )
+        words = loss_note(drawn.run, drawn.series, name, drawn.marks, scale=axis)
+        return [*self._shown(panel, figure), _title(panel, name), _note(panel, words)]
+
+    def _layer(self, curves: Curves, drawn: Drawn, stat: str) -> list[Update]:
+        """Return the updates of the panel of the chosen layer."""
+        if curves.cell is None or curves.heatmap is None or curves.cell[0] not in curves.heatmap.layers:
+            return self._shown("layer", None)
+        layer, step = curves.cell
+        kind = statistic(stat)
+        figure = layer_figure(curves.heatmap, layer, step, drawn.marks, drawn.frame, name=kind.label)
+        words = f"{kind.label}: {kind.meaning} · dashed: step {step:,}"
+        return [*self._shown("layer", figure), _title("layer", layer), _note("layer", words)]
+
+    def _shown(self, name: str, figure: go.Figure | None) -> list[Update]:
+        """Return the updates that draw a panel, or that hide it if the figure is None."""
+        if name in self._mounted and figure is not None:
+            return [Update(component=ids.panel(name), props={"figure": figure})]
+        if figure is None:
+            if name not in self._mounted:
+                return []
+            self._mounted.discard(name)
+            return [
+                Update(component=ids.panel_card(name), props={"className": run_panels.panel_class(name, hidden=True)}),
+                Update(component=ids.panel_box(name), props={"children": []}),
+            ]
+        self._mounted.add(name)
+        return [
+            Update(component=ids.panel_card(name), props={"className": run_panels.panel_class(name, hidden=False)}),
+            Update(component=ids.panel_box(name), props={"children": run_panels.graph(ids.panel(name), figure)}),
+        ]
+
+    @staticmethod
+    def _resized(name: str, height: int) -> Update:
+        return Update(component=ids.panel_box(name), props={"style": {"height": f"{height}px"}})
+
+
+def _leading(alerts: list[Alert]) -> tuple[str, ...]:
+    """Return the leading layers of the most urgent open alert that names any."""
+    named = [alert for alert in alerts if alert.is_open and alert.layers]
+    return max(named, key=urgency).layers if named else ()
+
+
+def _note(name: str, words: str) -> Update:
+    return Update(component=ids.panel_note(name), props={"children": symbols(words), "title": words})
+
+
+def _title(name: str, words: str) -> Update:
+    return Update(component=ids.panel_title(name), props={"children": words})
 
 
 def last_step_of(run: RunDetail, summary: RunSummary, view: View) -> int:
@@ -348,56 +457,11 @@ def _newest(known: Known) -> RunDetail:
     return msgspec.structs.replace(known.detail, **{name: getattr(known.summary, name) for name in names})
 
 
-def _layers_note(stat: str, scale: str, series: Series) -> str:
-    """Return how often layers are measured and what that takes, if the run says it, and the meaning of the statistic.
-
-    The meaning comes last, because a narrow panel cuts the end off.
-    """
-    every, share = (_last(series.series.get(name)) for name in RHYTHM)
-    meaning = statistic(stat).meaning
-    if has_usual_level(stat, scale):
-        meaning = f"each layer against its own recent level · {meaning}"
-    if every is None or share is None:
-        return meaning
-    return f"{interval_in_words(round(every))}, {100 * share:.1f} % of the training's time · {meaning}"
-
-
-def _curvature_note(series: Series) -> str:
-    """Return how old and how exact the last λ_max is, and what curvature takes, if the run says it."""
-    age, error, share = (_last(series.series.get(name)) for name in FRESHNESS)
-    said = []
-    if age is not None and error is not None:
-        when = "at the last record" if age < 1 else "one step ago" if age < 2 else f"{age:,.0f} steps ago"
-        said.append(f"λ_max read {when}, within {max(100 * error, 0.1):.1f} %")
-    if share is not None:
-        said.append(f"{100 * share:.1f} % of the training's time")
-    return " · ".join([*said, "stable below the line; the strip shows the stage"])
-
-
-def _last(found: Buckets | None) -> float | None:
-    return None if found is None else next((value for value in reversed(found.last) if value is not None), None)
-
-
-def _loss_note(run: RunDetail, series: Series, metric: str, marks: Marks, held: HeldLoss | None) -> str:
-    is_loss = metric == (run.loss_name or LOSS)
-    parts: list[str] = [f"loss: {run.original_loss}"] if is_loss and run.original_loss is not None else []
-    buckets = series.series.get(metric)
-    if held is not None or (buckets is not None and spans_decades(numbers(buckets.min), numbers(buckets.max))):
-        parts.append("log scale")
-    if held is not None and held_words(held):
-        parts.append(held_words(held))
-    if series.bucket_steps > 1:
-        parts.append(f"band: lowest and highest of {series.bucket_steps:,} steps")
-    if marks.expected is not None:
-        parts.append("shaded: predicted spike" if series.bucket_steps > 1 else "band: predicted spike")
-    return " · ".join(parts)
-
-
-def _histogram_updates(view: View, curves: Curves, frame: Frame) -> list[Update]:
-    if curves.histograms is None or view.cell is None:
+def _histogram_updates(curves: Curves, frame: Frame) -> list[Update]:
+    if curves.histograms is None or curves.cell is None:
         return []
     update, ratio = curves.histograms
-    words = f"{view.cell[0]}: none recorded near step {view.cell[1]:,}"
+    words = f"{curves.cell[0]}: none recorded near step {curves.cell[1]:,}"
     if update is not None and update.step is not None:
         words = f"{update.layer} at step {update.step:,}"
         if ratio is not None and ratio.dip is not None:
@@ -408,7 +472,7 @@ def _histogram_updates(view: View, curves: Curves, frame: Frame) -> list[Update]
         *(
             Update(
                 component=ids.histogram(which),
-                props={"children": components.graph({"histogram": which}, histogram_figure(found, frame))},
+                props={"children": run_panels.graph({"histogram": which}, histogram_figure(found, frame))},
             )
             for which, found in (("update", update), ("ratio", ratio))
         ),
@@ -442,6 +506,7 @@ def _no_such_run(run_id: str) -> Refresh:
 def _register_callbacks(app: Dash) -> None:
     clientside(app, "zoom", Input({"panel": ALL}, "relayoutData"))
     clientside(app, "cell", Input({"panel": ALL}, "clickData"))
+    clientside(app, "fold", Input({"panel": ALL}, "clickAnnotationData"))
 
 
 PAGE: Final = Page(

@@ -6,37 +6,32 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-import plotly.graph_objects as go
 from dash import dcc, html
 from dash.development.base_component import Component
 
 from client_sdk.answers import RunDetail, RunSummary
 from client_sdk.vocabulary import LOSS, Stage
 from dashboard import ids
+from dashboard.figures.curvature import CURVES, LIMIT
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
 from dashboard.numbers import count, duration, ratio, steps, unix_time
-from dashboard.pages import loss_choice, replay
+from dashboard.pages import loss_choice, replay, run_panels
 from dashboard.pages.danger import time_left
 from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
+from dashboard.pages.run_notes import FRESHNESS, RHYTHM
+from dashboard.pages.run_panels import DEFAULT_STAT
 from dashboard.pages.symbols import symbols
 from dashboard.shell.page import PageRequest
 
-GRAPH_CONFIG: Final[Any] = {
-    "displaylogo": False,
-    "displayModeBar": "hover",
-    "doubleClick": False,
-    "modeBarButtons": [["toImage"]],
-    "toImageButtonOptions": {"format": "png", "scale": 2, "filename": "spikewatch"},
-    "responsive": True,
-    "scrollZoom": False,
-}
-WINDOWS: Final = (("", "all steps"), ("10000", "last 10,000"), ("1000", "last 1,000"), ("200", "last 200"))
-DEFAULT_STAT: Final = "rms_ratio"
 CURVATURE: Final = "λ_max / limit"
 PLAIN_LOSS: Final = "scalar:loss"
 """Value of the option for the scalar named loss in a run whose loss is another one."""
+SECOND: Final = ("grad_norm", "grad_norm_before_clip", "lr")
+"""Scalars that a run without curvature shows beside the loss, the first that it has."""
+BY_THE_WAY: Final = frozenset({*RHYTHM, *FRESHNESS, LIMIT, "step_time"})
+"""Scalars that are about the measuring, and are chosen for no panel unless somebody asks for them."""
 STAT_ORDER: Final = (DEFAULT_STAT, "grad_norm", "update_ratio")
 
 
@@ -63,10 +58,7 @@ def layout(request: PageRequest) -> Component:
                 [
                     html.Div(
                         [
-                            _loss_panel(),
-                            _curvature_panel(),
-                            _layers_panel(),
-                            _histogram_panel(),
+                            *run_panels.panels(),
                             replay.section(request.subject),
                         ],
                         className="panels",
@@ -202,6 +194,18 @@ def chosen_metric(run: RunDetail, wanted: str) -> str:
     return wanted if wanted in run.scalars and (wanted != LOSS or run.loss_name is None) else run.loss_name or LOSS
 
 
+def more_metrics(run: RunDetail, wanted: Sequence[str | None], metric: str) -> list[str | None]:
+    """Return the scalar in each further panel, None for a panel that is not shown.
+
+    A run without curvature shows a second scalar unless it is told otherwise, in the height that curvature would have.
+    """
+    chosen = [None if name is None or name not in run.scalars else name for name in wanted]
+    if wanted and wanted[0] is None and not any(name in run.scalars for name in CURVES if name != LIMIT):
+        logged = [name for name in run.scalars if name != metric and name not in BY_THE_WAY and "," not in name]
+        chosen[0] = next((name for name in (*SECOND, *sorted(logged)) if name in logged), None)
+    return chosen
+
+
 def metric_options(run: RunDetail) -> list[Component]:
     """Return the options of the scalars that a run logged, the loss first.
 
@@ -216,6 +220,13 @@ def metric_options(run: RunDetail) -> list[Component]:
         )
         for name in names
     ]
+
+
+def more_options(run: RunDetail) -> list[Component]:
+    """Return the options of the scalar in a further panel."""
+    names = [name for name in sorted(run.scalars) if "," not in name]
+    shown = [html.Option(name if len(name) <= 40 else name[:39] + "…", value=name) for name in names]
+    return [html.Option("metric", value=""), *shown, html.Option("remove this panel", value="-")]
 
 
 def attempt_options(run: RunDetail) -> list[Component]:
@@ -238,105 +249,3 @@ def stale_words(run: RunSummary, now: float) -> str:
 def _kpi(name: Any, value: Any, tone: str = "", note: str = "") -> Component:
     """Return a number with its name. ``note`` is shown when the pointer rests on it."""
     return html.Div([html.Dt(name), html.Dd(value, className=tone)], className="kpi", title=note or None)
-
-
-def graph(component_id: dict[str, str], figure: go.Figure) -> Component:
-    """Return a graph with its first figure.
-
-    It is created together with its data, because Plotly fails if axes change during the first drawing.
-    """
-    return dcc.Graph(id=component_id, figure=figure, config=GRAPH_CONFIG, responsive=True, className="graph")
-
-
-def _panel(name: str, title: list[Component], controls: list[Component]) -> Component:
-    head = [html.Div(title, className="panel-title"), html.Div(controls, className="controls")]
-    cover = html.Div(className="skeleton cover", **aria(hidden="true"))
-    return html.Section(
-        [
-            html.Div(head, className="panel-head"),
-            html.Div([cover], className=f"graph-box {name}-height", id=ids.panel_box(name)),
-        ],
-        className=f"card panel {name}",
-        **aria(label=name),
-    )
-
-
-def _loss_panel() -> Component:
-    title = [html.H2("Loss", id=ids.LOSS_TITLE), html.Span("", id=ids.LOSS_NOTE, className="note")]
-    controls = [
-        html.Button(
-            "Follow live", id="follow", className="button follow", type="button", title="Back to the newest steps"
-        ),
-        _pick(
-            "attempt",
-            ids.ATTEMPT_PICK,
-            "Attempt",
-            [html.Option("latest steps", value="")],
-            label_id=ids.ATTEMPT_CONTROL,
-            hidden=True,
-        ),
-        _pick("metric", ids.METRIC_PICK, "Metric", [html.Option("loss", value="loss")]),
-        _pick("window", "window-pick", "Steps shown", [html.Option(word, value=value) for value, word in WINDOWS]),
-    ]
-    return _panel("loss", title, controls)
-
-
-def _curvature_panel() -> Component:
-    title = [
-        html.H2("Curvature against the limit 2/η"),
-        html.Span("stable below the line; the strip shows the stage", id=ids.CURVATURE_NOTE, className="note"),
-    ]
-    return _panel("curvature", title, [])
-
-
-def _layers_panel() -> Component:
-    title = [html.H2("Layers"), html.Span("", id=ids.LAYERS_NOTE, className="note")]
-    stat = [html.Option(statistic(DEFAULT_STAT).label, value=DEFAULT_STAT)]
-    scale = [
-        html.Option("against usual", value="usual"),
-        *(html.Option(f"{word} colour", value=word) for word in ("log", "linear")),
-    ]
-    reduce = [html.Option(f"{word} of steps", value=word) for word in ("max", "min", "last")]
-    controls = [
-        _pick("stat", ids.STAT_PICK, "Statistic", stat),
-        _pick("scale", "scale-pick", "Colour scale", scale),
-        _pick("reduce", "reduce-pick", "Of several steps", reduce),
-    ]
-    return _panel("layers", title, controls)
-
-
-def _histogram_panel() -> Component:
-    title = [
-        html.H2("Distribution"),
-        html.Span("click a cell of the layers above", id=ids.HISTOGRAM_TITLE, className="note"),
-    ]
-    boxes = [
-        html.Div([html.H3(words), html.Div(id=ids.histogram(which), className="graph")], className="histogram")
-        for which, words in (("update", "update u"), ("ratio", "ratio r = m̂/√v̂"))
-    ]
-    return html.Section(
-        [
-            html.Div(html.Div(title, className="panel-title"), className="panel-head"),
-            html.Div(boxes, className="histograms"),
-        ],
-        id=ids.HISTOGRAM_CARD,
-        className="card panel hidden",
-    )
-
-
-def _pick(
-    name: str,
-    control_id: str,
-    label: str,
-    options: Sequence[Component],
-    *,
-    label_id: str | None = None,
-    hidden: bool = False,
-) -> Component:
-    """Return a native select whose value view.js copies into the view."""
-    named: dict[str, Any] = {} if label_id is None else {"id": label_id}
-    return html.Label(
-        [html.Span(label, className="unseen"), html.Select(options, id=control_id, **data(pick=name))],
-        className="control select hidden" if hidden else "control select",
-        **named,
-    )

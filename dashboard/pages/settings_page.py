@@ -70,7 +70,7 @@ def live(client: ApiClient, request: PageRequest) -> SettingsLive | None:
 PAGE: Final = Page(
     name="settings",
     path="/settings",
-    navigation=NavigationEntry(label="Settings", order=5, administrators_only=True),
+    navigation=NavigationEntry(label="Settings", order=6, administrators_only=True),
     layout=layout,
     live=live,
     actions=SETTINGS_ACTIONS,

@@ -32,6 +32,8 @@ def register(app: Dash, pages: Sequence[Page], *, config: DashboardConfig, viewe
     _register_live(app, router, config, viewers)
     _register_forms(app, FormActions(action_handlers(pages)), viewers)
     clientside(app, "route", Output(ids.VIEW, "data"), Input(ids.ROUTE, "data"))
+    clientside(app, "address", Input(ids.LOCATION, "search"))
+    clientside(app, "sync", Input(ids.LOCATION, "search"), Input(ids.BEAT, "data"))
     clientside(app, "beat", Input(ids.BEAT, "data"))
     for page in pages:
         if page.callbacks is not None:

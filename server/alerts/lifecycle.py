@@ -135,10 +135,11 @@ class AlertLifecycle:
 
         Predictions that are not yet due get no result. Ended alerts are kept in case the run goes on.
         """
-        state, closed = self._state, []
+        state, closed, end = self._state, [], time
         for slot, incident in list(state.incidents.items()):
             if incident.alert.state == AlertState.ENDED:
                 continue
+            time = max(end, incident.alert.opened_at)  # an alert about silence opened after the last data
             if state.step is None or incident.held_step < state.step:
                 closed.append(self._resolve(incident, incident.alert.updated_step, time, None, ""))
                 del state.incidents[slot]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
@@ -11,10 +11,12 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from client_sdk import answers
+from server.api.refusals import refuses
+from server.api.run_risk import RunRisk
 from server.auth.admissions import Admissions
 from server.auth.logins import Logins
 from server.auth.secret_box import SecretBox
-from server.auth.tokens import UNAUTHENTICATED, Authenticator, Identity
+from server.auth.tokens import Authenticator, Identity
 from server.errors import ApiError
 from server.exports.archive import Archiver
 from server.exports.exporter import Exporter
@@ -83,6 +85,7 @@ class Services:
     archiver: Archiver
     deleter: Deleter
     metrics: Metrics
+    run_risk: RunRisk
     metrics_access: MetricsAccess
     readiness: Readiness
     clock: Callable[[], float]
@@ -96,12 +99,14 @@ _bearer = HTTPBearer(auto_error=False, description="A token: `spikewatch token c
 ServicesOf = Annotated[Services, Depends(services_of)]
 
 
+@refuses(401)
 async def _identity(
     services: ServicesOf, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> Identity:
-    identity = await services.authenticator.identity(None if credentials is None else credentials.credentials)
+    token = None if credentials is None else credentials.credentials
+    identity = await services.authenticator.identity(token)
     if identity is None:
-        raise ApiError(401, "unauthenticated", UNAUTHENTICATED)
+        raise await services.authenticator.refusal(token)
     return identity
 
 
@@ -112,18 +117,21 @@ async def _principal(identity: Identified) -> Principal:
     return identity.principal
 
 
+@refuses(403)
 async def _writing_principal(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
     if not principal.may(Scope.WRITE):
         raise ApiError(403, "forbidden", "this token may only read; the call needs the scope write")
     return principal
 
 
+@refuses(403)
 async def _administering_principal(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
     if not principal.may(Scope.ADMIN) or principal.project is not None:
         raise ApiError(403, "forbidden", "the call needs a token of the scope admin that opens all projects")
     return principal
 
 
+@refuses(403)
 async def _project_administering_principal(principal: Annotated[Principal, Depends(_principal)]) -> Principal:
     if not principal.may(Scope.ADMIN):
         raise ApiError(403, "forbidden", "the call needs a token with the scope admin")
@@ -135,6 +143,14 @@ Operator = Annotated[Principal, Depends(_writing_principal)]
 Administrator = Annotated[Principal, Depends(_administering_principal)]
 ProjectAdministrator = Annotated[Principal, Depends(_project_administering_principal)]
 """Administrator of one project, or of all projects."""
+
+
+def visible_projects(principal: Principal, asked: Sequence[str] | None) -> Sequence[str] | None:
+    """Return the projects to look into, None for all. Raises `ApiError` 403 for one that the token does not open."""
+    for project in asked or ():
+        if not principal.may_see(project):
+            raise ApiError(403, "forbidden", f"this token is not for the project {project!r}", field="project")
+    return asked or (None if principal.project is None else [principal.project])
 
 
 async def visible_run(services: Services, principal: Principal, run_id: str) -> RunVersion:

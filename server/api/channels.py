@@ -22,7 +22,7 @@ from pydantic import (
 
 from client_sdk import answers
 from server.api.access import Administrator, Services, ServicesOf
-from server.api.errors import REFUSALS
+from server.api.refusals import refusals
 from server.api.router import AnswerRouter
 from server.errors import ApiError, ConfigurationError, SecretLostError
 from server.models import AlertKind, AlertLevel
@@ -30,7 +30,7 @@ from server.notification import Channel, Digest, NotificationSettings, QuietHour
 from server.notifications.channels.channel_kind import ChannelKind, Target, TargetError, new_signing_key
 from server.notifications.channels.registry import KINDS, kind_named
 
-router = AnswerRouter(tags=["notifications"], responses=REFUSALS)
+router = AnswerRouter(tags=["notifications"])
 
 ChannelId = Annotated[str, Path(max_length=36, description="Id of the channel.")]
 MAX_CHANNELS = 100
@@ -201,7 +201,7 @@ async def replace_channels(services: ServicesOf, _: Administrator, body: Channel
     return answers.Channels(channels=tuple(channel_answer(channel, keys.get(channel.id)) for channel in stored))
 
 
-@router.put("/channels/{channel_id}", summary="Change a channel")
+@router.put("/channels/{channel_id}", responses=refusals(404), summary="Change a channel")
 async def change_channel(
     services: ServicesOf, _: Administrator, channel_id: ChannelId, body: ChannelBody
 ) -> answers.Channel:
@@ -212,7 +212,7 @@ async def change_channel(
     return channel_answer(await _existing(services, channel_id), key)
 
 
-@router.delete("/channels/{channel_id}", summary="Remove a channel")
+@router.delete("/channels/{channel_id}", responses=refusals(404), summary="Remove a channel")
 async def remove_channel(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> answers.Removed:
     """Remove a channel together with the notifications that wait for it."""
     if not await services.channels.delete(channel_id):
@@ -220,7 +220,7 @@ async def remove_channel(services: ServicesOf, _: Administrator, channel_id: Cha
     return answers.Removed(id=channel_id)
 
 
-@router.post("/channels/{channel_id}/test", summary="Send a test message")
+@router.post("/channels/{channel_id}/test", responses=refusals(404), summary="Send a test message")
 async def send_test_message(services: ServicesOf, _: Administrator, channel_id: ChannelId) -> answers.ChannelTest:
     """Send a test message now, and return the answer of the receiving service."""
     return await services.messenger.test(await _existing(services, channel_id))

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from client_sdk import answers
 from server.api.encoding import JSON
-from server.api.router import REFERENCE
+from server.api.refusals import REFERENCE
 
 _PREFIX = REFERENCE.format(name="")
 
@@ -36,6 +36,7 @@ def add_document(app: FastAPI, path: str) -> None:
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document of the application, with the schemas of all answers that it refers to."""
     document = app.openapi()
+    _drop_unsent(document)
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
     known = _answer_schemas()
     missing = set(_references(document)) - schemas.keys()
@@ -43,6 +44,15 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         schemas.update({name: known[name] for name in missing})
         missing = {name for added in missing for name in _references(known[added])} - schemas.keys()
     return document
+
+
+def _drop_unsent(document: dict[str, Any]) -> None:
+    """Remove what FastAPI adds for its own refusal of invalid parameters, which `server.api.errors` sends as 400."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document.get("components", {}).get("schemas", {}).pop(name, None)
 
 
 def _answer_schemas() -> dict[str, Any]:

@@ -101,6 +101,15 @@ def accepts_msgpack(accept: str) -> bool:
     return any(part.split(";")[0].strip() in {MSGPACK, "application/x-msgpack"} for part in accept.split(","))
 
 
+def accepts_html(accept: str) -> bool:
+    """Return whether the Accept header names HTML, as that of a browser does when it opens an address.
+
+    >>> accepts_html("text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"), accepts_html("*/*")
+    (True, False)
+    """
+    return any(part.split(";")[0].strip().lower() == "text/html" for part in accept.split(","))
+
+
 def float32_bytes(values: NDArray[np.float32]) -> bytes:
     """Return an array as row-major little-endian bytes."""
     return np.ascontiguousarray(values, dtype="<f4").tobytes()

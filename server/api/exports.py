@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from client_sdk import answers
 from client_sdk.vocabulary import SCALARS
 from server.api.access import Operator, Reader, ServicesOf, visible_run
-from server.api.errors import REFUSALS
+from server.api.names import NAMES, Value, listed
 from server.api.router import AnswerRouter
 from server.api.runs import RunId
 from server.errors import ApiError, ServerError
@@ -26,7 +26,9 @@ from server.storage.measurements.steps import RunSteps, Selection
 
 logger = logging.getLogger(__name__)
 
-router = AnswerRouter(tags=["runs"], responses=REFUSALS)
+MAX_NAMES = 1_000  # values of a parameter
+
+router = AnswerRouter(tags=["runs"])
 
 
 class Download(StreamingResponse):
@@ -82,12 +84,11 @@ async def export_run(
     ] = Format.PARQUET,
     layers: Annotated[bool, Query(description="In a CSV: one row for each step and layer.")] = False,
     keys: Annotated[
-        str | None,
-        Query(max_length=32_768, description="Scalars, separated by commas; default: all; empty: none."),
+        list[Value] | None, Query(max_length=MAX_NAMES, description=f"Scalars; default: all; empty: none. {NAMES}")
     ] = None,
     stats: Annotated[
-        str | None,
-        Query(max_length=32_768, description="Layer statistics, separated by commas; default: all, empty: none."),
+        list[Value] | None,
+        Query(max_length=MAX_NAMES, description=f"Layer statistics; default: all; empty: none. {NAMES}"),
     ] = None,
 ) -> Response:
     await visible_run(services, principal, run_id)
@@ -101,8 +102,12 @@ async def export_run(
             raise ApiError(400, "invalid_parameter", message, field="keys" if keys is not None else "stats")
         stream = services.archiver.stream(run, steps)
     else:
-        selection = Selection(scalars=_names(keys), statistics=_names(stats))
-        _check(selection, steps, run_id)
+        statistics = _statistics_of(steps)
+        selection = Selection(
+            scalars=None if keys is None else tuple(listed(keys, steps.scalars)),
+            statistics=None if stats is None else tuple(listed(stats, statistics)),
+        )
+        _check(selection, steps, statistics, run_id)
         stream = services.exporter.stream(run, steps, form, selection=selection, layers=layers)
     file_name = quote(f"{run_id}{'-layers' if layers and form is Format.CSV else ''}.{form}")
     headers = {
@@ -121,12 +126,11 @@ async def delete_run(services: ServicesOf, principal: Operator, run_id: RunId) -
     return answers.Deletion(id=run_id)
 
 
-def _names(given: str | None) -> Collection[str] | None:
-    return None if given is None else tuple(dict.fromkeys(part for part in given.split(",") if part))
+def _statistics_of(steps: RunSteps) -> set[str]:
+    return {name for writer in steps.writers for layout in writer.layouts.values() for name in layout.statistics}
 
 
-def _check(selection: Selection, steps: RunSteps, run_id: str) -> None:
-    known = {name for writer in steps.writers for layout in writer.layouts.values() for name in layout.statistics}
+def _check(selection: Selection, steps: RunSteps, known: Collection[str], run_id: str) -> None:
     for name in selection.statistics or ():
         if name not in known:
             message = f"no layer of the run has {name!r}; GET /runs/{run_id} lists the statistics"

@@ -15,15 +15,15 @@ from starlette.responses import Response
 from client_sdk import answers
 from server.api.access import Services, ServicesOf
 from server.api.encoding import JSON, Rendered
-from server.api.errors import REFUSALS
-from server.api.router import AnswerRouter, schema_of
+from server.api.refusals import refusals, schema_of
+from server.api.router import AnswerRouter
 from server.auth.tokens import bearer_token
 from server.config import LOOPBACK_HOSTS
 from server.errors import ApiError
 from server.metrics import CONTENT_TYPE
 from server.readiness import Health
 
-router = AnswerRouter(tags=["health"])
+router = AnswerRouter(tags=["health"], refuses=False)
 
 
 @router.get("/healthz", summary="The process answers")
@@ -58,7 +58,9 @@ async def _may_read_metrics(services: ServicesOf, request: Request) -> Services:
         return services
     principal = await services.authenticator.principal(token)
     if principal is None:
-        raise ApiError(401, "unauthenticated", "send a token: SPIKEWATCH_METRICS_TOKEN, or one that may read")
+        refusal = await services.authenticator.refusal(token)
+        hint = f"{refusal.message}; SPIKEWATCH_METRICS_TOKEN, or a token that may read all projects, opens the metrics"
+        raise ApiError(401, refusal.code, hint, authenticate=refusal.authenticate)
     if principal.project is not None:
         raise ApiError(403, "forbidden", "a token of one project does not open the metrics of all projects")
     return services
@@ -70,8 +72,9 @@ async def _may_read_metrics(services: ServicesOf, request: Request) -> Services:
     response_class=Response,
     responses={
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
-        **{status: REFUSALS[status] for status in (401, 403, 503)},
+        **refusals(401, 403, 500, 503),
     },
 )
 async def metrics(services: Annotated[Services, Depends(_may_read_metrics)]) -> Response:
+    await services.run_risk.refresh()
     return Response(services.metrics.page(), headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from client_sdk import answers
 from client_sdk.protocol import MAX_NAME_CHARS
 from server.api.access import Operator, Reader, Services, ServicesOf, visible_run
-from server.api.errors import REFUSALS
+from server.api.refusals import refusals
 from server.api.router import AnswerRouter
 from server.errors import ApiError
 from server.models import Principal
 
-router = AnswerRouter(tags=["loss"], responses=REFUSALS)
+router = AnswerRouter(tags=["loss"])
 
 SPARKLINE_POINTS: Final = 64
 RunId = Annotated[str, Path(max_length=128, description="Id of the run.")]
@@ -60,7 +60,7 @@ async def choose_for_run(services: ServicesOf, principal: Operator, run_id: RunI
     return details
 
 
-@router.get("/projects/{project:path}/loss", summary="The default loss of a project")
+@router.get("/projects/{project:path}/loss", responses=refusals(403), summary="The default loss of a project")
 async def of_project(services: ServicesOf, principal: Reader, project: Project) -> answers.ProjectLoss:
     _check_project(principal, project)
     return answers.ProjectLoss(project=project, scalar=await services.losses.of_project(project))

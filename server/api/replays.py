@@ -11,11 +11,10 @@ from starlette.requests import Request
 from client_sdk import answers
 from client_sdk.vocabulary import Sensitivity
 from server.api.access import Reader, Services, ServicesOf, visible_run
-from server.api.errors import REFUSALS
 from server.api.presence import while_present
 from server.api.router import AnswerRouter
 
-router = AnswerRouter(tags=["runs"], responses=REFUSALS)
+router = AnswerRouter(tags=["runs"])
 
 REPLAY_SECONDS = 20.0  # time limit of one call
 RunId = Annotated[str, Path(max_length=128, description="Id of the run.")]

@@ -1,4 +1,4 @@
-"""Routes whose handlers return answers: encoded by msgspec, and documented by their return annotation.
+"""Routes whose handlers return answers: encoded by msgspec, and documented by their signature.
 
 FastAPI still reads the parameters and the body of a request; it never serialises an answer.
 """
@@ -9,27 +9,36 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, get_args, get_origin, get_type_hints
 
-import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.api.encoding import JSON, Rendered, json_response
-
-REFERENCE = "#/components/schemas/{name}"
+from server.api.refusals import refusals_of, schema_of
 
 
 class AnswerRouter(APIRouter):
     """A router for handlers that return a value of `client_sdk.answers`, a list of them, a `Rendered` answer, or a
-    response of their own."""
+    response of their own.
+
+    The OpenAPI document lists the statuses that `refusals_of` derives for each handler, and the ``responses`` of its
+    decorator.
+    """
+
+    def __init__(self, *, refuses: bool = True, **options: Any) -> None:
+        """``refuses``: False for routes that neither need a token nor read the database."""
+        super().__init__(**options)
+        self._refuses = refuses
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Add a route. The answer has the status code of the decorator, or 200."""
+        responses: dict[int | str, Any] = refusals_of(endpoint, path) if self._refuses else {}
+        responses.update(options.get("responses") or {})
         status = options.get("status_code") or 200
         answer = answer_type(endpoint)
         if answer is not None:
-            options["responses"] = _documented(answer, status, options.get("responses"))
+            responses = _documented(answer, status, responses)
             endpoint = _encoding(endpoint, status)
-        super().add_api_route(path, endpoint, **{**options, "response_model": None})
+        super().add_api_route(path, endpoint, **{**options, "responses": responses, "response_model": None})
 
 
 def answer_type(endpoint: Callable[..., Any]) -> Any:
@@ -40,16 +49,7 @@ def answer_type(endpoint: Callable[..., Any]) -> Any:
     return None if isinstance(returned, type) and issubclass(returned, Response) else returned
 
 
-def schema_of(answer: Any) -> dict[str, Any]:
-    """Return the JSON schema of an answer as a reference into the components of the OpenAPI document."""
-    (schema,), _ = msgspec.json.schema_components([answer], ref_template=REFERENCE)
-    return schema
-
-
-def _documented(
-    answer: Any, status: int, responses: dict[int | str, dict[str, Any]] | None
-) -> dict[int | str, dict[str, Any]]:
-    known = dict(responses or {})
+def _documented(answer: Any, status: int, known: dict[int | str, Any]) -> dict[int | str, Any]:
     success = dict(known.get(status, {}))
     success["content"] = {JSON: {"schema": schema_of(answer)}, **success.get("content", {})}
     return {**known, status: {"description": "Successful Response", **success}}

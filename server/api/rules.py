@@ -15,15 +15,15 @@ from starlette.requests import Request
 from client_sdk import answers
 from client_sdk.vocabulary import ChangeBy, Condition, Direction, Reduce
 from server.api.access import Administrator, Reader, Services, ServicesOf, visible_run
-from server.api.errors import REFUSALS
 from server.api.presence import while_present
+from server.api.refusals import refusals
 from server.api.router import AnswerRouter
 from server.errors import ApiError, RuleFieldError
 from server.models import AlertLevel, RunState
 from server.pipeline.rule_backtest import BacktestResult, Outline
 from server.rule import MAX_RULES, MAX_TEXT, Rule, RuleSet
 
-router = AnswerRouter(tags=["rules"], responses=REFUSALS)
+router = AnswerRouter(tags=["rules"])
 
 BACKTEST_SECONDS = 20.0  # time limit of one call
 MAX_BACKTEST_RUNS = 20
@@ -99,7 +99,9 @@ async def replace_rules(services: ServicesOf, principal: Administrator, body: Ru
     return _rules(found.rules)
 
 
-@router.post("/rules/test", summary="Backtest a rule: when would it have opened an alert?")
+@router.post(
+    "/rules/test", responses=refusals(404, 410), summary="Backtest a rule: when would it have opened an alert?"
+)
 async def backtest(
     services: ServicesOf, principal: Administrator, request: Request, body: BacktestBody
 ) -> answers.Backtest:
@@ -141,7 +143,7 @@ async def put_rule(services: ServicesOf, principal: Administrator, rule_id: Rule
     return _rule(rule)
 
 
-@router.delete("/rules/{rule_id}", summary="Delete a rule")
+@router.delete("/rules/{rule_id}", responses=refusals(404), summary="Delete a rule")
 async def delete_rule(services: ServicesOf, principal: Administrator, rule_id: RuleId) -> answers.Rule:
     """The answer is the deleted rule. Its open alerts are resolved."""
     known = await services.rules.all()
@@ -165,7 +167,7 @@ async def _runs_to_test(services: Services, principal: Administrator, rule: Rule
     if body.run is not None:
         await visible_run(services, principal, body.run)
         return [body.run]
-    page = await services.fleet.page(project=body.project, state=None, limit=200, cursor=None)
+    page = await services.fleet.page(projects=None if body.project is None else [body.project], limit=200)
     chosen = [run.id for run in page.runs if rule.applies_to(run.project, run.name, run.tags)]
     return chosen[: body.runs]
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import Header, Path, Query
+from pydantic import Field
 from starlette.requests import Request
 
 from client_sdk import answers
 from client_sdk.protocol import MAX_NAME_CHARS, MAX_STEP
 from client_sdk.vocabulary import LOSS, SCALARS, STATISTICS, RunState, loss_among
-from server.api.access import Reader, ServicesOf, visible_run
+from server.api.access import Reader, Services, ServicesOf, visible_projects, visible_run
 from server.api.encoding import JSON, MSGPACK, Rendered, Tag, accepts_msgpack, compressed, float32_bytes, numbers
-from server.api.errors import REFUSALS
+from server.api.names import MAX_FILTERS, NAMES, REPEATED, Value, listed
 from server.api.presence import while_present
+from server.api.refusals import refusals
 from server.api.router import AnswerRouter
 from server.errors import ApiError
 from server.storage.fleet import decode_cursor
@@ -23,12 +25,17 @@ from server.storage.layouts import layer_rows
 from server.storage.measurements.heatmap import Heatmap
 from server.storage.measurements.series import Series
 
-router = AnswerRouter(tags=["runs"], responses=REFUSALS)
+router = AnswerRouter(tags=["runs"])
 
 MAX_POINTS = 10_000
 MAX_COLUMNS = 4_096
 MAX_KEYS = 100
 MAX_PAGE = 500
+
+UNCHANGED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "The answer is still the one whose ETag the request sent in If-None-Match."}
+}
+"""Response of calls whose answers have a `Tag`, for the OpenAPI document."""
 
 RunId = Annotated[str, Path(max_length=128, description="Id of the run.")]
 From = Annotated[
@@ -41,23 +48,27 @@ Attempt = Annotated[
 ]
 
 
-@router.get("/runs", summary="Runs, newest first")
+@router.get("/runs", responses=refusals(403), summary="Runs, newest first")
 async def list_runs(
     *,
     services: ServicesOf,
     principal: Reader,
-    project: Annotated[str | None, Query(max_length=MAX_NAME_CHARS)] = None,
-    state: Annotated[RunState | None, Query()] = None,
+    project: Annotated[
+        list[Annotated[str, Field(max_length=MAX_NAME_CHARS)]] | None,
+        Query(max_length=MAX_FILTERS, description=f"Only runs of this project. {REPEATED}"),
+    ] = None,
+    state: Annotated[
+        list[RunState] | None, Query(max_length=MAX_FILTERS, description=f"Only runs in this state. {REPEATED}")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
 ) -> answers.RunPage:
-    if project is not None and not principal.may_see(project):
-        raise ApiError(403, "forbidden", f"this token is not for the project {project!r}", field="project")
+    projects = visible_projects(principal, project)
     try:
         after = None if cursor is None else decode_cursor(cursor)
     except ValueError as error:
         raise ApiError(400, "invalid_cursor", str(error), field="cursor") from error
-    return await services.fleet.page(project=project or principal.project, state=state, limit=limit, cursor=after)
+    return await services.fleet.page(projects=projects, states=state, limit=limit, cursor=after)
 
 
 @router.get("/runs/{run_id}", summary="One run")
@@ -69,14 +80,14 @@ async def get_run(services: ServicesOf, principal: Reader, run_id: RunId) -> ans
     return details
 
 
-@router.get("/runs/{run_id}/series", summary="Scalars over the steps")
+@router.get("/runs/{run_id}/series", responses=UNCHANGED, summary="Scalars over the steps")
 async def get_series(
     *,
     services: ServicesOf,
     principal: Reader,
     request: Request,
     run_id: RunId,
-    keys: Annotated[str, Query(min_length=1, max_length=32_768, description="Names of scalars, separated by commas.")],
+    keys: Annotated[list[Value], Query(min_length=1, max_length=MAX_KEYS, description=f"Scalars. {NAMES}")],
     step_from: From = None,
     to: To = None,
     points: Annotated[int, Query(ge=1, le=MAX_POINTS, description="Maximum number of buckets of a series.")] = 1_000,
@@ -87,10 +98,11 @@ async def get_series(
     logged (`loss_name`), unless a scalar is called loss."""
     _check_range(step_from, to)
     run = await visible_run(services, principal, run_id)
-    names = list(dict.fromkeys(part for part in keys.split(",") if part))
+    await _check_attempt(services, run_id, attempt)
+    logged = await services.runs.scalar_ranks(run_id)
+    names = listed(keys, logged)
     if not 1 <= len(names) <= MAX_KEYS:
         raise ApiError(400, "invalid_parameter", f"keys: 1 … {MAX_KEYS} names", field="keys")
-    logged = await services.runs.scalar_ranks(run_id)
     stored = {name: name for name in names}
     if LOSS in stored and LOSS not in logged:
         stored[LOSS] = await services.runs.loss_name(run_id) or loss_among(logged) or LOSS
@@ -143,7 +155,8 @@ def _series_response(found: Series, stored: dict[str, str], accept_encoding: str
         200: {
             "description": "As JSON; or as msgpack with `z` as bytes: float32, little-endian, row-major.",
             "content": {MSGPACK: {"schema": {"type": "string", "format": "binary"}}},
-        }
+        },
+        **UNCHANGED,
     },
     summary="A statistic of every layer over the steps",
 )
@@ -165,6 +178,7 @@ async def get_heatmap(
     cells with values that are not finite."""
     _check_range(step_from, to)
     run = await visible_run(services, principal, run_id)
+    await _check_attempt(services, run_id, attempt)
     if stat not in STATISTICS:
         stored = await services.layouts.of_run(run_id)
         if not any(stat in item.layout.statistics for item in stored):
@@ -250,6 +264,12 @@ async def get_events(
     _check_range(step_from, to)
     await visible_run(services, principal, run_id)
     return await services.events.of_run(run_id, step_from=step_from, step_to=to)
+
+
+async def _check_attempt(services: Services, run_id: str, attempt: int | None) -> None:
+    if attempt is not None and not await services.runs.has_attempt(run_id, attempt):
+        message = f"the run has no attempt {attempt}; GET /runs/{run_id} lists its attempts"
+        raise ApiError(404, "unknown_attempt", message, field="attempt")
 
 
 def _check_range(step_from: int | None, step_to: int | None) -> None:

@@ -9,12 +9,12 @@ from starlette.responses import Response
 
 from client_sdk import answers
 from server.api.access import Identified, ServicesOf
-from server.api.errors import REFUSALS
+from server.api.refusals import refusals
 from server.api.router import AnswerRouter
 from server.auth.tokens import MAX_TOKEN_CHARS, Identity, bearer_token
 from server.errors import ApiError
 
-router = AnswerRouter(tags=["access"], responses=REFUSALS)
+router = AnswerRouter(tags=["access"])
 
 
 class LoginBody(BaseModel):
@@ -27,7 +27,7 @@ class LoginBody(BaseModel):
     )
 
 
-@router.post("/sessions", status_code=201, summary="Log in")
+@router.post("/sessions", status_code=201, responses=refusals(401, 429), summary="Log in")
 async def log_in(services: ServicesOf, request: Request, body: LoginBody) -> answers.Identity:
     """The `session` of the answer is a bearer credential with the rights of the secret. It ends with the secret. Too
     many wrong secrets are refused with 429 and `Retry-After`."""
@@ -41,7 +41,7 @@ async def current(identity: Identified) -> answers.Identity:
     return _identity(identity)
 
 
-@router.delete("/sessions/current", status_code=204, summary="Log out")
+@router.delete("/sessions/current", status_code=204, responses=refusals(400), summary="Log out")
 async def log_out(services: ServicesOf, request: Request, identity: Identified) -> Response:
     credential = bearer_token(request.headers)
     if identity.expires_at is None or credential is None:

@@ -11,14 +11,14 @@ from starlette.responses import Response
 from client_sdk import answers
 from client_sdk.protocol import MAX_NAME_CHARS
 from server.api.access import ProjectAdministrator, ServicesOf
-from server.api.errors import REFUSALS
+from server.api.refusals import refusals
 from server.api.router import AnswerRouter
 from server.auth.tokens import digest_of, new_token
 from server.errors import ApiError
 from server.models import Scope
 from server.pipeline.packing import is_name
 
-router = AnswerRouter(tags=["access"], responses=REFUSALS)
+router = AnswerRouter(tags=["access"])
 
 TokenId = Annotated[int, Path(ge=1, le=2**63 - 1, description="Id of the token.")]
 
@@ -60,7 +60,7 @@ async def create_token(services: ServicesOf, principal: ProjectAdministrator, bo
     )
 
 
-@router.delete("/tokens/{token_id}", status_code=204, summary="Revoke a token")
+@router.delete("/tokens/{token_id}", status_code=204, responses=refusals(404), summary="Revoke a token")
 async def revoke_token(services: ServicesOf, principal: ProjectAdministrator, token_id: TokenId) -> Response:
     """The token is refused from now on: on this server at once, and on others within seconds. Its sockets are closed,
     and its logins end."""

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 
+from server.agents.endpoint import AgentEndpoint
 from server.assembly.notifications import Notifications
 from server.auth.admissions import Admissions
 from server.broker import Broker
@@ -42,6 +43,7 @@ class Background:
     pipeline: Pipeline
     compactor: Compactor
     admissions: Admissions
+    agents: AgentEndpoint
     deleter: Deleter
 
     @contextlib.asynccontextmanager
@@ -50,7 +52,8 @@ class Background:
         await self.broker.start()
         await self.notifications.start()
         await self.pipeline.start()
-        tasks = [asyncio.create_task(self.compactor.run()), asyncio.create_task(self.admissions.watch())]
+        work = (self.compactor.run(), self.admissions.watch(), self.agents.run())
+        tasks = [asyncio.create_task(part) for part in work]
         self.deleter.start()
         try:
             yield

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastapi import FastAPI
+from starlette.routing import Mount
 
+from server.api.methods import OtherMethods
 from server.config import Config
 from server.errors import ConfigurationError
 
@@ -36,4 +38,7 @@ def make_dashboard(environment: Mapping[str, str], port: int) -> FastAPI:
         settings = DashboardConfig.from_environment(environment)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    return create_app(settings, cookies=Cookies(suffix=f"_{port}"))
+    app = create_app(settings, cookies=Cookies(suffix=f"_{port}"))
+    own = [route for route in app.router.routes if not isinstance(route, Mount)]
+    app.router.routes.insert(len(own), OtherMethods(app.router))
+    return app

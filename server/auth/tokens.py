@@ -14,7 +14,7 @@ from typing import Protocol
 
 from starlette.datastructures import Headers
 
-from server.errors import DatabaseError
+from server.errors import ApiError, DatabaseError
 from server.log_actions import LogAction
 from server.models import Principal, Scope
 
@@ -26,7 +26,15 @@ TOKEN_CACHE = 5.0  # seconds for which a lookup is cached; a revoked credential 
 TOUCH_EVERY = 60.0  # seconds between two updates of a token's last use
 MAX_TOKEN_CHARS = 512
 MAX_CACHED = 4096
+INVALID = 'Bearer error="invalid_token"'
+"""Header WWW-Authenticate for a credential that was sent but is not valid (RFC 6750, section 3)."""
 UNAUTHENTICATED = "send a token: Authorization: Bearer TOKEN (create one with `spikewatch token create`)"
+UNKNOWN = (
+    "the server does not know this token: check that it is complete and of this server "
+    "(create one with `spikewatch token create`)"
+)
+WAS_REVOKED = "this token was revoked; get a new one (create one with `spikewatch token create`)"
+LOGIN_ENDED = "this login has ended; log in again"
 REVOKED = "the token was revoked or the login has ended; get a new token (create one with `spikewatch token create`)"
 
 
@@ -81,10 +89,14 @@ class KnownSession(Protocol):
 
 
 class TokenDirectory(Protocol):
-    """Storage of tokens, implemented by `storage.tokens`. It does not find revoked tokens."""
+    """Storage of tokens, implemented by `storage.tokens`. Only `was_revoked` finds revoked tokens."""
 
     async def find(self, digest: str) -> KnownToken | None:
         """Return the token with this digest, or None."""
+        ...
+
+    async def was_revoked(self, digest: str) -> bool:
+        """Return whether there was a token with this digest."""
         ...
 
     async def touch(self, token_id: int, now: float) -> None:
@@ -144,6 +156,8 @@ class Authenticator:
         self._password = password
         self._clock = clock
         self._cache: dict[str, tuple[float, Identity | None]] = {}
+        self._revoked: dict[str, tuple[float, bool]] = {}
+        """Time of the lookup and whether the token was revoked, by digest, for refused tokens."""
         self._lookups: dict[str, asyncio.Task[Identity | None]] = {}
         self._generation = 0
         """Number of calls of `forget`."""
@@ -178,6 +192,29 @@ class Authenticator:
         if identity.token_id is not None:
             await self._touch(identity.token_id, now)
         return identity
+
+    async def refusal(self, token: str | None) -> ApiError:
+        """Return the answer to a credential for which `identity` returned None.
+
+        Its message tells a missing, an unknown and a revoked token and a login that has ended apart; the code is
+        "unauthenticated" for all of them. Only the holder of all 256 bits of a token learns that it was revoked, so the
+        message helps nobody to guess one. Raises `DatabaseError`.
+        """
+        if not token:
+            return ApiError(401, "unauthenticated", UNAUTHENTICATED)
+        if token.startswith(SESSION_PREFIX):
+            return ApiError(401, "unauthenticated", LOGIN_ENDED, authenticate=INVALID)
+        was_revoked = len(token) <= MAX_TOKEN_CHARS and await self._was_revoked(digest_of(token))
+        return ApiError(401, "unauthenticated", WAS_REVOKED if was_revoked else UNKNOWN, authenticate=INVALID)
+
+    async def _was_revoked(self, digest: str) -> bool:
+        now = self._clock()
+        known = self._revoked.get(digest)
+        if known is None or not 0 <= now - known[0] <= TOKEN_CACHE:
+            if len(self._revoked) > MAX_CACHED:
+                self._revoked.clear()
+            known = self._revoked[digest] = (now, await self._tokens.was_revoked(digest))
+        return known[1]
 
     async def _look_up(self, token: str, digest: str) -> Identity | None:
         """Look a credential up once for all concurrent callers: ten thousand connections of one token
@@ -216,6 +253,7 @@ class Authenticator:
         """Discard all cached lookups, because a credential was revoked."""
         self._generation += 1
         self._cache.clear()
+        self._revoked.clear()
         self._lookups.clear()
 
     async def _find_token(self, digest: str) -> Identity | None:

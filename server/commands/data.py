@@ -48,7 +48,7 @@ def runs(
     async def read(database: Database) -> Sequence[answers.RunSummary]:
         await migrations.upgrade(database)
         fleet = FleetQuery(database, RunStore(database), LayoutStore(database))
-        return (await fleet.page(project=project, state=None, limit=limit, cursor=None)).runs
+        return (await fleet.page(projects=None if project is None else [project], limit=limit)).runs
 
     with one_line_errors():
         config = load_config(data=data)

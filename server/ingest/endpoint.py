@@ -8,7 +8,7 @@ import contextlib
 from starlette.websockets import WebSocket
 
 from server.auth.admissions import Admission, Admissions
-from server.auth.tokens import REVOKED, UNAUTHENTICATED, Authenticator, Identity, bearer_token
+from server.auth.tokens import REVOKED, Authenticator, Identity, bearer_token
 from server.broker import Broker
 from server.errors import UNAVAILABLE, DatabaseError, IngestError, LimitError
 from server.ingest.connection import GOING_AWAY, Connection, IngestLimits
@@ -107,12 +107,14 @@ class IngestEndpoint:
     async def _identify(self, socket: WebSocket) -> Identity:
         if self._draining:
             raise IngestError(*GOING_AWAY, retryable=True, close_code=1012)
+        token = bearer_token(socket.headers)
         try:
-            identity = await self._authenticator.identity(bearer_token(socket.headers))
+            identity = await self._authenticator.identity(token)
+            if identity is None:
+                refusal = await self._authenticator.refusal(token)
+                raise IngestError(refusal.code, refusal.message, close_code=4401)
         except DatabaseError as error:
             raise IngestError("storage_unavailable", UNAVAILABLE, retryable=True, close_code=1011) from error
-        if identity is None:
-            raise IngestError("unauthenticated", UNAUTHENTICATED, close_code=4401)
         if not identity.principal.may(Scope.WRITE):
             raise IngestError("forbidden", "this token may only read; use one with the scope write", close_code=4401)
         return identity

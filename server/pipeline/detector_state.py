@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 
 import msgspec
@@ -91,11 +92,14 @@ class DetectorState:
 
     def update(self, sample: Sample, committed_at: float) -> None:
         """Let the detectors, the alert rules and the progress read one sample."""
+        time = sample.time
+        if not math.isfinite(time):  # a log may lack the time of some records
+            time = committed_at if self.progress.last_time is None else self.progress.last_time
         before = self.suite.judged_loss
         verdict = self.suite.update(sample)
         if before not in (None, self.suite.judged_loss):
             note = f" The loss is {self.suite.judged_loss} now, and the detectors began anew."
-            self.record_alerts(*self.alerts.begin_anew(sample.time, note))
+            self.record_alerts(*self.alerts.begin_anew(time, note))
         sample = renamed(sample, verdict.loss_name)
         self.progress.update(sample, verdict)
         if LOSS in sample.scalars and not sample.is_late:
@@ -107,7 +111,7 @@ class DetectorState:
             verdict = replace(verdict, findings=(*verdict.findings, *held))
         if sample.is_late:
             verdict = replace(verdict, step=max(verdict.step, self.rules.last_step))  # alerts never step back
-        self.record_alerts(*self.alerts.apply(verdict, sample.time, sample.attempt))
+        self.record_alerts(*self.alerts.apply(verdict, time, sample.attempt))
         self.happened += [replace(event, attempt=sample.attempt) for event in verdict.events]
         self.happened += self.thinned.update(sample)
 

@@ -333,7 +333,9 @@ class RunFollower:
         state = self._state
         if run_state not in {RunState.FINISHED, RunState.CRASHED} or state is None:
             return True
-        state.record_alerts(*state.alerts.end_run(self._clock()))
+        # The end is that of the data: an imported run ended when its log did, and a silent one when it fell silent.
+        ended_at = state.progress.last_time
+        state.record_alerts(*state.alerts.end_run(self._clock() if ended_at is None else ended_at))
         state.happened += state.thinned.end()
         if state.has_conclusions or not state.is_saved:
             await self._save(state)

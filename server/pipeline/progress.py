@@ -62,6 +62,11 @@ class RunProgress:
         if not sample.is_late:
             self._mark(sample.time, sample.step)
 
+    @property
+    def last_time(self) -> float | None:
+        """Time of the newest sample of the attempt by the clock of the training process, None if none had a time."""
+        return self._state.marks[-1][0] if self._state.marks else None
+
     def _add_loss(self, step: int, loss: float) -> None:
         state = self._state
         k = step // state.width

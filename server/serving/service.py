@@ -25,6 +25,9 @@ SWITCH_INTERVAL = 0.001
 
 The default of 5 ms delays the thread that serves the sockets by up to 5 ms per computing thread.
 """
+KEEP_ALIVE = 15
+"""Seconds after which an idle connection is closed: more than those after which the pools of common clients close it
+(httpx and the dashboard: at most 5), so that no request is sent on a connection that is being closed."""
 PING_EVERY = 20.0  # seconds
 PING_TIMEOUT = 60.0  # seconds; while the queue of a socket is full, its pongs wait unread behind its frames
 
@@ -94,6 +97,7 @@ class Service:
             backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
             http=limited_protocol(limiter),
             ws="websockets-sansio",
             ws_max_size=WEBSOCKET_LIMIT * self.config.max_frame_bytes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from server.coincidence import informed
 from server.models import AlertKind, AlertLevel, AlertState
 from server.schema import alerts, runs
 from server.storage.database import Database
+from server.storage.id_list import padded
 
 MAX_RECENT = 64
 """Maximum number of open and of closed alerts that `AlertStore.recent` returns; more at once would help nobody."""
@@ -32,27 +33,40 @@ class AlertStore:
     async def find(
         self,
         *,
-        run_id: str | None = None,
-        project: str | None = None,
-        state: str | None = None,
-        level: str | None = None,
-        kind: str | None = None,
+        run_ids: Sequence[str] | None = None,
+        projects: Sequence[str] | None = None,
+        states: Sequence[str] | None = None,
+        levels: Sequence[str] | None = None,
+        kinds: Sequence[str] | None = None,
         limit: int = 1_000,
     ) -> list[answers.Alert]:
-        """Return the newest ``limit`` alerts that match, newest first."""
+        """Return the newest ``limit`` alerts that match, newest first.
+
+        Each list selects alerts with one of its values; None selects all.
+        """
         query = select(alerts).order_by(alerts.c.opened_at.desc(), alerts.c.step.desc(), alerts.c.id).limit(limit)
-        if run_id is not None:
-            query = query.where(alerts.c.run_id == run_id)
-        if project is not None:
-            query = query.where(alerts.c.run_id.in_(select(runs.c.id).where(runs.c.project == project)))
-        if state is not None:
-            query = query.where(_shown_as(state))
-        if level is not None:
-            query = query.where(alerts.c.level == level)
-        if kind is not None:
-            query = query.where(alerts.c.kind == kind)
+        if run_ids is not None:
+            query = query.where(alerts.c.run_id.in_(padded(run_ids)))
+        if projects is not None:
+            query = query.where(_of_projects(projects))
+        if states is not None:
+            query = query.where(or_(*map(_shown_as, states)))
+        if levels is not None:
+            query = query.where(alerts.c.level.in_(levels))
+        if kinds is not None:
+            query = query.where(alerts.c.kind.in_(kinds))
         async with self._database.read() as connection:
             return [alert_answer(row) for row in await connection.execute(query)]
+
+    async def count_open(self) -> dict[tuple[str, str], int]:
+        """Return the number of open alerts by level and kind; acknowledged ones are open too."""
+        query = (
+            select(alerts.c.level, alerts.c.kind, func.count())
+            .where(alerts.c.state == AlertState.OPEN)
+            .group_by(alerts.c.level, alerts.c.kind)
+        )
+        async with self._database.read() as connection:
+            return {(level, kind): number for level, kind, number in await connection.execute(query)}
 
     async def walk(self, run_id: str) -> AsyncGenerator[answers.Alert, None]:
         """Yield every alert of a run, in the order in which they opened."""
@@ -92,7 +106,7 @@ class AlertStore:
             row = (await connection.execute(select(alerts).where(alerts.c.id == alert_id))).first()
             return None if row is None else alert_answer(row)
 
-    async def precision(self, *, project: str | None) -> answers.Precision:
+    async def precision(self, *, projects: Sequence[str] | None) -> answers.Precision:
         """Count how the predictions above the level watch were settled, and measure their lead over the spike.
 
         The lead is that of the newest `LEADS` predictions whose spike came, early and late ones included. It counts
@@ -103,8 +117,8 @@ class AlertStore:
         warned = alerts.c.body["evidence"]["warned_at_step"].as_integer()
         lead = func.coalesce(came - warned, alerts.c.body["outcome"]["lead"].as_integer())
         predictions = and_(alerts.c.kind == AlertKind.SPIKE_PREDICTED, alerts.c.level != AlertLevel.WATCH)
-        if project is not None:
-            predictions = and_(predictions, alerts.c.run_id.in_(select(runs.c.id).where(runs.c.project == project)))
+        if projects is not None:
+            predictions = and_(predictions, _of_projects(projects))
         counted = select(alerts.c.state, result, func.count()).where(predictions).group_by(alerts.c.state, result)
         led = (
             select(lead)
@@ -172,6 +186,10 @@ def shown_state(state: str, acknowledged_at: float | None) -> str:
     if state == AlertState.OPEN and acknowledged_at is not None:
         return AlertState.ACKNOWLEDGED
     return state
+
+
+def _of_projects(projects: Sequence[str]) -> ColumnElement[bool]:
+    return alerts.c.run_id.in_(select(runs.c.id).where(runs.c.project.in_(padded(projects))))
 
 
 def _shown_as(state: str) -> ColumnElement[bool]:

@@ -67,15 +67,30 @@ class FleetQuery:
             attempts=found,
         )
 
+    async def count_by_state(self) -> dict[str, int]:
+        """Return the number of runs in each state, 0 for a state without runs."""
+        query = select(runs.c.state, func.count().label("number")).where(_IS_SHOWN).group_by(runs.c.state)
+        async with self._database.read() as connection:
+            counts = {row.state: row.number for row in await connection.execute(query)}
+        return {state.value: counts.get(state, 0) for state in RunState}
+
     async def page(
-        self, *, project: str | None, state: str | None, limit: int, cursor: tuple[float, str] | None
+        self,
+        *,
+        projects: Sequence[str] | None = None,
+        states: Sequence[str] | None = None,
+        limit: int,
+        cursor: tuple[float, str] | None = None,
     ) -> answers.RunPage:
-        """Return a page of runs, newest first. ``cursor``: (created_at, id) of the last run of the page before."""
+        """Return a page of runs, newest first. ``cursor``: (created_at, id) of the last run of the page before.
+
+        ``projects`` and ``states`` select runs; None selects all.
+        """
         query = select(runs).where(_IS_SHOWN).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit + 1)
-        if project is not None:
-            query = query.where(runs.c.project == project)
-        if state is not None:
-            query = query.where(runs.c.state == state)
+        if projects is not None:
+            query = query.where(runs.c.project.in_(padded(projects)))
+        if states is not None:
+            query = query.where(runs.c.state.in_(padded(states)))
         if cursor is not None:
             created_at, run_id = cursor
             query = query.where(

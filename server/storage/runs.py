@@ -24,7 +24,7 @@ from client_sdk.protocol import Hello, Layout
 from client_sdk.vocabulary import AlertState, RunState
 from server.errors import ProjectMismatchError, RunDeletedError, WriterTakenError
 from server.models import DELETING
-from server.schema import alerts, layouts, monitors, project_losses, runs, scalars, segments, writers
+from server.schema import alerts, attempts, layouts, monitors, project_losses, runs, scalars, segments, writers
 from server.storage.database import Database, insert_ignore
 from server.storage.id_list import padded
 from server.storage.layouts import register_layouts
@@ -260,6 +260,15 @@ class RunStore:
             return None
         sequences = ",".join(f"{row.id}:{row.last_seq}:{row.layouts}" for row in rows)
         return RunVersion(project=rows[0].project, state=rows[0].state, version=f"{rows[0].repairs},{sequences}")
+
+    async def has_attempt(self, run_id: str, attempt: int) -> bool:
+        """Return whether the run has an attempt of this number. A run without records is in its first, 0."""
+        is_newest = select(runs.c.id).where(runs.c.id == run_id, runs.c.attempt == attempt)
+        numbered = select(attempts.c.attempt).where(
+            attempts.c.run_id == run_id, attempts.c.attempt == attempt, attempts.c.merged_into.is_(None)
+        )
+        async with self._database.read() as connection:
+            return bool(await connection.scalar(select(or_(is_newest.exists(), numbered.exists()))))
 
     async def scalar_ranks(self, run_id: str) -> dict[str, int]:
         """Return the lowest rank that logs each scalar of the run, keyed by name."""

@@ -47,6 +47,12 @@ class TokenStore:
             row = (await connection.execute(query)).first()
         return None if row is None else stored_token(row)
 
+    async def was_revoked(self, digest: str) -> bool:
+        """Return whether there is a token with this digest that was revoked."""
+        async with self._database.read() as connection:
+            query = select(tokens.c.id).where(tokens.c.digest == digest, tokens.c.revoked_at.is_not(None))
+            return (await connection.execute(query)).first() is not None
+
     async def filter_valid(self, digests: Collection[str]) -> set[str]:
         """Return the digests of those tokens that are not revoked."""
         found: set[str] = set()

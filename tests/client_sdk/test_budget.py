@@ -78,6 +78,18 @@ def test_the_share_that_was_used_is_that_of_the_steps_so_far() -> None:
     assert budget.used() == pytest.approx(0.3)
 
 
+def test_what_is_left_is_what_is_allowed() -> None:
+    budget = Budget(0.05)
+    assert budget.left() == 0.0, "the time of a step is not known yet"
+    for _ in range(WINDOW):
+        budget.end_step(0.1)
+    budget.spend(0.25, "layers")
+    assert budget.left() == pytest.approx(0.75, rel=0.01)
+    budget.spend(2.0, "curvature")
+    assert budget.left() == 0.0
+    assert Budget(math.inf).left() == math.inf
+
+
 def test_no_limit() -> None:
     budget = Budget(math.inf)
     assert budget.allows(1e9)
@@ -91,15 +103,6 @@ def test_steps_between_measurements_use_the_budget() -> None:
     assert budget.steps_between(0.4) == 80
     assert budget.steps_between(0.4, part=0.5) == 160
     assert budget.steps_between(0.0) == 1
-
-
-def test_a_budget_is_tight_while_steps_are_brief_and_there_is_a_limit() -> None:
-    for share, seconds, is_tight in ((0.05, 1e-3, True), (0.05, 0.1, False), (math.inf, 1e-3, False)):
-        budget = Budget(share)
-        assert not budget.is_tight, "the time of a step is not known yet"
-        for _ in range(FIRST):
-            budget.end_step(seconds)
-        assert budget.is_tight == is_tight
 
 
 def test_the_time_of_a_step_follows_a_change() -> None:

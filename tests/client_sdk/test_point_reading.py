@@ -52,6 +52,14 @@ def test_a_good_vector_takes_one_product_where_the_second_eigenvalue_is_known() 
     assert reading.error <= 0.01
 
 
+def test_a_reading_that_takes_too_long_ends_with_the_error_that_it_has() -> None:
+    matrix = Matrix(0, [200.0, 120.0])
+    reading = read_at_point(matrix.product, [], [start(0)], good=0.01, most=20, may_go_on=lambda: matrix.count < 3)
+    assert matrix.count == 3
+    assert reading is not None
+    assert reading.error > 0.01
+
+
 def test_a_vector_whose_image_is_known_costs_no_product() -> None:
     matrix = Matrix(2, [200.0])
     known = (3.0 * matrix.leading).astype(np.float32)

@@ -188,7 +188,7 @@ def test_nothing_is_due_while_it_rests() -> None:
         else:
             assert resting.decide(step, LR) == choice
             if choice == "none":
-                rest = resting.records_to_rest(LR)
+                rest = resting.records_to_rest(LR, 1e-4)
         if choice != "none":
             for schedule in (resting, deciding):
                 schedule.started(choice, step)
@@ -198,10 +198,40 @@ def test_nothing_is_due_while_it_rests() -> None:
     assert resting.expects(LR) == deciding.expects(LR)
 
 
-def test_a_schedule_of_long_steps_does_not_rest() -> None:
-    schedule = Schedule(25, with_step_time(0.05), reads_at_point=True)
-    drive(schedule, 0, 10)
-    assert schedule.records_to_rest(LR) == 0
+@pytest.mark.parametrize(("step_time", "most"), [(1e-3, 20), (5e-3, 80), (2e-2, 160), (0.1, 160)])
+def test_deciding_takes_a_small_part_of_the_budget(step_time: float, most: int) -> None:
+    """A decision takes 200 µs on a busy machine, which is a fifth of the shortest step."""
+    budget = with_step_time(0.2, step_time)
+    schedule = Schedule(1000, budget)
+    schedule.decide(0, LR)
+    budget.spend(0.2 * 200 * step_time, "curvature")  # so that nothing is due
+    decisions, at = 0, 1
+    while at <= 160:
+        assert schedule.decide(at, LR) == "none"
+        decisions += 1
+        for _ in range(schedule.records_to_rest(LR, 2e-4)):
+            at += 1
+            schedule.pass_by(at)
+        at += 1
+    assert decisions <= most
+
+
+def test_ranks_that_decide_together_do_not_rest() -> None:
+    schedule = Schedule(25, with_step_time(0.05, 1e-3), reads_at_point=True)
+    schedule.decide_together()
+    drive(schedule, 0, 2)
+    assert schedule.records_to_rest(LR, 1e-3) == 0
+    assert not schedule.is_brief
+
+
+def test_a_measurement_is_begun_only_if_the_longest_of_the_last_ones_fits() -> None:
+    """Costs vary with what else the machine does, and the next one may take as long as the longest before it."""
+    for costs, is_begun in (((0.7, 0.7, 0.7), True), ((0.7, 0.7, 0.95), False), ((0.5, 0.5, 5.0), True)):
+        budget = with_step_time(0.05)  # allows 1.0 second
+        schedule = Schedule(25, budget)
+        for seconds in costs:
+            schedule.observe_cost("track", seconds)
+        assert bool(drive(schedule, 0, 100)["track"]) == is_begun, costs
 
 
 def test_what_is_too_dear_for_the_budget_is_not_begun() -> None:
@@ -209,7 +239,7 @@ def test_what_is_too_dear_for_the_budget_is_not_begun() -> None:
     schedule = Schedule(25, budget)
     schedule.observe_cost("track", 1.1)
     assert schedule.is_beyond_budget
-    assert schedule.product_steps == pytest.approx(11.0)
+    assert schedule.reading_steps == pytest.approx(11.0)
     assert drive(schedule, 0, 100)["track"] == []
 
 
@@ -218,6 +248,16 @@ def test_lambda_max_comes_first_while_it_is_unknown() -> None:
     made = drive(schedule, 0, 60)
     assert made["track"]
     assert [step for step in made["gradient"] if step >= made["track"][0]] == []
+
+
+def test_a_cost_that_was_an_exception_is_forgotten() -> None:
+    """Nothing is measured while the last measurement took more than the budget, so that nothing would correct it."""
+    budget = with_step_time(0.05)  # allows 1.0 second
+    schedule = Schedule(25, budget)
+    schedule.observe_cost("track", 1.5)
+    schedule.observe_cost("gradient", 1.5)
+    assert drive(schedule, 0, 200)["track"] == []
+    assert drive(schedule, 200, 1000)["track"]
 
 
 def test_failures_back_off_and_success_ends_it() -> None:

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect
 
 from tests.dashboard.fixture_api import FixtureApi, example_runs, serve
-from tests.support.browser import browser
+from tests.support.browser import PATIENCE, browser
 
 __all__ = ["api", "browser", "context", "served", "url", "visit", "warm_context"]
 
@@ -60,9 +60,6 @@ def api(served: tuple[FixtureApi, str]) -> FixtureApi:
 @pytest.fixture
 def url(served: tuple[FixtureApi, str], api: FixtureApi) -> str:
     return served[1]
-
-
-PATIENCE = 25_000  # milliseconds; generous, for busy machines
 
 
 @pytest.fixture(scope="module")

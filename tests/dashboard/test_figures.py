@@ -15,11 +15,11 @@ import pytest
 from client_sdk.answers import Alert, Buckets, Event, Histogram, Outcome, PredictedStep
 from client_sdk.vocabulary import STATISTICS
 from dashboard.figures.curvature import curvature_figure
-from dashboard.figures.heatmap import heatmap_figure, heatmap_height, short_names
+from dashboard.figures.heatmap import heatmap_figure, heatmap_height
 from dashboard.figures.held_loss import held_loss, held_words
 from dashboard.figures.histogram import histogram_figure
-from dashboard.figures.loss import loss_figure
-from dashboard.figures.marks import Marks, marks_of
+from dashboard.figures.loss import loss_figure, smoothed
+from dashboard.figures.marks import Marks, Spike, marks_of
 from dashboard.figures.scales import colour_bar_ticks, colour_scale
 from dashboard.figures.sparkline import HEIGHT, PAD, sparkline
 from dashboard.figures.stage_strip import Span, spans
@@ -136,29 +136,95 @@ def test_values_that_are_not_finite_are_crosses_not_gaps() -> None:
     cross = figure["data"][-1]
     assert cross["marker"]["symbol"] == "x"
     assert list(cross["x"]) == [1.0]
-    assert figure["layout"]["yaxis2"]["overlaying"] == "y"
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert 1.0 < cross["y"][0] < high
+    assert low < 1.0
+    wide = plain(loss_figure(buckets([1.0, None, 1e-9]), Marks(), FRAME))
+    assert 1.0 < wide["data"][-1]["y"][0] < 10 ** wide["layout"]["yaxis"]["range"][1]
+    assert "yaxis2" not in wide["layout"], "Plotly fails if a second axis appears under the pointer"
 
 
 def test_figures_survive_having_no_data() -> None:
     for series in (None, buckets([]), buckets([None, None])):
         assert plain(loss_figure(series, Marks(), FRAME))["layout"]["yaxis"]["range"] == [0.0, 1.0]
-    hints = " ".join(texts(plain(curvature_figure({}, [], Marks(), FRAME))))
-    assert "closure=" in hints
-    assert "curvature=True" in hints
     empty = plain(curvature_figure({}, [], Marks(), FRAME))
-    assert any(
-        trace.get("yaxis", "y") == "y" for trace in empty["data"]
-    )  # otherwise Plotly does not lay out the axes of the curves
+    assert any(trace.get("yaxis", "y") == "y" for trace in empty["data"])  # otherwise Plotly does not lay out the axes
     assert empty["layout"]["yaxis"]["showticklabels"] is False
     missing = plain(heatmap_figure(None, Marks(), FRAME, stat="bimodality", scale="log"))
     assert texts(missing) == ["bimodality of r: not measured in these steps"]
 
 
+def spikes(*steps: int, rises: Sequence[float] = ()) -> Marks:
+    """Return the marks of spikes at these steps, whose heights are ``rises``."""
+    return Marks(
+        spikes=tuple(
+            Spike(number=number, step=step, peak_step=step + 1, rise=rises[number - 1] if rises else math.nan)
+            for number, step in enumerate(steps, start=1)
+        )
+    )
+
+
 def test_labels_of_spikes_do_not_overlap_on_a_phone() -> None:
     phone = Frame(palette=DARK, step_from=0, step_to=100, narrow=True)
-    marks = Marks(spikes=(50, 62, 95))
-    assert texts(plain(loss_figure(buckets([1.0]), marks, FRAME))) == ["spike 95", "spike 62", "spike 50"]
-    assert texts(plain(loss_figure(buckets([1.0]), marks, phone))) == ["spike 95", "spike 62"]
+    marks = spikes(50, 62, 95)
+    assert texts(plain(loss_figure(buckets([1.0]), marks, FRAME))) == ["3 · spike 95", "2 · spike 62", "1 · spike 50"]
+    assert texts(plain(loss_figure(buckets([1.0]), marks, phone))) == ["3 · spike 95", "2", "1"]
+
+
+def test_the_main_spike_is_labelled_and_not_its_aftershock() -> None:
+    marks = spikes(50, 53, 56, rises=(1.5, 40.0, 2.0))
+    assert texts(plain(loss_figure(buckets([1.0]), marks, FRAME))) == ["2 · spike 53", "1"]
+
+
+def test_a_spike_that_rose_twice_is_one_mark_that_its_alert_shares() -> None:
+    events = [
+        Event(step=507, kind="spike", loss=25.0, baseline=2.5, peak_step=515),
+        Event(step=507, kind="spike", loss=800.0, baseline=4.0, peak_step=540),
+        Event(step=833, kind="spike", loss=8.0, baseline=4.0, peak_step=834),
+    ]
+
+    def alert(step: int, **evidence: float) -> Alert:
+        return Alert(
+            id=str(step), run_id="r", kind="spike", level="warning", state="open", step=step, title="", message="",
+            evidence=dict(evidence),
+        )  # fmt: skip
+
+    rising = alert(895, peak_step=897, loss_peak=9.0, loss_baseline=3.0)
+    marks = marks_of([alert(510, peak_step=540), alert(835, peak_step=834), rising], events)
+    assert [(spike.step, spike.peak_step, spike.rise) for spike in marks.spikes] == [
+        (507, 540, 200.0), (833, 834, 2.0), (895, 897, 3.0)
+    ]  # fmt: skip
+    assert marks.numbers == {"510": 1, "835": 2, "895": 3}
+    assert set(marks.eventful) == {515, 540, 834, 897}
+
+
+def test_the_line_goes_through_the_extreme_of_a_bucket_with_an_event() -> None:
+    spiky = Buckets(step=(0, 100, 200, 300), min=(2.0, 2.0, 2.0, 0.5), max=(2.1, 9.0, 3.0, 2.1), last=(2.0,) * 4,
+                    nonfinite=(0,) * 4)  # fmt: skip
+    marks = Marks(eventful=(150, 399))
+    line = plain(loss_figure(spiky, marks, FRAME))["data"][-1]
+    assert list(line["y"]) == [2.0, 9.0, 2.0, 0.5]
+    assert "from 2 to 9" in line["customdata"][1]
+
+
+def test_smoothing_leaves_the_values_visible_and_keeps_their_level() -> None:
+    values = [1.0, 3.0] * 20
+    raw, line = plain(loss_figure(buckets(values), Marks(), FRAME, smoothing=4))["data"]
+    assert list(raw["y"]) == values
+    assert list(line["y"])[5:-5] == pytest.approx([2.0] * 30)
+    assert line["customdata"][1] == "3"
+    gaps = smoothed(np.array([1.0, math.nan, 4.0, 0.0]), 3, logarithmic=True)
+    assert gaps.tolist() == pytest.approx([1.0, 2.0, 4.0, 4.0])
+    assert np.isnan(smoothed(np.full(3, math.nan), 2, logarithmic=False)).all()
+
+
+def test_the_axis_follows_the_choice_where_it_can() -> None:
+    def axis(values: list[float | None], scale: str) -> dict[str, Any]:
+        return dict(plain(loss_figure(buckets(values), Marks(), FRAME, scale=scale))["layout"]["yaxis"])
+
+    assert axis([1.0, 2.0], "log")["type"] == "log"
+    assert "type" not in axis([1.0, 1e-9], "linear")
+    assert "type" not in axis([1.0, 0.0], "log")
 
 
 def test_an_open_prediction_is_a_band_a_dotted_line_and_its_date() -> None:
@@ -177,7 +243,8 @@ def test_an_attempt_is_marked_where_it_begins() -> None:
         Event(step=300, kind="spike", attempt=0),
     ]
     assert marks_of([], events).attempts == ((250, 1), (450, 2))
-    assert marks_of([], events, 1) == Marks(attempts=((250, 1),), spikes=(260,))
+    first = marks_of([], events, 1)
+    assert (first.attempts, [spike.step for spike in first.spikes]) == (((250, 1),), [260])
     figure = loss_figure(None, marks_of([], events), Frame(palette=DARK, step_from=0, step_to=600)).to_dict()
     assert {"attempt 1", "attempt 2"} <= {note["text"] for note in figure["layout"]["annotations"]}
     lines = [shape["x0"] for shape in figure["layout"]["shapes"] if shape["line"]["color"] == DARK.muted]
@@ -198,16 +265,11 @@ def test_marks_come_from_alerts_and_events() -> None:
         prediction(50, "open", 65),
     ]
     marks = marks_of(alerts, [Event(step=30, kind="spike"), Event(step=0, kind="stage", stage="stable")])
-    assert marks.spikes == (30,)
+    assert [(spike.number, spike.step) for spike in marks.spikes] == [(1, 30)]
     assert marks.expected is not None
     assert marks.expected.best == 65, "the newest open one"
     figure = plain(loss_figure(buckets([1.0]), marks, FRAME))
-    assert texts(figure) == ["predicted 65", "spike 30", "predicted 6, none came"]
-
-
-def test_labels_that_would_overlap_are_left_out() -> None:
-    marks = Marks(spikes=(50, 51, 52, 53))
-    assert texts(plain(loss_figure(buckets([1.0]), marks, FRAME))) == ["spike 53"]
+    assert texts(figure) == ["predicted 65", "1 · spike 30", "predicted 6, none came"]
 
 
 def test_the_limit_says_its_value_and_reaches_the_right_edge() -> None:
@@ -220,7 +282,9 @@ def test_the_limit_says_its_value_and_reaches_the_right_edge() -> None:
 
 
 def test_a_changing_limit_says_what_it_is_now() -> None:
-    series = {"stability_limit": buckets([2000.0 * (1 + i) for i in range(20)])}
+    series = {
+        "stability_limit": buckets([2000.0 * (1 + i) for i in range(20)]), "lambda_max": buckets([900.0] * 20),
+    }  # fmt: skip
     assert "2/η, now 40,000" in texts(plain(curvature_figure(series, [], Marks(), FRAME)))
 
 
@@ -378,15 +442,6 @@ def test_layer_names_are_thinned_shortened_and_text() -> None:
     assert figure["data"][0]["y"][-1] == "&lt;b&gt;evil&lt;/b&gt;"
     assert figure["layout"]["meta"][-1] == "<b>evil</b>"
     assert heatmap_height(300) < 500
-
-
-def test_long_layer_names_lose_what_tells_least() -> None:
-    names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.12.mlp.gate_proj.weight", "model.norm.weight"]
-    assert short_names(names, 24) == ["…self_attn.q_proj.weight", "l12.mlp.gate_proj.weight",
-                                      "model.norm.weight"]  # fmt: skip
-    assert short_names(["blocks.0.norm_attention.weight", "head.weight"], 24)[0] == "b0.norm_attention.weight"
-    assert short_names(["x" * 40], 24) == ["…" + "x" * 23]
-    assert short_names([], 24) == []
 
 
 def test_layers_of_the_same_name_stay_apart() -> None:

@@ -41,6 +41,13 @@ def test_a_row_reads_as_in_the_sketch() -> None:
     assert (drawn["state"], drawn["stateTone"]) == ("live", "ok")
 
 
+def test_a_row_says_how_old_its_run_is_and_takes_a_name_that_tells_it_apart() -> None:
+    drawn = row(summary(created_at=NOW - 3 * 3600), NOW, title="tanh-net · abc")
+    assert drawn["sub"] == "demo · 622 steps · 18.4/s · 3 h old"
+    assert drawn["name"] == "tanh-net · abc"
+    assert row(summary(created_at=NOW - 20), NOW)["sub"].endswith("· new")
+
+
 def test_each_endangered_run_has_a_line_above_the_table_and_calm_runs_have_none() -> None:
     runs = [summary(id=f"r{n}", name=f"run-{n}", step_rate=0.1) for n in range(8)]
     alerts = [alert(id=f"a{n}", run_id=f"r{n}", level="watch" if n == 0 else "warning") for n in range(8)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, expect
 
-from tests.dashboard.conftest import PATIENCE
+from tests.support.browser import PATIENCE
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import LAYOUT, Writer, histogram, record
 

@@ -56,11 +56,12 @@ def test_a_new_page_needs_no_code_but_its_declaration() -> None:
 def test_the_entry_of_the_open_page_is_highlighted() -> None:
     navigation = Navigation(PAGES)
     order = [output.component_id for output in navigation.outputs()]
-    assert order == [ids.nav(name) for name in ("fleet", "run", "alerts", "rules", "settings")]
-    assert navigation.values("fleet") == ["here", True, "", "", ""]
-    assert navigation.values("run") == ["", False, "", "", ""]
-    assert navigation.values("alert") == ["", True, "here", "", ""]
-    assert navigation.values("missing") == ["", True, "", "", ""]
+    assert order == [ids.nav(name) for name in ("fleet", "run", "compare", "alerts", "rules", "settings")]
+    assert navigation.values("fleet") == ["here", True, "", "", "", ""]
+    assert navigation.values("run") == ["", False, "", "", "", ""]
+    assert navigation.values("compare") == ["", True, "here", "", "", ""]
+    assert navigation.values("alert") == ["", True, "", "here", "", ""]
+    assert navigation.values("missing") == ["", True, "", "", "", ""]
 
 
 def test_entries_for_administrators_are_hidden_from_others() -> None:

@@ -18,12 +18,16 @@ def test_a_full_view_is_parsed() -> None:
     view = parse_view(
         {"page": "run", "subject": "r1", "range": [10.5, 90], "window": "1000", "attempt": "0",
          "metric": "lr", "stat": "v_rms",
+         "more-1": "val", "axis-loss": "log", "smooth-more-0": "20", "order": "risk", "search": "attn",
+         "unfolded": ["h.3"],
          "scale": "linear", "reduce": "min", "theme": "light", "narrow": True, "follows": 3,
          "cell": {"layer": "w", "step": 12.7}}
     )  # fmt: skip
     assert view == View(
         page="run", subject="r1", step_range=(10.5, 90.0), window=1000, attempt=0, metric="lr", stat="v_rms",
         scale="linear", reduce="min", theme="light", narrow=True, follows=3, cell=("w", 12),
+        more=(None, "val", None), axes={"loss": "log"}, smoothing={"more-0": 20}, order="risk", search="attn",
+        unfolded=("h.3",),
     )  # fmt: skip
 
 
@@ -37,7 +41,9 @@ def test_data_that_is_no_view_gives_none(data: Any) -> None:
     [{"range": [1]}, {"range": ["a", "b"]}, {"range": [float("nan"), 2]}, {"window": -5}, {"window": True},
      {"attempt": ""}, {"attempt": "-1"},
      {"window": "1e9"}, {"reduce": "avg"}, {"metric": "x" * 300}, {"stat": 5}, {"cell": {"layer": 1}}, {"cell": "w"},
-     {"theme": "<script>"}, {"narrow": "yes"}, {"scale": "square"}],
+     {"theme": "<script>"}, {"narrow": "yes"}, {"scale": "square"},
+     {"order": "best"}, {"search": 3}, {"unfolded": "h.3"}, {"unfolded": [None, ""]}, {"more-0": 7},
+     {"axis-loss": "cubic"}, {"smooth-loss": "-2"}, {"axis-else": "log"}],
 )  # fmt: skip
 def test_malformed_choices_fall_back_to_the_default(bad: dict[str, Any]) -> None:
     assert parse_view({"page": "fleet", **bad}) == View(page="fleet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page
 
 from tests.support.browser import browser, context
 from tests.support.embedded import Embedded
@@ -17,7 +17,6 @@ __all__ = ["browser", "context", "page"]
 def page(server: Embedded, context: BrowserContext) -> Iterator[Page]:
     """Yield a page that is logged in to the module's `server`, and fail its test on an error in the console."""
     page = context.new_page()
-    expect.set_options(timeout=20_000)
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -152,7 +152,7 @@ async def test_the_latest_migrations_go_down_and_up_again_with_their_own_data(da
     ]
     after = 0
     for now, (steps, scalars, is_late) in enumerate(batches):
-        records = [Record(step=step, time=0.0, scalars=scalars) for step in steps]
+        records = [Record(step=step, time=1_000.0 + now, scalars=scalars) for step in steps]
         drafts = pack(after + 1, records, writer.layouts, {}, late=[is_late] * len(records))
         request = CommitRequest(writer=writer, expected_seq=after, drafts=drafts, now=1_000.0 + now)
         (outcome,) = await stores.commits.commit([request])

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM_FLAGS = (
@@ -19,6 +19,9 @@ CHROMIUM_FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+PATIENCE = 45_000
+"""Milliseconds for which a test waits for a page. The browser's first start of Plotly takes many on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     """Yield a new profile of the browser."""
     # Playwright evaluates strings to wait for conditions, which the pages' policy forbids.
     context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark", bypass_csp=True)
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
     yield context
     context.close()

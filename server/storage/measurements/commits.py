@@ -12,6 +12,7 @@ its run deleted, is left out of the transaction and does not affect the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -288,9 +289,18 @@ def _attempt_row(item: _Accepted, draft: SegmentDraft, number: int, *, merged_in
         "attempt": number,
         "first_step": draft.first_step,
         "last_step": draft.last_step,
-        "started_at": item.request.now,
+        "started_at": _began_at(draft, item.request.now),
         "merged_into": merged_into,
     }
+
+
+def _began_at(draft: SegmentDraft, now: float) -> float:
+    """Return the time of the first record of a draft by the clock of the training process, or ``now`` if it has none.
+
+    An imported run has the times of its log.
+    """
+    time = float(draft.columns.times[0])
+    return time if math.isfinite(time) else now
 
 
 class CommitStore:

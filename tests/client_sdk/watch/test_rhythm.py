@@ -7,6 +7,7 @@ from collections.abc import Container
 
 import pytest
 
+from client_sdk.budget import Budget
 from client_sdk.watch.rhythm import FIRST, HOLD, MAX_INTERVAL, SHARE, Every, Rhythm
 from client_sdk.watch.trigger import Trigger
 
@@ -72,6 +73,23 @@ def test_a_model_whose_measuring_is_dear_is_still_measured() -> None:
         or rhythm.interval == MAX_INTERVAL
     )
     assert rhythm.interval == MAX_INTERVAL
+
+
+def test_the_first_steps_are_measured_and_then_only_what_the_budget_allows() -> None:
+    """Measuring takes as long as three steps, so that 16 steps of it would take a quarter of the first 200 steps."""
+    budget = Budget(0.05)
+    rhythm = Rhythm(every="auto", histogram_every=100, budget=budget)
+    measured = []
+    for step in range(1, 201):
+        if rhythm.begin_step():
+            measured.append(step)
+        if rhythm.end_step():
+            rhythm.note_measured(histograms=False)
+            rhythm.observe_cost(3e-3)
+        rhythm.note_logged()
+        rhythm.observe_step_time(1e-3)
+    assert measured[:3] == [1, 2, 3]
+    assert budget.used() <= 0.05
 
 
 def test_the_interval_follows_a_change_of_the_cost() -> None:

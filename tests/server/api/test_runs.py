@@ -119,6 +119,20 @@ def test_reduce_says_what_of_a_bucket_is_shown(api: httpx.Client) -> None:
     assert shown == {"max": [20.0], "min": [10.0], "last": [20.0]}
 
 
+def test_the_attempts_of_a_run_can_be_asked_for_and_no_others(filled: RunningServer, api: httpx.Client) -> None:
+    with filled.connect("/ingest") as socket:
+        writer = Writer(socket)
+        writer.hello("restarted", "r", project="other")
+        writer.commit(*(record(step, 1.0, block=[[1, 2], [3, 4]]) for step in range(10)))
+        writer.commit(*(record(step, 2.0, block=[[1, 2], [3, 4]]) for step in range(5, 20)))
+    for path in ("series?keys=loss", "heatmap?stat=grad_norm"):
+        found = [api.get(f"/runs/restarted/{path}&attempt={attempt}").status_code for attempt in range(4)]
+        assert found == [200, 200, 404, 404]
+        refusal = api.get(f"/runs/restarted/{path}&attempt=2").json()
+        assert (refusal["error"], refusal["field"]) == ("unknown_attempt", "attempt")
+        assert api.get(f"/runs/empty0/{path}&attempt=0").status_code == 200, "its first attempt has not begun to log"
+
+
 def test_an_empty_run_gives_empty_answers(api: httpx.Client) -> None:
     series = api.get("/runs/empty0/series", params={"keys": "loss,lambda_max"}).json()["series"]
     nothing: dict[str, list[float]] = {"step": [], "min": [], "max": [], "last": [], "nonfinite": []}
@@ -155,6 +169,11 @@ def test_an_empty_run_gives_empty_answers(api: httpx.Client) -> None:
         ("/runs/full/heatmap?stat=grad_norm&columns=0", 400, "invalid_parameter"),
         ("/runs/full/heatmap?stat=grad_norm&reduce=mean", 400, "invalid_parameter"),
         ("/runs?limit=0", 400, "invalid_parameter"),
+        ("/runs/full/series?keys=loss&attempt=1", 404, "unknown_attempt"),
+        ("/runs/full/heatmap?stat=grad_norm&attempt=7", 404, "unknown_attempt"),
+        ("/runs/full/heatmap?stat=grad_norm&attempt=-1", 400, "invalid_parameter"),
+        ("/runs?state=running&state=asleep", 400, "invalid_parameter"),
+        ("/alerts?run=full&run=none", 404, "unknown_run"),
         ("/runs?cursor=nonsense", 400, "invalid_cursor"),
         ("/runs?state=asleep", 400, "invalid_parameter"),
         ("/nothing/here", 404, "not_found"),
@@ -167,8 +186,9 @@ def test_what_is_wrong_has_a_code(api: httpx.Client, path: str, status: int, cod
 
 
 def test_what_is_not_in_the_document_is_not_found(api: httpx.Client) -> None:
-    answer = api.delete("/runs")
+    answer = api.delete("/nothing")
     assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+    assert api.delete("/runs").status_code == 405
     assert api.post("/alerts/none/acknowledge").json()["error"] == "unknown_alert"
 
 
@@ -179,6 +199,21 @@ def test_without_a_token_nothing_is_told(filled: RunningServer) -> None:
             assert (answer.status_code, answer.json()["error"]) == (401, "unauthenticated")
             assert answer.headers["www-authenticate"] == "Bearer"
         assert anonymous.get("/runs", headers={"Authorization": "Basic abc"}).status_code == 401
+    told = {}
+    with filled.api() as admin:
+        made = admin.post("/tokens", json={"scope": "read"}).json()
+        admin.delete(f"/tokens/{made['id']}")
+    for name, token in (("unknown", "sw_nobody"), ("revoked", made["token"]), ("login", "sws_nobody")):
+        with filled.api(token) as refused:
+            answer = refused.get("/runs")
+            assert (answer.status_code, answer.json()["error"]) == (401, "unauthenticated")
+            assert answer.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+            told[name] = answer.json()["message"]
+            with filled.connect("/live", token=token) as socket:
+                assert told[name] in str(socket.recv())
+            metrics = httpx.get(f"{filled.url}/metrics", headers={"Authorization": f"Bearer {token}"})
+            assert (metrics.status_code, told[name] in metrics.json()["message"]) == (401, True)
+    assert len(set(told.values())) == 3
     assert httpx.get(f"{filled.url}/healthz").json() == {"status": "ok"}
     ready = httpx.get(f"{filled.url}/readyz").json()
     assert ready == {"status": "ok", "checks": {"database": "ok", "schema": "ok"}}

@@ -11,7 +11,7 @@ import pytest
 from server.auth.logins import Logins, LoginSettings, _network
 from server.auth.throttle import MAX_KEYS, Throttle
 from server.auth.token_file import load_token_file, write_token_file
-from server.auth.tokens import TOKEN_CACHE, Authenticator, digest_of, new_token
+from server.auth.tokens import TOKEN_CACHE, Authenticator, digest_of, new_session, new_token
 from server.errors import ApiError
 from server.models import Principal, Scope
 from server.storage.database import Database
@@ -52,6 +52,57 @@ async def test_a_revoked_token_works_no_longer_than_the_cache(database: Database
     assert not await store.revoke(token_id, 1.0)
     clock.now += TOKEN_CACHE + 1
     assert await authenticator.principal(token) is None
+
+
+async def test_a_refusal_tells_a_missing_an_unknown_and_a_revoked_token_and_an_ended_login_apart(
+    database: Database, clock: Clock
+) -> None:
+    store = TokenStore(database)
+    token = new_token()
+    token_id = await store.create(digest_of(token), Scope.READ, None, "", 0.0)
+    authenticator = Authenticator(store, SessionStore(database), admin_token=None, clock=clock)
+    await store.revoke(token_id, 1.0)
+    missing, unknown, revoked, ended = [
+        await authenticator.refusal(credential) for credential in (None, new_token(), token, new_session())
+    ]
+    assert {refusal.code for refusal in (missing, unknown, revoked, ended)} == {"unauthenticated"}
+    assert len({refusal.message for refusal in (missing, unknown, revoked, ended)}) == 4
+    assert "was revoked" in revoked.message
+    assert "does not know" in unknown.message
+    assert missing.authenticate == "Bearer"
+    assert {unknown.authenticate, revoked.authenticate, ended.authenticate} == {'Bearer error="invalid_token"'}
+
+
+async def test_only_the_whole_revoked_token_is_recognised(database: Database, clock: Clock) -> None:
+    """Nobody who holds a part of a token, its digest or its id learns anything from the refusal."""
+    store = TokenStore(database)
+    token = new_token()
+    token_id = await store.create(digest_of(token), Scope.READ, None, "", 0.0)
+    authenticator = Authenticator(store, SessionStore(database), admin_token=None, clock=clock)
+    await store.revoke(token_id, 1.0)
+    unknown = (await authenticator.refusal(new_token())).message
+    for other in (token[:-1], token + "x", digest_of(token), str(token_id), "x" * 10_000, "\udc80"):
+        assert (await authenticator.refusal(other)).message == unknown
+
+
+async def test_refused_tokens_ask_the_database_once_in_a_while(database: Database, clock: Clock) -> None:
+    store = TokenStore(database)
+    asked: list[str] = []
+    was_revoked = store.was_revoked
+
+    async def counting(digest: str) -> bool:
+        asked.append(digest)
+        return await was_revoked(digest)
+
+    store.was_revoked = counting  # type: ignore[method-assign]
+    authenticator = Authenticator(store, SessionStore(database), admin_token=None, clock=clock)
+    token = new_token()
+    for _ in range(50):
+        await authenticator.refusal(token)
+    assert len(asked) == 1
+    clock.now += TOKEN_CACHE + 1
+    await authenticator.refusal(token)
+    assert len(asked) == 2
 
 
 async def test_a_thousand_connections_at_once_ask_the_database_once(database: Database, clock: Clock) -> None:

@@ -60,7 +60,7 @@ class Workshop:
         return found
 
     async def alert_kinds(self, run_id: str) -> set[str]:
-        return {alert.kind for alert in await AlertStore(self.database).find(run_id=run_id)}
+        return {alert.kind for alert in await AlertStore(self.database).find(run_ids=[run_id])}
 
     async def export(self, run_id: str, path: Path, form: Format = Format.PARQUET) -> Path:
         exporter = Exporter(StepReader(self.database, LayoutStore(self.database)))

@@ -16,6 +16,7 @@ import pytest
 from client_sdk.vocabulary import guess_names
 from server.errors import ImportFileError
 from server.imports import tensorboard
+from server.storage.alerts import AlertStore
 from server.storage.runs import RunStore
 from tests.server.imports.conftest import DATA, Workshop
 
@@ -195,3 +196,30 @@ def test_a_long_log_of_tensorboard_takes_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert steps == list(range(20_000))
     assert peak < 20_000 * 150
+
+
+async def test_an_imported_run_has_the_times_of_its_log(workshop: Workshop, tmp_path: Path) -> None:
+    """The clock of the log is years behind, some records have no time, and a restart begins an attempt."""
+    begin, losses = 1_500_000_000.0, [2.0 + 0.01 * (step % 7) for step in range(200)]
+    losses[150:] = [math.nan] * 50
+    file = tmp_path / "old.csv"
+    rows = [f"{step},{begin + 60 * step if step != 150 else ''},{loss}" for step, loss in enumerate(losses)]
+    file.write_text("step,time,loss\n" + "\n".join(rows) + "\n")
+    (done,) = await workshop.import_all(file)
+    run = await workshop.run(done.run_id)
+    assert (run.created_at, [attempt.started_at for attempt in run.attempts]) == (begin, [begin])
+    found = await AlertStore(workshop.database).find(run_ids=[done.run_id])
+    nonfinite = next(alert for alert in found if alert.kind == "nonfinite")
+    assert nonfinite.opened_at == begin + 60 * 149, "the record without a time has that of the one before"
+    assert (nonfinite.state, nonfinite.closed_at) == ("ended", begin + 60 * 199)
+    for alert in found:
+        assert begin <= alert.opened_at <= (alert.closed_at or math.inf)
+
+
+async def test_each_attempt_of_an_imported_run_begins_at_its_time_in_the_log(workshop: Workshop) -> None:
+    (done,) = await workshop.import_all(DATA / "restarted")
+    run = await workshop.run(done.run_id)
+    started = [attempt.started_at for attempt in run.attempts]
+    assert started == sorted(started)
+    assert started[0] == 1_700_000_000.0
+    assert started[-1] < 1_700_100_000.0
