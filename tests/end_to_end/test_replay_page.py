@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.browser
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """Yield a server with a finished run whose loss spiked at step 80, on each kind of database in turn."""
     with ExitStack() as stack:
-        settings: dict[str, object] = {}
+        settings: dict[str, Any] = {}
         if request.param == "postgres":
             postgres = Postgres()
             stack.callback(postgres.stop)
