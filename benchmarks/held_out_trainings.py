@@ -210,7 +210,8 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return one number for each row."""
         found = torch.cat([expert(x) for expert in self.experts], dim=1)
-        return (self.gate(x).softmax(1) * found).sum(1, keepdim=True)
+        weighed: Tensor = (self.gate(x).softmax(1) * found).sum(1, keepdim=True)
+        return weighed
 
 
 def experts(batch: int | None = None) -> Training:

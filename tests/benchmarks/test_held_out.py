@@ -10,7 +10,7 @@ import torch
 from benchmarks import held_out_trainings, spike_trainings
 
 
-def test_no_family_is_in_both_sets():
+def test_no_family_is_in_both_sets() -> None:
     own = {case.family for case in spike_trainings.CASES.values()}
     held_out = {case.family for case in held_out_trainings.CASES.values()}
     assert not own & held_out
@@ -18,7 +18,7 @@ def test_no_family_is_in_both_sets():
 
 
 @pytest.mark.parametrize("name", held_out_trainings.CASES)
-def test_a_case_trains(name: str):
+def test_a_case_trains(name: str) -> None:
     case = held_out_trainings.CASES[name]
     torch.manual_seed(0)
     training = case.build()
