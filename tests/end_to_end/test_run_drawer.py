@@ -74,8 +74,9 @@ def test_name_tags_and_notes_are_stored_and_shown_everywhere(server: Embedded, p
     expect(page.locator(".run-top h1")).to_have_text("kept, renamed")
     opened(server, page, "kept")
     expect(form.get_by_label("Notes")).to_have_value("Half the learning rate.\nNo spike.")
-    page.goto(server.url)
-    expect(page.locator(".fleet-row .name", has_text="kept, renamed")).to_be_visible()
+    page.goto(f"{server.url}/?q=tag:second")
+    expect(page.locator("a.fleet-row .name")).to_have_text("kept, renamed")
+    expect(page.locator("a.fleet-row .name")).to_be_visible()
     with server.api() as api:
         assert api.get("/runs/kept").json()["tags"] == ["second", "baseline"]
 
