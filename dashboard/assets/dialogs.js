@@ -1,5 +1,5 @@
 // Dialogs that a button opens, such as the drawer of a run. The server fills one when it is opened: the view says so by a
-// number, and 0 once it is closed.
+// number, and 0 once it is filled or closed, so that a session that begins anew does not replace what is typed.
 (function () {
   "use strict";
   let opened = 0;
@@ -9,8 +9,14 @@
   function open(dialog) {
     opened += 1;
     dialog.showModal();
+    const filled = new MutationObserver(done);
+    function done() {
+      filled.disconnect();
+      change(0);
+    }
+    filled.observe(dialog, {childList: true, subtree: true});
+    dialog.addEventListener("close", done, {once: true});
     change(opened);
-    dialog.addEventListener("close", () => change(0), {once: true});
   }
 
   document.addEventListener("click", (event) => {
