@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from server.evaluation.evaluate import SHIPPED
 from tests.support.embedded import Embedded, embedded
@@ -38,6 +38,10 @@ def fleet(server: Embedded, page: Page) -> Page:
     return page
 
 
+def row(page: Page, name: str) -> Locator:
+    return page.locator("a.fleet-row", has=page.locator(".name").get_by_text(name, exact=True))
+
+
 def names(page: Page) -> list[str]:
     return page.locator("a.fleet-row:visible .name").all_inner_texts()
 
@@ -55,8 +59,7 @@ def test_an_endangered_run_has_its_line_on_top_and_names_its_leading_layer(fleet
     band = fleet.locator("#fleet-danger .danger-band")
     expect(band).to_have_count(1)
     expect(band).to_contain_text("endangered")
-    row = fleet.locator("a.fleet-row", has_text="endangered")
-    layer = row.locator(".layer")
+    layer = row(fleet, "endangered").locator(".layer")
     expect(layer).not_to_have_text("–")
     full = layer.get_attribute("title") or ""
     assert full.endswith(layer.inner_text().lstrip("…"))
@@ -66,7 +69,7 @@ def test_an_endangered_run_has_its_line_on_top_and_names_its_leading_layer(fleet
 def test_search_reads_tags_and_the_configuration_and_the_address_holds_it(server: Embedded, fleet: Page) -> None:
     search = fleet.locator("#fleet-search")
     search.fill("lr>1e-3")
-    expect(fleet.locator("a.fleet-row:visible")).to_have_count(2)
+    expect(row(fleet, "live")).to_have_count(0)
     assert set(names(fleet)) == {"fast", "faster"}
     search.fill("tag:baseline")
     expect(fleet.locator("a.fleet-row:visible .name")).to_have_text(["slow"])
@@ -92,7 +95,7 @@ def test_runs_are_grouped_by_a_key_of_their_configuration(fleet: Page) -> None:
 
 
 def test_a_pinned_run_stands_on_top_also_after_a_reload(fleet: Page) -> None:
-    fleet.locator("a.fleet-row", has_text="live").locator(".pin").click()
+    row(fleet, "live").locator(".pin").click()
     expect(fleet.locator(".fleet-group").first).to_have_text("Pinned · 1")
     expect(fleet.locator("a.fleet-row .name").first).to_have_text("live")
     fleet.reload()
@@ -121,8 +124,8 @@ def test_a_view_is_saved_under_a_name_and_comes_back(fleet: Page) -> None:
 
 
 def test_picked_runs_are_compared(server: Embedded, fleet: Page) -> None:
-    fleet.locator("a.fleet-row", has_text="live").get_by_role("checkbox").click()
-    fleet.keyboard.press("j")
+    row(fleet, "live").get_by_role("checkbox").click()
+    row(fleet, "endangered").focus()
     fleet.keyboard.press("x")
     link = fleet.get_by_role("link", name="Compare 2 runs")
     expect(link).to_be_visible()
@@ -130,7 +133,7 @@ def test_picked_runs_are_compared(server: Embedded, fleet: Page) -> None:
     expect(fleet.locator("#fleet-picked")).to_be_hidden()
     fleet.get_by_role("button", name="Ended · 3").click()
     for name in ("slow", "faster"):
-        fleet.locator("a.fleet-row", has=fleet.get_by_text(name, exact=True)).get_by_role("checkbox").click()
+        row(fleet, name).get_by_role("checkbox").click()
     link.click()
     expect(fleet.locator(".compare-runs li")).to_have_count(2)
     assert fleet.url == f"{server.url}/compare?runs=slow,faster"
