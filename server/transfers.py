@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -24,6 +25,7 @@ from server.imports.csv_file import SIDECAR
 from server.imports.discover import Opener, discover
 from server.imports.importer import Imported, Importer
 from server.imports.logged_run import LoggedRun, Note
+from server.imports.options import ReadOptions
 from server.pipeline.deletion import Deleter
 from server.storage import migrate
 from server.storage.alerts import AlertStore
@@ -94,12 +96,12 @@ async def import_paths(
     *,
     project: str | None = None,
     renames: Mapping[str, str] | None = None,
-    step_column: str | None = None,
+    options: ReadOptions | None = None,
 ) -> int:
     """Import all runs below the paths, report each on stderr, and return the number of files that could not be read.
 
-    ``renames`` maps names in the files to names of scalars, and ``step_column`` names the column of steps in tables.
-    Raises `DatabaseError`.
+    ``renames`` maps names in the files to names of scalars, and ``options`` say how files are read. Raises
+    `DatabaseError`.
     """
     await migrate.upgrade(database)
     pipeline = make_pipeline(config, database, MemoryBroker(config.live_queue), follower_idle=FOLLOWER_IDLE)
@@ -119,15 +121,16 @@ async def import_paths(
                 note(f"spikewatch: {error}")
 
             for path in paths:
-                for opener in _openers(path, step_column, note, report):
+                for opener in _openers(path, options or ReadOptions(), note, report):
                     if opener is None:
                         broken += 1
                         continue
                     try:
-                        for logged in opener():
-                            done = await _import_one(importer, logged, progress, project, renames)
-                            raised = await alerts.find(run_ids=[done.run_id])
-                            note(_sentence(logged, done, len(raised)))
+                        logged = await asyncio.to_thread(opener)
+                        done = await _import_all(importer, logged, progress, project, renames)
+                        for run, imported in zip(logged, done, strict=True):
+                            raised = await alerts.find(run_ids=[imported.run_id])
+                            note(_sentence(run, imported, len(raised)))
                     except ImportFileError as error:
                         broken += 1
                         report(error)
@@ -145,27 +148,31 @@ async def delete_run(database: Database, run_id: str) -> None:
     await deleter.purge()
 
 
-async def _import_one(
-    importer: Importer, logged: LoggedRun, progress: Progress, project: str | None, renames: Mapping[str, str] | None
-) -> Imported:
-    task = progress.add_task(logged.name, total=None)
+async def _import_all(
+    importer: Importer,
+    logged: Sequence[LoggedRun],
+    progress: Progress,
+    project: str | None,
+    renames: Mapping[str, str] | None,
+) -> list[Imported]:
+    task = progress.add_task("", total=None)
+
+    def of_run(run: LoggedRun) -> Callable[[int, int], None]:
+        progress.update(task, description=run.name)
+        return lambda done, total: progress.update(task, completed=done, total=total)
+
     try:
-        return await importer.import_run(
-            logged,
-            project=project,
-            renames=renames,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        return await importer.import_runs(logged, project=project, renames=renames, progress=of_run)
     finally:
         progress.remove_task(task)
 
 
 def _openers(
-    path: Path, step_column: str | None, note: Note, report: Callable[[ImportFileError], None]
+    path: Path, options: ReadOptions, note: Note, report: Callable[[ImportFileError], None]
 ) -> Iterator[Opener | None]:
     """Yield a function that opens each file below a path, or None after reporting that there is nothing to import."""
     try:
-        for _, opener in discover(path, step_column, note):
+        for _, opener in discover(path, options, note):
             yield opener
     except ImportFileError as error:
         report(error)
@@ -176,7 +183,8 @@ def _sentence(logged: LoggedRun, done: Imported, alerts: int) -> str:
     named = "".join(f", {old} → {new}" for old, new in done.renamed.items())
     fresh = "" if done.new_records == done.records else f", {done.new_records} of them new"
     raised = f"{alerts} alert{'' if alerts == 1 else 's'}"
-    return f"{logged.path}: run {done.run_id} in {done.project}, {done.records} records{fresh}, {raised}{named}"
+    name = "" if logged.name == logged.path.stem else f" ({logged.name})"
+    return f"{logged.path}: run {done.run_id}{name} in {done.project}, {done.records} records{fresh}, {raised}{named}"
 
 
 def _progress() -> Progress:

@@ -13,6 +13,7 @@ import numpy as np
 from client_sdk.vocabulary import guess_names
 from server.imports.discover import SUFFIXES, discover
 from server.imports.logged_run import LoggedRun
+from server.imports.options import ReadOptions
 from server.models import Sample
 
 PREFIXED: Final = "bloom"
@@ -56,7 +57,7 @@ def read_logs(folder: Path, path: Path) -> list[Log]:
         relative = Path(folder.resolve().name) / relative
     kind = relative.parts[0]
     logs = []
-    for _, open_runs in discover(path, None, lambda _: None):
+    for _, open_runs in discover(path, ReadOptions(), lambda _: None):
         for run in open_runs():
             samples = tuple(_samples(run))
             pieces = _with_calm_prefix(samples) if kind == PREFIXED else [samples]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from client_sdk import answers
+from server.commands import reading
 from server.commands.context import (
     EXIT_UNUSABLE,
     Data,
@@ -18,7 +19,6 @@ from server.commands.context import (
     require_database,
     with_database,
 )
-from server.errors import ConfigurationError
 from server.storage import migrate as migrations
 from server.storage.database import Database
 from server.storage.fleet import FleetQuery
@@ -113,16 +113,17 @@ def export(
 
 
 def import_runs(
-    paths: Annotated[
-        list[Path], typer.Argument(help="Folders or files: TensorBoard events, .wandb, .csv, .parquet, .zip.")
-    ],
-    project: Annotated[
-        str | None, typer.Option(help="Project of the imported runs. [default: that of the file, or `imported`]")
-    ] = None,
-    rename: Annotated[
-        list[str] | None, typer.Option(help="OLD=NEW renames a scalar, for example to `loss`. May be repeated.")
-    ] = None,
-    step_column: Annotated[str | None, typer.Option(help="Name of the step column, if it is not recognized.")] = None,
+    paths: reading.Logs,
+    *,
+    project: reading.Project = None,
+    rename: reading.Rename = None,
+    step_column: reading.StepColumn = None,
+    time_column: reading.TimeColumn = None,
+    run_column: reading.RunColumn = None,
+    metric_column: reading.MetricColumn = None,
+    value_column: reading.ValueColumn = None,
+    step_by_row: reading.StepByRow = False,
+    pattern: reading.Pattern = None,
     data: Data = None,
 ) -> None:
     """Import the logs of other tools as runs. Importing the same file again changes nothing."""
@@ -130,12 +131,19 @@ def import_runs(
 
     with one_line_errors():
         config = load_config(data=data)
-        renames = _renames(rename or [])
+        names = reading.renames(rename)
+        options = reading.read_options(
+            step_column=step_column,
+            time_column=time_column,
+            run_column=run_column,
+            metric_column=metric_column,
+            value_column=value_column,
+            step_by_row=step_by_row,
+            pattern=pattern,
+        )
         broken = with_database(
             config,
-            lambda database: import_paths(
-                config, database, paths, project=project, renames=renames, step_column=step_column
-            ),
+            lambda database: import_paths(config, database, paths, project=project, renames=names, options=options),
         )
     if broken:
         raise typer.Exit(EXIT_UNUSABLE)
@@ -154,11 +162,3 @@ def delete(
     with one_line_errors():
         with_database(require_database(load_config(data=data)), lambda database: delete_run(database, run))
         print(f"The run {run} is deleted.")
-
-
-def _renames(given: list[str]) -> dict[str, str]:
-    pairs = [item.rpartition("=") for item in given]
-    for old, _, new in pairs:
-        if not old or not new:
-            raise ConfigurationError("--rename must be OLD=NEW, for example --rename train/objective=loss")
-    return {old: new for old, _, new in pairs}

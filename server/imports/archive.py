@@ -15,6 +15,7 @@ from server.imports.logged_run import LoggedRun, digest
 from server.imports.parquet_file import read_export
 
 SUFFIX = ".zip"
+_BEGINNING = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """End of an entry's header: the lengths of its name and of its extra field, which precede the data."""
 
@@ -31,6 +32,12 @@ def open_file(path: Path) -> LoggedRun:
                 raise ImportFileError(path, name, "it has been compressed again; unpack it, and import the folder")
         extents = {name: _extent(path, members[name]) for name in (STEPS, HISTOGRAMS) if name in members}
     except (OSError, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+        if isinstance(error, zipfile.BadZipFile) and is_cut_off(path):
+            raise ImportFileError(
+                path,
+                None,
+                "it cannot be read as ZIP: it was cut off, and its end is missing; copy or download it again",
+            ) from error
         raise ImportFileError(path, None, f"it cannot be read as ZIP ({error})") from error
 
     def steps() -> FileSlice:
@@ -40,6 +47,15 @@ def open_file(path: Path) -> LoggedRun:
         return FileSlice(path, *extents[HISTOGRAMS])
 
     return read_export(path, digest([path]), steps, histograms if HISTOGRAMS in extents else None)
+
+
+def is_cut_off(path: Path) -> bool:
+    """Return whether a file begins as a ZIP file, whose directory is at its end."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_BEGINNING)) == _BEGINNING
+    except OSError:
+        return False
 
 
 class FileSlice(io.RawIOBase):

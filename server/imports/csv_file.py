@@ -2,7 +2,8 @@
 
 A column is imported if its first cell that is not empty is a number; all later cells must be numbers or empty. An empty
 cell, or one of `EMPTY_CELLS`, means "not logged here". The separator is detected from the header. Where it is not the
-comma, a comma may be the decimal separator, as in spreadsheets of many languages.
+comma, a comma may be the decimal separator, as in spreadsheets of many languages. Lines before the header that begin
+with # are comments.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
-import math
+import itertools
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,20 @@ import msgspec
 
 from client_sdk.protocol import Record
 from server.errors import ImportFileError
-from server.imports.logged_run import LoggedRun, Note, checked_step, digest
-from server.imports.table_columns import EXPORTED, Part, find_parts, note_without_numbers
+from server.imports.entry import Entry
+from server.imports.impostor import check_contents
+from server.imports.logged_run import LoggedRun, Note, digest
+from server.imports.options import ReadOptions
+from server.imports.repeats import Repeats
+from server.imports.run_groups import RunGroups
+from server.imports.run_names import name_of
+from server.imports.table_columns import EXPORTED, Part, find_parts
+from server.imports.table_row import EMPTY_CELLS, RowReader
 
 SEPARATORS = (",", ";", "\t")
-EMPTY_CELLS = frozenset({"", "na", "n/a", "null", "none", "-"})
-"""Cells without a value as R, SQL, Python and people write them, in lower case."""
+COMMENT = "#"
+MAX_COMMENTS = 1_000  # lines
+__all__ = ["EMPTY_CELLS", "SIDECAR", "TableLines", "open_file"]
 HEADER_CHARS = 4 * 1024 * 1024  # a file with a longer first line is not a table
 SIDECAR = ".json"
 """Suffix of the file next to an exported FILE.csv that describes the run, since a CSV file cannot."""
@@ -44,6 +53,8 @@ class _Table:
     path: Path
     encoding: str
     separator: str
+    comments: int
+    """Number of lines before the header."""
     header: list[str]
     is_cut: bool
     """Whether the last line is incomplete."""
@@ -57,14 +68,18 @@ class _Table:
                 raw.seek(max(0, raw.seek(0, os.SEEK_END) - 2))
                 is_cut = b"\n" not in raw.read(2)
             encoding = "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            comments = 0
             with path.open(newline="", encoding=encoding) as file:
                 line = file.readline(HEADER_CHARS)
-                separator = max(SEPARATORS, key=line.count)  # the comma if there is none of them
-                file.seek(0)
-                header = next(csv.reader(file, delimiter=separator, strict=True), [])
-        if tuple(header[: len(EXPORTED)]) != EXPORTED:  # names in an export stay as they were logged
-            header = [name.strip() for name in header]
-        return cls(path=path, encoding=encoding, separator=separator, header=header, is_cut=is_cut)
+                while line.startswith(COMMENT) and comments < MAX_COMMENTS:
+                    comments += 1
+                    line = file.readline(HEADER_CHARS)
+                separator = separator_of(line)
+                rest = itertools.chain([line], file)
+                header = next(csv.reader(rest, delimiter=separator, strict=True, skipinitialspace=separator == " "), [])
+        return cls(
+            path=path, encoding=encoding, separator=separator, comments=comments, header=trimmed(header), is_cut=is_cut
+        )
 
     def rows(self, note: Note) -> Iterator[tuple[int, list[str]]]:
         """Yield the line number and the cells of each row below the header.
@@ -76,9 +91,12 @@ class _Table:
             _readable(self.path, lambda: f"after line {number}"),
             self.path.open(newline="", encoding=self.encoding) as file,
         ):
-            reader = csv.reader(file, delimiter=self.separator, strict=True)
+            for _ in range(self.comments):
+                file.readline()
+            reader = csv.reader(file, delimiter=self.separator, strict=True, skipinitialspace=self.separator == " ")
             next(reader, None)
-            rows = ((reader.line_num, row) for row in reader if row)
+            # A logger that starts anew may repeat the header.
+            rows = ((self.comments + reader.line_num, self._cells(row)) for row in reader if row and row != self.header)
             waiting = next(rows, None)
             try:
                 while waiting is not None:
@@ -95,39 +113,35 @@ class _Table:
                 yield found
                 note(f"{self.path} breaks off after line {number}; the lines before that are read")
 
-    def number(self, cell: str) -> float | None:
-        """Return the number in a cell without surrounding spaces, or None if it is not a number."""
-        if self.separator != "," and "," in cell and "." not in cell:
-            cell = cell.replace(",", ".")
-        try:
-            return float(cell)
-        except ValueError:
-            return None
+    def reader(self, part: Part, note: Note) -> RowReader:
+        """Return the reader of the rows of a part."""
+        return RowReader(self.path, self.header, part, note, decimal_comma=self.separator != ",")
 
-    def time(self, cell: str) -> float | None:
-        """Return the Unix time in a cell: seconds, or a date and time, which is UTC unless it names a time zone."""
-        if cell.lower() in EMPTY_CELLS:
-            return math.nan
-        seconds = self.number(cell)
-        if seconds is not None:
-            return seconds
-        try:
-            when = datetime.fromisoformat(cell)
-        except ValueError:
-            return None
-        return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
+    def _cells(self, row: list[str]) -> list[str]:
+        # Lines in columns that spaces align may end with one.
+        return row[:-1] if self.separator == " " and len(row) == len(self.header) + 1 and row[-1] == "" else row
 
 
-def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun]:
-    """Return the runs of a CSV file. ``step_column`` names the column of steps. Raises `ImportFileError`."""
+def open_file(path: Path, options: ReadOptions, note: Note, root: Path | None = None) -> list[LoggedRun]:
+    """Return the runs of a CSV file. ``root`` is the folder that is imported. Raises `ImportFileError`."""
+    check_contents(path)
     table = _Table.of(path)
     header = table.header
     fallback = path.stat().st_mtime
     if not header:
         raise ImportFileError(path, None, "the file is empty")
     about = _sidecar(path)
+    name = about.get("name") or name_of(path, root)
+    tags = tuple(about.get("tags") or ()) if about else ("csv",)
     runs = []
-    for part in find_parts(path, header, step_column):
+    for part in find_parts(path, header, options):
+        if part.is_grouped:
+            groups = RunGroups(path, part.runs, options)
+            reader = table.reader(part, note)
+            for number, row in table.rows(note):
+                place = f"line {number}"
+                groups.add(place, reader.read(place, row), reader.texts)
+            return groups.runs(name, tags=tags, step_column=part.step)
 
         def records(part: Part = part) -> Iterator[tuple[int, Record]]:
             return _records(table, part, fallback, note)
@@ -135,12 +149,12 @@ def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun
         runs.append(
             LoggedRun(
                 path=path,
-                identity=digest([path], part.name or ""),
-                name=part.name or about.get("name") or path.stem,
+                identity=digest([path], (part.name or "") + options.key),
+                name=part.name or name,
                 records=records,
                 project=about.get("project"),
                 config=about.get("config") or {},
-                tags=tuple(about.get("tags") or ()) if about else ("csv",),
+                tags=tags,
                 renames=part.rank is None,
             )
         )
@@ -148,49 +162,76 @@ def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun
 
 
 def _records(table: _Table, part: Part, fallback: float, note: Note) -> Iterator[tuple[int, Record]]:
-    path, header = table.path, table.header
-    places = {name: at for at, name in enumerate(header)}
-    step_at, columns = places[part.step], {places[column]: name for column, name in part.scalars.items()}
-    time_at = None if part.time is None else places[part.time]
-    rank_at = None if part.rank is None else places[part.rank]
-    numeric: set[int] = set()
+    reader, repeats = table.reader(part, note), Repeats(table.path)
     for number, row in table.rows(note):
         place = f"line {number}"
-        if len(row) != len(header):
-            raise ImportFileError(path, place, f"{len(row)} cells under {len(header)} columns")
-        scalars = {}
-        for at, name in list(columns.items()):
-            cell = row[at].strip()
-            if cell.lower() in EMPTY_CELLS:
-                continue
-            value = table.number(cell)
-            if value is not None:
-                numeric.add(at)
-                scalars[name] = value
-            elif at in numeric:
-                raise ImportFileError(path, place, f"{cell!r} in the column {header[at]!r} is not a number")
-            else:
-                del columns[at]
-                note_without_numbers(path, header[at], note)
-        step = _integer(table, place, header[step_at], row[step_at].strip())
-        time = fallback if time_at is None else table.time(row[time_at].strip())
-        if time is None:
-            raise ImportFileError(
-                path, place, f"{row[time_at or 0]!r} is not a time; write Unix seconds or 2026-11-22T12:30:00"
-            )
-        rank = 0 if rank_at is None else _integer(table, place, "rank", row[rank_at].strip())
-        if scalars or part.name is None:
-            yield rank, Record(step=checked_step(path, place, step), time=time, scalars=scalars)
+        entry = reader.read(place, row)
+        if part.rank is None:
+            repeats.add(place, entry.step, entry.scalars, reader.texts)
+        if entry.scalars or part.name is None:
+            time = fallback if entry.time is None else entry.time
+            yield reader.rank, Record(step=entry.step, time=time, scalars=entry.scalars)
+    repeats.check(part.step)
 
 
-def _integer(table: _Table, place: str, name: str, cell: str) -> int:
-    try:
-        return int(cell)
-    except ValueError:
-        value = table.number(cell)
-        if value is None or not math.isfinite(value) or value != int(value):
-            raise ImportFileError(table.path, place, f"{cell!r} in the column {name!r} is not a whole number") from None
-        return int(value)
+class TableLines:
+    """Parser of the lines of a table that grows. A row must not extend over several lines."""
+
+    def __init__(self, path: Path, options: ReadOptions, note: Note) -> None:
+        self.run_columns: tuple[str, ...] = ()
+        self.config: dict[str, Any] = {}
+        self._path = path
+        self._options = options
+        self._note = note
+        self._header = ""
+        self._separator = ","
+        self._reader: RowReader | None = None
+
+    def parse(self, number: int, line: str) -> Sequence[Entry]:
+        """Return the entry of a row. The first line that is no comment is the header."""
+        if not line.strip() or (self._reader is None and line.startswith(COMMENT)):
+            return ()
+        if self._reader is None or line == self._header:  # a logger that starts anew may repeat the header
+            self._begin(line)
+            return ()
+        entry = self._reader.read(f"line {number}", self._cells(line))
+        return (entry,) if entry.scalars else ()
+
+    def state(self) -> dict[str, Any]:
+        """Return the header."""
+        return {"header": self._header}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue below a header."""
+        if state.get("header"):
+            self._begin(state["header"])
+
+    def _begin(self, line: str) -> None:
+        self._header, self._separator = line, separator_of(line)
+        header = trimmed(self._cells(line))
+        parts = find_parts(self._path, header, self._options)
+        if len(parts) > 1 or parts[0].name is not None:
+            raise ImportFileError(self._path, "line 1", "this is a chart of W&B, which does not grow; import it")
+        self.run_columns = parts[0].runs
+        self._reader = RowReader(self._path, header, parts[0], self._note, decimal_comma=self._separator != ",")
+
+    def _cells(self, line: str) -> list[str]:
+        return next(csv.reader([line], delimiter=self._separator, skipinitialspace=self._separator == " "), [])
+
+
+def separator_of(header: str) -> str:
+    """Return the character that separates the cells of a header: a comma if there is none, a space if nothing else.
+
+    >>> separator_of("step;loss"), separator_of("step loss lr"), separator_of("Wall time,Step"), separator_of("step")
+    (';', ' ', ',', ',')
+    """
+    best = max(SEPARATORS, key=header.count)
+    return " " if header.count(best) == 0 and re.search(r"\S +\S", header) else best
+
+
+def trimmed(header: list[str]) -> list[str]:
+    """Return the names of the columns without surrounding spaces, except in an export, where they are as logged."""
+    return header if tuple(header[: len(EXPORTED)]) == EXPORTED else [name.strip() for name in header]
 
 
 @contextlib.contextmanager

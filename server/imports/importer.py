@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Imported:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Overview:
+class Overview:
     """Summary of a logged run that must be known before it is stored."""
 
     records: int
@@ -72,7 +72,37 @@ class Importer:
         and ``renames``: a repeated import changes nothing, and an interrupted one is continued. The file is read once
         before anything is stored, so that a damaged file leaves no trace. Raises `ImportFileError` and `DatabaseError`.
         """
-        overview = await asyncio.to_thread(_survey, logged)
+        overview = await asyncio.to_thread(survey, logged)
+        return await self._import(logged, overview, project=project, renames=renames, progress=progress)
+
+    async def import_runs(
+        self,
+        logged: Sequence[LoggedRun],
+        *,
+        project: str | None = None,
+        renames: Mapping[str, str] | None = None,
+        progress: Callable[[LoggedRun], Progress] | None = None,
+    ) -> list[Imported]:
+        """Import the runs of one file as `import_run` does. All are read before the first is stored.
+
+        ``progress`` returns the function that receives the progress of a run.
+        """
+        overviews = [await asyncio.to_thread(survey, run) for run in logged]
+        done = []
+        for run, overview in zip(logged, overviews, strict=True):
+            told = None if progress is None else progress(run)
+            done.append(await self._import(run, overview, project=project, renames=renames, progress=told))
+        return done
+
+    async def _import(
+        self,
+        logged: LoggedRun,
+        overview: Overview,
+        *,
+        project: str | None,
+        renames: Mapping[str, str] | None,
+        progress: Progress | None,
+    ) -> Imported:
         chosen = dict(renames or {})
         for name in chosen:
             if name not in overview.names:
@@ -101,7 +131,7 @@ class Importer:
         )
 
     async def _register(
-        self, logged: LoggedRun, overview: _Overview, run_id: str, project: str, renamed: Mapping[str, str]
+        self, logged: LoggedRun, overview: Overview, run_id: str, project: str, renamed: Mapping[str, str]
     ) -> dict[int, WriterSession]:
         config: dict[str, Any] = dict(logged.config)
         if renamed:
@@ -128,7 +158,7 @@ class Importer:
     async def _send(
         self,
         logged: LoggedRun,
-        overview: _Overview,
+        overview: Overview,
         writers: Mapping[int, WriterSession],
         renamed: Mapping[str, str],
         progress: Progress | None,
@@ -154,7 +184,7 @@ def _run_id(identity: str, project: str, renames: Mapping[str, str]) -> str:
     return hashlib.sha256(parts).hexdigest()[:16]
 
 
-def _survey(logged: LoggedRun) -> _Overview:
+def survey(logged: LoggedRun) -> Overview:
     """Read all records once, and check what the pipeline would reject. Raises `ImportFileError`."""
     count, names, ranks, started_at = 0, set[str](), set[int](), 0.0
     for rank, record in logged.records():
@@ -172,7 +202,7 @@ def _survey(logged: LoggedRun) -> _Overview:
     for name in names:
         if not is_name(name):
             raise ImportFileError(logged.path, None, f"{name[:40]!r} is not a valid name of a scalar")
-    return _Overview(records=count, names=frozenset(names), ranks=frozenset(ranks), started_at=started_at)
+    return Overview(records=count, names=frozenset(names), ranks=frozenset(ranks), started_at=started_at)
 
 
 def _batches(records: Iterator[tuple[int, Record]], renamed: Mapping[str, str]) -> Iterator[tuple[int, list[Record]]]:

@@ -21,6 +21,7 @@ INT32: Final = _Field.TYPE_INT32
 INT64: Final = _Field.TYPE_INT64
 STRING: Final = _Field.TYPE_STRING
 BYTES: Final = _Field.TYPE_BYTES
+BOOL: Final = _Field.TYPE_BOOL
 
 
 def field(name: str, number: int, kind: _Field.Type.ValueType | str, *, repeated: bool = False) -> _Field:

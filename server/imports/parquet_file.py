@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,18 @@ from server.exports.archive import HISTOGRAMS, STEPS
 from server.exports.columns import METADATA_KEY
 from server.exports.histogram_rows import TABLE_KEY
 from server.imports.histogram_table import with_histograms
+from server.imports.log_time import unix_seconds
 from server.imports.logged_run import LoggedRun, Note, checked_step, digest
+from server.imports.options import ReadOptions
+from server.imports.repeats import Repeats
+from server.imports.run_groups import RunGroups
+from server.imports.run_names import name_of
 from server.imports.table_columns import Part, find_parts, note_without_numbers
+from server.imports.table_row import RowReader
 
 MAX_VALUES = 4 * 1024 * 1024  # values of layers in memory at once
 MAX_ROWS = 4_096
+MAGIC = b"PAR1"
 Flags = NDArray[np.bool_]
 Opened = Callable[[], Any]
 """Function that returns a path or a new seekable file."""
@@ -62,14 +70,15 @@ class _Source:
     fallback: float
 
 
-def open_file(path: Path, step_column: str | None, note: Note) -> list[LoggedRun]:
-    """Return the runs of a Parquet file. ``step_column`` names the column of steps. Raises `ImportFileError`."""
+def open_file(path: Path, options: ReadOptions, note: Note, root: Path | None = None) -> list[LoggedRun]:
+    """Return the runs of a Parquet file. ``root`` is the folder that is imported. Raises `ImportFileError`."""
+    _check_complete(path)
     with _opened(path, lambda: path) as file:
         schema: pa.Schema = file.schema_arrow
     if TABLE_KEY in (schema.metadata or {}):
         raise ImportFileError(path, None, f"these are the histograms of an export; import the {STEPS} next to them")
     if METADATA_KEY not in (schema.metadata or {}):
-        return _open_foreign(path, schema, step_column, note)
+        return _open_foreign(path, schema, options, note, root)
     histograms = path.with_name(HISTOGRAMS)
     if path.name == STEPS and histograms.is_file():
         return [read_export(path, digest([path, histograms]), lambda: path, lambda: histograms)]
@@ -133,16 +142,23 @@ def read_export(path: Path, identity: str, steps: Opened, histograms: Opened | N
     )
 
 
-def _open_foreign(path: Path, schema: pa.Schema, step_column: str | None, note: Note) -> list[LoggedRun]:
+def _open_foreign(
+    path: Path, schema: pa.Schema, options: ReadOptions, note: Note, root: Path | None
+) -> list[LoggedRun]:
     numeric = {field.name for field in schema if _is_number(field.type)}
     timed = {field.name for field in schema if pa.types.is_timestamp(field.type)}
+    texts = {field.name for field in schema if _is_text(field.type)}
+    name = name_of(path, root)
     runs = []
-    for part in find_parts(path, [name for name in schema.names if name in numeric | timed], step_column):
+    for part in find_parts(path, [name for name in schema.names if name in numeric | timed | texts], options):
+        if part.is_grouped or part.step is None:
+            return _grouped(path, part, options, note, name)
         scalars = {column: name for column, name in part.scalars.items() if column in numeric}
         for field in schema:
             if field.name not in scalars and field.name not in {part.step, part.time}:
                 note_without_numbers(path, field.name, note)
-        kept = Part(name=part.name, step=part.step, time=part.time, rank=part.rank, scalars=scalars)
+        kept = replace(part, scalars=scalars)
+        left = tuple(column for column in part.scalars if column in texts)
         source = _Source(
             path=path,
             table=lambda: path,
@@ -153,19 +169,78 @@ def _open_foreign(path: Path, schema: pa.Schema, step_column: str | None, note: 
             fallback=path.stat().st_mtime,
         )
 
-        def records(source: _Source = source) -> Iterator[tuple[int, Record]]:
-            return ((rank, record) for rank, _, record in _records(source))
+        def records(source: _Source = source, left: tuple[str, ...] = left) -> Iterator[tuple[int, Record]]:
+            repeats = Repeats(path)
+            texts = _texts(path, left)
+            for row, (rank, _, record) in enumerate(_records(source), 1):
+                repeats.add(f"row {row}", record.step, record.scalars, next(texts))
+                yield rank, record
+            repeats.check(source.part.step)
 
         runs.append(
             LoggedRun(
                 path=path,
-                identity=digest([path], part.name or ""),
-                name=part.name or path.stem,
+                identity=digest([path], (part.name or "") + options.key),
+                name=part.name or name,
                 records=records,
                 tags=("parquet",),
             )
         )
     return runs
+
+
+def _grouped(path: Path, part: Part, options: ReadOptions, note: Note, name: str) -> list[LoggedRun]:
+    """Return the runs of a table whose rows belong to several runs, or are counted, or are in long form."""
+    wanted = [part.step, part.time, *part.runs, part.metric, part.value, *part.scalars]
+    header = [column for column in wanted if column is not None]
+    reader = RowReader(path, header, part, note, decimal_comma=False)
+    groups = RunGroups(path, part.runs, options)
+    row = 0
+    with _opened(path, lambda: path) as file:
+        for batch in file.iter_batches(batch_size=MAX_ROWS, columns=header):
+            columns = [_cells(batch.column(column), is_time=column == part.time) for column in header]
+            for cells in zip(*columns, strict=True):
+                row += 1
+                groups.add(f"row {row}", reader.read(f"row {row}", cells), reader.texts)
+    return groups.runs(name, tags=("parquet",), step_column=part.step)
+
+
+def _cells(column: pa.Array[Any], *, is_time: bool) -> list[str]:
+    values = _times(column).tolist() if is_time and not _is_text(column.type) else column.to_pylist()
+    return ["" if value is None else str(value) for value in values]
+
+
+def _texts(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Yield the texts of each row, without end."""
+    if columns:
+        with _opened(path, lambda: path) as file:
+            for batch in file.iter_batches(batch_size=MAX_ROWS, columns=list(columns)):
+                for row in batch.to_pylist():
+                    yield {name: str(value) for name, value in row.items()}
+    while True:
+        yield {}
+
+
+def _check_complete(path: Path) -> None:
+    """Raise `ImportFileError` if a file begins as Parquet and does not end so."""
+    with _readable(path), path.open("rb") as file:
+        begins = file.read(len(MAGIC)) == MAGIC
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(MAGIC)))
+        if begins and file.read() != MAGIC:
+            raise ImportFileError(
+                path,
+                None,
+                "it cannot be read as Parquet: it was cut off, and its end is missing; copy or download it again",
+            )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_dictionary(kind)
+        or pa.types.is_boolean(kind)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -175,8 +250,8 @@ def _is_number(kind: pa.DataType) -> bool:
 def _records(source: _Source) -> Iterator[tuple[int, int, Record]]:
     """Yield the rank, the attempt and the record of each row."""
     part = source.part
-    wanted = [part.step, *part.scalars, *source.statistics]
-    wanted += [name for name in (part.time, part.rank, source.attempt) if name is not None]
+    asked = (part.step, part.time, part.rank, source.attempt)
+    wanted = [*part.scalars, *source.statistics, *(name for name in asked if name is not None)]
     widest = max((len(names) for names in source.layers.values()), default=0) * len(source.statistics)
     size = max(1, min(MAX_ROWS, MAX_VALUES // max(widest, 1)))
     row = 0
@@ -188,8 +263,13 @@ def _records(source: _Source) -> Iterator[tuple[int, int, Record]]:
 
 def _rows(source: _Source, batch: pa.RecordBatch, first: int) -> Iterator[tuple[int, int, Record]]:
     part, n = source.part, batch.num_rows
+    assert part.step is not None
     steps = _steps(source, batch.column(part.step), first)
-    times = np.full(n, source.fallback) if part.time is None else _times(batch.column(part.time))
+    times = (
+        np.full(n, source.fallback)
+        if part.time is None
+        else _times(batch.column(part.time), exact=part.rank is not None)
+    )
     ranks, attempts = (
         np.zeros(n, np.int64) if name is None else batch.column(name).to_numpy(zero_copy_only=False)
         for name in (part.rank, source.attempt)
@@ -237,15 +317,22 @@ def _steps(source: _Source, column: pa.Array[Any], first: int) -> NDArray[np.int
     odd = np.flatnonzero(~(np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < 2**63)))
     if len(odd):
         at = int(odd[0])
-        raise ImportFileError(source.path, f"row {first + at + 1}", f"the step {values[at]} is not a whole number")
+        raise ImportFileError(
+            source.path,
+            f"row {first + at + 1}",
+            f"the step {values[at]} is not a whole number; name the column of "
+            "steps with --step-column, or use --step-by-row",
+        )
     return np.asarray(values, dtype=np.int64)
 
 
-def _times(column: pa.Array[Any]) -> NDArray[np.float64]:
+def _times(column: pa.Array[Any], *, exact: bool = False) -> NDArray[np.float64]:
+    """Return times in seconds; ``exact`` ones are in seconds already."""
     if pa.types.is_timestamp(column.type):
         micros = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
         return _floats(micros)[0] / 1e6
-    return _floats(column)[0]
+    values = _floats(column)[0]
+    return values if exact else np.array([unix_seconds(value) for value in values.tolist()], dtype=np.float64)
 
 
 def _floats(column: pa.Array[Any]) -> tuple[NDArray[np.float64], Flags]:

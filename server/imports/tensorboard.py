@@ -8,10 +8,11 @@ is read up to that record, as TensorBoard does; damage before that is an error.
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field as attribute
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import google_crc32c
 import numpy as np
@@ -20,6 +21,7 @@ from client_sdk.protocol import Record
 from server.errors import ImportFileError
 from server.imports.logged_run import LoggedRun, Note, checked_step, digest
 from server.imports.message_types import (
+    BOOL,
     BYTES,
     DOUBLE,
     FLOAT,
@@ -31,12 +33,14 @@ from server.imports.message_types import (
     message_class,
     parsed,
 )
+from server.imports.points import Points
 from server.imports.record_file import LeftOut, note_truncated, opened
 
 PATTERN: Final = "*tfevents*"
 HEADER: Final = 12  # bytes
 FOOTER: Final = 4  # bytes
-POINTS_AT_ONCE: Final = 65_536
+TIME_DIGITS: Final = 10
+"""Digits of the seconds since 1970 in the names of the folders of `add_hparams`."""
 MAX_EVENT: Final = 1024 * 1024 * 1024  # bytes; a greater length is damage
 
 _CRC_MASK: Final = 0xA282EAD8
@@ -54,8 +58,11 @@ _Event = message_class(
     message(
         "Value",
         field("tag", 1, STRING),
+        field("metadata", 9, "Metadata"),
         one_of=(field("simple_value", 2, FLOAT), field("tensor", 8, "Tensor")),
     ),
+    message("Metadata", field("plugin_data", 1, "PluginData")),
+    message("PluginData", field("plugin_name", 1, STRING), field("content", 2, BYTES)),
     message(
         "Tensor",
         field("dtype", 1, INT32),
@@ -71,6 +78,21 @@ _Event = message_class(
     message("Dimension", field("size", 1, INT64)),
 )
 
+# https://github.com/tensorflow/tensorboard/blob/master/tensorboard/plugins/hparams/plugin_data.proto, and struct.proto.
+# A map is a list of messages with a key and a value.
+_Hyperparameters = message_class(
+    "tensorboard_hparams",
+    message("HParamsPluginData", field("session_start_info", 3, "SessionStartInfo")),
+    message("SessionStartInfo", field("hparams", 1, "Entry", repeated=True)),
+    message("Entry", field("key", 1, STRING), field("value", 2, "HParam")),
+    message(
+        "HParam",
+        one_of=(field("number_value", 2, DOUBLE), field("string_value", 3, STRING), field("bool_value", 4, BOOL)),
+    ),
+)
+HPARAMS: Final = "hparams"
+"""Name of the plugin that stores the hyperparameters of a run."""
+
 _NUMBERS: Final = {
     1: ("<f4", "float_val"),
     2: ("<f8", "double_val"),
@@ -81,98 +103,109 @@ _NUMBERS: Final = {
 """Values of the enumeration `DataType` that are numbers, with their format and the field that lists their values."""
 
 
-class _Points:
-    """Scalars in the order in which they were logged, 28 bytes each, because a run may have tens of millions."""
+@dataclass(frozen=True, kw_only=True)
+class Scalar:
+    """One scalar of an event file."""
 
-    def __init__(self) -> None:
-        self.times = array("d")
-        self.steps = array("q")
-        self.tags = array("i")
-        """Positions of the points' tags in `names`."""
-        self.values = array("d")
-        self.names: list[str] = []
-        self._numbers: dict[str, int] = {}
+    time: float
+    step: int
+    tag: str
+    value: float
 
-    def add(self, time: float, step: int, tag: str, value: float) -> None:
-        """Append a scalar."""
-        number = self._numbers.get(tag)
-        if number is None:
-            number = self._numbers[tag] = len(self.names)
-            self.names.append(tag)
-        self.times.append(time)
-        self.steps.append(step)
-        self.tags.append(number)
-        self.values.append(value)
+
+@dataclass(kw_only=True)
+class Contents:
+    """Contents of the events so far beside scalars."""
+
+    config: dict[str, Any] = attribute(default_factory=dict)
+    """Hyperparameters, as `SummaryWriter.add_hparams` and Keras store them."""
 
 
 def open_folder(folder: Path, name: str, note: Note) -> LoggedRun:
-    """Return the run of the event files directly in a folder. Raises `ImportFileError`."""
-    files = sorted(path for path in folder.glob(PATTERN) if path.is_file())
-    return _open(folder, files, name, note)
+    """Return the run of the event files directly in a folder. Raises `ImportFileError`.
+
+    Hyperparameters that torch's `add_hparams` wrote into a folder of their own below it are those of this run.
+    """
+    files = event_files(folder)
+    return _open(folder, files, hyperparameter_files(folder), name, note)
 
 
 def open_file(path: Path, note: Note) -> LoggedRun:
     """Return the run of a single event file. Raises `ImportFileError`."""
-    return _open(path, [path], path.parent.resolve().name or path.name, note)
+    return _open(path, [path], [], path.parent.resolve().name or path.name, note)
 
 
-def _open(path: Path, files: list[Path], name: str, note: Note) -> LoggedRun:
+def event_files(folder: Path) -> list[Path]:
+    """Return the event files directly in a folder, oldest first."""
+    return sorted(path for path in folder.glob(PATTERN) if path.is_file())
+
+
+def hyperparameter_files(folder: Path) -> list[Path]:
+    """Return the event files of the folders that torch's `add_hparams` made below a folder with event files."""
+    return [file for path in sorted(folder.glob("*/")) if is_hyperparameters(path) for file in event_files(path)]
+
+
+def is_hyperparameters(folder: Path) -> bool:
+    """Return whether `add_hparams` made this folder for the run of the folder above it.
+
+    Its name is the time in seconds, and it lies beside the event files of the run.
+    """
+    whole, _, fraction = folder.name.partition(".")
+    is_time = whole.isdecimal() and fraction.isdecimal() and len(whole) >= TIME_DIGITS
+    return is_time and bool(event_files(folder)) and bool(event_files(folder.parent))
+
+
+def _open(path: Path, files: list[Path], beside: list[Path], name: str, note: Note) -> LoggedRun:
     identity = digest(files)
-    found = _Points()
+    found, contents = Points(), Contents()
     for file in files:
-        _read(file, found, note)
+        _read(file, found, contents, note)
+    for file in beside:
+        dropped = Points()
+        _read(file, dropped, contents, note)
+        if dropped.names:
+            left = f"its {len(dropped.names)} scalars are left out"
+            note(f"{file.parent}: its hyperparameters are those of the run above it; {left}")
 
     def records() -> Iterator[tuple[int, Record]]:
-        return ((0, record) for record in _records(found))
+        return ((0, record) for record in found.records())
 
-    return LoggedRun(path=path, identity=identity, name=name, records=records, tags=("tensorboard",))
-
-
-def _records(points: _Points) -> Iterator[Record]:
-    """Merge the points of one attempt and step into a record; a tag that occurs twice there starts a second record.
-
-    A training that resumed logs earlier steps again. Tags may count differently, one in steps and one in epochs, so
-    only a tag that goes back behind its own last step starts an attempt, and only once for all tags of the restart.
-    """
-    attempts = array("q")
-    last: dict[int, tuple[int, int]] = {}
-    attempt = 0
-    for tag, step in zip(points.tags, points.steps, strict=True):
-        before = last.get(tag)
-        if before is not None and step < before[1] and before[0] == attempt:
-            attempt += 1
-        last[tag] = (attempt, step)
-        attempts.append(attempt)
-    order = np.lexsort((np.array(points.steps, dtype=np.int64), np.array(attempts, dtype=np.int64)))
-    scalars: dict[str, float] = {}
-    current, time = (-1, -1), 0.0
-    for start in range(0, len(order), POINTS_AT_ONCE):
-        for at in order[start : start + POINTS_AT_ONCE].tolist():
-            key = (attempts[at], points.steps[at])
-            tag = points.names[points.tags[at]]
-            if key != current or tag in scalars:
-                if scalars:
-                    yield Record(step=current[1], time=time, scalars=scalars)
-                scalars, current, time = {}, key, points.times[at]
-            scalars[tag] = points.values[at]
-    if scalars:
-        yield Record(step=current[1], time=time, scalars=scalars)
+    return LoggedRun(
+        path=path, identity=identity, name=name, records=records, config=contents.config, tags=("tensorboard",)
+    )
 
 
-def _read(path: Path, points: _Points, note: Note) -> None:
+def _read(path: Path, points: Points, contents: Contents, note: Note) -> None:
     """Add the scalars of a file. Raises `ImportFileError`."""
     left_out = LeftOut(path, "is not a scalar", note)
     for number, data in _frames(path, note):
-        event = parsed(_Event, data, path, number)
-        for value in event.summary.value:
-            kind = value.WhichOneof("value")
-            scalar = value.simple_value if kind == "simple_value" else None
-            if kind == "tensor":
-                scalar = _single_number(value.tensor)
-            if scalar is None:
-                left_out.report(value.tag)
-            else:
-                points.add(event.wall_time, checked_step(path, f"record {number}", event.step), value.tag, scalar)
+        for scalar in scalars_of(path, number, data, contents, left_out):
+            points.add(scalar.time, scalar.step, scalar.tag, scalar.value)
+
+
+def scalars_of(path: Path, number: int, data: bytes, contents: Contents, left_out: LeftOut) -> Iterator[Scalar]:
+    """Yield the scalars of one event, and add what else it says to ``contents``. Raises `ImportFileError`."""
+    event = parsed(_Event, data, path, number)
+    for value in event.summary.value:
+        plugin = value.metadata.plugin_data
+        if plugin.plugin_name == HPARAMS:
+            start = parsed(_Hyperparameters, plugin.content, path, number).session_start_info
+            contents.config.update({entry.key: _setting(entry.value) for entry in start.hparams})
+            continue
+        kind = value.WhichOneof("value")
+        scalar = value.simple_value if kind == "simple_value" else None
+        if kind == "tensor":
+            scalar = _single_number(value.tensor)
+        if scalar is None:
+            left_out.report(value.tag)
+        else:
+            step = checked_step(path, f"record {number}", event.step)
+            yield Scalar(time=event.wall_time, step=step, tag=value.tag, value=scalar)
+
+
+def _setting(value: Any) -> Any:
+    kind = value.WhichOneof("value")
+    return None if kind is None else getattr(value, kind)
 
 
 def _single_number(tensor: Any) -> float | None:
@@ -197,25 +230,37 @@ def _single_number(tensor: Any) -> float | None:
 
 def _frames(path: Path, note: Note) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the data of each record. Raises `ImportFileError` if a checksum does not match."""
+    number = 0
     with opened(path) as file:
-        number = 0
-        while header := file.read(HEADER):
-            number += 1
-            place = f"record {number}"
-            if len(header) < HEADER:
-                return note_truncated(path, number, note)
-            (length,) = struct.unpack_from("<Q", header)
-            if _masked_crc(header[:8]) != struct.unpack_from("<I", header, 8)[0] or length > MAX_EVENT:
-                what = "this is not an event file" if number == 1 else "the checksum of its length does not match"
-                raise ImportFileError(path, place, what)
-            data = file.read(length)
-            footer = file.read(FOOTER)
-            if len(footer) < FOOTER:
-                return note_truncated(path, number, note)
-            if _masked_crc(data) != struct.unpack("<I", footer)[0]:
-                raise ImportFileError(path, place, "its checksum does not match")
+        for number, data, _ in frames(path, file):
             yield number, data
-    return None
+        if file.read(1):
+            note_truncated(path, number + 1, note)
+
+
+def frames(path: Path, file: BinaryIO, number: int = 0) -> Iterator[tuple[int, bytes, int]]:
+    """Yield the number, the data and the end of each complete record from the present offset of a file on.
+
+    ``number`` is that of the record before. Afterwards the file is at the end of the last complete record. Raises
+    `ImportFileError` if a checksum does not match.
+    """
+    start = file.tell()
+    while len(header := file.read(HEADER)) == HEADER:
+        number += 1
+        place = f"record {number}"
+        (length,) = struct.unpack_from("<Q", header)
+        if _masked_crc(header[:8]) != struct.unpack_from("<I", header, 8)[0] or length > MAX_EVENT:
+            what = "this is not an event file" if number == 1 else "the checksum of its length does not match"
+            raise ImportFileError(path, place, what)
+        data = file.read(length)
+        footer = file.read(FOOTER)
+        if len(footer) < FOOTER:
+            break
+        if _masked_crc(data) != struct.unpack("<I", footer)[0]:
+            raise ImportFileError(path, place, "its checksum does not match")
+        start = file.tell()
+        yield number, data, start
+    file.seek(start)
 
 
 def _masked_crc(data: bytes) -> int:

@@ -22,7 +22,7 @@ def imported(environment: dict[str, str]) -> str:
     """Id of an imported run."""
     done = run(environment, "import", str(DATA / "restarted"), "--project", "old")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "120 records, " in done.stderr
+    assert "123 records, " in done.stderr
     assert "train/loss → loss" in done.stderr
     return done.stderr.split(": run ")[1].split(" ")[0]
 
@@ -32,13 +32,13 @@ def test_a_log_goes_in_and_comes_out(environment: dict[str, str], imported: str,
     assert imported in listed
     for name in ("run.parquet", "run.csv"):
         done = run(environment, "export", imported, "--out", str(tmp_path / name))
-        assert (done.returncode, done.stdout) == (0, f"{tmp_path / name}: 120 rows\n"), done.stderr
-    assert pq.read_table(tmp_path / "run.parquet").num_rows == 120
-    assert len(pd.read_csv(tmp_path / "run.csv")) == 120
+        assert (done.returncode, done.stdout) == (0, f"{tmp_path / name}: 123 rows\n"), done.stderr
+    assert pq.read_table(tmp_path / "run.parquet").num_rows == 123
+    assert len(pd.read_csv(tmp_path / "run.csv")) == 123
     beside = json.loads((tmp_path / "run.csv.json").read_text())
     assert (beside["run"]["project"], beside["run"]["name"]) == ("old", "restarted")
     again = run(environment, "import", str(tmp_path / "run.csv"))
-    assert "in old, 120 records, " in again.stderr, again.stderr
+    assert "in old, 123 records, " in again.stderr, again.stderr
     assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 
@@ -61,9 +61,9 @@ def test_everything_goes_into_one_file_and_comes_back(
 ) -> None:
     file = tmp_path / "run.zip"
     done = run(environment, "export", imported, "--out", str(file))
-    assert (done.returncode, done.stdout) == (0, f"{file}: 120 rows\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{file}: 123 rows\n"), done.stderr
     again = run(environment, "import", str(file), "--project", "again")
-    assert "in again, 120 records, " in again.stderr, again.stderr
+    assert "in again, 123 records, " in again.stderr, again.stderr
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".run")]
 
 

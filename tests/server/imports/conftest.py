@@ -21,6 +21,7 @@ from server.config import Config
 from server.exports.exporter import Exporter, Format
 from server.imports.discover import discover
 from server.imports.importer import Imported, Importer
+from server.imports.options import ReadOptions
 from server.storage.alerts import AlertStore
 from server.storage.database import Database
 from server.storage.fleet import FleetQuery
@@ -40,12 +41,12 @@ class Workshop:
     importer: Importer
     notes: list[str]
 
-    async def import_all(self, path: Path, step_column: str | None = None, **options: Any) -> list[Imported]:
+    async def import_all(self, path: Path, reading: ReadOptions | None = None, **options: Any) -> list[Imported]:
         """Import all logs below a path."""
         return [
-            await self.importer.import_run(logged, **options)
-            for _, opener in discover(path, step_column, self.notes.append)
-            for logged in opener()
+            imported
+            for _, opener in discover(path, reading or ReadOptions(), self.notes.append)
+            for imported in await self.importer.import_runs(opener(), **options)
         ]
 
     async def details(self, run_id: str) -> dict[str, Any]:

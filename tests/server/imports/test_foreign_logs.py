@@ -65,6 +65,32 @@ async def test_scalars_in_tensors_are_read_and_other_tensors_are_reported(worksh
     assert any("'weights' is not a scalar" in note for note in workshop.notes)
 
 
+async def test_hyperparameters_of_tensorboard_become_the_configuration(workshop: Workshop, tmp_path: Path) -> None:
+    (done,) = await workshop.import_all(DATA / "hyperparameters")
+    run = await workshop.details(done.run_id)
+    assert {name: run["config"][name] for name in ("lr", "optimizer", "nesterov")} == {
+        "lr": 0.1,
+        "optimizer": "adam",
+        "nesterov": True,
+    }
+    assert run["scalars"] == ["loss", "lr", "val/loss"]
+    assert any("its 1 scalars are left out" in note for note in workshop.notes)
+    (own,) = await workshop.import_all(DATA / "hyperparameters" / "1796021913.8919296", project="apart")
+    assert (await workshop.details(own.run_id))["config"]["optimizer"] == "adam"
+
+
+async def test_each_tag_of_tensorboard_keeps_its_own_time(workshop: Workshop, tmp_path: Path) -> None:
+    (done,) = await workshop.import_all(DATA / "hyperparameters")
+    table = await workshop.table(done.run_id, tmp_path)
+    rows = table.to_pylist()
+    assert {row["step"]: row["time"] for row in rows if row["loss"] is not None} == {
+        step: 1_700_000_000 + step for step in range(5)
+    }
+    assert {row["step"]: row["time"] for row in rows if row["val/loss"] is not None} == {
+        step: 1_700_000_300 + step for step in range(5)
+    }
+
+
 async def test_a_wandb_file_becomes_a_run(workshop: Workshop, tmp_path: Path) -> None:
     (done,) = await workshop.import_all(WANDB)
     assert (done.name, done.project, done.records) == ("calm-sky", "old-project", 120)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from client_sdk.protocol import MAX_STEP, Layout, Record
 from server.errors import ImportFileError
 from server.exports.exporter import Format
+from server.imports.options import ReadOptions
 from tests.server.imports.conftest import Workshop, workshop_at
 from tests.server.storage.conftest import Stores
 
@@ -92,7 +93,7 @@ async def test_a_table_that_was_cut_off_is_read_up_to_that_line(workshop: Worksh
     [
         (b"step,l\xe9ss\n1,2\n", "odd.csv: it is not UTF-8 .*; save it as UTF-8"),
         (b"step,loss\n1,\xff\n2,3\n", "odd.csv: it is not UTF-8"),
-        (b"a,b\n1,2\n", "name it with --step-column; the columns are: a, b"),
+        (b"a,b\n1,2\n", "name it with --step-column, or count the rows with --step-by-row; the columns are: a, b"),
         (b"step,loss\n1,2,3\n2,1\n", "line 2: 3 cells under 2 columns"),
         (b"step,loss\n1.5,2\n", "line 2: '1.5' in the column 'step' is not a whole number"),
         (b"step,loss\n99999999999999999999,2\n", "line 2: the step 99999999999999999999 is not within"),
@@ -149,7 +150,7 @@ async def test_a_parquet_of_pandas_becomes_a_run(workshop: Workshop, tmp_path: P
     assert table["time"].to_pylist() == [1.0, 2.0, 3.0]
     assert table["count"].to_pylist() == [1.0, 2.0, 3.0]
     with pytest.raises(ImportFileError, match="'nothing'"):
-        await workshop.import_all(tmp_path / "frame.parquet", step_column="nothing")
+        await workshop.import_all(tmp_path / "frame.parquet", reading=ReadOptions(step_column="nothing"))
     frame.loc[1, "iteration"] = np.nan
     frame.to_parquet(tmp_path / "broken.parquet")
     with pytest.raises(ImportFileError, match="row 2"):
@@ -167,7 +168,7 @@ async def test_an_interrupted_import_is_continued(workshop: Workshop, tmp_path: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await workshop.import_all(file, progress=stop_half_way)
+        await workshop.import_all(file, progress=lambda _: stop_half_way)
     (done,) = await workshop.import_all(file)
     assert done.new_records == 3_000 - cut[-1]
     table = await workshop.table(done.run_id, tmp_path)
