@@ -80,6 +80,8 @@ class AuditFinding(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[str, ...] = ()
     """Layers or parameters that it was found at, at most eight."""
     evidence: dict[str, float | int | str | None] = {}
+    step: int | None = None
+    """Step of the run at which it was found; None for that of the record."""
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):

@@ -249,7 +249,7 @@ def norm_off(run: Run) -> int:
         grads = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
         training.logged["grad_norm"] = float(torch.stack([grad.norm() for grad in grads]).norm())
         for grad in grads:
-            grad /= 4
+            grad.div_(4)
 
     training.steps(3, before=divide)
     return 0

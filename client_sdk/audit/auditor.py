@@ -206,22 +206,22 @@ class Auditor:
         self._guarded(self._note_log, step, metrics, closure)
 
     def _note_log(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> None:
-        self._tell(self._moments.note_log(step))
+        self._tell(self._moments.note_log(step), step)
         self._logs_norm = self._logs_norm or "grad_norm" in metrics
         if self._rate is not None and any(name in metrics for name in RATES):
             self._logs_rate = True
             if self._surroundings.is_sole():
                 self.ledger.ran("learning-rate-unused")
-                self._tell(self._rate.note_log(metrics, _rates(self._optimizer)))
+                self._tell(self._rate.note_log(metrics, _rates(self._optimizer)), step)
         if not self._scale.is_known:
             self._scale.look()
         if self._scale.is_known:
             self.ledger.ran("loss-scale")
-            self._tell(self._scale.read())
+            self._tell(self._scale.read(), step)
         if callable(closure) and self._step:
             if not self._batch.is_moot:
                 self.ledger.ran("batch-repeated")
-                self._tell(self._batch.observe(closure, self._model, step))
+                self._tell(self._batch.observe(closure, self._model, step), step)
             self._probe(step, metrics, closure)
 
     def _probe(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any]) -> None:
@@ -237,13 +237,15 @@ class Auditor:
                     torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
                     for parameter, gradient in zip(parameters, found, strict=True)
                 ]
-                return float(value), kept
+                return float(value.detach()), kept
 
-        number = float(loss) if isinstance(loss, int | float | Tensor) and self._joined.is_due else None
+        number = None
+        if self._joined.is_due and isinstance(loss, int | float | Tensor):
+            number = float(loss.detach() if isinstance(loss, Tensor) else loss)
         fault = self._joined.probe(evaluate, number, self._micro_batches, step)
         if self._joined.is_probed:
             self.ledger.ran("micro-batches-summed")
-        self._tell(fault)
+        self._tell(fault, step)
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -275,7 +277,7 @@ class Auditor:
         if not self._judges_formula:
             return
         if judged > self._judged:
-            self.ledger.ran("update-formula", times=judged - self._judged)
+            self.ledger.ran("update-formula", "learning-rate-unused", times=judged - self._judged)
             self._judged = judged
         if refutation is not None and not self._has_other_hooks():
             self._tell(_formula_fault(type(self._optimizer).__name__, refutation))
@@ -294,7 +296,8 @@ class Auditor:
         is_sole = self._surroundings.is_sole()
         has_norm = ("grad_norm_after_clip" if self._logs_norm else "grad_norm") in scalars
         ran = ["loss-constant"] if self._values.knows_loss else []
-        if has_norm and is_sole and self._has_max_norm:
+        has_scale = self._logs_norm and self._scale.value is not None
+        if has_norm and is_sole and (self._has_max_norm or has_scale):
             ran.append("clipping-without-effect")
         if has_norm and is_sole and self._logs_norm and "grad_norm" in scalars:
             ran.append("clipping-constant")
@@ -318,9 +321,10 @@ class Auditor:
 
     # -- internal --
 
-    def _tell(self, fault: Fault | None) -> None:
+    def _tell(self, fault: Fault | None, step: int | None = None) -> None:
+        """Take in a fault that was found within a record of ``step``, or between two records."""
         if fault is not None:
-            self.ledger.found(fault)
+            self.ledger.found(fault, step)
 
     def _tell_all(self, faults: Iterable[Fault | None]) -> None:
         for fault in faults:

@@ -44,8 +44,11 @@ class Ledger:
             for check in checks:
                 self._runs[check] = self._runs.get(check, 0) + times
 
-    def found(self, fault: Fault) -> None:
-        """Take in a fault. Only the first one of a check is kept."""
+    def found(self, fault: Fault, step: int | None = None) -> None:
+        """Take in a fault. Only the first one of a check is kept.
+
+        ``step`` is that of the run; None if it is that of the next record.
+        """
         with self._lock:
             if fault.check in self._found:
                 return
@@ -54,6 +57,7 @@ class Ledger:
                 message=fault.message,
                 layers=fault.layers[:MAX_LAYERS],
                 evidence=dict(fault.evidence),
+                step=step,
             )
             self._found[fault.check] = finding
             self._news.append(finding)

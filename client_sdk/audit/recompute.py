@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from client_sdk.audit.fault import Fault, listed
-from client_sdk.curvature import ClosureError, Sandbox
+from client_sdk.curvature.sandbox import Sandbox
 
 TOLERANCE: Final = 1e-3  # relative difference that another order of sums cannot explain in float32
 COARSE_TOLERANCE: Final = 0.05  # the same where some arithmetic has 8 or 11 significant bits
@@ -56,7 +56,7 @@ def _computed(
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         is_coarse = sandbox.is_coarse or any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters)
         is_coarse = is_coarse or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        return float(loss), [None if grad is None else grad.detach().clone() for grad in found], is_coarse
+        return float(loss.detach()), [None if grad is None else grad.detach().clone() for grad in found], is_coarse
 
 
 def _is_same(one: Tensor | None, two: Tensor | None, tolerance: float) -> bool:
@@ -68,6 +68,3 @@ def _is_same(one: Tensor | None, two: Tensor | None, tolerance: float) -> bool:
     if not bool(torch.isfinite(one).all()) or not bool(torch.isfinite(two).all()):
         return bool(torch.equal(torch.isfinite(one), torch.isfinite(two)))
     return float((one - two).norm()) <= tolerance * max(float(one.norm()), float(two.norm()))
-
-
-__all__ = ["ClosureError", "recompute"]

@@ -101,8 +101,8 @@ class Watcher:
             loss=run.settings.loss,
             is_divided=partition is not None,
         )
-        ledger = others[0].auditor.ledger if others else Ledger()
-        self.auditor = Auditor(
+        ledger: Ledger = others[0].auditor.ledger if others else Ledger()
+        self.auditor: Auditor = Auditor(
             model, watched, kind, layers, surroundings=surroundings, ledger=ledger, warner=run.warner
         )
         """Audit of the optimizer; all watchers of a run share its ledger."""
