@@ -356,7 +356,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     check: str | UnsetType = UNSET
     """Check of the audit that found something."""
     message: str | UnsetType = UNSET
-    """What a check of the audit found."""
+    """Finding of a check of the audit in words."""
     step: int
     kind: Annotated[str, _one_of(EventKind)]
     attempt: int = 0
@@ -377,7 +377,7 @@ class AuditCheckRuns(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Stable name of the check."""
     claim: str
-    """What holds in a training that passes."""
+    """Claim that holds in a training that passes."""
     runs: int
     """Number of times that it has run."""
     last_step: int
@@ -395,14 +395,14 @@ class AuditCheckRuns(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditFinding(msgspec.Struct, frozen=True, kw_only=True):
-    """What a check of the audit found, once for each run and check."""
+    """Finding of a check of the audit, stored once for each run and check."""
 
     check: str
     """Stable name of the check."""
     title: str
     """Headline of the fault."""
     message: str
-    """What was found, as a sentence with numbers."""
+    """Finding as a sentence with numbers."""
     step: int
     """Step of the record that reported it."""
     attempt: int = 0
@@ -412,7 +412,7 @@ class AuditFinding(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     """Publication, documentation or formula that the check rests on."""
     advice: str = ""
-    """What to do about it."""
+    """Recommended action."""
     found_at: float = 0.0
     """Unix time at which the finding was stored."""
     dismissed: bool = False
@@ -428,7 +428,7 @@ class AuditFinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunAudit(msgspec.Struct, frozen=True, kw_only=True):
-    """What was checked in a run, when last, and what was found."""
+    """Checks of a run, when they ran last, and their findings."""
 
     checks: tuple[AuditCheckRuns, ...] = ()
     """Checks that have run, those of settings first."""
@@ -442,7 +442,7 @@ class RunAudit(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sentence(self) -> str:
-        """What was checked and when last, in words.
+        """Sentence that says how much was checked and when last.
 
         >>> checks = (AuditCheckRuns.of("tied-weights", 4_000, 84_200), AuditCheckRuns.of("dead-layer", 210, 84_200))
         >>> RunAudit(checks=checks).sentence

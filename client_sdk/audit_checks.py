@@ -20,15 +20,15 @@ class AuditCheck:
     group: Literal["settings", "faults"]
     """Whether the check is about settings, or about what training does."""
     claim: str
-    """What a training that passes does."""
+    """Claim that holds in a training that passes."""
     fault: str
-    """What it means that the check found something, as a headline."""
+    """Headline of a finding."""
     how: str
-    """How the fault is found."""
+    """Method by which the fault is found."""
     source: str
     """Publication, documentation or formula that the check rests on."""
     advice: str
-    """What to do about it."""
+    """Recommended action."""
     within: int
     """Steps of the optimizer within which the fault is named, from the first one that it can be seen at."""
 

@@ -76,7 +76,7 @@ class AuditFinding(msgspec.Struct, frozen=True, kw_only=True):
     check: str
     """Name of the check, for example "update-formula"."""
     message: str
-    """What was found, as a sentence with numbers."""
+    """Finding as a sentence with numbers."""
     layers: tuple[str, ...] = ()
     """Layers or parameters that it was found at, at most eight."""
     evidence: dict[str, float | int | str | None] = {}

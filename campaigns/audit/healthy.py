@@ -33,7 +33,7 @@ Control = Callable[[Run], int]
 
 @dataclass(kw_only=True)
 class Healthy:
-    """What was found at healthy trainings."""
+    """Findings at healthy trainings."""
 
     count: int = 0
     runs: int = 0

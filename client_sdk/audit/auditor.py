@@ -53,7 +53,7 @@ FACTOR_COSINE: Final = 0.9999  # of the movement and the formula, above which on
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What an auditor knows about the rest of its run."""
+    """Facts about the rest of its run that an auditor needs."""
 
     owned: Callable[[], set[int]]
     """Function that returns the ids of the parameters of all watched optimizers."""

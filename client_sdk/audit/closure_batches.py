@@ -1,4 +1,4 @@
-"""What a closure of `log` tells about the batches: whether they repeat, and how their gradients were joined.
+"""Checks of the batches that a closure of `log` holds: whether they repeat, and how their gradients were joined.
 
 The closure holds the tensors of its batch. Its gradient is computed at a few records only, and only where several
 micro-batches make a step. Called on the training thread.

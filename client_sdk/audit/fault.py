@@ -15,7 +15,7 @@ class Fault(NamedTuple):
     check: str
     """Name of the check."""
     message: str
-    """What was found, as a sentence with numbers."""
+    """Finding as a sentence with numbers."""
     layers: tuple[str, ...] = ()
     """Layers or parameters that it was found at."""
     evidence: Mapping[str, Value] = {}

@@ -48,7 +48,7 @@ class _Spell:
 
 
 class LayerHistory:
-    """What the layers did at the measured steps."""
+    """History of the layers at the measured steps."""
 
     def __init__(self, layers: Sequence[str], statistics: Sequence[str], sizes: Sequence[int]) -> None:
         """Follow blocks with these rows and columns."""

@@ -1,4 +1,4 @@
-"""Who owns the parameters: dead tensors of an optimizer, and gradients that move nothing or never come.
+"""Ownership of the parameters: dead tensors of an optimizer, and gradients that move nothing or never come.
 
 Called on the training thread at the first steps alone.
 """

@@ -1,4 +1,4 @@
-"""What happens to weights and moments between two steps of an optimizer. Called on the training thread."""
+"""Changes of weights and moments between two steps of an optimizer. Called on the training thread."""
 
 from __future__ import annotations
 
