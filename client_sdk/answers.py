@@ -412,7 +412,7 @@ class AuditFinding(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     """Publication, documentation or formula that the check rests on."""
     advice: str = ""
-    """Recommended action."""
+    """Action that is recommended."""
     found_at: float = 0.0
     """Unix time at which the finding was stored."""
     dismissed: bool = False

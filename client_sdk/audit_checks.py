@@ -28,7 +28,7 @@ class AuditCheck:
     source: str
     """Publication, documentation or formula that the check rests on."""
     advice: str
-    """Recommended action."""
+    """Action that is recommended."""
     within: int
     """Steps of the optimizer within which the fault is named, from the first one that it can be seen at."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class Training:
         if before is not None:
             before()
         self.optimizer.step()
-        closure = (lambda batch=found: self.loss(batch)) if self.makes_closure else None
+        closure = partial(self.loss, found) if self.makes_closure else None
         self.run.log({"loss": loss, **self.logged}, step=self.step, closure=closure)
         self.step += 1
 

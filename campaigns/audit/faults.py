@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +19,20 @@ HEALTHY = 12  # steps before a fault that begins later
 
 
 @contextmanager
-def _broken_kernel(factor: float) -> Iterator[None]:
-    """Let the division of Adam's update give ``factor`` times the result in every second coordinate."""
-    right = Tensor.addcdiv_
-
-    def wrong(self: Tensor, numerator: Tensor, denominator: Tensor, *, value: Any = 1) -> Tensor:
-        scale = torch.ones_like(numerator)
-        scale.view(-1)[::2] = factor
-        return right(self, numerator * scale, denominator, value=value)
-
-    Tensor.addcdiv_ = wrong  # type: ignore[method-assign]
-    try:
+def _kernel(wrong: Callable[..., Tensor]) -> Iterator[None]:
+    """Let ``wrong`` take the place of the operation that makes Adam's update."""
+    with mock.patch.object(Tensor, "addcdiv_", wrong):
         yield
-    finally:
-        Tensor.addcdiv_ = right  # type: ignore[method-assign]
+
+
+def _half_of_every_other(self: Tensor, numerator: Tensor, denominator: Tensor, *, value: Any = 1) -> Tensor:
+    scale = torch.ones_like(numerator)
+    scale.view(-1)[::2] = 0.5
+    return torch.add(self, numerator * scale / denominator, alpha=value, out=self)
+
+
+def _quarter(self: Tensor, numerator: Tensor, denominator: Tensor, *, value: Any = 1) -> Tensor:
+    return torch.add(self, numerator / denominator, alpha=value / 4, out=self)
 
 
 def formula(run: Run) -> int:
@@ -38,7 +40,7 @@ def formula(run: Run) -> int:
     training = Training(run)
     training.watch()
     training.steps(3)
-    with _broken_kernel(0.5):
+    with _kernel(_half_of_every_other):
         training.steps(3)
     return 3
 
@@ -96,7 +98,7 @@ def summed(run: Run) -> int:
             loss.backward()
         training.optimizer.step()
         mean = torch.stack(losses).mean()
-        run.log({"loss": mean}, step=training.step, closure=lambda batch=(inputs, targets): training.loss(batch))
+        run.log({"loss": mean}, step=training.step, closure=partial(training.loss, (inputs, targets)))
         training.step += 1
     return 1  # at the first step nobody has counted the micro-batches
 
@@ -119,26 +121,11 @@ def baked_rate(run: Run) -> int:
     training = Training(run)
     training.watch()
     training.steps(3)
-    with _broken_rate(training):
-        training.steps(3)
-    return 3
-
-
-@contextmanager
-def _broken_rate(training: Training) -> Iterator[None]:
-    """Let the update be made with a quarter of the learning rate."""
-    right = Tensor.addcdiv_
-
-    def wrong(self: Tensor, numerator: Tensor, denominator: Tensor, *, value: Any = 1) -> Tensor:
-        return right(self, numerator, denominator, value=value / 4)
-
     for group in training.optimizer.param_groups:
         group["weight_decay"] = 0.0
-    Tensor.addcdiv_ = wrong  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Tensor.addcdiv_ = right  # type: ignore[method-assign]
+    with _kernel(_quarter):
+        training.steps(3)
+    return 3
 
 
 def dead_tensors(run: Run) -> int:

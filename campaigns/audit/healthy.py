@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,7 +138,7 @@ def accumulated(run: Run) -> int:
         run.log(
             {"loss": total, "grad_norm": norm},
             step=training.step,
-            closure=lambda batch=(inputs, targets): training.loss(batch),
+            closure=partial(training.loss, (inputs, targets)),
         )
         training.step += 1
     return 0
