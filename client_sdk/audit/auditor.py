@@ -221,7 +221,7 @@ class Auditor:
         if callable(closure) and self._step:
             if not self._batch.is_moot:
                 self.ledger.ran("batch-repeated")
-                self._tell(self._batch.observe(closure, self._model, step), step)
+                self._tell(self._batch.observe(closure, step), step)
             self._probe(step, metrics, closure)
 
     def _probe(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any]) -> None:

@@ -42,11 +42,11 @@ class RepeatedBatch:
         self.is_moot = False
         """Whether batches differ or are the same tensors on purpose, so that there is nothing to look for."""
 
-    def observe(self, closure: object, model: torch.nn.Module, step: int) -> Fault | None:
+    def observe(self, closure: object, step: int) -> Fault | None:
         """Take in the closure of a record, and return the fault of a batch that is made anew and always the same."""
         if self.is_moot:
             return None
-        found = batch_of(closure, model)
+        found = batch_of(closure)
         if not found or any(tensor.device.type != "cpu" for tensor in found):
             self.is_moot = True  # to read a batch would wait for the device
             return None
@@ -78,11 +78,11 @@ def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def batch_of(closure: object, model: torch.nn.Module) -> list[Tensor]:
-    """Return the tensors that a function holds and that are no part of ``model``, at most `MAX_TENSORS`.
+def batch_of(closure: object) -> list[Tensor]:
+    """Return the tensors that a function holds, at most `MAX_TENSORS`.
 
     >>> batch = torch.ones(2, 3)
-    >>> [tuple(tensor.shape) for tensor in batch_of(lambda: batch.sum(), torch.nn.Linear(1, 1))]
+    >>> [tuple(tensor.shape) for tensor in batch_of(lambda: batch.sum())]
     [(2, 3)]
     """
     function = closure
@@ -90,15 +90,14 @@ def batch_of(closure: object, model: torch.nn.Module) -> list[Tensor]:
     while hasattr(function, "func") and hasattr(function, "args"):  # functools.partial
         values += [*function.args, *getattr(function, "keywords", {}).values()]
         function = function.func
-    if not isinstance(function, FunctionType):
-        return []
-    values += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    for cell in function.__closure__ or ():
-        try:
-            values.append(cell.cell_contents)
-        except ValueError:
-            continue  # a name that is not bound yet
-    values += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+    if isinstance(function, FunctionType):
+        values += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for cell in function.__closure__ or ():
+            try:
+                values.append(cell.cell_contents)
+            except ValueError:
+                continue  # a name that is not bound yet
+        values += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
     return list(_tensors(values))[:MAX_TENSORS]
 
 

@@ -30,8 +30,8 @@ async def store_audits(
     for _, report in reports:
         counts |= {name: (count, report.step) for name, count in report.audit.runs.items()}
     if counts:
-        keys = [{"run_id": writer.run_id, "writer_id": writer.writer_id, "name": name} for name in sorted(counts)]
-        rows = [{**key, "runs": counts[key["name"]][0], "last_step": counts[key["name"]][1]} for key in keys]
+        own = {"run_id": writer.run_id, "writer_id": writer.writer_id}
+        rows = [{**own, "name": name, "runs": n, "last_step": step} for name, (n, step) in sorted(counts.items())]
         await connection.execute(insert_ignore(connection, audit_runs), rows)
         for row in rows:
             await connection.execute(
