@@ -189,6 +189,44 @@ def constrained(run: Run) -> int:
     return 0
 
 
+def projected(run: Run) -> int:
+    """Weights are clamped in place after every step, which changes none of them for a long time."""
+    training = Training(run)
+    training.watch()
+    for _ in range(60):
+        training.once()
+        with torch.no_grad():
+            for parameter in training.model.parameters():
+                parameter.clamp_(-0.55, 0.55)
+    return 0
+
+
+class _Bounded(nn.Module):
+    """An embedding that limits the norms of its rows within forward()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(4, OUTPUTS, max_norm=1.5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.embed((inputs[:, 0] > 0).long())
+        return result
+
+
+def bounded_embedding(run: Run) -> int:
+    """The rows of an embedding reach the norm that it allows in the middle."""
+    torch.manual_seed(0)
+    model = _Bounded()
+    with torch.no_grad():
+        model.embed.weight.mul_(0.5)
+    training = Training(run, model, lr=0.05)
+    training.watch()
+    for _ in range(60):
+        inputs, targets = training.batch()
+        training.once(batch=(inputs, targets + 3.0))
+    return 0
+
+
 def averaged(run: Run) -> int:
     """The weights are exchanged for their average to evaluate, and put back."""
     training = Training(run)
@@ -368,7 +406,8 @@ def coarse_loss(run: Run) -> int:
 CONTROLS: Final[dict[str, Control]] = {
     each.__name__.replace("_", " "): each
     for each in (
-        plain, full_batch, accumulated, zeroed_by_data, adversaries, constrained, averaged, rolled_back, resumed,
+        plain, full_batch, accumulated, zeroed_by_data, adversaries, constrained, projected,
+        bounded_embedding, averaged, rolled_back, resumed,
         counted_in_samples, dropout_evaluated, frozen_norms, scheduled, scaled, warmed_up, sparse_relu, added_adapters,
         on_all_data, coarse_loss,
     )

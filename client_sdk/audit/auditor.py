@@ -98,7 +98,7 @@ class Auditor:
         self._ties = TiedWeights(model) if is_alone else None
         self._mode = TrainingMode(model)
         self._fresh = FreshGradients() if is_alone else None
-        self._weights = WeightChanges(layers.parameters, layers.parameter_names) if is_simple else None
+        self._weights = WeightChanges(model, layers) if is_simple else None
         self._moments = MomentLoss()
         self._rate = RateOfLog() if is_simple else None
         self._scale = LossScale()
@@ -113,7 +113,7 @@ class Auditor:
         self._history: LayerHistory | None = None
         self._step = 0
         self._first_rate: float | None = None
-        self._logs_norm = self._logs_rate = False
+        self._logs_norm = self._logs_rate = self._has_closure = False
         self._micro_batches: int | None = None
         self._judged = 0
         self._is_lost = False  # whether the second moment's type has been looked at
@@ -156,7 +156,7 @@ class Auditor:
             if self._fresh.arrivals is not None:
                 ran.append("gradients-not-zeroed")
             self._micro_batches = self._fresh.arrivals or self._micro_batches
-            if self._joined is not None:
+            if self._joined is not None and self._has_closure:
                 self._joined.before_step(optimizer, self._micro_batches)
         if self._ownership is not None and not self._ownership.is_done:
             owned = self._surroundings.owned()
@@ -218,6 +218,7 @@ class Auditor:
         if self._scale.is_known:
             self.ledger.ran("loss-scale")
             self._tell(self._scale.read(), step)
+        self._has_closure = callable(closure)
         if callable(closure) and self._step:
             if not self._batch.is_moot:
                 self.ledger.ran("batch-repeated")

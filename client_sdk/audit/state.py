@@ -10,25 +10,36 @@ from torch import Tensor
 
 from client_sdk.audit.fault import Fault, listed
 from client_sdk.audit.samples import ValueSample, is_plain
+from client_sdk.layers import Layers
 
-QUIET: Final = 8  # intervals without a change before a change counts: what happens from the start is meant
+QUIET: Final = 8  # intervals without a write before a change counts: what happens from the start is meant
+USUAL: Final = 4  # intervals in a row in which weights are written to, as by a constraint
 LATE: Final = 100  # steps of the run, by which one that has lost its moments is ahead of its optimizer
 
 
 class WeightChanges:
     """Changes of the weights between steps."""
 
-    def __init__(self, parameters: Sequence[Tensor], names: Sequence[str]) -> None:
-        """Follow those of ``parameters`` that are plain."""
-        found = [(parameter, name) for parameter, name in zip(parameters, names, strict=True) if is_plain(parameter)]
+    def __init__(self, model: torch.nn.Module, layers: Layers) -> None:
+        """Follow the plain parameters of ``layers``, but those of embeddings that limit their own norms."""
+        own = {
+            id(module.weight)
+            for module in model.modules()
+            if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag) and module.max_norm is not None
+        }
+        found = [
+            (parameter, name)
+            for parameter, name in zip(layers.parameters, layers.parameter_names, strict=True)
+            if is_plain(parameter) and id(parameter) not in own
+        ]
         self._parameters = [parameter for parameter, _ in found]
         self._names = [name for _, name in found]
         self._sample = ValueSample(self._parameters)
         self._versions: list[int] | None = None
         self._state: frozenset[int] = frozenset()
-        self._quiet = 0
+        self._quiet = self._written = 0
         self.is_usual = False
-        """Whether weights change between steps from the start, as with a constraint, so that it means nothing."""
+        """Whether weights are written to at most steps, as by a constraint, so that it means nothing."""
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Begin an interval."""
@@ -48,12 +59,14 @@ class WeightChanges:
             for parameter, name, version in zip(self._parameters, self._names, versions, strict=True)
             if parameter._version != version
         ]
-        if not written or not self._sample.has_changed():
+        if not written:
             self._quiet += 1
+            self._written = 0
             return None
         quiet, self._quiet = self._quiet, 0
-        if quiet < QUIET:
-            self.is_usual = True
+        self._written += 1
+        self.is_usual = self._written >= USUAL
+        if quiet < QUIET or not self._sample.has_changed():
             return None
         if _state_ids(optimizer, self._parameters) != self._state:
             return None  # a checkpoint with the optimizer's state was loaded

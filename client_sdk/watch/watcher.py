@@ -235,7 +235,7 @@ class Watcher:
         began = time.perf_counter()
         with self.iteration.set_aside():
             self.auditor.note_log(step, metrics, closure)
-        self._charge_curvature(time.perf_counter() - began)
+        self._cost.excluded(time.perf_counter() - began)
 
     def _audit_measured(self, step: TakenStep, block: NDArray[np.float32], lr: float | None) -> None:
         """Show a measured step to the audit. Called from any thread."""

@@ -137,7 +137,10 @@ class RunLive:
         if not (is_new or has_ended or age is None or age > DETAIL_EVERY):
             return None
         self._audited_at = self._monotonic()
-        audit = await self._client.audit(self.run_id)
+        try:
+            audit = await self._client.audit(self.run_id)
+        except ApiRefusedError:
+            return None  # a server before the audit
         if audit == self._audit:
             return None
         self._audit = audit
