@@ -180,10 +180,11 @@ _FAULTS: Final = (
     ),
     AuditCheck(
         name="dead-layer", group="faults", within=50,
-        claim="every layer gets a gradient other than zero",
+        claim="every matrix of weights gets a gradient other than zero",
         fault="The gradient of a layer is exactly zero",
         how="The gradient of a layer is exactly zero at all measured steps of at least fifty steps, while other layers "
-        "have gradients.",
+        "have gradients. Layers that are vectors alone do not count: a bias has no gradient where only differences "
+        "count.",
         source="Lu et al. 2019 (arXiv 1903.06733), “Dying ReLU and initialization”",
         advice="Check the activations in front of the layer (dead ReLUs, a gate that is closed, an output that is "
         "multiplied by zero) and its learning rate.",
@@ -211,8 +212,8 @@ _FAULTS: Final = (
         name="evaluation-mode", group="faults", within=1,
         claim="the model is in training mode when it trains",
         fault="The model trains in evaluation mode",
-        how="At a step of the optimizer the model and all of its dropout and batch-normalisation layers are in "
-        "evaluation mode; at two steps in a row if it was in training mode before.",
+        how="The model has dropout, and when gradients arrive and at the step, the model and all of its dropout and "
+        "batch-normalisation layers are in evaluation mode.",
         source="torch.nn.Module.train, eval",
         advice="Call model.train() before training and after each evaluation. Models of from_pretrained() begin in "
         "evaluation mode.",

@@ -268,7 +268,7 @@ def constant_loss(run: Run) -> int:
     """The loss of the first batch is logged at every step."""
     training = Training(run)
     training.watch()
-    first = float(training.loss(training.batch()))
+    first = float(training.loss(training.batch()).detach())
     for _ in range(52):
         training.optimizer.zero_grad()
         training.loss(training.batch()).backward()

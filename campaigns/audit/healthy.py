@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable
@@ -250,7 +251,7 @@ def rolled_back(run: Run) -> int:
     training.watch()
     training.steps(20)
     weights = {name: value.clone() for name, value in training.model.state_dict().items()}
-    state = training.optimizer.state_dict()
+    state = copy.deepcopy(training.optimizer.state_dict())
     training.steps(20)
     training.model.load_state_dict(weights)
     training.optimizer.load_state_dict(state)
@@ -398,7 +399,7 @@ def coarse_loss(run: Run) -> int:
         loss: Tensor = training.loss(batch)
         loss.backward()
         training.optimizer.step()
-        run.log({"loss": float(loss.to(torch.bfloat16))}, step=training.step)
+        run.log({"loss": float(loss.detach().to(torch.bfloat16))}, step=training.step)
         training.step += 1
     return 0
 

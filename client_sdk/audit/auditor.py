@@ -97,7 +97,8 @@ class Auditor:
         self._ownership = Ownership(model) if is_alone else None
         self._ties = TiedWeights(model) if is_alone else None
         self._mode = TrainingMode(model)
-        self._fresh = FreshGradients() if is_alone else None
+        self._fresh = FreshGradients(self._mode.note_arrival)
+        self._judges_zeroing = is_alone
         self._weights = WeightChanges(model, layers) if is_simple else None
         self._moments = MomentLoss()
         self._rate = RateOfLog() if is_simple else None
@@ -117,7 +118,11 @@ class Auditor:
         self._micro_batches: int | None = None
         self._judged = 0
         self._is_lost = False  # whether the second moment's type has been looked at
+        self._matrices = frozenset(
+            layers.names[layers.row_of[id(parameter)]] for parameter in layers.parameters if parameter.dim() > 1
+        )
         self._guarded(self._check_settings)
+        self._guarded(self._fresh.begin, self._optimizer)
 
     # -- at watch --
 
@@ -142,22 +147,25 @@ class Auditor:
         self._step += 1
         step, ran = self._step, ["moments-lost"]
         self._moments.before_step(optimizer)
-        if self._mode:
-            ran.append("evaluation-mode")
-            self._tell(self._mode.fault())
         if self._ties:
             ran.append("tied-weights")
             self._tell(self._ties.fault())
         if self._weights is not None and step > 1 and not self._weights.is_usual:
             ran.append("weights-changed")
             self._tell(self._weights.before_step(optimizer, step))
-        if self._fresh is not None:
-            self._tell(self._fresh.before_step(step))
-            if self._fresh.arrivals is not None:
+        never_zeroed = self._fresh.before_step(step)
+        if self._fresh.arrivals:
+            if self._judges_zeroing:
                 ran.append("gradients-not-zeroed")
-            self._micro_batches = self._fresh.arrivals or self._micro_batches
-            if self._joined is not None and self._has_closure:
-                self._joined.before_step(optimizer, self._micro_batches)
+                self._tell(never_zeroed)
+            if self._mode:
+                ran.append("evaluation-mode")
+                self._tell(self._mode.fault())
+        if self._mode and self._mode.is_off and not self.ledger.has_found("evaluation-mode"):
+            self._fresh.extend()
+        self._micro_batches = self._fresh.arrivals or self._micro_batches
+        if self._joined is not None and self._has_closure:
+            self._joined.before_step(optimizer, self._micro_batches)
         if self._ownership is not None and not self._ownership.is_done:
             owned = self._surroundings.owned()
             self._tell(self._ownership.dead(optimizer, owned))
@@ -175,8 +183,7 @@ class Auditor:
         self._moments.after_step(optimizer)
         if self._weights is not None:
             self._weights.after_step(optimizer)
-        if self._fresh is not None:
-            self._fresh.after_step(optimizer, self._step)
+        self._fresh.after_step(optimizer, self._step)
         if (self._rate is not None and self._logs_rate) or (self._rate is not None and self._step == 1):
             self._rate.note_step(_rates(optimizer))
         if self._step <= WARM:
@@ -251,9 +258,6 @@ class Auditor:
     @contextmanager
     def set_aside(self) -> Iterator[None]:
         """Leave out the gradients that are computed within the context, which are those of a probe."""
-        if self._fresh is None:
-            yield
-            return
         self._fresh.is_aside = True
         try:
             yield
@@ -268,8 +272,8 @@ class Auditor:
 
     def _note_measured(self, step: int, block: NDArray[np.float32], layout: Layout, lr: float | None) -> None:
         history = self._history
-        if history is None or not history.fits(layout.layers, layout.statistics):
-            history = self._history = LayerHistory(layout.layers, layout.statistics, layout.sizes)
+        if history is None or not history.fits(layout):
+            history = self._history = LayerHistory(layout, self._matrices)
         self.ledger.ran(*history.checks)
         self._tell_all(history.observe(step, block, lr))
 
@@ -347,8 +351,7 @@ class Auditor:
 
     def leave(self) -> None:
         """Remove what was hooked into the training."""
-        if self._fresh is not None:
-            self._fresh.stop()
+        self._fresh.stop()
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ for a few steps out of a thousand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -24,7 +25,9 @@ STALE: Final = 2  # intervals between steps whose gradients were never zeroed, s
 class FreshGradients:
     """The gradients that arrive between two steps of an optimizer."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_arrival: Callable[[], None]) -> None:
+        """``on_arrival`` is called when a gradient arrives."""
+        self._on_arrival = on_arrival
         self.arrivals: int | None = None
         """Gradients that arrived before the last step, one for each backward pass; None if they were not seen."""
         self.is_aside = False
@@ -37,12 +40,23 @@ class FreshGradients:
         self._stale = 0
         self._left = WATCHED
 
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """See the arrivals before the first step."""
+        self._parameter = _chosen(optimizer, has_gradient=False)
+        if self._parameter is not None:
+            self._handle = self._parameter.register_hook(self._arrived)
+
+    def extend(self) -> None:
+        """See the arrivals before the next step, too."""
+        self._left = max(self._left, 1)
+
     def before_step(self, step: int) -> Fault | None:
         """End an interval, and return the fault of gradients that were never zeroed."""
         self.arrivals = None
         parameter, held = self._parameter, self._held
         self._held = None
         if self._handle is None or parameter is None:
+            self._stale = 0
             return None
         sizes, self._sizes = self._sizes, []
         self.arrivals = len(sizes)
@@ -76,6 +90,9 @@ class FreshGradients:
                 return
             self._handle = self._parameter.register_hook(self._arrived)
         assert self._parameter is not None
+        if self._parameter.grad is None and (other := _chosen(optimizer)) is not None:  # it is not used by this step
+            self._handle.remove()
+            self._parameter, self._handle = other, other.register_hook(self._arrived)
         self._sizes = []
         self._held = self._parameter.grad
         if self._held is not None:
@@ -91,6 +108,7 @@ class FreshGradients:
         """Note what a new gradient is added to; a hook of `torch.Tensor.register_hook`."""
         if self.is_aside or self._parameter is None:
             return
+        self._on_arrival()
         present = self._parameter.grad
         self._sizes.append(None if present is None or present is not self._held else _count(present))
 
@@ -100,12 +118,15 @@ def _count(gradient: Tensor) -> TensorCopy:
     return TensorCopy(torch.count_nonzero(gradient))
 
 
-def _chosen(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """Return a small parameter that has a gradient now, one of the last layers, whose gradient arrives first."""
+def _chosen(optimizer: torch.optim.Optimizer, *, has_gradient: bool = True) -> Tensor | None:
+    """Return a small parameter, with a gradient or any, one of the last layers, whose gradient arrives first."""
     present = [
         parameter
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if parameter.grad is not None and parameter.is_leaf and is_plain(parameter) and is_plain(parameter.grad)
+        if parameter.requires_grad
+        and parameter.is_leaf
+        and is_plain(parameter)
+        and (not has_gradient if parameter.grad is None else is_plain(parameter.grad))
     ]
     return min(reversed(present), key=lambda parameter: parameter.numel(), default=None)

@@ -6,13 +6,14 @@ Owns the memory of each layer. NumPy on the host; called from any thread, by one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.audit.fault import Fault, listed
+from client_sdk.protocol import Layout
 
 SPELL: Final = 50  # steps of the optimizer
 MIN_MEASURED: Final = 8  # measured steps among them
@@ -50,12 +51,17 @@ class _Spell:
 class LayerHistory:
     """History of the layers at the measured steps."""
 
-    def __init__(self, layers: Sequence[str], statistics: Sequence[str], sizes: Sequence[int]) -> None:
-        """Follow blocks with these rows and columns."""
-        self._layers, self._statistics = tuple(layers), tuple(statistics)
-        self._columns = {name: at for at, name in enumerate(statistics)}
-        self._sizes = np.array(sizes, np.float64)
-        self._zero, self._stuck = _Spell(len(layers)), _Spell(len(layers))
+    def __init__(self, layout: Layout, matrices: Collection[str]) -> None:
+        """Follow blocks of ``layout``; ``matrices`` are the layers that are more than vectors.
+
+        The gradient of a bias is exactly zero where only differences of outputs count, which is no fault.
+        """
+        self._layout = layout
+        self._columns = {name: at for at, name in enumerate(layout.statistics)}
+        self._sizes = np.array(layout.sizes, np.float64)
+        self._is_matrix = np.array([name in matrices for name in layout.layers], np.bool_)
+        count = len(layout.layers)
+        self._zero, self._stuck = _Spell(count), _Spell(count)
         self._rate = self._largest_rate = 0.0
         self._eps_holds, self._eps_measured = True, 0
         self.grad_norm = math.nan
@@ -63,9 +69,11 @@ class LayerHistory:
         self.moves = False
         """Whether some layer moved by more than a relative 1e-5 at the last measured step."""
 
-    def fits(self, layers: tuple[str, ...], statistics: tuple[str, ...]) -> bool:
-        """Return whether blocks with these rows and columns continue the history."""
-        return layers == self._layers and statistics == self._statistics
+    def fits(self, layout: Layout) -> bool:
+        """Return whether blocks of ``layout`` continue the history."""
+        return layout is self._layout or (
+            layout.layers == self._layout.layers and layout.statistics == self._layout.statistics
+        )
 
     @property
     def checks(self) -> tuple[str, ...]:
@@ -75,7 +83,7 @@ class LayerHistory:
 
     def observe(self, step: int, block: NDArray[np.float32], lr: float | None) -> Iterator[Fault]:
         """Take in the block [layers, statistics] of a measured step of the optimizer, and yield faults."""
-        if block.shape != (len(self._layers), len(self._columns)):
+        if block.shape != (len(self._is_matrix), len(self._columns)):
             return
         with np.errstate(all="ignore"):
             norms = self._of(block, "grad_norm")
@@ -98,7 +106,7 @@ class LayerHistory:
     def _dead(self, step: int, norms: NDArray[np.float32]) -> Iterator[Fault]:
         if not self.grad_norm > 0:
             return
-        rows = self._zero.observe(step, norms == 0, ~np.isnan(norms))
+        rows = self._zero.observe(step, (norms == 0) & self._is_matrix, ~np.isnan(norms))
         if len(rows):
             yield self._fault(rows, "dead-layer", "has had a gradient of exactly zero", step, {})
 
@@ -135,7 +143,7 @@ class LayerHistory:
     def _fault(
         self, rows: NDArray[np.intp], check: str, words: str, step: int, evidence: dict[str, float | int | str | None]
     ) -> Fault:
-        names = tuple(self._layers[row] for row in rows)
+        names = tuple(self._layout.layers[row] for row in rows)
         subject = listed(list(names))
         said = (
             words if len(names) == 1 else words.replace("has had", "have had").replace("its weights", "their weights")
@@ -144,5 +152,5 @@ class LayerHistory:
             check,
             f"{subject} {said} for {SPELL} steps, up to step {step} of the optimizer",
             names,
-            {"layers": len(names), "of_layers": len(self._layers), "steps": SPELL, **evidence},
+            {"layers": len(names), "of_layers": len(self._layout.layers), "steps": SPELL, **evidence},
         )

@@ -89,27 +89,33 @@ class TrainingMode:
         self._dropouts = [module for module in modules if isinstance(module, _DROPOUTS) and module.p > 0]
         norms = [module for module in modules if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
         self._modules = [*self._dropouts, *(norm for norm in norms if norm.track_running_stats)]
-        self._has_trained = False
-        self._spell = 0
+        self._in_backward: bool | None = None  # whether it was in evaluation mode when gradients arrived
 
     def __bool__(self) -> bool:
         return bool(self._modules)
 
+    @property
+    def is_off(self) -> bool:
+        """Whether the model and all of these modules are in evaluation mode now."""
+        return not self._model.training and not any(module.training for module in self._modules)
+
+    def note_arrival(self) -> None:
+        """Note the mode during the backward pass, which is that of the forward pass."""
+        if self._modules:
+            self._in_backward = self.is_off and self._in_backward is not False
+
     def fault(self) -> Fault | None:
-        """Return the fault of a step in evaluation mode. Called before each step."""
-        if self._model.training or any(module.training for module in self._modules):
-            self._has_trained, self._spell = True, 0
-            return None
-        self._spell += 1
-        # Between backward() and step() a loop may evaluate; it is back in training mode at the next step. A model that
-        # only has batch normalisation may be kept in evaluation mode from the start, to freeze its statistics.
-        if self._has_trained and self._spell < 2:
-            return None
-        if not self._has_trained and not self._dropouts:
+        """Return the fault of a step whose gradients were computed in evaluation mode. Called before each step.
+
+        At the step itself a loop may have begun to evaluate, so the mode counts when gradients arrive.
+        """
+        in_backward, self._in_backward = self._in_backward, None
+        # A model that only has batch normalisation may be kept in evaluation mode, to freeze its statistics.
+        if not in_backward or not self.is_off or not self._dropouts:
             return None
         return Fault(
             "evaluation-mode",
-            f"model.training is False at a step of the optimizer, so that {len(self._modules)} layers of dropout or "
-            "batch normalisation work as in evaluation",
-            evidence={"modules": len(self._modules), "steps": self._spell},
+            f"model.training is False in the backward pass of a step, so that {len(self._modules)} layers of dropout "
+            "or batch normalisation work as in evaluation",
+            evidence={"modules": len(self._modules)},
         )
