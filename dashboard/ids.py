@@ -44,6 +44,7 @@ ATTEMPT_CONTROL: Final = "attempt-control"  # label of the select; hidden while 
 RUN_DRAWER: Final = "run-drawer"  # dialog with configuration, environment, notes, attempts, export, deletion
 RUN_DETAILS: Final = "run-details"  # its contents, which are read when it is opened
 HISTOGRAM_CARD: Final = "histogram-card"
+RUN_AUDIT: Final = "run-audit"
 HISTOGRAM_TITLE: Final = "histogram-title"
 
 # The page of alert rules.

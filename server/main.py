@@ -19,6 +19,7 @@ from server.agents.endpoint import AgentEndpoint
 from server.agents.questions import Questions
 from server.api import (
     alerts,
+    audits,
     channels,
     errors,
     exports,
@@ -55,6 +56,7 @@ from server.pipeline.deletion import Deleter
 from server.pipeline.rule_backtest import RuleBacktest
 from server.pipeline.run_replay import RunReplay
 from server.storage.alerts import AlertStore
+from server.storage.audits import AuditStore
 from server.storage.database import Database
 from server.storage.deletion import DeletionStore
 from server.storage.events import EventStore
@@ -164,6 +166,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         events=EventStore(database),
         alerts=AlertStore(database),
         losses=LossChoiceStore(database),
+        audits=AuditStore(database),
         channels=notifications.channels,
         outbox=notifications.outbox,
         secrets=notifications.secrets,
@@ -198,7 +201,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint, agents: AgentEndpoint) -> None:
     errors.install(app)
     add_document(app, f"{API}/openapi.json")
-    for room in (runs, run_details, losses, replays, exports, alerts, channels, rules, sessions, tokens):
+    for room in (runs, run_details, losses, audits, replays, exports, alerts, channels, rules, sessions, tokens):
         app.include_router(room.router, prefix=API)
     app.include_router(health.router)
 
