@@ -70,7 +70,8 @@ def test_everything_goes_into_one_file_and_comes_back(
     assert "in again, 123 records, " in again.stderr, again.stderr
     with contextlib.closing(sqlite3.connect(tmp_path / "data" / "spikewatch.sqlite3")) as connection:
         query = "SELECT notes, environment FROM runs JOIN writers ON run_id = runs.id WHERE project = 'again'"
-        assert connection.execute(query).fetchall() == [("a long way", '{"host": "node-7"}')]
+        ((notes, environment_of_run),) = connection.execute(query).fetchall()
+    assert (notes, json.loads(environment_of_run)) == ("a long way", {"host": "node-7"})
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".run")]
 
 
