@@ -72,9 +72,17 @@ def incidents(alerts: Iterable[Alert], query: AlertQuery, runs: Mapping[str, Run
 
     An incident is listed as a whole if one of its alerts matches, as a prediction and its spike explain each other.
     """
+    known = list(alerts)
+    # A spike that opened as a watch, before it settled its prediction, does not name the prediction itself.
+    settled_by = {
+        (alert.run_id, alert.outcome.step): alert.incident
+        for alert in known
+        if alert.kind == AlertKind.SPIKE_PREDICTED and alert.outcome is not None and alert.outcome.step is not None
+    }
     found: dict[tuple[str, str], list[Alert]] = {}
-    for alert in alerts:
-        found.setdefault((alert.run_id, alert.incident), []).append(alert)
+    for alert in known:
+        came = settled_by.get((alert.run_id, alert.step)) if alert.kind == AlertKind.SPIKE else None
+        found.setdefault((alert.run_id, came or alert.incident), []).append(alert)
     listed = [
         tuple(sorted(members, key=lambda alert: (unix_time(alert.opened_at) or 0.0, alert.step)))
         for members in found.values()

@@ -33,7 +33,7 @@ from dashboard.stream.view import View
 DANGERS_SHOWN: Final = 5
 """Number of endangered runs with a line of their own above the table."""
 COLUMNS: Final = ("", "Run", "Stage", "λ_max / limit", "Spike in", "Leading layer", "Loss", "", "Last alert", "State")
-SEARCH_HINT: Final = "Search: words, tag:baseline, lr>1e-3   /"
+SEARCH_HINT: Final = "Search: name, tag:base, lr>1e-3   /"
 
 
 def layout(_request: PageRequest) -> Component:

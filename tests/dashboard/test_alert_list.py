@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from client_sdk.answers import Alert, RunSummary
+from client_sdk.answers import Alert, Outcome, RunSummary
 from dashboard.pages.alert_list import incidents, parse_alert_query
 from dashboard.pages.alerts import rows
 from tests.dashboard.test_alert_cards import words
@@ -41,6 +41,13 @@ def listed(**query: str) -> list[list[str]]:
 
 def test_a_prediction_and_its_spike_are_one_incident_and_open_ones_come_first() -> None:
     assert listed() == [["open"], ["late"], ["forecast", "spike"]]
+
+
+def test_a_spike_that_opened_before_it_settled_its_prediction_belongs_to_it() -> None:
+    outcome = Outcome(result="hit", step=10, lead=3)
+    pair = (alert("p", kind="spike-predicted", outcome=outcome, opened_at=90.0), alert("s"), alert("t", step=30))
+    found = incidents(pair, parse_alert_query(""), RUNS)
+    assert {tuple(item.id for item in members) for members in found} == {("p", "s"), ("t",)}
 
 
 @pytest.mark.parametrize(
