@@ -99,7 +99,7 @@ def measure_products(models: int) -> None:
     print("| | median | 90 % | most | within 6 | within 2 | not within 1 % |")
     print("|---|---|---|---|---|---|---|")
     for name, all_found in rows.items():
-        counts = [found.products for found in all_found if found is not None]
+        counts = [found.products for found in all_found if found is not None and found.products]
         if not counts:
             print(f"| {name} | not installed | | | | | |")
             continue

@@ -183,5 +183,8 @@ def by_curvlinops(training: Training, tolerance: float) -> Found | None:
 
     size = operator.shape[0]
     counted = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
-    value = float(eigsh(counted, k=1, which="LA", tol=tolerance, return_eigenvectors=False)[0])
+    try:
+        value = float(eigsh(counted, k=1, which="LA", tol=tolerance, return_eigenvectors=False)[0])
+    except NotImplementedError:  # its products need a derivative that torch does not have in forward mode, as of SiLU
+        return Found(value=math.nan, products=0)
     return Found(value=value, products=count)
