@@ -127,8 +127,10 @@ class UnstableDirections:
         """Return the amplitudes of the last steps on their way to the host, or None if nothing was followed."""
         if not self._rows:
             return None
-        is_known = self.response is not None and self.lr is not None
-        return ModeCopy(self._rows, Motion(lr=self.lr, response=self.response) if is_known else None)
+        motion = None
+        if self.response is not None and self.lr is not None:
+            motion = Motion(lr=self.lr, response=self.response)
+        return ModeCopy(self._rows, motion)
 
 
 def _own_gradient(parameter: Tensor) -> Tensor:
