@@ -189,6 +189,13 @@ class ApiClient:
         """Return the recorded distribution of u ("update") or r ("ratio") nearest to a step."""
         return await self._get(f"/runs/{_segment(run_id)}/histogram", Histogram, layer=layer, which=which, step=step)
 
+    async def histograms(
+        self, run_id: str, layer: str, which: str, *, step_from: int | None, step_to: int | None
+    ) -> list[Histogram]:
+        """Return recorded distributions between two steps, in their order, at most sixty of them."""
+        query: dict[str, Any] = {"layer": layer, "which": which, "from": step_from, "to": step_to}
+        return await self._get(f"/runs/{_segment(run_id)}/histograms", list[Histogram], **query)
+
     async def events(self, run_id: str) -> list[Event]:
         """Everything that happened to a run."""
         return await self._get(f"/runs/{_segment(run_id)}/events", list[Event])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from dashboard.figures.forecast_path import forecast_figure, forecast_height, pa
 from dashboard.figures.heatmap import heatmap_figure, heatmap_height, layer_at
 from dashboard.figures.held_loss import HELD_LOSS, held_loss
 from dashboard.figures.histogram import histogram_figure
+from dashboard.figures.histograms_over_time import histograms_figure
 from dashboard.figures.layer_curve import layer_figure
 from dashboard.figures.layer_rows import RowChoice
 from dashboard.figures.loss import loss_figure
@@ -74,6 +75,8 @@ class Curves:
     series: Series
     heatmap: Heatmap | None
     histograms: tuple[Histogram | None, Histogram | None] | None = None
+    over_time: Sequence[Histogram] = ()
+    """Histograms of r of the chosen layer over the visible steps."""
     cell: tuple[str, int] | None = None
     """Layer and step that were chosen; where a folded block was chosen, its layer with the extreme at the step."""
 
@@ -178,8 +181,10 @@ class RunLive:
             stat = components.chosen_stat(known.detail, view.stat)
             layer = layer_at(heatmap, *cell, stat=stat, scale=view.scale, reduce=view.reduce)
             cell = (layer, cell[1]) if layer is not None else None
-        histograms = await self._histograms(cell)
-        return Curves(series=series, heatmap=heatmap, histograms=histograms, cell=cell)
+        histograms, over_time = await asyncio.gather(
+            self._histograms(cell), self._histograms_over_time(cell, step_from, step_to)
+        )
+        return Curves(series=series, heatmap=heatmap, histograms=histograms, over_time=over_time, cell=cell)
 
     async def _cells(
         self, known: Known, view: View, step_from: int | None, step_to: int | None, columns: int
@@ -208,6 +213,16 @@ class RunLive:
             except ApiRefusedError:
                 found.append(None)
         return found[0], found[1]
+
+    async def _histograms_over_time(
+        self, cell: tuple[str, int] | None, step_from: int | None, step_to: int | None
+    ) -> list[Histogram]:
+        if cell is None:
+            return []
+        try:
+            return await self._client.histograms(self.run_id, cell[0], "ratio", step_from=step_from, step_to=step_to)
+        except ApiRefusedError:  # a server of an earlier version has no such call
+            return []
 
     def _draw(self, known: Known, view: View, curves: Curves | None, now: float) -> Refresh:
         """Return the updates of all components. Called in a thread."""
@@ -363,12 +378,18 @@ class RunLive:
     def _layer(self, curves: Curves, drawn: Drawn, stat: str) -> list[Update]:
         """Return the updates of the panel of the chosen layer."""
         if curves.cell is None or curves.heatmap is None or curves.cell[0] not in curves.heatmap.layers:
-            return self._shown("layer", None)
+            return [*self._shown("layer", None), *self._shown("over-time", None)]
         layer, step = curves.cell
         kind = statistic(stat)
         figure = layer_figure(curves.heatmap, layer, step, drawn.marks, drawn.frame, name=kind.label)
         words = f"{kind.label}: {kind.meaning} · dashed: step {step:,}"
-        return [*self._shown("layer", figure), _title("layer", layer), _note("layer", words)]
+        over_time = histograms_figure(curves.over_time, step, drawn.frame) if len(curves.over_time) > 1 else None
+        return [
+            *self._shown("layer", figure),
+            *self._shown("over-time", over_time),
+            _title("layer", layer),
+            _note("layer", words),
+        ]
 
     def _shown(self, name: str, figure: go.Figure | None) -> list[Update]:
         """Return the updates that draw a panel, or that hide it if the figure is None."""
