@@ -48,7 +48,7 @@ def test_a_spike_fails_and_is_explained(tmp_path: Path) -> None:
     done = check(tmp_path / "home", "check", path)
     assert done.exit_code == 1, done.output
     assert "Loss spike at step 250" in done.stdout
-    assert "cause: bad-batch" in done.stdout
+    assert "              try: " in done.stdout
     assert len(done.stdout.splitlines()) <= 24
     told = check(tmp_path / "home", "check", path, "--json", "--fail-on", "critical")
     report = json.loads(told.stdout)

@@ -234,14 +234,14 @@ def test_a_spike_in_a_followed_log_raises_an_alert(server: RunningServer, tmp_pa
         contextlib.ExitStack() as stack,
     ):
         stack.callback(process.kill)
-        with (logs / "train.jsonl").open("w") as file:
+        with (logs / "wide.jsonl").open("w") as file:
             for step in range(300):
                 loss = 1.0 + 0.01 * ((step * 37) % 11) if step < 270 else 9.0
                 file.write(json.dumps({"step": step, "loss": loss}) + "\n")
                 file.flush()
         assert process.stdout is not None
-        assert process.stdout.readline() == "train: critical at step 270: Loss spike at step 270\n"
+        assert process.stdout.readline() == "wide: critical at step 270: Loss spike at step 270\n"
         (run,) = api.get("/runs").json()["runs"]
-        assert (run["name"], run["project"], run["state"]) == ("train", "gpt", "running")
+        assert (run["name"], run["project"], run["state"]) == ("wide", "gpt", "running")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0

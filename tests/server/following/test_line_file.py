@@ -178,10 +178,10 @@ def test_any_pieces_and_rotations_give_each_line_once(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "train.jsonl"
-    whole = lines(range(40)).encode()
+    whole = lines(range(30)).encode()
     log, found, sent, rotations = opened(path), list[int](), 0, 0
     while sent < len(whole):
-        piece = data.draw(st.integers(1, 300))
+        piece = data.draw(st.sampled_from([400, 90, 27, 13, 1]))
         with path.open("ab") as file:
             file.write(whole[sent : sent + piece])
         sent += piece
@@ -198,7 +198,7 @@ def test_any_pieces_and_rotations_give_each_line_once(
             path.rename(path.with_suffix(f".jsonl.{rotations}"))
             found += steps(log)
     found += steps(log)
-    assert found == list(range(40))
+    assert found == list(range(30))
 
 
 def test_logs_with_the_same_beginning_are_not_taken_for_each_other(tmp_path: Path) -> None:
