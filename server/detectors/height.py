@@ -53,6 +53,11 @@ RIPPLE: Final = 0.3
 """Expected rise of the loss relative to its level below which it is a ripple, and no reason for a warning."""
 ONSET_NOISE: Final = 3.0
 """Rise of a spike's first loss in robust standard deviations of the losses before it."""
+TALL, MULTIPLE = 0.6, 2.0
+"""Expected rises relative to the level that are worth a warning of the alternating part: of a loss that counts, and of
+a small one."""
+LEAST: Final = 5e-4
+"""The least such rise of a small loss relative to the run's first losses; a forecast may be too low by a factor of two."""
 MARGIN: Final = 0.25
 """Expected rise in units of the one that counts from which a warning is due, as the height is known within a factor."""
 ONSET_RISE: Final = 0.05
@@ -183,6 +188,11 @@ class HeightRecord(msgspec.Struct):
         best = math.exp(min(max(self.memory + factor - math.log(level), -LARGEST), LARGEST))
         return Height(low=best / spread, best=best, high=best * spread)
 
+    def onset_floor(self) -> float:
+        """Return the rise of the loss above its level with which a spike begins."""
+        level, spread = median_and_spread(self.losses.values)
+        return max(ONSET_NOISE * spread, ONSET_RISE * abs(level), NEGLIGIBLE * self.scale)
+
     def onset_rise(self) -> float | None:
         """Return by how much the loss must rise from where it is now until that counts as the onset of a spike.
 
@@ -191,10 +201,17 @@ class HeightRecord(msgspec.Struct):
         losses = self.losses.values
         if len(losses) < LATEST:
             return None
-        level, spread = median_and_spread(losses)
-        floor = max(ONSET_NOISE * spread, ONSET_RISE * abs(level), NEGLIGIBLE * self.scale)
-        rise = level - median(losses[-LATEST:]) + floor
+        rise = median(losses) - median(losses[-LATEST:]) + self.onset_floor()
         return rise if 0.0 < rise < math.inf else None
+
+    def warning_rise(self) -> float:
+        """Return the expected rise of the loss from which an alternation is worth a warning without curvature.
+
+        It is a share of the level and of the run's first losses, as a rise from 1e-14 to 1e-6 means nothing to a run
+        that began at 1. Where the loss has fallen that far, a multiple of the level is enough.
+        """
+        level = abs(median(self.losses.values))
+        return min(max(TALL * level, SMALL_RISE * self.scale), max(MULTIPLE * level, LEAST * self.scale))
 
     def falls_below(self, share: float) -> bool:
         """Return whether the latest losses are below this share of the median of the last 40."""
