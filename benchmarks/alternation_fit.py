@@ -40,7 +40,7 @@ GRID: Final[Mapping[str, tuple[float, ...]]] = {
     "ALTERNATING": (0.3, 0.5),
     "GROWING": (0.02, 0.08),
     "NEXT": (10, 40),
-    "TALL": (0.3, 1.0),
+    "RIPPLE": (0.3, 1.0),
     "LEAST_PEAK": (0.01, 0.2),
 }
 """Other values that are tried of each constant."""
@@ -48,7 +48,7 @@ OWNERS: Final[Mapping[str, ModuleType]] = {
     "ALTERNATING": period_two,
     "GROWING": period_two,
     "NEXT": spike_predictor,
-    "TALL": height,
+    "RIPPLE": height,
     "LEAST_PEAK": spike_predictor,
 }
 PRECISION, FALSE_ALARMS = 0.90, 0.3

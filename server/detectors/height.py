@@ -49,15 +49,13 @@ SMOOTHING: Final = 0.8
 """Decay per record of the average of log(memory loss)."""
 WINDOW: Final = 40
 """Number of losses that the level is the median of."""
-RIPPLE: Final = 0.3
+RIPPLE: Final = 0.6
 """Expected rise of the loss relative to its level below which it is a ripple, and no reason for a warning."""
 ONSET_NOISE: Final = 3.0
 """Rise of a spike's first loss in robust standard deviations of the losses before it."""
-TALL, MULTIPLE = 0.6, 2.0
-"""Expected rises relative to the level that are worth a warning of the alternating part: of a loss that counts, and of
-a small one."""
-LEAST: Final = 5e-4
-"""The least such rise of a small loss relative to the run's first losses; a forecast may be too low by a factor of two."""
+MULTIPLE, LEAST = 2.0, 5e-4
+"""Expected rise of a small loss that is worth a warning of the alternating part, relative to its level, and the least
+one relative to the run's first losses; a height may be forecast half too low."""
 MARGIN: Final = 0.25
 """Expected rise in units of the one that counts from which a warning is due, as the height is known within a factor."""
 ONSET_RISE: Final = 0.05
@@ -211,7 +209,7 @@ class HeightRecord(msgspec.Struct):
         that began at 1. Where the loss has fallen that far, a multiple of the level is enough.
         """
         level = abs(median(self.losses.values))
-        return min(max(TALL * level, SMALL_RISE * self.scale), max(MULTIPLE * level, LEAST * self.scale))
+        return min(max(RIPPLE * level, SMALL_RISE * self.scale), max(MULTIPLE * level, LEAST * self.scale))
 
     def falls_below(self, share: float) -> bool:
         """Return whether the latest losses are below this share of the median of the last 40."""

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from server.detectors.detector_suite import DetectorSuite
-from server.detectors.height import HeightRecord
+from server.detectors.height import RIPPLE, HeightRecord
 from server.detectors.layer_sums import sums_of
 from server.detectors.signals import Reading, Signals
 from server.models import Optimizer, Sample
@@ -91,7 +91,7 @@ def test_the_height_relative_to_the_loss_decides_between_watch_and_warning(level
     assert opened is not None
     rise = opened[1].evidence["expected_rise"]
     assert isinstance(rise, float)
-    assert (rise > 0.3) is warned
+    assert (rise > RIPPLE) is warned
     assert "The loss may rise by" in opened[1].message
 
 
