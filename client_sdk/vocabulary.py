@@ -141,6 +141,7 @@ class EventKind(StrEnum):
     ROLLBACK = "rollback"
     STATISTICS_THINNED = "statistics-thinned"
     STATISTICS_COMPLETE = "statistics-complete"
+    AUDIT = "audit"
 
 
 class Scope(StrEnum):

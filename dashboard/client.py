@@ -24,6 +24,7 @@ from client_sdk.answers import (
     ChannelKinds,
     Channels,
     ChannelTest,
+    Dismissals,
     Error,
     Event,
     Histogram,
@@ -35,6 +36,7 @@ from client_sdk.answers import (
     Replay,
     Rule,
     Rules,
+    RunAudit,
     RunDetail,
     RunPage,
     RunSummary,
@@ -211,6 +213,15 @@ class ApiClient:
     async def precision(self) -> Precision:
         """Return how the predictions turned out."""
         return await self._get("/alerts/precision", Precision)
+
+    async def audit(self, run_id: str) -> RunAudit:
+        """Return what was checked in a run, and what was found."""
+        return await self._get(f"/runs/{_segment(run_id)}/audit", RunAudit)
+
+    async def dismiss_finding(self, project: str, check: str, *, dismissed: bool) -> Dismissals:
+        """Dismiss the findings of a check in a project, or show them again."""
+        body = {"check": check, "dismissed": dismissed}
+        return await self._send("PUT", f"/projects/{_segment(project)}/audit", Dismissals, body)
 
     async def choose_loss(self, run_id: str, scalar: str | None) -> RunDetail:
         """Choose the loss of a run, None for the automatic choice, and return the run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import msgspec
 import plotly.graph_objects as go
 from dash import ALL, Dash, Input
 
-from client_sdk.answers import Alert, Event, Histogram, RunDetail, RunSummary, Series
+from client_sdk.answers import Alert, Event, Histogram, RunAudit, RunDetail, RunSummary, Series
 from client_sdk.vocabulary import LOSS, AlertKind, EventKind, RunState
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
@@ -31,7 +32,7 @@ from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
 from dashboard.models import Heatmap
 from dashboard.numbers import compact, rate
-from dashboard.pages import loss_choice, replay, run_panels
+from dashboard.pages import loss_choice, replay, run_audit, run_panels
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import column, is_silenced, urgency
@@ -108,6 +109,9 @@ class RunLive:
         self._attempts: list[int] = []
         self._loss_line: tuple[Any, ...] | None = None
         self._loss_scalars: tuple[str, ...] = ()
+        self._audit: RunAudit | None = None
+        """Audit that the page shows."""
+        self._audited_at: float | None = None
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Apply the news, fetch the visible steps and draw the page."""
@@ -121,7 +125,27 @@ class RunLive:
         curves = None
         if known.summary.last_step is not None:
             curves = await self._fetch(known, view)
-        return await asyncio.to_thread(self._draw, known, view, curves, now)
+        audit = await self._new_audit(known, news)
+        drawn = await asyncio.to_thread(self._draw, known, view, curves, now)
+        return drawn if audit is None else dataclasses.replace(drawn, updates=(*drawn.updates, audit))
+
+    async def _new_audit(self, known: Known, news: News) -> Update | None:
+        """Return the update of the section with the audit if it has changed; it is fetched now and then."""
+        is_new = news.resync or news.events
+        has_ended = known.summary.state != RunState.RUNNING and bool(news.runs)
+        age = None if self._audited_at is None else self._monotonic() - self._audited_at
+        if not (is_new or has_ended or age is None or age > DETAIL_EVERY):
+            return None
+        self._audited_at = self._monotonic()
+        try:
+            audit = await self._client.audit(self.run_id)
+        except ApiRefusedError:
+            return None  # a server before the audit
+        if audit == self._audit:
+            return None
+        self._audit = audit
+        children = run_audit.contents(audit, known.summary.project, self.run_id)
+        return Update(component=ids.RUN_AUDIT, props={"children": children})
 
     def idle(self, view: View, now: float) -> Refresh:
         """Update the header and the age of the run."""
@@ -536,6 +560,6 @@ PAGE: Final = Page(
     navigation=NavigationEntry(label="Run", order=2),
     layout=components.layout,
     live=lambda client, request: RunLive(client, request.subject),
-    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS, **replay.ACTIONS},
+    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS, **replay.ACTIONS, **run_audit.ACTIONS},
     callbacks=_register_callbacks,
 )

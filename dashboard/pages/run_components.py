@@ -16,7 +16,7 @@ from dashboard.figures.curvature import CURVES, LIMIT
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
 from dashboard.numbers import count, duration, ratio, steps, unix_time
-from dashboard.pages import loss_choice, replay, run_panels
+from dashboard.pages import loss_choice, replay, run_audit, run_panels
 from dashboard.pages.danger import time_left
 from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
@@ -60,6 +60,7 @@ def layout(request: PageRequest) -> Component:
                         [
                             *run_panels.panels(),
                             replay.section(request.subject),
+                            run_audit.section(),
                         ],
                         className="panels",
                     ),
