@@ -1,4 +1,4 @@
-"""What each signal and each rule adds to the predictions of spikes: replays without one of them at a time.
+"""Replay recordings without one signal or rule at a time, to show what each adds to the predictions of spikes.
 
     python -m benchmarks.ablation DIRECTORY … [--quick]
 

@@ -100,7 +100,7 @@ def test_an_oscillation_that_grows_is_a_warning_while_the_norm_is_still() -> Non
         for step in range(1, 60):
             held = 1e-7 * math.exp(0.2 * max(0, step - 30))
             yield streams.sample(
-                step, 1e-3, gradient=1e-3, decoupling=1e-4, lambda_max=202.0, lambda_grad=40.0,
+                step, 4e-4, gradient=1e-3, decoupling=1e-4, lambda_max=202.0, lambda_grad=40.0,
                 mode_loss=held, mode_growth=0.1 if step > 36 else 0.0, mode_alternation=alternation, mode_share=0.01,
             )  # fmt: skip
 
