@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from campaigns.audit.distributed_faults import FAULTS as FAULTS_OF_RANKS
 from campaigns.audit.distributed_faults import try_out_together
 from campaigns.audit.fault import Injection
 from campaigns.audit.faults import FAULTS
@@ -68,7 +69,8 @@ def _tried(only: str) -> list[tuple[int, str, str, int, int | None, list[str]]]:
             found.append(
                 (injection.number, injection.name, injection.check, injection.within, trial.named_after, others)
             )
-    found += [row for row in try_out_together() if only.lower() in f"{row[1]} {row[2]}".lower()]
+    if any(only.lower() in f"{name} {check}".lower() for _, name, check, _, _ in FAULTS_OF_RANKS):
+        found += [row for row in try_out_together() if only.lower() in f"{row[1]} {row[2]}".lower()]
     return sorted(found, key=lambda row: row[0])
 
 

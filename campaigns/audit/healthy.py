@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import client_sdk
+from benchmarks.spike_trainings import CASES, CONTROL
 from campaigns.audit.fault import FEATURES, OUTPUTS, ROWS, Training, network
 from campaigns.audit.trial import Trial, watched
 from campaigns.set_ups.catalogue import catalogue
@@ -58,7 +59,11 @@ def try_healthy(*, everything: bool, report: Callable[[str], None]) -> Healthy:
     found = Healthy()
     for name, control in CONTROLS.items():
         found.add(name, watched(control))
-    found.groups.append(f"{len(CONTROLS)} controls")
+    found.groups.append(f"{len(CONTROLS)} controls that come close to a fault")
+    own = [name for name, case in CASES.items() if case.cause == CONTROL]
+    for name in own:
+        found.add(name, watched(partial(_own, name)))
+    found.groups.append(f"{len(own)} healthy cases of `benchmarks.spike_trainings`")
     chosen = [each for each in catalogue().set_ups.values() if each.processes == 1]
     tried = 0
     for at, set_up in enumerate(chosen):
@@ -98,6 +103,25 @@ def _summed(reports: list[Audit], warnings: dict[str, int]) -> Trial:
         runs |= report.runs
     findings = {finding.check: (0, finding) for report in reports for finding in report.findings}
     return Trial(findings=findings, runs=runs, named_after=None, warnings=warnings)
+
+
+def _own(name: str, run: Run) -> int:
+    """Train a healthy case of the recordings that the detectors are judged by, for `STEPS` steps."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    training = case.build()
+    optimizer = case.optimizer(training.model)
+    watch(run, training.model, optimizer, every=1)
+    for step in range(1, STEPS + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = case.rate(step)
+        closure = training.new_batch(step)
+        optimizer.zero_grad()
+        loss = closure()
+        loss.backward()
+        optimizer.step()
+        run.log({"loss": loss, "lr": case.rate(step)}, step=step, closure=closure)
+    return 0
 
 
 # -- controls: trainings that come close to a fault --
