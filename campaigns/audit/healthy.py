@@ -51,6 +51,8 @@ class Healthy:
         """Count a training."""
         self.count += 1
         self.runs += sum(trial.runs.values())
+        if "audit" in trial.warnings:
+            self.findings.append(f"{name}: a check raised an exception")
         self.findings += [f"{name}: {finding.check}: {finding.message}" for _, finding in trial.findings.values()]
 
 
@@ -413,6 +415,21 @@ def on_all_data(run: Run) -> int:
     return 0
 
 
+def sparse_gradients(run: Run) -> int:
+    """The gradients of an embedding are sparse."""
+    torch.manual_seed(0)
+    model = nn.Embedding(8, OUTPUTS, sparse=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    watch(run, model, optimizer, every=1)
+    for step in range(20):
+        optimizer.zero_grad()
+        loss = model(torch.randint(8, (ROWS,))).square().mean()
+        loss.backward()
+        optimizer.step()
+        run.log({"loss": loss}, step=step)
+    return 0
+
+
 def coarse_loss(run: Run) -> int:
     """The loss of a full batch is rounded to bfloat16, and repeats."""
     training = Training(run, lr=1e-4)
@@ -434,7 +451,7 @@ CONTROLS: Final[dict[str, Control]] = {
         plain, full_batch, accumulated, zeroed_by_data, adversaries, constrained, projected,
         bounded_embedding, averaged, rolled_back, resumed,
         counted_in_samples, dropout_evaluated, frozen_norms, scheduled, scaled, warmed_up, sparse_relu, added_adapters,
-        on_all_data, coarse_loss,
+        on_all_data, coarse_loss, sparse_gradients,
     )
 }  # fmt: skip
 """Healthy trainings by name."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from client_sdk.stats.entry import flat
 
-TENSORS: Final = 128  # tensors of a sample at most
+TENSORS: Final = 100  # tensors of a sample at most
 VALUES: Final = 4  # values of a tensor
 PLACED_EVERY: Final = 16  # samples between two looks whether tensors have moved, so that old memory is let go
 
