@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,11 +20,12 @@ from benchmarks.spike_trainings import CASES, CONTROL
 from campaigns.audit.fault import FEATURES, OUTPUTS, ROWS, Training, network
 from campaigns.audit.trial import Trial, watched
 from campaigns.set_ups.catalogue import catalogue
+from campaigns.set_ups.child import Heard
 from campaigns.set_ups.trial import Trial as SetUpTrial
-from client_sdk.protocol import Audit
+from client_sdk.protocol import Audit, Record, decode_record
 from client_sdk.run import Run
+from client_sdk.spool.spool import Spool
 from client_sdk.watch import watch
-from tests.support.logged import kept
 
 STEPS: Final = 60  # of each set-up, more than any check of a fault waits for
 SKIPPED: Final = {
@@ -56,17 +58,24 @@ class Healthy:
         self.findings += [f"{name}: {finding.check}: {finding.message}" for _, finding in trial.findings.values()]
 
 
-def try_healthy(*, everything: bool, report: Callable[[str], None]) -> Healthy:
-    """Run the controls and the set-ups of one process, all of them or every `FEW`-th."""
+def try_healthy(*, everything: bool, only: str, report: Callable[[str], None]) -> Healthy:
+    """Run the controls and the set-ups of one process whose section or name has the text ``only``.
+
+    ``everything`` is False for every `FEW`-th set-up.
+    """
     found = Healthy()
-    for name, control in CONTROLS.items():
+    for name, control in CONTROLS.items() if not only else ():
         found.add(name, watched(control))
     found.groups.append(f"{len(CONTROLS)} controls that come close to a fault")
-    own = [name for name, case in CASES.items() if case.cause == CONTROL]
+    own = [name for name, case in CASES.items() if case.cause == CONTROL and not only]
     for name in own:
         found.add(name, watched(partial(_own, name)))
     found.groups.append(f"{len(own)} healthy cases of `benchmarks.spike_trainings`")
-    chosen = [each for each in catalogue().set_ups.values() if each.processes == 1]
+    chosen = [
+        each
+        for each in catalogue().set_ups.values()
+        if each.processes == 1 and only.lower() in f"{each.group} {each.name}".lower()
+    ]
     tried = 0
     for at, set_up in enumerate(chosen):
         if (not everything and at % FEW) or set_up.name in SKIPPED:
@@ -87,16 +96,32 @@ def _watched_set_up(train: Callable[[SetUpTrial], None]) -> Trial:
     """Train a set-up for `STEPS` steps, and return what the audit says."""
     torch.manual_seed(0)
     torch.compiler.reset()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"SPIKEWATCH_MODE": "offline", "SPIKEWATCH_DIR": folder, "HF_HUB_OFFLINE": "1"}
-        trial = SetUpTrial(project="audit", is_watched=True, steps=STEPS)
-        train(trial)
-        run = client_sdk.active_run()
-        trial.end()
-        assert run is not None
-        assert Path(run.settings.directory) == Path(folder)
-        reports = [record.audit for record in kept(run) if record.audit is not None]
-    return _summed(reports, dict(run.warner.counts))
+    heard = Heard()
+    logger = logging.getLogger("client_sdk")
+    logger.addHandler(heard)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ |= {"SPIKEWATCH_MODE": "offline", "SPIKEWATCH_DIR": folder, "HF_HUB_OFFLINE": "1"}
+            trial = SetUpTrial(project="audit", is_watched=True, steps=STEPS)
+            train(trial)
+            trial.end()
+            client_sdk.finish()
+            reports = [report for path in Path(folder).iterdir() for report in _reports(path)]
+    finally:
+        logger.removeHandler(heard)
+    return _summed(reports, dict.fromkeys(heard.messages, 1))
+
+
+def _reports(path: Path) -> list[Audit]:
+    """Return the reports of the audit in a spool."""
+    records: list[Record] = []
+    spool = Spool.open(path)
+    try:
+        while payloads := spool.read(len(records), 1_000_000):
+            records += map(decode_record, payloads)
+    finally:
+        spool.release()
+    return [record.audit for record in records if record.audit is not None]
 
 
 def _summed(reports: list[Audit], warnings: dict[str, int]) -> Trial:
