@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import client_sdk
-from benchmarks.spike_trainings import CASES, CONTROL
+from benchmarks.spike_trainings import CASES
 from campaigns.audit.fault import FEATURES, OUTPUTS, ROWS, Training, network
 from campaigns.audit.trial import Trial, watched
 from campaigns.set_ups.catalogue import catalogue
@@ -26,6 +26,7 @@ from client_sdk.protocol import Audit, Record, decode_record
 from client_sdk.run import Run
 from client_sdk.spool.spool import Spool
 from client_sdk.watch import watch
+from server.evaluation.recording import CONTROL
 
 STEPS: Final = 60  # of each set-up, more than any check of a fault waits for
 SKIPPED: Final = {
