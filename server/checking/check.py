@@ -12,6 +12,7 @@ from server.errors import ConfigurationError
 from server.imports.options import ReadOptions
 from server.storage import migrate
 from server.storage.alerts import AlertStore
+from server.storage.audits import AuditStore
 from server.storage.database import Database
 from server.storage.events import EventStore
 from server.storage.fleet import FleetQuery
@@ -63,11 +64,18 @@ async def check_path(
 
 async def _facts(database: Database, run_ids: Sequence[str]) -> list[RunFacts]:
     fleet = FleetQuery(database, RunStore(database), LayoutStore(database))
-    alerts, events = AlertStore(database), EventStore(database)
+    alerts, events, audits = AlertStore(database), EventStore(database), AuditStore(database)
     found = []
     for run_id in run_ids:
         run = await fleet.details(run_id)
         if run is not None:
             raised = [alert async for alert in alerts.walk(run_id)]
-            found.append(RunFacts(run=run, alerts=raised, events=await events.of_run(run_id)))
+            found.append(
+                RunFacts(
+                    run=run,
+                    alerts=raised,
+                    events=await events.of_run(run_id),
+                    audit=await audits.of_run(run_id),
+                )
+            )
     return found

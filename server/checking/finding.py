@@ -1,7 +1,6 @@
 """Findings about a run, from whatever looked at it. Pure.
 
-`sources` lists the functions that find. Another kind of examination, for example of hyperparameters, is one more
-function there.
+`sources` lists the functions that find. Another kind of examination is one more function there.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import msgspec
 from client_sdk import answers
 from client_sdk.vocabulary import LEVEL_RANK, AlertKind, AlertLevel, Cause, EventKind
 
-SETTINGS: Final = frozenset({AlertKind.LR_JUMP, AlertKind.EPS_FLOOR, "audit"})
+SETTINGS: Final = frozenset({AlertKind.LR_JUMP, AlertKind.EPS_FLOOR})
 """Kinds of alerts that are about how the training is set up."""
 FORECASTS: Final = frozenset({AlertKind.SPIKE_PREDICTED})
 
@@ -25,7 +24,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     level: str
     """Severity: "watch", "warning" or "critical"."""
     section: str
-    """Part of the report: "events", "forecasts" or "settings"."""
+    """Part of the report: "events", "forecasts", "settings" or "audit"."""
     kind: str
     step: int
     title: str
@@ -50,6 +49,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     run: answers.RunDetail
     alerts: Sequence[answers.Alert]
     events: Sequence[answers.Event]
+    audit: answers.RunAudit = answers.RunAudit()
 
 
 Source = Callable[[RunFacts], list[Finding]]
@@ -76,7 +76,28 @@ def of_rollbacks(facts: RunFacts) -> list[Finding]:
     ]
 
 
-sources: Final[tuple[Source, ...]] = (of_alerts, of_rollbacks)
+def of_audit(facts: RunFacts) -> list[Finding]:
+    """Return a warning for each finding of the audit that the project has not dismissed.
+
+    The audit grades nothing: it speaks only where it is certain.
+    """
+    return [
+        Finding(
+            level=AlertLevel.WARNING.value,
+            section="audit",
+            kind=found.check,
+            step=found.step,
+            title=found.title,
+            message=found.message,
+            layers=found.layers,
+            advice=(found.advice,) if found.advice else (),
+            evidence=dict(found.evidence),
+        )
+        for found in facts.audit.open_findings
+    ]
+
+
+sources: Final[tuple[Source, ...]] = (of_alerts, of_rollbacks, of_audit)
 """Functions that find something about a run."""
 
 

@@ -12,7 +12,12 @@ import msgspec
 from client_sdk.vocabulary import LEVEL_RANK, STAGE_REASONS, AlertLevel
 from server.checking.finding import Finding, RunFacts, findings_of
 
-SECTIONS: Final = {"events": "What happened", "forecasts": "What was forecast", "settings": "How it is set up"}
+SECTIONS: Final = {
+    "events": "What happened",
+    "forecasts": "What was forecast",
+    "settings": "How it is set up",
+    "audit": "What the audit found",
+}
 """Titles of the parts of a report, in their order."""
 WIDTH: Final = 100  # characters of a line
 SHOWN_RUNS: Final = 3
@@ -39,6 +44,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     stage: str | None
     not_judged: str | None
     """Why spikes cannot be predicted in the run, None if they can."""
+    audited: str | None
+    """Sentence that says how much the audit checked, None where it did not run, as in imported logs."""
     worst: str | None
     """Level of the most severe finding, None without findings."""
     findings: tuple[Finding, ...]
@@ -59,6 +66,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
             loss_name=run.loss_words or None,
             stage=run.stage,
             not_judged=None if run.stage_reason is None else STAGE_REASONS.get(run.stage_reason, run.stage_reason),
+            audited=facts.audit.sentence if facts.audit.checks else None,
             worst=found[0].level if found else None,
             findings=tuple(found),
         )
@@ -118,6 +126,8 @@ def _of_run(run: RunReport) -> Iterator[str]:
             yield f"    … and {len(found) - SHOWN_FINDINGS} more"
     if not run.findings:
         yield "  Nothing was found."
+    if run.audited is not None:
+        yield f"  Audit: {run.audited}."
     if run.not_judged is not None:
         yield f"  Note: {run.not_judged}."
 

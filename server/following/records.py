@@ -28,8 +28,8 @@ def records_of(entries: Iterable[Entry], time: float, *, merges: bool) -> list[R
     left out.
 
     >>> entries = [Entry(step=1, scalars={"loss": 2.0}), Entry(step=1, scalars={"lr": 0.1})]
-    >>> records_of(entries, 5.0, merges=True)
-    [Record(step=1, time=5.0, scalars={'loss': 2.0, 'lr': 0.1}, layout=None, block=None, histograms=())]
+    >>> [(record.step, record.time, record.scalars) for record in records_of(entries, 5.0, merges=True)]
+    [(1, 5.0, {'loss': 2.0, 'lr': 0.1})]
     """
     found: list[Record] = []
     for entry in entries:

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -135,6 +136,21 @@ def test_findings_are_sorted_and_stand_in_their_parts() -> None:
         ("watch", "events"),
     ]
     assert found[-1].title == "The training went back to step 40"
+
+
+def test_findings_of_the_audit_are_warnings_unless_they_are_dismissed() -> None:
+    found = answers.AuditFinding.of("betas-coupled", message="β1² ≥ β2", step=0)
+    audit = answers.RunAudit(checks=(answers.AuditCheckRuns.of("betas-coupled", 3, 7),), findings=(found,))
+    run = answers.RunDetail(id="gpt", name="gpt", last_step=9)
+    report = CheckReport.of([RunFacts(run=run, alerts=(), events=(), audit=audit)], AlertLevel.WARNING, is_stored=True)
+    assert not report.passed
+    lines = list(report.lines())
+    assert "  What the audit found:" in lines
+    assert "    warning   step 0: β1 is too large for β2" in lines
+    assert "  Audit: 1 check ran 3 times; last at step 7." in lines
+    dismissed = msgspec.structs.replace(audit, findings=(msgspec.structs.replace(found, dismissed=True),))
+    calm = RunFacts(run=run, alerts=(), events=(), audit=dismissed)
+    assert CheckReport.of([calm], AlertLevel.WATCH, is_stored=True).passed
 
 
 def test_a_hundred_runs_fit_on_a_screen_with_the_worst_first() -> None:
