@@ -43,10 +43,13 @@ def histories(steps: Iterator[int] | range, lr: float = 0.1, **columns: tuple[fl
 
 def test_clipping_at_each_of_a_thousand_records_is_named_once_and_a_pause_begins_anew() -> None:
     rule = values()
-    clipped = {"grad_norm": 2.0, "grad_norm_after_clip": 1.0}
-    assert not any(observed(rule, step, logs_norm=True, **clipped) for step in range(999))
-    assert observed(rule, 999, logs_norm=True, **clipped) == ["clipping-constant"]
-    assert not any(observed(rule, step, logs_norm=True, **clipped) for step in range(1000, 3000))
+
+    def clipped(step: int) -> list[str]:
+        return observed(rule, step, logs_norm=True, grad_norm=2.0, grad_norm_after_clip=1.0)
+
+    assert not any(clipped(step) for step in range(999))
+    assert clipped(999) == ["clipping-constant"]
+    assert not any(clipped(step) for step in range(1000, 3000))
     other = values()
     for step in range(1500):
         clips = step % 700 != 0
@@ -79,8 +82,8 @@ def test_gradients_above_the_configured_norm_are_named_unless_something_scaled_t
 
 def test_a_start_above_the_limit_is_named_only_if_the_loss_rises() -> None:
     rising, calm = values(), values()
-    first = {"loss": 1.0, "stability_ratio": 2.0, "lambda_max": 9.0}
-    assert observed(rising, 0, **first) == observed(calm, 0, **first) == []
+    for rule in (rising, calm):
+        assert observed(rule, 0, loss=1.0, stability_ratio=2.0, lambda_max=9.0) == []
     assert observed(rising, 20, loss=3.5) == ["learning-rate-above-limit"]
     assert observed(rising, 21, loss=9.0) == []
     assert observed(calm, 20, loss=0.5) == []
