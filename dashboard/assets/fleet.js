@@ -43,7 +43,7 @@
       stage: make("span", "", cells.stage),
       bar: make("span", "bar", cells.ratio),
       spike: make("span", "in", cells.spike),
-      spikeTime: make("span", "sub", cells.spike),
+      spikeTime: make("span", "left", cells.spike),
       ratio: make("span", "number", cells.ratio),
       dot: make("i", "dot", cells.state),
       state: make("span", "", cells.state),

@@ -44,7 +44,7 @@ def test_fleet_shows_every_run_and_the_riskiest_first(visit: Visit, api: Fixture
     first = page.locator("a.fleet-row").first
     expect(first.locator(".name")).to_have_text("tanh-net")
     expect(first.locator(".spike .in")).to_have_text("113 steps")
-    expect(first.locator(".spike .sub")).to_have_text("about 6.1 s")
+    expect(first.locator(".spike .left")).to_have_text("about 6.1 s")
     expect(first.locator(".ratio .number")).to_have_text("0.97")
     expect(page.locator("#fleet-counts")).to_contain_text("1 about to spike")
     expect(page.locator(".status .state")).to_have_text("live")
