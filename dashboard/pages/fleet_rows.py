@@ -71,7 +71,7 @@ def tail(name: str, width: int) -> str:
     """Return the end of a layer's name, cut at a dot where it is too long.
 
     >>> tail("transformer.h.3.mlp.c_proj.weight", 22), tail("0.weight", 22)
-    ('…3.mlp.c_proj.weight', '0.weight')
+    ('…h.3.mlp.c_proj.weight', '0.weight')
     """
     if len(name) <= width:
         return name
