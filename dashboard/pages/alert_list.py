@@ -73,22 +73,32 @@ def incidents(alerts: Iterable[Alert], query: AlertQuery, runs: Mapping[str, Run
     An incident is listed as a whole if one of its alerts matches, as a prediction and its spike explain each other.
     """
     known = list(alerts)
-    # A spike that opened as a watch, before it settled its prediction, does not name the prediction itself.
-    settled_by = {
-        (alert.run_id, alert.outcome.step): alert.incident
+    came = [
+        alert
         for alert in known
         if alert.kind == AlertKind.SPIKE_PREDICTED and alert.outcome is not None and alert.outcome.step is not None
-    }
+    ]
     found: dict[tuple[str, str], list[Alert]] = {}
     for alert in known:
-        came = settled_by.get((alert.run_id, alert.step)) if alert.kind == AlertKind.SPIKE else None
-        found.setdefault((alert.run_id, came or alert.incident), []).append(alert)
+        found.setdefault((alert.run_id, _incident_of(alert, came)), []).append(alert)
     listed = [
         tuple(sorted(members, key=lambda alert: (unix_time(alert.opened_at) or 0.0, alert.step)))
         for members in found.values()
         if any(query.matches(alert, runs.get(alert.run_id)) for alert in members)
     ]
     return sorted(listed, key=_recency, reverse=True)
+
+
+def _incident_of(alert: Alert, came: Sequence[Alert]) -> str:
+    """Return the incident of an alert. ``came``: the predictions whose spikes came.
+
+    A spike that opened as a watch, before it settled its prediction, does not name the prediction itself: it is the one
+    that was open then.
+    """
+    if alert.kind != AlertKind.SPIKE:
+        return alert.incident
+    within = (one for one in came if one.run_id == alert.run_id and one.step <= alert.step <= one.updated_step)
+    return next((one.incident for one in within), alert.incident)
 
 
 def _recency(members: Sequence[Alert]) -> tuple[bool, float]:

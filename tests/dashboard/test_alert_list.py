@@ -44,8 +44,9 @@ def test_a_prediction_and_its_spike_are_one_incident_and_open_ones_come_first() 
 
 
 def test_a_spike_that_opened_before_it_settled_its_prediction_belongs_to_it() -> None:
-    outcome = Outcome(result="hit", step=10, lead=3)
-    pair = (alert("p", kind="spike-predicted", outcome=outcome, opened_at=90.0), alert("s"), alert("t", step=30))
+    outcome = Outcome(result="hit", step=9, lead=3)
+    foretold = alert("p", kind="spike-predicted", step=5, updated_step=12, outcome=outcome, opened_at=90.0)
+    pair = (foretold, alert("s"), alert("t", step=30))
     found = incidents(pair, parse_alert_query(""), RUNS)
     assert {tuple(item.id for item in members) for members in found} == {("p", "s"), ("t",)}
 
