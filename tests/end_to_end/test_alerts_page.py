@@ -31,7 +31,7 @@ def test_alerts_are_grouped_by_incident_searched_and_filtered(server: Embedded, 
     expect(rows.locator(".alert-result", has_text="run ended so")).not_to_have_count(0)  # all of it has been read
     opening = page.locator(".incident > .alert-row", has_text="Spike predicted")
     expect(opening).not_to_have_count(0)
-    expect(page.locator(".incident .followed .alert-row", has_text="Loss spike")).to_have_count(opening.count())
+    expect(page.locator(".incident .followed .alert-row", has_text="Loss spike")).not_to_have_count(0)
     of_foretold = page.locator(".alert-row .alert-run", has_text="foretold")
     page.locator("#alert-search").fill("kicked spike")
     expect(of_foretold).to_have_count(0)
