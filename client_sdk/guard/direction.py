@@ -1,0 +1,198 @@
+"""The direction that oscillates: the period-two component of the gradient at all coordinates.
+
+Owns the filter e_t = −β·e_{t−1} + (1−β)·y_t of the preconditioned gradient y = D^½·g, as
+`client_sdk.stats.period_two` does for a sample of the coordinates, and the raise of the second moment where e sits. It
+needs one buffer in the shape of the parameters, and no derivative beyond the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from client_sdk.host import TensorCopy
+from client_sdk.optimizers import TERM, Kind, UpdateRule, read_steps, read_update_rule, second_moment, term_table
+
+DECAY: Final = 0.8
+"""Decay β of the filter; it remembers some five steps."""
+
+
+class Amounts(NamedTuple):
+    """Sums over all coordinates after a step."""
+
+    component: float
+    """Σ e²."""
+    whole: float
+    """Σ y²."""
+    gradient: float
+    """Σ g²."""
+    second_moment: float
+    """Σ v̂; 0 for an optimizer without a second moment."""
+    gain: float
+    """Response of the update to an alternating gradient times the largest learning rate, η·gain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowedStep:
+    """The sums of one step on their way to the host."""
+
+    copy: TensorCopy
+    gain: float
+
+    def ready(self) -> bool:
+        """Return whether `amounts` returns without waiting. Never synchronises a device."""
+        return self.copy.ready()
+
+    def amounts(self) -> Amounts:
+        """Return the sums, after waiting for their copy if necessary."""
+        component, whole, gradient, second = self.copy.array().tolist()
+        return Amounts(component, whole, gradient, second, self.gain)
+
+
+class _Part(NamedTuple):
+    """The tensors of a group that have a gradient."""
+
+    rule: UpdateRule
+    grads: list[Tensor]
+    seconds: list[Tensor]
+    """Second moments; empty if the optimizer keeps none."""
+    root: float
+    floor: float
+    response: float
+    """Response of the update to an alternating gradient."""
+
+
+class Direction:
+    """The filter of one optimizer's gradients. Used on the training thread; never synchronises a device."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, kind: Kind) -> None:
+        """Begin with nothing; ``kind`` is the family of ``optimizer``."""
+        self._optimizer, self._kind = optimizer, kind
+        self._filtered: dict[Tensor, Tensor] = {}
+        self.steps = 0
+        """Consecutive steps that the filter has taken in."""
+
+    def forget(self) -> None:
+        """Begin anew, because the next gradients do not follow upon the last ones."""
+        self._filtered.clear()
+        self.steps = 0
+
+    @torch.no_grad()
+    def follow(self) -> FollowedStep | None:
+        """Take in the gradients of the step that has just been made; None if there are none."""
+        parts = list(self._parts())
+        rates = [_number(part.rule.lr) for part in parts]
+        largest = max(rates, default=0.0)
+        if not parts or not largest > 0:
+            self.forget()
+            return None
+        sums: list[list[Tensor]] = [[], [], [], []]
+        count = 0
+        for part, rate in zip(parts, rates, strict=True):
+            y = _preconditioned(part, math.sqrt(max(rate, 0.0) / largest))
+            filtered = [self._filtered.get(grad_owner) for grad_owner in self._owners[count : count + len(y)]]
+            if any(one is None or one.shape != new.shape for one, new in zip(filtered, y, strict=True)):
+                if self.steps:
+                    self.forget()
+                filtered = [torch.zeros_like(one) for one in y]
+            known = [one for one in filtered if one is not None]
+            torch._foreach_mul_(known, -DECAY)
+            torch._foreach_add_(known, y, alpha=1.0 - DECAY)
+            for owner, one in zip(self._owners[count : count + len(y)], known, strict=True):
+                self._filtered[owner] = one
+            count += len(y)
+            sums[0] += torch._foreach_norm(known)
+            sums[1] += torch._foreach_norm(y)
+            sums[2] += torch._foreach_norm(part.grads)
+            if part.seconds:
+                sums[3] += [norm * part.root**2 for norm in torch._foreach_norm(part.seconds, 1)]
+        self.steps += 1
+        leading = max(range(len(parts)), key=rates.__getitem__)
+        squares = [_total(norms, is_squared=True) for norms in sums[:3]]
+        second = _total(sums[3], is_squared=False) if sums[3] else torch.zeros_like(squares[0])
+        return FollowedStep(copy=TensorCopy(torch.stack([*squares, second])), gain=largest * parts[leading].response)
+
+    @torch.no_grad()
+    def raise_second_moment(self, factor: float) -> Tensor | None:
+        """Multiply v by ``factor`` where e² is above its mean; returns the share of the coordinates, [], or None.
+
+        Nothing else is touched: neither the learning rate, nor m, nor the other coordinates.
+        """
+        held = [(self._filtered[owner], second) for owner, second in self._seconds() if owner in self._filtered]
+        if not held:
+            return None
+        count = sum(one.numel() for one, _ in held)
+        mean = _total(torch._foreach_norm([one for one, _ in held]), is_squared=True) / count
+        touched = torch.zeros_like(mean)
+        for one, second in held:
+            is_on = one.double().square() > mean if one.device.type != "mps" else one.square() > mean
+            second.mul_(torch.where(is_on, factor, 1.0).to(second.dtype))
+            touched += is_on.sum()
+        return touched / count
+
+    def _parts(self) -> Iterator[_Part]:
+        self._owners: list[Tensor] = []
+        for group in self._optimizer.param_groups:
+            rule = read_update_rule(self._kind, self._optimizer, group)
+            owners = [one for one in group["params"] if one.grad is not None and not one.grad.is_sparse]
+            states = [self._optimizer.state.get(one, {}) for one in owners]
+            seconds: list[Tensor] = []
+            if rule.second is not None:
+                found = [second_moment(rule, state, one) for state, one in zip(states, owners, strict=True)]
+                is_usable = [isinstance(one, Tensor) for one in found]
+                owners = [one for one, usable in zip(owners, is_usable, strict=True) if usable]
+                states = [one for one, usable in zip(states, is_usable, strict=True) if usable]
+                seconds = [one for one in found if isinstance(one, Tensor)]
+            if not owners:
+                continue
+            root, floor, response = _terms(rule, states)
+            self._owners += owners
+            grads = [one.grad.detach() for one in owners if one.grad is not None]
+            yield _Part(rule, grads, seconds, root, floor, response)
+
+    def _seconds(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each parameter with its second moment."""
+        for group in self._optimizer.param_groups:
+            rule = read_update_rule(self._kind, self._optimizer, group)
+            for parameter in group["params"]:
+                found = second_moment(rule, self._optimizer.state.get(parameter, {}), parameter)
+                if isinstance(found, Tensor):
+                    yield parameter, found
+
+
+def _terms(rule: UpdateRule, states: list[dict[str, object]]) -> tuple[float, float, float]:
+    """Return root and floor of the denominator root·√v + floor, and the response to an alternating gradient."""
+    table = term_table(rule, read_steps(rule, states[:1]), states[:1])
+    row = table[0].tolist()
+    return row[TERM["root"]], row[TERM["floor"]], row[TERM["gain"]]
+
+
+def _preconditioned(part: _Part, scale: float) -> list[Tensor]:
+    """Return y = D^½·g of each tensor times ``scale``."""
+    if not part.seconds:
+        return list(torch._foreach_mul(part.grads, scale))
+    denominators = torch._foreach_sqrt(part.seconds) if part.rule.squared else [one.clone() for one in part.seconds]
+    torch._foreach_mul_(denominators, part.root)
+    torch._foreach_add_(denominators, part.floor)
+    torch._foreach_sqrt_(denominators)
+    y = list(torch._foreach_div(part.grads, denominators))
+    if scale != 1.0:
+        torch._foreach_mul_(y, scale)
+    return y
+
+
+def _total(norms: list[Tensor] | tuple[Tensor, ...], *, is_squared: bool) -> Tensor:
+    """Return the sum of the norms of some tensors, or of their squares, in the widest type of the first's device."""
+    device = norms[0].device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    stacked = torch.stack([one.to(device=device, dtype=wide) for one in norms])
+    return (stacked.square() if is_squared else stacked).sum()
+
+
+def _number(rate: float | Tensor) -> float:
+    return float(rate)
