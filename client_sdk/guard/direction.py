@@ -8,7 +8,7 @@ needs one buffer in the shape of the parameters, and no derivative beyond the gr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from client_sdk.host import TensorCopy
-from client_sdk.optimizers import TERM, Kind, UpdateRule, read_steps, read_update_rule, second_moment, term_table
+from client_sdk.optimizers import (
+    TERM,
+    GradientResponse,
+    Kind,
+    UpdateRule,
+    read_steps,
+    read_update_rule,
+    second_moment,
+    term_table,
+)
 
 DECAY: Final = 0.8
 """Decay β of the filter; it remembers some five steps."""
@@ -35,6 +44,10 @@ class Amounts(NamedTuple):
     """Σ v̂; 0 for an optimizer without a second moment."""
     gain: float
     """Response of the update to an alternating gradient times the largest learning rate, η·gain."""
+    response: GradientResponse
+    """Response of the group with the largest learning rate."""
+    beta2: float
+    """Decay of its second moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,8 @@ class FollowedStep:
 
     copy: TensorCopy
     gain: float
+    response: GradientResponse
+    beta2: float
 
     def ready(self) -> bool:
         """Return whether `amounts` returns without waiting. Never synchronises a device."""
@@ -51,7 +66,7 @@ class FollowedStep:
     def amounts(self) -> Amounts:
         """Return the sums, after waiting for their copy if necessary."""
         component, whole, gradient, second = self.copy.array().tolist()
-        return Amounts(component, whole, gradient, second, self.gain)
+        return Amounts(component, whole, gradient, second, self.gain, self.response, self.beta2)
 
 
 class _Part(NamedTuple):
@@ -61,10 +76,8 @@ class _Part(NamedTuple):
     grads: list[Tensor]
     seconds: list[Tensor]
     """Second moments; empty if the optimizer keeps none."""
-    root: float
-    floor: float
-    response: float
-    """Response of the update to an alternating gradient."""
+    terms: Sequence[float]
+    """Values of the columns `TERMS`, of the first tensor."""
 
 
 class Direction:
@@ -110,12 +123,20 @@ class Direction:
             sums[1] += torch._foreach_norm(y)
             sums[2] += torch._foreach_norm(part.grads)
             if part.seconds:
-                sums[3] += [norm * part.root**2 for norm in torch._foreach_norm(part.seconds, 1)]
+                sums[3] += [norm * part.terms[TERM["root"]] ** 2 for norm in torch._foreach_norm(part.seconds, 1)]
         self.steps += 1
-        leading = max(range(len(parts)), key=rates.__getitem__)
+        leading = parts[max(range(len(parts)), key=rates.__getitem__)]
         squares = [_total(norms, is_squared=True) for norms in sums[:3]]
         second = _total(sums[3], is_squared=False) if sums[3] else torch.zeros_like(squares[0])
-        return FollowedStep(copy=TensorCopy(torch.stack([*squares, second])), gain=largest * parts[leading].response)
+        rule, terms = leading.rule, leading.terms
+        return FollowedStep(
+            copy=TensorCopy(torch.stack([*squares, second])),
+            gain=largest * terms[TERM["gain"]],
+            response=GradientResponse(
+                direct=terms[TERM["direct"]], momentum=terms[TERM["momentum"]], intake=rule.intake, decay=rule.decay
+            ),
+            beta2=rule.beta2,
+        )
 
     @torch.no_grad()
     def raise_second_moment(self, factor: float) -> Tensor | None:
@@ -150,10 +171,10 @@ class Direction:
                 seconds = [one for one in found if isinstance(one, Tensor)]
             if not owners:
                 continue
-            root, floor, response = _terms(rule, states)
+            # The tensors of a group have made the same number of steps, or almost.
+            terms = term_table(rule, read_steps(rule, states[:1]), states[:1])[0].tolist()
             self._owners += owners
-            grads = [one.grad.detach() for one in owners if one.grad is not None]
-            yield _Part(rule, grads, seconds, root, floor, response)
+            yield _Part(rule, [one.grad.detach() for one in owners if one.grad is not None], seconds, terms)
 
     def _seconds(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each parameter with its second moment."""
@@ -165,20 +186,13 @@ class Direction:
                     yield parameter, found
 
 
-def _terms(rule: UpdateRule, states: list[dict[str, object]]) -> tuple[float, float, float]:
-    """Return root and floor of the denominator root·√v + floor, and the response to an alternating gradient."""
-    table = term_table(rule, read_steps(rule, states[:1]), states[:1])
-    row = table[0].tolist()
-    return row[TERM["root"]], row[TERM["floor"]], row[TERM["gain"]]
-
-
 def _preconditioned(part: _Part, scale: float) -> list[Tensor]:
     """Return y = D^½·g of each tensor times ``scale``."""
     if not part.seconds:
         return list(torch._foreach_mul(part.grads, scale))
     denominators = torch._foreach_sqrt(part.seconds) if part.rule.squared else [one.clone() for one in part.seconds]
-    torch._foreach_mul_(denominators, part.root)
-    torch._foreach_add_(denominators, part.floor)
+    torch._foreach_mul_(denominators, part.terms[TERM["root"]])
+    torch._foreach_add_(denominators, part.terms[TERM["floor"]])
     torch._foreach_sqrt_(denominators)
     y = list(torch._foreach_div(part.grads, denominators))
     if scale != 1.0:

@@ -22,7 +22,7 @@ from client_sdk.guard.direction import Direction, FollowedStep
 from client_sdk.guard.oscillation import Oscillation, OscillationSign
 from client_sdk.guard.outlier import OutlierSign
 from client_sdk.guard.policy import NAMES, Action, Policy, RaiseSecondMoment, SkipBatch, steps_of
-from client_sdk.optimizers import TERM, GradientResponse, Kind, read_steps, read_update_rule, term_table
+from client_sdk.optimizers import Kind
 from client_sdk.run import Run
 from client_sdk.vocabulary import GUARD_ACTIONS, LOSS, Cause, loss_among
 
@@ -215,7 +215,7 @@ class Guard:
         self._flying.append(step)
         found: Oscillation | None = None
         while self._flying and self._flying[0].ready():
-            found = self._sign.update(self._flying.popleft().amounts(), *self._response())
+            found = self._sign.update(self._flying.popleft().amounts())
         asked, self._asked = self._asked, None
         if asked is not None and asked in self._policy.actions:
             return self._choose(asked, found, height=math.nan)
@@ -247,19 +247,6 @@ class Guard:
             return Decision()
         self._height = height
         return Decision(self._listed.index((cause, action)), factor)
-
-    def _response(self) -> tuple[GradientResponse, float]:
-        group = self._optimizer.param_groups[0]
-        rule = read_update_rule(self._kind, self._optimizer, group)
-        states = [self._optimizer.state[one] for one in group["params"] if self._optimizer.state.get(one)][:1] or [{}]
-        (row,) = term_table(rule, read_steps(rule, states), states)
-        response = GradientResponse(
-            direct=float(row[TERM["direct"]]),
-            momentum=float(row[TERM["momentum"]]),
-            intake=rule.intake,
-            decay=rule.decay,
-        )
-        return response, rule.beta2
 
     def _relative(self, height: float) -> float:
         """Return a rise of the loss in units of its level; infinite if no positive level is known."""

@@ -21,7 +21,6 @@ from typing import Final
 import numpy as np
 
 from client_sdk.guard.direction import DECAY, Amounts
-from client_sdk.optimizers import GradientResponse
 
 WINDOW: Final = 8
 """Steps whose growth is fitted."""
@@ -69,9 +68,9 @@ class OscillationSign:
         """Begin anew, because the next step does not follow upon the last one."""
         self.__init__()  # type: ignore[misc]
 
-    def update(self, amounts: Amounts, response: GradientResponse, beta2: float) -> Oscillation | None:
+    def update(self, amounts: Amounts) -> Oscillation | None:
         """Take in the sums of one more step; return the oscillation if there is one that grows."""
-        if not all(math.isfinite(amount) for amount in amounts) or amounts.component <= 0:
+        if not all(map(math.isfinite, amounts[:4])) or amounts.component <= 0:
             self.forget()
             return None
         self._steps += 1
@@ -89,11 +88,11 @@ class OscillationSign:
         decoupling = amounts.gradient / amounts.second_moment if amounts.second_moment > 0 else math.nan
         if growth < GROWING or fit < STRAIGHT or share < ALTERNATING or decoupling > 1.0:
             return None
-        ratio = response.stability_ratio(growth)
+        ratio = amounts.response.stability_ratio(growth)
         rho = math.exp(growth)
         amplitude = math.sqrt(amounts.component) * (1.0 - DECAY / rho) / (1.0 - DECAY)
         held = amplitude**2 * amounts.gain / (4.0 * ratio)
-        peak = (ratio**2 - 1.0) * (1.0 - rho**-2) / max(1.0 - beta2, 1e-9)
+        peak = (ratio**2 - 1.0) * (1.0 - rho**-2) / max(1.0 - amounts.beta2, 1e-9)
         height = held * max(1.0, peak / (decoupling * share**2)) if decoupling > 0 else math.inf
         return Oscillation(
             growth=growth, stability_ratio=ratio, share=share, decoupling=decoupling, held=held, height=height

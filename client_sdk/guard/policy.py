@@ -120,7 +120,7 @@ class Policy:
     """Successive steps that may be touched."""
     patience: int = 3
     """Times that an action is taken for one episode before the next one of its cause is."""
-    least_height: float = 1.0
+    least_height: float = 2.0
     """Forecast rise of the loss, in units of its level, below which nothing is done."""
     server_alerts: bool = False
     """Whether alerts of the server (a predicted spike, at warning or above) are acted on, by their cause."""
@@ -141,7 +141,7 @@ class Policy:
                 raise ConfigurationError(f"{name} is {count!r}; a policy needs a bound, a number of steps from 1 on")
         if not _is_number(self.least_height) or not 0 <= self.least_height < math.inf:
             raise ConfigurationError(
-                f"least_height is {self.least_height!r}; it must be a rise in units of the loss, such as 1.0, or 0"
+                f"least_height is {self.least_height!r}; it must be a rise in units of the loss, such as 2.0, or 0"
             )
         if not isinstance(self.actions, Mapping) or not self.actions:
             raise ConfigurationError(
