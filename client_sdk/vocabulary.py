@@ -117,6 +117,8 @@ class EventKind(StrEnum):
     NONFINITE = "nonfinite"
     LOSS_OUTLIER = "loss-outlier"
     ROLLBACK = "rollback"
+    GUARD = "guard"
+    """Something that the guard of the training did, or would have done."""
     STATISTICS_THINNED = "statistics-thinned"
     STATISTICS_COMPLETE = "statistics-complete"
 

@@ -11,7 +11,7 @@ from torch import nn
 
 Make = Callable[[Any], torch.optim.Optimizer]
 STALE_AT = 300
-"""Step after which the second moment is too small, as if it had decayed under a plateau. The loss is at rest by then."""
+"""Step after which the second moment is too small, as if it had decayed on a plateau. The loss is at rest by then."""
 RATIO = 1.03
 """Largest preconditioned curvature over its limit then. The direction grows by 30 % a step."""
 

@@ -155,7 +155,7 @@ def test_an_alert_of_the_server_asks_for_an_action_at_groups_of_different_rates(
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.cat(weights).square().sum().backward()
+        torch.cat([*weights]).square().sum().backward()
         optimizer.step()
         run.log({})
 
