@@ -1,4 +1,4 @@
-"""What the guard prevents, and what it costs: paired trainings of the same seed with and without it.
+"""Measures the spikes that the guard prevents and their cost: paired trainings of the same seed with and without it.
 
     python -m campaigns.guard_study [--case NAME …] [--remedy NAME …] [--seeds N] [--steps N] [--keep FILE]
 

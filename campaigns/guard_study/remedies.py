@@ -1,4 +1,4 @@
-"""What is done against spikes in the study: nothing, the guard, or one of the fixed remedies that people use."""
+"""The remedies of the study: nothing, the guard, or one of the fixed remedies that people use."""
 
 from __future__ import annotations
 

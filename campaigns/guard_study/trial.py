@@ -21,7 +21,7 @@ LAST = 40
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one training."""
+    """The outcome of one training."""
 
     case: str
     seed: int

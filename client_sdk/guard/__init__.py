@@ -1,4 +1,4 @@
-"""What may be done against a spike that comes: `guard`, its `Policy`, and the actions that a policy is made of."""
+"""The guard of a training against spikes: `guard`, its `Policy`, and the actions that a policy is made of."""
 
 from client_sdk.guard.guard import Act
 from client_sdk.guard.handle import GuardHandle, guard

@@ -16,7 +16,7 @@ TIMEOUT: Final = timedelta(seconds=120)
 
 
 class Decision(NamedTuple):
-    """What the ranks do after a step, as numbers."""
+    """The action of all ranks after a step, as numbers."""
 
     action: int = -1
     """Position in the list of all actions of the policy; −1 for none."""

@@ -35,13 +35,13 @@ class Amounts(NamedTuple):
     """Sums over all coordinates after a step."""
 
     component: float
-    """Σ e²."""
+    """Sum of e² over all coordinates."""
     whole: float
-    """Σ y²."""
+    """Sum of y² over all coordinates."""
     gradient: float
-    """Σ g²."""
+    """Sum of g² over all coordinates."""
     second_moment: float
-    """Σ v̂; 0 for an optimizer without a second moment."""
+    """Sum of v̂ over all coordinates; 0 for an optimizer without a second moment."""
     gain: float
     """Response of the update to an alternating gradient times the largest learning rate, η·gain."""
     response: GradientResponse

@@ -45,7 +45,7 @@ class Oscillation:
     growth: float
     """Growth of the logarithm of its amplitude a step."""
     stability_ratio: float
-    """Its curvature over the limit."""
+    """Curvature of the direction over its limit."""
     share: float
     """Share of the component in the norm of the recent gradients, 0 to 1."""
     decoupling: float

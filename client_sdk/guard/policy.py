@@ -1,4 +1,4 @@
-"""What a guard may do: a frozen, bounded value.
+"""The permissions of a guard as a frozen, bounded value.
 
 An action is a small frozen value too. Each says how large it is and how long it lasts; the policy says for which cause
 it is taken, in which order, and how much of a training may be touched at all.

@@ -1,4 +1,4 @@
-"""What the guard of a training did or advised, which it logs as scalars, as events.
+"""Acts and advice of the guard of a training, which it logs as scalars, as events.
 
 Rule: a record with `guard_act` or `guard_advice` is one event. Nothing is judged, and there is no finding.
 
