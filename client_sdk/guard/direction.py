@@ -29,6 +29,8 @@ from client_sdk.optimizers import (
 
 DECAY: Final = 0.8
 """Decay β of the filter; it remembers some five steps."""
+PIECE: Final = 2**24
+"""Coordinates that are taken in at once, for which two temporary copies are needed."""
 
 
 class Amounts(NamedTuple):
@@ -58,6 +60,8 @@ class FollowedStep:
     gain: float
     response: GradientResponse
     beta2: float
+    is_first: bool
+    """Whether the filter has begun with this step."""
 
     def ready(self) -> bool:
         """Return whether `amounts` returns without waiting. Never synchronises a device."""
@@ -81,19 +85,23 @@ class _Part(NamedTuple):
 
 
 class Direction:
-    """The filter of one optimizer's gradients. Used on the training thread; never synchronises a device."""
+    """The filter of one optimizer's gradients. Used on the training thread.
+
+    It waits for a device only where the optimizer keeps learning rates or step counters there (``capturable=True``).
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, kind: Kind) -> None:
         """Begin with nothing; ``kind`` is the family of ``optimizer``."""
         self._optimizer, self._kind = optimizer, kind
         self._filtered: dict[Tensor, Tensor] = {}
-        self.steps = 0
-        """Consecutive steps that the filter has taken in."""
+        self._owners: list[Tensor] = []
+        self._roster: tuple[int, ...] = ()  # ids of the parameters that had a gradient at the last step
+        self._steps = 0  # consecutive steps that the filter has taken in
 
     def forget(self) -> None:
         """Begin anew, because the next gradients do not follow upon the last ones."""
         self._filtered.clear()
-        self.steps = 0
+        self._steps = 0
 
     @torch.no_grad()
     def follow(self) -> FollowedStep | None:
@@ -104,27 +112,27 @@ class Direction:
         if not parts or not largest > 0:
             self.forget()
             return None
+        roster = tuple(map(id, self._owners))
+        if roster != self._roster:  # the sign of what a tensor remembers is only known from one step to the next
+            self.forget()
+            self._roster = roster
         sums: list[list[Tensor]] = [[], [], [], []]
         count = 0
         for part, rate in zip(parts, rates, strict=True):
             y = _preconditioned(part, math.sqrt(max(rate, 0.0) / largest))
-            filtered = [self._filtered.get(grad_owner) for grad_owner in self._owners[count : count + len(y)]]
-            if any(one is None or one.shape != new.shape for one, new in zip(filtered, y, strict=True)):
-                if self.steps:
-                    self.forget()
-                filtered = [torch.zeros_like(one) for one in y]
-            known = [one for one in filtered if one is not None]
-            torch._foreach_mul_(known, -DECAY)
-            torch._foreach_add_(known, y, alpha=1.0 - DECAY)
-            for owner, one in zip(self._owners[count : count + len(y)], known, strict=True):
-                self._filtered[owner] = one
+            owners = self._owners[count : count + len(y)]
+            if not self._steps:
+                self._filtered |= {owner: torch.zeros_like(one) for owner, one in zip(owners, y, strict=True)}
+            filtered = [self._filtered[owner] for owner in owners]
+            torch._foreach_mul_(filtered, -DECAY)
+            torch._foreach_add_(filtered, y, alpha=1.0 - DECAY)
             count += len(y)
-            sums[0] += torch._foreach_norm(known)
+            sums[0] += torch._foreach_norm(filtered)
             sums[1] += torch._foreach_norm(y)
             sums[2] += torch._foreach_norm(part.grads)
             if part.seconds:
                 sums[3] += [norm * part.terms[TERM["root"]] ** 2 for norm in torch._foreach_norm(part.seconds, 1)]
-        self.steps += 1
+        self._steps += 1
         leading = parts[max(range(len(parts)), key=rates.__getitem__)]
         squares = [_total(norms, is_squared=True) for norms in sums[:3]]
         second = _total(sums[3], is_squared=False) if sums[3] else torch.zeros_like(squares[0])
@@ -136,6 +144,7 @@ class Direction:
                 direct=terms[TERM["direct"]], momentum=terms[TERM["momentum"]], intake=rule.intake, decay=rule.decay
             ),
             beta2=rule.beta2,
+            is_first=self._steps == 1,
         )
 
     @torch.no_grad()
@@ -148,19 +157,19 @@ class Direction:
         if not held:
             return None
         count = sum(one.numel() for one, _ in held)
-        mean = _total(torch._foreach_norm([one for one, _ in held]), is_squared=True) / count
-        touched = torch.zeros_like(mean)
+        root_mean = (_total(torch._foreach_norm([one for one, _ in held]), is_squared=True) / count).sqrt()
+        touched = torch.zeros_like(root_mean)
         for one, second in held:
-            is_on = one.double().square() > mean if one.device.type != "mps" else one.square() > mean
+            is_on = one.abs() > root_mean.to(device=one.device, dtype=one.dtype)
             second.mul_(torch.where(is_on, factor, 1.0).to(second.dtype))
-            touched += is_on.sum()
+            touched += is_on.sum().to(touched.device)
         return touched / count
 
     def _parts(self) -> Iterator[_Part]:
-        self._owners: list[Tensor] = []
+        self._owners = []
         for group in self._optimizer.param_groups:
             rule = read_update_rule(self._kind, self._optimizer, group)
-            owners = [one for one in group["params"] if one.grad is not None and not one.grad.is_sparse]
+            owners = [one for one in group["params"] if one.grad is not None and _is_plain(one.grad)]
             states = [self._optimizer.state.get(one, {}) for one in owners]
             seconds: list[Tensor] = []
             if rule.second is not None:
@@ -173,8 +182,10 @@ class Direction:
                 continue
             # The tensors of a group have made the same number of steps, or almost.
             terms = term_table(rule, read_steps(rule, states[:1]), states[:1])[0].tolist()
+            grads = [one.grad.detach() for one in owners if one.grad is not None]
             self._owners += owners
-            yield _Part(rule, [one.grad.detach() for one in owners if one.grad is not None], seconds, terms)
+            for piece in _pieces(owners):
+                yield _Part(rule, grads[piece], seconds[piece], terms)
 
     def _seconds(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each parameter with its second moment."""
@@ -184,6 +195,21 @@ class Direction:
                 found = second_moment(rule, self._optimizer.state.get(parameter, {}), parameter)
                 if isinstance(found, Tensor):
                     yield parameter, found
+
+
+def _pieces(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Yield slices of successive tensors of `PIECE` coordinates together, or of a single larger tensor."""
+    first, size = 0, 0
+    for at, tensor in enumerate(tensors):
+        if size and size + tensor.numel() > PIECE:
+            yield slice(first, at)
+            first, size = at, 0
+        size += tensor.numel()
+    yield slice(first, len(tensors))
+
+
+def _is_plain(grad: Tensor) -> bool:
+    return not grad.is_sparse and not grad.is_complex()
 
 
 def _preconditioned(part: _Part, scale: float) -> list[Tensor]:

@@ -215,7 +215,10 @@ class Guard:
         self._flying.append(step)
         found: Oscillation | None = None
         while self._flying and self._flying[0].ready():
-            found = self._sign.update(self._flying.popleft().amounts())
+            landed = self._flying.popleft()
+            if landed.is_first:
+                self._sign.forget()
+            found = self._sign.update(landed.amounts())
         asked, self._asked = self._asked, None
         if asked is not None and asked in self._policy.actions:
             return self._choose(asked, found, height=math.nan)
