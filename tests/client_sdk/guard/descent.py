@@ -64,7 +64,7 @@ class Descent:
     @property
     def weights(self) -> list[float]:
         """Weights of the model."""
-        return [float(value) for value in self.model.weight.flatten()]
+        return [float(value) for value in self.model.weight.detach().flatten()]
 
 
 def rise(losses: list[float], since: int = STALE_AT) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,6 @@ def test_small_rises_are_left_alone(make_run: MakeRun, unguarded: Descent) -> No
 
 LASTING: dict[str, tuple[Action, str]] = {
     "reduce-rate": (ReduceRate(factor=0.25, steps=4, ramp=4), "lr"),
-    "clip-update": (ClipUpdate(steps=5), "lr"),
     "lower-beta2": (LowerBeta2(beta2=0.5, steps=5), "betas"),
     "scale-eps": (ScaleEps(factor=1e6, steps=5), "eps"),
 }
@@ -122,6 +122,30 @@ def test_lasting_actions_hold_during_steps_alone_and_return_by_themselves(make_r
     if name == "reduce-rate":
         factors = [value / usual for value in during[first : first + 8]]
         assert factors == pytest.approx([0.25, 0.25, 0.25, 0.25, 0.4, 0.55, 0.7, 0.85])
+
+
+def test_updates_are_clipped_by_the_mean_of_their_squares(make_run: MakeRun) -> None:
+    run, guarded = make_run(), Descent()
+    policy = Policy(actions={"learning-rate": (ClipUpdate(steps=2),)}, server_alerts=True)
+    guard(run, guarded.optimizer, mode="act", policy=policy)
+    guarded.go(30, logging_to(run))
+    run.inbox.receive(msgspec.structs.replace(alert(1), kind="spike-predicted", level="warning", cause="learning-rate"))
+    guarded.go(2, logging_to(run))  # the callback is called in log(), and the action chosen after the next step
+    during: list[tuple[float, float]] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        (group,), (parameter,) = optimizer.param_groups, optimizer.param_groups[0]["params"]
+        state = optimizer.state[parameter]
+        corrected = state["exp_avg_sq"] / (1.0 - 0.999 ** float(state["step"]))
+        during.append((group["lr"], float((parameter.grad.square() / corrected).mean().sqrt())))
+
+    guarded.optimizer.register_step_pre_hook(note)
+    for _ in range(3):
+        guarded.step(scale=100.0)
+    rates = [rate for rate, _ in during]
+    assert rates[:2] == pytest.approx([0.05 / max(1.0, rms) for _, rms in during[:2]])
+    assert rates[0] < 0.05
+    assert rates[2] == 0.05
 
 
 def test_a_scheduler_that_writes_the_rate_at_every_step_keeps_its_say(make_run: MakeRun) -> None:
@@ -207,7 +231,12 @@ def test_the_next_action_follows_where_one_does_not_help(make_run: MakeRun) -> N
 def test_the_checkpoint_is_saved_before_the_first_act_of_an_episode(make_run: MakeRun) -> None:
     run, guarded = make_run(), Descent()
     saved: list[dict[str, Any]] = []
-    handle = guard(run, guarded.optimizer, mode="act", checkpoint=lambda: saved.append(guarded.optimizer.state_dict()))
+    handle = guard(
+        run,
+        guarded.optimizer,
+        mode="act",
+        checkpoint=lambda: saved.append(copy.deepcopy(guarded.optimizer.state_dict())),
+    )
     guarded.go(STEPS, logging_to(run))
     assert len(saved) == 1
     assert float(saved[0]["state"][0]["step"]) == handle.acts[0].step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from server.detectors.detector_suite import DetectorSuite
-from server.models import Sample
+from server.models import Event, Sample
 
 
 def test_acts_and_advice_become_events() -> None:
@@ -17,7 +17,7 @@ def test_acts_and_advice_become_events() -> None:
         13: {"guard_act": math.nan},
         14: {"guard_act": 5.0, "guard_factor": math.inf, "guard_steps": math.nan},
     }
-    events = []
+    events: list[Event] = []
     for step in range(20):
         scalars = {"loss": 1.0, **logged.get(step, {})}
         events += suite.update(Sample(step=step, time=0.0, scalars=scalars)).events
