@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long check bench reproduce chaos fuzz flood-test kill-test soak real-logs set-ups guard-study compose-test load-test lock settings format clean
+.PHONY: help install demo test test-long check bench reproduce chaos fuzz flood-test kill-test soak real-logs set-ups audit-table guard-study compose-test load-test lock settings format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ set-ups: $(STAMP) ## the table of optimizers, precisions, loops, distributions a
 
 guard-study: $(STAMP) ## trainings of the same seed without and with the guard, beside fixed remedies; GUARD_STUDY_FLAGS='--seeds 3'
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaigns.guard_study $(GUARD_STUDY_FLAGS)
+
+audit-table: $(STAMP) ## the faults of the audit put into trainings: how soon each is named, and what is found at healthy set-ups
+	OMP_NUM_THREADS=1 $(BIN)/python -m campaigns.audit --write $(AUDIT_FLAGS)
 
 compose-test: $(STAMP) chromium ## the stack of docker-compose.yml against kill -9, restarts and outages, during a training
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaigns.compose $(COMPOSE_TEST_FLAGS)

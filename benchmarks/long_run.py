@@ -30,11 +30,16 @@ STATISTICS = ("grad_norm", "update_norm", "v_rms", "u_rms")
 class LongRun:
     """A run of any length, whose parts are generated on demand."""
 
-    def __init__(self, recording: Recording, *, layers: int, scalar_count: int) -> None:
-        """Derive ``layers`` layers and ``scalar_count`` scalars from ``recording``."""
+    def __init__(
+        self, recording: Recording, *, layers: int, scalar_count: int, names: tuple[str, ...] | None = None
+    ) -> None:
+        """Derive ``layers`` layers and ``scalar_count`` scalars from ``recording``.
+
+        ``names``: names of the scalars; None calls them metric00, metric01, and so on.
+        """
         self.layers = tuple(f"layer{number:03}" for number in range(layers))
         """Names of the layers."""
-        self.names = tuple(f"metric{number:02}" for number in range(scalar_count))
+        self.names = names or tuple(f"metric{number:02}" for number in range(scalar_count))
         """Names of the scalars."""
         rows = np.arange(layers) % len(recording.layers)
         self._base = {name: recording.cube[recording.statistics.index(name)][rows] for name in STATISTICS}

@@ -1,10 +1,11 @@
 """Record small trainings through the SDK, as recordings that `spikewatch evaluate` reads.
 
-    python -m benchmarks.record_cases DIRECTORY [--case NAME …] [--seeds N] [--first-seed N] [--curvature-every N]
+    python -m benchmarks.record_cases DIRECTORY [--set own|held-out] [--case NAME …] [--seeds N] [--first-seed N]
 
-Each recording holds every record that the SDK sent, with all scalars of the curvature and all layer statistics, its own
-family, cause and fault steps, and whether its steps read batches or all of the data. Recordings that exist are kept. A
-seed takes seconds; the whole set minutes.
+The cases are those of `spike_trainings`, which constants may be fitted to, or those of `held_out_trainings`, which are
+a test alone. Each recording holds every record that the SDK sent, with all scalars of the curvature and all layer
+statistics, its own family, cause and fault steps, and whether its steps read batches or all of the data. Recordings
+that exist are kept. A seed takes seconds to minutes; the whole set half an hour.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import client_sdk
-from benchmarks.spike_trainings import CASES, Case
+from benchmarks import held_out_trainings, spike_trainings
+from benchmarks.spike_trainings import Case
 from client_sdk.protocol import decode_record
 from client_sdk.spool.directory import find_spools
 from client_sdk.spool.spool import Spool
@@ -30,6 +32,8 @@ from server.evaluation.recording import FULL_BATCH, MINI_BATCH
 from server.evaluation.recordings import write_recording
 from server.models import Layout, Sample
 
+SETS = {"own": spike_trainings.CASES, "held-out": held_out_trainings.CASES}
+"""Sets of cases by name."""
 AFTER_NONFINITE = 3
 """Number of steps that a training goes on for after its loss is no longer finite."""
 
@@ -110,19 +114,24 @@ def main() -> None:
     """Record the cases that are not recorded yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--set", choices=SETS, default="own", dest="chosen")
+    parser.add_argument("--case", nargs="+", metavar="NAME", help="cases of the set; without it all of them")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--curvature-every", type=int, default=10)
     options = parser.parse_args()
+    cases = SETS[options.chosen]
+    names = options.case or list(cases)
+    if unknown := [name for name in names if name not in cases]:
+        parser.error(f"no case named {', '.join(unknown)}; the set has {', '.join(cases)}")
     torch.set_num_threads(1)
     options.directory.mkdir(parents=True, exist_ok=True)
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for name in options.case:
+        for name in names:
             path = options.directory / f"{name}-s{seed}.npz"
             if path.exists():
                 continue
-            began, case = time.perf_counter(), CASES[name]
+            began, case = time.perf_counter(), cases[name]
             samples = record(case, seed, curvature_every=options.curvature_every)
             write_recording(
                 path,

@@ -33,7 +33,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One training with Adam, or AdamW where it has weight decay."""
+    """One training with Adam, or AdamW where it has weight decay, unless it names its optimizer."""
 
     family: str
     cause: str
@@ -46,6 +46,8 @@ class Case:
     fault_steps: tuple[int, ...] = ()
     lr_jump: float = 1.0
     """Factor on the learning rate from the first fault step on."""
+    kind: type[torch.optim.Optimizer] | None = None
+    """RMSprop, NAdam with the betas, or SGD with momentum 0.9; None for Adam or AdamW."""
 
     @property
     def has_mini_batches(self) -> bool:
@@ -54,6 +56,12 @@ class Case:
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the case for its model."""
+        if self.kind is torch.optim.SGD:
+            return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
+        if self.kind is torch.optim.RMSprop:
+            return torch.optim.RMSprop(model.parameters(), lr=self.lr, alpha=self.beta2)
+        if self.kind is torch.optim.NAdam:
+            return torch.optim.NAdam(model.parameters(), lr=self.lr, betas=(0.9, self.beta2))
         kind = torch.optim.AdamW if self.weight_decay else torch.optim.Adam
         return kind(model.parameters(), lr=self.lr, betas=(0.9, self.beta2), weight_decay=self.weight_decay)
 

@@ -1,12 +1,12 @@
 """Cost of the layer statistics: over a fused AdamW step, over a whole step, beside other tools' norms, and in memory.
 
     python -m benchmarks.watch_overhead [--size 10M] [--rounds 30] [--device cuda] [--threads 1]
-        [--tokens 256] [--parts statistics,training,layers]
+        [--tokens 256] [--parts statistics,training,audit,layers]
 
 Everything in a table is measured in one process, alternately and in the same steps of one training, so that a busy
 machine slows all of it alike; the figures are medians. `statistics` measures the reading of one step, `training` whole
-trainings with `watch` and `log` beside a bare one, and `layers` the host's work for 8,000 layers. On CUDA the bandwidth
-of the statistics is compared with that of a copy.
+trainings with `watch` and `log` beside a bare one, `audit` what its checks add to a step, and `layers` the host's work
+for 8,000 layers. On CUDA the bandwidth of the statistics is compared with that of a copy.
 """
 
 from __future__ import annotations
@@ -29,15 +29,19 @@ from torch import nn
 
 from benchmarks.gpt import GPT, SIZES, Size, batch
 from benchmarks.peers.norms import PEERS, Peer
+from client_sdk.audit import Auditor, Ledger, Surroundings
 from client_sdk.config import Settings
 from client_sdk.layers import map_layers
-from client_sdk.optimizers import kind_of
+from client_sdk.optimizers import Watched, kind_of
+from client_sdk.protocol import Layout
 from client_sdk.run import Run
 from client_sdk.stats import Meter, host_table
+from client_sdk.warner import Warner
 from client_sdk.watch import watch
 
 MIB: Final = 2.0**20
 MANY_LAYERS: Final = 8_000
+START: Final = 30  # steps after which the checks of the first steps are over
 
 
 def timed(device: torch.device, action: Callable[[], Any]) -> float:
@@ -237,6 +241,55 @@ def measure_training(size: Size, rounds: int, device: torch.device) -> None:
         print(f"  {name:<30} {value * 1e3:9.2f} {value / middle['bare']:9.3f} {mean[name] / mean['bare']:12.3f}")
 
 
+def measure_audit(size: Size, rounds: int, device: torch.device) -> None:
+    """Print what the checks of the audit add to a step beyond the statistics, once those of the start are over."""
+    training = Training(size, device)
+    optimizer = training.optimizer
+    layers = map_layers(training.model, optimizer)
+    meter = Meter(optimizer, kind_of(optimizer), layers)
+    owned = {id(parameter) for parameter in training.parameters}
+    surroundings = Surroundings(owned=lambda: owned, is_sole=lambda: True, config={}, loss=None, is_divided=False)
+    auditor = Auditor(
+        training.model, Watched(optimizer=optimizer), kind_of(optimizer), layers,
+        surroundings=surroundings, ledger=Ledger(), warner=Warner(),
+    )  # fmt: skip
+    layout = Layout(id=0, layers=layers.names, statistics=meter.statistics, sizes=layers.sizes)
+    parts = ("bare step", "checks of a step", "checks of a record", "checks of a measured step")
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for at in range(rounds + START):
+        backward = timed(device, training.backward)
+        meter.before_step(optimizer)
+        before = timed(device, partial(auditor.before_step, optimizer))
+        step = timed(device, optimizer.step)
+        after = timed(device, partial(auditor.after_step, optimizer))
+        copy = meter.measure(optimizer, histograms=False)
+        assert copy is not None
+        block = copy.measurement().block
+        assert block is not None
+
+        def record(at: int = at) -> None:
+            auditor.note_log(at, {"loss": 1.0, "lr": 1e-4, "grad_norm": 1.0 + at}, None)
+            auditor.note_record(at, {"loss": 1.0 + at, "grad_norm": 2.0 + at, "grad_norm_after_clip": 1.0})
+            auditor.ledger.report()
+
+        def measured(at: int = at, block: Any = block) -> None:
+            auditor.note_measured(at, block, layout, 1e-4)
+            auditor.note_formula(meter.judged, meter.refutation)
+
+        recording = timed(device, record)
+        costs = (backward + step, before + after, recording, timed(device, measured))
+        if at >= START:
+            for name, cost in zip(parts, costs, strict=True):
+                seconds[name].append(cost)
+    count = sum(parameter.numel() for parameter in training.parameters)
+    print(f"audit of {count / 1e6:.1f} M parameters in {len(training.parameters)} tensors; {_where(device)}")
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, value in middle.items():
+        print(f"  {name:<30} {value * 1e6:9.1f} µs {100 * value / middle['bare step']:9.3f} % of a step")
+    total = sum(middle[name] for name in parts[1:])
+    print(f"  {'all of them':<30} {total * 1e6:9.1f} µs {100 * total / middle['bare step']:9.3f} % of a step")
+
+
 class _ManyLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -282,7 +335,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tokens", type=int, help="tokens of a step, if not those of the size")
-    parser.add_argument("--parts", default="statistics,training,layers")
+    parser.add_argument("--parts", default="statistics,training,audit,layers")
     arguments = parser.parse_args()
     device, size = torch.device(arguments.device), SIZES[arguments.size]
     torch.set_num_threads(arguments.threads)
@@ -293,6 +346,8 @@ def main() -> None:
         measure_statistics(size, arguments.rounds, device)
     if "training" in parts:
         measure_training(size, arguments.rounds, device)
+    if "audit" in parts:
+        measure_audit(size, arguments.rounds, device)
     if "layers" in parts:
         measure_layers(max(5, arguments.rounds // 3), device)
 

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from client_sdk import protocol
+from client_sdk.audit_checks import AUDIT_CHECKS
 from client_sdk.protocol import Forecast, Outcome, PredictedStep
 from client_sdk.vocabulary import (
     LOSS,
@@ -362,6 +363,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Last step without complete statistics."""
     records: int | UnsetType = UNSET
     """Number of records without complete statistics."""
+    check: str | UnsetType = UNSET
+    """Check of the audit that found something."""
+    message: str | UnsetType = UNSET
+    """Finding of a check of the audit in words."""
     step: int
     kind: Annotated[str, _one_of(EventKind)]
     attempt: int = 0
@@ -374,6 +379,98 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         'decoupled'
         """
         return msgspec.convert({**detail, "step": step, "kind": kind, "attempt": attempt, **others}, cls)
+
+
+class AuditCheckRuns(msgspec.Struct, frozen=True, kw_only=True):
+    """A check of the audit that has run."""
+
+    name: str
+    """Stable name of the check."""
+    claim: str
+    """Claim that holds in a training that passes."""
+    runs: int
+    """Number of times that it has run."""
+    last_step: int
+    """Step up to which the runs are counted."""
+
+    @classmethod
+    def of(cls, name: str, runs: int, last_step: int) -> Self:
+        """Return the check with its words; one of a newer client has its name alone.
+
+        >>> AuditCheckRuns.of("tied-weights", 3, 7).claim
+        'tied weights stay one tensor'
+        """
+        known = AUDIT_CHECKS.get(name)
+        return cls(name=name, claim=name if known is None else known.claim, runs=runs, last_step=last_step)
+
+
+class AuditFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Finding of a check of the audit, stored once for each run and check."""
+
+    check: str
+    """Stable name of the check."""
+    title: str
+    """Headline of the fault."""
+    message: str
+    """Finding as a sentence with numbers."""
+    step: int
+    """Step of the record that reported it."""
+    attempt: int = 0
+    layers: tuple[str, ...] = ()
+    """Layers or parameters that it was found at, at most eight."""
+    evidence: dict[str, Value] = {}
+    source: str = ""
+    """Publication, documentation or formula that the check rests on."""
+    advice: str = ""
+    """Action that is recommended."""
+    found_at: float = 0.0
+    """Unix time at which the finding was stored."""
+    dismissed: bool = False
+    """Whether the project has dismissed the findings of this check."""
+
+    @classmethod
+    def of(cls, name: str, **values: Any) -> Self:
+        """Return the finding with the words of its check; one of a newer client has its name alone."""
+        known = AUDIT_CHECKS.get(name)
+        if known is None:
+            return cls(check=name, title=name, **values)
+        return cls(check=name, title=known.fault, source=known.source, advice=known.advice, **values)
+
+
+class RunAudit(msgspec.Struct, frozen=True, kw_only=True):
+    """Checks of a run, when they ran last, and their findings."""
+
+    checks: tuple[AuditCheckRuns, ...] = ()
+    """Checks that have run, those of settings first."""
+    findings: tuple[AuditFinding, ...] = ()
+    """Findings in the order in which they were stored, dismissed ones included."""
+
+    @property
+    def open_findings(self) -> tuple[AuditFinding, ...]:
+        """Findings that the project has not dismissed."""
+        return tuple(finding for finding in self.findings if not finding.dismissed)
+
+    @property
+    def sentence(self) -> str:
+        """Sentence that says how much was checked and when last.
+
+        >>> checks = (AuditCheckRuns.of("tied-weights", 4_000, 84_200), AuditCheckRuns.of("dead-layer", 210, 84_200))
+        >>> RunAudit(checks=checks).sentence
+        '2 checks ran 4,210 times; last at step 84,200'
+        """
+        if not self.checks:
+            return "nothing was checked: the run was not watched by an SDK that checks it"
+        times = sum(check.runs for check in self.checks)
+        last = max(check.last_step for check in self.checks)
+        one = len(self.checks) == 1
+        return f"{len(self.checks)} check{'' if one else 's'} ran {times:,} times; last at step {last:,}"
+
+
+class Dismissals(msgspec.Struct, frozen=True, kw_only=True):
+    """Checks of the audit whose findings a project has dismissed."""
+
+    project: str
+    checks: tuple[str, ...] = ()
 
 
 class ArchivedEvent(Event, frozen=True, kw_only=True):

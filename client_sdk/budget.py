@@ -98,9 +98,11 @@ class Budget:
     def _allowed(self) -> float:
         """Seconds that measuring may take over the window.
 
-        The step under way, and those of a window that is not over, are expected to take as long as the others.
+        The step under way, and those of a window that is not over, are expected to take as long as the others, but no
+        longer than the last ones: what is spent now also counts for windows of steps to come.
         """
-        return self.share * self._own.total * WINDOW / min(self._own.steps, WINDOW - 1)
+        mean = self._own.total / min(self._own.steps, WINDOW - 1)
+        return self.share * WINDOW * min(mean, self._step_time)
 
     def spent(self, purpose: Purpose | None = None) -> float:
         """Return the seconds that were spent over the last `WINDOW` steps, on everything or on ``purpose``."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from client_sdk.errors import ConfigurationError
 from client_sdk.measurement import Instrument, Measurement, Pending
-from client_sdk.protocol import HISTOGRAM_BINS, MAX_LAYERS, MAX_NAME_CHARS, MAX_STATISTICS, Histograms, Layout
+from client_sdk.protocol import HISTOGRAM_BINS, MAX_LAYERS, MAX_NAME_CHARS, MAX_STATISTICS, Audit, Histograms, Layout
 
 _FLOAT = np.dtype("<f4")
 _COUNT = np.dtype("<u4")
@@ -72,6 +72,16 @@ class InstrumentSet:
         """Show all scalars of a record to the instruments."""
         for instrument in self.instruments:
             instrument.observe(scalars)
+
+    def audit(self, step: int, scalars: Mapping[str, float]) -> Audit | None:
+        """Return what the instruments say about the audit of a record, None for nothing."""
+        found = [said for instrument in self.instruments if (said := instrument.audit(step, scalars)) is not None]
+        if len(found) < 2:
+            return found[0] if found else None
+        runs: dict[str, int] = {}
+        for said in found:
+            runs |= said.runs
+        return Audit(runs=runs, findings=tuple(finding for said in found for finding in said.findings))
 
     def read(
         self, pending: Sequence[tuple[int, Pending]]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from client_sdk.protocol import Histograms, Layout
+from client_sdk.protocol import Audit, Histograms, Layout
 from client_sdk.run_status import WatchStatus
 
 
@@ -91,3 +91,10 @@ class Instrument(Protocol):
     def observe(self, scalars: Mapping[str, float]) -> None:
         """Take in all scalars of a record once they have reached the host. Called from any thread; must be quick."""
         return
+
+    def audit(self, step: int, scalars: Mapping[str, float]) -> Audit | None:
+        """Return what the record of ``step`` with these scalars is to say about the audit; None for nothing.
+
+        Called after `observe`, once for each record, from any thread; must be quick and must not raise.
+        """
+        return None

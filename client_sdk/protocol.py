@@ -70,6 +70,29 @@ class Histograms(msgspec.Struct, frozen=True, array_like=True):
     """Counts, little-endian uint32, layers × 64, row-major."""
 
 
+class AuditFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Finding of a check of the audit (`client_sdk.audit_checks`), which a writer reports once."""
+
+    check: str
+    """Name of the check, for example "update-formula"."""
+    message: str
+    """Finding as a sentence with numbers."""
+    layers: tuple[str, ...] = ()
+    """Layers or parameters that it was found at, at most eight."""
+    evidence: dict[str, float | int | str | None] = {}
+    step: int | None = None
+    """Step of the run at which it was found; None for that of the record."""
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """Report of the audit: the checks that ran since the writer's last report, and what they found."""
+
+    runs: dict[str, int] = {}
+    """Number of times that each check has run so far in this writer, keyed by its name."""
+    findings: tuple[AuditFinding, ...] = ()
+    """Findings since the last report."""
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """One call of `log`: everything that is logged at one step."""
 
@@ -86,6 +109,8 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     the statistic `nonfinite` counts the non-finite numbers of a tensor."""
     histograms: tuple[Histograms, ...] = ()
     """Histograms of the layers, one for each quantity."""
+    audit: Audit | None = None
+    """Report of the audit; None in most records. Older servers ignore it."""
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):

@@ -19,7 +19,7 @@ import msgspec
 from client_sdk.instrument_set import InstrumentSet
 from client_sdk.measurement import HostCopy, Pending
 from client_sdk.metrics import MetricReader
-from client_sdk.protocol import MAX_FRAME_BYTES, MAX_SCALARS, Histograms, Record, encode, encode_into
+from client_sdk.protocol import MAX_FRAME_BYTES, MAX_SCALARS, Audit, Histograms, Record, encode, encode_into
 from client_sdk.spool.spool import Spool
 from client_sdk.spool.thinning import strip
 from client_sdk.warner import Warner
@@ -252,8 +252,10 @@ class Recorder:
                 "too_many_scalars", f"{len(scalars)} scalars were logged at one step; only {MAX_SCALARS} are kept"
             )
             scalars = dict(list(scalars.items())[:MAX_SCALARS])
+        audit: Audit | None = None
         if staged.instrument_set is not None:
             staged.instrument_set.observe(scalars)
+            audit = staged.instrument_set.audit(staged.step, scalars)
         for listener in self.listeners:
             listener(scalars)
         has_layout = block is not None or bool(histograms)
@@ -264,6 +266,7 @@ class Recorder:
             layout=staged.instrument_set.layout.id if has_layout and staged.instrument_set is not None else None,
             block=cast("bytes | None", block),  # has the same encoding, and the record is not kept
             histograms=histograms,
+            audit=audit,
         )
 
     def _name_norm(self, measured: dict[str, float], scalars: Mapping[str, float]) -> None:

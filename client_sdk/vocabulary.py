@@ -77,6 +77,28 @@ class Stage(StrEnum):
     """Nothing unusual was found, but what the run logs cannot show that it is stable; see `StageReason`."""
 
 
+STAGE_MEANINGS: Final[Mapping[str, str]] = {
+    Stage.STABLE: "The second moment follows the gradient, and no measured direction is unstable.",
+    Stage.DECOUPLED: "The second moment decays on its own, so that the steps grow whatever the gradient does.",
+    Stage.UNSTABLE: "λ_max is above the limit 2/η, so that the loss held by some direction grows at every step.",
+    Stage.SPIKING: "The loss is far above its usual level.",
+    Stage.RECOVERING: "The loss falls back to its usual level after a spike.",
+    Stage.NONFINITE: "The latest loss is NaN or infinite.",
+    Stage.NOT_JUDGED: "Nothing unusual was found, but what the run logs cannot show that it is stable.",
+}
+"""Sentences for people, keyed by stage; docs/glossary.md has the same."""
+CURVE_MEANINGS: Final[Mapping[str, str]] = {
+    "lambda_max": "The largest eigenvalue of the preconditioned Hessian; above 2/η some direction is unstable.",
+    "lambda_grad": "gᵀĤg/‖g‖², the curvature along the gradient; above 2/η a spike is under way.",
+    "stability_limit": "2/η, the value of λ_max above which gradient descent is unstable.",
+    "critical_sharpness": (
+        "2/η_c, where η_c is the shortest step along the optimizer's last update that raises the loss"
+    ),
+    "stability_ratio": "λ_max divided by the limit 2/η; above 1 some direction is unstable.",
+}
+"""Sentences about curvature for people, keyed by scalar; docs/glossary.md has the same."""
+
+
 class StageReason(StrEnum):
     """Reason for which a run is not judged."""
 
@@ -121,6 +143,7 @@ class EventKind(StrEnum):
     """Something that the guard of the training did, or would have done."""
     STATISTICS_THINNED = "statistics-thinned"
     STATISTICS_COMPLETE = "statistics-complete"
+    AUDIT = "audit"
 
 
 class Scope(StrEnum):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from dash import Dash
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
@@ -22,15 +22,17 @@ from dashboard.login.cookies import Cookies
 from dashboard.login.guard import CSRF_HEADER, LoginGuard
 from dashboard.login.headers import SecurityHeaders, content_policy
 from dashboard.pages.registry import PAGES
-from dashboard.scripts_and_styles import ScriptsAndStyles
+from dashboard.scripts_and_styles import ScriptsAndStyles, with_hash
 from dashboard.shell import frame
 from dashboard.shell.callbacks import register
 from dashboard.viewers import Viewers
 
 ASSETS = Path(__file__).parent / "assets"
 FONT = "fonts/inter-latin-wght-normal.woff2"
-PLOTLY = "/_dash-component-suites/plotly/package_data/plotly.min.js"
-"""Address from which Dash's graphs load Plotly once they are drawn."""
+PLOTLY = "plotly/plotly-partial.min.js"
+"""Plotly with the kinds of traces that the figures use, a third of the bytes of the whole of it."""
+DASH_PLOTLY = "/_dash-component-suites/plotly/package_data/plotly.min.js"
+"""Address from which Dash's graphs load Plotly if load_plotly.js has not."""
 
 
 def mount_dashboard(app: FastAPI, config: DashboardConfig, *, cookies: Cookies | None) -> None:
@@ -68,6 +70,7 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
     """Return the Dash application, on a FastAPI application of its own so that its middleware sees no other route."""
     server = FastAPI(title="Spikewatch dashboard", docs_url=None, redoc_url=None, openapi_url=None)
     origin = _origin(config.public_url)
+    server.add_api_route(DASH_PLOTLY, lambda: FileResponse(ASSETS / PLOTLY), methods=["GET"])  # before that of Dash
     dash = Dash(
         "dashboard",
         server=server,  # type: ignore[arg-type]  # Dash types its parameter for Flask alone
@@ -75,7 +78,7 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
         title="Spikewatch",
         update_title="",
         assets_folder=str(ASSETS),
-        assets_ignore=r"early\.js$",
+        assets_ignore=r"(early|load_plotly|plotly-partial\.min)\.js$",  # those that the document loads by itself
         suppress_callback_exceptions=True,
         websocket_inactivity_timeout=0,  # a page stays connected while it is open
         add_log_handler=False,
@@ -87,18 +90,19 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
             {"name": "color-scheme", "content": "dark light"},
         ],
     )
-    urls = {name: dash.get_asset_url(path) for name, path in
-            {"favicon": "mark.svg", "font": FONT, "early": "early.js"}.items()}  # fmt: skip
-    dash.index_string = frame.document(urls)
+    dash.index_string = frame.document(
+        {name: dash.get_asset_url(path) for name, path in {"favicon": "mark.svg", "font": FONT}.items()}
+        | {
+            name: with_hash(dash.get_asset_url(path), (ASSETS / path).read_bytes())
+            for name, path in {"early": "early.js", "load_plotly": "load_plotly.js", "plotly": PLOTLY}.items()
+        }
+    )
     register(dash, PAGES, config=config, viewers=Viewers(config, client))
     set_up_server(dash)
 
     async def open_page(request: Request) -> HTMLResponse:
         """Answer every address with the same document, in which the router reads the address."""
-        page = document(dash, request)
-        if request.url.path.startswith(("/runs/", "/compare")):  # only there Plotly is needed at once
-            page = page.replace("</head>", f"{frame.prefetch(PLOTLY)}</head>", 1)
-        return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
+        return HTMLResponse(document(dash, request), headers={"Cache-Control": "no-cache"})
 
     async def no_page(request: Request, error: Exception) -> Response:
         """Answer an address that names no page: with the document, whose router says so, or as JSON for programs."""

@@ -24,6 +24,7 @@ from client_sdk.answers import (
     ChannelKinds,
     Channels,
     ChannelTest,
+    Dismissals,
     Error,
     Event,
     Histogram,
@@ -35,6 +36,7 @@ from client_sdk.answers import (
     Replay,
     Rule,
     Rules,
+    RunAudit,
     RunDetail,
     RunPage,
     RunSummary,
@@ -189,6 +191,13 @@ class ApiClient:
         """Return the recorded distribution of u ("update") or r ("ratio") nearest to a step."""
         return await self._get(f"/runs/{_segment(run_id)}/histogram", Histogram, layer=layer, which=which, step=step)
 
+    async def histograms(
+        self, run_id: str, layer: str, which: str, *, step_from: int | None, step_to: int | None
+    ) -> list[Histogram]:
+        """Return recorded distributions between two steps, in their order, at most sixty of them."""
+        query: dict[str, Any] = {"layer": layer, "which": which, "from": step_from, "to": step_to}
+        return await self._get(f"/runs/{_segment(run_id)}/histograms", list[Histogram], **query)
+
     async def events(self, run_id: str) -> list[Event]:
         """Everything that happened to a run."""
         return await self._get(f"/runs/{_segment(run_id)}/events", list[Event])
@@ -204,6 +213,15 @@ class ApiClient:
     async def precision(self) -> Precision:
         """Return how the predictions turned out."""
         return await self._get("/alerts/precision", Precision)
+
+    async def audit(self, run_id: str) -> RunAudit:
+        """Return what was checked in a run, and what was found."""
+        return await self._get(f"/runs/{_segment(run_id)}/audit", RunAudit)
+
+    async def dismiss_finding(self, project: str, check: str, *, dismissed: bool) -> Dismissals:
+        """Dismiss the findings of a check in a project, or show them again."""
+        body = {"check": check, "dismissed": dismissed}
+        return await self._send("PUT", f"/projects/{_segment(project)}/audit", Dismissals, body)
 
     async def choose_loss(self, run_id: str, scalar: str | None) -> RunDetail:
         """Choose the loss of a run, None for the automatic choice, and return the run."""

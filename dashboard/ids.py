@@ -40,6 +40,7 @@ METRIC_PICK: Final = "metric-pick"
 ATTEMPT_PICK: Final = "attempt-pick"
 ATTEMPT_CONTROL: Final = "attempt-control"  # label of the select; hidden while the run has one attempt
 HISTOGRAM_CARD: Final = "histogram-card"
+RUN_AUDIT: Final = "run-audit"
 HISTOGRAM_TITLE: Final = "histogram-title"
 
 # The page of alert rules.

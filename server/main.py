@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from client_sdk import answers
 from server.agents.endpoint import AgentEndpoint
 from server.agents.questions import Questions
-from server.api import alerts, channels, errors, exports, health, losses, replays, rules, runs, sessions, tokens
+from server.api import alerts, audits, channels, errors, exports, health, losses, replays, rules, runs, sessions, tokens
 from server.api.access import MetricsAccess, Services
 from server.api.document import add_document
 from server.api.limits import RequestLimits
@@ -42,6 +42,7 @@ from server.pipeline.deletion import Deleter
 from server.pipeline.rule_backtest import RuleBacktest
 from server.pipeline.run_replay import RunReplay
 from server.storage.alerts import AlertStore
+from server.storage.audits import AuditStore
 from server.storage.database import Database
 from server.storage.deletion import DeletionStore
 from server.storage.events import EventStore
@@ -148,6 +149,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         events=EventStore(database),
         alerts=AlertStore(database),
         losses=LossChoiceStore(database),
+        audits=AuditStore(database),
         channels=notifications.channels,
         outbox=notifications.outbox,
         secrets=notifications.secrets,
@@ -182,7 +184,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint, agents: AgentEndpoint) -> None:
     errors.install(app)
     add_document(app, f"{API}/openapi.json")
-    for room in (runs, losses, replays, exports, alerts, channels, rules, sessions, tokens):
+    for room in (runs, losses, audits, replays, exports, alerts, channels, rules, sessions, tokens):
         app.include_router(room.router, prefix=API)
     app.include_router(health.router)
 

@@ -343,6 +343,42 @@ Index(
     postgresql_where=outliers.c.is_large,
 )
 
+# What the checks of the audit found, once for each run and check.
+audit_findings = Table(
+    "audit_findings",
+    metadata,
+    Column("run_id", String(128), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("rank", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("layers", JSON, nullable=False),
+    Column("evidence", JSON, nullable=False),
+    Column("found_at", Float(53), nullable=False),
+)
+
+# How often each check of the audit has run in each writer, and the step of the writer's last report.
+audit_runs = Table(
+    "audit_runs",
+    metadata,
+    Column("run_id", String(128), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("writer_id", RowId, ForeignKey("writers.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("runs", BigInteger, nullable=False),
+    Column("last_step", BigInteger, nullable=False),
+    Index(None, "writer_id"),  # for the deletion of a writer
+)
+
+# Checks of the audit whose findings the people of a project have dismissed.
+audit_dismissals = Table(
+    "audit_dismissals",
+    metadata,
+    Column("project", String(256), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("dismissed_at", Float(53), nullable=False),
+)
+
 rules = Table(
     "rules",
     metadata,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from campaigns.set_ups import (
+    curvature_set_ups,
     distributed_set_ups,
     framework_set_ups,
     loop_set_ups,
@@ -15,6 +16,13 @@ from campaigns.set_ups.set_up import Catalogue
 def catalogue() -> Catalogue:
     """Return every set-up."""
     found = Catalogue()
-    for section in (optimizer_set_ups, precision_set_ups, loop_set_ups, distributed_set_ups, framework_set_ups):
+    for section in (
+        optimizer_set_ups,
+        precision_set_ups,
+        loop_set_ups,
+        distributed_set_ups,
+        curvature_set_ups,
+        framework_set_ups,
+    ):
         section.add(found)
     return found

@@ -24,7 +24,7 @@ from campaigns.set_ups.catalogue import catalogue
 from campaigns.set_ups.set_up import SetUp
 from campaigns.set_ups.trial import Trial
 from campaigns.set_ups.verdict import Stored, Verdict, judge
-from client_sdk.read import Server
+from client_sdk.read import Run, Server
 
 MARK: Final = "verdict "
 """Beginning of the line that holds the verdict."""
@@ -89,13 +89,21 @@ def _stored(trial: Trial, project: str) -> Stored:
             }
             for column, name in enumerate(found.layers)
         }
-    lr = run.series("lr") if "lr" in run.info["scalars"] else None
     steps, counts = np.unique(run.series("loss").step, return_counts=True)
     return Stored(
         layers=layers,
-        lr={} if lr is None else dict(zip(lr.step.tolist(), lr.value.tolist(), strict=True)),
+        lambda_max=_series(run, "lambda_max"),
+        lr=_series(run, "lr"),
         losses=dict(zip(steps.tolist(), counts.tolist(), strict=True)),
     )
+
+
+def _series(run: Run, name: str) -> dict[int, float]:
+    """Return a scalar of the run by step; empty if it has none."""
+    if name not in run.info["scalars"]:
+        return {}
+    found = run.series(name)
+    return dict(zip(found.step.tolist(), found.value.tolist(), strict=True))
 
 
 def _verdict_of(set_up: SetUp, project: str) -> Verdict:

@@ -25,8 +25,8 @@ def add(catalogue: Catalogue) -> None:
     """Add the set-ups of this section."""
     for name, wrap, processes, is_split in (
         ("DDP", DistributedDataParallel, 2, True),
-        ("FSDP2", _fsdp, 2, True),
-        ("FSDP2, 4 processes", _fsdp, 4, True),
+        ("FSDP2", fully_sharded, 2, True),
+        ("FSDP2, 4 processes", fully_sharded, 4, True),
         ("HSDP", _hsdp, 4, True),
         ("tensor parallel", _tensor_parallel, 2, False),
         ("FSDP2 over tensor parallel", _both, 4, False),
@@ -58,7 +58,8 @@ def _layers(model: nn.Module) -> list[Any]:
     return [model[0], model[2]]  # type: ignore[index]
 
 
-def _fsdp(model: nn.Module) -> nn.Module:
+def fully_sharded(model: nn.Module) -> nn.Module:
+    """Return the network with its layers divided among all processes by FSDP2."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
@@ -94,7 +95,7 @@ def _training(wrap: Wrap, optimizer_of: Callable[[nn.Module], Any], *, is_split:
         trial.begin(model, optimizer)
 
         def objective(model: nn.Module, batch: Batch) -> Tensor:
-            return loss_of(model, _part(batch, rank, ranks) if is_split else batch)
+            return loss_of(model, part_of(batch, rank, ranks) if is_split else batch)
 
         steps(trial, model, optimizer, objective=objective, log=lambda loss: trial.log_from_first(loss, rank))
 
@@ -128,7 +129,8 @@ def _joined_gradient(parameter: Tensor) -> Tensor:
     return _joined(parameter.new_zeros(0) if parameter.grad is None else parameter.grad)
 
 
-def _part(batch: Batch, rank: int, ranks: int) -> Batch:
+def part_of(batch: Batch, rank: int, ranks: int) -> Batch:
+    """Return the rows of a batch that belong to one of several processes."""
     return batch[0].chunk(ranks)[rank], batch[1].chunk(ranks)[rank]
 
 
@@ -153,7 +155,7 @@ def _zero_training(stage: int, dtype: torch.dtype) -> Callable[[Trial], None]:
         trial.gradient_of = deepspeed.utils.safe_get_full_grad
         trial.begin(engine.module, optimizer)
         for batch in trial.batches():
-            inputs, targets = _part(batch, rank, ranks)
+            inputs, targets = part_of(batch, rank, ranks)
             loss = loss_of(engine, (inputs.to(dtype), targets.to(dtype)))
             engine.backward(loss)
             trial.step(optimizer.optimizer, engine.step)

@@ -7,7 +7,7 @@ before and after it, and its learning rate. Taking it only reads, so a bare trai
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -32,6 +32,8 @@ class StepTruth:
     update_norm: dict[str, float]
     lr: float | None
     """Largest learning rate of the groups at the step; None if the optimizer finds its own."""
+    lambda_max: float | None = None
+    """The largest eigenvalue of the preconditioned Hessian after the step; None where it is not measured."""
 
 
 @dataclass
@@ -138,6 +140,16 @@ class Trial:
         if rank == 0:
             self.log(loss)
 
+    def log_with_closure(
+        self, loss: Tensor | float, closure: Callable[[], Tensor], lambda_max: Callable[[], float], rank: int
+    ) -> None:
+        """Log with a ``closure`` on every rank, and the loss on rank 0; ``lambda_max`` returns the record's truth."""
+        step = self.first_step + self._logged
+        if self.is_watched:
+            client_sdk.log({"loss": loss} if rank == 0 else {}, step=step, closure=closure)
+        self.truths[step] = replace(self.latest, lambda_max=lambda_max())
+        self._logged += 1
+
     def end(self) -> None:
         """Keep the final weights, and finish the run."""
         if self.weights_of is not None:
@@ -192,7 +204,7 @@ class Trial:
         return {name: _exact(self._whole(value)) for name, value in self._parameters().items()}
 
     def _whole(self, tensor: Tensor) -> Tensor:
-        return _whole(tensor) if self.weights_of is None else self.weights_of(tensor)
+        return whole(tensor) if self.weights_of is None else self.weights_of(tensor)
 
     def _gradient(self, parameter: Tensor) -> Tensor | None:
         if self.gradient_of is not None:
@@ -219,17 +231,17 @@ def _innermost(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor that is divided among processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _exact(tensor: Tensor) -> Tensor:
     """Return a copy in float64, complex numbers as pairs."""
-    whole = _whole(tensor.detach())
-    whole = whole.to_dense() if whole.is_sparse else whole
-    whole = torch.view_as_real(whole) if whole.is_complex() else whole
-    return whole.to(torch.float64, copy=True)
+    found = whole(tensor.detach())
+    found = found.to_dense() if found.is_sparse else found
+    found = torch.view_as_real(found) if found.is_complex() else found
+    return found.to(torch.float64, copy=True)
 
 
 def _norm(tensor: Tensor) -> float:

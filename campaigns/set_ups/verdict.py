@@ -15,6 +15,11 @@ MAY_MISS: Final = 2
 """Steps at which a statistic of a layer may be absent without a word, such as the one at which an optimizer begins to
 overwrite its gradients."""
 
+READINGS: Final = 5
+"""Readings of λ_max that a training must have whose curvature is measured."""
+LAMBDA_ERROR: Final = 0.02
+"""Largest relative error of all readings but the first, which a search space of few vectors gives."""
+
 Result = Literal["pass", "gap", "fail"]
 
 
@@ -30,6 +35,8 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
     layers: dict[str, dict[str, dict[int, float]]]
     lr: dict[int, float]
+    lambda_max: dict[int, float] = {}
+    """Readings of λ_max, keyed by step."""
     losses: dict[int, int]
     """Number of records with a loss, keyed by step."""
 
@@ -61,6 +68,11 @@ def judge(
         if lacking:
             missing.append(lacking)
     wrong, lacking = _compare_rates(truths, stored.lr)
+    if wrong:
+        return Verdict(result="fail", words=wrong)
+    if lacking:
+        missing.append(lacking)
+    wrong, lacking = _compare_lambda_max(truths, stored.lambda_max)
     if wrong:
         return Verdict(result="fail", words=wrong)
     if lacking:
@@ -115,3 +127,13 @@ def _compare_rates(truths: Mapping[int, StepTruth], stored: Mapping[int, float])
             return f"lr is {found:.6g} at step {step}, that of the step was {truth.lr:.6g}", ""
     known = [step for step, truth in truths.items() if truth.lr is not None]
     return "", "no lr" if any(step not in stored for step in known) else ""
+
+
+def _compare_lambda_max(truths: Mapping[int, StepTruth], stored: Mapping[int, float]) -> tuple[str, str]:
+    known = {step: truth.lambda_max for step, truth in truths.items() if truth.lambda_max is not None}
+    if not known:
+        return "", ""
+    for step in sorted(stored)[1:]:
+        if not math.isclose(stored[step], known[step], rel_tol=LAMBDA_ERROR):
+            return f"lambda_max is {stored[step]:.6g} at step {step}, true is {known[step]:.6g}", ""
+    return "", "no lambda_max" if len(stored) < READINGS else ""

@@ -33,6 +33,10 @@ class ForwardProbe:
         """Whether the next search needs the weights before the step of its record."""
         return self._critical.needs_step
 
+    def has_work(self, choice: Choice, *, has_step: bool) -> bool:
+        """Return whether `measure` would find something; without the weights before a step, no search begins."""
+        return has_step or (choice != "gradient" and not self._critical.needs_step)
+
     def measure(
         self, choice: Choice, sandbox: Sandbox, closure: Callable[[], Any], snapshot: StepSnapshot | None
     ) -> dict[str, Tensor]:

@@ -208,3 +208,8 @@ def _check(parameter: Any, *, takes_parts: bool) -> None:
         raise UnsupportedError("curvature of complex parameters is not measured")
     if is_dtensor(parameter) and not takes_parts and parameter.device_mesh.size() > 1:
         raise UnsupportedError("curvature of a model that is sharded over processes is not measured")
+
+
+def same_tensors(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
+    """Return whether both have the same tensors in the same order."""
+    return len(first) == len(second) and all(one is other for one, other in zip(first, second, strict=True))

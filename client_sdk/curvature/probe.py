@@ -11,56 +11,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import median
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from client_sdk.budget import WINDOW, Budget
 from client_sdk.curvature.exchange import AbandonedError
+from client_sdk.curvature.flight import Flight
+from client_sdk.curvature.following import Following
 from client_sdk.curvature.forward_probe import ForwardProbe
 from client_sdk.curvature.hessian import DifferenceHessian, ExactHessian, Hessian, NoSecondDerivativeError
 from client_sdk.curvature.inner_product import WHOLE, InnerProduct
-from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError, to_vector
-from client_sdk.curvature.ranks import without_reduction
-from client_sdk.curvature.reading import CurvatureCopy, is_flat, is_reportable
-from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox, held
+from client_sdk.curvature.method import INSTEAD, Method, MethodChoice
+from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError, same_tensors
+from client_sdk.curvature.products import evaluate_products
+from client_sdk.curvature.reading import CurvatureCopy, is_flat, is_reportable, rounding_of
+from client_sdk.curvature.sandbox import ClosureError, IndependentError, Sandbox
 from client_sdk.curvature.schedule import Choice, Schedule
 from client_sdk.curvature.step_probe import StepSnapshot
 from client_sdk.curvature.timer import Allowance, Timer
 from client_sdk.curvature.tracking import Aim, Tracking
+from client_sdk.curvature.unreduced import without_reduction
 from client_sdk.curvature.unstable_directions import UnstableDirections
 from client_sdk.optimizers import Kind
 from client_sdk.warner import Warner
 
-Method = Literal["auto", "exact", "finite-difference", "forward", "off"]
-"""The way in which curvature is measured: by Hessian-vector products, or by losses alone (`ForwardProbe`)."""
-
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
-FOLLOW_PART: Final = 0.5  # of the budget, which following the directions at every step may take
 PATIENCE: Final = 2 * WINDOW  # records after which it is said that λ_max has not been read
-FOLLOW_COSTS: Final = 5  # steps followed after which their cost is judged
-FOLLOW_REST: Final = 16  # steps after which it is judged again
-FORGETTING: Final = 0.94  # factor then on the cost of following that was too high
-SHORT_FLOATS: Final = (torch.bfloat16, torch.float16)  # weights that differences of gradients cannot resolve
-INSTEAD: Final = "Critical sharpness and λ_step, which need no Hessian-vector product, are measured instead"
-ROUNDING: Final = 64  # units of rounding of the loss below which a slope is meaningless
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flight:
-    """A measurement whose values have not reached the host."""
-
-    step: int
-    choice: Choice
-    aim: Aim | None
-    is_judged: bool = False
-    """Whether the tracking has taken in the values already."""
-    copy: CurvatureCopy
 
 
 class Probe:
@@ -98,21 +76,18 @@ class Probe:
         self._parameters: tuple[Tensor, ...] = ()  # those of the tracked vectors
         self._flying: list[Flight] = []
         self._timers: list[tuple[Choice, Timer, Timer | None]] = []
-        self._follow_costs: deque[float] = deque(maxlen=FOLLOW_COSTS)
-        self._has_limit = method != "forward"  # whether λ_grad and λ_max can be measured
+        self._following = Following(self.directions, self._budget, self._say_once)
+        self._methods = MethodChoice(method, warner)
         self._forward = ForwardProbe()
         self._is_refused = method == "off"
         self._refusal = ""
         self._snapshot: StepSnapshot | None = None
         self._rest = 0  # records to come at which nothing is decided
-        self._follow_rest = 0  # steps to come at which the directions are not followed
         self._steps = 0  # optimizer steps since the last call of `measure`
         self._steps_a_call: int | None = None  # those between the last two calls; None before the first
         self._is_verified = False
         self._allowance = Allowance(math.inf)  # of the measurement under way
         self._reads_at_point = False  # whether the measurement under way judges each product before the next
-        self._method = method
-        self._uses_differences = method == "finite-difference"
         self._has_said_budget = False
         self._calls = 0  # of `measure`
         self._read_at: int | None = None  # step of the last reading of λ_max that was reported
@@ -148,29 +123,11 @@ class Probe:
         """Return whether the next `measure` will want the weights before its step."""
         if not self.schedule.expects(lr):
             return False
-        return self.schedule.wants_step or (not self._has_limit and self._forward.needs_step)
+        return self.schedule.wants_step or (not self._methods.has_products and self._forward.needs_step)
 
     def follow(self) -> None:
         """Take in the gradients of the step that is under way, if following the directions is within the budget."""
-        if not self.directions.is_known:
-            return
-        if self._follow_rest:
-            self._follow_rest -= 1
-            return
-        costs = self._follow_costs
-        if len(costs) == FOLLOW_COSTS and median(costs) > FOLLOW_PART * self._budget.share * self._budget.step_time:
-            for _ in range(FOLLOW_COSTS):
-                costs.append(costs.popleft() * FORGETTING)  # so that it is tried again when its cost was an exception
-            self._follow_rest = FOLLOW_REST
-            self.directions.pause()
-            self._say_once(
-                "following the unstable directions takes more time than the budget of watch() allows beside such short "
-                "steps, so that mode_loss is not measured. A larger budget, such as watch(…, budget=1.0), allows it"
-            )
-            return
-        began = time.perf_counter()
-        self.directions.follow()
-        costs.append(time.perf_counter() - began)
+        self._following.follow()
 
     def measure(self, step: int, closure: Callable[[], Any], *, lr: float | None) -> CurvatureCopy | None:
         """Make the measurement that is due at ``step``, if any, and return its values on their way to the host.
@@ -224,13 +181,12 @@ class Probe:
 
         That is the case at times where steps are so short that a decision at each of them would cost too much.
         """
-        return self._rest > 0 and (self._follow_rest > 0 or not self.directions.is_known)
+        return self._rest > 0 and self._following.is_resting
 
     def pass_step(self) -> None:
         """Note a step of the optimizer at which nothing is due."""
         self._steps += 1
-        if self._follow_rest:
-            self._follow_rest -= 1
+        self._following.pass_step()
 
     def pass_by(self, step: int) -> None:
         """Note a `log` with a closure at ``step`` at which nothing is due."""
@@ -249,7 +205,12 @@ class Probe:
                 "Pass a larger budget to watch(), or compute the closure on a smaller batch"
             )
         self._calls += 1
-        if self._calls > PATIENCE and self._read_at is None and self._has_limit and not math.isinf(self._budget.share):
+        if (
+            self._calls > PATIENCE
+            and self._read_at is None
+            and self._methods.has_products
+            and not math.isinf(self._budget.share)
+        ):
             part = "reading it" if self.schedule.is_brief else "each of its Hessian-vector products"
             self._say_once(
                 f"λ_max was not read in {PATIENCE} records, because {part} takes the time of "
@@ -264,7 +225,7 @@ class Probe:
 
     def distrust(self, reason: str) -> None:
         """Measure no λ_grad and λ_max from now on, because the preconditioner is not what the weights move by."""
-        if self._has_limit:
+        if self._methods.has_products:
             self._use_losses_alone()
             self._warner.note("curvature_unsupported", f"{reason}. {INSTEAD}")
 
@@ -281,7 +242,9 @@ class Probe:
         timer, step_timer = Timer(device), None
         self._allowance = Allowance(self.schedule.allowance)
         preconditioner = self._read_preconditioner()
-        if preconditioner is None and self._has_limit:
+        if preconditioner is None and (
+            self._methods.has_products or not self._forward.has_work(choice, has_step=snapshot is not None)
+        ):
             return None
         aim: Aim | None = None
         if preconditioner is not None and not same_tensors(self._parameters, preconditioner.parameters):
@@ -322,7 +285,7 @@ class Probe:
 
     def _read_preconditioner(self) -> Preconditioner | None:
         """Return the preconditioner, or None before the first step and where the stability limit is not known."""
-        if not self._has_limit:
+        if not self._methods.has_products:
             return None
         try:
             return Preconditioner.read(self._optimizer, self._kind, takes_parts=self._takes_parts)
@@ -339,18 +302,18 @@ class Probe:
         closure: Callable[[], Any],
         preconditioner: Preconditioner,
     ) -> dict[str, Tensor]:
-        if preconditioner.is_divided and self._method == "exact":
+        if preconditioner.is_divided and self._methods.method == "exact":
             raise UnsupportedError(
                 "double backward does not reach parameters that are DTensors, so that curvature is not measured by "
                 "'exact'; watch(…, curvature=\"auto\") uses finite differences for them"
             )
-        if not self._uses_differences and not preconditioner.is_divided:
+        if not self._methods.uses_differences and not preconditioner.is_divided:
             try:
                 hessian = self._exact(sandbox, closure, preconditioner)
                 return self._evaluate(choice, aim, hessian, preconditioner)
             except NoSecondDerivativeError as error:
                 self._take_over(f"the model cannot be differentiated twice ({error})")
-                if not self._has_limit:
+                if not self._methods.has_products:
                     raise
         differences = DifferenceHessian(sandbox, closure, preconditioner, inner=self._inner)
         return self._evaluate(choice, aim, differences, preconditioner)
@@ -362,29 +325,16 @@ class Probe:
 
     def _take_over(self, reason: str) -> None:
         """Go on with the next method after the present one has failed. Raises `UnsupportedError` if there is none."""
-        if self._method != "auto":
-            raise UnsupportedError(
-                f"{reason}, so that curvature is not measured by {self._method!r}; "
-                'watch(…, curvature="auto") goes on with another method'
-            )
-        has_short_floats = any(parameter.dtype in SHORT_FLOATS for parameter in self._parameters)
-        if self._uses_differences or has_short_floats:
-            self._use_losses_alone()
-            self._warner.warn("curvature_forward", f"{reason}. {INSTEAD}")
-            return
-        self._uses_differences = True
-        self._warner.warn(
-            "finite_differences",
-            f"{reason}. Hessian-vector products are differences of two gradients from now on, with an error of up to "
-            "1 %",
-        )
+        self._methods.take_over(reason, self._parameters)
+        if not self._methods.has_products:
+            self._forget()
 
     def _refuse(self, error: UnsupportedError) -> None:
         self._is_refused = True
         self._warner.warn("curvature_unsupported", str(error))
 
     def _use_losses_alone(self) -> None:
-        self._has_limit = False
+        self._methods.has_products = False
         self._forget()
 
     @torch.no_grad()
@@ -392,52 +342,18 @@ class Probe:
         self, choice: Choice, aim: Aim | None, hessian: Hessian, preconditioner: Preconditioner
     ) -> dict[str, Tensor]:
         """Compute the products of ``choice``; ``aim`` says what the one of "track" is for."""
-        diagonal, penalty = preconditioner.diagonal, preconditioner.penalty
-        root = diagonal.sqrt()
-        is_moving = root > 0  # False for coordinates whose learning rate is zero, which are fixed
-
-        def curved(vector: Tensor) -> Tensor:
-            product = hessian.product(vector)
-            return product if penalty is None else product + penalty * vector
-
-        tracked: tuple[Tensor, Tensor] | None = None
-        if aim is not None and aim != "begin":  # first, so that ranks average the product together with the gradient
-            vector = self._tracking.vector(aim, root, None)
-            tracked = vector, root * curved(root * vector)
-        gradient = torch.where(is_moving, hessian.gradient, 0.0)  # [N]
-        if penalty is not None:
-            weights = to_vector([held(parameter) for parameter in preconditioner.parameters], preconditioner)
-            gradient = gradient + torch.where(is_moving, penalty * weights, 0.0)
-        (square,) = self._inner.dots((gradient, gradient))
-        values = {"loss": hessian.loss, "lr": preconditioner.lr, "gradient_square": square}
-        values["product_error"] = torch.tensor(hessian.error, dtype=torch.float64)
-        along = torch.where(is_moving, gradient / root, 0.0)  # the gradient in the coordinates of D^½·H·D^½
-        known: tuple[Tensor, Tensor] | None = None
-        if choice in ("gradient", "both"):
-            image = curved(gradient)
-            (bent,) = self._inner.dots((gradient, diagonal * image))
-            values["lambda_grad"] = bent / square
-            known = along, root * image
-        if self._reads_at_point:
-            self._allowance.start()
-            values |= self._tracking.read_at_point(
-                lambda x: root * curved(root * x),
-                root,
-                root * gradient,
-                known,
-                is_scarce=self.schedule.is_rare,
-                may_go_on=self._allowance.may_go_on,
-            )
-        elif choice == "gradient" and known is not None:
-            self._tracking.take_known(*known, root)
-        elif choice == "both" and known is not None:
-            values |= self._tracking.read_at_once(lambda x: root * curved(root * x), root, root * gradient, known)
-        elif aim is not None:
-            if tracked is None:
-                vector = self._tracking.vector(aim, root, root * gradient)
-                tracked = vector, root * curved(root * vector)
-            values |= self._tracking.take(aim, *tracked)
+        values = evaluate_products(
+            choice,
+            aim,
+            hessian,
+            preconditioner,
+            tracking=self._tracking,
+            inner=self._inner,
+            at_point=self._allowance if self._reads_at_point else None,
+            is_rare=self._reads_at_point and self.schedule.is_rare,
+        )
         if pairs := self._tracking.pairs():
+            root = preconditioner.diagonal.sqrt()
             self.directions.replace(pairs, root, preconditioner.parameters, inner=self._inner)
         return values
 
@@ -493,16 +409,3 @@ class Probe:
         """Begin anew with the next product."""
         self._tracking.forget()
         self.directions.forget()
-
-
-def rounding_of(loss: Tensor, *, is_coarse: bool = False) -> float:
-    """Return the size of a slope, relative to the ``loss``, below which it is meaningless.
-
-    ``is_coarse`` tells that the loss passed through 16 bits, whatever its type is.
-    """
-    return torch.finfo(torch.bfloat16).eps if is_coarse else ROUNDING * torch.finfo(loss.dtype).eps
-
-
-def same_tensors(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
-    """Return whether both have the same tensors in the same order."""
-    return len(first) == len(second) and all(one is other for one, other in zip(first, second, strict=True))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
+import torch
 from torch import Tensor
 
 from client_sdk.curvature.step_probe import step_curvature
 from client_sdk.curvature.tracking import WORST_ERROR
 from client_sdk.host import ScalarCopy
 from client_sdk.optimizers import stability_ratio
+
+ROUNDING: Final = 64  # units of rounding of the loss below which a slope is meaningless
 
 
 class CurvatureCopy:
@@ -84,3 +88,11 @@ def is_flat(values: Mapping[str, float]) -> bool:
     closure is not at fault.
     """
     return math.isfinite(values["loss"]) and values.get("gradient_square") == 0
+
+
+def rounding_of(loss: Tensor, *, is_coarse: bool = False) -> float:
+    """Return the size of a slope, relative to the ``loss``, below which it is meaningless.
+
+    ``is_coarse`` tells that the loss passed through 16 bits, whatever its type is.
+    """
+    return torch.finfo(torch.bfloat16).eps if is_coarse else ROUNDING * torch.finfo(loss.dtype).eps

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.exchange import Exchange
+from client_sdk.curvature.flight import Flight
 from client_sdk.curvature.forward_probe import ForwardProbe
 from client_sdk.curvature.hessian import DifferenceHessian, Hessian, NoSecondDerivativeError
-from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError
-from client_sdk.curvature.probe import Flight, Probe, rounding_of, same_tensors
-from client_sdk.curvature.ranks import MeanHessian, Plan, Ranks, mean_step
-from client_sdk.curvature.reading import CurvatureCopy
+from client_sdk.curvature.preconditioner import Preconditioner, UnsupportedError, same_tensors
+from client_sdk.curvature.probe import Probe
+from client_sdk.curvature.rank_means import MeanHessian, mean_step
+from client_sdk.curvature.ranks import Plan, Ranks
+from client_sdk.curvature.reading import CurvatureCopy, rounding_of
 from client_sdk.curvature.sandbox import Sandbox
 from client_sdk.curvature.schedule import Choice
 from client_sdk.curvature.shared_modes import SharedModeCopy, SharedModes
@@ -144,7 +146,9 @@ class SharedProbe(Probe):
             self._ranks.propose(None)
             return
         aim = self._tracking.plan(is_scarce=self.schedule.is_scarce) if choice == "track" else None
-        has_step = self.schedule.wants_step or (not self._has_limit and (choice != "track" or self._forward.needs_step))
+        has_step = self.schedule.wants_step or (
+            not self._methods.has_products and (choice != "track" or self._forward.needs_step)
+        )
         self._ranks.propose(Plan(choice=choice, aim=aim, has_step=has_step))
 
     def _expects_step(self, lr: float | None) -> bool:
@@ -174,7 +178,7 @@ class SharedProbe(Probe):
         self._has_voted = False
         try:
             preconditioner = self._read_preconditioner()
-            if preconditioner is None and self._has_limit:
+            if preconditioner is None and self._methods.has_products:
                 return None
             if preconditioner is not None and not same_tensors(self._parameters, preconditioner.parameters):
                 self._forget()
@@ -227,7 +231,8 @@ class SharedProbe(Probe):
                 self._account(plan.choice, timers[0], timers[1] if len(timers) > 1 else None)
         if found.failure is not None:
             self._forget()
-            if isinstance(found.failure, NoSecondDerivativeError) and self._has_limit and not self._uses_differences:
+            is_exact = self._methods.has_products and not self._methods.uses_differences
+            if isinstance(found.failure, NoSecondDerivativeError) and is_exact:
                 self._take_over(f"the model cannot be differentiated twice ({found.failure})")
             raise found.failure
         copy = CurvatureCopy(found.tensors, rounding_of(found.tensors["loss"]))
@@ -301,12 +306,12 @@ class SharedProbe(Probe):
         self, ranks: Ranks, plan: Plan, closure: Callable[[], Any], preconditioner: Preconditioner
     ) -> MeanHessian:
         def make() -> Hessian:
-            if not self._uses_differences:
+            if not self._methods.uses_differences:
                 try:
                     return self._exact(self._sandbox, closure, preconditioner)
                 except NoSecondDerivativeError as error:
                     self._take_over(f"the model cannot be differentiated twice ({error})")
-                    if not self._has_limit:
+                    if not self._methods.has_products:
                         raise
             return DifferenceHessian(self._sandbox, closure, preconditioner)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from client_sdk.curvature.inner_product import WHOLE, InnerProduct
 from client_sdk.curvature.mode_reading import WINDOW, mode_scalars
+from client_sdk.curvature.preconditioner import same_tensors
 from client_sdk.curvature.spectrum import RitzPair
 from client_sdk.distributed import is_divided_alike, local
 from client_sdk.host import TensorCopy
@@ -73,9 +74,7 @@ class UnstableDirections:
         those of this rank's part, and those of all ranks have to be added.
         """
         vectors = torch.stack([pair.vector for pair in pairs])  # [k, N]
-        same = len(parameters) == len(self._parameters) and all(
-            one is other for one, other in zip(parameters, self._parameters, strict=True)
-        )
+        same = same_tensors(parameters, self._parameters)
         if self._vectors is not None and same and self._vectors.shape == vectors.shape:
             along = torch.stack(inner.dots(*zip(self._vectors, vectors, strict=True)))[:, None]
             vectors = torch.where(along < 0, -vectors, vectors)

@@ -44,7 +44,7 @@ MODES: Final = ("mode_square", "mode_first", "mode_second")
 """Columns of the header that are added up."""
 AT: Final = {name: position for position, name in enumerate(HEADER)}
 """Position of each column of the header."""
-COMPARE_EVERY: Final = 50  # measurements between two comparisons of all weights, which read each of them once more
+COMPARE_EVERY: Final = 10  # measurements between two comparisons of all weights, which read each of them once more
 STEP_WAIT: Final = 20.0  # seconds that a step waits for the sum of the last measured one before measuring ends
 LEAVE_TIMEOUT: Final = 5.0  # seconds for the last sums when the process ends
 Array = NDArray[np.float64]

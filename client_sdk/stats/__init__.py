@@ -2,6 +2,7 @@
 
 from client_sdk.stats.layer_statistics import AMOUNTS
 from client_sdk.stats.meter import Meter, StepCopy
+from client_sdk.stats.movement import Refutation
 from client_sdk.stats.parted_meter import PartedMeter, UnitedCopy
 from client_sdk.stats.period_two import PeriodTwoCopy
 from client_sdk.stats.period_two_reading import SOURCE_CURVATURE
@@ -13,6 +14,7 @@ __all__ = [
     "Meter",
     "PartedMeter",
     "PeriodTwoCopy",
+    "Refutation",
     "SharedCopy",
     "StepCopy",
     "UnitedCopy",

@@ -45,7 +45,7 @@ from client_sdk.stats.layer_statistics import Sums, layer_amounts, statistics_bl
 from client_sdk.stats.measurement_plan import MeasurementPlan
 from client_sdk.stats.moment_sums import COLUMNS as MOMENT_COLUMNS
 from client_sdk.stats.moment_sums import MomentEntry, measure_moments
-from client_sdk.stats.movement import is_rounded, measure_movement
+from client_sdk.stats.movement import Refutation, is_rounded, measure_movement
 from client_sdk.stats.period_two import LayerCopy, PeriodTwo
 from client_sdk.stats.snapshot import Sample, Sampler
 from client_sdk.stats.step_extras import Patch, StepExtras, Tensors, Verdict
@@ -109,6 +109,16 @@ class Meter:
     def is_refuted(self) -> bool:
         """Whether the weights have moved otherwise than the optimizer's rule says."""
         return self._verdict.is_refuted
+
+    @property
+    def judged(self) -> int:
+        """Number of steps whose movement has been compared with the formula."""
+        return self._verdict.judged
+
+    @property
+    def refutation(self) -> Refutation | None:
+        """Evidence of the first step that refuted the formula."""
+        return self._verdict.refutation
 
     @torch.no_grad()
     def before_step(self, optimizer: torch.optim.Optimizer, *, has_closure: bool = False) -> None:
@@ -206,7 +216,10 @@ class Meter:
             by_momentum=np.concatenate(scales) if scales else np.zeros(0, np.bool_),
             found_inf=getattr(optimizer, "found_inf", None),
             histograms=copies, layers=self.layers, statistics=self.statistics,
-            extras=StepExtras(tensors, movements, patches, self._verdict), period_two=self.period_two.layers(),
+            extras=StepExtras(
+                tensors, movements, patches, self._verdict, [self.layers.names[entry.row] for entry in entries]
+            ),
+            period_two=self.period_two.layers(),
         )  # fmt: skip
 
     def _tables(self, entries: Sequence[Entry], terms: _Terms) -> list[SumTable]:

@@ -5,6 +5,7 @@ Owns the sums over the sampled coordinates, and the judgement whether the optimi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -180,6 +181,19 @@ def is_rounded(parameter: Tensor) -> bool:
     return parameter.dtype in (torch.bfloat16, torch.float16)
 
 
+class Refutation(NamedTuple):
+    """Evidence that weights moved otherwise than the formula says."""
+
+    factor: float
+    """Length of the movement over that of the formula, in the tensors that refute it."""
+    cosine: float
+    """Cosine between the two; near 1 if only the learning rate differs."""
+    positions: tuple[int, ...] = ()
+    """Positions of these tensors among those with a formula."""
+    layers: tuple[str, ...] = ()
+    """Layers of these tensors."""
+
+
 class Finding(NamedTuple):
     """Judgement of one step by the sums of the sampled tensors."""
 
@@ -187,6 +201,8 @@ class Finding(NamedTuple):
     """Whether the weights moved otherwise than the formula says, beyond rounding."""
     is_skipped: bool
     """Whether no weight moved although the formula says so, as in a step that an optimizer decided to leave out."""
+    refutation: Refutation | None = None
+    """Evidence of a refuted formula."""
 
 
 def judge(moved: NDArray[np.float64], tolerance: NDArray[np.float64]) -> Finding:
@@ -204,4 +220,13 @@ def judge(moved: NDArray[np.float64], tolerance: NDArray[np.float64]) -> Finding
         if not moved[is_clear, MOVE["moved"]].any():
             return Finding(is_refuted=False, is_skipped=True)
         wrong = is_clear & (missed > tolerance**2 * expected + 4.0 * rounding)
-        return Finding(is_refuted=bool(wrong.any()), is_skipped=False)
+        if not wrong.any():
+            return Finding(is_refuted=False, is_skipped=False)
+        came, said, error = (float(moved[wrong, MOVE[name]].sum()) for name in ("moved", "expected", "missed"))
+        cosine = (came + said - error) / (2.0 * math.sqrt(came * said)) if came > 0 else 0.0
+        found = Refutation(
+            factor=math.sqrt(came / said),
+            cosine=cosine,
+            positions=tuple(np.flatnonzero(wrong).tolist()),
+        )
+        return Finding(is_refuted=True, is_skipped=False, refutation=found)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from client_sdk.host import TensorCopy
 from client_sdk.optimizers import UpdateRule
-from client_sdk.stats.movement import MOVE, MOVED, Movement, judge
+from client_sdk.stats.movement import MOVE, MOVED, Movement, Refutation, judge
 from client_sdk.stats.sums import SUM
 
 REMAINDERS: Final = frozenset({"master_param", "master_params", "kahan_comp", "compensation", "shift"})
@@ -37,6 +37,8 @@ class Verdict:
     """Whether the weights have moved otherwise than the formula says."""
     judged: int = 0
     """Number of steps whose movement has been compared."""
+    refutation: Refutation | None = None
+    """Evidence of the first step that refuted the formula."""
 
 
 class Patch:
@@ -111,9 +113,18 @@ class StepExtras:
     """Movements and corrections of one step."""
 
     def __init__(
-        self, tensors: Tensors, movements: Sequence[Movement], patches: Sequence[Patch], verdict: Verdict
+        self,
+        tensors: Tensors,
+        movements: Sequence[Movement],
+        patches: Sequence[Patch],
+        verdict: Verdict,
+        names: Sequence[str],
     ) -> None:
-        """Start copying ``movements``; ``verdict`` hears what the check of the formula finds."""
+        """Start copying ``movements``; ``verdict`` hears what the check of the formula finds.
+
+        ``names`` has the layer of each tensor.
+        """
+        self._names = names
         self._tensors = tensors
         self._movements = [(movement.positions, TensorCopy(movement.values)) for movement in movements]
         self._patches = patches
@@ -164,6 +175,9 @@ class StepExtras:
         finding = judge(moved[formulas], np.array(tensors.tolerance)[formulas])
         self._verdict.judged += bool(self._movements)
         holds = not finding.is_refuted and not finding.is_skipped
+        if finding.refutation is not None and self._verdict.refutation is None:
+            names = [self._names[formulas[at]] for at in finding.refutation.positions]
+            self._verdict.refutation = finding.refutation._replace(layers=tuple(dict.fromkeys(names)))
         if finding.is_refuted:
             self._verdict.is_refuted = True
         if not holds:

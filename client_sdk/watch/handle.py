@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -47,6 +49,16 @@ class Handle:
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
+
+    def recompute(self, closure: Callable[[], Any]) -> bool:
+        """Compute loss and gradients of ``closure`` three times from the same state, and return whether they agree.
+
+        A difference beyond what the order of sums explains is a hardware error (or code that draws random numbers of
+        its own). It is reported as a finding of the audit with the next record. Takes three forward and backward
+        passes, waits for the device, and restores everything, as the curvature probes do. True where nothing is
+        watched. Raises what the closure raises, as `ClosureError`.
+        """
+        return True if self._watcher is None else self._watcher.recompute(closure)
 
 
 def watch(

@@ -39,23 +39,36 @@ class TakenStep:
     """Period-two component of the gradients up to the step; None if the step was not followed."""
     scalars: Mapping[str, float]
     """Scalars about the measuring."""
+    number: int = 0
+    """Number of the step, counted from the call of `watch`."""
 
 
 class Sink:
     """The functions that learn what a measurement contained and cost."""
 
     def __init__(
-        self, observe: Callable[[Mapping[str, float]], None], spent: Callable[[float], None], warner: Warner
+        self,
+        observe: Callable[[Mapping[str, float]], None],
+        spent: Callable[[float], None],
+        warner: Warner,
+        audit: Callable[[TakenStep, NDArray[np.float32], float | None], None] | None = None,
     ) -> None:
         """``observe`` receives the totals of a step's statistics, ``spent`` the seconds that their block took.
 
-        Only seconds of the thread of this call count, because those of the others delay nobody.
+        Only seconds of the thread of this call count, because those of the others delay nobody. ``audit`` receives each
+        measured step with its block and its learning rate.
         """
         self._observe = observe
         self._spent = spent
+        self._audit = audit
         self.warner = warner
         """Warner of the run."""
         self._thread = threading.get_ident()
+
+    def audit(self, step: TakenStep, block: NDArray[np.float32], lr: float | None) -> None:
+        """Show a measured step to the audit."""
+        if self._audit is not None:
+            self._audit(step, block, lr)
 
     def measurement(self, statistics: StepCopy | UnitedCopy | SharedCopy) -> Measurement:
         """Return the measurement of a step whose copies have arrived."""
@@ -134,6 +147,8 @@ class PendingMeasurement:
                 scalars["lr"] = rate
                 if rate > 0:
                     scalars["stability_limit"] = stability_limit(rate)
+            if block is not None:
+                self._sink.audit(self._step, block, None if lr is None else float(lr))
         scalars |= self._curvature_scalars
         if scalars.get("lambda_max_age", math.inf) <= CURRENT:
             for name in ("stability_ratio", "stability_ratio_source"):  # λ_max itself says it better

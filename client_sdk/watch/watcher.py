@@ -9,15 +9,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from client_sdk.audit import Auditor, Ledger, Surroundings
 from client_sdk.budget import Budget
 from client_sdk.curvature import CurvatureCopy, Method, SharedProbe
 from client_sdk.distributed import Participation, Partition
 from client_sdk.errors import ConfigurationError
 from client_sdk.layers import Group, Layers, map_layers
 from client_sdk.optimizers import Watched, describe, kind_of, what_is_missing
-from client_sdk.protocol import Layout
+from client_sdk.protocol import Audit, Layout
 from client_sdk.run import Run
 from client_sdk.run_status import WatchStatus
 from client_sdk.stats import Meter, PartedMeter, PeriodTwoCopy, SharedCopy, StepCopy, UnitedCopy, share
@@ -71,7 +74,7 @@ class Watcher:
         """Decision which steps are measured."""
         self._trigger = Trigger(run.settings.loss)
         self._cost = CostMeter(layers.parameters[0].device)
-        self._sink = Sink(self._observe_totals, self._cost.spent, run.warner)
+        self._sink = Sink(self._observe_totals, self._cost.spent, run.warner, self._audit_measured)
         self._meter = self._new_meter(layers)
         self._participation = participation
         self._has_logged = False
@@ -88,9 +91,21 @@ class Watcher:
         )
         if partition is not None and partition.obstacle_to_curvature:
             self._probe.refuse(partition.obstacle_to_curvature)
-        others = (other for other in run.instruments if isinstance(other, Watcher))
-        self.iteration: Iteration = next((other.iteration for other in others), None) or Iteration()
+        others = [other for other in run.instruments if isinstance(other, Watcher)]
+        self.iteration: Iteration = others[0].iteration if others else Iteration()
         """Position within the training loop, which all watchers of a run share."""
+        surroundings = Surroundings(
+            owned=self._owned,
+            is_sole=lambda: run.instrument_count < 2,
+            config=run.settings.config,
+            loss=run.settings.loss,
+            is_divided=partition is not None,
+        )
+        ledger: Ledger = others[0].auditor.ledger if others else Ledger()
+        self.auditor: Auditor = Auditor(
+            model, watched, kind, layers, surroundings=surroundings, ledger=ledger, warner=run.warner
+        )
+        """Audit of the optimizer; all watchers of a run share its ledger."""
         self.layout = _layout_of(optimizer, layers, self._meter)
         """Layout of the blocks; implements `measurement.Instrument`."""
         self._census = Census(optimizer if partition is None else partition.whole, layers)
@@ -115,6 +130,7 @@ class Watcher:
             if not self._run.active:
                 self._participation.leave()
                 return
+            self._audit_before_step(optimizer)
             self._follow_the_ranks()
             self._follow_parameters(optimizer)
             is_read = self._held is not None
@@ -186,18 +202,72 @@ class Watcher:
             ),
             period_two=period_two if self._holds_whole_model else None,
             scalars={} if statistics is None else self._rhythm_scalars(),
+            number=self.rhythm.steps,
         )
         self._take(step, is_awaited=is_awaited)
         if statistics is not None and self._probe.is_used:
             self._flying.append(statistics)
         if is_due and self._fresh is None:
             self._follow_parameters(optimizer)
+        self._audit_after_step(optimizer)
         self.iteration.note_step()
         seconds = self._cost.end_step()
         if seconds is not None:
             self.rhythm.observe_step_time(seconds)
         for cost in self._cost.costs():
             self.rhythm.observe_cost(cost)
+
+    # -- audit --
+
+    def _audit_before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._has_cuda and _is_capturing():
+            return
+        began = time.perf_counter()
+        self.auditor.before_step(optimizer)
+        self._cost.excluded(time.perf_counter() - began)
+
+    def _audit_after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        began = time.perf_counter()
+        self.auditor.after_step(optimizer)
+        self._cost.excluded(time.perf_counter() - began)
+
+    def _audit_log(self, step: int, metrics: Mapping[str, Any], closure: Callable[[], Any] | None) -> None:
+        began = time.perf_counter()
+        with self.iteration.set_aside():
+            self.auditor.note_log(step, metrics, closure)
+        self._cost.excluded(time.perf_counter() - began)
+
+    def _audit_measured(self, step: TakenStep, block: NDArray[np.float32], lr: float | None) -> None:
+        """Show a measured step to the audit. Called from any thread."""
+        meter = self._meter
+        self.auditor.note_measured(step.number, block, self.layout, lr)
+        if isinstance(meter, Meter):
+            self.auditor.note_formula(meter.judged, meter.refutation)
+
+    def _owned(self) -> set[int]:
+        """Return the ids of the parameters of all watched optimizers of the run."""
+        watchers = {id(one): one for one in (self, *self._run.instruments) if isinstance(one, Watcher)}
+        return {
+            id(parameter)
+            for one in watchers.values()
+            for group in one.optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Optimizer whose steps are watched."""
+        return self._optimizer
+
+    def recompute(self, closure: Callable[[], Any]) -> bool:
+        """Compute a batch again, and return whether the results agree; see `Handle.recompute`."""
+        with self.iteration.set_aside():
+            return self.auditor.recompute(closure)
+
+    def audit(self, step: int, scalars: Mapping[str, float]) -> Audit | None:
+        """Return what a record is to say about the audit. Called from any thread."""
+        self.auditor.note_record(step, scalars)
+        return self.auditor.ledger.report()
 
     @property
     def _holds_whole_model(self) -> bool:
@@ -297,6 +367,7 @@ class Watcher:
     def leave(self) -> None:
         """Take no further part in a team of ranks; for the end of a watch."""
         self._participation.leave()
+        self.auditor.leave()
 
     def _take(self, step: TakenStep, *, is_awaited: bool) -> None:
         """Give a step to the record that waits for it, or keep it for the next record."""
@@ -363,6 +434,7 @@ class Watcher:
         if self._run.inbox.received != self._alerts_seen:
             self._alerts_seen = self._run.inbox.received
             self.rhythm.stir()
+        self._audit_log(step, metrics, closure)
         fresh, self._fresh = self._fresh, None
         pending = PendingMeasurement(
             step, sink=self._sink, compact_columns=self.layout.statistics if self._is_compact else None
@@ -424,7 +496,7 @@ class Watcher:
         self._has_stepped_since_probe = False
         lr = last.lr if last is not None else largest_rate(self._optimizer)
         self._probe.note_closure(self.rhythm.steps)
-        with self.iteration.set_aside():
+        with self.iteration.set_aside(), self.auditor.set_aside():
             return self._probe.measure(step, closure, lr=lr if isinstance(lr, float) else None)
 
     def _collect(self) -> None:

@@ -84,6 +84,7 @@
     view = fresh(data);
     document.body.classList.toggle("zoomed", view.range !== null);
     document.body.dataset.page = data.page;
+    window.spikewatchPlotly.load(location.pathname);
     document.dispatchEvent(new CustomEvent("spikewatch-viewed", {detail: view}));
     return view;
   }

@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from client_sdk.answers import Buckets
+from client_sdk.vocabulary import CURVE_MEANINGS
 from dashboard.figures.loss import decade_ticks, numbers
 from dashboard.figures.marks import Marks, draw
 from dashboard.figures.stage_strip import Span, strip_trace, strip_track
-from dashboard.figures.theme import Frame, figure, layout, step_axis, value_axis
+from dashboard.figures.theme import Frame, figure, layout, safe, step_axis, value_axis
 from dashboard.numbers import exact
 
 CURVES = ("lambda_max", "lambda_grad", "stability_limit", "critical_sharpness")
@@ -73,7 +74,7 @@ def curvature_figure(
     extent = _extent(shown, limit)
     if limit is not None:
         notes.append(_limit_label(limit, [points for points in (top_curve, directional) if points], extent, frame))
-    notes += _curve_labels(top_curve, top_name, directional, extent, frame)
+    notes += _curve_labels(top_curve, (top_key, top_name), directional, extent, frame)
     ticks = _ticks(extent)
     data += [strip_track(frame), strip_trace(spans, frame)]
     shapes, _ = draw(marks, frame, labelled=False)
@@ -247,7 +248,7 @@ def _limit_label(
     return {
         "x": best, "xref": "x domain", "y": math.log10(_at(steps, values, at)), "yref": "y", "text": words,
         "showarrow": False, "xanchor": "left", "yanchor": "bottom", "xshift": 6, "yshift": 2, "borderpad": 0,
-        "bgcolor": frame.palette.label_ground,
+        "bgcolor": frame.palette.label_ground, "hovertext": safe(CURVE_MEANINGS[LIMIT]),
         "font": {"size": 11, "color": frame.palette.danger},
     }  # fmt: skip
 
@@ -259,17 +260,20 @@ def _at(steps: NDArray[np.float64], values: NDArray[np.float64], step: float) ->
 
 def _curve_labels(
     top: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
-    top_name: str,
+    top_key: tuple[str, str],
     directional: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
     extent: tuple[float, float],
     frame: Frame,
 ) -> list[dict[str, Any]]:
-    """Return the names of the curves in the margin at the height of their ends, moved apart if they overlap."""
+    """Return the names of the curves in the margin at the height of their ends, moved apart if they overlap.
+
+    ``top_key``: the scalar of the upper curve and its name. A name says what it means when the pointer rests on it.
+    """
     wanted = [
-        (math.log10(float(np.median(points[1][-5:]))), name, colour)
-        for points, name, colour in (
-            (top, top_name, frame.palette.lambda_max),
-            (directional, "λ<sub>grad</sub>", frame.palette.lambda_grad),
+        (math.log10(float(np.median(points[1][-5:]))), name, colour, CURVE_MEANINGS.get(key, ""))
+        for points, key, name, colour in (
+            (top, *top_key, frame.palette.lambda_max),
+            (directional, "lambda_grad", "λ<sub>grad</sub>", frame.palette.lambda_grad),
         )
         if points is not None
     ]
@@ -277,7 +281,7 @@ def _curve_labels(
     wanted.sort(reverse=True)
     placed: list[float] = []
     notes: list[dict[str, Any]] = []
-    for height, name, colour in wanted:
+    for height, name, colour, meaning in wanted:
         at = min(max(height, extent[0] + apart), extent[1] - apart / 2)
         if placed and placed[-1] - at < apart:
             at = placed[-1] - apart
@@ -286,6 +290,7 @@ def _curve_labels(
             {
                 "x": 1, "xref": "x domain", "y": at, "yref": "y", "text": name, "showarrow": False, "yanchor": "middle",
                 "xanchor": "left", "xshift": 3 if frame.narrow else 8, "font": {"size": 12, "color": colour},
+                "hovertext": safe(meaning),
             }
         )  # fmt: skip
     return notes

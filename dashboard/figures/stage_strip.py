@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from client_sdk.answers import Event
-from client_sdk.vocabulary import EventKind, Stage
-from dashboard.figures.theme import STAGE_COLOURS, Frame
+from client_sdk.vocabulary import STAGE_MEANINGS, EventKind, Stage
+from dashboard.figures.theme import STAGE_COLOURS, Frame, safe
 
 RESOLUTION = 800  # spans narrower than 1/800 of the visible range are merged into their neighbour
 
@@ -89,6 +89,10 @@ def strip_trace(all_spans: Sequence[Span], frame: Frame) -> dict[str, Any]:
         "textangle": 0,
         "textfont": {"size": 10, "color": "#15181e"},
         "constraintext": "none",
-        "customdata": [[name, span.step_from, span.step_to] for name, span in zip(names, shown, strict=True)],
-        "hovertemplate": "<b>%{customdata[0]}</b><br>steps %{customdata[1]:,d} to %{customdata[2]:,d}<extra></extra>",
+        "customdata": [
+            [name, span.step_from, span.step_to, safe(STAGE_MEANINGS.get(span.stage, ""))]
+            for name, span in zip(names, shown, strict=True)
+        ],
+        "hovertemplate": "<b>%{customdata[0]}</b><br>steps %{customdata[1]:,d} to %{customdata[2]:,d}"
+        "<br>%{customdata[3]}<extra></extra>",
     }

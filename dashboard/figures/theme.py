@@ -20,6 +20,8 @@ STAGE_COLOURS: Final[Mapping[str, str]] = {
     Stage.NONFINITE: "#7A0019",
     Stage.NOT_JUDGED: "#8d949e",
 }
+TRACE_TYPES: Final = frozenset({"scatter", "bar", "heatmap"})
+"""Kinds of traces in the bundle of Plotly that the dashboard serves, as in deploy/plotly/bundle.cjs."""
 FONT: Final = "Inter, system-ui, sans-serif"
 MARGIN_LEFT: Final = 148  # pixels; equal in all panels, so that their steps line up
 MARGIN_RIGHT: Final = 66
@@ -178,7 +180,12 @@ def layout(frame: Frame, *, top: int = 6, bottom: int = 24, **more: Any) -> dict
 
 
 def figure(data: list[Any], layout: dict[str, Any]) -> go.Figure:
-    """Return a figure without Plotly's default template."""
+    """Return a figure without Plotly's default template. Raises `ValueError` for a trace that browsers cannot draw."""
+    for trace in data:
+        if trace["type"] not in TRACE_TYPES:
+            raise ValueError(
+                f"the partial bundle of Plotly has no {trace['type']!r}: add it as deploy/plotly/README.md says"
+            )
     result = go.Figure(data=data, layout=layout)
     result.layout.template = None
     return result

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import msgspec
 import plotly.graph_objects as go
 from dash import ALL, Dash, Input
 
-from client_sdk.answers import Alert, Event, Histogram, RunDetail, RunSummary, Series
+from client_sdk.answers import Alert, Event, Histogram, RunAudit, RunDetail, RunSummary, Series
 from client_sdk.vocabulary import LOSS, AlertKind, EventKind, RunState
 from dashboard import ids
 from dashboard.client import ApiClient, ApiRefusedError
@@ -21,6 +22,7 @@ from dashboard.figures.forecast_path import forecast_figure, forecast_height, pa
 from dashboard.figures.heatmap import heatmap_figure, heatmap_height, layer_at
 from dashboard.figures.held_loss import HELD_LOSS, held_loss
 from dashboard.figures.histogram import histogram_figure
+from dashboard.figures.histograms_over_time import histograms_figure
 from dashboard.figures.layer_curve import layer_figure
 from dashboard.figures.layer_rows import RowChoice
 from dashboard.figures.loss import loss_figure
@@ -30,7 +32,7 @@ from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
 from dashboard.models import Heatmap
 from dashboard.numbers import compact, rate
-from dashboard.pages import loss_choice, replay, run_panels
+from dashboard.pages import loss_choice, replay, run_audit, run_panels
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import column, is_silenced, urgency
@@ -74,6 +76,8 @@ class Curves:
     series: Series
     heatmap: Heatmap | None
     histograms: tuple[Histogram | None, Histogram | None] | None = None
+    over_time: Sequence[Histogram] = ()
+    """Histograms of r of the chosen layer over the visible steps."""
     cell: tuple[str, int] | None = None
     """Layer and step that were chosen; where a folded block was chosen, its layer with the extreme at the step."""
 
@@ -105,6 +109,9 @@ class RunLive:
         self._attempts: list[int] = []
         self._loss_line: tuple[Any, ...] | None = None
         self._loss_scalars: tuple[str, ...] = ()
+        self._audit: RunAudit | None = None
+        """Audit that the page shows."""
+        self._audited_at: float | None = None
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Apply the news, fetch the visible steps and draw the page."""
@@ -118,7 +125,27 @@ class RunLive:
         curves = None
         if known.summary.last_step is not None:
             curves = await self._fetch(known, view)
-        return await asyncio.to_thread(self._draw, known, view, curves, now)
+        audit = await self._new_audit(known, news)
+        drawn = await asyncio.to_thread(self._draw, known, view, curves, now)
+        return drawn if audit is None else dataclasses.replace(drawn, updates=(*drawn.updates, audit))
+
+    async def _new_audit(self, known: Known, news: News) -> Update | None:
+        """Return the update of the section with the audit if it has changed; it is fetched now and then."""
+        is_new = news.resync or news.events
+        has_ended = known.summary.state != RunState.RUNNING and bool(news.runs)
+        age = None if self._audited_at is None else self._monotonic() - self._audited_at
+        if not (is_new or has_ended or age is None or age > DETAIL_EVERY):
+            return None
+        self._audited_at = self._monotonic()
+        try:
+            audit = await self._client.audit(self.run_id)
+        except ApiRefusedError:
+            return None  # a server before the audit
+        if audit == self._audit:
+            return None
+        self._audit = audit
+        children = run_audit.contents(audit, known.summary.project, self.run_id)
+        return Update(component=ids.RUN_AUDIT, props={"children": children})
 
     def idle(self, view: View, now: float) -> Refresh:
         """Update the header and the age of the run."""
@@ -178,8 +205,10 @@ class RunLive:
             stat = components.chosen_stat(known.detail, view.stat)
             layer = layer_at(heatmap, *cell, stat=stat, scale=view.scale, reduce=view.reduce)
             cell = (layer, cell[1]) if layer is not None else None
-        histograms = await self._histograms(cell)
-        return Curves(series=series, heatmap=heatmap, histograms=histograms, cell=cell)
+        histograms, over_time = await asyncio.gather(
+            self._histograms(cell), self._histograms_over_time(cell, step_from, step_to)
+        )
+        return Curves(series=series, heatmap=heatmap, histograms=histograms, over_time=over_time, cell=cell)
 
     async def _cells(
         self, known: Known, view: View, step_from: int | None, step_to: int | None, columns: int
@@ -208,6 +237,16 @@ class RunLive:
             except ApiRefusedError:
                 found.append(None)
         return found[0], found[1]
+
+    async def _histograms_over_time(
+        self, cell: tuple[str, int] | None, step_from: int | None, step_to: int | None
+    ) -> list[Histogram]:
+        if cell is None:
+            return []
+        try:
+            return await self._client.histograms(self.run_id, cell[0], "ratio", step_from=step_from, step_to=step_to)
+        except ApiRefusedError:  # a server of an earlier version has no such call
+            return []
 
     def _draw(self, known: Known, view: View, curves: Curves | None, now: float) -> Refresh:
         """Return the updates of all components. Called in a thread."""
@@ -363,12 +402,18 @@ class RunLive:
     def _layer(self, curves: Curves, drawn: Drawn, stat: str) -> list[Update]:
         """Return the updates of the panel of the chosen layer."""
         if curves.cell is None or curves.heatmap is None or curves.cell[0] not in curves.heatmap.layers:
-            return self._shown("layer", None)
+            return [*self._shown("layer", None), *self._shown("over-time", None)]
         layer, step = curves.cell
         kind = statistic(stat)
         figure = layer_figure(curves.heatmap, layer, step, drawn.marks, drawn.frame, name=kind.label)
         words = f"{kind.label}: {kind.meaning} · dashed: step {step:,}"
-        return [*self._shown("layer", figure), _title("layer", layer), _note("layer", words)]
+        over_time = histograms_figure(curves.over_time, step, drawn.frame) if len(curves.over_time) > 1 else None
+        return [
+            *self._shown("layer", figure),
+            *self._shown("over-time", over_time),
+            _title("layer", layer),
+            _note("layer", words),
+        ]
 
     def _shown(self, name: str, figure: go.Figure | None) -> list[Update]:
         """Return the updates that draw a panel, or that hide it if the figure is None."""
@@ -515,6 +560,6 @@ PAGE: Final = Page(
     navigation=NavigationEntry(label="Run", order=2),
     layout=components.layout,
     live=lambda client, request: RunLive(client, request.subject),
-    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS, **replay.ACTIONS},
+    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS, **replay.ACTIONS, **run_audit.ACTIONS},
     callbacks=_register_callbacks,
 )

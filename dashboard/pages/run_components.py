@@ -10,13 +10,13 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from client_sdk.answers import RunDetail, RunSummary
-from client_sdk.vocabulary import LOSS, Stage
+from client_sdk.vocabulary import CURVE_MEANINGS, LOSS, STAGE_MEANINGS, Stage
 from dashboard import ids
 from dashboard.figures.curvature import CURVES, LIMIT
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
 from dashboard.numbers import count, duration, ratio, steps, unix_time
-from dashboard.pages import loss_choice, replay, run_panels
+from dashboard.pages import loss_choice, replay, run_audit, run_panels
 from dashboard.pages.danger import time_left
 from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
@@ -60,6 +60,7 @@ def layout(request: PageRequest) -> Component:
                         [
                             *run_panels.panels(),
                             replay.section(request.subject),
+                            run_audit.section(),
                         ],
                         className="panels",
                     ),
@@ -152,12 +153,12 @@ def kpis(run: RunSummary | None) -> list[Component]:
     stage_tone = tones.get(run.stage or "", "")
     return [
         _kpi("Loss", *loss_words(run)),
-        _kpi(symbols(CURVATURE), ratio(measured), "danger" if over else ""),
+        _kpi(symbols(CURVATURE), ratio(measured), "danger" if over else "", CURVE_MEANINGS["stability_ratio"]),
         _kpi(
             "Stage",
             [html.I(className=f"square {run.stage}"), run.stage_words] if run.stage else "–",
             stage_tone,
-            run.reason_words,
+            " ".join(filter(None, (STAGE_MEANINGS.get(run.stage or "", ""), run.reason_words))),
         ),
         _kpi("Spike expected in", expected, tone if expected != "–" else "muted"),
     ]
@@ -174,7 +175,10 @@ def stat_options(run: RunDetail) -> list[Component]:
     """Return the options of the statistics that a run has, the most informative first."""
     known = [name for name in STAT_ORDER if name in run.statistics]
     names = known + [name for name in run.statistics if name not in known]
-    return [html.Option(statistic(name).label, value=name) for name in names or [DEFAULT_STAT]]
+    return [
+        html.Option(statistic(name).label, value=name, title=statistic(name).meaning)
+        for name in names or [DEFAULT_STAT]
+    ]
 
 
 def chosen_stat(run: RunDetail, wanted: str | None) -> str:

@@ -24,6 +24,7 @@ WINDOWS: Final = (("", "all steps"), ("10000", "last 10,000"), ("1000", "last 1,
 AXES: Final = (("", "axis: automatic"), ("log", "axis: log"), ("linear", "axis: linear"))
 SMOOTHING: Final = (("", "not smoothed"), ("5", "mean of 5"), ("20", "mean of 20"), ("100", "mean of 100"))
 DEFAULT_STAT: Final = "rms_ratio"
+HISTOGRAMS_NOTE: Final = "r = m̂/√v̂ of this layer; a second mode away from 0 means gradients at the size of ε"
 FORECAST_NOTE: Final = "dot: when it was said; bar and tick: the steps that it named; line: the spike that came"
 
 
@@ -36,6 +37,7 @@ def panels() -> list[Component]:
         _curvature_panel(),
         _layers_panel(),
         _panel("layer", "Layer", "", [_menu("layer", has_line=False)], hidden=True),
+        _panel("over-time", "Ratio r over time", HISTOGRAMS_NOTE, [_menu("over-time", has_line=False)], hidden=True),
         _histogram_panel(),
     ]
 

@@ -79,7 +79,11 @@ def missing_page() -> Component:
 
 
 def document(assets: dict[str, Any]) -> str:
-    """Return the HTML document with Dash's placeholders. Its first script sets the theme before anything is drawn."""
+    """Return the HTML document with Dash's placeholders. ``assets``: addresses of the files that it loads by itself.
+
+    Its first script sets the theme before anything is drawn, its second one begins to load Plotly if the address is
+    that of a page with graphs.
+    """
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -88,6 +92,7 @@ def document(assets: dict[str, Any]) -> str:
 <link rel="icon" type="image/svg+xml" href="{assets["favicon"]}">
 <link rel="preload" href="{assets["font"]}" as="font" type="font/woff2" crossorigin>
 <script src="{assets["early"]}"></script>
+<script src="{assets["load_plotly"]}" data-plotly="{assets["plotly"]}"></script>
 {{%css%}}
 </head>
 <body>
@@ -95,14 +100,6 @@ def document(assets: dict[str, Any]) -> str:
 <footer>{{%config%}}{{%scripts%}}{{%renderer%}}</footer>
 </body>
 </html>"""
-
-
-def prefetch(script: str) -> str:
-    """Return the line of the document's head that loads a script beside the others, before a page asks for it.
-
-    A preload would do the same, but browsers warn about one that a run without data never uses.
-    """
-    return f'<link rel="prefetch" href="{script}" as="script" fetchpriority="high">\n'
 
 
 def _logo() -> Component:

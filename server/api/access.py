@@ -29,6 +29,7 @@ from server.pipeline.rule_backtest import RuleBacktest
 from server.pipeline.run_replay import RunReplay
 from server.readiness import Readiness
 from server.storage.alerts import AlertStore
+from server.storage.audits import AuditStore
 from server.storage.channels import ChannelStore
 from server.storage.database import Database
 from server.storage.events import EventStore
@@ -72,6 +73,7 @@ class Services:
     events: EventStore
     alerts: AlertStore
     losses: LossChoiceStore
+    audits: AuditStore
     channels: ChannelStore
     outbox: OutboxStore
     secrets: SecretBox

@@ -29,6 +29,7 @@ router = AnswerRouter(tags=["runs"])
 
 MAX_POINTS = 10_000
 MAX_COLUMNS = 4_096
+MAX_HISTOGRAMS = 200
 MAX_KEYS = 100
 MAX_PAGE = 500
 
@@ -235,12 +236,7 @@ async def get_histogram(
 ) -> answers.Histogram:
     """`step` is null and there are no counts where the layer has no histogram."""
     await visible_run(services, principal, run_id)
-    rows = layer_rows(await services.layouts.of_run(run_id))
-    row = next(((rank, name) for rank, name, shown in rows if shown == layer), None)
-    if row is None:
-        message = f"the run has no layer {layer!r}; GET /runs/{run_id} lists the layers"
-        raise ApiError(404, "unknown_layer", message, field="layer")
-    rank, name = row
+    rank, name = await _row_of(services, run_id, layer)
     found = await services.histograms.nearest(run_id, rank, name, which, step)
     if found is None:
         return answers.Histogram(layer=layer, which=which)
@@ -253,6 +249,51 @@ async def get_histogram(
         counts=numbers(found.counts),
         dip=found.dip,
     )
+
+
+@router.get("/runs/{run_id}/histograms", summary="Histograms of one layer over the steps")
+async def get_histograms(
+    *,
+    services: ServicesOf,
+    principal: Reader,
+    run_id: RunId,
+    layer: Annotated[
+        str, Query(min_length=1, max_length=2 * MAX_NAME_CHARS, description="Name of the layer, from GET /runs/{id}.")
+    ],
+    which: Annotated[Literal["update", "ratio"], Query()] = "update",
+    step_from: From = None,
+    to: To = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_HISTOGRAMS, description="Maximum number of histograms.")] = 60,
+) -> list[answers.Histogram]:
+    """The histograms come in the order of their steps. If there are more than `limit`, they are spread evenly over
+    those that there are."""
+    _check_range(step_from, to)
+    await visible_run(services, principal, run_id)
+    rank, name = await _row_of(services, run_id, layer)
+    steps = (step_from or 0, MAX_STEP if to is None else to)
+    found = await services.histograms.over(run_id, rank, name, which, steps=steps, at_most=limit)
+    return [
+        answers.Histogram(
+            layer=layer,
+            which=which,
+            step=item.step,
+            attempt=item.attempt,
+            edges=numbers(item.edges),
+            counts=numbers(item.counts),
+            dip=item.dip,
+        )
+        for item in found
+    ]
+
+
+async def _row_of(services: Services, run_id: str, layer: str) -> tuple[int, str]:
+    """Return the rank that has a layer and its name there. Raises `ApiError` if the run has no such layer."""
+    rows = layer_rows(await services.layouts.of_run(run_id))
+    row = next(((rank, name) for rank, name, shown in rows if shown == layer), None)
+    if row is None:
+        message = f"the run has no layer {layer!r}; GET /runs/{run_id} lists the layers"
+        raise ApiError(404, "unknown_layer", message, field="layer")
+    return row
 
 
 @router.get("/runs/{run_id}/events", summary="Events of a run")

@@ -196,6 +196,11 @@ class HeightRecord(msgspec.Struct):
         rise = level - median(losses[-LATEST:]) + floor
         return rise if 0.0 < rise < math.inf else None
 
+    def falls_below(self, share: float) -> bool:
+        """Return whether the latest losses are below this share of the median of the last 40."""
+        losses = self.losses.values
+        return len(losses) >= LATEST and median(losses[-LATEST:]) < share * median(losses)
+
     @property
     def is_ripple(self) -> bool:
         """Whether the expected rise is too small to be a spike, so that nobody needs a warning.

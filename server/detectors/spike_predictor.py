@@ -5,7 +5,7 @@ Rule: the predictor looks for six signs (each of them alone raises false alarms 
 * *directional*: λ_grad is above the limit while ‖g‖ climbs and v lags behind;
 * *oscillation*: the gradient along the directions of largest curvature grows and changes its sign at every step, v was
   just decoupled, λ_max is near the limit, the directions hold a part of the loss that is not negligible, and the loss
-  they hold will count as a rise within 40 steps (`forecast`);
+  they hold will count as a rise within 25 steps (`forecast`);
 * *alternation*: the component of the gradient that changes its sign at every step grows, v lags behind, and the growth
   leads to a spike by its expected height; it needs no curvature (`period_two`);
 * *climb*: v was just decoupled (Σg²/Σv̂ < 0.1) and has not caught up, ‖g‖ is above its mean and climbs steadily, with
@@ -14,7 +14,8 @@ Rule: the predictor looks for six signs (each of them alone raises false alarms 
   stops the growth;
 * *reset*: v was lost and restarts from a single gradient.
 
-A sign whose spike would be a mere ripple by its expected height (`height`) is a watch.
+A sign whose spike would be a mere ripple by its expected height (`height`) is a watch. Where curvature is measured, so
+is one whose date is more than 25 steps away, and one in the first 100 records while the loss still falls.
 
 The level is watch while λ_max nears or crosses the limit with v decoupled and a spike in reach; warning when a sign
 holds; critical when λ_grad is above the limit and the gradient grows, or the forecast is less than 20 steps away. A
@@ -43,7 +44,7 @@ import msgspec
 from server.detectors.advice import advice_before_spike
 from server.detectors.causes import is_stale
 from server.detectors.context import Context
-from server.detectors.forecast import crossing_step, dated, forecast, is_swinging
+from server.detectors.forecast import crossing_step, dated, forecast, is_swinging, theoretical_growth
 from server.detectors.height import EXTRAPOLATED, Height, HeightRecord
 from server.detectors.period_two import PeriodTwo, Swing, is_steady
 from server.detectors.robust import median
@@ -65,12 +66,18 @@ APPROACHING: Final = 0.7
 """Ratio of λ_max to the limit from which its trend is extrapolated."""
 IN_REACH: Final = 100
 """Number of steps before the crossing from which it is a watch."""
-SOON: Final = 60
-"""Number of steps before the forecast spike from which a crossing alone is a warning."""
-SWING_SOON: Final = 40
-"""Number of steps before the forecast spike from which an oscillation is a warning; many earlier ones die out."""
+SOON: Final = 25
+"""Number of steps before the forecast spike from which a sign is a warning where λ_max is known; many die out."""
 OVERDUE: Final = 100
 """Number of steps above the limit after which a crossing without growth is none: an instability would have grown."""
+UNBELIEVED: Final = 10.0
+"""Ratio to the limit that cannot last, because the gradient would grow 35 times larger at each step.
+
+Coordinates whose gradient vanished inflate λ_max."""
+PART: Final = 0.15
+"""Least growth along the directions of an oscillation, in units of the one that belongs to the ratio to the limit.
+
+A direction that is over its limit for a moment only grows by less."""
 HELD: Final = 1e-5
 """Share of the loss that the directions must hold, below which their growth is rounding or noise."""
 NEXT: Final = 20
@@ -87,6 +94,9 @@ AFTERMATH: Final = 20
 SETTLING: Final = 30
 """Number of first samples of a run in which nothing is predicted, because λ_max is then above its limit for a while and
 the oscillation dies out as the loss falls."""
+FALLING, STILL_FALLING = 100, 0.95
+"""Number of first samples in which a sign is a watch while the loss is below this share of its median, for the same
+reason."""
 
 
 class Sign(StrEnum):
@@ -163,8 +173,8 @@ class SpikePredictor(msgspec.Struct):
             return
         demand = context.record.demand
         evidence = judge(reading, demand, self.height.onset_rise())
-        ahead = EXTRAPOLATED if evidence.predicted is None else evidence.predicted.best - reading.step
-        self.height.note_state(reading, ahead)
+        ahead = _steps_ahead(evidence, reading)
+        self.height.note_state(reading, EXTRAPOLATED if ahead is None else ahead)
         evidence = self._with_alternation(evidence, swing, reading, demand)
         if evidence.predicted is not None:
             expected = evidence.predicted
@@ -174,7 +184,10 @@ class SpikePredictor(msgspec.Struct):
             self.height.note_sign()
         is_judged = evidence.sign is Sign.ALTERNATION and reading.stability_peak is None
         is_certain = is_judged or evidence.sign is Sign.RESET  # whose height is judged already
-        if is_certain or (evidence.sign in ALARMS and not self._is_ripple(reading)):
+        is_tall = evidence.sign in ALARMS and not self._is_ripple(reading)
+        ahead = _steps_ahead(evidence, reading)
+        is_far = reading.stability is not None and ahead is not None and ahead > SOON
+        if is_certain or (is_tall and not is_far and not self._is_settling(reading)):
             self.last_alarm, self.sign = step, evidence.sign.value
             soon = evidence.predicted is not None and evidence.predicted.best - step < IMMINENT
             if evidence.sign is Sign.DIRECTIONAL or soon:
@@ -235,6 +248,10 @@ class SpikePredictor(msgspec.Struct):
             return self.height.is_ripple
         level = abs(median(self.height.losses.values))
         return expected.best * level <= self.period_two.warning_rise(level)
+
+    def _is_settling(self, reading: Reading) -> bool:
+        """Return whether the run has only begun and its loss still falls, where curvature is measured."""
+        return self.seen <= FALLING and reading.stability_peak is not None and self.height.falls_below(STILL_FALLING)
 
     def _forget(self) -> None:
         self.level, self.since, self.sign, self.predicted = "", None, NO_SIGN, None
@@ -304,7 +321,7 @@ def judge(reading: Reading, demand: float = 0.0, rise: float | None = None) -> E
     if _is_directional(reading, stale, demand):
         return Evidence(sign=Sign.DIRECTIONAL, predicted=predicted)
     ahead = math.inf if predicted is None else predicted.best - step
-    if stale and ahead <= SWING_SOON and _is_oscillation(reading, demand):
+    if stale and ahead <= SOON and _is_oscillation(reading, demand):
         return Evidence(sign=Sign.OSCILLATION, predicted=predicted)
     if stale and _is_climb(reading, demand):
         return Evidence(sign=Sign.CLIMB, predicted=predicted)
@@ -326,6 +343,8 @@ def _is_directional(reading: Reading, stale: bool, demand: float) -> bool:
         return False
     if reading.decoupling is not None and reading.decoupling >= 1.0:
         return False
+    if reading.stability is not None and reading.stability > UNBELIEVED and reading.above_steps > OVERDUE:
+        return False
     return reading.gradient_stability > 1.0 and (stale or reading.gradient_above_count >= 2)
 
 
@@ -334,6 +353,11 @@ def _is_oscillation(reading: Reading, demand: float) -> bool:
     if reading.mode_loss is None or reading.loss is None or not is_swinging(reading):
         return False
     if reading.mode_growth <= demand * reading.growth_usual:
+        return False
+    if reading.decoupling is not None and reading.decoupling >= 1.0:
+        return False  # v catches up
+    ratio = 0.0 if reading.stability is None else reading.stability
+    if reading.mode_growth < PART * theoretical_growth(ratio, reading.beta1):
         return False
     is_near = reading.stability_peak is not None and reading.stability_peak > NEAR
     return is_near and reading.mode_loss > HELD * abs(reading.loss)
@@ -362,6 +386,10 @@ def _is_crossed(reading: Reading) -> bool:
     fast = reading.stability_growth > FAST and reading.stability_fit > STEADY and reading.stability > 1.0
     leaning = reading.gradient_stability is None or reading.gradient_stability > 0.5
     return fast or (reading.above_steps >= 10 and reading.stability_growth >= 0 and leaning)
+
+
+def _steps_ahead(evidence: Evidence, reading: Reading) -> int | None:
+    return None if evidence.predicted is None else evidence.predicted.best - reading.step
 
 
 def _is_held(step: int | None, reading: Reading) -> bool:

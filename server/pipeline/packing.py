@@ -5,21 +5,37 @@ Pure: nothing here touches the event loop or the database, so it runs in any thr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client_sdk.protocol import HISTOGRAM_BINS, MAX_NAME_CHARS, MAX_SCALARS, MAX_STEP, Layout, Record
+from client_sdk.protocol import (
+    HISTOGRAM_BINS,
+    MAX_NAME_CHARS,
+    MAX_SCALARS,
+    MAX_STEP,
+    Audit,
+    AuditFinding,
+    Layout,
+    Record,
+)
 from server.errors import IngestError
 from server.pyramid.columns import BlockColumns, Columns, ScalarColumn, encode
-from server.pyramid.drafts import HistogramDraft, SegmentDraft
+from server.pyramid.drafts import AuditDraft, HistogramDraft, SegmentDraft
 from server.pyramid.histograms import dips_of
 from server.pyramid.histograms import encode as encode_histogram
 from server.storage.layouts import DERIVED_STATISTIC
 
 QUANTITIES = frozenset({"update", "ratio"})
+MAX_CHECKS = 256
+"""Checks and findings in one report of the audit."""
+MAX_CHECK_CHARS = 64
+MAX_MESSAGE_CHARS = 2_000
+MAX_EVIDENCE = 32
+"""Values of evidence, and layers, that are kept of a finding."""
 
 
 def pack(
@@ -55,6 +71,11 @@ def pack(
                 payload=encode(part),
                 columns=part,
                 histograms=tuple(draft for row, draft in shapes if start <= row < stop),
+                audits=tuple(
+                    AuditDraft(step=record.step, audit=cleaned(record.audit))
+                    for record in records[start:stop]
+                    if record.audit is not None
+                ),
                 is_late=late is not None and late[start],
             )
         )
@@ -84,6 +105,8 @@ def _check(seq: int, record: Record, layouts: Mapping[int, Layout], sent_statist
                 "bad_record",
                 f"record {seq}: the name of a scalar must have 1 … {MAX_NAME_CHARS} characters, none of them NUL",
             )
+    if record.audit is not None:
+        _check_audit(seq, record.audit)
     if record.layout is None:
         if record.block is not None or record.histograms:
             raise IngestError("bad_record", f"record {seq}: a block or histogram requires the id of its layout")
@@ -113,6 +136,47 @@ def _check(seq: int, record: Record, layouts: Mapping[int, Layout], sent_statist
                 "bad_record",
                 f"record {seq}: low, high and counts of {item.which} have {sizes} bytes for {layers} layers",
             )
+
+
+def _check_audit(seq: int, audit: Audit) -> None:
+    if len(audit.findings) > MAX_CHECKS or len(audit.runs) > MAX_CHECKS:
+        raise IngestError("bad_record", f"record {seq}: its audit has more than {MAX_CHECKS} checks or findings")
+    names = [*audit.runs, *(finding.check for finding in audit.findings)]
+    if not all(is_name(name) and len(name) <= MAX_CHECK_CHARS for name in names):
+        message = f"record {seq}: the name of a check must have 1 … {MAX_CHECK_CHARS} characters, none of them NUL"
+        raise IngestError("bad_record", message)
+    steps = (finding.step for finding in audit.findings if finding.step is not None)
+    if not all(0 <= step <= MAX_STEP for step in steps):
+        raise IngestError("bad_record", f"record {seq}: the step of a finding is not within 0 … 2**63 − 1")
+    if not all(0 <= count <= MAX_STEP for count in audit.runs.values()):
+        raise IngestError("bad_record", f"record {seq}: the runs of a check are not within 0 … 2**63 − 1")
+
+
+def cleaned(audit: Audit) -> Audit:
+    """Return a report whose texts and evidence can be stored: bounded, without NUL, NaN and infinities as null."""
+    return Audit(runs=audit.runs, findings=tuple(map(_cleaned, audit.findings)))
+
+
+def _cleaned(finding: AuditFinding) -> AuditFinding:
+    evidence: dict[str, float | int | str | None] = {}
+    for name, value in list(finding.evidence.items())[:MAX_EVIDENCE]:
+        kept = value
+        if isinstance(value, str):
+            kept = _bounded(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            kept = None
+        evidence[_bounded(name)] = kept
+    return AuditFinding(
+        check=finding.check,
+        message=finding.message.replace("\0", "")[:MAX_MESSAGE_CHARS],
+        layers=tuple(map(_bounded, finding.layers[:MAX_EVIDENCE])),
+        evidence=evidence,
+        step=finding.step,
+    )
+
+
+def _bounded(text: str) -> str:
+    return text.replace("\0", "")[:MAX_NAME_CHARS]
 
 
 def is_name(name: str) -> bool:

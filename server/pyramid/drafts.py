@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from client_sdk.protocol import Audit
 from server.pyramid.columns import Columns
 
 
@@ -21,6 +22,14 @@ class HistogramDraft:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditDraft:
+    """Report of the audit with one record."""
+
+    step: int
+    audit: Audit
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentDraft:
     """Segment before it has an id and an attempt. Its steps never decrease."""
 
@@ -32,6 +41,8 @@ class SegmentDraft:
     columns: Columns
     """Columns that the payload encodes, so that later stages need not decode it."""
     histograms: tuple[HistogramDraft, ...] = ()
+    audits: tuple[AuditDraft, ...] = ()
+    """Reports of the audit in the records."""
     is_late: bool = False
     """Whether the records are late: they belong to earlier steps, but training itself did not go back."""
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -38,6 +39,24 @@ def stored(**changes: Mapping[int, float]) -> Stored:
     }
     right |= {name: dict(values) for name, values in changes.items()}
     return Stored(layers={name: {"w": right[name]} for name in NEEDS}, lr=right["lr"], losses=dict.fromkeys(STEPS, 1))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({0: 60.0, 1: 50.5, 2: 49.5, 3: 50.0, 4: 50.0}, Verdict(result="pass")),
+        (
+            {0: 50.0, 1: 50.0, 2: 48.0, 3: 50.0, 4: 50.0},
+            Verdict(result="fail", words="lambda_max is 48 at step 2, true is 50"),
+        ),
+        ({2: 50.0, 3: 50.0}, Verdict(result="fail", words="no lambda_max, and nothing was said")),
+    ],
+    ids=["right", "wrong", "rare"],
+)
+def test_lambda_max_must_be_right_from_its_second_reading_on(found: dict[int, float], expected: Verdict) -> None:
+    truths = {step: replace(truth, lambda_max=50.0) for step, truth in TRUTHS.items()}
+    right = msgspec.structs.replace(stored(), lambda_max=found)
+    assert judge(truths, right, needs=NEEDS, absent=(), tolerance=1e-3, is_same=True, messages={}) == expected
 
 
 RULE = {"optimizer": "the rule is unknown"}

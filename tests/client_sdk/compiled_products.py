@@ -1,4 +1,4 @@
-"""Products with the Hessian of compiled models, while torch refuses to compile; started by `test_hessian`.
+"""Products with the Hessian of compiled models, while torch refuses to compile; started by the tests of these.
 
     python -m tests.client_sdk.compiled_products
 
@@ -13,7 +13,7 @@ import json
 
 import torch
 
-from tests.client_sdk.test_hessian import like, tanh_net
+from tests.support.hessian_cases import like, tanh_net
 
 BACKENDS = ("eager", "aot_eager")
 

@@ -90,6 +90,15 @@ def test_what_is_left_is_what_is_allowed() -> None:
     assert Budget(math.inf).left() == math.inf
 
 
+def test_what_a_slow_start_would_allow_is_not_spent() -> None:
+    budget = Budget(0.05)
+    for _ in range(40):
+        budget.end_step(0.3)
+    for _ in range(31):
+        budget.end_step(0.1)
+    assert budget.left() == pytest.approx(0.05 * WINDOW * 0.1)
+
+
 def test_no_limit() -> None:
     budget = Budget(math.inf)
     assert budget.allows(1e9)

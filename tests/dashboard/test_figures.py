@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import plotly.graph_objects as go
 import pytest
 
 from client_sdk.answers import Alert, Buckets, Event, Histogram, Outcome, PredictedStep
-from client_sdk.vocabulary import STATISTICS
+from client_sdk.vocabulary import CURVE_MEANINGS, STAGE_MEANINGS, STATISTICS, Stage
 from dashboard.figures.curvature import curvature_figure
 from dashboard.figures.heatmap import heatmap_figure, heatmap_height
 from dashboard.figures.held_loss import held_loss, held_words
 from dashboard.figures.histogram import histogram_figure
+from dashboard.figures.histograms_over_time import histograms_figure
 from dashboard.figures.loss import loss_figure, smoothed
 from dashboard.figures.marks import Marks, Spike, marks_of
 from dashboard.figures.scales import colour_bar_ticks, colour_scale
@@ -336,6 +338,20 @@ def test_stages_become_spans_and_say_their_word() -> None:
     assert strip["marker"]["color"] == [STAGE_COLOURS["stable"], STAGE_COLOURS["decoupled"]]
 
 
+def test_curves_and_stages_say_what_they_mean_in_the_words_of_the_glossary() -> None:
+    series = {name: buckets([100.0] * 9) for name in ("lambda_max", "lambda_grad", "stability_limit")}
+    figure = plain(curvature_figure(series, [Span(stage="stable", step_from=0, step_to=9)], Marks(), FRAME))
+    hovers = {note["text"]: note["hovertext"] for note in figure["layout"]["annotations"]}
+    assert hovers["λ<sub>max</sub>"] == CURVE_MEANINGS["lambda_max"]
+    assert hovers["λ<sub>grad</sub>"] == CURVE_MEANINGS["lambda_grad"]
+    assert hovers["2/η = 100"] == CURVE_MEANINGS["stability_limit"]
+    assert figure["data"][-1]["customdata"][0][3] == STAGE_MEANINGS["stable"]
+    glossary = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text()
+    assert set(STAGE_MEANINGS) == set(Stage)
+    for sentence in (*STAGE_MEANINGS.values(), *CURVE_MEANINGS.values()):
+        assert sentence in glossary
+
+
 def test_a_short_spiking_stage_is_never_merged_away() -> None:
     found = [
         Span(stage="stable", step_from=0, step_to=50_000),
@@ -488,6 +504,20 @@ def test_sparkline_keeps_the_spike_and_breaks_at_what_is_not_finite() -> None:
     assert sparkline([1.0, 2.0, None, 2.0, 1.0]).count("M") == 2
     assert sparkline([1.0]) == ""
     assert sparkline([None, math.nan, 5.0, 5.0]) != ""
+
+
+def test_histograms_over_time_share_an_axis_and_keep_their_mass() -> None:
+    found = [
+        Histogram(layer="w", which="ratio", step=10, edges=(-1.0, 0.0, 1.0), counts=(1, 3)),
+        Histogram(layer="w", which="ratio", step=20, edges=(-2.0, 0.0, 2.0), counts=(2, 2)),
+        Histogram(layer="w", which="ratio"),
+    ]
+    cells = plain(histograms_figure(found, 15, FRAME))["data"][0]
+    assert list(cells["x"]) == [10, 20]
+    assert np.nansum(np.asarray(cells["z"]), axis=0) == pytest.approx([100.0, 100.0], rel=1e-5)
+    assert (cells["y"][0] < -1.9, cells["y"][-1] > 1.9) == (True, True)
+    assert np.isnan(np.asarray(cells["z"])[0, 0]), "nothing of the first lies below -1"
+    assert plain(histograms_figure([], 15, FRAME))["data"][0]["type"] == "scatter"
 
 
 def test_both_themes_have_every_token() -> None:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 from websockets.sync.client import connect
 
 from tests.support.embedded import Embedded, embedded
+from tests.support.postgres import Postgres
 from tests.support.writer import Writer, record
 
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """Yield a server with a finished run whose loss spiked at step 80."""
-    with embedded(tmp_path_factory.mktemp("server")) as started:
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """Yield a server with a finished run whose loss spiked at step 80, on each kind of database in turn."""
+    with ExitStack() as stack:
+        settings: dict[str, Any] = {}
+        if request.param == "postgres":
+            postgres = Postgres()
+            stack.callback(postgres.stop)
+            settings["database_url"] = postgres.create_database()
+        started = stack.enter_context(embedded(tmp_path_factory.mktemp("server"), **settings))
         url = started.url.replace("http", "ws", 1) + "/api/v1/ingest"
         headers = {"Authorization": f"Bearer {started.token}"}
         with connect(url, additional_headers=headers, compression=None) as socket:

@@ -20,6 +20,7 @@ from tests.support.recorded import recording
 pytestmark = pytest.mark.browser
 
 BLOCKS, STEPS, FAULT = 12, 80, 50
+DELIVERY = 60.0  # seconds until the server has every record, on a machine that other tests keep busy
 DRAWN = "document.querySelectorAll('.panels .panel:not(.hidden) .graph-box .subplot.xy').length >= 3"
 
 META = "document.querySelector('#layers-box .js-plotly-plot').layout.meta"
@@ -68,7 +69,8 @@ def train(server: Embedded, directory: Path) -> None:
         loss.backward()
         optimizer.step()
         client_sdk.log({"loss": loss, "accuracy": 1 / (1 + loss.detach())}, step=step)
-    client_sdk.finish()
+    assert client_sdk.flush(DELIVERY), client_sdk.status()
+    client_sdk.finish(DELIVERY)
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +232,10 @@ def test_a_click_on_a_folded_block_draws_the_layer_that_leads_it(server: Embedde
     expect(page.locator("#layer-note")).to_contain_text("gradient norm: ‖g‖ of each layer")
     layer = page.locator("#layer-title").inner_text()
     expect(page.locator("#histogram-title")).to_contain_text(f"{layer} at step")
+    expect(page.locator("#over-time-card")).to_be_visible()
+    recorded = page.evaluate("Array.from(document.querySelector('#over-time-box .js-plotly-plot')._fullData[0].x)")
+    assert recorded == sorted(recorded)
+    assert len(recorded) >= 3
     step = int(page.evaluate("new URLSearchParams(location.search).get('at')"))
     with server.api() as api:
         found = api.get("/runs/gpt/heatmap", params={"stat": "grad_norm", "columns": 100}).json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from client_sdk.protocol import Layout, Record
 from server.cli import app
 from server.evaluation.recordings import read_recording
 from server.models import Sample
+from tests.support.postgres import Postgres
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer
 
@@ -40,15 +42,27 @@ def send(server: RunningServer, run_id: str, samples: list[Sample], project: str
         writer.finish()
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("replays")
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """Directory and database of a server; the URL is None for the SQLite database in the directory."""
+
+    directory: Path
+    database_url: str | None
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    url: str | None = None
+    if request.param == "postgres":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        url = postgres.create_database(is_current=True)
+    return Home(directory=tmp_path_factory.mktemp("replays"), database_url=url)
 
 
 @pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[RunningServer]:
-    """Yield a server with the recorded tanh net as a finished run."""
-    with running_server(home) as started:
+def server(home: Home) -> Iterator[RunningServer]:
+    """Yield a server with the recorded tanh net as a finished run, on each kind of database in turn."""
+    with running_server(home.directory, database_url=home.database_url) as started:
         samples = list(read_recording(DATA / "tanh-net.npz").samples)
         send(started, "net", samples)
         with started.connect("/live?run=net") as live, started.api() as api:
@@ -110,8 +124,11 @@ def test_a_run_or_a_sensitivity_that_does_not_exist_is_refused(server: RunningSe
 
 
 @pytest.mark.usefixtures("server")
-def test_the_command_line_replays_a_run_of_the_database(home: Path) -> None:
-    answer = CliRunner().invoke(app, ["evaluate", "net", "--data", str(home / "data")])
+def test_the_command_line_replays_a_run_of_the_database(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--data", str(home.directory / "data")]
+    if home.database_url is not None:
+        monkeypatch.setenv("SPIKEWATCH_DATABASE_URL", home.database_url)
+    answer = CliRunner().invoke(app, ["evaluate", "net", *options])
     assert answer.exit_code == 0, answer.output
     would, _, told = answer.stdout.partition("Was told:")
     assert would.startswith("Would have been told:")
@@ -119,6 +136,6 @@ def test_the_command_line_replays_a_run_of_the_database(home: Path) -> None:
     assert "hit" in would
     assert told.splitlines()[1:6] == would.splitlines()[1:6]
     assert "sensitivity: usual" in told
-    missing = CliRunner().invoke(app, ["evaluate", "nobody", "--data", str(home / "data")])
+    missing = CliRunner().invoke(app, ["evaluate", "nobody", *options])
     assert missing.exit_code == 2
     assert "neither a directory nor a run" in missing.stderr

@@ -15,21 +15,21 @@ Matrix = NDArray[np.float64]
 """Vector [N] or matrix [N, N] over all parameters."""
 
 
-def flat(tensors: list[Tensor]) -> Tensor:
-    """Return all elements of ``tensors`` as one float64 vector."""
-    return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+ROWS = 128  # of a Hessian, which are computed together
 
 
 def dense_hessian(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> tuple[Matrix, Matrix]:
-    """Return the gradient [N] and the Hessian [N, N] over all parameters, computed one row at a time."""
+    """Return the gradient [N] and the Hessian [N, N] over all parameters, computed `ROWS` rows at a time."""
     parameters = list(model.parameters())
     grads = torch.autograd.grad(loss_of(model), parameters, create_graph=True)
     gradient = torch.cat([grad.reshape(-1) for grad in grads])
-    rows = []
-    for entry in gradient:
-        row = torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)
-        rows.append(flat(list(row)))
-    return gradient.detach().double().numpy(), torch.stack(rows).numpy()
+    blocks = []
+    for rows in torch.eye(len(gradient), dtype=gradient.dtype).split(ROWS):
+        block = torch.autograd.grad(
+            gradient, parameters, rows, retain_graph=True, is_grads_batched=True, materialize_grads=True
+        )
+        blocks.append(torch.cat([part.detach().double().flatten(1) for part in block], 1))
+    return gradient.detach().double().numpy(), torch.cat(blocks).numpy()
 
 
 def dense_preconditioner(model: nn.Module, optimizer: torch.optim.Optimizer) -> Matrix:

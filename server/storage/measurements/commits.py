@@ -26,6 +26,7 @@ from server.errors import RunDeletedError, SequenceMovedError, ServerError, Trai
 from server.models import DELETING, Event
 from server.pyramid.drafts import SegmentDraft
 from server.schema import attempts, events, histograms, runs, scalars, segments, writers
+from server.storage.audits import store_audits
 from server.storage.database import LOCK_TIMEOUT, Database, insert_ignore
 from server.storage.id_list import padded
 from server.storage.runs import Registration, is_running
@@ -194,7 +195,8 @@ class _Accepted:
     """Whether the request begins a new attempt."""
     position: TrainingPosition = NOT_BEGUN
     """Position of the rank's training after the request."""
-    rollbacks: list[Event] = field(default_factory=list)
+    happened: list[Event] = field(default_factory=list)
+    """Events: rollbacks, and findings of the audit."""
 
 
 @dataclass(kw_only=True)
@@ -257,7 +259,7 @@ class _Ledger:
         if before is not None:
             self.left.append(_reached(key, before))
             detail = {"from_step": before.last_step}
-            item.rollbacks.append(Event(step=draft.first_step, kind=EventKind.ROLLBACK, attempt=attempt, detail=detail))
+            item.happened.append(Event(step=draft.first_step, kind=EventKind.ROLLBACK, attempt=attempt, detail=detail))
         item.began = True
         now = self.current[key] = _Attempt(attempt=attempt, last_step=draft.last_step, last_segment=last_segment)
         return now
@@ -417,7 +419,7 @@ async def _insert_segments(connection: AsyncConnection, accepted: Sequence[_Acce
 
 
 async def _insert_details(connection: AsyncConnection, accepted: Sequence[_Accepted]) -> None:
-    """Store histograms, rollbacks and names that are logged for the first time. Most commits have none of these."""
+    """Store histograms, findings, events and names that are new. Most commits have none of these."""
     shapes = [
         {
             **_origin(item, attempt),
@@ -432,7 +434,18 @@ async def _insert_details(connection: AsyncConnection, accepted: Sequence[_Accep
     ]
     if shapes:
         await connection.execute(histograms.insert(), shapes)
-    rollbacks = [
+    for item in accepted:
+        item.happened += await store_audits(
+            connection,
+            item.request.writer,
+            [
+                (attempt, report)
+                for draft, attempt in zip(item.request.drafts, item.merged_into, strict=True)
+                for report in draft.audits
+            ],
+            item.request.now,
+        )
+    happened = [
         {
             "run_id": item.request.writer.run_id,
             "rank": item.request.writer.rank,
@@ -443,10 +456,10 @@ async def _insert_details(connection: AsyncConnection, accepted: Sequence[_Accep
             "created_at": item.request.now,
         }
         for item in accepted
-        for event in item.rollbacks
+        for event in item.happened
     ]
-    if rollbacks:
-        await connection.execute(events.insert(), rollbacks)
+    if happened:
+        await connection.execute(events.insert(), happened)
     names = {
         (*item.request.run_rank, name)
         for item in accepted
@@ -524,6 +537,6 @@ def _committed(item: _Accepted, ids: dict[tuple[int, int], int], current: dict[R
         last_step=item.position.last_step,
         attempt=item.position.attempt,
         began=item.began,
-        events=tuple(item.rollbacks),
+        events=tuple(item.happened),
         segments=tuple(committed),
     )

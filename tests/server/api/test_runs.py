@@ -252,6 +252,26 @@ def test_a_token_for_writing_writes_to_its_project_alone(filled: RunningServer) 
             assert writer.expect(Error).code == "forbidden"
 
 
+def test_histograms_over_a_range_come_in_order_and_thinned_evenly(filled: RunningServer, api: httpx.Client) -> None:
+    with filled.connect("/ingest") as socket:
+        writer = Writer(socket)
+        writer.hello("shapes", "shapes")
+        writer.commit(
+            *(record(step, histograms=(histogram("ratio", [[step] * 64, [0] * 64]),)) for step in range(0, 100, 10))
+        )
+    address = "/runs/shapes/histograms"
+    found = api.get(address, params={"layer": "first", "which": "ratio"}).json()
+    assert [item["step"] for item in found] == list(range(0, 100, 10))
+    assert found[3]["counts"] == [30] * 64
+    assert found[3] == api.get("/runs/shapes/histogram", params={"layer": "first", "which": "ratio", "step": 30}).json()
+    some = api.get(address, params={"layer": "first", "which": "ratio", "from": 15, "to": 90, "limit": 3}).json()
+    assert [item["step"] for item in some] == [20, 60, 90]
+    assert len(api.get(address, params={"layer": "first", "which": "ratio", "limit": 1}).json()) == 1
+    assert api.get(address, params={"layer": "first"}).json() == []
+    assert api.get(address, params={"layer": "none"}).status_code == 404
+    assert api.get(address, params={"layer": "first", "from": 9, "to": 3}).status_code == 400
+
+
 def test_the_openapi_document_names_every_call(filled: RunningServer) -> None:
     paths = httpx.get(f"{filled.url}/api/v1/openapi.json").json()["paths"]
     assert {
@@ -260,6 +280,7 @@ def test_the_openapi_document_names_every_call(filled: RunningServer) -> None:
         "/api/v1/runs/{run_id}/series",
         "/api/v1/runs/{run_id}/heatmap",
         "/api/v1/runs/{run_id}/histogram",
+        "/api/v1/runs/{run_id}/histograms",
         "/api/v1/runs/{run_id}/events",
         "/api/v1/alerts",
         "/api/v1/alerts/{alert_id}/acknowledge",

@@ -41,8 +41,16 @@ def each(program: str) -> pytest.MarkDecorator:
 
 DATED_ANEW: Final = {"exponential"}
 """Streams whose spike the version before dated otherwise, so that it told of the same alerts at other steps."""
+WARNED_LATER: Final = {"tanh-net"}
+"""Streams whose spike the version before warned of while its date was more than 25 steps away, where it is a watch."""
 LEARNT: Final = 100
 """Number of samples after which a restored detector of spikes has learnt the level of the loss anew."""
+
+
+def dates(verdict: Verdict) -> list[object]:
+    """Return the predicted steps of a verdict with the layers that lead to them."""
+    found = [finding for finding in verdict.findings if finding.kind == "spike-predicted"]
+    return [(finding.step, finding.predicted_step, finding.layers) for finding in found]
 
 
 def forecasts(verdict: Verdict) -> str:
@@ -89,7 +97,8 @@ def test_a_stored_detector_suite_goes_on(stored: Stored) -> None:
     rest = streams.verdicts(samples[stored.position :], DetectorSuite.restore(stored.snapshot))
     learnt = stored.position + LEARNT
     assert [told(verdict) for verdict in rest[LEARNT:]] == [told(verdict) for verdict in whole[learnt:]]
-    assert [forecasts(verdict) for verdict in rest] == [forecasts(verdict) for verdict in whole[stored.position :]]
+    compared = dates if stored.stream in WARNED_LATER else forecasts
+    assert list(map(compared, rest)) == list(map(compared, whole[stored.position :]))
 
 
 @each("detectors")
@@ -148,10 +157,13 @@ def essence(alert: Alert) -> tuple[object, ...]:
     return alert.id, alert.kind, alert.level, alert.state, alert.step, alert.layers, alert.cause, alert.closed_at
 
 
-CHANGED: Final = {"bad_batch", "causes", "cause", "findings", "stages", "spike", "divergence", "predictor", "due"}
+CHANGED: Final = {
+    *("bad_batch", "causes", "cause", "findings", "stages", "spike", "divergence", "predictor"),
+    *("due", "is_told", "is_watching"),
+}
 """Keys whose content is another one since a bad batch is named later, since a lost loss is a stage of its own, since
-spikes are found by another rule, and since a forecast follows the loss that is held; the rule of before is the detector
-of jumps."""
+spikes are found by another rule, since a forecast follows the loss that is held, and since a far date is a watch; the
+rule of before is the detector of jumps."""
 
 
 def common(one: object, other: object) -> object:

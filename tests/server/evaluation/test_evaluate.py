@@ -51,7 +51,7 @@ def named(evaluation: Evaluation, name: str) -> RecordingScores:
 def test_recorded_tanh_net_is_dated_tens_of_steps_ahead(evaluation: Evaluation) -> None:
     run = named(evaluation, "tanh-net").with_curvature
     recall = run.recalled[0]
-    assert recall.lead >= 30
+    assert recall.lead >= 20
     assert recall.is_in_band
     assert run.false == ()
 
@@ -95,9 +95,14 @@ def test_a_loss_that_stays_up_for_steps_is_a_spike_and_no_bad_batch(
     assert ("spike" in run.kinds) is (bad_steps > 1)
 
 
-def test_without_a_closure_the_same_recording_is_told_later(evaluation: Evaluation) -> None:
+def test_without_a_closure_the_same_recording_is_dated_worse(evaluation: Evaluation) -> None:
     one = named(evaluation, "tanh-net")
-    assert 0 < one.without_curvature.recalled[0].lead < one.with_curvature.recalled[0].lead
+    ((bare_date,), (date,)) = (
+        [recall.date_ratio for recall in run.recalled] for run in (one.without_curvature, one.with_curvature)
+    )
+    assert bare_date is not None
+    assert date is not None
+    assert abs(math.log(date)) < abs(math.log(bare_date)), "steps to the onset over the forecast ones"
     (recording,) = (found for found in read_recordings(DATA) if found.name == "tanh-net")
     bare = recording.without_curvature()
     assert all("lambda_max" not in sample.scalars for sample in bare.samples)
