@@ -116,7 +116,7 @@ class Direction:
         if roster != self._roster:  # the sign of what a tensor remembers is only known from one step to the next
             self.forget()
             self._roster = roster
-        sums: list[list[Tensor]] = [[], [], [], []]
+        sums: Tensor | None = None
         count = 0
         for part, rate in zip(parts, rates, strict=True):
             y = _preconditioned(part, math.sqrt(max(rate, 0.0) / largest))
@@ -127,18 +127,14 @@ class Direction:
             torch._foreach_mul_(filtered, -DECAY)
             torch._foreach_add_(filtered, y, alpha=1.0 - DECAY)
             count += len(y)
-            sums[0] += torch._foreach_norm(filtered)
-            sums[1] += torch._foreach_norm(y)
-            sums[2] += torch._foreach_norm(part.grads)
-            if part.seconds:
-                sums[3] += [norm * part.terms[TERM["root"]] ** 2 for norm in torch._foreach_norm(part.seconds, 1)]
+            own = _sums(filtered, y, part)
+            sums = own if sums is None else sums + own.to(sums.device)
+        assert sums is not None
         self._steps += 1
         leading = parts[max(range(len(parts)), key=rates.__getitem__)]
-        squares = [_total(norms, is_squared=True) for norms in sums[:3]]
-        second = _total(sums[3], is_squared=False) if sums[3] else torch.zeros_like(squares[0])
         rule, terms = leading.rule, leading.terms
         return FollowedStep(
-            copy=TensorCopy(torch.stack([*squares, second])),
+            copy=TensorCopy(sums),
             gain=largest * terms[TERM["gain"]],
             response=GradientResponse(
                 direct=terms[TERM["direct"]], momentum=terms[TERM["momentum"]], intake=rule.intake, decay=rule.decay
@@ -157,7 +153,7 @@ class Direction:
         if not held:
             return None
         count = sum(one.numel() for one, _ in held)
-        root_mean = (_total(torch._foreach_norm([one for one, _ in held]), is_squared=True) / count).sqrt()
+        root_mean = (_norms([one for one, _ in held]).square().sum() / count).sqrt()
         touched = torch.zeros_like(root_mean)
         for one, second in held:
             is_on = one.abs() > root_mean.to(device=one.device, dtype=one.dtype)
@@ -226,12 +222,28 @@ def _preconditioned(part: _Part, scale: float) -> list[Tensor]:
     return y
 
 
-def _total(norms: list[Tensor] | tuple[Tensor, ...], *, is_squared: bool) -> Tensor:
-    """Return the sum of the norms of some tensors, or of their squares, in the widest type of the first's device."""
-    device = norms[0].device
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    stacked = torch.stack([one.to(device=device, dtype=wide) for one in norms])
-    return (stacked.square() if is_squared else stacked).sum()
+def _sums(filtered: list[Tensor], y: list[Tensor], part: _Part) -> Tensor:
+    """Return Σ e², Σ y², Σ g² and Σ v̂ over the tensors of a part, [4]."""
+    of_squares = _norms([*filtered, *y, *part.grads]).view(3, -1).square().sum(dim=1)
+    if part.seconds:
+        second = _norms(part.seconds, 1).sum(dim=0, keepdim=True) * part.terms[TERM["root"]] ** 2
+    else:
+        second = torch.zeros_like(of_squares[:1])
+    return torch.cat([of_squares, second.to(of_squares.device)])
+
+
+def _norms(tensors: Sequence[Tensor], order: int = 2) -> Tensor:
+    """Return the norm of each tensor, [n], in the widest type of the first one's device."""
+    norms: list[Tensor] = list(torch._foreach_norm(list(tensors), order))
+    device, dtype = norms[0].device, norms[0].dtype
+    if any(norm.device != device or norm.dtype != dtype for norm in norms):
+        dtype = _widest(device)
+        norms = [norm.to(device=device, dtype=dtype) for norm in norms]
+    return torch.stack(norms).to(_widest(device))
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _number(rate: float | Tensor) -> float:
