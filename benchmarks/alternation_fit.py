@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from server.detectors import period_two, spike_predictor
+from server.detectors import height, period_two, spike_predictor
 from server.detectors.context import Context
 from server.detectors.jump import JumpDetector
 from server.detectors.layer_sums import sums_of
@@ -40,7 +40,7 @@ GRID: Final[Mapping[str, tuple[float, ...]]] = {
     "ALTERNATING": (0.3, 0.5),
     "GROWING": (0.02, 0.08),
     "NEXT": (10, 40),
-    "TALL": (0.3, 1.0),
+    "RIPPLE": (0.3, 1.0),
     "LEAST_PEAK": (0.01, 0.2),
 }
 """Other values that are tried of each constant."""
@@ -48,7 +48,7 @@ OWNERS: Final[Mapping[str, ModuleType]] = {
     "ALTERNATING": period_two,
     "GROWING": period_two,
     "NEXT": spike_predictor,
-    "TALL": period_two,
+    "RIPPLE": height,
     "LEAST_PEAK": spike_predictor,
 }
 PRECISION, FALSE_ALARMS = 0.90, 0.3
@@ -57,7 +57,7 @@ PRECISION, FALSE_ALARMS = 0.90, 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The readings of one recording, without curvature."""
+    """The readings of one recording."""
 
     truth: Truth
     readings: tuple[Reading, ...]
@@ -122,8 +122,8 @@ def read(directories: Iterable[Path]) -> list[Run]:
     return list(runs.values())
 
 
-def replay(run: Run) -> RunScore:
-    """Return the score of the predictor alone on one run, tempered by its track record."""
+def alarms(run: Run) -> dict[Alarm, str]:
+    """Return the alarms of the predictor alone on one run, tempered by its track record, each with its sign."""
     jump, predictor, record = JumpDetector(), SpikePredictor(), TrackRecord()
     loud: list[bool] = []
     told: dict[int, tuple[int, Finding]] = {}
@@ -136,8 +136,13 @@ def replay(run: Run) -> RunScore:
         loud.append(finding is not None and finding.level in LOUD)
         if finding is not None:
             told[reading.step] = reading.step, finding
-    alarms = tuple(_told(told[alarm.step]) for alarm in rising(run.truth.steps, loud))
-    return score(run.truth, Replayed(alarms=alarms))
+    steps = [alarm.step for alarm in rising(run.truth.steps, loud)]
+    return {_told(told[step]): str(told[step][1].evidence["sign"]) for step in steps}
+
+
+def replay(run: Run) -> RunScore:
+    """Return the score of the predictor alone on one run, tempered by its track record."""
+    return score(run.truth, Replayed(alarms=tuple(alarms(run))))
 
 
 def _told(report: tuple[int, Finding]) -> Alarm:

@@ -35,7 +35,7 @@ from benchmarks.curvature_peers import (
     by_eigsh,
     by_pyhessian,
     by_spikewatch,
-    tuned_setting,
+    by_tuned_eigsh,
 )
 from benchmarks.random_trainings import Training, random_training
 from benchmarks.watch_overhead import MIB, peak_extra
@@ -84,9 +84,8 @@ def measure_products(models: int) -> None:
             if not truth > 0:
                 continue
             add(f"Spikewatch, cold, {kind}", tracked_products(tracking, operator, truth), truth)
-            setting = tuned_setting(operator, truth, EXACT)
-            tuned = None if setting is None else by_eigsh(operator, *setting)
-            add(f"eigsh with the best of 16 settings, {kind}", tuned, truth)
+            tuned = by_tuned_eigsh(operator, truth, EXACT)
+            add(f"eigsh with the best of 16 settings, {kind}", tuned and tuned[0], truth)
             if sgd:
                 add("PyHessian, SGD", by_pyhessian(training), truth)
                 add("curvlinops and eigsh, SGD", by_curvlinops(training, EXACT), truth)
@@ -99,7 +98,7 @@ def measure_products(models: int) -> None:
     print("| | median | 90 % | most | within 6 | within 2 | not within 1 % |")
     print("|---|---|---|---|---|---|---|")
     for name, all_found in rows.items():
-        counts = [found.products for found in all_found if found is not None]
+        counts = [found.products for found in all_found if found is not None and found.products]
         if not counts:
             print(f"| {name} | not installed | | | | | |")
             continue
@@ -156,10 +155,10 @@ def measure_methods() -> None:
         show(f"Spikewatch, {name}, cold", partial(find, is_cold=True))
         show(f"Spikewatch, {name}, warm", partial(find, is_cold=False))
     in_float32 = Operator(training)
-    setting = tuned_setting(in_float32, truth, EXACT)
+    tuned = by_tuned_eigsh(in_float32, truth, EXACT)
     del in_float32
-    if setting is not None:
-        show("eigsh with the best of 16 settings", lambda: by_eigsh(Operator(training), *setting))
+    if tuned is not None:
+        show("eigsh with the best of 16 settings", lambda: by_eigsh(Operator(training), *tuned[1]))
     show("PyHessian", lambda: by_pyhessian(training))
     show("curvlinops and eigsh", lambda: by_curvlinops(training, EXACT))
     _measure_step_readings(training, step, weights)

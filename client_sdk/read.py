@@ -176,7 +176,8 @@ class Run:
         """Return every value of a scalar, from the lowest rank that logs it.
 
         ``attempt``: only this attempt; by default, of each attempt the steps that no later one replaced. Raises
-        `TransportError`; its code is "unknown_scalar" for a name that was never logged.
+        `TransportError`; its code is "unknown_scalar" for a name that was never logged, and "unknown_attempt" for an
+        attempt that the run does not have.
         """
         found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
         numbers: list[NDArray[np.int64]] = []
@@ -324,7 +325,13 @@ class Run:
         if keys is not None:
             query["keys"] = names_parameter(keys)
         with self._export(query) as answer:
-            attempts = self._read("", {}, answers.RunDetail).attempts
+            detail = self._read("", {}, answers.RunDetail)
+            attempts = detail.attempts
+            if attempt is not None and attempt not in {detail.attempt, *(item.attempt for item in attempts)}:
+                known = ", ".join(str(number) for number in sorted({item.attempt for item in attempts}))
+                raise TransportError(
+                    "unknown_attempt", f"the run {self.id} has no attempt {attempt}; it has {known}", retryable=False
+                )
             while True:
                 size = int.from_bytes(_exactly(answer, 4), "little")
                 body = _exactly(answer, size)

@@ -10,8 +10,8 @@ import msgspec
 from client_sdk.answers import RunSummary
 
 MAX_DEPTH: Final = 6
-HIDDEN: Final = ("imported_names",)
-"""Keys of the configuration that an import writes for itself."""
+HIDDEN: Final = ("imported_names", "followed_log")
+"""Keys of the configuration that an import or a follower of logs writes for itself."""
 
 
 def flat(config: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:

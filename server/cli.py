@@ -10,7 +10,7 @@ from types import FrameType
 import typer
 
 from server import logs
-from server.commands import data, evaluation, serving, tokens
+from server.commands import checking, data, evaluation, following, serving, tokens
 
 app = typer.Typer(
     help="See a loss spike coming.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -24,6 +24,8 @@ app.command("runs")(data.runs)
 app.command("doctor")(data.doctor)
 app.command("export")(data.export)
 app.command("import")(data.import_runs)
+app.command("check")(checking.check)
+app.command("follow")(following.follow)
 app.command("delete")(data.delete)
 app.command("demo")(serving.demo)
 app.command("evaluate")(evaluation.evaluate)

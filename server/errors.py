@@ -21,6 +21,7 @@ ServerError
 ├── RuleFieldError                a field of an alert rule is invalid; names the field
 ├── LimitError                    a token exceeds a limit; retry later
 ├── ImportFileError               a file cannot be imported: which, where and why
+├── LinkError                     a follower of logs cannot reach its server, or is refused by it
 ├── IngestError                   an ingest frame is refused: a stable code of docs/protocol.md
 └── ApiError                      an HTTP or live request is refused: a stable code and a status
 """
@@ -179,6 +180,18 @@ class ImportFileError(ServerError):
         self.path = path
         self.place = place
         self.reason = reason
+
+
+class LinkError(ServerError):
+    """The connection of a follower of logs failed, or the server refused what it sent.
+
+    ``code`` is that of the server (docs/protocol.md), "unreachable" or "closed".
+    """
+
+    def __init__(self, code: str, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
 
 
 class IngestError(ServerError):

@@ -97,11 +97,12 @@ async def import_paths(
     project: str | None = None,
     renames: Mapping[str, str] | None = None,
     options: ReadOptions | None = None,
+    tells_runs: bool = True,
 ) -> int:
     """Import all runs below the paths, report each on stderr, and return the number of files that could not be read.
 
-    ``renames`` maps names in the files to names of scalars, and ``options`` say how files are read. Raises
-    `DatabaseError`.
+    ``renames`` maps names in the files to names of scalars, and ``options`` say how files are read. Without
+    ``tells_runs`` only what is left out and what cannot be read is reported. Raises `DatabaseError`.
     """
     await migrate.upgrade(database)
     pipeline = make_pipeline(config, database, MemoryBroker(config.live_queue), follower_idle=FOLLOWER_IDLE)
@@ -128,7 +129,7 @@ async def import_paths(
                     try:
                         logged = await asyncio.to_thread(opener)
                         done = await _import_all(importer, logged, progress, project, renames)
-                        for run, imported in zip(logged, done, strict=True):
+                        for run, imported in zip(logged, done, strict=True) if tells_runs else ():
                             raised = await alerts.find(run_ids=[imported.run_id])
                             note(_sentence(run, imported, len(raised)))
                     except ImportFileError as error:

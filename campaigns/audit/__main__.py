@@ -1,6 +1,6 @@
 """Puts each fault into a training, and prints how soon it is named, and what is found at healthy set-ups.
 
-    python -m campaigns.audit [--only TEXT] [--healthy none|few|all] [--write]
+    python -m campaigns.audit [--only TEXT] [--healthy none|few|all] [--set-ups TEXT] [--write]
 
 The exit code is 1 if a fault is not named within its steps, or if something is found at a healthy set-up.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from campaigns.audit.distributed_faults import FAULTS as FAULTS_OF_RANKS
 from campaigns.audit.distributed_faults import try_out_together
 from campaigns.audit.fault import Injection
 from campaigns.audit.faults import FAULTS
@@ -31,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m campaigns.audit", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="faults whose name or check has this text")
     parser.add_argument("--healthy", default="all", choices=("none", "few", "all"), help="healthy set-ups to run")
+    parser.add_argument("--set-ups", default="", metavar="TEXT", help="healthy set-ups whose name or section has it")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS} and {PAGE}")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -45,7 +47,9 @@ def main() -> int:
         print(rows[-1], flush=True)
     healthy = Healthy()
     if options.healthy != "none":
-        healthy = try_healthy(everything=options.healthy == "all", report=lambda line: print(line, flush=True))
+        healthy = try_healthy(
+            everything=options.healthy == "all", only=options.set_ups, report=lambda line: print(line, flush=True)
+        )
     summary = (
         f"{len(named)} of {FAULT_COUNT} faults are named in time; {healthy.count} healthy set-ups have "
         f"{len(healthy.findings)} findings after {healthy.runs:,} runs of the checks."
@@ -68,7 +72,8 @@ def _tried(only: str) -> list[tuple[int, str, str, int, int | None, list[str]]]:
             found.append(
                 (injection.number, injection.name, injection.check, injection.within, trial.named_after, others)
             )
-    found += [row for row in try_out_together() if only.lower() in f"{row[1]} {row[2]}".lower()]
+    if any(only.lower() in f"{name} {check}".lower() for _, name, check, _, _ in FAULTS_OF_RANKS):
+        found += [row for row in try_out_together() if only.lower() in f"{row[1]} {row[2]}".lower()]
     return sorted(found, key=lambda row: row[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,14 +16,17 @@ import torch
 from torch import Tensor, nn
 
 import client_sdk
+from benchmarks.spike_trainings import CASES
 from campaigns.audit.fault import FEATURES, OUTPUTS, ROWS, Training, network
 from campaigns.audit.trial import Trial, watched
 from campaigns.set_ups.catalogue import catalogue
+from campaigns.set_ups.child import Heard
 from campaigns.set_ups.trial import Trial as SetUpTrial
-from client_sdk.protocol import Audit
+from client_sdk.protocol import Audit, Record, decode_record
 from client_sdk.run import Run
+from client_sdk.spool.spool import Spool
 from client_sdk.watch import watch
-from tests.support.logged import kept
+from server.evaluation.recording import CONTROL
 
 STEPS: Final = 60  # of each set-up, more than any check of a fault waits for
 SKIPPED: Final = {
@@ -50,16 +54,29 @@ class Healthy:
         """Count a training."""
         self.count += 1
         self.runs += sum(trial.runs.values())
+        if "audit" in trial.warnings:
+            self.findings.append(f"{name}: a check raised an exception")
         self.findings += [f"{name}: {finding.check}: {finding.message}" for _, finding in trial.findings.values()]
 
 
-def try_healthy(*, everything: bool, report: Callable[[str], None]) -> Healthy:
-    """Run the controls and the set-ups of one process, all of them or every `FEW`-th."""
+def try_healthy(*, everything: bool, only: str, report: Callable[[str], None]) -> Healthy:
+    """Run the controls and the set-ups of one process whose section or name has the text ``only``.
+
+    ``everything`` is False for every `FEW`-th set-up.
+    """
     found = Healthy()
-    for name, control in CONTROLS.items():
+    for name, control in CONTROLS.items() if not only else ():
         found.add(name, watched(control))
-    found.groups.append(f"{len(CONTROLS)} controls")
-    chosen = [each for each in catalogue().set_ups.values() if each.processes == 1]
+    found.groups.append(f"{len(CONTROLS)} controls that come close to a fault")
+    own = [name for name, case in CASES.items() if case.cause == CONTROL and not only]
+    for name in own:
+        found.add(name, watched(partial(_own, name)))
+    found.groups.append(f"{len(own)} healthy cases of `benchmarks.spike_trainings`")
+    chosen = [
+        each
+        for each in catalogue().set_ups.values()
+        if each.processes == 1 and only.lower() in f"{each.group} {each.name}".lower()
+    ]
     tried = 0
     for at, set_up in enumerate(chosen):
         if (not everything and at % FEW) or set_up.name in SKIPPED:
@@ -80,16 +97,32 @@ def _watched_set_up(train: Callable[[SetUpTrial], None]) -> Trial:
     """Train a set-up for `STEPS` steps, and return what the audit says."""
     torch.manual_seed(0)
     torch.compiler.reset()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"SPIKEWATCH_MODE": "offline", "SPIKEWATCH_DIR": folder, "HF_HUB_OFFLINE": "1"}
-        trial = SetUpTrial(project="audit", is_watched=True, steps=STEPS)
-        train(trial)
-        run = client_sdk.active_run()
-        trial.end()
-        assert run is not None
-        assert Path(run.settings.directory) == Path(folder)
-        reports = [record.audit for record in kept(run) if record.audit is not None]
-    return _summed(reports, dict(run.warner.counts))
+    heard = Heard()
+    logger = logging.getLogger("client_sdk")
+    logger.addHandler(heard)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ |= {"SPIKEWATCH_MODE": "offline", "SPIKEWATCH_DIR": folder, "HF_HUB_OFFLINE": "1"}
+            trial = SetUpTrial(project="audit", is_watched=True, steps=STEPS)
+            train(trial)
+            trial.end()
+            client_sdk.finish()
+            reports = [report for path in Path(folder).iterdir() for report in _reports(path)]
+    finally:
+        logger.removeHandler(heard)
+    return _summed(reports, dict.fromkeys(heard.messages, 1))
+
+
+def _reports(path: Path) -> list[Audit]:
+    """Return the reports of the audit in a spool."""
+    records: list[Record] = []
+    spool = Spool.open(path)
+    try:
+        while payloads := spool.read(len(records), 1_000_000):
+            records += map(decode_record, payloads)
+    finally:
+        spool.release()
+    return [record.audit for record in records if record.audit is not None]
 
 
 def _summed(reports: list[Audit], warnings: dict[str, int]) -> Trial:
@@ -98,6 +131,25 @@ def _summed(reports: list[Audit], warnings: dict[str, int]) -> Trial:
         runs |= report.runs
     findings = {finding.check: (0, finding) for report in reports for finding in report.findings}
     return Trial(findings=findings, runs=runs, named_after=None, warnings=warnings)
+
+
+def _own(name: str, run: Run) -> int:
+    """Train a healthy case of the recordings that the detectors are judged by, for `STEPS` steps."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    training = case.build()
+    optimizer = case.optimizer(training.model)
+    watch(run, training.model, optimizer, every=1)
+    for step in range(1, STEPS + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = case.rate(step)
+        closure = training.new_batch(step)
+        optimizer.zero_grad()
+        loss = closure()
+        loss.backward()
+        optimizer.step()
+        run.log({"loss": loss, "lr": case.rate(step)}, step=step, closure=closure)
+    return 0
 
 
 # -- controls: trainings that come close to a fault --
@@ -389,6 +441,21 @@ def on_all_data(run: Run) -> int:
     return 0
 
 
+def sparse_gradients(run: Run) -> int:
+    """The gradients of an embedding are sparse."""
+    torch.manual_seed(0)
+    model = nn.Embedding(8, OUTPUTS, sparse=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    watch(run, model, optimizer, every=1)
+    for step in range(20):
+        optimizer.zero_grad()
+        loss = model(torch.randint(8, (ROWS,))).square().mean()
+        loss.backward()
+        optimizer.step()
+        run.log({"loss": loss}, step=step)
+    return 0
+
+
 def coarse_loss(run: Run) -> int:
     """The loss of a full batch is rounded to bfloat16, and repeats."""
     training = Training(run, lr=1e-4)
@@ -410,7 +477,7 @@ CONTROLS: Final[dict[str, Control]] = {
         plain, full_batch, accumulated, zeroed_by_data, adversaries, constrained, projected,
         bounded_embedding, averaged, rolled_back, resumed,
         counted_in_samples, dropout_evaluated, frozen_norms, scheduled, scaled, warmed_up, sparse_relu, added_adapters,
-        on_all_data, coarse_loss,
+        on_all_data, coarse_loss, sparse_gradients,
     )
 }  # fmt: skip
 """Healthy trainings by name."""

@@ -81,7 +81,8 @@ class FreshGradients:
         if step % EVERY == 0:
             self._left = WATCHED
         if self._left <= 0:
-            self.stop()
+            if self._handle is not None:
+                self.stop()
             return
         self._left -= 1
         if self._handle is None:
@@ -93,6 +94,9 @@ class FreshGradients:
         if self._parameter.grad is None and (other := _chosen(optimizer)) is not None:  # it is not used by this step
             self._handle.remove()
             self._parameter, self._handle = other, other.register_hook(self._arrived)
+        if self._parameter.grad is not None and not is_plain(self._parameter.grad):  # a sparse gradient
+            self.stop()
+            return
         self._sizes = []
         self._held = self._parameter.grad
         if self._held is not None:

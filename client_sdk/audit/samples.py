@@ -13,8 +13,9 @@ from torch import Tensor
 
 from client_sdk.stats.entry import flat
 
-TENSORS: Final = 32  # tensors of a sample at most
-VALUES: Final = 8  # values of a tensor
+TENSORS: Final = 100  # tensors of a sample at most
+VALUES: Final = 4  # values of a tensor
+PLACED_EVERY: Final = 16  # samples between two looks whether tensors have moved, so that old memory is let go
 
 
 class ValueSample:
@@ -31,19 +32,23 @@ class ValueSample:
         self._views: list[Tensor] = []
         self._places: tuple[int, ...] = ()
         self._before: Tensor | None = None
+        self._taken = 0
 
     def take(self) -> None:
         """Keep the present values. Never synchronises a device."""
-        self._before = self._now()
+        self._before = self._now(looks=self._taken % PLACED_EVERY == 0)
+        self._taken += 1
 
     @torch.no_grad()
-    def _now(self) -> Tensor | None:
+    def _now(self, *, looks: bool = True) -> Tensor | None:
+        """Return the present values; with ``looks``, also of tensors that have been moved since the last look."""
         if not self._tensors:
             return None
-        places = tuple(tensor.data_ptr() for tensor in self._tensors)
-        if places != self._places:
-            self._places = places
-            self._views = [flat(tensor.detach())[:VALUES] for tensor in self._tensors]
+        if looks:
+            places = tuple(tensor.data_ptr() for tensor in self._tensors)
+            if places != self._places:
+                self._places = places
+                self._views = [flat(tensor.detach())[:VALUES] for tensor in self._tensors]
         return torch.cat(self._views)
 
     def unchanged(self) -> set[int]:

@@ -36,7 +36,7 @@ class WeightChanges:
         self._names = [name for _, name in found]
         self._sample = ValueSample(self._parameters)
         self._versions: list[int] | None = None
-        self._state: frozenset[int] = frozenset()
+        self._state = 0
         self._quiet = self._written = 0
         self.is_usual = False
         """Whether weights are written to at most steps, as by a constraint, so that it means nothing."""
@@ -47,28 +47,25 @@ class WeightChanges:
             return
         self._versions = [parameter._version for parameter in self._parameters]
         self._sample.take()
-        self._state = _state_ids(optimizer, self._parameters)
+        self._state = _state_id(optimizer, self._parameters)
 
     def before_step(self, optimizer: torch.optim.Optimizer, step: int) -> Fault | None:
         """End an interval, and return the fault of weights that changed in it."""
         versions, self._versions = self._versions, None
         if versions is None or self.is_usual:
             return None
-        written = [
-            name
-            for parameter, name, version in zip(self._parameters, self._names, versions, strict=True)
-            if parameter._version != version
-        ]
-        if not written:
+        now = [parameter._version for parameter in self._parameters]
+        if now == versions:
             self._quiet += 1
             self._written = 0
             return None
+        written = [name for name, one, other in zip(self._names, now, versions, strict=True) if one != other]
         quiet, self._quiet = self._quiet, 0
         self._written += 1
         self.is_usual = self._written >= USUAL
         if quiet < QUIET or not self._sample.has_changed():
             return None
-        if _state_ids(optimizer, self._parameters) != self._state:
+        if _state_id(optimizer, self._parameters) != self._state:
             return None  # a checkpoint with the optimizer's state was loaded
         return Fault(
             "weights-changed",
@@ -79,13 +76,13 @@ class WeightChanges:
         )
 
 
-def _state_ids(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> frozenset[int]:
-    """Return the identity of the state of a parameter, which is another one after `load_state_dict`."""
-    for parameter in parameters[:1]:
-        state = optimizer.state.get(parameter)
-        if state:
-            return frozenset(id(value) for value in state.values() if isinstance(value, Tensor) and value.dim() > 0)
-    return frozenset()
+def _state_id(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> int:
+    """Return the identity of a moment of the first parameter, which is another one after `load_state_dict`."""
+    state = optimizer.state.get(parameters[0]) if parameters else None
+    for value in state.values() if state else ():
+        if isinstance(value, Tensor) and value.dim():
+            return id(value)
+    return 0
 
 
 class MomentLoss:

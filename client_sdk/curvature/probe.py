@@ -35,7 +35,7 @@ from client_sdk.curvature.timer import Allowance, Timer
 from client_sdk.curvature.tracking import Aim, Tracking
 from client_sdk.curvature.unreduced import without_reduction
 from client_sdk.curvature.unstable_directions import UnstableDirections
-from client_sdk.optimizers import Kind
+from client_sdk.optimizers import Kind, response_of_all
 from client_sdk.warner import Warner
 
 PATIENCE: Final = 2 * WINDOW  # records after which it is said that λ_max has not been read
@@ -107,6 +107,7 @@ class Probe:
         ``lr`` is the largest learning rate of the step. Without these weights a measurement has no λ_step.
         """
         self._steps += 1
+        self.directions.lr = lr if isinstance(lr, float) else None
         if self._rest or self._steps_a_call is None or self._steps < self._steps_a_call or lr is None:
             return  # of the steps between two calls only the last is measured
         self._snapshot = None  # frees the memory of an earlier step first
@@ -355,6 +356,8 @@ class Probe:
         if pairs := self._tracking.pairs():
             root = preconditioner.diagonal.sqrt()
             self.directions.replace(pairs, root, preconditioner.parameters, inner=self._inner)
+            is_penalised = preconditioner.penalty is not None  # what moves the weights is not the gradient alone then
+            self.directions.response = None if is_penalised else response_of_all(self._optimizer, self._kind)
         return values
 
     def _collect(self) -> None:

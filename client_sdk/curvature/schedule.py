@@ -44,6 +44,7 @@ UNKNOWN_COST: Final[dict[Cost, float]] = {"gradient": 4.0, "track": 4.0, "both":
 MARGIN: Final = 1.1  # on the longest of the last measurements of a kind, which the next one may exceed
 LONGEST: Final = 1.5  # times their median, for which the longest counts at most
 FORGETTING: Final = 0.8  # factor on the costs after a window without a measurement, so that it is tried again
+PRODUCT_MORE: Final = 1.4  # times a reading, which the first one with λ_grad may take
 LARGE_BUDGET: Final = 1.0  # share of the training's time from which on a record may pay for several products
 
 RESERVE: Final = 0.08  # part of the budget that no measurement plans with, as the steps to come may be shorter
@@ -233,8 +234,10 @@ class Schedule:
 
     def _highest_cost(self, kind: Cost) -> float:
         """Return the seconds that a measurement hardly exceeds, as its cost varies with what else the machine does."""
-        usual = self._usual[kind]
-        return MARGIN * min(max(self._costs[kind], default=usual), LONGEST * usual) * self._budget.step_time
+        costs, usual = self._costs[kind], self._usual[kind]
+        if kind == "both" and not costs:  # it is a reading and one more product
+            usual = max(usual, PRODUCT_MORE * max(self._costs["reading"], default=0.0))
+        return MARGIN * min(max(costs, default=usual), LONGEST * usual) * self._budget.step_time
 
     def _rate_rose(self, lr: float | None) -> bool:
         """Return whether a rise of the learning rate has brought the last, then harmless, λ_max near the limit."""

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from client_sdk.curvature.inner_product import WHOLE, InnerProduct
-from client_sdk.curvature.mode_reading import WINDOW, mode_scalars
+from client_sdk.curvature.mode_reading import WINDOW, Motion, mode_scalars
 from client_sdk.curvature.preconditioner import same_tensors
 from client_sdk.curvature.spectrum import RitzPair
 from client_sdk.distributed import is_divided_alike, local
 from client_sdk.host import TensorCopy
+from client_sdk.optimizers import GradientResponse
 
 AT_ONCE: Final = 2**20  # coordinates that are concatenated at a time, which bounds the extra memory to a few MiB
 
@@ -27,9 +28,10 @@ AT_ONCE: Final = 2**20  # coordinates that are concatenated at a time, which bou
 class ModeCopy:
     """Amplitudes of the last steps on their way to the host."""
 
-    def __init__(self, rows: Sequence[Tensor]) -> None:
-        """Start copying ``rows`` of `UnstableDirections`, the oldest first."""
+    def __init__(self, rows: Sequence[Tensor], motion: Motion | None = None) -> None:
+        """Start copying ``rows`` of `UnstableDirections`, the oldest first; ``motion`` is that of the last step."""
         self._copy = TensorCopy(torch.stack(list(rows)))
+        self._motion = motion
 
     def ready(self) -> bool:
         """Return whether all values have reached the host. Never synchronises a device."""
@@ -37,7 +39,7 @@ class ModeCopy:
 
     def scalars(self) -> dict[str, float]:
         """Return the scalars of the last step (see `mode_reading.mode_scalars`)."""
-        return mode_scalars(self._copy.array())
+        return mode_scalars(self._copy.array(), self._motion)
 
 
 class UnstableDirections:
@@ -53,6 +55,10 @@ class UnstableDirections:
         self._latest: Tensor | None = None
         self.number = 0
         """Number of the directions that are followed, which the caller gives them; 0 for none."""
+        self.response: GradientResponse | None = None
+        """Response of the optimizer's updates to the gradients; None if it is not the same for all parameters."""
+        self.lr: float | None = None
+        """Learning rate of the step under way; None if it is not known on the host."""
 
     @property
     def is_known(self) -> bool:
@@ -119,7 +125,12 @@ class UnstableDirections:
 
     def copy(self) -> ModeCopy | None:
         """Return the amplitudes of the last steps on their way to the host, or None if nothing was followed."""
-        return ModeCopy(self._rows) if self._rows else None
+        if not self._rows:
+            return None
+        motion = None
+        if self.response is not None and self.lr is not None:
+            motion = Motion(lr=self.lr, response=self.response)
+        return ModeCopy(self._rows, motion)
 
 
 def _own_gradient(parameter: Tensor) -> Tensor:

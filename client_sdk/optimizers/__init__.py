@@ -16,6 +16,7 @@ from client_sdk.optimizers.recognition import (
     term_table,
     what_is_missing,
 )
+from client_sdk.optimizers.response import gradient_response, response_of_all
 from client_sdk.optimizers.stability import (
     GradientResponse,
     averaging_gain,
@@ -41,6 +42,7 @@ __all__ = [
     "dense",
     "describe",
     "first_moment",
+    "gradient_response",
     "has_limit",
     "has_own_step",
     "inner_optimizer",
@@ -50,6 +52,7 @@ __all__ = [
     "rate_of",
     "read_steps",
     "read_update_rule",
+    "response_of_all",
     "second_moment",
     "stability_limit",
     "stability_ratio",

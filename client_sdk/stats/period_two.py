@@ -18,14 +18,12 @@ from torch import Tensor
 from client_sdk.host import TensorCopy
 from client_sdk.layers import Layers
 from client_sdk.optimizers import (
-    TERM,
     GradientResponse,
     Kind,
     UpdateRule,
+    gradient_response,
     has_limit,
-    read_steps,
     read_update_rule,
-    term_table,
 )
 from client_sdk.stats.gradient_sample import GradientSample, sample
 from client_sdk.stats.period_two_reading import DECAY, REACH, period_two_scalars, settled
@@ -178,21 +176,7 @@ class PeriodTwo:
         return parameter.grad is not None and (id(parameter.grad), parameter.grad._version) != (grad, version)
 
     def _response_of(self, optimizer: torch.optim.Optimizer, rule: UpdateRule) -> GradientResponse | None:
-        if rule.kind.startswith("schedule_free"):
-            return None  # whose average of the iterates takes part in the oscillation
-        if not rule.uses_gradient:
-            return GradientResponse(direct=0.0, momentum=1.0, intake=rule.intake, decay=rule.decay)
-        if rule.first is None:
-            return GradientResponse(direct=1.0, momentum=0.0, intake=1.0, decay=0.0)
-        parameters = optimizer.param_groups[self._leading]["params"]
-        state = next((optimizer.state[one] for one in parameters if optimizer.state.get(one)), None)
-        if state is None:
-            return None
-        (terms,) = term_table(rule, read_steps(rule, [state]), [state])
-        if isinstance(terms, Tensor):
-            return None
-        direct, momentum = float(terms[TERM["direct"]]), float(terms[TERM["momentum"]])
-        return GradientResponse(direct=direct, momentum=momentum, intake=rule.intake, decay=rule.decay)
+        return gradient_response(optimizer, optimizer.param_groups[self._leading], rule)
 
 
 class _Bank:

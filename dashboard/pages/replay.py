@@ -29,7 +29,7 @@ STEPS: Final[Options] = (
     (Sensitivity.USUAL.value, "the usual"),
     (Sensitivity.MORE.value, "more alerts"),
 )
-HINT: Final = "A predicted spike is a warning from an expected rise of the loss by 100 %, 30 % or 10 %."
+HINT: Final = "A predicted spike is a warning from an expected rise of the loss by 100 %, 60 % or 10 %."
 
 
 def section(run_id: str) -> Component:

@@ -67,6 +67,15 @@ def read_options(
     )
 
 
+def looks_like_path(text: str) -> bool:
+    """Return whether a text can only be meant as a path, because no id of a run is like it.
+
+    >>> looks_like_path("logs/run"), looks_like_path("train.csv"), looks_like_path("4f1c20aa9d3b7e55")
+    (True, True, False)
+    """
+    return "/" in text or Path(text).suffix != ""
+
+
 def renames(given: Sequence[str] | None) -> dict[str, str]:
     """Return the new names, keyed by the old ones. Raises `ConfigurationError`."""
     pairs = [item.rpartition("=") for item in given or ()]

@@ -6,12 +6,15 @@ They import what they run themselves, so that the other commands start in half t
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.auth.token_file import load_token_file, write_token_file
 from server.commands.context import Data, Host, Port, load_config, one_line_errors
+from server.commands.following import EmbeddedFollower, require_place
 from server.config import LOOPBACK_HOSTS, Config
 from server.errors import ConfigurationError
 
@@ -19,13 +22,23 @@ if TYPE_CHECKING:
     from server.serving.service import Service
 
 
-def up(host: Host = None, port: Port = None, data: Data = None) -> None:
+def up(
+    host: Host = None,
+    port: Port = None,
+    data: Data = None,
+    follow: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder or file with logs that are followed as they grow. May be repeated."),
+    ] = None,
+) -> None:
     """Run everything in this process: server, database file and dashboard."""
     from server.serving.service import Service
 
     with one_line_errors():
         config = load_config(host=host, port=port, data=data)
-        _serve_embedded(Service(config, migrate=True))
+        for path in follow or ():
+            require_place(path)
+        _serve_embedded(Service(config, migrate=True), follow or ())
 
 
 def serve() -> None:
@@ -65,8 +78,11 @@ def demo(exit_after: Annotated[bool, typer.Option("--exit", help="Exit after the
     raise typer.Exit(run_demo(exit_after))
 
 
-def _serve_embedded(service: Service) -> None:
-    """Serve with an admin token, which is written to a file where SDKs on this machine find it."""
+def _serve_embedded(service: Service, followed: Sequence[Path]) -> None:
+    """Serve with an admin token, which is written to a file where SDKs on this machine find it.
+
+    The logs below the ``followed`` paths are sent to this server.
+    """
     config = service.config
     try:
         token = config.admin_token or load_token_file(config.admin_token_file)
@@ -79,9 +95,13 @@ def _serve_embedded(service: Service) -> None:
         print(f"Spikewatch is up. Open {ready.open_url}/?token={token}", flush=True)
         if ready.host not in LOOPBACK_HOSTS:
             print(f"It listens on {ready.host}:{ready.port}; every address requires the token.", flush=True)
+        if followed:
+            follower.start(ready)
 
+    follower = EmbeddedFollower(followed)
     try:
         service.run(announce)
     finally:
+        follower.stop()
         with contextlib.suppress(OSError):
             config.token_file.unlink(missing_ok=True)

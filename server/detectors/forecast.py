@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from server.detectors.calibration import EARLIEST, LATEST
+from server.detectors.calibration import EARLIEST, LATEST, RANGES
 from server.detectors.signals import Reading
 from server.models import PredictedStep
 
@@ -180,6 +180,24 @@ def dated(step: int, steps: float) -> PredictedStep:
     best = max(1, round(min(steps, HORIZON)))
     high = math.ceil(LATEST * min(steps, HORIZON)) + SLACK
     return PredictedStep(low=step + max(1, math.floor(EARLIEST * best)), best=step + best, high=step + high)
+
+
+def ranged(predicted: PredictedStep, step: int, sign: str, *, is_curved: bool) -> PredictedStep:
+    """Return a forecast that was made at `step` with the range that is calibrated for its kind of evidence.
+
+    >>> ranged(PredictedStep(low=105, best=110, high=121), 100, "reset", is_curved=True)
+    PredictedStep(low=105, best=110, high=121)
+    """
+    found = RANGES.get((sign, is_curved))
+    if found is None:
+        return predicted
+    low, high = found
+    steps = predicted.best - step
+    return PredictedStep(
+        low=step + max(1, min(math.floor(low * steps), steps)),
+        best=predicted.best,
+        high=step + max(math.ceil(high * steps), steps) + SLACK,
+    )
 
 
 def _steps_to_climb(reading: Reading, climb: float, observed: float) -> float | None:

@@ -49,10 +49,13 @@ SMOOTHING: Final = 0.8
 """Decay per record of the average of log(memory loss)."""
 WINDOW: Final = 40
 """Number of losses that the level is the median of."""
-RIPPLE: Final = 0.3
+RIPPLE: Final = 0.6
 """Expected rise of the loss relative to its level below which it is a ripple, and no reason for a warning."""
 ONSET_NOISE: Final = 3.0
 """Rise of a spike's first loss in robust standard deviations of the losses before it."""
+MULTIPLE, LEAST = 2.0, 5e-4
+"""Expected rise of a small loss that is worth a warning of the alternating part, relative to its level, and the least
+one relative to the run's first losses; a height may be forecast half too low."""
 MARGIN: Final = 0.25
 """Expected rise in units of the one that counts from which a warning is due, as the height is known within a factor."""
 ONSET_RISE: Final = 0.05
@@ -183,6 +186,11 @@ class HeightRecord(msgspec.Struct):
         best = math.exp(min(max(self.memory + factor - math.log(level), -LARGEST), LARGEST))
         return Height(low=best / spread, best=best, high=best * spread)
 
+    def onset_floor(self) -> float:
+        """Return the rise of the loss above its level with which a spike begins."""
+        level, spread = median_and_spread(self.losses.values)
+        return max(ONSET_NOISE * spread, ONSET_RISE * abs(level), NEGLIGIBLE * self.scale)
+
     def onset_rise(self) -> float | None:
         """Return by how much the loss must rise from where it is now until that counts as the onset of a spike.
 
@@ -191,10 +199,17 @@ class HeightRecord(msgspec.Struct):
         losses = self.losses.values
         if len(losses) < LATEST:
             return None
-        level, spread = median_and_spread(losses)
-        floor = max(ONSET_NOISE * spread, ONSET_RISE * abs(level), NEGLIGIBLE * self.scale)
-        rise = level - median(losses[-LATEST:]) + floor
+        rise = median(losses) - median(losses[-LATEST:]) + self.onset_floor()
         return rise if 0.0 < rise < math.inf else None
+
+    def warning_rise(self) -> float:
+        """Return the expected rise of the loss from which an alternation is worth a warning without curvature.
+
+        It is a share of the level and of the run's first losses, as a rise from 1e-14 to 1e-6 means nothing to a run
+        that began at 1. Where the loss has fallen that far, a multiple of the level is enough.
+        """
+        level = abs(median(self.losses.values))
+        return min(max(RIPPLE * level, SMALL_RISE * self.scale), max(MULTIPLE * level, LEAST * self.scale))
 
     def falls_below(self, share: float) -> bool:
         """Return whether the latest losses are below this share of the median of the last 40."""

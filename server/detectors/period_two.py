@@ -23,12 +23,11 @@ Source: Cohen et al. 2022 (arXiv 2207.14484) for r; docs/explanation/science.md,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from server.detectors.robust import RecentPoints, median_and_spread
+from server.detectors.robust import RecentPoints
 from server.detectors.signals import Reading
 
 DECAY: Final = 0.8
@@ -37,15 +36,6 @@ WINDOW: Final = 12
 """Number of steps that the SDK measures the growth over; the growth is that of their middle."""
 LOOKBACK: Final = 5
 """Number of measurements over which the change of the growth is measured."""
-FIRST: Final = 3
-"""Number of losses at the start of a run from which its scale is taken."""
-ONSET, NOISE = 0.05, 3.0
-"""Rise with which a spike begins, relative to the level and in robust standard deviations."""
-TALL, MULTIPLE = 0.6, 2.0
-"""Expected rises relative to the level that are worth a warning: of a loss that counts, and of a small one."""
-SMALL, LEAST, NEGLIGIBLE = 0.01, 5e-4, 1e-3
-"""Rises relative to the run's first losses: the least expected one that is worth a warning if the level counts, and if
-not; and the least with which a spike begins. A forecast height may be too low by a factor of two."""
 LARGEST: Final = 3.0
 """Largest growth of log‖e‖ per step that is reckoned with; e³ a step is a spike that is there."""
 GROWING: Final = 0.04
@@ -138,10 +128,6 @@ class PeriodTwo(msgspec.Struct):
 
     growths: RecentPoints = msgspec.field(default_factory=lambda: RecentPoints(LOOKBACK))
     """Latest values of `period_two_growth`."""
-    scale: float = 0.0
-    """Largest of the run's first losses; 0 before them."""
-    losses: int = 0
-    """Number of these losses so far."""
     decoupling: float | None = None
     """Last measured Σg²/Σv̂."""
     measured: int = 0
@@ -152,9 +138,6 @@ class PeriodTwo(msgspec.Struct):
 
         `memory` is the logarithm of the memory loss, None without second moments.
         """
-        loss = reading.loss
-        if self.losses < FIRST and loss is not None and math.isfinite(loss):
-            self.losses, self.scale = self.losses + 1, max(self.scale, abs(loss))
         decoupling = self._decoupling(reading)
         growth, alternating = reading.period_two_growth, reading.period_two
         if growth is None or alternating is None:
@@ -174,19 +157,6 @@ class PeriodTwo(msgspec.Struct):
             held=held,
             peak=peak,
         )
-
-    def onset(self, losses: Sequence[float]) -> float:
-        """Return the rise of the loss with which a spike begins to be seen, over the latest losses outside jumps."""
-        level, spread = median_and_spread(losses)
-        return max(ONSET * abs(level), NOISE * spread, NEGLIGIBLE * self.scale)
-
-    def warning_rise(self, level: float) -> float:
-        """Return the expected rise of the loss from which a spike is worth a warning, for a loss of this level.
-
-        It is a share of the level and of the run's first losses, as a rise from 1e-14 to 1e-6 means nothing to a run
-        that began at 1. Where the loss has fallen that far, a multiple of the level is enough.
-        """
-        return min(max(TALL * level, SMALL * self.scale), max(MULTIPLE * level, LEAST * self.scale))
 
     def _decoupling(self, reading: Reading) -> float | None:
         """Return Σg²/Σv̂ of this step, or the last measured one where the layers of some steps are left out."""

@@ -1,8 +1,8 @@
 """The sensitivity of the predictions: the one number by which people ask for fewer or for more warnings.
 
 Owns what it does to thresholds. The sensitivity s divides the expected rise from which a predicted spike is worth a
-warning (`height.RIPPLE` at the usual sensitivity of 1). With fewer alerts s is 0.3, so that only a rise by the whole
-level of the loss is a warning; with more alerts s is 3, so that a rise by a tenth of it is. A prediction that is no
+warning (`height.RIPPLE` at the usual sensitivity of 1). With fewer alerts s is 0.6, so that only a rise by the whole
+level of the loss is a warning; with more alerts s is 6, so that a rise by a tenth of it is. A prediction that is no
 warning is a watch. What is known about the run's earlier predictions (`track_record`) holds at every sensitivity, and
 so do the signs that a prediction needs. Events that have happened are reported at every sensitivity alike.
 
@@ -23,7 +23,7 @@ from server.models import AlertKind, AlertLevel, Finding
 
 USUAL: Final = 1.0
 """Sensitivity of a live run."""
-FACTORS: Final[Mapping[Sensitivity, float]] = {Sensitivity.FEWER: 0.3, Sensitivity.USUAL: USUAL, Sensitivity.MORE: 3.0}
+FACTORS: Final[Mapping[Sensitivity, float]] = {Sensitivity.FEWER: 0.6, Sensitivity.USUAL: USUAL, Sensitivity.MORE: 6.0}
 """Number of each step of the knob."""
 NO_BUILD_UP: Final = ("", "none", "approach")
 """Signs that are a watch at every sensitivity, because nothing grows yet."""

@@ -44,7 +44,7 @@ import msgspec
 from server.detectors.advice import advice_before_spike
 from server.detectors.causes import is_stale
 from server.detectors.context import Context
-from server.detectors.forecast import crossing_step, dated, forecast, is_swinging, theoretical_growth
+from server.detectors.forecast import crossing_step, dated, forecast, is_swinging, ranged, theoretical_growth
 from server.detectors.height import EXTRAPOLATED, Height, HeightRecord
 from server.detectors.period_two import PeriodTwo, Swing, is_steady
 from server.detectors.robust import median
@@ -177,7 +177,8 @@ class SpikePredictor(msgspec.Struct):
         self.height.note_state(reading, EXTRAPOLATED if ahead is None else ahead)
         evidence = self._with_alternation(evidence, swing, reading, demand)
         if evidence.predicted is not None:
-            expected = evidence.predicted
+            is_curved = reading.stability is not None
+            expected = ranged(evidence.predicted, reading.step, evidence.sign.value, is_curved=is_curved)
             self.predicted = (expected.low, expected.best, expected.high)
         step = reading.step
         if evidence.sign in ALARMS:
@@ -217,8 +218,7 @@ class SpikePredictor(msgspec.Struct):
             return evidence
         if reading.stability_peak is not None and reading.stability_peak <= NEAR:
             return evidence
-        losses = self.height.losses.values
-        steps = swing.steps_until(self.period_two.onset(losses))
+        steps = swing.steps_until(self.height.onset_floor())
         if swing.peak is None or steps is None:
             return evidence
         is_dated = reading.stability is not None and evidence.predicted is not None
@@ -233,7 +233,7 @@ class SpikePredictor(msgspec.Struct):
         Warnings that passed without a spike do not count against it, because its growth is evidence of this spike.
         """
         level, expected = abs(median(self.height.losses.values)), self.height.forecast()
-        worth = self.period_two.warning_rise(level)
+        worth = self.height.warning_rise()
         if peak > FAR_PEAK * worth or expected is None:
             return peak > FAR_PEAK * worth
         return peak > LEAST_PEAK * worth and expected.best * 2.0**self.height.misses * level > worth
@@ -247,7 +247,7 @@ class SpikePredictor(msgspec.Struct):
         if reading.stability_peak is not None or reading.period_two is None or expected is None:
             return self.height.is_ripple
         level = abs(median(self.height.losses.values))
-        return expected.best * level <= self.period_two.warning_rise(level)
+        return expected.best * level <= self.height.warning_rise()
 
     def _is_settling(self, reading: Reading) -> bool:
         """Return whether the run has only begun and its loss still falls, where curvature is measured."""

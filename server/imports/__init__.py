@@ -1,1 +1,1 @@
-"""Import of logs of other tools as runs: TensorBoard, W&B, CSV and Parquet (docs/how-to/export-and-import.md)."""
+"""Import of logs of other tools as runs: TensorBoard, W&B, CSV, JSON lines, texts… (docs/how-to/import-logs.md)."""

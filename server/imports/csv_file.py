@@ -184,6 +184,7 @@ class TableLines:
         self._options = options
         self._note = note
         self._header = ""
+        self._is_long = False
         self._separator = ","
         self._reader: RowReader | None = None
 
@@ -191,28 +192,44 @@ class TableLines:
         """Return the entry of a row. The first line that is no comment is the header."""
         if not line.strip() or (self._reader is None and line.startswith(COMMENT)):
             return ()
-        if self._reader is None or line == self._header:  # a logger that starts anew may repeat the header
+        if self._reader is None:
             self._begin(line)
+            return ()
+        if line == self._header:  # a logger that starts anew may repeat it
             return ()
         entry = self._reader.read(f"line {number}", self._cells(line))
         return (entry,) if entry.scalars else ()
 
+    @property
+    def is_long(self) -> bool:
+        """Whether each row holds one scalar, with its name."""
+        return self._is_long
+
+    @property
+    def has_header(self) -> bool:
+        """Whether a header has been read."""
+        return self._reader is not None
+
     def state(self) -> dict[str, Any]:
-        """Return the header."""
-        return {"header": self._header}
+        """Return the header, and the numbers of rows."""
+        rows = {} if self._reader is None else self._reader.rows
+        return {"header": self._header, "rows": [[list(run), row] for run, row in rows.items()]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue below a header."""
         if state.get("header"):
             self._begin(state["header"])
+        if self._reader is not None:
+            self._reader.rows = {tuple(run): row for run, row in state["rows"]}
 
     def _begin(self, line: str) -> None:
-        self._header, self._separator = line, separator_of(line)
+        self._separator = separator_of(line)
         header = trimmed(self._cells(line))
         parts = find_parts(self._path, header, self._options)
         if len(parts) > 1 or parts[0].name is not None:
             raise ImportFileError(self._path, "line 1", "this is a chart of W&B, which does not grow; import it")
-        self.run_columns = parts[0].runs
+        self._header, self.run_columns = line, parts[0].runs
+        self._is_long = parts[0].metric is not None
         self._reader = RowReader(self._path, header, parts[0], self._note, decimal_comma=self._separator != ",")
 
     def _cells(self, line: str) -> list[str]:

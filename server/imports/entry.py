@@ -27,6 +27,11 @@ class LineParser(Protocol):
     config: dict[str, Any]
     """Settings of the training that the lines so far contain."""
 
+    @property
+    def is_long(self) -> bool:
+        """Whether each line holds one scalar, with its name."""
+        ...
+
     def parse(self, number: int, line: str) -> Sequence[Entry]:
         """Return what a line holds; most lines hold nothing or one entry. ``number`` counts from 1.
 

@@ -52,6 +52,11 @@ class JsonLines:
         self._is_chosen = False
         self._rows: dict[tuple[str, ...], int] = {}
 
+    @property
+    def is_long(self) -> bool:
+        """Whether each object holds one scalar, with its name."""
+        return self._metric is not None and self._value is not None
+
     def choose(self, sample: Sequence[Mapping[str, Any]]) -> None:
         """Choose the keys of the step, the time and the runs by the names in the first objects."""
         counts = Counter(name for found in sample for name in found)

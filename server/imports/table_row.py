@@ -24,6 +24,8 @@ class RowReader:
         """Cells of the latest row in columns without numbers, keyed by column."""
         self.rank = 0
         """Rank in the latest row."""
+        self.rows: dict[tuple[str, ...], int] = {}
+        """Number of the latest row of each run, if the rows are counted."""
         self._path = path
         self._header = list(header)
         self._part = part
@@ -39,7 +41,6 @@ class RowReader:
         self._metric = None if part.metric is None else places[part.metric]
         self._value = None if part.value is None else places[part.value]
         self._text_columns: dict[int, str] = {}
-        self._rows: dict[tuple[str, ...], int] = {}
 
     def read(self, place: str, row: Sequence[str]) -> Entry:
         """Return the entry of a row, which may have no scalars. Raises `ImportFileError`."""
@@ -53,8 +54,8 @@ class RowReader:
                 )
         scalars = self._scalars(place, row)
         if self._step is None:
-            step = self._rows.get(run, -1) + 1
-            self._rows[run] = step
+            step = self.rows.get(run, -1) + 1
+            self.rows[run] = step
         else:
             step = checked_step(self._path, place, self._whole(place, self._step, row))
         if self._rank is not None:

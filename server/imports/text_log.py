@@ -34,12 +34,19 @@ class TextLines:
         self._path = path
         self._pattern = options.pattern
         self._by_row = options.step_by_row
-        self.run_columns = ("run",) if self._pattern is not None and "run" in self._pattern.groupindex else ()
+        self.run_columns: tuple[str, ...] = (
+            ("run",) if self._pattern is not None and "run" in self._pattern.groupindex else ()
+        )
         self._form = form
         self._memory = Memory()
         self._memories: dict[str, Memory] = {}
         """Memories of all formats, keyed by name, while the format is not recognised."""
         self._rows: dict[tuple[str, ...], int] = {}
+
+    @property
+    def is_long(self) -> bool:
+        """Whether each line holds one scalar: never."""
+        return False
 
     def parse(self, number: int, line: str) -> Sequence[Entry]:
         """Return the entry of a line. Raises `ImportFileError` if a group of the pattern holds no number."""

@@ -12,13 +12,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
 from client_sdk.protocol import Record
 from server.errors import ImportFileError
 from server.imports import message_types as types
+from server.imports.entry import Entry
 from server.imports.logged_run import LoggedRun, Note, checked_step, digest
 from server.imports.message_types import message, message_class, parsed
 from server.imports.record_file import LeftOut, note_truncated, opened
@@ -65,7 +66,7 @@ _Record = message_class(
 
 
 @dataclass(kw_only=True)
-class _About:
+class About:
     """Description of the run."""
 
     name: str | None = None
@@ -73,14 +74,22 @@ class _About:
     tags: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
+    """Exit code of the training, None as long as it runs."""
 
 
 def open_file(path: Path, note: Note) -> LoggedRun:
     """Return the run of a ``.wandb`` file. Raises `ImportFileError`."""
-    about = _about(path, note)
+    about = About()
+    silent = LeftOut(path, "", lambda _: None)
+    for number, data in _complete(path, note):
+        take(path, number, data, about, silent)
 
     def records() -> Iterator[tuple[int, Record]]:
-        return ((0, record) for record in _history(path, note))
+        left_out = LeftOut(path, "is not a number", note)
+        for number, data in _complete(path, lambda _: None):
+            entry = take(path, number, data, About(), left_out)
+            if entry is not None:
+                yield 0, Record(step=entry.step, time=entry.time or 0.0, scalars=entry.scalars)
 
     return LoggedRun(
         path=path,
@@ -94,21 +103,36 @@ def open_file(path: Path, note: Note) -> LoggedRun:
     )
 
 
-def _about(path: Path, note: Note) -> _About:
-    about = _About()
-    for number, data in _frames(path, note):
-        record = parsed(_Record, data, path, number)
-        if record.HasField("run"):
-            run = record.run
-            about.project = run.project or about.project
-            about.name = run.display_name or about.name
-            about.tags = list(dict.fromkeys([*about.tags, *run.tags]))
-            _update(about.config, run.config)
-        if record.HasField("config"):
-            _update(about.config, record.config)
-        if record.HasField("exit"):
-            about.exit_code = record.exit.exit_code
-    return about
+def take(path: Path, number: int, data: bytes, about: About, left_out: LeftOut) -> Entry | None:
+    """Return the scalars of a record, or None, and add what it says of the run to ``about``.
+
+    Raises `ImportFileError`.
+    """
+    record = parsed(_Record, data, path, number)
+    if record.HasField("run"):
+        run = record.run
+        about.project = run.project or about.project
+        about.name = run.display_name or about.name
+        about.tags = list(dict.fromkeys([*about.tags, *run.tags]))
+        _update(about.config, run.config)
+    if record.HasField("config"):
+        _update(about.config, record.config)
+    if record.HasField("exit"):
+        about.exit_code = record.exit.exit_code
+    time, scalars = None, {}
+    for item in record.history.item:
+        name, value = _name(item), _value(item)
+        if name == "_timestamp" and isinstance(value, int | float):
+            time = float(value)
+        if name.startswith("_"):
+            continue
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            scalars[name] = float(value)
+        else:
+            left_out.report(name)
+    if not scalars:
+        return None
+    return Entry(step=checked_step(path, f"record {number}", record.history.step.num), scalars=scalars, time=time)
 
 
 def _update(config: dict[str, Any], message: Any) -> None:
@@ -116,26 +140,6 @@ def _update(config: dict[str, Any], message: Any) -> None:
         name = _name(item)
         if not name.startswith("_"):
             config[name] = _value(item)
-
-
-def _history(path: Path, note: Note) -> Iterator[Record]:
-    left_out = LeftOut(path, "is not a number", note)
-    for number, data in _frames(path, lambda _: None):
-        record = parsed(_Record, data, path, number)
-        time, scalars = 0.0, {}
-        for item in record.history.item:
-            name, value = _name(item), _value(item)
-            if name == "_timestamp" and isinstance(value, int | float):
-                time = float(value)
-            if name.startswith("_"):
-                continue
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                scalars[name] = float(value)
-            else:
-                left_out.report(name)
-        if scalars:
-            step = checked_step(path, f"record {number}", record.history.step.num)
-            yield Record(step=step, time=time, scalars=scalars)
 
 
 def _name(item: Any) -> str:
@@ -160,30 +164,51 @@ def _json(text: str) -> Any:
         return None  # a structure that contains such a word, and therefore not a number
 
 
-def _frames(path: Path, note: Note) -> Iterator[tuple[int, bytes]]:
+def _complete(path: Path, note: Note) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the data of each record. Raises `ImportFileError` if a checksum does not match."""
+    number = 0
     with opened(path) as file:
         if not file.read(HEADER).startswith(IDENT):
             raise ImportFileError(path, None, "this is not a .wandb file")
-        number, parts = 1, b""
-        while True:
-            left = BLOCK - file.tell() % BLOCK
-            if left < HEADER:
-                file.read(left)
-            header = file.read(HEADER)
-            if not header:
-                return
-            crc, length, kind = struct.unpack("<IHB", header) if len(header) == HEADER else (0, 1, 0)
-            data = file.read(length)
-            if len(header) < HEADER or len(data) < length:
-                return note_truncated(path, number, note)
-            if zlib.crc32(data, zlib.crc32(bytes([kind]))) != crc:
-                raise ImportFileError(path, f"record {number}", "its checksum does not match")
-            if kind in (FULL, FIRST):
-                parts = b""
-            elif kind not in (MIDDLE, LAST):
-                raise ImportFileError(path, f"record {number}", f"it has a chunk of the unknown type {kind}")
-            parts += data
-            if kind in (FULL, LAST):
-                yield number, parts
-                number += 1
+        file.seek(0)
+        for number, data, _ in frames(path, file):
+            yield number, data
+        if file.read(1):
+            note_truncated(path, number + 1, note)
+
+
+def frames(path: Path, file: BinaryIO, number: int = 0) -> Iterator[tuple[int, bytes, int]]:
+    """Yield the number, the data and the end of each complete record from the present offset of a file on.
+
+    ``number`` is that of the record before. Afterwards the file is at the end of the last complete record. Raises
+    `ImportFileError` if a checksum does not match.
+    """
+    start, parts = file.tell(), b""
+    if start == 0:
+        ident = file.read(HEADER)
+        if len(ident) == HEADER and not ident.startswith(IDENT):
+            raise ImportFileError(path, None, "this is not a .wandb file")
+        start = len(ident) if len(ident) == HEADER else 0
+    while True:
+        left = BLOCK - file.tell() % BLOCK
+        if left < HEADER:
+            file.read(left)
+        header = file.read(HEADER)
+        if len(header) < HEADER:
+            break
+        crc, length, kind = struct.unpack("<IHB", header)
+        data = file.read(length)
+        if len(data) < length:
+            break
+        place = f"record {number + 1}"
+        if zlib.crc32(data, zlib.crc32(bytes([kind]))) != crc:
+            raise ImportFileError(path, place, "its checksum does not match")
+        if kind in (FULL, FIRST):
+            parts = b""
+        elif kind not in (MIDDLE, LAST):
+            raise ImportFileError(path, place, f"it has a chunk of the unknown type {kind}")
+        parts += data
+        if kind in (FULL, LAST):
+            number, start = number + 1, file.tell()
+            yield number, parts, start
+    file.seek(start)

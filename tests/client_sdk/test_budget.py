@@ -90,13 +90,18 @@ def test_what_is_left_is_what_is_allowed() -> None:
     assert Budget(math.inf).left() == math.inf
 
 
-def test_what_a_slow_start_would_allow_is_not_spent() -> None:
+def test_what_a_slow_stretch_would_allow_is_not_spent() -> None:
     budget = Budget(0.05)
     for _ in range(40):
         budget.end_step(0.3)
-    for _ in range(31):
-        budget.end_step(0.1)
-    assert budget.left() == pytest.approx(0.05 * WINDOW * 0.1)
+    assert budget.left() == pytest.approx(0.05 * WINDOW * 0.3)
+    for seconds in (0.1, 0.3):
+        for _ in range(40):
+            budget.end_step(seconds)
+        assert budget.left() == pytest.approx(0.05 * WINDOW * 0.1)
+    for _ in range(WINDOW):
+        budget.end_step(0.3)
+    assert budget.left() == pytest.approx(0.05 * WINDOW * 0.3)
 
 
 def test_no_limit() -> None:

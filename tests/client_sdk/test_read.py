@@ -81,7 +81,16 @@ def test_layers_are_steps_by_layers(reader: Server) -> None:
     assert layers.step.tolist() == list(range(2_000))
     other = reader.run("full").layers("grad_norm", rank=1)
     assert (other.layers, other.values.tolist()) == (("only",), [[7.0]])
-    assert reader.run("full").layers("grad_norm", attempt=7).values.shape == (0, 0)
+
+
+def test_an_attempt_that_does_not_exist_is_an_error(reader: Server) -> None:
+    run = reader.run("full")
+    for read in (lambda: run.series("loss", attempt=7), lambda: run.layers("grad_norm", attempt=7)):
+        with pytest.raises(TransportError, match=r"has no attempt 7; it has 0, 1") as raised:
+            read()
+        assert (raised.value.code, raised.value.retryable) == ("unknown_attempt", False)
+    with pytest.raises(TransportError, match="has no attempt 3"):
+        reader.run("other").to_pandas(attempt=3)
 
 
 def test_a_data_frame_has_a_row_for_each_call_of_log(reader: Server) -> None:
@@ -91,7 +100,7 @@ def test_a_data_frame_has_a_row_for_each_call_of_log(reader: Server) -> None:
     assert frame[frame["rank"] == 1]["only_here"].tolist() == [1.0]
     assert list(reader.run("full").to_pandas(["extra"]).columns) == ["rank", "attempt", "step", "time", "extra"]
     assert len(reader.run("other").to_pandas()) == 1
-    assert len(reader.run("other").to_pandas(attempt=3)) == 0
+    assert len(reader.run("other").to_pandas(attempt=0)) == 1
 
 
 def test_histograms_events_and_alerts_are_read_back(reader: Server) -> None:

@@ -266,3 +266,21 @@ def test_the_address_keeps_the_whole_view(server: Embedded, page: Page) -> None:
     expect(page.locator("#window-pick")).to_have_value("200")
     low, _ = page.evaluate("document.querySelector('#loss-box .js-plotly-plot')._fullLayout.xaxis.range")
     assert low > 100
+
+
+def test_what_was_checked_and_found_is_shown_until_the_project_dismisses_it(server: Embedded, page: Page) -> None:
+    opened(page, server, "/runs/gpt")
+    audit = page.locator("section.audit")
+    expect(audit).to_contain_text(re.compile(r"\d+ checks ran [\d,]+ times; last at step \d+"))
+    finding = audit.locator(".finding")
+    expect(finding).to_contain_text("Something else than the optimizer changed the weights")
+    expect(finding).to_contain_text("transformer.h.3.mlp.c_proj.weight")
+    expect(finding).to_contain_text("Source: torch.Tensor._version")
+    finding.get_by_role("button", name="Dismiss").click()
+    expect(finding).to_have_count(0)
+    expect(audit).to_contain_text("1 dismissed in transformers")
+    with server.api() as api:
+        assert api.get("/projects/transformers/audit").json()["checks"] == ["weights-changed"]
+    audit.get_by_text("1 dismissed in transformers").click()
+    audit.get_by_role("button", name="Show again").click()
+    expect(finding).to_have_count(1)

@@ -17,7 +17,7 @@ from tests.support.redis import Redis
 from tests.support.server import RunningServer, running_server
 from tests.support.writer import Writer, record
 
-STEPS = 400
+STEPS = 300
 BAD = 263
 """Step of the batch that several runs read."""
 

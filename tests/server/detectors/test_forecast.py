@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from server.detectors.forecast import theoretical_growth
+from server.detectors.calibration import RANGES
+from server.detectors.forecast import SLACK, ranged, theoretical_growth
 from server.detectors.period_two import stability_ratio
+from server.models import PredictedStep
 from tests.support import streams
 
 
@@ -83,6 +85,18 @@ def test_curvature_over_the_limit_alone_is_not_an_alarm() -> None:
         for step in range(1, 500)
     )
     assert streams.first(streams.verdicts(samples), "spike-predicted", "warning", "critical") is None
+
+
+@pytest.mark.parametrize("kind", RANGES)
+@pytest.mark.parametrize("steps", [1, 7, 40])
+def test_a_date_has_the_range_of_its_kind_of_evidence(kind: tuple[str, bool], steps: int) -> None:
+    sign, is_curved = kind
+    low, high = RANGES[kind]
+    found = ranged(PredictedStep(low=101, best=100 + steps, high=500), 100, sign, is_curved=is_curved)
+    assert found.best == 100 + steps
+    assert found.low - 100 == max(1, min(math.floor(low * steps), steps))
+    assert found.high - 100 == max(math.ceil(high * steps), steps) + SLACK
+    assert 100 < found.low <= found.best < found.high
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9, 0.95])

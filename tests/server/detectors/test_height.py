@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from server.detectors.detector_suite import DetectorSuite
-from server.detectors.height import HeightRecord
+from server.detectors.height import RIPPLE, HeightRecord
 from server.detectors.layer_sums import sums_of
 from server.detectors.signals import Reading, Signals
 from server.models import Optimizer, Sample
@@ -91,7 +91,7 @@ def test_the_height_relative_to_the_loss_decides_between_watch_and_warning(level
     assert opened is not None
     rise = opened[1].evidence["expected_rise"]
     assert isinstance(rise, float)
-    assert (rise > 0.3) is warned
+    assert (rise > RIPPLE) is warned
     assert "The loss may rise by" in opened[1].message
 
 
@@ -100,7 +100,7 @@ def test_an_oscillation_that_grows_is_a_warning_while_the_norm_is_still() -> Non
         for step in range(1, 60):
             held = 1e-7 * math.exp(0.2 * max(0, step - 30))
             yield streams.sample(
-                step, 1e-3, gradient=1e-3, decoupling=1e-4, lambda_max=202.0, lambda_grad=40.0,
+                step, 4e-4, gradient=1e-3, decoupling=1e-4, lambda_max=202.0, lambda_grad=40.0,
                 mode_loss=held, mode_growth=0.1 if step > 36 else 0.0, mode_alternation=alternation, mode_share=0.01,
             )  # fmt: skip
 

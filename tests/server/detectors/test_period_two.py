@@ -13,6 +13,7 @@ from client_sdk.optimizers import GradientResponse
 from client_sdk.stats.period_two_reading import DECAY, WINDOW
 from server.detectors import period_two
 from server.detectors.detector_suite import DetectorSuite
+from server.detectors.height import HeightRecord
 from server.detectors.period_two import PeriodTwo, full_share, peak_decoupling, stability_ratio
 from server.detectors.signals import Reading
 from server.models import Sample
@@ -96,18 +97,24 @@ def test_growth_that_increases_is_faster_now_than_its_average() -> None:
     [(1.0, 0.6), (1e-2, 1e-2), (1e-3, 2e-3), (1e-9, 5e-4)],
 )
 def test_a_small_loss_must_rise_by_what_the_first_losses_make_worth_a_warning(level: float, rise: float) -> None:
-    component = PeriodTwo()
-    for step in range(5):
-        component.update(Reading(step=step, loss=1.0 if step < 3 else 50.0), None, 0.999)
-    assert component.warning_rise(level) == pytest.approx(rise)
+    record = HeightRecord()
+    for step in range(60):
+        record.update(Reading(step=step, loss=1.0 if step < 3 else level), is_jumping=False)
+    assert record.warning_rise() == pytest.approx(rise)
 
 
-def test_a_spike_begins_above_the_noise_of_the_losses_and_a_share_of_their_level() -> None:
-    component = PeriodTwo()
-    component.update(Reading(step=1, loss=1.0), None, 0.999)
-    assert component.onset([1.0] * 9) == pytest.approx(0.05)
-    assert component.onset([1.0, 1.2, 0.8, 1.1, 0.9]) == pytest.approx(3 * 1.4826 * 0.1)
-    assert component.onset([1e-9] * 9) == pytest.approx(1e-3)
+@pytest.mark.parametrize(
+    ("losses", "rise"), [([1.0] * 9, 0.05), ([1.0, 1.2, 0.8, 1.1, 0.9], 3 * 1.4826 * 0.1), ([1e-9] * 60, 1e-3)]
+)
+def test_a_spike_begins_above_the_noise_of_the_losses_and_a_share_of_their_level(
+    losses: list[float], rise: float
+) -> None:
+    record = HeightRecord()
+    if losses[0] < 1.0:
+        losses = [1.0, *losses]
+    for step, loss in enumerate(losses):
+        record.update(Reading(step=step, loss=loss), is_jumping=False)
+    assert record.onset_floor() == pytest.approx(rise)
 
 
 def alternating(

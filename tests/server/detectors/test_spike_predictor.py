@@ -35,7 +35,7 @@ def sign_of(reading: Reading) -> Sign:
     return judge(reading, rise=RISE).sign
 
 
-def oscillating(*, held: float, loss: float = 1e-3, steps: int = 60, falling: bool = False) -> Iterator[Sample]:
+def oscillating(*, held: float, loss: float = 1e-4, steps: int = 60, falling: bool = False) -> Iterator[Sample]:
     """Yield an oscillation that grows from step 36 on, while its directions hold `held` of the loss at the start."""
     for step in range(1, steps + 1):
         level = loss * (math.exp(-0.02 * step) if falling else 1.0)
@@ -73,7 +73,7 @@ def test_a_run_that_has_only_begun_and_whose_loss_still_falls_gets_a_watch() -> 
     late = (replace(item, step=item.step + FALLING) for item in oscillating(held=1e-2, falling=True))
     suite = DetectorSuite()
     calm = [
-        streams.sample(step, 1e-3, gradient=1e-3, decoupling=1e-4, lambda_max=190.0, lambda_grad=40.0)
+        streams.sample(step, 1e-4, gradient=1e-3, decoupling=1e-4, lambda_max=190.0, lambda_grad=40.0)
         for step in range(1, FALLING + 1)
     ]
     streams.verdicts(calm, suite)
