@@ -151,6 +151,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Number of the newest attempt."""
     tags: tuple[str, ...] = ()
     config: dict[str, Any] = {}
+    archived: bool = False
+    """Whether somebody has put the run away, so that the list of runs leaves it out unless it is asked for."""
 
     @property
     def title(self) -> str:
@@ -215,6 +217,10 @@ class RunDetail(RunSummary, frozen=True, kw_only=True):
     scalars: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    notes: str = ""
+    """Notes of people about the run, as plain text."""
+    environment: dict[str, Any] = {}
+    """Machine and software of the newest writer of the lowest rank, as its client describes them."""
 
 
 class RunPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -742,6 +748,8 @@ class RunBacktest(msgspec.Struct, frozen=True, kw_only=True):
     """Number of alerts that the rule would have opened."""
     firings: tuple[Firing, ...]
     """The first 200 of them."""
+    swallowed: tuple[Firing, ...] = ()
+    """Alerts that the cooldown of the rule has swallowed, among the first 200 without it."""
     records: int = 0
     values: int
     """Number of records with the values that the rule watches."""

@@ -18,6 +18,7 @@ import msgspec
 
 from client_sdk.config import Settings
 from client_sdk.delivery import Delivery
+from client_sdk.environment import describe as describe_environment
 from client_sdk.errors import ConfigurationError
 from client_sdk.exit_status import exception_in_flight, fails_now, observe_exit
 from client_sdk.inbox import AlertInbox, Callback
@@ -339,7 +340,11 @@ class Run:
         Raises `ConfigurationError` if the layouts of the run no longer fit into a frame.
         """
         instrument_set = InstrumentSet(instruments, len(self._hello.layouts))
-        hello = msgspec.structs.replace(self._hello, layouts=(*self._hello.layouts, instrument_set.layout))
+        hello = msgspec.structs.replace(
+            self._hello,
+            layouts=(*self._hello.layouts, instrument_set.layout),
+            environment=describe_environment(os.environ),  # by now the training has initialised its GPUs
+        )
         if len(encode(hello)) > MAX_FRAME_BYTES:
             raise ConfigurationError(
                 f"the {len(hello.layouts)} layouts of the run take more than a frame of {MAX_FRAME_BYTES} bytes: use "
@@ -395,6 +400,7 @@ def _first_hello(settings: Settings, run_id: str) -> Hello:
         started_at=time.time(),
         sdk=f"python/{_sdk_version()}",
         loss=msgspec.UNSET if settings.loss is None else settings.loss,
+        environment=describe_environment(os.environ),
     )
 
 

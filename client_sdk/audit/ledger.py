@@ -10,7 +10,7 @@ from typing import Final
 from client_sdk.audit.fault import Fault
 from client_sdk.protocol import Audit, AuditFinding
 
-REPORTED_EVERY: Final = 64  # records after which the counts are reported again
+REPORTED_EVERY: Final = 16  # records after which the counts are reported again
 REPORTED_AFTER: Final = 5.0  # seconds after which they are reported in any case
 MAX_LAYERS: Final = 8  # names of layers in a finding
 
@@ -70,13 +70,15 @@ class Ledger:
         with self._lock:
             self._records += 1
             now = self._monotonic()
-            if not self._news and self._records < self._due_at_record and now < self._due_at:
+            is_due = self._records >= self._due_at_record or now >= self._due_at
+            if not self._news and not is_due:
                 return None
             runs = {check: count for check, count in self._runs.items() if count != self._reported.get(check)}
             if not runs and not self._news:
                 return None
-            self._due_at_record = self._records + min(self._records, REPORTED_EVERY)
-            self._due_at = now + REPORTED_AFTER
+            if is_due:
+                self._due_at_record = self._records + min(self._records, REPORTED_EVERY)
+                self._due_at = now + REPORTED_AFTER
             self._reported = dict(self._runs)
             news, self._news = tuple(self._news), []
         return Audit(runs=runs, findings=news)

@@ -11,6 +11,7 @@ from dash.development.base_component import Component
 from client_sdk.answers import AuditFinding, RunAudit
 from dashboard import ids
 from dashboard.forms.actions import ActionContext, FormAction, Handler, Properties
+from dashboard.forms.attributes import aria
 from dashboard.forms.fields import button
 from dashboard.numbers import exact
 
@@ -21,8 +22,21 @@ SEPARATOR: Final = "\n"
 def section() -> Component:
     """Return the section before its first data."""
     return html.Section(
-        [html.H2("What was checked"), html.Div(html.P("Loading …", className="note"), id=ids.RUN_AUDIT)],
-        className="card audit",
+        [
+            html.Div(
+                html.Div(
+                    [
+                        html.H2("What was checked"),
+                        html.Span("whether training does what it is meant to do", className="note"),
+                    ],
+                    className="panel-title",
+                ),
+                className="panel-head",
+            ),
+            html.Div(html.P("Loading …", className="note"), id=ids.RUN_AUDIT, className="audit-body"),
+        ],
+        className="card panel audit",
+        **aria(label="audit"),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import and_, delete, func, select, update
+from sqlalchemy import and_, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from client_sdk import answers
@@ -18,6 +18,16 @@ from server.pyramid.drafts import AuditDraft
 from server.schema import audit_dismissals, audit_findings, audit_runs, runs
 from server.storage.database import Database, insert_ignore
 from server.storage.runs import Registration
+
+_MOVE = (
+    update(audit_runs)
+    .where(
+        audit_runs.c.run_id == bindparam("of_run"),
+        audit_runs.c.writer_id == bindparam("of_writer"),
+        audit_runs.c.name == bindparam("of_name"),
+    )
+    .values(runs=bindparam("to_runs"), last_step=bindparam("to_step"))
+)
 
 
 async def store_audits(
@@ -33,13 +43,16 @@ async def store_audits(
         own = {"run_id": writer.run_id, "writer_id": writer.writer_id}
         rows = [{**own, "name": name, "runs": n, "last_step": step} for name, (n, step) in sorted(counts.items())]
         await connection.execute(insert_ignore(connection, audit_runs), rows)
-        for row in rows:
-            await connection.execute(
-                update(audit_runs)
-                .where(audit_runs.c.run_id == row["run_id"])
-                .where(audit_runs.c.writer_id == row["writer_id"], audit_runs.c.name == row["name"])
-                .values(runs=row["runs"], last_step=row["last_step"])
-            )
+        await connection.execute(
+            _MOVE,
+            [
+                {
+                    "of_run": row["run_id"], "of_writer": row["writer_id"], "of_name": row["name"],
+                    "to_runs": row["runs"], "to_step": row["last_step"],
+                }
+                for row in rows
+            ],
+        )  # fmt: skip
     happened = []
     for attempt, report in reports:
         for finding in report.audit.findings:

@@ -14,10 +14,18 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import httpx
+import pytest
+from typer.testing import CliRunner
+
 from client_sdk.protocol import Error
+from server.cli import app
 from tests.server.following.conftest import Site, append, lines
+from tests.server.test_cli import restored_logging
 from tests.support.event_writer import EventWriter
 from tests.support.server import RunningServer
+
+__all__ = ["restored_logging"]
 
 COMMAND = [sys.executable, "-c", "from server.cli import main; main()"]
 
@@ -245,3 +253,52 @@ def test_a_spike_in_a_followed_log_raises_an_alert(server: RunningServer, tmp_pa
         assert (run["name"], run["project"], run["state"]) == ("wide", "gpt", "running")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+
+
+def test_up_serves_and_follows_in_one_command(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    append(logs / "gpt.csv", "step,loss\n1,2.0\n")
+    environment = os.environ | {"SPIKEWATCH_HOME": str(tmp_path / "home")}
+    with (
+        subprocess.Popen(
+            [*COMMAND, "up", "--port", "0", "--follow", str(logs)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url, _, token = process.stdout.readline().split()[-1].partition("/?token=")
+        assert process.stderr.readline().startswith(f"spikewatch: {logs / 'gpt.csv'}: run ")
+        headers = {"Authorization": f"Bearer {token}"}
+        deadline = time.monotonic() + 20
+        runs: list[dict[str, object]] = []
+        while not (runs and runs[0]["last_step"] == 1):
+            assert time.monotonic() < deadline
+            runs = httpx.get(f"{url}/api/v1/runs", headers=headers, trust_env=False, verify=False).json()["runs"]
+        assert [(run["name"], run["project"]) for run in runs] == [("gpt", "followed")]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing/train.log", "there is no "),
+        ("run.parquet", "it does not grow line by line; import it when the training has ended"),
+        ("page.log", "line 1: this is a web page, not a log"),
+    ],
+)
+def test_a_path_that_cannot_be_followed_is_named_and_ends_the_command(tmp_path: Path, name: str, reason: str) -> None:
+    if "/" not in name:
+        (tmp_path / name).write_text("<!doctype html>\n" if name == "page.log" else "")
+    environment = {"SPIKEWATCH_HOME": str(tmp_path / "home"), "SPIKEWATCH_URL": "http://127.0.0.1:9"}
+    done = CliRunner().invoke(app, ["follow", str(tmp_path / name)], env=environment)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("spikewatch: ")
+    assert reason in done.stderr
