@@ -5,7 +5,7 @@
 Latency: a program appends a line to a JSON log every 0.2 s and flushes it; `spikewatch follow` reads it in a process of
 its own and sends it to a real server on SQLite. The clock runs from the flush until a viewer of the run, on the live
 socket, receives the message that the step was committed. Of this, up to 0.1 s is the interval in which files are looked
-at. With ``--pixel`` a real Chromium shows the run's page as well, and the clock runs until the step is in its text.
+at. With ``--pixel`` it is measured once more while a real Chromium shows the run's page, until the step is in its text.
 
 Cost: the processor time of `spikewatch follow` while it follows many JSON logs that nobody writes to, and while each
 gains a line a second, next to that of the server that stores the lines.
@@ -34,6 +34,8 @@ from tests.support.embedded import Embedded, embedded
 LINES = 100
 FILES = 200
 SECONDS = 20.0
+FIRST = 500_000
+"""First step: a number that a page shows for no other reason."""
 PAUSE = 0.2  # seconds between two lines
 TIMEOUT = 60.0  # seconds
 COMMAND = (sys.executable, "-c", "from server.cli import main; main()")
@@ -51,10 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(directory)
         (folder / "one").mkdir()
         with embedded(folder / "one") as server:
-            _print_latency(_latencies(server, folder / "one", options.lines, pixel=options.pixel))
+            _print_latency(_latencies(server, folder / "one", options.lines, pixel=False))
         (folder / "many").mkdir()
         with embedded(folder / "many") as server:
             _print_cost(_costs(server, folder / "many", options.files, options.seconds), options.files)
+        if options.pixel:
+            (folder / "page").mkdir()
+            with embedded(folder / "page") as server:
+                _print_latency(_latencies(server, folder / "page", options.lines, pixel=True))
     return 0
 
 
@@ -64,7 +70,7 @@ def _latencies(server: Embedded, folder: Path, lines: int, *, pixel: bool) -> di
 
     path = folder / "train.jsonl"
     with _following(server, folder, path), path.open("w") as file:
-        _write(file, 0)
+        _write(file, FIRST)
         run_id = _wait_for_run(server)
         address = server.url.replace("http", "ws", 1) + f"/api/v1/live?runs={run_id}"
         found: dict[str, list[float]] = {"live message": []}
@@ -74,7 +80,7 @@ def _latencies(server: Embedded, folder: Path, lines: int, *, pixel: bool) -> di
         ):
             if page is not None:
                 found["pixel"] = []
-            for step in range(1, lines + 1):
+            for step in range(FIRST + 1, FIRST + lines + 1):
                 time.sleep(PAUSE)
                 _write(file, step)
                 flushed = time.time()
@@ -193,14 +199,14 @@ def _print_latency(found: dict[str, list[float]]) -> None:
         last = ranked[math.ceil(0.95 * len(ranked)) - 1]
         row = [1000 * value for value in (statistics.median(ranked), last, ranked[-1])]
         print(f"{name:<16}{len(ranked):>8}" + "".join(f"{value:>10.0f}" for value in row))
-    print()
+    print(flush=True)
 
 
 def _print_cost(found: dict[str, tuple[float, float]], files: int) -> None:
     print(f"share of a core for {files} files, in percent")
     print(f"{'':<30}{'follower':>10}{'server':>10}{'a file':>10}")
     for name, (follower, server) in found.items():
-        print(f"{name:<30}{100 * follower:>10.1f}{100 * server:>10.1f}{100 * follower / files:>10.3f}")
+        print(f"{name:<30}{100 * follower:>10.1f}{100 * server:>10.1f}{100 * follower / files:>10.3f}", flush=True)
 
 
 if __name__ == "__main__":

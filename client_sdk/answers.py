@@ -151,6 +151,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Number of the newest attempt."""
     tags: tuple[str, ...] = ()
     config: dict[str, Any] = {}
+    archived: bool = False
+    """Whether somebody has put the run away, so that the list of runs leaves it out unless it is asked for."""
 
     @property
     def title(self) -> str:
@@ -215,6 +217,10 @@ class RunDetail(RunSummary, frozen=True, kw_only=True):
     scalars: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    notes: str = ""
+    """Notes of people about the run, as plain text."""
+    environment: dict[str, Any] = {}
+    """Machine and software of the newest writer of the lowest rank, as its client describes them."""
 
 
 class RunPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -347,6 +353,16 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Learning rate before a jump."""
     after: Value | UnsetType = UNSET
     """Learning rate after a jump."""
+    action: str | UnsetType = UNSET
+    """Action of the guard (`client_sdk.vocabulary.GUARD_ACTIONS`)."""
+    is_done: int | UnsetType = UNSET
+    """1 where the guard acted, 0 where it advised alone."""
+    factor: Value | UnsetType = UNSET
+    """Factor on what the guard changed; null where the action has none."""
+    steps: int | UnsetType = UNSET
+    """Number of steps that the guard touched."""
+    height: Value | UnsetType = UNSET
+    """Forecast rise of the loss for which the guard acted, in units of its level; null where it is not known."""
     from_step: int | UnsetType | None = UNSET
     """Last step before a rollback, or first step without complete statistics."""
     to_step: int | UnsetType | None = UNSET
@@ -732,6 +748,8 @@ class RunBacktest(msgspec.Struct, frozen=True, kw_only=True):
     """Number of alerts that the rule would have opened."""
     firings: tuple[Firing, ...]
     """The first 200 of them."""
+    swallowed: tuple[Firing, ...] = ()
+    """Alerts that the cooldown of the rule has swallowed, among the first 200 without it."""
     records: int = 0
     values: int
     """Number of records with the values that the rule watches."""

@@ -45,8 +45,6 @@ class Budget:
         """Share of the training's time that may be spent."""
         self._times: deque[float] = deque(maxlen=TIMES)
         self._step_time = 0.0
-        self._medians: deque[float] = deque(maxlen=WINDOW // MEDIAN_EVERY)  # of the last WINDOW steps
-        self._fastest = 0.0  # of these
         self._own = _Window()
         self._spent: dict[Purpose, _Window] = {"layers": _Window(), "curvature": _Window()}
         self._windows = (self._own, *self._spent.values())
@@ -67,10 +65,6 @@ class Budget:
         times.append(seconds)
         if len(times) >= FIRST and (len(times) < TIMES or self._own.steps % MEDIAN_EVERY == 0):
             self._step_time = median(times)
-            if len(times) < TIMES:
-                self._medians.clear()  # few steps say little
-            self._medians.append(self._step_time)
-            self._fastest = min(self._medians)
         if self._step_time and seconds > LONGEST * self._step_time:
             seconds = LONGEST * self._step_time
         self._own.add(seconds)
@@ -105,11 +99,11 @@ class Budget:
         """Seconds that measuring may take over the window.
 
         The step under way, and those of a window that is not over, are expected to take as long as the others, but no
-        longer than in the fastest stretch of the last steps: what is spent in a slow one, as that of a busy machine,
-        also counts for windows of steps to come.
+        longer than the last ones: what was spent in a slow stretch, as that of a busy machine, also counts for windows
+        of steps to come.
         """
         mean = self._own.total / min(self._own.steps, WINDOW - 1)
-        return self.share * WINDOW * min(mean, self._fastest)
+        return self.share * WINDOW * min(mean, self._step_time)
 
     def spent(self, purpose: Purpose | None = None) -> float:
         """Return the seconds that were spent over the last `WINDOW` steps, on everything or on ``purpose``."""

@@ -135,6 +135,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
     """Name and version of the client, for example "python/0.1.0"."""
     loss: str | msgspec.UnsetType = msgspec.UNSET
     """Name of the scalar that is the training loss; absent where its usual names decide. Older servers ignore it."""
+    environment: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    """Description of the machine and software of this writer, JSON-like; older servers ignore it."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="batch"):
@@ -244,6 +246,19 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     closed_at: float | None = None
     updated_step: int = 0
     attempt: int = 0
+
+    @property
+    def incident(self) -> str:
+        """Id of the alert's incident.
+
+        A predicted spike belongs to the incident of its prediction, and alerts about one step to that of the first of
+        them.
+        """
+        for key in ("prediction_id", "incident_id"):
+            shared = self.evidence.get(key)
+            if isinstance(shared, str):
+                return shared
+        return self.id
 
     @property
     def first_warned(self) -> Forecast | None:

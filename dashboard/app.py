@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 from dashboard.client import ApiClient
 from dashboard.config import DashboardConfig
 from dashboard.dash_private import document, set_up_server
+from dashboard.downloads import PATH as EXPORT_PATH
+from dashboard.downloads import export_of
 from dashboard.login.cookies import Cookies
 from dashboard.login.guard import CSRF_HEADER, LoginGuard
 from dashboard.login.headers import SecurityHeaders, content_policy
@@ -97,7 +99,8 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
             for name, path in {"early": "early.js", "load_plotly": "load_plotly.js", "plotly": PLOTLY}.items()
         }
     )
-    register(dash, PAGES, config=config, viewers=Viewers(config, client))
+    viewers = Viewers(config, client)
+    register(dash, PAGES, config=config, viewers=viewers)
     set_up_server(dash)
 
     async def open_page(request: Request) -> HTMLResponse:
@@ -117,6 +120,7 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
         return JSONResponse({"error": code, "message": words}, error.status_code, error.headers)
 
     server.add_exception_handler(HTTPException, no_page)
+    server.add_api_route(EXPORT_PATH, export_of(viewers), methods=["GET"])
     for page in PAGES:
         if page.path != "/":  # Dash serves "/" itself
             server.add_api_route(page.path, open_page, methods=["GET"])

@@ -202,9 +202,9 @@ class ApiClient:
         """Everything that happened to a run."""
         return await self._get(f"/runs/{_segment(run_id)}/events", list[Event])
 
-    async def alerts(self, run_id: str | None = None) -> list[Alert]:
-        """Return the newest alerts of one run or of all runs."""
-        return await self._get("/alerts", list[Alert], run=run_id, limit=ALERTS_SHOWN)
+    async def alerts(self, run_id: str | None = None, *, limit: int = ALERTS_SHOWN) -> list[Alert]:
+        """Return the newest ``limit`` alerts of one run or of all runs."""
+        return await self._get("/alerts", list[Alert], run=run_id, limit=limit)
 
     async def alert(self, alert_id: str) -> Alert:
         """Return one alert."""
@@ -230,6 +230,33 @@ class ApiClient:
     async def choose_project_loss(self, project: str, scalar: str | None) -> ProjectLoss:
         """Choose the default loss of a project, None for none, and return it."""
         return await self._send("PUT", f"/projects/{_segment(project)}/loss", ProjectLoss, {"scalar": scalar})
+
+    async def change_run(self, run_id: str, changes: Mapping[str, Any]) -> RunDetail:
+        """Change name, tags, notes or ``archived`` of a run, and return the run."""
+        return await self._send("PATCH", f"/runs/{_segment(run_id)}", RunDetail, changes)
+
+    async def delete_run(self, run_id: str) -> None:
+        """Delete a run for good."""
+        await self._request("DELETE", f"/runs/{_segment(run_id)}", {}, {})
+
+    async def open_export(self, run_id: str, query: Mapping[str, str]) -> httpx.Response:
+        """Return the streamed answer of an export, which the caller reads and closes. Raises `ApiError`."""
+        request = self._http.build_request(
+            "GET", f"/runs/{_segment(run_id)}/export", params=dict(query), headers=self._authorization
+        )
+        try:
+            answer = await self._http.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise ApiUnavailableError(f"no answer from the server: {_reason(error)}") from error
+        if answer.is_success:
+            return answer
+        try:
+            await answer.aread()
+        except httpx.HTTPError as error:
+            raise ApiUnavailableError(f"no answer from the server: {_reason(error)}") from error
+        finally:
+            await answer.aclose()
+        raise _refusal(answer)
 
     async def acknowledge(self, alert_id: str) -> Alert:
         """Acknowledge an alert and return it."""

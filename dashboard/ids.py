@@ -22,6 +22,8 @@ FORM_RESULT: Final = "form-result"  # store: errors of fields and the message of
 FLEET: Final = "fleet-rows"  # store: rows for fleet.js
 FLEET_TABLE: Final = "fleet-table"
 FLEET_COUNTS: Final = "fleet-counts"
+FLEET_PROJECT: Final = "fleet-project"
+FLEET_GROUP: Final = "fleet-group"
 FLEET_DANGER: Final = "fleet-danger"  # one line for each endangered run; empty in calm times
 
 # The page of one run.
@@ -39,6 +41,8 @@ STAT_PICK: Final = "stat-pick"
 METRIC_PICK: Final = "metric-pick"
 ATTEMPT_PICK: Final = "attempt-pick"
 ATTEMPT_CONTROL: Final = "attempt-control"  # label of the select; hidden while the run has one attempt
+RUN_DRAWER: Final = "run-drawer"  # dialog with configuration, environment, notes, attempts, export, deletion
+RUN_DETAILS: Final = "run-details"  # its contents, which are read when it is opened
 HISTOGRAM_CARD: Final = "histogram-card"
 RUN_AUDIT: Final = "run-audit"
 HISTOGRAM_TITLE: Final = "histogram-title"

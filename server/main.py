@@ -17,7 +17,21 @@ from starlette.types import Receive, Scope, Send
 from client_sdk import answers
 from server.agents.endpoint import AgentEndpoint
 from server.agents.questions import Questions
-from server.api import alerts, audits, channels, errors, exports, health, losses, replays, rules, runs, sessions, tokens
+from server.api import (
+    alerts,
+    audits,
+    channels,
+    errors,
+    exports,
+    health,
+    losses,
+    replays,
+    rules,
+    run_details,
+    runs,
+    sessions,
+    tokens,
+)
 from server.api.access import MetricsAccess, Services
 from server.api.document import add_document
 from server.api.limits import RequestLimits
@@ -58,6 +72,7 @@ from server.storage.measurements.series import SeriesQuery
 from server.storage.measurements.spans import SpanStore
 from server.storage.measurements.steps import StepReader
 from server.storage.rules import RuleStore
+from server.storage.run_details import RunDetailStore
 from server.storage.runs import RunStore
 
 API = "/api/v1"
@@ -88,6 +103,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
     deleter = Deleter(
         DeletionStore(database),
         forget=pipeline.forget,
+        announce=pipeline.publisher.deleted,
         clock=time.time,
         retention_days=config.retention_days,
         look_every=config.retention_every,
@@ -141,6 +157,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
         tokens=access.tokens,
         pipeline=pipeline,
         runs=run_store,
+        run_details=RunDetailStore(database),
         fleet=FleetQuery(database, run_store, layouts),
         layouts=layouts,
         series=series,
@@ -184,7 +201,7 @@ def create_app(config: Config, database: Database | None = None) -> FastAPI:
 def _add_routes(app: FastAPI, ingest: IngestEndpoint, live: LiveEndpoint, agents: AgentEndpoint) -> None:
     errors.install(app)
     add_document(app, f"{API}/openapi.json")
-    for room in (runs, losses, audits, replays, exports, alerts, channels, rules, sessions, tokens):
+    for room in (runs, run_details, losses, audits, replays, exports, alerts, channels, rules, sessions, tokens):
         app.include_router(room.router, prefix=API)
     app.include_router(health.router)
 

@@ -217,15 +217,8 @@ def change_of(alert: Alert, level_before: str | None, state_before: str | None) 
 
 
 def incident_of(alert: Alert) -> str:
-    """Return the id of the alert's incident.
-
-    A predicted spike belongs to the incident of its prediction, and alerts about one step to that of the first of them.
-    """
-    for key in ("prediction_id", "incident_id"):
-        shared = alert.evidence.get(key)
-        if isinstance(shared, str):
-            return shared
-    return alert.id
+    """Return the id of the alert's incident."""
+    return alert.incident
 
 
 def cooldown_group_of(alert: Alert) -> str:

@@ -74,6 +74,10 @@ runs = Table(
     Column("loss_choice", String(256)),
     Column("stability_ratio", Float(53)),
     Column("sparkline", JSON),
+    # What people wrote about the run, as plain text.
+    Column("notes", Text),
+    # Time at which somebody put the run away; null for a run that lists show.
+    Column("archived_at", Float(53)),
     Index(None, "created_at", "id"),
     Index(None, "project", "created_at", "id"),
     Index(None, "state", "last_seen_at"),
@@ -99,6 +103,8 @@ writers = Table(
     Column("epoch", BigInteger, nullable=False, default=0, server_default="0"),
     Column("state", String(16), nullable=False),
     Column("sdk", String(256), nullable=False, default=""),
+    # Machine and software, as the client describes them; null where it does not.
+    Column("environment", JSON(none_as_null=True)),
     Column("started_at", Float(53), nullable=False),
     Column("last_seen_at", Float(53), nullable=False),
     UniqueConstraint("run_id", "writer"),

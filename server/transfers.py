@@ -36,6 +36,7 @@ from server.storage.fleet import FleetQuery
 from server.storage.layouts import LayoutStore
 from server.storage.measurements.histogram_history import HistogramHistory
 from server.storage.measurements.steps import Selection, StepReader
+from server.storage.run_details import RunDetailStore
 from server.storage.runs import RunStore
 
 FORMATS = {".parquet": Format.PARQUET, ".csv": Format.CSV, ".zip": Format.ZIP}
@@ -54,7 +55,7 @@ async def export_run(database: Database, run_id: str, out: Path, *, layers: bool
         raise ConfigurationError(f"{out}: unknown format; use one of the extensions {', '.join(FORMATS)}")
     await migrate.upgrade(database)
     stored = LayoutStore(database)
-    run = await FleetQuery(database, RunStore(database), stored).summary(run_id)
+    run = await FleetQuery(database, RunStore(database), stored).details(run_id)
     if run is None:
         raise ConfigurationError(f"there is no run {run_id!r}; `spikewatch runs` lists them")
     exporter = Exporter(StepReader(database, stored))
@@ -129,6 +130,9 @@ async def import_paths(
                     try:
                         logged = await asyncio.to_thread(opener)
                         done = await _import_all(importer, logged, progress, project, renames)
+                        for run, imported in zip(logged, done, strict=True):
+                            if run.notes and imported.new_records:  # later ones may have been written here
+                                await RunDetailStore(database).change(imported.run_id, notes=run.notes)
                         for run, imported in zip(logged, done, strict=True) if tells_runs else ():
                             raised = await alerts.find(run_ids=[imported.run_id])
                             note(_sentence(run, imported, len(raised)))

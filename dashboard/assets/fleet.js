@@ -1,10 +1,11 @@
-// Draws the table of runs from the rows that the server sends. Search, filters and sorting run in the browser, and an
-// update changes only what differs. Every text of a run is set as text, never as HTML.
+// Draws the table of runs from the rows and groups that the server sends; an update changes only what differs. Every text
+// of a run is set as text, never as HTML.
 (function () {
   "use strict";
   const FULL = 1.47; // ratio at which the bar is full; the tick of the limit is at 1
   const SVG = "http://www.w3.org/2000/svg";
   const rows = new Map(); // id -> {data, element, parts}
+  let groups = []; // {key, label, folded, ids} in their order
   let scheduled = false;
   let drawnIn = null; // element in which the rows were drawn last
   let last = 0; // number of the last update that was drawn
@@ -28,21 +29,31 @@
     const element = make("a", "fleet-row");
     element.setAttribute("role", "row");
     const cells = {};
-    for (const name of ["run", "stage", "ratio", "spike", "spark", "loss", "alert", "state"]) {
+    for (const name of ["pick", "run", "stage", "ratio", "spike", "layer", "spark", "loss", "alert", "state"]) {
       cells[name] = make("span", `cell ${name}`, element);
       cells[name].setAttribute("role", "cell");
     }
     const parts = {
       cells,
+      check: make("button", "check", cells.pick),
+      pin: make("button", "pin", cells.pick),
       name: make("span", "name", cells.run),
       sub: make("span", "sub", cells.run),
       square: make("i", "square", cells.stage),
       stage: make("span", "", cells.stage),
       bar: make("span", "bar", cells.ratio),
+      spike: make("span", "in", cells.spike),
+      spikeTime: make("span", "left", cells.spike),
       ratio: make("span", "number", cells.ratio),
       dot: make("i", "dot", cells.state),
       state: make("span", "", cells.state),
     };
+    parts.check.setAttribute("role", "checkbox");
+    for (const button of [parts.check, parts.pin]) {
+      button.type = "button";
+      button.tabIndex = -1; // x and p are their keys
+      button.dataset.run = data.id;
+    }
     parts.fill = make("i", "fill", parts.bar);
     make("i", "tick", parts.bar);
     const svg = document.createElementNS(SVG, "svg");
@@ -60,6 +71,8 @@
     if (element.getAttribute("href") !== data.href) element.setAttribute("href", data.href);
     text(parts.name, data.name);
     parts.name.title = data.name;
+    parts.check.setAttribute("aria-label", `Pick ${data.name} for a comparison`);
+    parts.pin.setAttribute("aria-label", `Pin ${data.name} to the top`);
     text(parts.sub, data.sub);
     parts.sub.title = data.sub;
     classes(parts.square, `square ${data.stage}`);
@@ -69,8 +82,12 @@
     classes(parts.fill, `fill ${data.stage}`);
     parts.fill.style.width = `${Math.max(0, Math.min(100, ((data.ratio || 0) / FULL) * 100))}%`;
     text(parts.ratio, data.ratioWord);
-    text(parts.cells.spike, data.spikeIn);
+    text(parts.spike, data.spikeIn);
+    text(parts.spikeTime, data.spikeTime);
     classes(parts.cells.spike, `cell spike ${data.spikeTone}`);
+    text(parts.cells.layer, data.layer);
+    parts.cells.layer.title = data.layerFull;
+    classes(parts.cells.layer, `cell layer ${data.layerFull ? "" : "muted"}`);
     if (parts.path.getAttribute("d") !== data.spark) parts.path.setAttribute("d", data.spark);
     text(parts.cells.loss, data.loss);
     classes(parts.cells.loss, `cell loss ${data.lossTone}`);
@@ -79,64 +96,76 @@
     classes(parts.cells.alert, `cell alert ${data.alertTone}`);
     classes(parts.cells.state, `cell state ${data.stateTone}`);
     text(parts.state, data.state);
-    row.words = `${data.name} ${data.project} ${data.stageWord} ${data.state} ${data.id}`.toLowerCase();
   }
 
-  const value = (id) => (document.getElementById(id) || {}).value || "";
+  const folds = new Map(); // key of a group -> whether somebody folded or unfolded it
+  const headings = new Map(); // key of a group -> {element, button}
 
-  const orders = {
-    risk: (a, b) => Math.round(b.risk * 10) - Math.round(a.risk * 10) || b.created - a.created,
-    newest: (a, b) => b.created - a.created,
-    name: (a, b) => a.name.localeCompare(b.name, undefined, {numeric: true}),
-  };
+  function heading(key) {
+    let known = headings.get(key);
+    if (!known) {
+      const element = make("div", "fleet-group");
+      element.setAttribute("role", "row");
+      const cell = make("span", "", element);
+      cell.setAttribute("role", "cell");
+      const button = make("button", "", cell);
+      button.type = "button";
+      known = {element, button};
+      headings.set(key, known);
+      button.addEventListener("click", () => {
+        folds.set(key, button.getAttribute("aria-expanded") === "true");
+        draw();
+      });
+    }
+    return known;
+  }
+
+  // The elements of the table in their order: a heading for each group that has one, and the rows below it.
+  function wanted() {
+    const elements = [];
+    for (const group of groups) {
+      const isFolded = Boolean(group.label) && (folds.get(group.key) ?? group.folded);
+      if (group.label) {
+        const {element, button} = heading(group.key);
+        text(button, group.label);
+        button.setAttribute("aria-expanded", String(!isFolded));
+        elements.push(element);
+      }
+      for (const id of group.ids) {
+        const row = rows.get(id);
+        if (!row) continue;
+        row.element.hidden = isFolded;
+        elements.push(row.element);
+      }
+    }
+    return elements;
+  }
 
   function draw() {
     scheduled = false;
     const body = document.getElementById("fleet-table");
     if (!body) return;
-    const words = value("fleet-search").toLowerCase().split(/\s+/).filter(Boolean);
-    const project = value("fleet-project");
-    const state = value("fleet-state");
-    const shown = [...rows.values()].filter(
-      (row) =>
-        words.every((word) => row.words.includes(word)) &&
-        (!project || row.data.project === project) &&
-        (!state || row.data.stateKey === state),
-    );
-    const order = orders[value("fleet-sort")] || orders.risk;
-    shown.sort((a, b) => order(a.data, b.data) || (a.data.id < b.data.id ? -1 : 1));
-    const wanted = shown.map((row) => row.element);
-    const same = wanted.length === body.children.length && wanted.every((element) => element.parentNode === body);
+    const elements = wanted();
+    const same = elements.length === body.children.length && elements.every((element) => element.parentNode === body);
     // Rows keep their order while the pointer is over the table, so that a click hits the intended row.
     if (!same || !body.matches(":hover")) {
-      wanted.forEach((element, index) => {
+      elements.forEach((element, index) => {
         if (body.children[index] !== element) body.insertBefore(element, body.children[index] || null);
       });
-      while (body.children.length > wanted.length) body.lastChild.remove();
+      while (body.children.length > elements.length) body.lastChild.remove();
     }
     body.parentNode.classList.add("loaded");
     const page = body.closest(".page");
     page.classList.toggle("empty", rows.size === 0);
     document.getElementById("fleet-empty").className = rows.size === 0 ? "" : "hidden";
-    document.getElementById("fleet-none").classList.toggle("hidden", rows.size === 0 || shown.length > 0);
+    document.getElementById("fleet-none").classList.toggle("hidden", rows.size === 0 || elements.length > 0);
+    document.dispatchEvent(new CustomEvent("spikewatch-fleet"));
   }
 
   function schedule() {
     if (scheduled) return;
     scheduled = true;
     requestAnimationFrame(draw);
-  }
-
-  function projects() {
-    const select = document.getElementById("fleet-project");
-    if (!select) return;
-    const names = [...new Set([...rows.values()].map((row) => row.data.project))].sort();
-    if (names.join("\n") === select.dataset.names) return;
-    select.dataset.names = names.join("\n");
-    const chosen = select.value;
-    while (select.options.length > 1) select.remove(1);
-    for (const name of names) select.add(new Option(name.length > 40 ? `${name.slice(0, 39)}…` : name, name));
-    select.value = names.includes(chosen) ? chosen : "";
   }
 
   function fleet(update) {
@@ -159,18 +188,16 @@
       row.data = data;
       fill(row);
     }
-    projects();
+    for (const id of update.gone) {
+      rows.get(id)?.element.remove();
+      rows.delete(id);
+    }
+    groups = update.groups;
     schedule();
   }
 
-  document.addEventListener("input", (event) => {
-    if (event.target.id === "fleet-search") schedule();
-  });
-  document.addEventListener("change", (event) => {
-    if (["fleet-project", "fleet-state", "fleet-sort"].includes(event.target.id)) schedule();
-  });
   document.addEventListener("keydown", (event) => {
-    const search = document.getElementById("fleet-search");
+    const search = document.querySelector("#fleet-search, #alert-search");
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName);
     if (search && event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
       event.preventDefault();
@@ -179,9 +206,10 @@
   });
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a.fleet-row");
-    if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    if (!link || event.defaultPrevented || event.button) return;
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     event.preventDefault(); // navigate without a reload, like links of Dash
-    window.dash_clientside.set_props("location", {pathname: link.getAttribute("href")});
+    window.dash_clientside.set_props("location", {pathname: link.getAttribute("href"), search: "", hash: ""});
     window.scrollTo(0, 0);
   });
 

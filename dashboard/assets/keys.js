@@ -5,6 +5,7 @@
     ["/", "search the runs"],
     ["j  k", "next and previous run"],
     ["Enter", "open the run"],
+    ["x  p", "pick the run for a comparison, pin it to the top"],
     ["[  ]", "previous and next event of the run"],
     ["f", "follow the newest steps, as a double click on a panel does"],
     ["?", "this list"],
@@ -13,11 +14,16 @@
   const isTyping = () => /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName);
 
   function moveThroughRuns(by) {
-    const rows = [...document.querySelectorAll("a.fleet-row")];
+    const rows = [...document.querySelectorAll("a.fleet-row:not([hidden])")];
     if (!rows.length) return;
     const now = rows.indexOf(document.activeElement);
     const next = now < 0 ? (by > 0 ? 0 : rows.length - 1) : Math.max(0, Math.min(rows.length - 1, now + by));
     rows[next].focus();
+  }
+
+  function focusedRun() {
+    const row = document.activeElement;
+    return row.matches("a.fleet-row") ? row.querySelector(".check").dataset.run : "";
   }
 
   function moveThroughEvents(by) {
@@ -51,10 +57,13 @@
   }
 
   document.addEventListener("keydown", (event) => {
-    if (isTyping() || event.ctrlKey || event.metaKey || event.altKey) return;
+    const isCovered = document.querySelector("dialog[open]") && event.key !== "?";
+    if (isCovered || isTyping() || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "j") moveThroughRuns(1);
     else if (event.key === "k") moveThroughRuns(-1);
-    else if (event.key === "]") moveThroughEvents(1);
+    else if ((event.key === "x" || event.key === "p") && focusedRun()) {
+      document.dispatchEvent(new CustomEvent("spikewatch-row-key", {detail: {key: event.key, run: focusedRun()}}));
+    } else if (event.key === "]") moveThroughEvents(1);
     else if (event.key === "[") moveThroughEvents(-1);
     else if (event.key === "f") document.getElementById("follow")?.click();
     else if (event.key === "?") list();

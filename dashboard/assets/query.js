@@ -1,6 +1,6 @@
 // Pages whose choices are in the address: controls write to the query of the address and follow it, so that a reload, Back
 // and a link that is passed on show the same. A control with data-query holds the value of that name; one with data-adds
-// appends its value to a list of values separated by commas.
+// appends its value to a list of values separated by commas. A text field has the name at the label around it (data-queried).
 (function () {
   "use strict";
   const TYPING = 250; // milliseconds after the last key of a search
@@ -27,11 +27,13 @@
   // The value of a control without one in the address: that of its first option, or no text.
   const usual = (control) => (control.options ? (control.options[0] || {value: ""}).value : "");
 
+  const nameOf = (control) => control.dataset?.query || control.closest?.("[data-queried]")?.dataset.queried;
+
   function sync() {
     if (!addressed()) return;
     const query = asked();
-    for (const control of document.querySelectorAll("[data-query]")) {
-      const wanted = query.get(control.dataset.query) ?? usual(control);
+    for (const control of document.querySelectorAll("[data-query], [data-queried] input")) {
+      const wanted = query.get(nameOf(control)) ?? usual(control);
       if (control !== document.activeElement || control.options) {
         if (control.value !== wanted && (!control.options || [...control.options].some((one) => one.value === wanted))) {
           control.value = wanted;
@@ -41,13 +43,13 @@
   }
 
   function chosen(control, isTyping) {
-    go({[control.dataset.query]: control.value === usual(control) ? "" : control.value}, isTyping);
+    go({[nameOf(control)]: control.value === usual(control) ? "" : control.value}, isTyping);
   }
 
   let typing = 0;
   document.addEventListener("input", (event) => {
     const control = event.target;
-    if (!control.dataset || !control.dataset.query || control.options) return;
+    if (!nameOf(control) || control.options) return;
     clearTimeout(typing);
     typing = setTimeout(() => chosen(control, true), TYPING);
   });

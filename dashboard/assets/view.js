@@ -25,7 +25,7 @@
     return {
       page: route.page, subject: route.subject, range: null, follows, window: "", attempt: "", metric: "loss", stat: null,
       scale: "usual", reduce: "max", order: "", search: "", unfolded: [], theme: root.dataset.theme, narrow: phone.matches,
-      cell: null, query: window.location.search, ...(route.page === "run" ? window.spikewatchAddress.read() : {}),
+      cell: null, query: window.location.search, pinned: window.spikewatchPinned(), ...(route.page === "run" ? window.spikewatchAddress.read() : {}),
     };
   }
 
@@ -168,11 +168,15 @@
     if (view !== null && view.page === "run") window.spikewatchAddress.reflect(view);
   }
 
-  // The tab names the run and says how many runs are endangered, so that it can be found among many.
+  // The tab names the run and the most urgent alert, or the page, and says how many there are, so that it can be found
+  // among many.
   function entitle() {
-    const name = document.querySelector(".run-top h1");
-    const count = document.querySelectorAll(".danger-band").length;
-    const words = [name && name.title, "Spikewatch"].filter(Boolean).join(" · ");
+    const run = document.querySelector(".run-top h1");
+    const name = run ? run.title : (document.querySelector("#page h1") || {}).textContent;
+    const said = run && document.querySelector(".danger-band .danger-words");
+    const alert = said && said.textContent.split(/ \(|, |\. /)[0].replace(/\.$/, "");
+    const count = document.querySelectorAll(".danger-band, .alert-list .alert-row:has(.buttons button)").length;
+    const words = [alert, name, "Spikewatch"].filter(Boolean).join(" · ");
     const title = count ? `(${count}) ${words}` : words;
     if (document.title !== title) document.title = title;
   }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from client_sdk.answers import RunBacktest
+from client_sdk.answers import Firing, RunBacktest
 from dashboard.figures.loss import decade_ticks, spans_decades
 from dashboard.figures.theme import Frame, figure, layout, palette, step_axis, value_axis
 from dashboard.numbers import exact
@@ -37,15 +37,11 @@ def rule_backtest_figure(run: RunBacktest, rule: Mapping[str, Any], theme: str, 
         }
         for firing in run.firings
     ]  # fmt: skip
-    fired = [(firing.step, firing.value) for firing in run.firings if firing.value is not None]
-    if fired and rule.get("condition") != "no-data":
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "x": [step for step, _ in fired], "y": [y for _, y in fired],
-                "marker": {"color": colours.danger, "size": 7, "line": {"width": 1.5, "color": colours.surface}},
-                "hovertemplate": "fires at step %{x:,d}<br><b>%{y:.4g}</b><extra></extra>",
-            }
-        )  # fmt: skip
+    if rule.get("condition") != "no-data":
+        full = {"color": colours.danger, "size": 7, "line": {"width": 1.5, "color": colours.surface}}
+        hollow = {"color": colours.surface, "size": 7, "line": {"width": 1.5, "color": colours.danger}}
+        data += _marks(run.swallowed, hollow, "swallowed by the cooldown")
+        data += _marks(run.firings, full, "fires")
     axis: dict[str, Any] = {}
     notes: list[dict[str, Any]] = []
     if logarithmic:
@@ -83,3 +79,16 @@ def rule_backtest_figure(run: RunBacktest, rule: Mapping[str, Any], theme: str, 
             height=190,
         ),
     )
+
+
+def _marks(firings: Sequence[Firing], marker: Mapping[str, Any], word: str) -> list[dict[str, Any]]:
+    """Return a mark for each firing with a value."""
+    found = [(firing.step, firing.value) for firing in firings if firing.value is not None]
+    if not found:
+        return []
+    return [
+        {
+            "type": "scatter", "mode": "markers", "x": [step for step, _ in found], "y": [y for _, y in found],
+            "marker": marker, "hovertemplate": f"{word} at step %{{x:,d}}<br><b>%{{y:.4g}}</b><extra></extra>",
+        }
+    ]  # fmt: skip

@@ -73,6 +73,14 @@ def text(
     return _field(label, control, hint, when)
 
 
+def long_text(name: str, label: str, value: str = "", *, hint: Hint = "", placeholder: str = "") -> Component:
+    """Return a field with several lines of text."""
+    control = dcc.Textarea(
+        id={"field": name}, name=name, value=value, placeholder=placeholder, rows=5, className="entry long"
+    )
+    return _field(label, control, hint, None)
+
+
 def choice(
     name: str, label: str, options: Options, value: str, *, hint: str = "", when: When | None = None
 ) -> Component:

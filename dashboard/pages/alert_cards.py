@@ -338,7 +338,9 @@ def level_tone(level: str) -> str:
 
 
 def tone(alert: Alert) -> str:
-    """Return the stylesheet's class for the level of an alert."""
+    """Return the stylesheet's class for an alert: that of its level, but calm for a prediction that did not come."""
+    if alert.outcome is not None and alert.outcome.result == "false":
+        return "calm"
     return level_tone(alert.level)
 
 
@@ -355,5 +357,6 @@ def alert_row(alert: Alert, run_name: str, now: float) -> Component:
         html.Span(_result_or_state(alert), className="alert-result"),
         html.Span("" if opened is None else f"{duration(now - opened)} ago", className="muted"),
     ]
-    link = dcc.Link(cells, href=f"/runs/{alert.run_id}", className="alert-link")
+    at = "" if alert.is_open else f"?step={alert.step}"  # an open alert is about the newest steps
+    link = dcc.Link(cells, href=f"/runs/{quote(alert.run_id, safe='')}{at}", className="alert-link")
     return html.Div([link, buttons(alert, now)], className="alert-row")

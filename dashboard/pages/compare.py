@@ -28,7 +28,7 @@ from dashboard.pages.compare_data import (
     read_run,
     statistics_of,
 )
-from dashboard.pages.comparison import Comparison, parse_comparison
+from dashboard.pages.comparison import EVENTS, Comparison, parse_comparison
 from dashboard.pages.config_differences import difference_table
 from dashboard.pages.run_titles import distinct_titles
 from dashboard.pages.symbols import symbols
@@ -239,7 +239,9 @@ def _frame(wanted: Comparison, view: View, curves: Sequence[RunCurve]) -> Frame:
 
 
 def _origin(wanted: Comparison) -> str:
-    return {"start": " since the start", "spike": " since the first spike"}.get(wanted.start, "")
+    if wanted.start in EVENTS:
+        return f" since the first {EVENTS[wanted.start]}"
+    return " since the start" if wanted.start == "start" else ""
 
 
 def _curves_note(drawn: Drawn, curves: Sequence[RunCurve], band: Envelope | None) -> str:

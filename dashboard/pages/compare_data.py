@@ -14,7 +14,7 @@ from client_sdk.vocabulary import LOSS, EventKind, RunState
 from dashboard.client import ApiClient, ApiRefusedError
 from dashboard.figures.run_curves import RunAxis, step_places, time_places, token_places
 from dashboard.models import Heatmap
-from dashboard.pages.comparison import Comparison
+from dashboard.pages.comparison import EVENTS, Comparison
 
 RATIO: Final = "stability_ratio"
 AXIS_SCALARS: Final[Mapping[str, str]] = {"time": "step_time", "tokens": "tokens"}
@@ -58,7 +58,7 @@ async def read_run(client: ApiClient, detail: RunDetail, wanted: Comparison, *, 
         return ComparedRun(detail=detail, axis=None, lacks="has no steps yet", series={})
     whole, events = await asyncio.gather(
         _axis_series(client, detail, wanted.axis),
-        client.events(detail.id) if wanted.start == "spike" else _no_events(),
+        client.events(detail.id) if wanted.start in EVENTS else _no_events(),
     )
     axis, lacks = _axis(detail, wanted, whole, events)
     if axis is None:
@@ -125,11 +125,11 @@ def _axis(
         return None, lacks
     if wanted.start == "start":
         return axis.moved(float(axis.places[0])), ""
-    if wanted.start == "spike":
-        spike = next((event.step for event in events if event.kind == EventKind.SPIKE), None)
-        if spike is None:
-            return None, "has had no spike"
-        return axis.moved(float(axis.at(np.array([float(spike)]))[0])), ""
+    if wanted.start in EVENTS:
+        step = next((event.step for event in events if event.kind == wanted.start), None)
+        if step is None:
+            return None, f"has had no {EVENTS[wanted.start]}"
+        return axis.moved(float(axis.at(np.array([float(step)]))[0])), ""
     return axis, ""
 
 

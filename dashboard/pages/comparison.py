@@ -8,15 +8,27 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode
 
+from client_sdk.vocabulary import EventKind
+
 MAX_RUNS: Final = 8
 """Number of runs that are compared at once; each has a colour of its own."""
 MAX_ID_CHARS: Final = 128
 MAX_NAME_CHARS: Final = 256
 AXES: Final[Mapping[str, str]] = {"step": "by step", "time": "by time", "tokens": "by tokens"}
 """Words for the horizontal axis, the first of which is the default."""
+EVENTS: Final[Mapping[str, str]] = {
+    EventKind.SPIKE.value: "spike",
+    EventKind.BAD_BATCH.value: "bad batch",
+    EventKind.LR_JUMP.value: "jump of the learning rate",
+    EventKind.ROLLBACK.value: "rollback",
+    EventKind.NONFINITE.value: "NaN or infinity",
+}
+"""Words for the kinds of events at whose first one runs can be aligned."""
 STARTS: Final[Mapping[str, str]] = {
-    "logged": "as logged", "start": "aligned at their starts", "spike": "aligned at the first spike"
-}  # fmt: skip
+    "logged": "as logged",
+    "start": "aligned at their starts",
+    **{kind: f"aligned at the first {words}" for kind, words in EVENTS.items()},
+}
 """Words for the place where the runs meet, the first of which is the default."""
 SCALES: Final[Mapping[str, str]] = {"auto": "fitting scale", "log": "log scale", "linear": "linear scale"}
 """Words for the vertical axis, the first of which is the default."""

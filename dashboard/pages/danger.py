@@ -19,6 +19,8 @@ from dashboard.pages.symbols import symbols
 
 FIX: Final = "fix-code"
 """Id of the code that the button copies."""
+FAR: Final = 1800.0
+"""Seconds until the earliest step of a forecast from which on it is a warning and no alarm."""
 LAYER_CHARS: Final = 48
 """Number of characters up to which a layer is named in the sentence."""
 
@@ -47,9 +49,18 @@ def banner(alert: Alert, run: RunSummary, now: float) -> Component:
             html.Div(actions, className="danger-actions"),
             html.Pre(code, id=FIX, className="hidden") if code else None,
         ],
-        className=f"danger-band {tone(alert)}",
+        className=f"danger-band {danger_tone(alert, run)}",
         role="status",
     )
+
+
+def danger_tone(alert: Alert, run: RunSummary) -> str:
+    """Return the stylesheet's class for the danger in which a run is: a spike that is far off is no alarm yet."""
+    date = alert.predicted_step
+    rate = run.step_rate if run.state == RunState.RUNNING else None
+    if alert.kind != AlertKind.SPIKE_PREDICTED or date is None or run.last_step is None or not rate:
+        return tone(alert)
+    return "warn" if (date.low - run.last_step) / rate > FAR else tone(alert)
 
 
 def sentence(alert: Alert, run: RunSummary) -> str:

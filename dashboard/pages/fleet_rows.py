@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from client_sdk.answers import Alert, LastAlert, Outcome, RunSummary
@@ -13,14 +13,22 @@ from client_sdk.vocabulary import AlertLevel, AlertState, RunState, Stage
 from dashboard.figures.sparkline import sparkline
 from dashboard.numbers import compact, duration, rate, ratio, steps, unix_time
 
+LAYER_CHARS: Final = 22
+"""Number of characters of a layer's name in the table."""
+
 
 def row(
-    run: RunSummary, now: float, alerts: Mapping[str, Alert] = MappingProxyType({}), *, title: str = ""
+    run: RunSummary,
+    now: float,
+    alerts: Mapping[str, Alert] = MappingProxyType({}),
+    *,
+    title: str = "",
+    leading: str = "",
 ) -> dict[str, Any]:
     """Return one run as fleet.js draws it, with all texts formatted and every tone a class of the stylesheet.
 
     ``alerts``: alerts keyed by id, from which the outcome of the last alert is read. ``title``: name by which the run
-    can be told apart from the others; "" for its own.
+    can be told apart from the others; "" for its own. ``leading``: name of the layer that leads its open alert.
     """
     word, tone = state_words(run, now)
     spike, spike_tone = spike_in(run)
@@ -45,6 +53,7 @@ def row(
         "ratio": measured,
         "ratioWord": ratio(run.stability_ratio),
         "spikeIn": spike,
+        "spikeTime": spike_time(run) if spike.endswith("steps") else "",
         "spikeTone": spike_tone,
         "spark": sparkline(run.sparkline),
         "loss": loss,
@@ -53,10 +62,21 @@ def row(
         "alertTone": alert_tone,
         "state": word,
         "stateTone": tone,
-        "stateKey": "live" if run.state == RunState.RUNNING else run.state,
-        "risk": risk(run),
-        "created": unix_time(run.created_at) or 0.0,
+        "layer": tail(leading, LAYER_CHARS) or "–",
+        "layerFull": leading,
     }
+
+
+def tail(name: str, width: int) -> str:
+    """Return the end of a layer's name, cut at a dot where it is too long.
+
+    >>> tail("transformer.h.3.mlp.c_proj.weight", 22), tail("0.weight", 22)
+    ('…h.3.mlp.c_proj.weight', '0.weight')
+    """
+    if len(name) <= width:
+        return name
+    before, end = name[: -(width - 1)], name[-(width - 1) :]
+    return "…" + (end if before.endswith(".") or "." not in end[:-1] else end.partition(".")[2])
 
 
 def age(run: RunSummary, now: float) -> str:
@@ -103,6 +123,17 @@ def spike_in(run: RunSummary) -> tuple[str, str]:
     if run.last_alert is not None and run.last_alert.level == AlertLevel.WATCH:
         return f"~{left:,} steps", "muted"
     return steps(left), "danger"
+
+
+def spike_time(run: RunSummary) -> str:
+    """Return the time until the expected spike at the run's rate, "" where it is not known."""
+    if run.predicted_step is None or run.last_step is None or run.state != RunState.RUNNING:
+        return ""
+    left = run.predicted_step.best - run.last_step
+    pace = run.step_rate
+    if left <= 0 or pace is None or not math.isfinite(pace) or pace <= 0:
+        return ""
+    return f"about {duration(left / pace)}"
 
 
 def alert_words(alert: LastAlert | None, *, is_over: bool = False) -> tuple[str, str]:

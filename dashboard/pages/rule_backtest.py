@@ -30,6 +30,8 @@ def _run_result(run: RunBacktest, rule: Mapping[str, Any], view: View) -> Compon
         notes.append("The rule does not apply to this run: its project, tag or run name does not match.")
     if not run.values and rule.get("condition") != "no-data":
         notes.append("The run never logged the values that the rule watches.")
+    if len(run.firings) < run.fired:
+        notes.append(f"The plot shows the first {count(len(run.firings))}.")
     if not run.complete:
         notes.append(f"The time limit was reached at step {count(run.last_step)}; later steps were not read.")
     firings = [
@@ -46,6 +48,7 @@ def _run_result(run: RunBacktest, rule: Mapping[str, Any], view: View) -> Compon
     return html.Section(
         [
             html.H2(f"It would {times}", className="fired"),
+            _swallowed(run, rule),
             html.P([f"on {run.name}, {count(run.values)} values up to step {count(run.last_step)}"], className="note"),
             *[html.P(note, className="warn") for note in notes],
             dcc.Graph(
@@ -60,6 +63,18 @@ def _run_result(run: RunBacktest, rule: Mapping[str, Any], view: View) -> Compon
         ],
         className="card editor",
     )
+
+
+def _swallowed(run: RunBacktest, rule: Mapping[str, Any]) -> Component | None:
+    """Return what the cooldown has swallowed, as the plot shows it, or None if nothing."""
+    if not run.swallowed:
+        return None
+    minutes = rule.get("cooldown_minutes")
+    cooldown = f"The cooldown of {minutes:g} minutes" if isinstance(minutes, int | float) else "The cooldown"
+    times = "once" if len(run.swallowed) == 1 else f"{count(len(run.swallowed))} times"
+    steps = ", ".join(count(firing.step) for firing in run.swallowed[:FIRINGS_SHOWN])
+    more = ", …" if len(run.swallowed) > FIRINGS_SHOWN else ""
+    return html.P(f"{cooldown} swallowed it {times}, at step {steps}{more} (hollow marks).", className="note")
 
 
 def _end_words(until: int | None) -> str:

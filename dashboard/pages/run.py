@@ -32,7 +32,7 @@ from dashboard.figures.stage_strip import spans
 from dashboard.figures.theme import Frame, palette
 from dashboard.models import Heatmap
 from dashboard.numbers import compact, rate
-from dashboard.pages import loss_choice, replay, run_audit, run_panels
+from dashboard.pages import loss_choice, replay, run_audit, run_drawer, run_panels
 from dashboard.pages import run_components as components
 from dashboard.pages.alert_actions import ALERT_ACTIONS
 from dashboard.pages.alert_cards import column, is_silenced, urgency
@@ -112,11 +112,16 @@ class RunLive:
         self._audit: RunAudit | None = None
         """Audit that the page shows."""
         self._audited_at: float | None = None
+        self._drawer = 0
+        """Number of the opening of the drawer that was filled last."""
 
     async def refresh(self, view: View, news: News, now: float) -> Refresh:
         """Apply the news, fetch the visible steps and draw the page."""
+        if self.run_id in news.deleted:
+            self._missing = True
+            return _no_such_run(self.run_id)
         try:
-            known = await self._apply(news)
+            known = await self._apply(news, view.drawer)
         except ApiRefusedError as error:
             if error.status == 404:
                 self._missing = True
@@ -156,8 +161,8 @@ class RunLive:
         updates = [Update(component=ids.RUN_HEAD, props={"children": _head(self._known, now)})]
         return _refresh(self._known.summary, updates, now)
 
-    async def _apply(self, news: News) -> Known:
-        """Bring the data of the run up to date and return it."""
+    async def _apply(self, news: News, drawer: int) -> Known:
+        """Bring the data of the run up to date and return it. ``drawer``: number of the opening of the drawer."""
         known = self._known
         if known is None or news.resync:
             detail, alerts, events = await asyncio.gather(
@@ -176,7 +181,9 @@ class RunLive:
             new_names = not known.detail.statistics or self._monotonic() - known.fetched_at > DETAIL_EVERY
             numbers = {item.attempt for item in known.detail.attempts}
             new_names |= any(item.kind == EventKind.ROLLBACK and item.attempt not in numbers for item in known.events)
-            if new_names and known.summary.state == RunState.RUNNING:
+            is_opened = drawer > self._drawer
+            has_changed = self.run_id in news.runs and known.summary.state != RunState.RUNNING
+            if (new_names and known.summary.state == RunState.RUNNING) or is_opened or has_changed:
                 known.detail = known.summary = await self._client.run(self.run_id)
                 known.fetched_at = self._monotonic()
             known.alerts.update(news.alerts)
@@ -259,6 +266,11 @@ class RunLive:
             Update(component=ids.RUN_EMPTY, props={"className": "hidden" if curves is not None else ""}),
             Update(component=ids.RUN_PANELS, props={"className": f"run-body{'' if curves is not None else ' hidden'}"}),
         ]
+        if view.drawer > self._drawer:
+            self._drawer = view.drawer
+            updates.append(
+                Update(component=ids.RUN_DETAILS, props={"children": run_drawer.contents(known.detail, now)})
+            )
         states = (summary.state, summary.stage_reason, summary.attempt)
         updates += self._loss_updates(known.detail)
         grave = endangering(alerts, summary.state)
@@ -498,7 +510,10 @@ def _head(known: Known, now: float) -> list[Any]:
 
 def _newest(known: Known) -> RunDetail:
     """Return the run with the stage, the loss and the state of its newest summary."""
-    names = ("stage", "stage_reason", "loss_name", "loss_since", "loss_choice", "last_step", "state", "step_rate")
+    names = (
+        "name", "tags", "archived", "stage", "stage_reason", "loss_name", "loss_since", "loss_choice", "last_step",
+        "state", "step_rate",
+    )  # fmt: skip
     return msgspec.structs.replace(known.detail, **{name: getattr(known.summary, name) for name in names})
 
 
@@ -560,6 +575,12 @@ PAGE: Final = Page(
     navigation=NavigationEntry(label="Run", order=2),
     layout=components.layout,
     live=lambda client, request: RunLive(client, request.subject),
-    actions={**ALERT_ACTIONS, **loss_choice.ACTIONS, **replay.ACTIONS, **run_audit.ACTIONS},
+    actions={
+        **ALERT_ACTIONS,
+        **loss_choice.ACTIONS,
+        **replay.ACTIONS,
+        **run_audit.ACTIONS,
+        **run_drawer.ACTIONS,
+    },
     callbacks=_register_callbacks,
 )

@@ -16,7 +16,7 @@ from dashboard.figures.curvature import CURVES, LIMIT
 from dashboard.figures.scales import statistic
 from dashboard.forms.attributes import aria, data
 from dashboard.numbers import count, duration, ratio, steps, unix_time
-from dashboard.pages import loss_choice, replay, run_audit, run_panels
+from dashboard.pages import loss_choice, replay, run_audit, run_drawer, run_panels
 from dashboard.pages.danger import time_left
 from dashboard.pages.fleet_rows import loss_words, spike_in
 from dashboard.pages.no_data import no_data
@@ -44,7 +44,7 @@ def layout(request: PageRequest) -> Component:
                     html.Div(
                         [
                             html.Div(head(None), id=ids.RUN_HEAD, className="title"),
-                            loss_choice.control(),
+                            html.Div([loss_choice.control(), run_drawer.opener()], className="run-controls"),
                         ],
                         className="title",
                     ),
@@ -52,6 +52,7 @@ def layout(request: PageRequest) -> Component:
                 ],
                 className="run-top",
             ),
+            run_drawer.drawer(),
             html.Div(id=ids.RUN_DANGER),
             html.Div(no_data(connected=True), id=ids.RUN_EMPTY, className="hidden"),
             html.Div(
@@ -94,6 +95,9 @@ def head(run: RunDetail | None, now: float | None = None) -> list[Component]:
         ]
     line = about(run, now)
     parts: list[Component] = [html.H1(run.title, title=run.title), html.P(line, className="about", title=line)]
+    marks = [*(["archived"] if run.archived else []), *run.tags]
+    if marks:
+        parts.append(html.P([html.Span(mark, className="pill") for mark in marks], className="pills"))
     if run.reason_words:
         parts.append(html.P(f"Not judged: {run.reason_words}.", className="note reason"))
     return parts

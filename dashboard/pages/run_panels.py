@@ -122,6 +122,10 @@ def _layers_panel() -> Component:
     controls = [
         search,
         _pick("order", "order-pick", "Order of the rows", _options(order)),
+        html.Details(
+            [html.Summary("Blocks", title="Fold and unfold blocks of layers"), html.Div(className="menu")],
+            className="panel-menu blocks",
+        ),
         _pick("stat", ids.STAT_PICK, "Statistic", stat),
         _pick("scale", "scale-pick", "Colour scale", _options(scale)),
         _pick("reduce", "reduce-pick", "Of several steps", _options(reduce)),

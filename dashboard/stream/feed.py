@@ -44,13 +44,15 @@ class News:
     """Whether a run has new steps."""
     committed_at: float | None = None
     """Unix time of the oldest commit that is not yet shown; None without new steps."""
+    deleted: set[str] = field(default_factory=set)
+    """Ids of runs that were deleted."""
     events: bool = False
     """Whether a run has new events."""
     resync: bool = False
     """Whether messages may be missing, so that the page must fetch everything again."""
 
     def __bool__(self) -> bool:
-        return bool(self.runs or self.alerts or self.advanced or self.events or self.resync)
+        return bool(self.runs or self.alerts or self.advanced or self.deleted or self.events or self.resync)
 
 
 class Mailbox:
@@ -86,6 +88,9 @@ class Mailbox:
             news.advanced = True
             if news.committed_at is None:
                 news.committed_at = message.committed_at
+        elif message.type == "deleted" and message.run_id is not None and self._wants(message.run_id):
+            news.deleted.add(message.run_id)
+            news.runs.pop(message.run_id, None)
         elif message.type == "event" and self._wants(message.run_id):
             news.events = True
         elif message.type == "alert" and message.alert is not None and self._wants(message.alert.run_id):

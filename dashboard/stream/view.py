@@ -59,6 +59,10 @@ class View:
     """Whether the browser has the width of a phone."""
     cell: tuple[str, int] | None = None
     """Layer and step whose histograms are shown."""
+    drawer: int = 0
+    """Number of the opening of a drawer, which the page fills anew for each; 0 while none is open."""
+    pinned: tuple[str, ...] = ()
+    """Ids of the runs that this browser has pinned to the top of the list."""
     query: str = ""
     """Query of the address, in which some pages hold their choices; "" if it has none or is too long."""
 
@@ -96,6 +100,8 @@ def parse_view(data: Any) -> View | None:
         theme="light" if data.get("theme") == "light" else "dark",
         narrow=data.get("narrow") is True,
         cell=_cell(data.get("cell")),
+        drawer=_whole(data.get("drawer")) or 0,
+        pinned=_names(data.get("pinned")),
         query=_query(data.get("query")),
     )
 

@@ -56,6 +56,8 @@ def of_run(run: answers.RunSummary, url: str) -> Facts:
         last_alert=None if run.last_alert is None else run.last_alert.title,
         ended_with=None if run.ended_with is None else run.ended_with.title,
         created_at=when(run.created_at),
+        tags=list(run.tags),
+        archived=run.archived or None,
         url=f"{url}/runs/{run.id}",
     )
 

@@ -32,6 +32,8 @@ MAX_LAYERS: Final = 15
 MAX_CHANGES: Final = 30
 """Differences between two configurations in an answer."""
 MAX_EVENTS: Final = 30
+MAX_NOTES: Final = 1_000
+"""Characters of the notes of a run in an answer."""
 NEARBY: Final = 200
 """Steps before and after an alert whose events belong to its story."""
 SIGNALS: Final = (LOSS, "lr", "grad_norm", "stability_ratio", "period_two", "lambda_max", "stability_limit")
@@ -237,6 +239,7 @@ class Questions:
         ids = [run.id for run in page.runs]
         found = await self._services.alerts.find(run_ids=ids, limit=MAX_ALERTS) if ids else []
         alerts = Counter((alert.run_id, alert.kind) for alert in found if alert.level != AlertLevel.WATCH)
+        notes = await self._services.run_details.notes_of(ids) if ids else {}
         return {
             "project": project,
             "settings_that_differ": names[:MAX_CHANGES],
@@ -249,6 +252,8 @@ class Questions:
                     last_step=run.last_step,
                     loss=run.loss,
                     ended_with=run.ended_words,
+                    tags=list(run.tags),
+                    notes=notes.get(run.id, "")[:MAX_NOTES],
                     alerts={kind: n for (run_id, kind), n in alerts.items() if run_id == run.id},
                 )
                 for run, own in zip(page.runs, settings, strict=True)

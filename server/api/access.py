@@ -41,6 +41,7 @@ from server.storage.measurements.histogram import HistogramQuery
 from server.storage.measurements.series import SeriesQuery
 from server.storage.outbox import OutboxStore
 from server.storage.rules import RuleStore
+from server.storage.run_details import RunDetailStore
 from server.storage.runs import RunStore, RunVersion
 from server.storage.tokens import TokenStore
 
@@ -65,6 +66,7 @@ class Services:
     tokens: TokenStore
     pipeline: Pipeline
     runs: RunStore
+    run_details: RunDetailStore
     fleet: FleetQuery
     layouts: LayoutStore
     series: SeriesQuery

@@ -92,7 +92,7 @@ async def export_run(
     ] = None,
 ) -> Response:
     await visible_run(services, principal, run_id)
-    run = await services.fleet.summary(run_id)
+    run = await services.fleet.details(run_id)
     if run is None:
         raise ApiError(410, "run_deleted", f"the run {run_id!r} was deleted")
     steps = await services.exporter.begin(run_id)

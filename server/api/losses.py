@@ -60,13 +60,14 @@ async def choose_for_run(services: ServicesOf, principal: Operator, run_id: RunI
     return details
 
 
-@router.get("/projects/{project:path}/loss", responses=refusals(403), summary="The default loss of a project")
+# A name with a line break matches no route, and answers 404.
+@router.get("/projects/{project:path}/loss", responses=refusals(403, 404), summary="The default loss of a project")
 async def of_project(services: ServicesOf, principal: Reader, project: Project) -> answers.ProjectLoss:
     _check_project(principal, project)
     return answers.ProjectLoss(project=project, scalar=await services.losses.of_project(project))
 
 
-@router.put("/projects/{project:path}/loss", summary="Choose the default loss of a project")
+@router.put("/projects/{project:path}/loss", responses=refusals(404), summary="Choose the default loss of a project")
 async def choose_for_project(
     services: ServicesOf, principal: Operator, project: Project, body: LossBody
 ) -> answers.ProjectLoss:

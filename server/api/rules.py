@@ -20,7 +20,7 @@ from server.api.refusals import refusals
 from server.api.router import AnswerRouter
 from server.errors import ApiError, RuleFieldError
 from server.models import AlertLevel, RunState
-from server.pipeline.rule_backtest import BacktestResult, Outline
+from server.pipeline.rule_backtest import BacktestResult, Firing, Outline
 from server.rule import MAX_RULES, MAX_TEXT, Rule, RuleSet
 
 router = AnswerRouter(tags=["rules"])
@@ -191,13 +191,18 @@ def _run_backtest(rule: Rule, run: answers.RunSummary, result: BacktestResult) -
         project=run.project,
         chosen=rule.applies_to(run.project, run.name, run.tags),
         fired=result.fired,
-        firings=tuple(msgspec.convert(firing, answers.Firing, from_attributes=True) for firing in result.firings),
+        firings=_firings(result.firings),
+        swallowed=_firings(result.swallowed),
         records=result.records,
         values=result.values,
         last_step=result.last_step,
         complete=result.complete,
         series=_outline(result.outline),
     )
+
+
+def _firings(found: Sequence[Firing]) -> tuple[answers.Firing, ...]:
+    return tuple(msgspec.convert(firing, answers.Firing, from_attributes=True) for firing in found)
 
 
 def _outline(outline: Outline) -> answers.Outline:

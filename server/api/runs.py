@@ -61,6 +61,9 @@ async def list_runs(
     state: Annotated[
         list[RunState] | None, Query(max_length=MAX_FILTERS, description=f"Only runs in this state. {REPEATED}")
     ] = None,
+    archived: Annotated[
+        bool | None, Query(description="true: only archived runs; false: only the others; default: both.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
 ) -> answers.RunPage:
@@ -69,7 +72,7 @@ async def list_runs(
         after = None if cursor is None else decode_cursor(cursor)
     except ValueError as error:
         raise ApiError(400, "invalid_cursor", str(error), field="cursor") from error
-    return await services.fleet.page(projects=projects, states=state, limit=limit, cursor=after)
+    return await services.fleet.page(projects=projects, states=state, is_archived=archived, limit=limit, cursor=after)
 
 
 @router.get("/runs/{run_id}", summary="One run")

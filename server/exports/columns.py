@@ -78,6 +78,8 @@ class ExportColumns:
         run = {key: msgspec.to_builtins(getattr(self.run, key)) for key in kept}
         if self.run.loss_choice is not None and self.run.loss_choice.by != "project":
             run["loss"] = self.run.loss_choice.scalar
+        if isinstance(self.run, answers.RunDetail):
+            run |= {key: found for key in ("notes", "environment") if (found := getattr(self.run, key))}
         return {
             "format": FORMAT_VERSION,
             "run": run,

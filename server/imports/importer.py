@@ -150,6 +150,7 @@ class Importer:
                 layouts=(logged.layouts[rank],) if rank in logged.layouts else (),
                 started_at=overview.started_at,
                 sdk="import",
+                environment=dict(logged.environment) or msgspec.UNSET,
                 loss=msgspec.UNSET if logged.loss is None else renamed.get(logged.loss, logged.loss),
             )
             writers[rank] = await self._pipeline.writers.register(checked(hello, Principal(scope=Scope.ADMIN)))

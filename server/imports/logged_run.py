@@ -30,6 +30,10 @@ class LoggedRun:
     project: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
+    notes: str = ""
+    """Notes of people about the run."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Machine and software of the training, if the file describes them."""
     loss: str | None = None
     """Name of the scalar that was chosen as the loss; None where the names of the scalars decide."""
     layouts: Mapping[int, Layout] = field(default_factory=dict)

@@ -135,6 +135,8 @@ def read_export(path: Path, identity: str, steps: Opened, histograms: Opened | N
         project=about.run["project"],
         config=about.run["config"],
         tags=tuple(about.run["tags"]),
+        notes=str(about.run.get("notes", "")),
+        environment=found if isinstance(found := about.run.get("environment"), dict) else {},
         loss=about.run.get("loss"),
         layouts=layouts,
         state="crashed" if about.run["state"] == "crashed" else "finished",

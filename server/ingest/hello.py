@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import msgspec
 
@@ -23,6 +24,7 @@ RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")  # "." and ".." have a
 MAX_WRITER_CHARS = 128
 MAX_RANK = 2**31 - 1
 MAX_CONFIG_BYTES = 1024 * 1024
+MAX_ENVIRONMENT_BYTES = 64 * 1024
 MAX_TAGS = 64
 MAX_LAYOUTS = 1_000
 MAX_SIZE = 2**62
@@ -50,7 +52,9 @@ def checked(hello: Hello, principal: Principal) -> Hello:
         raise IngestError("malformed", f"rank: use a number within 0 … {MAX_RANK}")
     if len(hello.tags) > MAX_TAGS or not all(is_name(tag) for tag in hello.tags):
         raise IngestError("malformed", f"tags: use at most {MAX_TAGS}, each of 1 … {MAX_NAME_CHARS} characters")
-    _check_config(hello)
+    _check_json("config", hello.config, MAX_CONFIG_BYTES)
+    if hello.environment is not msgspec.UNSET:
+        _check_json("environment", hello.environment, MAX_ENVIRONMENT_BYTES)
     if len({layout.id for layout in hello.layouts}) != len(hello.layouts) or len(hello.layouts) > MAX_LAYOUTS:
         raise IngestError("bad_layout", f"layouts: send at most {MAX_LAYOUTS}, each with a different id")
     for layout in hello.layouts:
@@ -65,13 +69,13 @@ def checked(hello: Hello, principal: Principal) -> Hello:
     return msgspec.structs.replace(hello, started_at=started_at, sdk=hello.sdk.replace("\0", "")[:MAX_NAME_CHARS])
 
 
-def _check_config(hello: Hello) -> None:
+def _check_json(field: str, document: dict[str, Any], max_bytes: int) -> None:
     try:
-        size = len(msgspec.json.encode(hello.config))
+        size = len(msgspec.json.encode(document))
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
-        raise IngestError("malformed", f"config: it cannot be represented as JSON ({error})") from error
-    if size > MAX_CONFIG_BYTES:
-        raise IngestError("too_large", f"config: it has {size} bytes as JSON; at most {MAX_CONFIG_BYTES} are allowed")
+        raise IngestError("malformed", f"{field}: it cannot be represented as JSON ({error})") from error
+    if size > max_bytes:
+        raise IngestError("too_large", f"{field}: it has {size} bytes as JSON; at most {max_bytes} are allowed")
 
 
 def _check_layout(layout: Layout) -> None:

@@ -24,17 +24,20 @@ class Deleter:
         store: DeletionStore,
         *,
         forget: Callable[[str], None],
+        announce: Callable[[str, str], None] = lambda run_id, project: None,
         clock: Callable[[], float],
         retention_days: float,
         look_every: float,
     ) -> None:
-        """``forget`` is called with the id of each run as soon as it is marked for deletion.
+        """``forget`` is called with the id of each run as soon as it is marked for deletion, and ``announce`` after it
+        with the id and the project.
 
         A run that has been inactive for ``retention_days`` is deleted; 0 keeps every run. The deleter searches for such
         runs every ``look_every`` seconds.
         """
         self._store = store
         self._forget = forget
+        self._announce = announce
         self._clock = clock
         self._retention_days = retention_days
         self._look_every = look_every
@@ -54,11 +57,13 @@ class Deleter:
 
     async def delete(self, run_id: str) -> bool:
         """Hide a run now and schedule the removal of its data. Return False if there is no such run."""
-        found = await self._store.mark(run_id)
-        if found:
-            self._forget(run_id)
-            self._wanted.set()
-        return found
+        project = await self._store.mark(run_id)
+        if project is None:
+            return False
+        self._forget(run_id)
+        self._announce(run_id, project)
+        self._wanted.set()
+        return True
 
     async def delete_expired(self) -> int:
         """Mark the runs that exceed the retention period for deletion and return their number."""

@@ -55,6 +55,10 @@ class DetectorStates(Protocol):
         ...
 
 
+RULE_OVER = " The rule was changed, switched off or deleted, or it no longer applies to the run."
+"""Sentence that ends the message of an alert whose rule is over."""
+
+
 class RunFollower:
     """Follows one run. `run` is its task; the other methods are called from the same event loop."""
 
@@ -89,6 +93,8 @@ class RunFollower:
         self._labels: RunLabels | None = None
         self._received_since: float | None = None
         self._saved_at = 0.0
+        self._is_relabelled = True
+        """Whether the name or the tags, by which rules choose runs, may have changed since the rules were chosen."""
         self._must_query = True
         """Whether the database has to be queried even if the inbox has segments."""
         self._queried_at = 0.0
@@ -103,8 +109,9 @@ class RunFollower:
         self.wake()
 
     def reload_labels(self) -> None:
-        """Read the choice of the loss again before the next record, because it may have changed."""
+        """Read name, tags and the choice of the loss again before the next record, because they may have changed."""
         self._labels = None
+        self._is_relabelled = True
 
     def offer(self, segment: FreshSegment) -> None:
         """Accept a segment that this server has committed."""
@@ -268,15 +275,16 @@ class RunFollower:
     async def _adopt_rules(self, state: DetectorState) -> None:
         """Apply the current alert rules, and close alerts of rules that were changed or deleted."""
         rules = self._rules()
-        if state.rules.version == rules.version:
+        if state.rules.version == rules.version and not self._is_relabelled:
             return
         if self._labels is None:
             self._labels = await self._runs.labels(self.run_id)
         if self._labels is None:
             return  # the run was deleted meanwhile
+        self._is_relabelled = False
         chosen = rules.of_run(self._labels.project, self._labels.name, self._labels.tags)
         for rule_id in state.rules.replace_rules(chosen, rules.version):
-            state.close_rule(rule_id, self._clock(), " The rule was changed, switched off or deleted.")
+            state.close_rule(rule_id, self._clock(), RULE_OVER)
 
     async def _evaluate_silence(self, since: float) -> None:
         """Report rules about missing data. Everything that is committed has been read, so the rest is silence."""

@@ -31,6 +31,8 @@ MAX_PENDING = 256
 Beyond, the waiting ``advance`` and ``event`` messages of the run give way to one ``resync``, on which viewers read the
 run again. Alerts are never dropped: the detectors wait until there is room for them.
 """
+DELETED = "deleted"
+"""Type of the message that a run is being deleted."""
 DROPPABLE = frozenset({"advance", "event", RESYNC})
 RETRY_DELAY = 1.0  # seconds until a run's project is read again after a database error
 STOP_TIMEOUT = 2.0  # seconds that pending messages have to reach the broker at shutdown
@@ -118,6 +120,11 @@ class Publisher:
     def summary_changed(self, run_id: str) -> None:
         """Schedule the summary of a run for publication."""
         self._announcer.mark(run_id)
+
+    def deleted(self, run_id: str, project: str) -> None:
+        """Tell viewers that a run is being deleted. Never waits."""
+        self._projects[run_id] = project  # it may be gone from the database when the message leaves
+        self._post(run_id, [answers.LiveFrame(type=DELETED, run_id=run_id)])
 
     def forget(self, run_id: str) -> None:
         """Release what is kept about a run that is being deleted."""
@@ -209,6 +216,8 @@ class Publisher:
                 )
                 if body.type != RESYNC:
                     self._post(run_id, [answers.LiveFrame(type=RESYNC)])
+            if body.type == DELETED:
+                self._projects.pop(run_id, None)
             self._in_flight.popleft()
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
@@ -84,6 +84,8 @@ class BacktestResult:
     """Number of alerts that the rule would have opened."""
     firings: tuple[Firing, ...]
     """The first `MAX_FIRINGS` of those alerts."""
+    swallowed: tuple[Firing, ...]
+    """Alerts that it would have opened without its cooldown and did not, among the first `MAX_FIRINGS` without it."""
     records: int
     """Number of records that were read."""
     values: int
@@ -137,47 +139,23 @@ def _selection(rule: Rule, loss_name: str | None) -> Selection:
     )
 
 
-class _Replay:
-    """One rule over one run. Used by one thread at a time."""
+class _Track:
+    """The alerts of one rule over one run."""
 
-    def __init__(self, rule: Rule, run_id: str, loss_name: str | None) -> None:
-        self._rule = rule
-        self._loss_name = loss_name
+    def __init__(self, rule: Rule, run_id: str) -> None:
         self._evaluator = RuleEvaluator()
         self._evaluator.replace_rules((rule,), VERSION)
         self._lifecycle = AlertLifecycle(run_id)
-        self._read = RuleValues()
         self._values: dict[str, float | None] = {}
         self._alerts: dict[str, Alert] = {}
         self._current: str | None = None
-        self._fired = self._records = self._values_seen = 0
-        self._last_step: int | None = None
-        self._outline = Outline()
+        self.fired = 0
+        """Number of alerts so far."""
 
-    def add(self, chunk: StepChunk) -> None:
-        """Let the rule read the next piece of the history."""
-        for stored in samples(chunk.columns, chunk.attempt, chunk.layouts, is_late=chunk.is_late):
-            sample = renamed(stored, self._loss_name)
-            self._records += 1
-            if not sample.is_late:
-                self._last_step = sample.step
-            value = self._read.value(self._rule, sample)
-            if value is not None:
-                self._values_seen += 1
-                if math.isfinite(value):
-                    self._outline.add(sample.step, value)
-            self._update(sample)
-
-    def wait_until(self, time: float) -> None:
-        """Let the rule observe that nothing arrived until ``time``."""
-        due = self._evaluator.due_at
-        if due is not None and due <= time:
-            for finding in self._evaluator.find_silent(due):
-                self._note(self._lifecycle.report(finding, self._evaluator.last_step, due), finding)
-
-    def result(self, *, complete: bool) -> BacktestResult:
-        """Return the outcome so far."""
-        firings = tuple(
+    @property
+    def firings(self) -> tuple[Firing, ...]:
+        """The first alerts, at most `MAX_FIRINGS`."""
+        return tuple(
             Firing(
                 step=alert.step,
                 until_step=alert.updated_step if alert.state == AlertState.RESOLVED else None,
@@ -189,17 +167,16 @@ class _Replay:
             )
             for alert in self._alerts.values()
         )
-        return BacktestResult(
-            fired=self._fired,
-            firings=firings,
-            records=self._records,
-            values=self._values_seen,
-            last_step=self._last_step,
-            complete=complete,
-            outline=self._outline,
-        )
 
-    def _update(self, sample: Sample) -> None:
+    def wait_until(self, time: float) -> None:
+        """Let the rule observe that nothing arrived until ``time``."""
+        due = self._evaluator.due_at
+        if due is not None and due <= time:
+            for finding in self._evaluator.find_silent(due):
+                self._note(self._lifecycle.report(finding, self._evaluator.last_step, due), finding)
+
+    def update(self, sample: Sample) -> None:
+        """Let the rule read one sample."""
         self.wait_until(sample.time)
         result = self._evaluator.update(sample, sample.time)
         for rule_id, _ in result.returned:
@@ -215,13 +192,80 @@ class _Replay:
             return
         if alert.id != self._current:
             self._current = alert.id
-            self._fired += 1
+            self.fired += 1
             if len(self._alerts) < MAX_FIRINGS:
                 self._alerts[alert.id] = alert
                 self._values[alert.id] = None if finding is None else _number(finding)
         elif alert.id in self._alerts:
             opened = self._alerts[alert.id]
             self._alerts[alert.id] = msgspec.structs.replace(opened, state=alert.state, updated_step=alert.updated_step)
+
+
+class _Replay:
+    """One rule over one run, with its cooldown and without it. Used by one thread at a time."""
+
+    def __init__(self, rule: Rule, run_id: str, loss_name: str | None) -> None:
+        self._rule = rule
+        self._loss_name = loss_name
+        self._track = _Track(rule, run_id)
+        has_cooldown = rule.cooldown_minutes > 0
+        self._eager = _Track(replace(rule, cooldown_minutes=0.0), run_id) if has_cooldown else None
+        self._read = RuleValues()
+        self._records = self._values_seen = 0
+        self._last_step: int | None = None
+        self._outline = Outline()
+
+    def add(self, chunk: StepChunk) -> None:
+        """Let the rule read the next piece of the history."""
+        for stored in samples(chunk.columns, chunk.attempt, chunk.layouts, is_late=chunk.is_late):
+            sample = renamed(stored, self._loss_name)
+            self._records += 1
+            if not sample.is_late:
+                self._last_step = sample.step
+            value = self._read.value(self._rule, sample)
+            if value is not None:
+                self._values_seen += 1
+                if math.isfinite(value):
+                    self._outline.add(sample.step, value)
+            self._track.update(sample)
+            if self._eager is not None:
+                self._eager.update(sample)
+
+    def wait_until(self, time: float) -> None:
+        """Let the rule observe that nothing arrived until ``time``."""
+        self._track.wait_until(time)
+        if self._eager is not None:
+            self._eager.wait_until(time)
+
+    def result(self, *, complete: bool) -> BacktestResult:
+        """Return the outcome so far."""
+        firings = self._track.firings
+        return BacktestResult(
+            fired=self._track.fired,
+            firings=firings,
+            swallowed=() if self._eager is None else swallowed(self._eager.firings, firings),
+            records=self._records,
+            values=self._values_seen,
+            last_step=self._last_step,
+            complete=complete,
+            outline=self._outline,
+        )
+
+
+def swallowed(eager: Sequence[Firing], told: Sequence[Firing]) -> tuple[Firing, ...]:
+    """Return the firings without a cooldown during which none was told with it.
+
+    ``told`` and ``eager``: the firings with and without the cooldown, in the order of their steps.
+    """
+    return tuple(firing for firing in eager if not any(_overlap(firing, other) for other in told))
+
+
+def _overlap(one: Firing, other: Firing) -> bool:
+    return _end(one) >= other.step and _end(other) >= one.step
+
+
+def _end(firing: Firing) -> float:
+    return math.inf if firing.until_step is None else firing.until_step
 
 
 def _number(finding: Finding) -> float | None:

@@ -36,11 +36,12 @@ class DeletionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def mark(self, run_id: str) -> bool:
-        """Hide a run permanently. Returns False if there is no such run."""
+    async def mark(self, run_id: str) -> str | None:
+        """Hide a run permanently. Returns its project, or None if there is no such run."""
         async with self._database.write() as connection:
-            marked = await connection.execute(update(runs).where(runs.c.id == run_id).values(state=DELETING))
-            return marked.rowcount == 1
+            marked = update(runs).where(runs.c.id == run_id).values(state=DELETING).returning(runs.c.project)
+            project: str | None = (await connection.execute(marked)).scalar_one_or_none()
+            return project
 
     async def marked(self) -> list[str]:
         """Return the runs that are marked and may not be removed completely."""

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from client_sdk import answers
 from client_sdk.vocabulary import LEVEL_RANK
 from server.models import DELETING, AlertKind, AlertLevel, AlertState, RunState
-from server.schema import alerts, attempts, runs
+from server.schema import alerts, attempts, runs, writers
 from server.storage.alerts import shown_state
 from server.storage.database import Database
 from server.storage.id_list import padded
@@ -56,6 +56,14 @@ class FleetQuery:
                 .order_by(attempts.c.rank, attempts.c.attempt)
             )
             found = tuple(msgspec.convert(row, answers.Attempt, from_attributes=True) for row in rows.mappings())
+            notes = await connection.scalar(select(runs.c.notes).where(runs.c.id == run_id))
+            described = (
+                select(writers.c.environment)
+                .where(writers.c.run_id == run_id, writers.c.environment.is_not(None))
+                .order_by(writers.c.rank, writers.c.started_at.desc(), writers.c.id.desc())
+                .limit(1)
+            )
+            environment = await connection.scalar(described)
         statistics: dict[str, None] = {}
         for item in stored:
             statistics.update(dict.fromkeys(item.layout.statistics))
@@ -65,6 +73,8 @@ class FleetQuery:
             scalars=tuple(await self._runs.scalar_ranks(run_id)),
             statistics=tuple(statistics),
             attempts=found,
+            notes=notes or "",
+            environment=environment or {},
         )
 
     async def count_by_state(self) -> dict[str, int]:
@@ -79,18 +89,21 @@ class FleetQuery:
         *,
         projects: Sequence[str] | None = None,
         states: Sequence[str] | None = None,
+        is_archived: bool | None = None,
         limit: int,
         cursor: tuple[float, str] | None = None,
     ) -> answers.RunPage:
         """Return a page of runs, newest first. ``cursor``: (created_at, id) of the last run of the page before.
 
-        ``projects`` and ``states`` select runs; None selects all.
+        ``projects``, ``states`` and ``is_archived`` select runs; None selects all.
         """
         query = select(runs).where(_IS_SHOWN).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(limit + 1)
         if projects is not None:
             query = query.where(runs.c.project.in_(padded(projects)))
         if states is not None:
             query = query.where(runs.c.state.in_(padded(states)))
+        if is_archived is not None:
+            query = query.where(runs.c.archived_at.is_not(None) if is_archived else runs.c.archived_at.is_(None))
         if cursor is not None:
             created_at, run_id = cursor
             query = query.where(
@@ -176,6 +189,7 @@ async def _summaries(connection: AsyncConnection, rows: Sequence[Any]) -> list[a
             attempt=row.attempt,
             tags=tuple(row.tags),
             config=row.config,
+            archived=row.archived_at is not None,
         )
         for row in rows
     ]

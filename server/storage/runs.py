@@ -15,6 +15,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sqlalchemy import and_, func, or_, select, update
@@ -49,7 +50,7 @@ class Registration:
 
 @dataclass(frozen=True, kw_only=True)
 class RunLabels:
-    """Properties by which alert rules select runs, and the choices of the loss. Only the choices ever change."""
+    """Properties by which alert rules select runs, and the choices of the loss. All but the project may change."""
 
     project: str
     name: str
@@ -316,6 +317,11 @@ def _chosen_loss(hello: Hello) -> dict[str, str]:
     return {} if hello.loss is msgspec.UNSET else {"chosen_loss": hello.loss}
 
 
+def _environment(hello: Hello) -> dict[str, dict[str, Any]]:
+    """Return the column for the environment that a client has described, if it has."""
+    return {} if hello.environment is msgspec.UNSET else {"environment": hello.environment}
+
+
 async def _run_of_writer(connection: AsyncConnection, hello: Hello) -> str | None:
     """Return the run that this writer joined when the server chose the run's id."""
     query = (
@@ -368,6 +374,7 @@ async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hell
             sdk=hello.sdk,
             started_at=hello.started_at,
             last_seen_at=now,
+            **_environment(hello),
         )
     )
     same = and_(writers.c.run_id == run_id, writers.c.writer == hello.writer)
@@ -390,7 +397,9 @@ async def _register_writer(connection: AsyncConnection, run_id: str, hello: Hell
                 writer_id=row.id, last_seq=row.last_seq, epoch=epoch, is_new=False, is_delayed=True
             )
     await connection.execute(
-        update(writers).where(same).values(state=RunState.RUNNING, last_seen_at=now, sdk=hello.sdk, epoch=epoch)
+        update(writers)
+        .where(same)
+        .values(state=RunState.RUNNING, last_seen_at=now, sdk=hello.sdk, epoch=epoch, **_environment(hello))
     )
     # A restarted rank continues with a new writer; the old writer will never report its end.
     await connection.execute(

@@ -43,7 +43,8 @@ def test_fleet_shows_every_run_and_the_riskiest_first(visit: Visit, api: Fixture
     expect(page.locator(".fleet-row:not(.skeletons)")).to_have_count(len(api.runs))
     first = page.locator("a.fleet-row").first
     expect(first.locator(".name")).to_have_text("tanh-net")
-    expect(first.locator(".spike")).to_have_text("113 steps")
+    expect(first.locator(".spike .in")).to_have_text("113 steps")
+    expect(first.locator(".spike .left")).to_have_text("about 6.1 s")
     expect(first.locator(".ratio .number")).to_have_text("0.97")
     expect(page.locator("#fleet-counts")).to_contain_text("1 about to spike")
     expect(page.locator(".status .state")).to_have_text("live")

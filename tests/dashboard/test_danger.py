@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from client_sdk.answers import RunDetail
+from client_sdk.answers import Outcome, RunDetail
 from client_sdk.protocol import Optimizer
 from client_sdk.vocabulary import Cause
-from dashboard.pages.danger import banner, endangering, sentence
+from dashboard.pages.alert_cards import tone
+from dashboard.pages.danger import banner, danger_tone, endangering, sentence
 from dashboard.pages.fix import fix_code
 from tests.dashboard.test_alert_cards import NOW, alert, words
 
@@ -33,6 +34,15 @@ def test_the_sentence_says_when_where_and_what_to_do() -> None:
     assert sentence(alert(predicted_step=None, layers=()), run()) == "A spike is building up. Save a checkpoint now."
     other = alert(kind="nonfinite", title="Loss is NaN at step 700", layers=(), advice=())
     assert sentence(other, run()) == "Loss is NaN at step 700."
+
+
+def test_the_colour_follows_the_time_that_is_left_and_a_prediction_that_did_not_come_is_calm() -> None:
+    assert danger_tone(alert(), run()) == "danger"
+    assert danger_tone(alert(), run(step_rate=0.001)) == "warn", "three hours are left"
+    assert danger_tone(alert(), run(step_rate=0.001, state="stale")) == "danger"
+    assert danger_tone(alert(kind="spike"), run(step_rate=0.001)) == "danger"
+    false = Outcome(result="false", step=None, lead=None)
+    assert [tone(alert()), tone(alert(state="resolved", outcome=false))] == ["danger", "calm"]
 
 
 def test_a_layer_with_a_name_that_would_fill_the_sentence_is_left_to_the_card() -> None:

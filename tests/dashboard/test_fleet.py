@@ -36,7 +36,7 @@ def test_a_row_reads_as_in_the_sketch() -> None:
     drawn = row(summary(predicted_step=PredictedStep(low=634, best=646, high=661), last_alert=last()), NOW)
     assert drawn["sub"] == "demo · 622 steps · 18.4/s"
     assert (drawn["stageWord"], drawn["ratioWord"], drawn["loss"]) == ("Unstable", "1.12", "2.1e-14")
-    assert (drawn["spikeIn"], drawn["spikeTone"]) == ("24 steps", "danger")
+    assert (drawn["spikeIn"], drawn["spikeTime"], drawn["spikeTone"]) == ("24 steps", "about 1.3 s", "danger")
     assert (drawn["alert"], drawn["alertTone"]) == ("Spike predicted at step 646", "danger")
     assert (drawn["state"], drawn["stateTone"]) == ("live", "ok")
 

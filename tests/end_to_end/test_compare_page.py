@@ -98,6 +98,8 @@ def test_spikes_meet_at_zero_and_time_and_tokens_are_axes(server: Embedded, page
     assert len(first) == 2
     assert -66 <= first[0] <= -58
     assert -96 <= first[1] <= -88
+    page.locator("[data-query=start]").select_option("lr-jump")
+    expect(page.locator(".compare-runs li", has_text="calm-0")).to_contain_text("has had no jump of the learning rate")
     page.locator("[data-query=start]").select_option("logged")
     page.locator("[data-query=axis]").select_option("tokens")
     page.wait_for_function(f"Math.max(...{lines}.map(trace => trace.x.at(-1))) === 64 * 140")

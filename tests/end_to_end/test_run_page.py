@@ -211,6 +211,19 @@ def test_blocks_of_a_transformer_fold_and_unfold_and_a_reload_keeps_them(server:
     page.wait_for_function(f"!{inside}")
 
 
+def test_blocks_fold_by_keyboard_as_well(server: Embedded, page: Page) -> None:
+    opened(page, server, "/runs/gpt")
+    page.locator(".blocks summary").press("Enter")
+    button = page.locator(".blocks").get_by_role("button", name="transformer.h.3", exact=True)
+    inside = (
+        "document.querySelector('#layers-box .js-plotly-plot').layout.meta.includes('transformer.h.3.mlp.c_fc.bias')"
+    )
+    for is_unfolded in ("true", "false"):
+        button.press("Enter")
+        expect(button).to_have_attribute("aria-pressed", is_unfolded)
+        page.wait_for_function(inside if is_unfolded == "true" else f"!{inside}")
+
+
 def test_layers_are_found_by_name_and_sorted_by_risk(server: Embedded, page: Page) -> None:
     opened(page, server, "/runs/gpt")
     page.locator("#layer-search").fill("h.11.attn")

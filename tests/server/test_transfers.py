@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -60,10 +61,17 @@ def test_everything_goes_into_one_file_and_comes_back(
     environment: dict[str, str], imported: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "run.zip"
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "spikewatch.sqlite3")) as connection, connection:
+        connection.execute("UPDATE runs SET notes = 'a long way'")
+        connection.execute("""UPDATE writers SET environment = '{"host": "node-7"}'""")
     done = run(environment, "export", imported, "--out", str(file))
     assert (done.returncode, done.stdout) == (0, f"{file}: 123 rows\n"), done.stderr
     again = run(environment, "import", str(file), "--project", "again")
     assert "in again, 123 records, " in again.stderr, again.stderr
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "spikewatch.sqlite3")) as connection:
+        query = "SELECT notes, environment FROM runs JOIN writers ON run_id = runs.id WHERE project = 'again'"
+        ((notes, environment_of_run),) = connection.execute(query).fetchall()
+    assert (notes, json.loads(environment_of_run)) == ("a long way", {"host": "node-7"})
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".run")]
 
 

@@ -155,6 +155,19 @@ def test_a_rule_is_tried_on_the_runs_of_a_project_that_it_is_for(api: httpx.Clie
     assert api.post("/rules/test", json={"rule": LOSS_IS_HIGH, "run": "none"}).status_code == 404
 
 
+def test_a_test_says_what_the_cooldown_swallowed(api: httpx.Client) -> None:
+    def tried(minutes: float) -> tuple[list[int], list[int]]:
+        rule = LOSS_IS_HIGH | {"cooldown_minutes": minutes}
+        (run,) = api.post("/rules/test", json={"rule": rule, "run": "past"}).json()["runs"]
+        assert run["fired"] == len(run["firings"])
+        return [firing["step"] for firing in run["firings"]], [firing["step"] for firing in run["swallowed"]]
+
+    assert tried(0) == ([39, 79, 119], [])
+    assert tried(30) == ([39, 79, 119], [])
+    assert tried(60) == ([39, 119], [79])
+    assert tried(600) == ([39], [79, 119])
+
+
 def test_a_test_ends_when_its_time_is_up_and_says_so(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.api.rules.BACKTEST_SECONDS", 0.0)
     (run,) = api.post("/rules/test", json={"rule": LOSS_IS_HIGH, "run": "past"}).json()["runs"]
