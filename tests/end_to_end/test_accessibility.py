@@ -1,4 +1,4 @@
-"""axe, the checker of accessibility, finds nothing serious on any page, in either theme and at the width of a phone."""
+"""axe, the checker of accessibility, finds nothing serious on any page in either theme."""
 
 from __future__ import annotations
 
@@ -97,11 +97,4 @@ def test_a_page_is_accessible(server: Embedded, page: Page, name: str) -> None:
         path = path.format(alert=api.get("/alerts", params={"run": "whole"}).json()[0]["id"])
     page.goto(server.url + path)
     page.locator(drawn).first.wait_for()
-    assert in_both_themes(page) == {}
-
-
-def test_the_run_page_is_accessible_on_a_phone(server: Embedded, page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.goto(f"{server.url}/runs/live?token={server.token}")
-    page.locator(".panel.layers .subplot.xy").first.wait_for()
     assert in_both_themes(page) == {}
