@@ -1,4 +1,4 @@
-"""What a guard logs becomes events, in whatever order, and never a finding."""
+"""The values that a guard logs become events, in whatever order they come, and never a finding."""
 
 from __future__ import annotations
 
