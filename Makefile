@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long check bench reproduce chaos fuzz flood-test kill-test soak real-logs set-ups audit-table compose-test load-test lock settings format clean
+.PHONY: help install demo test test-long check bench reproduce chaos fuzz flood-test kill-test soak real-logs set-ups audit-table guard-study compose-test load-test lock settings format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ real-logs: $(STAMP) ## what is said about real training logs, held against label
 
 set-ups: $(STAMP) ## the table of optimizers, precisions, loops, distributions and frameworks, each run bare and watched; SET_UPS_FLAGS='--only FSDP'
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaigns.set_ups --page docs/reference/set-ups.md $(SET_UPS_FLAGS)
+
+guard-study: $(STAMP) ## trainings of the same seed without and with the guard, beside fixed remedies; GUARD_STUDY_FLAGS='--seeds 3'
+	OMP_NUM_THREADS=1 $(BIN)/python -m campaigns.guard_study $(GUARD_STUDY_FLAGS)
 
 audit-table: $(STAMP) ## the faults of the audit put into trainings: how soon each is named, and what is found at healthy set-ups
 	OMP_NUM_THREADS=1 $(BIN)/python -m campaigns.audit --write $(AUDIT_FLAGS)

@@ -1,4 +1,4 @@
-"""Spikewatch in a training loop: `init`, `watch`, `log`, `on_alert`, `off_alert`, `flush`, `finish`, `status`.
+"""Spikewatch in a training loop: `init`, `watch`, `guard`, `log`, `on_alert`, `off_alert`, `flush`, `finish`, `status`.
 
     import client_sdk
 
@@ -34,6 +34,7 @@ from client_sdk.run_status import Status
 from client_sdk.warner import Warner
 
 if TYPE_CHECKING:
+    from client_sdk.guard import GuardHandle, Policy
     from client_sdk.watch import Handle
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "active_run",
     "finish",
     "flush",
+    "guard",
     "init",
     "log",
     "off_alert",
@@ -164,6 +166,33 @@ def watch(  # noqa: PLR0917 - the contract's signature
     return handle
 
 
+def guard(
+    optimizer: Any,
+    mode: Literal["advise", "act"] = "advise",
+    policy: Policy | None = None,
+    checkpoint: Callable[[], Any] | None = None,
+    *,
+    run: Run | None = None,
+) -> GuardHandle:
+    """Guard the steps of ``optimizer`` against loss spikes, within the bounds of ``policy``.
+
+    The mode "advise" records what would have been done; "act" does it. Without a `client_sdk.guard.Policy` the second
+    moment is raised along a direction of the gradient that oscillates and grows, and nothing else. No closure is
+    needed, and the optimizer need not be watched. While nothing is wrong, training is bit-identical to training without
+    a guard. ``checkpoint`` is called without arguments on the training thread, between two steps, before the first act
+    of an episode. In a training of several processes every rank calls `guard`, and rank 0 decides.
+
+    Returns a handle with ``remove()``, ``acts`` and ``touched``. Raises `ConfigurationError` if an argument is invalid
+    or the optimizer does not allow an action of the policy, and before `init`.
+    """
+    target = _default if run is None else run
+    if target is None:
+        raise ConfigurationError("guard() before init(): call client_sdk.init(project=…) first")
+    implementation = importlib.import_module("client_sdk.guard")
+    handle: GuardHandle = implementation.guard(target, optimizer, mode=mode, policy=policy, checkpoint=checkpoint)
+    return handle
+
+
 def log(metrics: Mapping[str, Any], step: int | None = None, closure: Callable[[], Any] | None = None) -> None:
     """Record ``metrics`` (numbers, or tensors of one element on any device) at ``step`` (default: the last + 1).
 
@@ -222,10 +251,10 @@ def status() -> Status:
 
 
 class _Package(ModuleType):
-    """Module type of this package: `watch` stays the function when the submodule of that name is imported."""
+    """Module type of this package: `watch` and `guard` stay functions when submodules of these names are imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name == "watch" and isinstance(value, ModuleType):
+        if name in ("watch", "guard") and isinstance(value, ModuleType):
             return
         super().__setattr__(name, value)
 

@@ -353,6 +353,16 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Learning rate before a jump."""
     after: Value | UnsetType = UNSET
     """Learning rate after a jump."""
+    action: str | UnsetType = UNSET
+    """Action of the guard (`client_sdk.vocabulary.GUARD_ACTIONS`)."""
+    is_done: int | UnsetType = UNSET
+    """1 where the guard acted, 0 where it advised alone."""
+    factor: Value | UnsetType = UNSET
+    """Factor on what the guard changed; null where the action has none."""
+    steps: int | UnsetType = UNSET
+    """Number of steps that the guard touched."""
+    height: Value | UnsetType = UNSET
+    """Forecast rise of the loss for which the guard acted, in units of its level; null where it is not known."""
     from_step: int | UnsetType | None = UNSET
     """Last step before a rollback, or first step without complete statistics."""
     to_step: int | UnsetType | None = UNSET

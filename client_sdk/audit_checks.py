@@ -202,8 +202,8 @@ _FAULTS: Final = (
         name="batch-repeated", group="faults", within=50,
         claim="batches differ from step to step",
         fault="Every step gets the same batch",
-        how="The tensors that the closure of log() holds were created anew for each of fifty steps, and have the same "
-        "values each time.",
+        how="The tensors that the closure of log() holds were created anew for each of fifty steps and have the same "
+        "values each time, while the training holds a DataLoader with more than one batch.",
         source="iter(loader) begins the data set again at each call",
         advice="Create the iterator once, outside of the loop, and shuffle. To overfit one batch on purpose, dismiss "
         "this.",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, cast
 
 import msgspec
@@ -31,6 +31,9 @@ RESERVE: Final = 1.1  # of the spool's limit, for scalars when blocks no longer 
 COPY_POLL: Final = 0.002  # seconds between two checks of a device copy in `flush`; a CUDA event has no timed wait
 DRAIN_PAUSE: Final = 0.0002  # seconds for other threads between two records of the queue
 STOP_TIMEOUT: Final = 2.0  # seconds
+
+Listener = Callable[[Mapping[str, float]], None]
+"""A function that receives the scalars of each record."""
 
 
 class Staged(msgspec.Struct):
@@ -79,6 +82,9 @@ class Recorder:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._logs_norm = False  # whether the user has logged a gradient norm
+        self.listeners: tuple[Listener, ...] = ()
+        """Functions that receive the scalars of each record once they are on the host; quick, and called from any
+        thread."""
         self.dropped = 0
         """Number of records that were lost in whole or in part."""
 
@@ -250,6 +256,8 @@ class Recorder:
         if staged.instrument_set is not None:
             staged.instrument_set.observe(scalars)
             audit = staged.instrument_set.audit(staged.step, scalars)
+        for listener in self.listeners:
+            listener(scalars)
         has_layout = block is not None or bool(histograms)
         return Record(
             step=staged.step,

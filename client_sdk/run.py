@@ -27,7 +27,7 @@ from client_sdk.late_metrics import LateMetrics
 from client_sdk.measurement import HostCopy, Instrument, Pending
 from client_sdk.metrics import BadValueError, MetricReader, as_step
 from client_sdk.protocol import MAX_FRAME_BYTES, MAX_LAYOUTS, MAX_STEP, PROTOCOL_VERSION, Alert, Hello, Layout, encode
-from client_sdk.recorder import Recorder, Staged
+from client_sdk.recorder import Listener, Recorder, Staged
 from client_sdk.run_status import State, Status
 from client_sdk.warner import Warner
 
@@ -77,6 +77,8 @@ class Run:
         self._last_deferred: tuple[str, ...] = ()
         self._late_metrics = LateMetrics(self.warner)
         self._last_time: float | None = None
+        self._added: dict[str, float] = {}  # scalars for the next record
+        self._listeners: tuple[Listener, ...] = ()
         self._instrument_set: InstrumentSet | None = None
         self._hello = _first_hello(settings, self.id)
         self._delivery: Delivery | None = None
@@ -119,6 +121,9 @@ class Run:
             parts = _NO_PARTS
             names = tuple(deferred)
             is_late = step < self._last_step and self._is_late(step, scalars, names)
+            if self._added and not is_late:
+                added, self._added = self._added, {}
+                scalars = {**added, **scalars}
             if instrument_set is not None and not is_late:
                 try:
                     parts = instrument_set.measure(step, metrics, closure)
@@ -274,6 +279,22 @@ class Run:
             self._check_room()
             self._install(self._instrument_set.instruments)
 
+    def add_scalars(self, scalars: Mapping[str, float]) -> None:
+        """Add scalars of the SDK to the next record; a later value of one takes the place of the earlier."""
+        self._added.update(scalars)
+
+    def listen(self, listener: Listener) -> None:
+        """Call ``listener`` with all scalars of each record once they are on the host, from any thread."""
+        self._listeners = (*self._listeners, listener)
+        if self._recorder is not None:
+            self._recorder.listeners = self._listeners
+
+    def stop_listening(self, listener: Listener) -> None:
+        """Stop calling ``listener``."""
+        self._listeners = tuple(one for one in self._listeners if one != listener)
+        if self._recorder is not None:
+            self._recorder.listeners = self._listeners
+
     def write_ready(self) -> None:
         """Write the records that waited for a step and have everything now, unless another thread is about to."""
         if self._recorder is not None:
@@ -295,6 +316,7 @@ class Run:
     def _open(self) -> None:
         self._delivery = Delivery(self.settings, self._hello, self._reader, self.warner, on_alert=self.inbox.receive)
         self._recorder = self._delivery.recorder
+        self._recorder.listeners = self._listeners
         self._is_open = True
 
     def _join(self) -> bool:

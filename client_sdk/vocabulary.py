@@ -139,6 +139,8 @@ class EventKind(StrEnum):
     NONFINITE = "nonfinite"
     LOSS_OUTLIER = "loss-outlier"
     ROLLBACK = "rollback"
+    GUARD = "guard"
+    """Something that the guard of the training did, or would have done."""
     STATISTICS_THINNED = "statistics-thinned"
     STATISTICS_COMPLETE = "statistics-complete"
     AUDIT = "audit"
@@ -305,6 +307,26 @@ SCALARS: Final[Mapping[str, Scalar]] = {
             meaning="Layers whose copies on the ranks of a distributed training differ; 0 in a sound training.",
         ),
         Scalar(
+            name="guard_act", label="act of the guard", unit="", is_filled_in=True,
+            meaning="What `guard` did after this step: a position in the list of its actions.",
+        ),
+        Scalar(
+            name="guard_advice", label="advice of the guard", unit="", is_filled_in=True,
+            meaning='What `guard` would have done in the mode "act": a position in the list of its actions.',
+        ),
+        Scalar(
+            name="guard_factor", label="factor of the guard", unit="", is_filled_in=True,
+            meaning="The factor of the guard's action on the second moment, the learning rate or ε.",
+        ),
+        Scalar(
+            name="guard_steps", label="steps of the guard", unit="steps", is_filled_in=True,
+            meaning="The number of steps that the guard's action touches.",
+        ),
+        Scalar(
+            name="guard_height", label="rise that the guard saw coming", unit="", is_filled_in=True,
+            meaning="The forecast rise of the loss, in units of its level, for which the guard acted.",
+        ),
+        Scalar(
             name="step_time", label="step time", unit="seconds", is_filled_in=True,
             meaning="Wall-clock time from one call of `log` to the next, divided by the steps between them.",
         ),
@@ -323,6 +345,11 @@ SCALARS: Final[Mapping[str, Scalar]] = {
     )
 }  # fmt: skip
 """Scalars with a meaning by name, in the order in which they are documented."""
+
+GUARD_ACTIONS: Final = (
+    "raise-second-moment", "reduce-rate", "clip-update", "lower-beta2", "scale-eps", "skip-batch",
+)  # fmt: skip
+"""Names of the actions of a guard, at the positions by which `guard_act` and `guard_advice` record them."""
 
 StatisticKind = Literal["magnitude", "ratio", "cosine", "share", "count"]
 """Reading of a statistic's values: a magnitude spans decades, a ratio is neutral at 1, a cosine at 0."""

@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from campaigns.audit.fault import FEATURES, OUTPUTS, Injection, Training, network
 from client_sdk.run import Run
@@ -283,10 +284,10 @@ def same_batch(run: Run) -> int:
     training = Training(run)
     training.watch()
     training.makes_closure = True
-    data = [training.batch() for _ in range(8)]
+    inputs = torch.randn(128, FEATURES)
+    loader = DataLoader(TensorDataset(inputs, torch.sin(inputs[:, :OUTPUTS])), batch_size=16)
     for _ in range(52):
-        inputs, targets = next(iter(data))
-        training.once(batch=(inputs.clone(), targets.clone()))
+        training.once(batch=tuple(next(iter(loader))))
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import client_sdk
 from benchmarks.spike_trainings import CASES
@@ -456,6 +457,19 @@ def sparse_gradients(run: Run) -> int:
     return 0
 
 
+def loaded_in_one_batch(run: Run) -> int:
+    """A DataLoader whose only batch is all data."""
+    training = Training(run)
+    training.makes_closure = True
+    training.watch()
+    inputs = torch.randn(32, FEATURES)
+    loader = DataLoader(TensorDataset(inputs, torch.sin(inputs[:, :OUTPUTS])), batch_size=32)
+    for _ in range(60):
+        for batch in loader:
+            training.once(batch=tuple(batch))
+    return 0
+
+
 def coarse_loss(run: Run) -> int:
     """The loss of a full batch is rounded to bfloat16, and repeats."""
     training = Training(run, lr=1e-4)
@@ -477,7 +491,7 @@ CONTROLS: Final[dict[str, Control]] = {
         plain, full_batch, accumulated, zeroed_by_data, adversaries, constrained, projected,
         bounded_embedding, averaged, rolled_back, resumed,
         counted_in_samples, dropout_evaluated, frozen_norms, scheduled, scaled, warmed_up, sparse_relu, added_adapters,
-        on_all_data, coarse_loss, sparse_gradients,
+        on_all_data, coarse_loss, sparse_gradients, loaded_in_one_batch,
     )
 }  # fmt: skip
 """Healthy trainings by name."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from client_sdk.audit.callers import find_in_callers
 from client_sdk.audit.fault import Fault
 from client_sdk.audit.samples import is_plain
 
@@ -65,13 +66,26 @@ class RepeatedBatch:
         if self._count < REPEATED:
             return None
         self.is_moot = True
+        loader = find_in_callers(_has_batches)
+        if loader is None:
+            return None  # perhaps all data, read anew at each step
         rows = len(fresh[0])
         return Fault(
             "batch-repeated",
-            f"the batches of {REPEATED} records, up to step {step:,}, were made anew each time and have the same "
-            f"{rows} rows",
-            evidence={"records": REPEATED, "rows": rows, "step": step},
+            f"the batches of {REPEATED} records, up to step {step:,}, have the same {rows} rows each time, while "
+            f"the DataLoader has {len(loader):,} batches",
+            evidence={"records": REPEATED, "rows": rows, "batches": len(loader), "step": step},
         )
+
+
+def _has_batches(value: Any) -> bool:
+    """Return whether an object is a DataLoader that is known to have several batches."""
+    if not isinstance(value, torch.utils.data.DataLoader):
+        return False
+    try:
+        return len(value) > 1
+    except TypeError:  # a stream without a length
+        return False
 
 
 def _place(tensor: Tensor) -> int:

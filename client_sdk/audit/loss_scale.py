@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
-from types import FrameType
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from client_sdk.audit.callers import find_in_callers
 from client_sdk.audit.fault import Fault
 from client_sdk.host import ScalarCopy
 
-FRAMES: Final = 24  # callers that are searched
 LOOKS: Final = 8  # times that a scaler is searched for
 HALVINGS: Final = 12  # in a row
 LEAST: Final = 1.0  # a scale below it makes gradients smaller
@@ -41,15 +39,9 @@ class LossScale:
         if self._scaler is not None or self._looks >= LOOKS:
             return
         self._looks += 1
-        frame: FrameType | None = sys._getframe(1)
-        for _ in range(FRAMES):
-            if frame is None:
-                return
-            for value in frame.f_locals.values() if frame.f_code.co_name != "<module>" else frame.f_globals.values():
-                if isinstance(value, torch.amp.GradScaler) and value.is_enabled():
-                    self._scaler = weakref.ref(value)
-                    return
-            frame = frame.f_back
+        found = find_in_callers(lambda value: isinstance(value, torch.amp.GradScaler) and value.is_enabled())
+        if found is not None:
+            self._scaler = weakref.ref(found)
 
     def read(self) -> Fault | None:
         """Take in the scale, and return the fault of one that collapses. Never waits for a device."""

@@ -14,6 +14,7 @@ from dashboard.figures.theme import Frame
 MAX_SPIKES: Final = 40
 MAX_SETTLED: Final = 12
 MAX_ATTEMPTS: Final = 12
+MAX_ACTS: Final = 60
 PIXELS, NARROW_PIXELS = 700, 290
 """Usual widths of the plot area, by which labels are kept apart."""
 CHAR_PIXELS: Final = 6.2
@@ -54,6 +55,8 @@ class Marks:
     the panel of the forecasts shows."""
     attempts: tuple[tuple[int, int], ...] = ()
     """First step and number of each attempt after the first."""
+    acts: tuple[tuple[int, str], ...] = ()
+    """Steps at which the guard of the training did something, or advised it, each with its label."""
     eventful: tuple[int, ...] = ()
     """Steps at which the loss left its level, where a bucket's extreme matters more than its last value."""
     numbers: Mapping[str, int] = field(default_factory=dict)
@@ -85,9 +88,25 @@ def marks_of(alerts: Iterable[Alert], events: Iterable[Event], attempt: int | No
         spikes=spikes,
         expected=newest.predicted_step if newest is not None else None,
         settled=tuple(settled[-MAX_SETTLED:]),
+        acts=tuple((event.step, _act(event)) for event in events if event.kind == EventKind.GUARD),
         eventful=tuple(sorted(eventful)),
         numbers=numbers,
     )
+
+
+def _act(event: Event) -> str:
+    """Return the label of what the guard did."""
+    texts = {
+        "raise-second-moment": "v",
+        "reduce-rate": "learning rate",
+        "clip-update": "updates clipped",
+        "lower-beta2": "β2 lowered",
+        "scale-eps": "ε",
+        "skip-batch": "batch skipped",
+    }
+    action = event.action if isinstance(event.action, str) else ""
+    factor = f" × {event.factor:.2g}" if isinstance(event.factor, float) and event.factor > 0 else ""
+    return f"guard{'' if event.is_done else ' would'}: {texts.get(action, action)}{factor}"
 
 
 def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -142,6 +161,10 @@ def draw(marks: Marks, frame: Frame, *, labelled: bool) -> tuple[list[dict[str, 
         label(step, f"attempt {number}", tone=frame.palette.muted)
     for spike in sorted(shown, key=lambda spike: (spike.rank, spike.step), reverse=True):
         label(spike.step, f"{spike.number} · spike {spike.step:,}", str(spike.number))
+    acts = [(step, text) for step, text in marks.acts if frame.step_from <= step <= frame.step_to]
+    for step, text in acts[-MAX_ACTS:]:
+        shapes.append(_line(step, frame.palette.accent, dash="1px,3px", width=1.5, opacity=0.8))
+        label(step, text, "guard", tone=frame.palette.accent)
     for predicted, result in marks.settled:
         if frame.step_from <= predicted.best <= frame.step_to:
             shapes.append(_line(predicted.best, frame.palette.muted, dash="2px,3px", width=1, opacity=0.8))

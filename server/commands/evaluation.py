@@ -5,6 +5,8 @@ It imports what it runs itself, so that the other commands start in half the tim
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +21,15 @@ from server.terminal_table import print_table
 
 if TYPE_CHECKING:
     from server.storage.database import Database
+
+
+def _study_guard() -> int:
+    """Run the study of the guard, which is no part of the distribution, and return its exit code."""
+    root = Path(__file__).parents[2]
+    if not (root / "campaigns" / "guard_study").is_dir():
+        typer.echo("--guard trains the cases of the repository: run it in a checkout, or `make guard-study`", err=True)
+        return 2
+    return subprocess.run([sys.executable, "-m", "campaigns.guard_study"], cwd=root, check=False).returncode
 
 
 def evaluate(
@@ -41,9 +52,14 @@ def evaluate(
     sensitivity: Annotated[
         Sensitivity, typer.Option(help="Fewer or more warnings of predicted spikes in the replay of a stored run.")
     ] = Sensitivity.USUAL,
+    with_guard: Annotated[
+        bool, typer.Option("--guard", help="Train with and without the guard instead, for some minutes; in a checkout.")
+    ] = False,
     data: Data = None,
 ) -> None:
     """Score the detectors on recorded runs, or replay a stored run: what would have been told, and when."""
+    if with_guard:
+        raise typer.Exit(_study_guard())
     if subject is None or Path(subject).is_dir():
         from server.evaluation.evaluate import main as evaluate_main
 

@@ -24,6 +24,7 @@ from server.detectors.detector import Detector
 from server.detectors.divergence import DivergenceDetector
 from server.detectors.eps_floor import EpsFloorDetector
 from server.detectors.gradient_explosion import GradientExplosionDetector
+from server.detectors.guard import GuardDetector
 from server.detectors.jump import JumpDetector
 from server.detectors.layer_sums import sums_of
 from server.detectors.loss_name import LossName
@@ -95,6 +96,7 @@ class _State(_Shared):
     gradient_explosion: GradientExplosionDetector = _detector(GradientExplosionDetector)
     loss_noise: LossNoiseDetector = _detector(LossNoiseDetector)
     outliers: OutlierDetector = _detector(OutlierDetector)
+    guard: GuardDetector = _detector(GuardDetector)
     stages: StageTracker = _detector(StageTracker)
 
 

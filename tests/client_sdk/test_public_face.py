@@ -46,6 +46,7 @@ def test_exports_are_those_of_the_contract() -> None:
         "active_run",
         "finish",
         "flush",
+        "guard",
         "init",
         "log",
         "off_alert",
