@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dash import Dash, dcc
+from dash import Dash
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
@@ -35,8 +35,6 @@ PLOTLY = "plotly/plotly-partial.min.js"
 """Plotly with the kinds of traces that the figures use, a third of the bytes of the whole of it."""
 DASH_PLOTLY = "/_dash-component-suites/plotly/package_data/plotly.min.js"
 """Address from which Dash's graphs load Plotly if load_plotly.js has not."""
-DASH_GRAPH = "/_dash-component-suites/dash/dcc/async-graph.js"
-"""Address of the part of Dash that draws graphs, which Dash loads with the first of them."""
 
 
 def mount_dashboard(app: FastAPI, config: DashboardConfig, *, cookies: Cookies | None) -> None:
@@ -95,8 +93,7 @@ def _pages(config: DashboardConfig, client: ApiClient, cookies: Cookies | None) 
         ],
     )
     dash.index_string = frame.document(
-        {"graph": with_hash(DASH_GRAPH, Path(dcc.__file__).with_name("async-graph.js").read_bytes())}
-        | {name: dash.get_asset_url(path) for name, path in {"favicon": "mark.svg", "font": FONT}.items()}
+        {name: dash.get_asset_url(path) for name, path in {"favicon": "mark.svg", "font": FONT}.items()}
         | {
             name: with_hash(dash.get_asset_url(path), (ASSETS / path).read_bytes())
             for name, path in {"early": "early.js", "load_plotly": "load_plotly.js", "plotly": PLOTLY}.items()

@@ -2,7 +2,7 @@
 // them. Dash itself would load it only when it draws a graph.
 (function () {
   "use strict";
-  const {plotly: source, graph} = document.currentScript.dataset;
+  const source = document.currentScript.dataset.plotly;
   const REST = 3000; // milliseconds after which other pages are taken to be drawn
   const WITH_GRAPHS = /^\/(runs\/|compare)/;
 
@@ -22,8 +22,6 @@
     });
     window.Plotly = loaded;
     document.head.append(script);
-    // The part of Dash that draws graphs. If it came with the first graph, all graphs would be drawn at once after it.
-    document.head.append(Object.assign(document.createElement("script"), {src: graph}));
   }
 
   // Other pages fetch it after they are drawn, so that a run that is opened from them need not wait for it.

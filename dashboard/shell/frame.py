@@ -92,7 +92,7 @@ def document(assets: dict[str, Any]) -> str:
 <link rel="icon" type="image/svg+xml" href="{assets["favicon"]}">
 <link rel="preload" href="{assets["font"]}" as="font" type="font/woff2" crossorigin>
 <script src="{assets["early"]}"></script>
-<script src="{assets["load_plotly"]}" data-plotly="{assets["plotly"]}" data-graph="{assets["graph"]}"></script>
+<script src="{assets["load_plotly"]}" data-plotly="{assets["plotly"]}"></script>
 {{%css%}}
 </head>
 <body>
