@@ -122,6 +122,7 @@
 
   // A live update redraws a plot and removes its hover label: repeat the last movement of the pointer.
   const pointer = {x: 0, y: 0, pressed: false};
+  const AGAIN = 150; // milliseconds: Plotly drops a movement that follows another one within 50
   function pointAgain(plot) {
     const target = document.elementFromPoint(pointer.x, pointer.y);
     if (pointer.pressed || !target || !plot.contains(target)) return;
@@ -133,7 +134,10 @@
     const plot = event.target.closest && event.target.closest(".js-plotly-plot");
     if (plot && plot.on && !plot.dataset.pointed) {
       plot.dataset.pointed = "yes";
-      plot.on("plotly_afterplot", () => pointAgain(plot));
+      plot.on("plotly_afterplot", () => {
+      pointAgain(plot);
+      setTimeout(() => pointAgain(plot), AGAIN);
+    });
       if (plot.closest(".panels")) plot.on("plotly_doubleclick", follow);
     }
   });

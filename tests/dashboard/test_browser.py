@@ -6,7 +6,7 @@ import re
 from functools import partial
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, FloatRect, Page, expect
 
 from tests.dashboard.conftest import Visit
 from tests.dashboard.fixture_api import FixtureApi, serve
@@ -27,10 +27,18 @@ def wide_enough(page: Page) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
 
+def plot_area(page: Page, panel: str) -> FloatRect:
+    """Return the place of a panel's plot area once it can be seen, which is after the panel's first drawing."""
+    area = page.locator(f".panel.{panel} .nsewdrag").first
+    expect(area).to_be_visible()
+    box = area.bounding_box()
+    assert box is not None
+    return box
+
+
 def drag_across(page: Page, panel: str, start: float, end: float) -> None:
     """Drag the mouse across a part of a panel's plot area, given as shares of its width."""
-    box = page.locator(f".panel.{panel} .nsewdrag").first.bounding_box()
-    assert box is not None
+    box = plot_area(page, panel)
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + start * box["width"], y)
     page.mouse.down()
@@ -200,8 +208,7 @@ def test_what_the_pointer_shows_survives_live_updates(visit: Visit, api: Fixture
 def test_a_drag_survives_live_updates(visit: Visit, api: FixtureApi) -> None:
     page = visit.open("/runs/tanh-net")
     page.wait_for_function(PLOTTED)
-    box = page.locator(".panel.loss .nsewdrag").first.bounding_box()
-    assert box is not None
+    box = plot_area(page, "loss")
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + 0.2 * box["width"], y)
     page.mouse.down()

@@ -63,7 +63,7 @@ def test_head_of_an_export_has_its_headers_and_streams_nothing(anyone: httpx.Cli
         ("/healthz", "GET, HEAD, OPTIONS"),
         ("/api/v1/openapi.json", "GET, HEAD, OPTIONS"),
         ("/api/v1/runs", "GET, HEAD, OPTIONS"),
-        ("/api/v1/runs/anything", "GET, HEAD, DELETE, OPTIONS"),
+        ("/api/v1/runs/anything", "GET, HEAD, PATCH, DELETE, OPTIONS"),
         ("/api/v1/rules", "GET, HEAD, PUT, OPTIONS"),
         ("/api/v1/sessions", "POST, OPTIONS"),
         ("/api/v1/alerts/anything/acknowledge", "POST, OPTIONS"),
