@@ -151,16 +151,18 @@ def test_names_are_shown_as_text_on_every_page(two: Two, context: BrowserContext
     page.locator("select[data-pick=metric]").select_option(HOSTILE)
     expect(page.locator("#loss-title")).to_have_text(HOSTILE)
     page.locator("select[data-pick=stat]").select_option(HOSTILE[:200])
-    box = page.locator(".panel.layers .nsewdrag").first.bounding_box()
+    cells = page.locator(".panel.layers .nsewdrag").first
+    cells.scroll_into_view_if_needed()
+    box = cells.bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 20)
+    place = {"x": box["width"] * 0.8, "y": 20.0}
+    cells.hover(position=place)
     hover = page.locator(".panel.layers .hoverlayer")
     expect(hover).to_contain_text("<img src=x")
     expect(hover).to_contain_text("</script>")
-    page.mouse.down()
-    page.mouse.up()
+    cells.click(position=place)
     if page.locator("#histogram-title").count() == 0 or "<img" not in page.inner_text("#histogram-title"):
-        page.mouse.click(box["x"] + box["width"] * 0.8, box["y"] + 20)  # a redraw may have swallowed the first click
+        cells.click(position=place)  # a redraw may have swallowed the first click
     expect(page.locator("#histogram-title")).to_contain_text("<img src=x")
     assert_clean(page, faults)
 

@@ -20,7 +20,7 @@ BEFORE_THE_SPIKE = 368
 """Step of the recording at which its spike at about step 378 is predicted and has not come."""
 GRAVE = ("serious", "critical")
 PAGES = {
-    "fleet": ("/", "a.fleet-row >> nth=1"),
+    "fleet": ("/", "a.fleet-row"),
     "run": ("/runs/whole", ".panel.layers .subplot.xy"),
     "endangered run": ("/runs/live", ".danger-band"),
     "run with its layer": ("/runs/whole?layer=0.weight&at=600&from=400&to=800", ".panel.layers .subplot.xy"),
