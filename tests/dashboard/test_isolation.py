@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, Position, expect
 
 from tests.support.browser import PATIENCE
 from tests.support.server import RunningServer, running_server
@@ -155,7 +155,7 @@ def test_names_are_shown_as_text_on_every_page(two: Two, context: BrowserContext
     cells.scroll_into_view_if_needed()
     box = cells.bounding_box()
     assert box is not None
-    place = {"x": box["width"] * 0.8, "y": 20.0}
+    place: Position = {"x": box["width"] * 0.8, "y": 20.0}
     cells.hover(position=place)
     hover = page.locator(".panel.layers .hoverlayer")
     expect(hover).to_contain_text("<img src=x")
