@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +58,20 @@ def send(server: RunningServer, records: list[Record], batch: int, *, finish: bo
 def until_settled(server: RunningServer, live: ClientConnection) -> tuple[list[Any], list[Any]]:
     """Wait on the live socket until the run has ended with both alerts closed, and return its alerts and events.
 
-    The state alone is not enough: the detectors of a finished run may still be reading.
+    The state alone is not enough: the detectors of a finished run may still be reading. A message may have been sent
+    before the socket was a subscriber, so that the API is asked again after a second without one.
     """
+    deadline = time.monotonic() + 60
     with server.api() as api:
-        while True:
+        while time.monotonic() < deadline:
             run = api.get("/runs/run").json()
             if run["state"] == "finished" and run["stage"] is not None and run["open_alerts"] == 0:
                 alerts, events = api.get("/alerts", params={"run": "run"}).json(), api.get("/runs/run/events").json()
                 if {alert["kind"] for alert in alerts} >= EXPECTED:
                     return alerts, events
-            live.recv(timeout=20)
+            with contextlib.suppress(TimeoutError):
+                live.recv(timeout=1)
+    raise AssertionError("the detectors did not settle")
 
 
 def facts(alerts: list[Any], events: list[Any]) -> tuple[list[Any], list[Any]]:
