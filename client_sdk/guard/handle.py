@@ -102,7 +102,7 @@ def guard(
             )
         agreement = Agreement()
     found = Guard(run, inner, kind, mode=mode, policy=policy, checkpoint=checkpoint, agreement=agreement)
-    hooks = StepHooks(inner, found)
+    hooks = StepHooks(inner, found, are_last=True)  # a watcher reads the step as it was made
     loading: RemovableHandle = inner.register_load_state_dict_post_hook(found.restarted)
     saving: RemovableHandle = inner.register_state_dict_pre_hook(found.saving)
     run.listen(found.hear)

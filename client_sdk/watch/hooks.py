@@ -11,6 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 StepHook = Callable[[torch.optim.Optimizer, object, object], None]
 _TORCH_FILE: Final = sys.modules[torch.optim.Optimizer.__module__].__file__
+_LAST: Final = "_spikewatch_last_hooks"
+"""Attribute of an optimizer with the hooks that are called after all others."""
 
 
 class StepObserver(Protocol):
@@ -28,20 +30,43 @@ class StepObserver(Protocol):
 class StepHooks:
     """Hooks of one optimizer until `remove` is called."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, observer: StepObserver) -> None:
-        """Register the hooks."""
+    def __init__(self, optimizer: torch.optim.Optimizer, observer: StepObserver, *, are_last: bool = False) -> None:
+        """Register the hooks.
+
+        With ``are_last`` they are called after those of other observers, also of later ones. An observer that changes a
+        step for its duration needs this, so that the others read the settings that the step had.
+        """
         before: StepHook = observer.before_step
         after: StepHook = observer.after_step
         if _may_nest(optimizer):
             before, after = _outermost(before), _outermost(after)
         # Without `disable`, a compiled optimizer.step would try to compile the measuring too.
-        self._handles: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(torch.compiler.disable(before)),
-            optimizer.register_step_post_hook(torch.compiler.disable(after)),
-        ]
+        self._before, self._after = torch.compiler.disable(before), torch.compiler.disable(after)
+        self._optimizer = optimizer
+        self._handles: list[RemovableHandle] = []
+        self._register()
+        last: tuple[StepHooks, ...] = getattr(optimizer, _LAST, ())
+        for hooks in last:
+            hooks._register()
+        if are_last:
+            setattr(optimizer, _LAST, (*last, self))
 
     def remove(self) -> None:
         """Remove the hooks."""
+        self._unregister()
+        last: tuple[StepHooks, ...] = getattr(self._optimizer, _LAST, ())
+        if self in last:
+            setattr(self._optimizer, _LAST, tuple(hooks for hooks in last if hooks is not self))
+
+    def _register(self) -> None:
+        """Register the hooks as the last of the optimizer."""
+        self._unregister()
+        self._handles = [
+            self._optimizer.register_step_pre_hook(self._before),
+            self._optimizer.register_step_post_hook(self._after),
+        ]
+
+    def _unregister(self) -> None:
         while self._handles:
             self._handles.pop().remove()
 
