@@ -111,7 +111,9 @@ class StageReason(StrEnum):
 STAGE_REASONS: Final[Mapping[str, str]] = {
     StageReason.NO_LOSS: "no scalar is named loss, so no spike can be found",
     StageReason.TOO_FEW_RECORDS: "there are too few records, a spike can be found after 10 losses",
-    StageReason.LOSS_ONLY: "only the loss is logged, so spikes are found when they come and none can be predicted",
+    StageReason.LOSS_ONLY: (
+        "neither layers nor curvature is logged, so spikes are found when they come and none can be predicted"
+    ),
     StageReason.NO_SECOND_MOMENT: (
         "neither second moment nor curvature is logged, so spikes are found when they come and none can be predicted"
     ),
